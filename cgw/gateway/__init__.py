@@ -1,0 +1,1 @@
+"""Routes, and the exchange that runs on them."""

@@ -1,0 +1,1 @@
+"""Token buckets in Redis: one Lua call to admit an exchange, one to settle it."""

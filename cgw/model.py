@@ -1,0 +1,126 @@
+"""The nouns that every room shares: who asks, for what, within which limits, and what it came to.
+
+Plain frozen records without behaviour that needs I/O. Names follow the glossary in ``docs/design.md``.
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import Factory, field, frozen
+
+
+class Feature(enum.StrEnum):
+    """The unit that limits apply to; the value of the ``X-Sourcegraph-Feature`` header."""
+
+    CODE_COMPLETIONS = "code_completions"
+    CHAT_COMPLETIONS = "chat_completions"
+    EMBEDDINGS = "embeddings"
+
+
+ANY_MODEL = "*"
+"""The allowed-models entry that stands for the gateway's whole list, when it stands alone."""
+
+
+@frozen
+class RateLimit:
+    """What one actor may do with one feature.
+
+    ``limit`` requests per ``interval_ms`` milliseconds (the quota), and at most ``concurrent_requests`` per
+    ``concurrent_interval_ms`` (the short-term rate). ``allowed_models`` holds ``provider/model`` names, or is
+    exactly ``("*",)``.
+    """
+
+    limit: int
+    interval_ms: int
+    allowed_models: tuple[str, ...]
+    concurrent_requests: int
+    concurrent_interval_ms: int
+
+
+@frozen
+class Actor:
+    """Who is asking. ``id`` is the pool that limits count on; it is no secret. The token is never kept."""
+
+    id: str
+    name: str
+    source: str
+    access_enabled: bool
+    rate_limits: Mapping[Feature, RateLimit] = field(factory=dict)
+    endpoint_access: Mapping[str, bool] = field(factory=dict)
+    last_updated: datetime | None = None
+
+    @property
+    def display_name(self) -> str:
+        """The name for people; the id where no name is known."""
+        return self.name.strip() or self.id
+
+
+class UsageQuality(enum.StrEnum):
+    """How far a usage figure can be trusted."""
+
+    EXACT = "exact"
+    """The provider's own final figures."""
+    PARTIAL = "partial"
+    """The answer broke off, or could be read only in part; what is there was read from it."""
+    ESTIMATED = "estimated"
+    """The provider sent no figures."""
+
+
+@frozen
+class Usage:
+    """Tokens and characters of one completion, in and out; ``None`` where unknown, never −1."""
+
+    prompt_token_count: int | None = None
+    completion_token_count: int | None = None
+    prompt_character_count: int | None = None
+    completion_character_count: int | None = None
+    quality: UsageQuality = UsageQuality.ESTIMATED
+
+
+@frozen
+class BodyWindow:
+    """What is kept of a response body that was passed through: its first and last bytes, and its size.
+
+    ``head`` and ``tail`` never overlap; together they are the whole body exactly when ``is_whole``.
+    ``total_bytes`` counts the body without its transfer coding. ``is_complete`` tells whether the upstream
+    ended it properly.
+    """
+
+    head: bytes
+    tail: bytes
+    total_bytes: int
+    is_complete: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing between ``head`` and ``tail`` was dropped."""
+        return len(self.head) + len(self.tail) == self.total_bytes
+
+
+class EventName(enum.StrEnum):
+    """The kinds of usage event, named as in the events table."""
+
+    COMPLETIONS_FINISHED = "CompletionsFinished"
+    RATE_LIMITED = "RateLimited"
+    UNAUTHORIZED = "Unauthorized"
+    ACCESS_DENIED = "AccessDenied"
+
+
+@frozen
+class UsageEvent:
+    """One usage fact. ``id`` is stable: whoever ships it twice is deduplicated by it.
+
+    ``metadata`` holds JSON values under the reference's keys; ``created_at`` is in UTC.
+    """
+
+    name: EventName
+    source: str
+    identifier: str
+    metadata: Mapping[str, Any] = field(factory=dict)
+    id: str = Factory(lambda: str(uuid.uuid4()))
+    created_at: datetime = Factory(lambda: datetime.now(UTC))

@@ -1,0 +1,1 @@
+"""Logs; the only room that may import vendors' SDKs."""

@@ -1,0 +1,99 @@
+"""Heads of requests and responses, as plain records that both sides of the gateway share."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+from cgw.errors import Headers
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@frozen
+class Origin:
+    """Where an upstream lives: scheme (``http`` or ``https``), host name or address, port."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> bytes:
+        """The value of the ``Host`` header (RFC 9110 §7.2): the port is left out when it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if DEFAULT_PORTS[self.scheme] == self.port:
+            return host.encode("ascii")
+        return f"{host}:{self.port}".encode("ascii")
+
+
+def parse_base_url(url: str) -> tuple[Origin, str]:
+    """Split an API's base URL into its origin and its path without a trailing slash (``""`` for none).
+
+    Raises :exc:`ValueError`, with a sentence for people, unless it is an http(s) URL with a host and without
+    user, query or fragment.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise ValueError(f"must be an http:// or https:// URL with a host, not {url!r}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must have no user, query or fragment")
+    host = parts.hostname.encode("idna").decode("ascii") if ":" not in parts.hostname else parts.hostname
+    port = parts.port if parts.port is not None else DEFAULT_PORTS[parts.scheme]
+    return Origin(parts.scheme, host, port), parts.path.rstrip("/")
+
+
+def find_header(headers: Headers, name: bytes) -> bytes | None:
+    """The value of the first field called ``name`` (lower case), or ``None``."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+@frozen
+class RequestHead:
+    """The head of a client's request. Header names are in lower case; ``http_version`` is ``b"1.1"`` or the like."""
+
+    method: bytes
+    target: bytes
+    headers: Headers
+    http_version: bytes = b"1.1"
+
+    @property
+    def path(self) -> bytes:
+        """The target's path, without query; an absolute-form target (RFC 9112 §3.2.2) loses its authority."""
+        path = self.target.partition(b"?")[0]
+        if not path.startswith(b"/") and b"://" in path:
+            path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+        return path
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of the first field called ``name`` (lower case), or ``None``."""
+        return find_header(self.headers, name)
+
+
+@frozen
+class ResponseHead:
+    """The head of an upstream's final response. Header names are in lower case."""
+
+    status: int
+    headers: Headers
+    http_version: bytes = b"1.1"
+    reason: bytes = b""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of the first field called ``name`` (lower case), or ``None``."""
+        return find_header(self.headers, name)
+
+
+@frozen
+class UpstreamRequest:
+    """A whole request to an upstream: ``headers`` without ``host`` and ``content-length``, which the sender adds."""
+
+    origin: Origin
+    target: bytes
+    headers: Headers
+    body: bytes
+    method: bytes = b"POST"
