@@ -42,6 +42,41 @@ class RateLimit:
     concurrent_interval_ms: int
 
 
+MAX_TOKEN_MS = 2**51
+"""The largest ``limit × interval`` whose bucket stays exact in Redis's numbers (doubles, exact to 2**53)."""
+
+
+def rate_limit_problems(
+    limit: int, interval_ms: int, concurrent_requests: int, concurrent_interval_ms: int
+) -> list[str]:
+    """What is wrong with the numbers of a rate limit, a sentence for each; empty when it can be enforced.
+
+    Buckets count in requests × milliseconds. A bucket holds up to twice its size (an overdraft) and is compared
+    after one more claim, so ``limit × interval_ms`` must stay within :data:`MAX_TOKEN_MS` for exact arithmetic.
+    """
+    return [
+        *_bucket_problems("limit", limit, "interval", interval_ms),
+        *_bucket_problems(
+            "concurrent_requests", concurrent_requests, "concurrent_requests_interval", concurrent_interval_ms
+        ),
+    ]
+
+
+def _bucket_problems(size_name: str, size: int, interval_name: str, interval_ms: int) -> list[str]:
+    problems = []
+    if size <= 0:
+        problems.append(f"{size_name} must be at least 1, not {size}")
+    if interval_ms <= 0:
+        problems.append(f"{interval_name} must be at least 1 ms, not {interval_ms} ms")
+    if not problems and size * interval_ms > MAX_TOKEN_MS:
+        largest = MAX_TOKEN_MS // interval_ms
+        problems.append(
+            f"{size_name} {size} is too large to be counted exactly over {interval_name} {interval_ms} ms "
+            + (f"(at most {largest})" if largest else "(the interval is too long for any limit)")
+        )
+    return problems
+
+
 @frozen
 class Actor:
     """Who is asking. ``id`` is the pool that limits count on; it is no secret. The token is never kept."""

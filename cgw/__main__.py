@@ -1,0 +1,8 @@
+"""``python -m cgw`` is the command ``cgw``."""
+
+from __future__ import annotations
+
+from cgw.cli import main
+
+if __name__ == "__main__":
+    main()

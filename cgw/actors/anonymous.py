@@ -1,0 +1,44 @@
+"""The source of callers without a token: one actor, whose limits they all share (the reference's §2.4)."""
+
+from __future__ import annotations
+
+from cgw.actors.concurrency import DAY_MS, derive_concurrent_requests
+from cgw.actors.source import NotFromSource
+from cgw.model import Actor, Feature, RateLimit
+
+_LIMITS = {
+    Feature.CHAT_COMPLETIONS: (
+        50,
+        ("anthropic/claude-v1", "anthropic/claude-2", "anthropic/claude-2.0", "anthropic/claude-2.1"),
+    ),
+    Feature.CODE_COMPLETIONS: (
+        1000,
+        ("anthropic/claude-instant-v1", "anthropic/claude-instant-1", "anthropic/claude-instant-1.2"),
+    ),
+    Feature.EMBEDDINGS: (100_000, ("openai/text-embedding-ada-002",)),
+}
+_EMBEDDINGS_CONCURRENT_REQUESTS = 10
+
+
+class AnonymousSource:
+    """Knows the empty token only. With ``is_allowed`` false its actor has no access: 403, not 401."""
+
+    name = "anonymous"
+
+    def __init__(self, *, is_allowed: bool, percentage: int, interval_ms: int) -> None:
+        """``percentage`` and ``interval_ms`` are the settings of the short-term rate."""
+        limits = {}
+        for feature, (limit, models) in _LIMITS.items():
+            concurrent_requests = derive_concurrent_requests(limit, DAY_MS, percentage, interval_ms)
+            if feature is Feature.EMBEDDINGS:
+                concurrent_requests = _EMBEDDINGS_CONCURRENT_REQUESTS
+            limits[feature] = RateLimit(limit, DAY_MS, models, concurrent_requests, interval_ms)
+        self._actor = Actor(
+            id="anonymous", name="anonymous", source=self.name, access_enabled=is_allowed, rate_limits=limits
+        )
+
+    async def get(self, token: str) -> Actor:
+        """The anonymous actor; :exc:`~cgw.actors.source.NotFromSource` for any token. Does not block."""
+        if token:
+            raise NotFromSource
+        return self._actor

@@ -1,0 +1,55 @@
+"""From a request's headers to a token, and from an actor to yes or no. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from cgw.errors import Headers, Refusal
+from cgw.model import Actor
+from cgw.wire.messages import find_header
+
+_HARMLESS_TYPE = re.compile(rb"[A-Za-z-]{1,16}")
+
+
+def extract_token(headers: Headers) -> str:
+    """The token that a request presents: ``Authorization: Bearer``, else ``x-api-key``; ``""`` for none.
+
+    Names in ``headers`` are in lower case. Where both are present Authorization wins, whatever the other says:
+    it is the reference's header, Sourcegraph's own clients send an empty ``x-api-key`` beside it, and SDKs that
+    send both mean a gateway in front by Authorization. An empty header counts as absent.
+
+    Raises :exc:`~cgw.errors.Refusal` (400) for an Authorization that is no Bearer (the reference's §4). The text
+    repeats the type only where it can't be a token that lacks its type.
+    """
+    authorization = (find_header(headers, b"authorization") or b"").strip()
+    if not authorization:
+        return _decode((find_header(headers, b"x-api-key") or b"").strip())
+    token_type, space, token = authorization.partition(b" ")
+    if not space:
+        raise Refusal(400, "token type missing in Authorization header", code="invalid_authorization")
+    if token_type.lower() != b"bearer":
+        shown = token_type.decode("ascii") if _HARMLESS_TYPE.fullmatch(token_type) else "****"
+        raise Refusal(400, f"invalid token type {shown}", code="invalid_authorization")
+    return _decode(token.strip())
+
+
+def _decode(token: bytes) -> str:
+    return token.decode("utf-8", "surrogateescape")
+
+
+def check_access(actor: Actor, path: str | bytes) -> None:
+    """Raise :exc:`~cgw.errors.Refusal` (403) unless ``actor`` may use the gateway, or this ``path`` of it.
+
+    ``endpoint_access`` grants or withholds by prefix of the path, leading slashes left out, only while access is
+    off; of several prefixes that match, the longest decides (in the reference: any of them). An actor without id
+    is a token that was found invalid, and is granted nothing.
+    """
+    if actor.access_enabled:
+        return
+    if isinstance(path, bytes):
+        path = path.decode("utf-8", "replace")
+    path = path.lstrip("/")
+    prefixes = [prefix for prefix in actor.endpoint_access if path.startswith(prefix.lstrip("/"))]
+    if actor.id and prefixes and actor.endpoint_access[max(prefixes, key=lambda prefix: len(prefix.lstrip("/")))]:
+        return
+    raise Refusal(403, "Cody Gateway access not enabled", code="access_not_enabled")

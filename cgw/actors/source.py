@@ -1,0 +1,66 @@
+"""Where actors come from, and the order in which the sources are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cgw.errors import CgwError
+from cgw.model import Actor
+
+
+class NotFromSource(CgwError):
+    """The token is none of this source's; another one may know it. When none does: 401."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"token not from source: {reason}" if reason else "token not from source")
+
+
+class AccessTokenDenied(CgwError):
+    """The token is of this source's kind, and the source says no: 401, and an ``Unauthorized`` event."""
+
+    def __init__(self, reason: str, source: str) -> None:
+        self.reason = reason
+        self.source = source
+        super().__init__(f"access token denied: {reason}")
+
+
+class Source(Protocol):
+    """Turns tokens into actors."""
+
+    @property
+    def name(self) -> str:
+        """The name that events, limits' keys and logs carry."""
+        ...
+
+    async def get(self, token: str) -> Actor:
+        """The actor that ``token`` stands for; ``token`` is ``""`` where the caller presented none.
+
+        Raises :exc:`NotFromSource` when another source should be asked, :exc:`AccessTokenDenied` for a definite no;
+        any other error means that the source cannot tell now. No error's text may hold the token.
+        """
+        ...
+
+
+class Sources:
+    """All sources of a gateway, asked in order (the reference's §2.1)."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = tuple(sources)
+
+    async def get(self, token: str) -> Actor:
+        """The actor from the first source that does not say :exc:`NotFromSource`.
+
+        Whatever else a source raises ends the search, with a note that names the source. When all pass on, raises
+        :exc:`NotFromSource` with the reason ``no token provided`` or ``no source found for token``.
+        """
+        for source in self._sources:
+            try:
+                return await source.get(token)
+            except NotFromSource:
+                continue
+            except CgwError as error:
+                error.add_note(f"from the actor source {source.name!r}")
+                raise
+        raise NotFromSource("no source found for token" if token else "no token provided")

@@ -1,0 +1,181 @@
+"""The command line. Everything but click is imported where it is used: ``cgw --help`` answers within 0.3 s."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cgw import __version__
+from cgw.errors import CgwError, ConfigError
+
+if TYPE_CHECKING:
+    from cgw.config import Settings, SettingRow
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+EPILOG = """\
+Exit status: 0 when all went well, 1 when a setting, a file or a server is not as it should be (the reason is on
+standard error), 2 for a wrong command line, 130 when interrupted by Ctrl-C.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``cgw`` with ``arguments`` (default: the process's own), and exit with its status."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``cgw`` and return its exit status; what went wrong stands on standard error, without a traceback."""
+    try:
+        status = cli.main(list(arguments), prog_name="cgw", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"cgw: {problem}", err=True)
+        return EXIT_FAILURE
+    except CgwError as error:
+        click.echo(f"cgw: {error}", err=True)
+        return EXIT_FAILURE
+    return status if isinstance(status, int) else 0
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cgw", message="%(prog)s %(version)s")
+def cli() -> None:
+    """cgw, a managed proxy for LLM traffic: it authenticates, limits, streams and records completions.
+
+    All settings are environment variables; `cgw config` lists them.
+    """
+
+
+@cli.command(epilog=EPILOG)
+def serve() -> int:
+    """Run the gateway until SIGTERM or SIGINT; open responses may finish within CODY_GATEWAY_DRAIN_TIMEOUT."""
+    settings = _load_settings()
+    from cgw.app import run_service
+
+    return run_service(settings)
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--once", is_flag=True, help="End after the tour instead of serving on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, show_default="any free one", help="The port to serve on."
+)
+def demo(once: bool, port: int) -> int:
+    """Show a request streaming through the gateway; needs no key and no network."""
+    from cgw.demo.tour import run_demo
+
+    return run_demo(once=once, port=port)
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of flat objects instead of a table.")
+@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The first day (UTC).")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The last day (UTC), included.")
+@click.option("--actor", metavar="ID", help="Only this actor's completions.")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Instead of CODY_GATEWAY_DATA_DIR.")
+def usage(
+    as_json: bool, since: datetime | None, until: datetime | None, actor: str | None, data_dir: Path | None
+) -> None:
+    """Sum up the recorded completions by day, actor, feature and model."""
+    _end_quietly_with_the_reader()
+    from cgw.events.report import render_json, render_table, summarise
+
+    path = (data_dir or _load_settings().store.data_dir) / "events.sqlite"
+    rows = summarise(
+        path,
+        since=since and since.replace(tzinfo=UTC),
+        until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
+        actor=actor,
+    )
+    if as_json:
+        click.echo(render_json(rows))
+        return
+    click.echo(render_table(rows, is_terminal=sys.stdout.isatty(), width=_terminal_width()), nl=False)
+    if not rows:
+        click.echo(f"no such completions are recorded in {path}", err=True)
+
+
+@cli.command(epilog=EPILOG)
+def config() -> None:
+    """List every setting: its effective value (secrets masked), its default, and what it is for."""
+    _end_quietly_with_the_reader()
+    settings = _load_settings()
+    from cgw.config import describe_settings
+
+    _print_settings(describe_settings(settings))
+    for warning in settings.warnings:
+        click.echo(f"cgw: warning: {warning}", err=True)
+
+
+@cli.group()
+def token() -> None:
+    """Tokens of static actors."""
+
+
+@token.command(epilog=EPILOG)
+@click.option("--id", "actor_id", required=True, help="The actor's id: the pool that limits count on.")
+@click.option("--name", default="", help="The actor's name, for people.")
+def new(actor_id: str, name: str) -> None:
+    """Print a fresh token, and the entry to paste into CODY_GATEWAY_ACTORS_FILE. The token is shown only now."""
+    _end_quietly_with_the_reader()
+    from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, build_entry, hash_token, new_token
+
+    if not ACTOR_ID.fullmatch(actor_id):
+        raise click.BadParameter(ACTOR_ID_RULE, param_hint="'--id'")
+    if not name.isprintable():
+        raise click.BadParameter("must have no control characters", param_hint="'--name'")
+    fresh = new_token()
+    click.echo(f"The token, to be kept secret; it is not shown again:\n\n{fresh}\n")
+    click.echo("The entry for the file that CODY_GATEWAY_ACTORS_FILE names; adjust its limits:\n")
+    click.echo(build_entry(actor_id, name, hash_token(fresh)), nl=False)
+
+
+def _load_settings() -> Settings:
+    from cgw.config import load_settings
+
+    return load_settings(os.environ)
+
+
+def _end_quietly_with_the_reader() -> None:
+    """Let ``cgw usage | head`` end as any Unix filter does. Not for `serve`: its sockets break as a matter of course."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def _terminal_width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _print_settings(rows: Sequence[SettingRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    table = Table(box=None, pad_edge=False, header_style="bold" if is_terminal else "")
+    table.add_column("setting", no_wrap=True)
+    for title in ("value", "default", "meaning"):
+        table.add_column(title, overflow="fold", no_wrap=not is_terminal)
+    for row in rows:
+        emphasis = "" if row.is_default else "bold"
+        default = "" if row.is_default else row.default
+        table.add_row(Text(row.name, emphasis), Text(row.value, emphasis), Text(default), Text(row.help))
+    console = Console(highlight=False, width=None if is_terminal else 10_000, no_color=not is_terminal)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip(" "))

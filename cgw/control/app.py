@@ -1,0 +1,165 @@
+"""The ASGI app: what operators and instances ask for besides completions, and the exchanges that arrive here."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import trio
+from attrs import field, frozen
+
+from cgw.actors.authorization import check_access, extract_token
+from cgw.actors.source import AccessTokenDenied, NotFromSource
+from cgw.control.adapter import AsgiClient, build_request_head
+from cgw.control.durations import format_duration
+from cgw.control.engine import Receive, Scope, Send
+from cgw.errors import Headers, Refusal, StoreUnavailable
+from cgw.gateway.answer import allowed_methods
+from cgw.gateway.engine import Routes
+from cgw.gateway.exchange import Services, run_exchange
+from cgw.model import Feature
+from cgw.providers.dialect import Dialect, ErrorStyle
+from cgw.transport.client import ClientLimits
+from cgw.wire.messages import RequestHead
+
+JSON: Headers = ((b"content-type", b"application/json"),)
+TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
+
+logger = logging.getLogger("cgw.control")
+
+
+@frozen
+class Answer:
+    """A small response."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+Handler = Callable[[RequestHead], Awaitable[Answer]]
+
+
+@frozen
+class ControlApp:
+    """Serves everything that is not carried by the hot engine.
+
+    ``errors`` shapes refusals of routes that belong to no dialect. ``check_store`` raises
+    :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` is
+    open: it tells nothing but whether the service works.
+    """
+
+    services: Services
+    routes: Routes
+    limits: ClientLimits
+    errors: ErrorStyle
+    version: str
+    diagnostics_secret: str | None = field(repr=False)
+    check_store: Callable[[], Awaitable[None]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        head = build_request_head(scope)
+        dialect = self.routes.find(head.path)
+        if dialect is not None and head.method == b"POST":
+            await self._run_exchange(dialect, AsgiClient(scope, receive, send, self.limits))
+            return
+        answer = await self._answer(head, dialect)
+        length = (b"content-length", b"%d" % len(answer.body))
+        await send(
+            {"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]},
+        )
+        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+    async def _run_exchange(self, dialect: Dialect, client: AsgiClient) -> None:
+        async with trio.open_nursery() as request_nursery:
+            request_nursery.start_soon(client.pump)
+            try:
+                await run_exchange(self.services, dialect, client)
+            finally:
+                if client.is_broken_off or not client.is_response_complete:
+                    with trio.CancelScope(shield=True):
+                        await client.cut()
+            request_nursery.cancel_scope.cancel()
+
+    async def _answer(self, head: RequestHead, dialect: Dialect | None) -> Answer:
+        errors = self.errors if dialect is None else dialect.errors
+        try:
+            return await self._route(head, dialect)
+        except Refusal as refusal:
+            headers, body = errors.render(refusal)
+            return Answer(refusal.status, (*headers, *refusal.headers), body)
+
+    async def _route(self, head: RequestHead, dialect: Dialect | None) -> Answer:
+        path = head.path.decode("latin-1")
+        handlers: dict[str, Handler] = {
+            "/v1/limits": self._limits,
+            "/-/healthz": self._healthz,
+            "/-/__version": self._version,
+        }
+        handler = handlers.get(path)
+        if dialect is not None:
+            raise _wrong_method(head, ["POST"])
+        if handler is None:
+            raise Refusal(404, f"there is no route {path!r}", code="not_found")
+        if head.method not in (b"GET", b"HEAD"):
+            raise _wrong_method(head, ["GET", "HEAD"])
+        return await handler(head)
+
+    async def _version(self, head: RequestHead) -> Answer:
+        return Answer(200, TEXT, self.version.encode("utf-8"))
+
+    async def _healthz(self, head: RequestHead) -> Answer:
+        if self.diagnostics_secret is not None:
+            token = extract_token(head.headers)
+            if not hmac.compare_digest(token.encode("utf-8"), self.diagnostics_secret.encode("utf-8")):
+                return Answer(401, TEXT, b"")
+        try:
+            await self.check_store()
+        except StoreUnavailable as error:
+            logger.error("healthz: %s", error)
+            return Answer(500, TEXT, b"healthz: err")
+        return Answer(200, TEXT, b"healthz: ok")
+
+    async def _limits(self, head: RequestHead) -> Answer:
+        """What is left of each feature's quota, in the reference's shape, for features that have one."""
+        try:
+            actor = await self.services.sources.get(extract_token(head.headers))
+        except (NotFromSource, AccessTokenDenied) as error:
+            raise Refusal(401, str(error)) from None
+        check_access(actor, head.path.decode("latin-1"))
+        try:
+            states = await self.services.limiter.peek(actor)
+        except StoreUnavailable:
+            retry_after = (b"retry-after", b"1")
+            raise Refusal(503, "limits cannot be read right now, please retry", headers=[retry_after]) from None
+        now = datetime.now(UTC)
+        answer: dict[str, object] = {}
+        for feature in Feature:
+            rate_limit, state = actor.rate_limits.get(feature), states.get(feature)
+            if rate_limit is None or state is None:
+                continue
+            entry: dict[str, object] = {
+                "limit": rate_limit.limit,
+                "interval": format_duration(rate_limit.interval_ms),
+                "usage": state.usage,
+                "allowedModels": list(rate_limit.allowed_models),
+            }
+            if state.usage:
+                expiry = now + timedelta(milliseconds=state.reset_ms)
+                entry["expiry"] = expiry.isoformat(timespec="seconds").replace("+00:00", "Z")
+            answer[feature.value] = entry
+        return Answer(200, JSON, json.dumps(answer).encode("utf-8"))
+
+
+def _wrong_method(head: RequestHead, allowed: list[str]) -> Refusal:
+    method = head.method.decode("latin-1")
+    text = f"method {method} is not allowed here, allowed: {', '.join(allowed)}"
+    return Refusal(405, text, headers=allowed_methods(allowed))

@@ -1,0 +1,105 @@
+"""The second engine: Hypercorn on connections that the hot engine hands over.
+
+Hypercorn is right but leaves some things open (measured on 0.18): it does not tell its app of a hang-up behind a
+pipelined request, nor while it waits in a write; it cannot break a response off; it shields its writes without a
+deadline. What stands here closes these gaps from outside, with its public attributes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.events import RawData
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import wrap_app
+
+from cgw.control.logging import HypercornLogger
+from cgw.transport.client import ClientLimits
+from cgw.transport.hangup import wait_hangup_behind_data
+from cgw.transport.replay import ReplayedStream
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CONNECTION_KEY = "cgw.connection"
+"""Where an ASGI scope's ``state`` holds the :class:`HandedConnection`."""
+
+HTTP2_INTERNAL_ERROR = 2
+"""RFC 9113 §7."""
+
+
+class HandedConnection:
+    """One connection that Hypercorn serves, as exchanges under the ASGI adapter see it.
+
+    ``gone`` is set once the client has closed its side, whatever Hypercorn is doing.
+    """
+
+    def __init__(self, stream: ReplayedStream) -> None:
+        self._stream = stream
+        self._server: TCPServer | None = None
+        self.gone = trio.Event()
+
+    def attach(self, server: TCPServer) -> None:
+        """Remember who serves the connection."""
+        self._server = server
+
+    async def watch(self) -> None:
+        """Set ``gone`` when the client leaves."""
+        await wait_hangup_behind_data(self._stream.socket)
+        self.gone.set()
+
+    async def break_off(self, scope: Scope) -> None:
+        """Cut the response of ``scope`` so that its client cannot take it for complete.
+
+        In HTTP/2 its stream is reset and the others go on; in HTTP/1.1 the connection is closed.
+        """
+        protocol = None if self._server is None else self._server.protocol.protocol
+        if not isinstance(protocol, H2Protocol):
+            self._stream.abort(reset=scope["http_version"] == "1.0")
+            return
+        for stream_id, stream in list(protocol.streams.items()):
+            if getattr(stream, "scope", None) is scope:
+                protocol.connection.reset_stream(stream_id, error_code=HTTP2_INTERNAL_ERROR)
+                await protocol.send(RawData(data=protocol.connection.data_to_send()))
+                return
+
+
+class ControlEngine:
+    """Serves handed-over connections with ``app``, until they end or the engine drains."""
+
+    def __init__(self, app: AsgiApp, limits: ClientLimits) -> None:
+        self._config = _build_config(limits)
+        self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
+        self._context = WorkerContext(None)
+
+    async def serve_connection(self, stream: ReplayedStream, connection_nursery: trio.Nursery) -> None:
+        """Serve one connection to its end. Cancel-safe; Hypercorn closes the stream."""
+        connection = HandedConnection(stream)
+        # The connection is its own state: every ASGI scope on it gets a shallow copy of this mapping.
+        server = TCPServer(self._app, self._config, self._context, {CONNECTION_KEY: connection}, stream)
+        connection.attach(server)
+        connection_nursery.start_soon(connection.watch)
+        await server.run()
+
+    async def drain(self) -> None:
+        """Close idle connections; let each of the others end after the requests that are under way."""
+        await self._context.terminated.set()
+
+
+def _build_config(limits: ClientLimits) -> Config:
+    config = Config()
+    config.h11_max_incomplete_size = limits.max_head_bytes
+    config.h2_max_header_list_size = limits.max_head_bytes
+    config.keep_alive_timeout = limits.keep_alive_timeout_seconds
+    config.include_server_header = False
+    config.logger_class = HypercornLogger
+    # Frames of one request's body that may wait for the app; it always reads, see cgw.control.adapter.
+    config.max_app_queue_size = 64
+    return config

@@ -1,0 +1,118 @@
+"""The tour's own HTTP client: one keep-alive connection, on the raw socket so that arrival times are exact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from statistics import median
+
+import h11
+import trio
+from attrs import frozen
+
+from cgw.errors import CgwError
+from cgw.wire.messages import ResponseHead, parse_base_url
+
+_RECEIVE_BYTES = 64 * 2**10
+
+
+class RequestFailed(CgwError):
+    """A request of the tour was not answered with 200."""
+
+
+class Client:
+    """One connection; one request at a time. Made by :func:`open_client`."""
+
+    def __init__(self, stream: trio.SocketStream, authority: bytes) -> None:
+        self._stream = stream
+        self._authority = authority
+        self._h11 = h11.Connection(h11.CLIENT)
+
+    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> None:
+        """Post ``body`` to ``path``."""
+        fields = {"host": self._authority.decode("ascii"), "content-length": str(len(body)), **headers}
+        request = h11.Request(method="POST", target=path, headers=list(fields.items()))
+        events = (request, h11.Data(data=body), h11.EndOfMessage())
+        await self._stream.send_all(b"".join(self._h11.send(event) or b"" for event in events))
+
+    async def receive_head(self) -> ResponseHead:
+        """The answer's head. Raises :exc:`RequestFailed` with the body's text unless the status is 200."""
+        event = await self._next_event()
+        if not isinstance(event, h11.Response):
+            raise RequestFailed(f"the answer begins with {type(event).__name__}, not with a head")
+        if event.status_code != 200:
+            text = b"".join([chunk async for chunk in self.receive_chunks()]).decode("utf-8", "replace")
+            raise RequestFailed(f"the answer has status {event.status_code}: {text.strip()}")
+        return ResponseHead(event.status_code, tuple(event.headers))
+
+    async def receive_chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; at its end the connection is ready for the next request."""
+        while isinstance(event := await self._next_event(), h11.Data):
+            yield bytes(event.data)
+        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+
+    async def _next_event(self) -> h11.Event:
+        while True:
+            event = self._h11.next_event()
+            if isinstance(event, h11.Event):
+                return event
+            self._h11.receive_data(bytes(await self._stream.receive_some(_RECEIVE_BYTES)))
+
+
+@asynccontextmanager
+async def open_client(url: str) -> AsyncIterator[Client]:
+    """Connect to the origin of ``url``."""
+    origin, _ = parse_base_url(url)
+    stream = await trio.open_tcp_stream(origin.host, origin.port)
+    async with stream:
+        yield Client(stream, origin.authority)
+
+
+@frozen
+class Target:
+    """A request that can be repeated: where to, as whom, and what."""
+
+    url: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@frozen
+class Overhead:
+    """Median times to the first byte of an answer's body, in seconds, over so many ``rounds`` of both ways."""
+
+    direct_seconds: float
+    through_seconds: float
+    rounds: int
+
+    @property
+    def added_seconds(self) -> float:
+        """What the way through the gateway takes longer."""
+        return self.through_seconds - self.direct_seconds
+
+
+async def measure_overhead(through: Target, direct: Target, *, rounds: int, warm_up_rounds: int = 3) -> Overhead:
+    """Time both ways in turn, each on one warm connection, so that a busy moment of the machine hits both alike."""
+    through_seconds, direct_seconds = [], []
+    async with open_client(through.url) as gateway, open_client(direct.url) as upstream:
+        for number in range(-warm_up_rounds, rounds):
+            seconds = await _time_first_byte(upstream, direct), await _time_first_byte(gateway, through)
+            if number >= 0:
+                direct_seconds.append(seconds[0])
+                through_seconds.append(seconds[1])
+    return Overhead(median(direct_seconds), median(through_seconds), rounds)
+
+
+async def _time_first_byte(client: Client, target: Target) -> float:
+    started = time.perf_counter()
+    await client.send(target.path, target.headers, target.body)
+    await client.receive_head()
+    first_byte: float | None = None
+    async for _ in client.receive_chunks():
+        first_byte = first_byte or time.perf_counter()
+    if first_byte is None:
+        raise RequestFailed(f"the answer from {target.url} has no body")
+    return first_byte - started

@@ -1,0 +1,85 @@
+"""Builders of usage events, with the reference's names and metadata keys. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cgw.model import Actor, EventName, Feature, Usage, UsageEvent
+
+UNKNOWN_IDENTIFIER = "unknown"
+"""The identifier of an event whose actor could not be told."""
+
+
+def completions_finished(
+    actor: Actor,
+    *,
+    feature: Feature,
+    model: str,
+    provider: str,
+    usage: Usage,
+    resolved_status: int,
+    upstream_status: int | None = None,
+    upstream_request_duration_ms: int | None = None,
+    sg_actor_id: str | None = None,
+    sg_actor_anonymous_uid: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    trace_id: str | None = None,
+) -> UsageEvent:
+    """The event of a completion that passed the model check, whatever became of it.
+
+    ``model`` is ``provider/model``. ``metadata`` is what the dialect adds (``stream``, ``max_tokens``); it comes
+    first, so that it cannot displace a key of ours. ``resolved_status`` is what the client was answered,
+    ``upstream_status`` what the upstream answered (``None``: nothing). ``sg_actor_id`` and ``sg_actor_anonymous_uid``
+    are the request's ``X-Sourcegraph-Actor-UID`` and ``-Anonymous-UID``. Figures that are ``None`` are left out;
+    the reference writes −1. ``actor_name`` and ``usage_quality`` are cgw's own keys.
+    """
+    figures: dict[str, Any] = {
+        "feature": feature.value,
+        "model": model,
+        "provider": provider,
+        "prompt_character_count": usage.prompt_character_count,
+        "prompt_token_count": usage.prompt_token_count,
+        "completion_character_count": usage.completion_character_count,
+        "completion_token_count": usage.completion_token_count,
+        "usage_quality": usage.quality.value,
+        "upstream_request_duration_ms": upstream_request_duration_ms,
+        "upstream_status_code": upstream_status,
+        "resolved_status_code": resolved_status,
+        "sg_actor_id": sg_actor_id or None,
+        "sg_actor_anonymous_uid": sg_actor_anonymous_uid or None,
+        "actor_name": actor.name.strip() or None,
+        "trace_id": trace_id,
+    }
+    return UsageEvent(
+        name=EventName.COMPLETIONS_FINISHED,
+        source=actor.source,
+        identifier=actor.id,
+        metadata={**(metadata or {}), **_present(figures)},
+    )
+
+
+def rate_limited(actor: Actor, feature: Feature, *, error: str, cause: str) -> UsageEvent:
+    """The event of a request that a limit refused; ``error`` is what the caller reads, ``cause`` which limit."""
+    return UsageEvent(
+        name=EventName.RATE_LIMITED,
+        source=actor.source,
+        identifier=actor.id,
+        metadata={"error": error, "feature": feature.value, "cause": cause},
+    )
+
+
+def unauthorized(source: str, reason: str) -> UsageEvent:
+    """The event of a token that ``source`` knows and denies. ``reason`` must not hold the token."""
+    return UsageEvent(
+        name=EventName.UNAUTHORIZED, source=source, identifier=UNKNOWN_IDENTIFIER, metadata={"reason": reason}
+    )
+
+
+def access_denied(actor: Actor) -> UsageEvent:
+    """The event of an actor whose access is switched off. No metadata, as in the reference."""
+    return UsageEvent(name=EventName.ACCESS_DENIED, source=actor.source, identifier=actor.id)
+
+
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,148 @@
+"""What a spool's completions come to, by day, actor, feature and model: the data and the printing of ``cgw usage``."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from urllib.parse import quote
+
+import attrs
+import msgspec
+from attrs import frozen
+
+from cgw.errors import SpoolError
+from cgw.events.database import describe, read_version
+from cgw.model import EventName
+
+
+@frozen
+class UsageRow:
+    """The completions of one UTC day, actor, feature and model.
+
+    ``requests`` counts all of them, ``errors`` those that were not answered 2xx. The sums are over what is known,
+    ``None`` where nothing is. ``actor`` is the id; ``actor_name`` the name that was recorded last, ``""`` for none.
+    """
+
+    day: str
+    actor: str
+    actor_name: str
+    source: str
+    feature: str
+    model: str
+    requests: int
+    errors: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    prompt_characters: int | None
+    completion_characters: int | None
+
+
+# max(seq) makes SQLite take the bare column `actor_name` from the group's last row (a documented rule of its own).
+QUERY = """
+SELECT
+    substr(created_at, 1, 10) AS day,
+    identifier,
+    coalesce(json_extract(metadata, '$.actor_name'), ''),
+    source,
+    coalesce(json_extract(metadata, '$.feature'), '') AS feature,
+    coalesce(json_extract(metadata, '$.model'), '') AS model,
+    count(*),
+    sum(NOT coalesce(json_extract(metadata, '$.resolved_status_code') BETWEEN 200 AND 299, 0)),
+    sum(json_extract(metadata, '$.prompt_token_count')),
+    sum(json_extract(metadata, '$.completion_token_count')),
+    sum(json_extract(metadata, '$.prompt_character_count')),
+    sum(json_extract(metadata, '$.completion_character_count')),
+    max(seq)
+FROM events
+WHERE name = :name
+    AND (:since IS NULL OR created_at >= :since)
+    AND (:until IS NULL OR created_at < :until)
+    AND (:actor IS NULL OR identifier = :actor)
+GROUP BY day, source, identifier, feature, model
+ORDER BY day, identifier, source, feature, model
+"""
+
+
+def summarise(
+    path: Path, *, since: datetime | None = None, until: datetime | None = None, actor: str | None = None
+) -> list[UsageRow]:
+    """Sum up the completions in the spool at ``path``, oldest day first; an absent file gives no rows.
+
+    ``since`` is included, ``until`` is not (both aware); ``actor`` is an id. Reads only, and may run while cgw
+    processes write. Raises :exc:`~cgw.errors.SpoolError` when the file cannot be read, and
+    :exc:`~cgw.errors.ConfigError` when it is no spool or a newer cgw's.
+    """
+    parameters = {
+        "name": EventName.COMPLETIONS_FINISHED.value,
+        "since": _stored_form(since),
+        "until": _stored_form(until),
+        "actor": actor,
+    }
+    try:
+        if not path.exists():
+            return []
+        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=5)
+        try:
+            if read_version(connection, path) == 0:  # just created, and still empty
+                return []
+            return [UsageRow(*columns[:-1]) for columns in connection.execute(QUERY, parameters)]
+        finally:
+            connection.close()
+    except (sqlite3.Error, OSError) as error:
+        raise SpoolError(f"the event spool {path} cannot be read: {describe(error)}") from error
+
+
+def _stored_form(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def render_json(rows: Sequence[UsageRow]) -> str:
+    """``rows`` as a JSON list of flat objects whose keys are :class:`UsageRow`'s fields."""
+    return msgspec.json.format(msgspec.json.encode([attrs.asdict(row) for row in rows]), indent=2).decode()
+
+
+def render_table(rows: Sequence[UsageRow], *, is_terminal: bool = False, width: int | None = None) -> str:
+    """``rows`` as a table for people, ending in a newline.
+
+    On a terminal of ``width`` columns it wraps what is too long; else it is plain text that is never cut or wrapped.
+    """
+    from rich.console import Console  # here, so that `cgw --help` does not pay for it
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold" if is_terminal else "")
+    for title in ("day", "actor", "feature", "model"):
+        table.add_column(title, overflow="fold", no_wrap=not is_terminal or title == "day")
+    for title in ("requests", "errors", "tokens in", "tokens out"):
+        table.add_column(title, justify="right", no_wrap=not is_terminal)
+    for row in rows:
+        figures = (row.requests, row.errors, row.prompt_tokens, row.completion_tokens)
+        cells = (row.day, _name_actor(row), row.feature, row.model, *map(_write_figure, figures))
+        table.add_row(*(Text(_printable(cell)) for cell in cells))
+    console = Console(
+        file=StringIO(),
+        force_terminal=is_terminal,
+        no_color=not is_terminal,
+        width=width if is_terminal else 10_000,
+        highlight=False,
+        legacy_windows=False,
+    )
+    with console.capture() as capture:
+        console.print(table)
+    return "".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines())
+
+
+def _name_actor(row: UsageRow) -> str:
+    return f"{row.actor_name} ({row.actor})" if row.actor_name and row.actor_name != row.actor else row.actor
+
+
+def _write_figure(figure: int | None) -> str:
+    return "–" if figure is None else f"{figure:,}"
+
+
+def _printable(text: str) -> str:
+    """``text`` with everything that a terminal might obey, rather than show, replaced."""
+    return "".join(character if character.isprintable() else "�" for character in text)

@@ -1,0 +1,87 @@
+"""What an exchange reads from the request's head and how it builds the response's: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cgw.errors import Headers, Refusal
+from cgw.model import Feature
+from cgw.providers.dialect import Dialect
+from cgw.wire.heads import select_response_headers
+from cgw.wire.messages import RequestHead, ResponseHead
+
+COMPLETION_FEATURES = (Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS)
+"""What ``X-Sourcegraph-Feature`` may say on the completions routes."""
+
+
+def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
+    """The feature that a completions request is charged to.
+
+    Raises :exc:`~cgw.errors.Refusal` 400 when the header is required and missing, or has another value.
+    """
+    value = head.header(b"x-sourcegraph-feature")
+    if value is None:
+        if dialect.default_feature is None:
+            raise Refusal(400, "X-Sourcegraph-Feature header is required")
+        return dialect.default_feature
+    text = value.decode("latin-1").strip()
+    for feature in COMPLETION_FEATURES:
+        if text == feature:
+            return feature
+    allowed = ", ".join(COMPLETION_FEATURES)
+    raise Refusal(400, f"invalid value for X-Sourcegraph-Feature: {text!r}, allowed: {allowed}")
+
+
+def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seconds: float) -> float:
+    """How long the exchange may take: ``X-Timeout-Ms`` up to the maximum; the default without it.
+
+    As in the reference, a value that is no number is ignored. One that is not positive is refused (400) instead of
+    turning every request into a 504.
+    """
+    value = head.header(b"x-timeout-ms")
+    if value is None:
+        return min(default_seconds, maximum_seconds)
+    try:
+        milliseconds = int(value)
+    except ValueError:
+        return min(default_seconds, maximum_seconds)
+    if milliseconds <= 0:
+        raise Refusal(400, "X-Timeout-Ms must be a positive number of milliseconds")
+    return min(milliseconds / 1000, maximum_seconds)
+
+
+def is_event_stream(head: ResponseHead) -> bool:
+    """Whether a response is a stream of server-sent events."""
+    content_type = head.header(b"content-type") or b""
+    return content_type.lower().startswith(b"text/event-stream")
+
+
+def content_length_of(head: ResponseHead) -> int | None:
+    """The body's announced length, or ``None``. A transfer coding overrides it (RFC 9112 §6.3)."""
+    if head.header(b"transfer-encoding") is not None:
+        return None
+    value = head.header(b"content-length")
+    return None if value is None else int(value)
+
+
+def answer_status(upstream_status: int) -> int:
+    """The status that the client gets. An upstream's 429 is about our quota, not the client's: 503."""
+    return 503 if upstream_status == 429 else upstream_status
+
+
+def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: int, own: Headers) -> Headers:
+    """The answer's header fields: the upstream's that may travel on, and ``own``, which replace equal names."""
+    added: list[tuple[bytes, bytes]] = [*own, (b"x-cody-resolved-model", model.encode("utf-8", "replace"))]
+    if is_event_stream(head):
+        added.append((b"x-accel-buffering", b"no"))
+    if answer_status(head.status) == 503 and head.header(b"retry-after") is None:
+        added.append((b"retry-after", b"%d" % retry_after_seconds))
+    replaced = {name for name, _ in added}
+    if head.header(b"transfer-encoding") is not None:
+        replaced.add(b"content-length")
+    return [*select_response_headers(head.headers, replaced), *added]
+
+
+def allowed_methods(methods: Sequence[str]) -> Headers:
+    """The ``Allow`` field of a 405."""
+    return [(b"allow", ", ".join(methods).encode("ascii"))]

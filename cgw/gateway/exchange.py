@@ -1,0 +1,260 @@
+"""One exchange: a client's request, together with what the upstream answered.
+
+The way is that of ``docs/design.md`` §3: authenticate, check, admit, open, relay, record, settle. The client's
+hang-up is watched from the moment that its request is there, and ends whatever is under way. From an admission on
+there is no way past the usage event and the settlement, cancellation included.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+from attrs import frozen
+
+from cgw.actors.authorization import check_access, extract_token
+from cgw.actors.source import AccessTokenDenied, NotFromSource, Sources
+from cgw.errors import ClientGone, Refusal, SpoolError, StoreUnavailable, UpstreamError, UpstreamTimeout
+from cgw.events import records
+from cgw.events.spool import Spool
+from cgw.gateway.answer import (
+    answer_status,
+    build_answer_headers,
+    content_length_of,
+    is_event_stream,
+    read_timeout_seconds,
+    select_feature,
+)
+from cgw.gateway.journal import Journal
+from cgw.limits.headers import build_limit_headers, build_limit_refusal
+from cgw.limits.limiter import Admission, Limiter, LimitExceeded
+from cgw.model import Actor, Feature, RateLimit, UsageEvent
+from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.models import check_model, evaluate_allowed_models
+from cgw.transport.client import ClientSide
+from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body
+from cgw.transport.upstream import UpstreamPool, UpstreamResponse
+from cgw.wire.phases import Phase
+from cgw.wire.windows import BodyWindowCollector
+
+CONCLUDE_SECONDS = 10.0
+"""How long recording and settling may take together once nothing can cancel them any more."""
+
+STORE_RETRY_AFTER_SECONDS = 1
+
+logger = logging.getLogger("cgw.exchange")
+
+
+@frozen
+class Services:
+    """What exchanges share. Times in seconds; ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for."""
+
+    sources: Sources
+    limiter: Limiter
+    pool: UpstreamPool
+    spool: Spool
+    timeout_seconds: float = 600
+    max_timeout_seconds: float = 600
+
+
+async def run_exchange(services: Services, dialect: Dialect, client: ClientSide) -> None:
+    """Carry one exchange from its head to its settlement, in a nursery of its own, and log it.
+
+    Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer. What was admitted is on
+    record and settled either way.
+    """
+    exchange = Exchange(services, dialect, client)
+    try:
+        async with trio.open_nursery() as exchange_nursery:
+            await exchange.run(exchange_nursery)
+            exchange_nursery.cancel_scope.cancel()
+    finally:
+        exchange.journal.close(client)
+
+
+class Exchange:
+    """The state of one exchange. ``client_scope`` is cancelled by the client, when it leaves."""
+
+    def __init__(self, services: Services, dialect: Dialect, client: ClientSide) -> None:
+        self._services = services
+        self._dialect = dialect
+        self._client = client
+        self._window = BodyWindowCollector()
+        self.client_scope = trio.CancelScope()
+        self.journal = Journal(client.head, client.peer)
+
+    async def run(self, exchange_nursery: trio.Nursery) -> None:
+        """Everything, with its ends: an answer, a refusal, or a client that left."""
+        with self.client_scope:
+            try:
+                try:
+                    await self._serve(exchange_nursery)
+                except Refusal as refusal:
+                    await self._refuse(refusal)
+            except ClientGone:
+                self.journal.client_gone()
+        if self.client_scope.cancelled_caught:
+            self.journal.client_gone()
+
+    async def _watch_client(self) -> None:
+        await self._client.wait_gone()
+        self.client_scope.cancel()
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        self.journal.refused(refusal)
+        headers, body = self._dialect.errors.render(refusal)
+        await self._client.send_response(refusal.status, [*headers, *refusal.headers], body)
+
+    async def _serve(self, exchange_nursery: trio.Nursery) -> None:
+        head, services = self._client.head, self._services
+        actor = await self._authenticate()
+        feature = select_feature(head, self._dialect)
+        timeout_seconds = read_timeout_seconds(head, services.timeout_seconds, services.max_timeout_seconds)
+        body = await self._client.receive_body()
+        exchange_nursery.start_soon(self._watch_client)
+        self.journal.move(Phase.PREPARING)
+        actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
+        prepared = self._dialect.prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
+        self.journal.prepared(feature, prepared)
+        rate_limit = self._check_access_to_model(actor, feature, prepared)
+        self.journal.move(Phase.ADMITTING)
+        admission = await self._admit(actor, feature, rate_limit)
+        await self._forward(actor, feature, prepared, admission, timeout_seconds)
+
+    async def _authenticate(self) -> Actor:
+        head, spool = self._client.head, self._services.spool
+        try:
+            actor = await self._services.sources.get(extract_token(head.headers))
+        except NotFromSource as error:
+            raise Refusal(401, str(error)) from None
+        except AccessTokenDenied as error:
+            await self._record(spool, records.unauthorized(error.source, error.reason))
+            raise Refusal(401, str(error)) from None
+        self.journal.authenticated(actor)
+        try:
+            check_access(actor, head.path.decode("latin-1"))
+        except Refusal:
+            await self._record(spool, records.access_denied(actor))
+            raise
+        return actor
+
+    def _check_access_to_model(self, actor: Actor, feature: Feature, prepared: PreparedRequest) -> RateLimit:
+        rate_limit = actor.rate_limits.get(feature)
+        if rate_limit is None:
+            raise Refusal(403, f"no access to feature {feature}")
+        provider = self._dialect.provider
+        check_model(prepared.model, evaluate_allowed_models(rate_limit.allowed_models, self._dialect.models, provider))
+        return rate_limit
+
+    async def _admit(self, actor: Actor, feature: Feature, rate_limit: RateLimit) -> Admission:
+        try:
+            return await self._services.limiter.admit(actor, feature, rate_limit)
+        except LimitExceeded as exceeded:
+            refusal = build_limit_refusal(exceeded, feature, self.journal.now())
+            event = records.rate_limited(actor, feature, refusal.message, exceeded.cause)
+            await self._record(self._services.spool, event)
+            raise refusal from None
+        except StoreUnavailable as error:
+            logger.warning("limits cannot be checked: %s", error)
+            retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
+            raise Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after]) from None
+
+    async def _forward(
+        self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission, timeout_seconds: float
+    ) -> None:
+        """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
+        held: RelayOutcome | None = None
+        failure: Refusal | None = None
+        is_concluded = False
+        try:
+            try:
+                held = await self._relay_within(prepared, admission, timeout_seconds)
+            except Refusal as refusal:
+                failure = refusal
+                self.journal.refused(refusal)
+            is_concluded = True
+            await self._conclude(actor, feature, prepared, admission)
+        finally:
+            if not is_concluded:
+                await self._conclude(actor, feature, prepared, admission)
+        if failure is not None:
+            raise failure
+        if held is not None and held.end is RelayEnd.COMPLETE:
+            await self._client.finish(held.held_back)
+        else:
+            self._client.break_off()
+
+    async def _relay_within(
+        self, prepared: PreparedRequest, admission: Admission, timeout_seconds: float
+    ) -> RelayOutcome | None:
+        """The relay's outcome; ``None`` when the deadline passed after the answer had begun."""
+        self.journal.move(Phase.OPENING)
+        with trio.move_on_after(timeout_seconds) as deadline_scope:
+            return await self._relay(prepared, admission)
+        self.journal.upstream_failed(f"the exchange took longer than {timeout_seconds:g} seconds", is_timeout=True)
+        if deadline_scope.cancelled_caught and not self._client.is_response_started:
+            raise self._timed_out()
+        return None
+
+    async def _relay(self, prepared: PreparedRequest, admission: Admission) -> RelayOutcome:
+        try:
+            async with self._services.pool.open_response(prepared.upstream) as response:
+                return await self._pass_on(response, prepared, admission)
+        except UpstreamTimeout as error:
+            self.journal.upstream_failed(str(error), is_timeout=True)
+            raise self._timed_out() from None
+        except UpstreamError as error:
+            self.journal.upstream_failed(str(error))
+            provider = self._dialect.provider
+            raise Refusal(502, f"failed to make request to upstream provider {provider}: {error}") from None
+
+    def _timed_out(self) -> Refusal:
+        return Refusal(504, f"request to upstream provider {self._dialect.provider} timed out")
+
+    async def _pass_on(
+        self, response: UpstreamResponse, prepared: PreparedRequest, admission: Admission
+    ) -> RelayOutcome:
+        head = response.head
+        self.journal.answered(head)
+        headers = build_answer_headers(
+            head, prepared.model, self._dialect.retry_after_seconds, build_limit_headers(admission.states)
+        )
+        await self._client.send_head(answer_status(head.status), headers, is_stream=is_event_stream(head))
+        outcome = await relay_body(
+            response,
+            self._client,
+            self._window,
+            content_length=content_length_of(head),
+            on_first_chunk=self.journal.first_chunk,
+        )
+        self.journal.relayed(outcome)
+        return outcome
+
+    async def _conclude(
+        self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission
+    ) -> None:
+        """Record and settle. Nothing cancels it but its own deadline: the client may be gone, the usage is not."""
+        journal, services = self.journal, self._services
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CONCLUDE_SECONDS) as conclude_scope:
+            journal.move(Phase.RECORDING)
+            body = self._window.close(is_complete=journal.is_upstream_complete)
+            usage = None
+            if journal.upstream_head is not None:
+                usage = self._dialect.read_usage(prepared, journal.upstream_head, body)
+            event = journal.completions_finished(actor, feature, self._dialect.provider, prepared, usage)
+            await self._record(services.spool, event)
+            try:
+                await services.limiter.settle(admission, is_charged=journal.is_charged)
+            except StoreUnavailable as error:
+                logger.warning("an admission could not be settled: %s", error)
+            journal.move(Phase.DONE)
+        if conclude_scope.cancelled_caught:
+            logger.error("recording and settling took longer than %g seconds", CONCLUDE_SECONDS)
+
+    async def _record(self, spool: Spool, event: UsageEvent) -> None:
+        """Make ``event`` durable. If that fails, the log is the last resort, and serving goes on."""
+        try:
+            await spool.record(event)
+        except SpoolError as error:
+            logger.error("a usage event could not be spooled: %s; it reads: %s", error, records.to_json(event))
+

@@ -1,0 +1,89 @@
+"""What clients are told of their limits, in headers and in refusals. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+from cgw.errors import Headers, Refusal
+from cgw.limits.states import LimitExceeded, LimitState
+from cgw.model import Feature
+
+LONGEST_WORTHWHILE_WAIT_MS = 120_000
+"""Clients are told not to retry by themselves when they would have to wait longer, in ms."""
+
+_LARGEST_STRUCTURED_INTEGER = 10**15 - 1
+
+
+def build_limit_headers(states: Sequence[LimitState]) -> Headers:
+    """The rate-limit fields of an answer that was admitted: none without ``states``.
+
+    ``x-ratelimit-*`` speak of the quota. ``ratelimit-policy`` and ``ratelimit`` list all limits as in
+    draft-ietf-httpapi-ratelimit-headers-10: ``q`` requests per ``w`` seconds; ``r`` remaining, and more of them in
+    ``t`` seconds.
+    """
+    quota = next((state for state in states if state.name == "quota"), None)
+    return _build_fields(states, quota)
+
+
+def build_limit_refusal(exceeded: LimitExceeded, feature: Feature, now: datetime) -> Refusal:
+    """The answer to a request over its limit: 429 with its limit, its size and when to come back.
+
+    ``now`` is an aware time. ``retry-after`` is an HTTP date (as in the reference, RFC 9110 §10.2.3), rounded up;
+    ``retry-after-ms`` says it exactly. An actor that is cut off gets the reference's 403.
+    """
+    fields = list(_build_fields(exceeded.states, exceeded.refused))
+    if exceeded.is_cut_off:
+        return Refusal(
+            403,
+            "completions access has not been granted",
+            code="access_not_granted",
+            headers=[*fields, (b"x-should-retry", b"false")],
+        )
+    message = _describe(exceeded, feature)
+    wait_ms = exceeded.retry_after_ms
+    if wait_ms is not None:
+        retry_at = _format_http_date(now + timedelta(milliseconds=wait_ms))
+        message += f" Retry after {retry_at}"
+        fields += [(b"retry-after", retry_at.encode("ascii")), (b"retry-after-ms", b"%d" % wait_ms)]
+    if wait_ms is None or wait_ms > LONGEST_WORTHWHILE_WAIT_MS:
+        fields.append((b"x-should-retry", b"false"))
+    return Refusal(429, message, code="rate_limit_exceeded", headers=fields)
+
+
+def _describe(exceeded: LimitExceeded, feature: Feature) -> str:
+    if exceeded.cause == "quota":
+        return f"you have exceeded the rate limit of {exceeded.refused.limit} requests."
+    return f'you have exceeded the concurrency limit of {exceeded.refused.limit} requests for "{feature}".'
+
+
+def _build_fields(states: Sequence[LimitState], shown: LimitState | None) -> Headers:
+    fields: list[tuple[bytes, bytes]] = []
+    if shown is not None:
+        fields.append((b"x-ratelimit-limit", b"%d" % shown.limit))
+        fields.append((b"x-ratelimit-remaining", b"%d" % shown.remaining))
+    if states:
+        policies = [f'"{s.name}";q={_clip(s.limit)};w={_clip(_whole_seconds(s.window_ms))}' for s in states]
+        limits = [f'"{s.name}";r={_clip(s.remaining)};t={_clip(_whole_seconds(s.more_ms))}' for s in states]
+        fields.append((b"ratelimit-policy", ", ".join(policies).encode("ascii")))
+        fields.append((b"ratelimit", ", ".join(limits).encode("ascii")))
+    return fields
+
+
+def _clip(value: int) -> int:
+    """The largest integer that a structured field may hold has 15 digits (RFC 9651 §3.3.1)."""
+    return min(value, _LARGEST_STRUCTURED_INTEGER)
+
+
+def _whole_seconds(milliseconds: int) -> int:
+    """Rounded up, so that nobody comes back too early."""
+    return -(-milliseconds // 1000)
+
+
+def _format_http_date(moment: datetime) -> str:
+    """An IMF-fixdate, e.g. ``Sun, 06 Nov 1994 08:49:37 GMT`` (RFC 9110 §5.6.7), rounded up to the second."""
+    whole = moment.astimezone(UTC)
+    if whole.microsecond:
+        whole = whole.replace(microsecond=0) + timedelta(seconds=1)
+    return format_datetime(whole, usegmt=True)

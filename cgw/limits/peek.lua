@@ -1,0 +1,38 @@
+-- peek: how n limits stand. Changes nothing, so a read-only replica may answer too.
+--
+-- KEYS     [1..n] one key per limit, all in one slot (hash tag)
+-- ARGV     3 per limit: kind (bucket | window | lease), limit, period in ms
+-- Returns  {now in ms, then 3 per limit: remaining, ms until unused again, ms until more is available (0: all is)}
+
+local now = now_ms()
+local look = {}
+
+function look.bucket(key, limit, period)
+  local bucket = load_bucket(key, now)
+  if not bucket then return limit, 0, 0 end
+  convert_bucket(bucket, limit, period)
+  return measure_bucket(bucket.debt, limit, period)
+end
+
+function look.window(key, limit, period)
+  local used, id = load_window(key, now, period)
+  if used == 0 then return limit, 0, 0 end
+  local reset = (id + 1) * period - now
+  return math.max(0, limit - used), reset, reset
+end
+
+function look.lease(key, limit, period)
+  local held = redis.call('ZRANGEBYSCORE', key, '(' .. integers(now), '+inf', 'WITHSCORES')
+  if #held == 0 then return limit, 0, 0 end
+  return math.max(0, limit - #held / 2), tonumber(held[#held]) - now, tonumber(held[2]) - now
+end
+
+local answer = {now}
+for i = 1, #KEYS do
+  local at = 1 + (i - 1) * 3
+  local remaining, reset, more = look[ARGV[at]](KEYS[i], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]))
+  answer[#answer + 1] = remaining
+  answer[#answer + 1] = reset
+  answer[#answer + 1] = more
+end
+return answer

@@ -1,0 +1,279 @@
+"""One connection shared by many tasks: one writer that batches, one reader that answers in order.
+
+Redis answers the commands of a connection in the order in which they came, so a first-in-first-out queue of
+calls is all that matches replies to callers. A caller that is cancelled or has waited long enough leaves its place
+in the queue, marked as nobody's: its reply is dropped when it comes, and the link stays in step. Nothing is
+allocated per call but that place; deadlines are kept by one watchdog per link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
+import hiredis
+import outcome
+import trio
+from attrs import field, frozen
+from redis.exceptions import InvalidResponse
+
+from cgw.errors import StoreUnavailable
+from cgw.transport.redis_connect import NEED_DATA, Connection, pack_command
+
+RECEIVE_BYTES = 65_536
+MAX_TIMEOUTS_IN_A_ROW = 8
+"""After this many calls without an answer in time the link is replaced: the circuit is open until a PING is quick."""
+
+_CLOSE_SECONDS = 1.0
+
+
+@frozen
+class Script:
+    """A Lua script: its text, and the SHA-1 under which servers know it."""
+
+    text: str = field(repr=False)
+    sha1: str
+
+    @classmethod
+    def from_text(cls, text: str) -> Script:
+        """The script with this text."""
+        # Not for security: Redis names scripts so.
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@frozen
+class ScriptCall:
+    """One run of a script on ``keys`` (all in one slot) with ``args``."""
+
+    script: Script
+    keys: Sequence[bytes | str]
+    args: Sequence[bytes | str | int]
+
+    def pack_evalsha(self) -> bytes:
+        """The command that runs it on a server that knows it."""
+        return pack_command(("EVALSHA", self.script.sha1, len(self.keys), *self.keys, *self.args))
+
+    def pack_eval(self) -> bytes:
+        """The command that runs it on any server, and makes it known there."""
+        return pack_command(("EVAL", self.script.text, len(self.keys), *self.keys, *self.args))
+
+
+class LinkCounters:
+    """What a link counts; shared by the links of one :class:`~cgw.transport.redis_links.Redis`."""
+
+    __slots__ = ("calls", "cancelled", "timeouts")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.timeouts = 0
+        self.cancelled = 0
+
+
+class _Call:
+    """A place in the queue. ``task`` is ``None`` once nobody waits; ``undo`` is then sent in its place."""
+
+    __slots__ = ("sent_at", "task", "undo")
+
+    def __init__(self, task: trio.lowlevel.Task | None, sent_at: float, undo: ScriptCall | None) -> None:
+        self.task = task
+        self.sent_at = sent_at
+        self.undo = undo
+
+
+class Link:
+    """A greeted connection while it works. ``run`` serves it; afterwards ``error`` says why it ended."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        display_name: str,
+        timeout_seconds: float,
+        counters: LinkCounters,
+        keep_for_later: Callable[[ScriptCall], None],
+    ) -> None:
+        self.error: str | None = None
+        self._stream = connection.stream
+        self._replies = connection.reader
+        self._display_name = display_name
+        self._timeout_seconds = timeout_seconds
+        self._counters = counters
+        self._keep_for_later = keep_for_later
+        self._calls: deque[_Call] = deque()
+        self._unsent: list[bytes] = []
+        self._parked_writer: trio.lowlevel.Task | None = None
+        self._parked_watchdog: trio.lowlevel.Task | None = None
+        self._received_at = trio.current_time()
+        self._timeouts_in_a_row = 0
+        self._scope = trio.CancelScope()
+
+    @property
+    def waiting_calls(self) -> int:
+        """Calls whose reply has not come yet, those that nobody waits for included."""
+        return len(self._calls)
+
+    async def run(self) -> None:
+        """Serve the link until it breaks, is killed or is cancelled; then every waiting caller has its error."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._guard, self._read)
+                    nursery.start_soon(self._guard, self._write)
+                    nursery.start_soon(self._watch)
+        finally:
+            self.kill("was closed")
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    async def request(self, data: bytes, undo: ScriptCall | None = None) -> Any:
+        """Send one packed command and wait for its reply; an error reply is returned as an exception.
+
+        Raises :exc:`StoreUnavailable` when the link breaks or no reply comes within the deadline. Cancel-safe: the
+        command may still be executed. If the caller stops waiting for either reason, ``undo`` is sent after it.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.error is not None:
+            raise self._unavailable()
+        call = _Call(trio.lowlevel.current_task(), trio.current_time(), undo)
+        self._enqueue(call, data)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._counters.cancelled += 1
+            self._abandon(call)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def post(self, call: ScriptCall) -> None:
+        """Run a script without waiting for its answer. If the link breaks before that, the call is kept for later."""
+        if self.error is not None:
+            self._keep_for_later(call)
+        else:
+            self._enqueue(_Call(None, trio.current_time(), call), call.pack_eval())
+
+    def kill(self, reason: str) -> None:
+        """End the link at once: every waiting caller gets :exc:`StoreUnavailable`. The first reason counts."""
+        if self.error is not None:
+            return
+        self.error = reason
+        self._scope.cancel()
+        self._unsent.clear()
+        calls, self._calls = self._calls, deque()
+        for call in calls:
+            task, call.task = call.task, None
+            if call.undo is not None:
+                self._keep_for_later(call.undo)
+            if task is not None:
+                trio.lowlevel.reschedule(task, outcome.Error(self._unavailable()))
+
+    def _enqueue(self, call: _Call, data: bytes) -> None:
+        self._counters.calls += 1
+        self._calls.append(call)
+        self._unsent.append(data)
+        if self._parked_writer is not None:
+            trio.lowlevel.reschedule(self._parked_writer)
+            self._parked_writer = None
+        if self._parked_watchdog is not None:
+            trio.lowlevel.reschedule(self._parked_watchdog)
+            self._parked_watchdog = None
+
+    def _abandon(self, call: _Call) -> None:
+        """Leave the call's place in the queue to nobody."""
+        call.task = None
+        undo, call.undo = call.undo, None
+        if undo is not None:
+            self.post(undo)
+
+    def _unavailable(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the link to Redis at {self._display_name} {self.error}")
+
+    async def _guard(self, serve: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await serve()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            self.kill(f"broke: {error.__cause__ or error}")
+        except InvalidResponse as error:
+            self.kill(f"broke the protocol: {error}")
+
+    async def _write(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._parked_writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            if not self._unsent:
+                self._parked_writer = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            data = b"".join(self._unsent)
+            self._unsent.clear()
+            await self._stream.send_all(data)
+
+    async def _read(self) -> None:
+        receive, feed, next_reply = self._stream.receive_some, self._replies.feed, self._replies.gets
+        reschedule = trio.lowlevel.reschedule
+        while True:
+            data = await receive(RECEIVE_BYTES)
+            if not data:
+                self.kill("was closed by the server")
+                return
+            self._received_at = trio.current_time()
+            feed(bytes(data))  # for the type only: no copy is made of bytes
+            while (reply := next_reply()) is not NEED_DATA:
+                if isinstance(reply, hiredis.PushNotification):
+                    continue
+                if not self._calls:
+                    raise InvalidResponse("a reply without a command")
+                call = self._calls.popleft()
+                task = call.task
+                if task is not None:
+                    call.task = None
+                    self._timeouts_in_a_row = 0
+                    reschedule(task, outcome.Value(reply))
+
+    async def _watch(self) -> None:
+        """Keep every call's deadline. All calls have the same allowance, so the queue is sorted by deadline.
+
+        Wakes up at most once per allowance while calls come and go in time, and never while there are none.
+        """
+        while True:
+            if not self._calls:
+                await self._wait_call()
+            overdue_at = trio.current_time() - self._timeout_seconds
+            next_call = next((call for call in self._calls if call.sent_at > overdue_at), None)
+            wait_from = next_call.sent_at if next_call is not None else trio.current_time()
+            await trio.sleep_until(wait_from + self._timeout_seconds)
+            # Replies may be at hand that came while this process was busy: let the reader go first.
+            await trio.lowlevel.checkpoint()
+            self._expire()
+
+    async def _wait_call(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._parked_watchdog = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._parked_watchdog = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _expire(self) -> None:
+        """Turn away the callers whose deadline passed; kill the link if it is silent, or always too late."""
+        now = trio.current_time()
+        overdue = list(takewhile(lambda call: call.sent_at <= now - self._timeout_seconds, self._calls))
+        if not overdue:
+            return
+        milliseconds = f"{self._timeout_seconds * 1000:g} ms"
+        if now - self._received_at >= self._timeout_seconds:
+            self._counters.timeouts += sum(call.task is not None for call in overdue)
+            self.kill(f"was silent for {milliseconds}")
+            return
+        for call in overdue:
+            task = call.task
+            if task is not None:
+                self._counters.timeouts += 1
+                self._timeouts_in_a_row += 1
+                self._abandon(call)
+                error = StoreUnavailable(f"Redis at {self._display_name} did not answer within {milliseconds}")
+                trio.lowlevel.reschedule(task, outcome.Error(error))
+        if self._timeouts_in_a_row >= MAX_TIMEOUTS_IN_A_ROW:
+            self.kill(f"was too slow: {self._timeouts_in_a_row} calls in a row took longer than {milliseconds}")

@@ -1,0 +1,129 @@
+"""Reading and checking request heads, and choosing which header fields travel on.
+
+h11 parses heads; what stands here is what h11 leaves open on purpose and a gateway must not: every way in which two
+parsers could disagree about where a request ends is refused (request smuggling, RFC 9112 §11.2), and limits are
+checked before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+
+import h11
+
+from cgw.errors import Headers, Refusal
+from cgw.wire.messages import RequestHead
+
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4)."""
+
+MAX_TARGET_BYTES = 8192
+"""The longest request target that is read; RFC 9112 §3 recommends at least 8000."""
+
+MAX_HEADER_FIELDS = 100
+"""The most header fields that a request may have."""
+
+HOP_BY_HOP = frozenset(
+    [
+        b"connection",
+        b"proxy-connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    ]
+)
+"""Fields that speak of one connection only (RFC 9110 §7.6.1, and the older ones that Go drops as well)."""
+
+NOT_PASSED_ON = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
+"""Fields of an upstream's response that a client must not see: cookies and services of somebody else's host."""
+
+_PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+
+_LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_FOLDED_LINE = re.compile(rb"\r\n[ \t]")
+
+
+def find_head_end(data: bytes | bytearray) -> int:
+    """The index just past the blank line that ends a head, or −1 while it is incomplete.
+
+    A bare LF ends a line here too, so that a malformed head is found, and refused, without waiting for more of it.
+    """
+    end = data.find(b"\n\r\n")
+    bare = data.find(b"\n\n")
+    ends = [index + size for index, size in ((end, 3), (bare, 2)) if index >= 0]
+    return min(ends, default=-1)
+
+
+def parse_request_head(data: bytes, connection: h11.Connection) -> RequestHead:
+    """Check one whole head (through its blank line), feed it to ``connection``, and return it.
+
+    Raises :exc:`~cgw.errors.Refusal` 400, 414 or 431, each with ``must_close``.
+    """
+    _check_octets(data)
+    connection.receive_data(data)
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        raise _malformed(str(error)) from None
+    if not isinstance(event, h11.Request):
+        raise _malformed("the request head is incomplete")
+    head = RequestHead(event.method, event.target, tuple(event.headers), event.http_version)
+    _check_framing(head)
+    return head
+
+
+def _check_octets(data: bytes) -> None:
+    if _LONE_LINE_END.search(data):
+        raise _malformed("lines of the head must end in CR LF")
+    if b"\x00" in data:
+        raise _malformed("the head holds a NUL byte")
+    if _FOLDED_LINE.search(data):
+        raise _malformed("folded header lines (obs-fold) are not accepted")
+    request_line = data[: data.index(b"\r\n")]
+    parts = request_line.split(b" ")
+    if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
+        raise _malformed("the request line must read METHOD TARGET HTTP/1.1")
+    if len(parts[1]) > MAX_TARGET_BYTES:
+        raise Refusal(414, f"the request target is longer than {MAX_TARGET_BYTES} bytes", must_close=True)
+    if data.count(b"\r\n") - 2 > MAX_HEADER_FIELDS:
+        raise Refusal(431, f"the request has more than {MAX_HEADER_FIELDS} header fields", must_close=True)
+
+
+def _check_framing(head: RequestHead) -> None:
+    codings = [value for name, value in head.headers if name == b"transfer-encoding"]
+    if not codings:
+        return
+    if [coding.lower() for coding in codings] != [b"chunked"]:
+        raise _malformed("the only transfer coding that is accepted is chunked")
+    if head.header(b"content-length") is not None:
+        raise _malformed("a request must not have both content-length and transfer-encoding")
+    if head.http_version == b"1.0":
+        raise _malformed("an HTTP/1.0 request must not have a transfer-encoding")
+
+
+def _malformed(reason: str) -> Refusal:
+    return Refusal(400, f"malformed request: {reason}", must_close=True)
+
+
+def select_response_headers(headers: Headers, replaced: Iterable[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    """The fields of an upstream's response that travel on to the client, in order.
+
+    Left out: hop-by-hop fields, those that ``Connection`` names, cookies, ``alt-svc``, and all in ``replaced``.
+    """
+    dropped = NOT_PASSED_ON.union(replaced)
+    named = [value for name, value in headers if name == b"connection"]
+    if named:
+        tokens = (token.strip().lower() for value in named for token in value.split(b","))
+        dropped = dropped.union(token for token in tokens if token)
+    return [field for field in headers if field[0] not in dropped]
+
+
+def status_phrase(status: int) -> bytes:
+    """The reason phrase of a status; empty for one that has none, as 529 (RFC 9112 §4 allows that)."""
+    return _PHRASES.get(status, b"")

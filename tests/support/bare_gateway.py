@@ -1,0 +1,102 @@
+"""The transport room alone as a gateway: connection, pool and relay, without actors, limits and events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from attrs import define, field
+
+from cgw.errors import Refusal, UpstreamError
+from cgw.transport.client import ClientLimits
+from cgw.transport.connection import Connection, ConnectionService, HotClient
+from cgw.transport.relay import RelayEnd, relay_body
+from cgw.transport.server import Server, open_listeners
+from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
+from cgw.wire.heads import select_response_headers
+from cgw.wire.messages import Origin, RequestHead, UpstreamRequest
+from cgw.wire.windows import BodyWindowCollector
+
+
+@define
+class BareGateway:
+    """A running relay to one origin. ``refusals`` are those that were answered, in order."""
+
+    port: int
+    pool: UpstreamPool
+    server: Server
+    refusals: list[Refusal] = field(factory=list)
+
+
+@asynccontextmanager
+async def open_bare_gateway(
+    origin: Origin,
+    *,
+    limits: ClientLimits | None = None,
+    deadlines: UpstreamDeadlines | None = None,
+    pool: UpstreamPool | None = None,
+) -> AsyncIterator[BareGateway]:
+    """Relay every POST to ``origin`` while the block runs."""
+    pool = pool or UpstreamPool(build_tls_context(None), deadlines or UpstreamDeadlines())
+    limits = limits or ClientLimits()
+
+    async def handle(client: HotClient) -> None:
+        try:
+            body = await client.receive_body()
+            await forward(client, UpstreamRequest(origin, client.head.target, (), body), pool)
+        except Refusal as refusal:
+            gateway.refusals.append(refusal)
+            await client.send_response(refusal.status, (), refusal.message.encode())
+
+    async def serve_connection(stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        await Connection(stream, service).serve()
+
+    async def hand_over(stream: object) -> None:
+        raise AssertionError("nothing here is handed over")
+
+    def is_hot(head: RequestHead) -> bool:
+        return head.method == b"POST"
+
+    service = ConnectionService(
+        limits=limits,
+        is_hot=is_hot,
+        handle=handle,
+        hand_over=hand_over,
+        render_refusal=lambda refusal: ((), refusal.message.encode()),
+        is_draining=lambda: False,
+    )
+    server = Server(await open_listeners("127.0.0.1", 0), serve_connection)
+    gateway = BareGateway(server.port, pool, server)
+    async with trio.open_nursery() as service_nursery:
+        service_nursery.start_soon(server.run)
+        service_nursery.start_soon(pool.run_reaper)
+        try:
+            yield gateway
+        finally:
+            service_nursery.cancel_scope.cancel()
+
+
+async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPool) -> None:
+    """Relay one answer, as an exchange does, with nothing around it."""
+    window = BodyWindowCollector()
+    try:
+        async with pool.open_response(request) as response:
+            head = response.head
+            chunked = head.header(b"transfer-encoding") is not None
+            length = None if chunked else head.header(b"content-length")
+            fields = select_response_headers(head.headers, [b"content-length"] if chunked else [])
+            await client.send_head(head.status, fields, is_stream=True)
+            outcome = await relay_body(
+                response,
+                client,
+                window,
+                content_length=None if length is None else int(length),
+                on_first_chunk=lambda: None,
+            )
+    except UpstreamError as error:
+        raise Refusal(502, str(error)) from None
+    if outcome.end is RelayEnd.COMPLETE:
+        await client.finish(outcome.held_back)
+    else:
+        client.break_off()
