@@ -10,8 +10,8 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -21,25 +21,25 @@ from cgw import __version__
 from cgw.actors.anonymous import AnonymousSource
 from cgw.actors.source import Source, Sources
 from cgw.actors.static import load_static_actors
-from cgw.config import Settings
+from cgw.config import Secret, Settings
 from cgw.control.app import ControlApp
 from cgw.control.engine import ControlEngine
-from cgw.errors import ConfigError
+from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.spool import open_spool
 from cgw.gateway.engine import HotEngine, Routes
 from cgw.gateway.exchange import Services
 from cgw.limits.limiter import Limiter
 from cgw.observe.logs import open_logging
-from cgw.providers.error_styles import REFERENCE_ERRORS
-from cgw.providers.registry import build_dialects
+from cgw.providers.dialect import Dialect
+from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.models import ANTHROPIC_MODELS, OPENAI_MODELS
+from cgw.providers.registry import AnthropicProvider, OpenAIProvider, build_dialects
 from cgw.transport.client import ClientLimits
-from cgw.transport.redis_embedded import open_embedded_redis
 from cgw.transport.redis_links import Redis, open_redis
 from cgw.transport.server import Server, open_listeners
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 
 EXIT_OK = 0
-EXIT_FAILURE = 1
 
 CUT_SECONDS = 15.0
 """How long connections that are cut at the end of a drain may take to record and settle."""
@@ -106,7 +106,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     limits = build_client_limits(settings)
     async with AsyncExitStack() as stack:
         listeners = await _listen(settings)
-        stack.callback(lambda: [listener.socket.close() for listener in listeners])
+        for listener in listeners:
+            stack.callback(listener.socket.close)
         redis_url = await _choose_redis(stack, settings)
         spool = await stack.enter_async_context(open_spool(spool_path))
         redis = await stack.enter_async_context(
@@ -122,20 +123,18 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             max_timeout_seconds=settings.upstream.max_timeout_seconds,
         )
         routes = Routes({dialect.path.encode("ascii"): dialect for dialect in dialects})
-        secret = settings.server.diagnostics_secret
+        errors = ReferenceErrors()
         control_app = ControlApp(
             services=services,
             routes=routes,
             limits=limits,
-            errors=REFERENCE_ERRORS,
+            errors=errors,
             version=__version__,
-            diagnostics_secret=None if secret is None else secret.reveal(),
-            check_store=redis.check,
+            diagnostics_secret=_reveal(settings.server.diagnostics_secret),
+            check_store=lambda: _check(redis),
         )
         control_engine = ControlEngine(control_app, limits)
-        hot_engine = HotEngine(
-            services, routes, limits, errors=REFERENCE_ERRORS, hand_over=control_engine.serve_connection
-        )
+        hot_engine = HotEngine(services, routes, limits, errors=errors, hand_over=control_engine.serve_connection)
         server = Server(listeners, hot_engine.serve_connection)
         service = Service(settings, server, hot_engine, control_engine, pool, redis, spool_path)
         async with trio.open_nursery() as service_nursery:
@@ -151,21 +150,169 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 service_nursery.cancel_scope.cancel()
 
 
+async def _check(redis: Redis) -> None:
+    await redis.execute_command("PING")
+
+
+async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:
+    """The URL of the store that the settings name, or of an embedded one that lives as long as ``stack``."""
+    if settings.store.redis_endpoint is not None:
+        return settings.store.redis_endpoint.reveal()
+    from cgw.transport.redis_embedded import open_embedded_redis  # not needed beside a server of the operator's
+
+    return await stack.enter_async_context(open_embedded_redis(settings.store.data_dir))
+
+
+async def _listen(settings: Settings) -> list[trio.SocketListener]:
+    host, port = settings.server.host, settings.server.port
+    try:
+        return await open_listeners(host, port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError([f"cannot listen on {host}:{port}: {reason}; see PORT and CODY_GATEWAY_HOST"]) from None
+
+
+def _make_data_dir(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"CODY_GATEWAY_DATA_DIR: cannot make {data_dir}: {error.strerror}"]) from None
+
+
+def _load_tls_context(settings: Settings) -> ssl.SSLContext:
+    ca_file = settings.upstream.ca_file
+    try:
+        return build_tls_context(None if ca_file is None else str(ca_file))
+    except OSError as error:
+        raise ConfigError([f"CODY_GATEWAY_UPSTREAM_CA_FILE: cannot use {ca_file}: {error.strerror}"]) from None
+
+
+def build_client_limits(settings: Settings) -> ClientLimits:
+    """What clients may do, as the settings say."""
+    server = settings.server
+    return ClientLimits(
+        max_head_bytes=server.max_head_bytes,
+        max_body_bytes=server.max_body_bytes,
+        header_timeout_seconds=server.header_timeout_seconds,
+        body_timeout_seconds=server.body_timeout_seconds,
+        keep_alive_timeout_seconds=server.keep_alive_timeout_seconds,
+        stall_timeout_seconds=server.client_stall_timeout_seconds,
+    )
+
+
+def build_deadlines(settings: Settings) -> UpstreamDeadlines:
+    """How long upstreams may take, as the settings say."""
+    upstream = settings.upstream
+    return UpstreamDeadlines(
+        connect_seconds=upstream.connect_timeout_seconds,
+        head_seconds=upstream.head_timeout_seconds,
+        silence_seconds=upstream.silence_timeout_seconds,
+    )
+
+
+def build_sources(settings: Settings) -> Sources:
+    """The sources of actors that the settings name, in the order in which they are asked.
+
+    Raises :exc:`~cgw.errors.ConfigError` for an actors file that is not as it should be.
+    """
+    actors = settings.actors
+    percentage, interval_ms = actors.concurrency_percentage, actors.concurrency_interval_ms
+    sources: list[Source] = []
+    if actors.allow_anonymous:
+        # Without it a request without a token is from nobody: 401. The reference says 403 then, as if it knew who.
+        sources.append(AnonymousSource(is_allowed=True, percentage=percentage, interval_ms=interval_ms))
+    if actors.file is not None:
+        sources.append(load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms))
+    return Sources(sources)
+
+
 def build_dialects_of(settings: Settings) -> tuple[Dialect, ...]:
-    """The dialects of all providers that have a key; what is missing is logged, by name."""
-    raise NotImplementedError
+    """The dialects of all providers that have a key."""
+    anthropic, openai = settings.anthropic, settings.openai
+    return build_dialects(
+        AnthropicProvider(
+            api_url=anthropic.api_url,
+            access_token=_reveal(anthropic.access_token),
+            models=anthropic.allowed_models or ANTHROPIC_MODELS,
+            max_tokens_cap=anthropic.max_tokens_to_sample,
+        ),
+        OpenAIProvider(
+            api_url=openai.api_url,
+            access_token=_reveal(openai.access_token),
+            models=openai.allowed_models or OPENAI_MODELS,
+            organization=openai.org_id,
+        ),
+    )
+
+
+def _reveal(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal()
+
+
+def list_secrets(settings: Settings) -> list[str]:
+    """Every secret that the settings hold, for the log's mask."""
+    secrets = (
+        settings.anthropic.access_token,
+        settings.openai.access_token,
+        settings.server.diagnostics_secret,
+        settings.store.redis_endpoint,
+    )
+    return [secret.reveal() for secret in secrets if secret is not None]
+
+
+def log_start(service: Service) -> None:
+    """Say what is served, from where, and what is not and why."""
+    settings = service.settings
+    for provider, token in (("anthropic", settings.anthropic.access_token), ("openai", settings.openai.access_token)):
+        if token is None:
+            variable = f"CODY_GATEWAY_{provider.upper()}_ACCESS_TOKEN"
+            logger.warning("provider %s has no routes: %s is not set", provider, variable)
+    if settings.actors.file is None and not settings.actors.allow_anonymous:
+        logger.warning("nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE or CODY_GATEWAY_ALLOW_ANONYMOUS")
+    logger.info("usage events are kept in %s", service.spool_path)
+    logger.info("cgw %s is serving on %s", __version__, service.url)
+
+
+async def _serve_until_signal(settings: Settings) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_service(settings) as service:
+            log_start(service)
+            number = await anext(aiter(signals))
+            seconds = settings.server.drain_timeout_seconds
+            logger.info("%s: draining for up to %g seconds", signal.Signals(number).name, seconds)
+            await service.drain(seconds)
+    logger.info("ended")
 
 
 def run_service(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. This is ``cgw serve``."""
+    """Serve until SIGTERM or SIGINT; the exit status. This is ``cgw serve``.
+
+    Raises :exc:`~cgw.errors.ConfigError`, with a sentence for each thing that keeps it from starting.
+    """
     logs = settings.logs
-    with open_logging(sys.stderr, level=logs.level, format=logs.format, secrets=_secrets(settings)):
+    is_terminal = {"text": True, "json": False}.get(logs.format)
+    with open_logging(
+        sys.stderr,
+        is_terminal=is_terminal,
+        level=logs.level,
+        secrets=list_secrets(settings),
+    ):
         for warning in settings.warnings:
             logger.warning("%s", warning)
         try:
             trio.run(_serve_until_signal, settings)
-        except ConfigError as error:
-            for problem in error.problems:
-                print(f"cgw: {problem}", file=sys.stderr)
-            return EXIT_FAILURE
+        except* (ConfigError, StoreUnavailable) as errors:
+            raise ConfigError([problem for error in _leaves(errors) for problem in _problems(error)]) from None
     return EXIT_OK
+
+
+def _problems(error: BaseException) -> tuple[str, ...]:
+    return error.problems if isinstance(error, ConfigError) else (str(error),)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -17,7 +17,7 @@ from cgw import __version__
 from cgw.errors import CgwError, ConfigError
 
 if TYPE_CHECKING:
-    from cgw.config import Settings, SettingRow
+    from cgw.config import SettingRow, Settings
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -72,10 +72,8 @@ def serve() -> int:
 
 @cli.command(epilog=EPILOG)
 @click.option("--once", is_flag=True, help="End after the tour instead of serving on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, show_default="any free one", help="The port to serve on."
-)
-def demo(once: bool, port: int) -> int:
+@click.option("--port", type=click.IntRange(0, 65535), help="The port to serve on (default: 9992, or any free one).")
+def demo(once: bool, port: int | None) -> int:
     """Show a request streaming through the gateway; needs no key and no network."""
     from cgw.demo.tour import run_demo
 
@@ -152,7 +150,7 @@ def _load_settings() -> Settings:
 
 
 def _end_quietly_with_the_reader() -> None:
-    """Let ``cgw usage | head`` end as any Unix filter does. Not for `serve`: its sockets break as a matter of course."""
+    """Let ``cgw usage | head`` end as any Unix filter does. Not for ``serve``, whose sockets break all the time."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 

@@ -89,6 +89,9 @@ class AsgiClient:
         body, self._body = bytes(self._body), bytearray()
         return body
 
+    def close_after_response(self) -> None:
+        """Nothing: Hypercorn itself closes an HTTP/1.1 connection whose request it has not read to the end."""
+
     async def send_response(self, status: int, headers: Headers, body: bytes) -> None:
         """See :meth:`~cgw.transport.client.ClientSide.send_response`."""
         await self.send_head(status, [*headers, (b"content-length", b"%d" % len(body))], is_stream=False)
@@ -146,4 +149,3 @@ def build_request_head(scope: Scope) -> RequestHead:
         target += b"?" + scope["query_string"]
     headers = tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
     return RequestHead(scope["method"].encode("ascii"), target, headers, scope["http_version"].encode("ascii"))
-

@@ -8,7 +8,7 @@ deadline. What stands here closes these gaps from outside, with its public attri
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import trio
 from hypercorn.config import Config
@@ -76,14 +76,14 @@ class ControlEngine:
 
     def __init__(self, app: AsgiApp, limits: ClientLimits) -> None:
         self._config = _build_config(limits)
-        self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
+        self._app = wrap_app(cast("Any", app), self._config.wsgi_max_body_size, "asgi")
         self._context = WorkerContext(None)
 
     async def serve_connection(self, stream: ReplayedStream, connection_nursery: trio.Nursery) -> None:
         """Serve one connection to its end. Cancel-safe; Hypercorn closes the stream."""
         connection = HandedConnection(stream)
         # The connection is its own state: every ASGI scope on it gets a shallow copy of this mapping.
-        server = TCPServer(self._app, self._config, self._context, {CONNECTION_KEY: connection}, stream)
+        server = TCPServer(self._app, self._config, self._context, {CONNECTION_KEY: connection}, cast("Any", stream))
         connection.attach(server)
         connection_nursery.start_soon(connection.watch)
         await server.run()

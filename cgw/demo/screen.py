@@ -21,6 +21,12 @@ READING_WIDTH = 96
 PLAIN_WIDTH = 80
 
 
+def has_colour(file: TextIO) -> bool:
+    """Whether colours may be written to ``file``: a terminal that has them, and nobody said ``NO_COLOR``."""
+    console = Console(file=file)
+    return console.color_system is not None and not console.no_color
+
+
 class WordFlow:
     """Breaks words that come one by one into lines of at most ``width`` columns."""
 

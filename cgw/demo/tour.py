@@ -7,14 +7,12 @@ client; only the store is a process of its own, as always. Nothing is left when 
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,11 +25,12 @@ from cgw.config import load_settings
 from cgw.demo.client import Client, Overhead, RequestFailed, Target, measure_overhead, open_client
 from cgw.demo.paste import CLAUDE, build_snippets
 from cgw.demo.recorded import RecordedEvent, count_completions, read_last_completion, read_last_seq
-from cgw.demo.screen import Screen
+from cgw.demo.screen import Screen, has_colour
 from cgw.demo.script import Script
 from cgw.demo.upstream import ScriptedUpstream, open_scripted_upstream
 from cgw.errors import CgwError, ConfigError
-from cgw.observe.logs import open_logging
+from cgw.events.database import describe
+from cgw.observe.logs import Logs, open_logging
 from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import FrameParser
 
@@ -68,8 +67,10 @@ def run_demo(*, once: bool, port: int | None = None) -> int:
     """
     screen = Screen(sys.stdout)
     try:
-        with tempfile.TemporaryDirectory(prefix="cgw-demo-") as directory, _quiet_logs():
-            return trio.run(_Tour(screen, Path(directory), choose_port(port), once).run)
+        settled_port = choose_port(port)
+        # While the tour speaks, the gateway's log keeps quiet: only errors show.
+        with tempfile.TemporaryDirectory(prefix="cgw-demo-") as directory, _open_log("ERROR"):
+            return trio.run(_Tour(screen, Path(directory), settled_port, once).run)
     except BaseException as error:
         sentences, status = _explain(error)
         if status is None:
@@ -80,20 +81,25 @@ def run_demo(*, once: bool, port: int | None = None) -> int:
 
 
 def choose_port(port: int | None) -> int:
-    """The port to serve on: ``port`` itself, or 9992, or 0 (any free one) when nothing is said and 9992 is taken.
+    """The port to serve on: ``port`` itself; without one, 9992, or 0 (any free one) when that is taken.
 
     Raises :exc:`~cgw.errors.ConfigError` when ``port`` is taken.
     """
-    wanted = DEFAULT_PORT if port is None else port
+    wanted = port or DEFAULT_PORT
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, wanted))
-        except OSError as error:
-            if port is None:
+        except (OSError, OverflowError) as error:
+            if not port:
                 return 0
-            raise ConfigError([f"port {port} cannot be used: {error.strerror}; --port names another"]) from error
+            raise ConfigError([f"port {port} cannot be used ({describe(error)}); --port names another"]) from error
     return wanted
+
+
+def _open_log(level: str) -> AbstractContextManager[Logs]:
+    """The log as people read it, on standard error; coloured where that is a terminal."""
+    return open_logging(sys.stderr, is_terminal=True, has_colour=has_colour(sys.stderr), level=level)
 
 
 def _explain(error: BaseException) -> tuple[list[str], int | None]:
@@ -112,18 +118,6 @@ def _explain(error: BaseException) -> tuple[list[str], int | None]:
     if isinstance(error, (CgwError, OSError)):
         return [str(error)], EXIT_FAILURE
     return [], None
-
-
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Keep the gateway's log off the terminal while the tour speaks; errors still show."""
-    cgw_logger = logging.getLogger("cgw")
-    level = cgw_logger.level
-    cgw_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        cgw_logger.setLevel(level)
 
 
 @frozen
@@ -211,7 +205,7 @@ class _Tour:
                 self._is_given = True
                 if not self._once:
                     self._show_serving(service)
-                    with open_logging(settings.logs):
+                    with _open_log("INFO"):
                         await trio.sleep_forever()
 
     def _scripts(self) -> dict[str, Script]:
@@ -235,26 +229,25 @@ class _Tour:
             "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": self._upstream_key,
             "CODY_GATEWAY_ACTORS_FILE": str(actors_path),
             "CODY_GATEWAY_DATA_DIR": str(self._directory / "data"),
-            "CODY_GATEWAY_LOG_FORMAT": "text",
         }
 
     def _show_start(self, service: Service, upstream: ScriptedUpstream, seconds: float) -> None:
         self._screen.show_section("Started")
         gateway = f"{service.url}  (up in {seconds:.2f} s, embedded store included)"
-        if self._port == 0:
-            gateway += f"  port {DEFAULT_PORT} is taken, so this is a free one"
         self._screen.show_facts(
             [
                 ("gateway", gateway),
                 ("scripted upstream", f"{upstream.url}  ({TOKENS_PER_SECOND} tokens a second)"),
-                ("data", f"{self._directory}  (removed at the end)"),
+                ("data folder", f"{self._directory}  (removed at the end)"),
             ]
         )
+        if self._port == 0:
+            self._screen.say(f"Port {DEFAULT_PORT} is taken by another program: the gateway has a free one instead.")
 
     async def _show_answer(self, service: Service) -> None:
         screen = self._screen
         screen.show_section("A streaming answer, as it arrives")
-        screen.say(f"POST {ROUTE} as the actor “{self._actors.shown_id}”: {QUESTION}", "dim")
+        screen.say(f'POST {ROUTE} as the actor "{self._actors.shown_id}": {QUESTION}', "dim")
         async with open_client(service.url) as client:
             target = self._target(service.url, self._actors.shown_token, CLAUDE)
             started = time.perf_counter()
@@ -264,9 +257,10 @@ class _Tour:
             ended = time.perf_counter()
         if not arrivals:
             raise RequestFailed("the answer holds no tokens")
+        first, gap = _in_ms(arrivals[0] - started), _in_ms(_longest_gap(arrivals))
         screen.say(
-            f"{len(arrivals)} tokens in {ended - started:.2f} s: the first after {_in_ms(arrivals[0] - started)} "
-            f"(the script waits {_in_ms(FIRST_TOKEN_SECONDS)} before it), the longest gap {_in_ms(_longest_gap(arrivals))}.",
+            f"{len(arrivals)} tokens in {ended - started:.2f} s: the first after {first} (the script waits "
+            f"{_in_ms(FIRST_TOKEN_SECONDS)} before it), the longest gap {gap}.",
             "dim",
         )
         self._show_limits(head)

@@ -14,7 +14,15 @@ from attrs import frozen
 
 from cgw.actors.authorization import check_access, extract_token
 from cgw.actors.source import AccessTokenDenied, NotFromSource, Sources
-from cgw.errors import ClientGone, Refusal, SpoolError, StoreUnavailable, UpstreamError, UpstreamTimeout
+from cgw.errors import (
+    ClientGone,
+    Refusal,
+    SpoolError,
+    StoreUnavailable,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from cgw.events import records
 from cgw.events.spool import Spool
 from cgw.gateway.answer import (
@@ -27,8 +35,10 @@ from cgw.gateway.answer import (
 )
 from cgw.gateway.journal import Journal
 from cgw.limits.headers import build_limit_headers, build_limit_refusal
-from cgw.limits.limiter import Admission, Limiter, LimitExceeded
+from cgw.limits.limiter import Admission, Limiter
+from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
+from cgw.observe.exchanges import Outcome
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.providers.models import check_model, evaluate_allowed_models
 from cgw.transport.client import ClientSide
@@ -68,6 +78,10 @@ async def run_exchange(services: Services, dialect: Dialect, client: ClientSide)
         async with trio.open_nursery() as exchange_nursery:
             await exchange.run(exchange_nursery)
             exchange_nursery.cancel_scope.cancel()
+    except* Exception as bugs:  # noqa: BLE001 - the boundary between one exchange and all others
+        # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
+        exchange.journal.failed(bugs)
+        await exchange.fail()
     finally:
         exchange.journal.close(client)
 
@@ -96,6 +110,17 @@ class Exchange:
         if self.client_scope.cancelled_caught:
             self.journal.client_gone()
 
+    async def fail(self) -> None:
+        """Answer 500 if there is still somebody to answer, otherwise break off."""
+        refusal = Refusal(500, "internal error")
+        try:
+            if self._client.is_response_started:
+                self._client.break_off()
+            else:
+                await self._refuse(refusal)
+        except ClientGone:
+            return
+
     async def _watch_client(self) -> None:
         await self._client.wait_gone()
         self.client_scope.cancel()
@@ -103,7 +128,10 @@ class Exchange:
     async def _refuse(self, refusal: Refusal) -> None:
         self.journal.refused(refusal)
         headers, body = self._dialect.errors.render(refusal)
-        await self._client.send_response(refusal.status, [*headers, *refusal.headers], body)
+        fields = [*headers, *refusal.headers]
+        if refusal.must_close:
+            self._client.close_after_response()
+        await self._client.send_response(refusal.status, fields, body)
 
     async def _serve(self, exchange_nursery: trio.Nursery) -> None:
         head, services = self._client.head, self._services
@@ -112,12 +140,11 @@ class Exchange:
         timeout_seconds = read_timeout_seconds(head, services.timeout_seconds, services.max_timeout_seconds)
         body = await self._client.receive_body()
         exchange_nursery.start_soon(self._watch_client)
-        self.journal.move(Phase.PREPARING)
+        self.journal.received(feature, body)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
         prepared = self._dialect.prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
-        self.journal.prepared(feature, prepared)
         rate_limit = self._check_access_to_model(actor, feature, prepared)
-        self.journal.move(Phase.ADMITTING)
+        self.journal.prepared(prepared)
         admission = await self._admit(actor, feature, rate_limit)
         await self._forward(actor, feature, prepared, admission, timeout_seconds)
 
@@ -151,7 +178,7 @@ class Exchange:
             return await self._services.limiter.admit(actor, feature, rate_limit)
         except LimitExceeded as exceeded:
             refusal = build_limit_refusal(exceeded, feature, self.journal.now())
-            event = records.rate_limited(actor, feature, refusal.message, exceeded.cause)
+            event = records.rate_limited(actor, feature, error=refusal.message, cause=exceeded.cause)
             await self._record(self._services.spool, event)
             raise refusal from None
         except StoreUnavailable as error:
@@ -181,6 +208,7 @@ class Exchange:
             raise failure
         if held is not None and held.end is RelayEnd.COMPLETE:
             await self._client.finish(held.held_back)
+            self.journal.finished()
         else:
             self._client.break_off()
 
@@ -189,10 +217,10 @@ class Exchange:
     ) -> RelayOutcome | None:
         """The relay's outcome; ``None`` when the deadline passed after the answer had begun."""
         self.journal.move(Phase.OPENING)
-        with trio.move_on_after(timeout_seconds) as deadline_scope:
+        with trio.move_on_after(timeout_seconds):  # the deadline scope
             return await self._relay(prepared, admission)
-        self.journal.upstream_failed(f"the exchange took longer than {timeout_seconds:g} seconds", is_timeout=True)
-        if deadline_scope.cancelled_caught and not self._client.is_response_started:
+        self.journal.upstream_failed(Outcome.TIMEOUT, f"the exchange took longer than {timeout_seconds:g} seconds")
+        if not self._client.is_response_started:
             raise self._timed_out()
         return None
 
@@ -201,10 +229,12 @@ class Exchange:
             async with self._services.pool.open_response(prepared.upstream) as response:
                 return await self._pass_on(response, prepared, admission)
         except UpstreamTimeout as error:
-            self.journal.upstream_failed(str(error), is_timeout=True)
+            self.journal.upstream_failed(Outcome.TIMEOUT, str(error))
             raise self._timed_out() from None
         except UpstreamError as error:
-            self.journal.upstream_failed(str(error))
+            is_unreachable = isinstance(error, UpstreamUnreachable)
+            outcome = Outcome.UPSTREAM_UNREACHABLE if is_unreachable else Outcome.UPSTREAM_BROKE
+            self.journal.upstream_failed(outcome, str(error))
             provider = self._dialect.provider
             raise Refusal(502, f"failed to make request to upstream provider {provider}: {error}") from None
 
@@ -230,9 +260,7 @@ class Exchange:
         self.journal.relayed(outcome)
         return outcome
 
-    async def _conclude(
-        self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission
-    ) -> None:
+    async def _conclude(self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission) -> None:
         """Record and settle. Nothing cancels it but its own deadline: the client may be gone, the usage is not."""
         journal, services = self.journal, self._services
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CONCLUDE_SECONDS) as conclude_scope:
@@ -256,5 +284,4 @@ class Exchange:
         try:
             await spool.record(event)
         except SpoolError as error:
-            logger.error("a usage event could not be spooled: %s; it reads: %s", error, records.to_json(event))
-
+            logger.error("a usage event could not be spooled: %s; it reads: %s", error, event)

@@ -8,9 +8,9 @@ import trio
 
 from cgw.errors import Refusal
 from cgw.events import records
-from cgw.model import Actor, Feature, Usage, UsageEvent
-from cgw.observe.logs import ExchangeRecord, log_exchange
 from cgw.gateway.answer import answer_status
+from cgw.model import Actor, Feature, Usage, UsageEvent
+from cgw.observe.exchanges import ExchangeRecord, Outcome, log_exchange
 from cgw.providers.dialect import PreparedRequest
 from cgw.transport.client import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome
@@ -35,8 +35,10 @@ class Journal:
         self._feature: Feature | None = None
         self._prepared: PreparedRequest | None = None
         self._refusal: Refusal | None = None
-        self._outcome = "ok"
+        self._outcome = Outcome.SHUTDOWN
         self._error: str | None = None
+        self._bug: BaseException | None = None
+        self._request_bytes: int | None = None
         self.phase = Phase.RECEIVING
         self.upstream_head: ResponseHead | None = None
         self.is_upstream_complete = False
@@ -58,9 +60,15 @@ class Journal:
         """It is known who asks."""
         self._actor = actor
 
-    def prepared(self, feature: Feature, prepared: PreparedRequest) -> None:
+    def received(self, feature: Feature, body: bytes) -> None:
+        """The whole request is there."""
+        self._feature, self._request_bytes = feature, len(body)
+        self.move(Phase.PREPARING)
+
+    def prepared(self, prepared: PreparedRequest) -> None:
         """It is known what for."""
-        self._feature, self._prepared = feature, prepared
+        self._prepared = prepared
+        self.move(Phase.ADMITTING)
 
     def answered(self, head: ResponseHead) -> None:
         """The upstream's response head is there."""
@@ -75,22 +83,30 @@ class Journal:
         """The body came to its end, good or bad."""
         self.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
         if outcome.error is not None:
-            self.upstream_failed(outcome.error, is_timeout=outcome.end is RelayEnd.TIMED_OUT)
+            is_timeout = outcome.end is RelayEnd.TIMED_OUT
+            self.upstream_failed(Outcome.TIMEOUT if is_timeout else Outcome.UPSTREAM_BROKE, outcome.error)
 
-    def upstream_failed(self, error: str, *, is_timeout: bool = False) -> None:
+    def upstream_failed(self, outcome: Outcome, error: str) -> None:
         """The upstream did not keep its side."""
-        self._outcome = "timeout" if is_timeout else "upstream_broke"
-        self._error = error
+        self._outcome, self._error = outcome, error
 
     def refused(self, refusal: Refusal) -> None:
-        """The gateway answered itself."""
+        """The gateway answers itself; the first fault stays the exchange's outcome."""
         self._refusal = refusal
-        if self._outcome == "ok":
-            self._outcome, self._error = "refused", refusal.message
+        if self._outcome is Outcome.SHUTDOWN:
+            self._outcome, self._error = Outcome.REFUSED, refusal.message
+
+    def finished(self) -> None:
+        """The client has the whole answer."""
+        self._outcome = Outcome.OK
 
     def client_gone(self) -> None:
         """The client left before its answer was complete."""
-        self._outcome, self._error = "client_gone", f"the client left while {self.phase.value}"
+        self._outcome, self._error = Outcome.CLIENT_GONE, f"the client left while {self.phase.value}"
+
+    def failed(self, bug: BaseException) -> None:
+        """Something is wrong with cgw itself."""
+        self._outcome, self._error, self._bug = Outcome.INTERNAL_ERROR, type(bug).__name__, bug
 
     @property
     def is_charged(self) -> bool:
@@ -135,20 +151,22 @@ class Journal:
                 method=self._head.method.decode("latin-1"),
                 path=self._head.path.decode("latin-1"),
                 protocol=f"HTTP/{self._head.http_version.decode('latin-1')}",
+                outcome=self._outcome,
+                duration_ms=(now - self._started) * 1000,
                 status=self.status,
-                remote_ip=client.peer,
-                user_agent=self._text(b"user-agent"),
-                actor_id=None if self._actor is None else self._actor.id,
+                actor=None if self._actor is None else self._actor.id,
                 source=None if self._actor is None else self._actor.source,
                 feature=None if self._feature is None else self._feature.value,
                 model=None if self._prepared is None else self._prepared.model,
-                is_stream=None if self._prepared is None else self._prepared.is_stream,
+                stream=None if self._prepared is None else self._prepared.is_stream,
                 upstream_status=None if self.upstream_head is None else self.upstream_head.status,
-                duration_ms=(now - self._started) * 1000,
                 upstream_ms=None if self._upstream_seconds is None else self._upstream_seconds * 1000,
                 first_byte_ms=None if self._first_chunk is None else (self._first_chunk - self._started) * 1000,
-                bytes_sent=client.bytes_sent,
-                outcome=self._outcome,
+                request_bytes=self._request_bytes,
+                response_bytes=client.bytes_sent,
+                remote_ip=client.peer,
+                user_agent=self._text(b"user-agent"),
                 error=self._error,
-            )
+            ),
+            self._bug,
         )

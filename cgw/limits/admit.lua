@@ -25,7 +25,7 @@ local plans, waits = {}, {}
 local check = {}
 
 function check.bucket(key, limit, period, cost)
-  local bucket = load_bucket(key, now) or {debt = 0, limit = limit, period = period, low_at = 0}
+  local bucket = load_bucket(key, now) or {debt = 0, limit = limit, period = period, empty_at = 0}
   convert_bucket(bucket, limit, period)
   local claimed = bucket.debt + cost * period
   local excess = claimed - limit * period
@@ -35,7 +35,7 @@ function check.bucket(key, limit, period, cost)
     return measure_bucket(is_claimed and claimed or bucket.debt, limit, period)
   end
   local function claim()
-    if bucket.debt < cost * period then bucket.low_at = now end
+    if bucket.debt == 0 then bucket.empty_at = now end
     bucket.debt = claimed
     save_bucket(key, bucket, now)
   end

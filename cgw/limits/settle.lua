@@ -5,8 +5,9 @@
 -- Returns  1 when it was settled now; 0 when it had been settled before, was never admitted, or its record expired
 -- Guarantees
 --   Once: a second call changes nothing. A lease is freed in any case.
---   used < reserved gives the difference back. What time has given back already is not given twice: a bucket that
---   was paid off since, a window that has ended. So a refund never lets more through than the limit.
+--   used < reserved gives the difference back, exactly, as far as there is debt. What time has given back already
+--   is not given twice: nothing comes back of a bucket that was empty since, or of a window that has ended. So in
+--   any span of time, what was admitted less what was given back is at most the limit and its refill.
 --   used > reserved is charged, up to a debt of two full buckets. Limits that were changed meanwhile keep their
 --   new numbers.
 
@@ -20,9 +21,9 @@ function settle.bucket(key, limit, period, difference)
   local bucket = load_bucket(key, now)
   if not bucket then
     if difference < 0 then return end
-    bucket = {debt = 0, limit = limit, period = period, low_at = now}
+    bucket = {debt = 0, limit = limit, period = period, empty_at = now}
   end
-  if difference < 0 and admitted_at < bucket.low_at then return end
+  if difference < 0 and admitted_at < bucket.empty_at then return end
   local most = 2 * bucket.limit * bucket.period
   -- Compare in tokens first: the product of an absurd usage could leave the exact range.
   local change = difference > 2 * bucket.limit and most or difference * bucket.period

@@ -1,11 +1,11 @@
 -- state: what every script of this room begins with (loaded as state.lua .. script.lua). Not a script of its own.
 --
 -- A limit is one key; an absent key is an unused limit, and every key expires once it says nothing any more.
---   bucket   string "debt at limit period low_at": a token bucket of `limit` tokens that refills by limit/period
+--   bucket   string "debt at limit period empty_at": a token bucket of `limit` tokens that refills by limit/period
 --            a millisecond. Debt is counted in token*ms (one token = `period` of debt), so that refill is an
 --            integer too: `limit` of debt a millisecond. All numbers are integers below 2^53, where doubles are
 --            exact: limit * period <= 2^51 (checked by cgw when a limit is loaded), debt <= 2 * limit * period.
---            `low_at` is when a claim last found less debt than its own size: claims older than that are paid off.
+--            `empty_at` is when a claim last found no debt: time had paid off all claims before it.
 --   window   string "id used period": `limit` per aligned window of `period` ms; id = floor(now / period).
 --   lease    sorted set of reservation ids by the time their lease ends: at most `limit` at once.
 -- Time is the server's own; a clock that steps back gives no refill and no fresh window.
@@ -27,10 +27,10 @@ end
 local function load_bucket(key, now)
   local state = redis.call('GET', key)
   if not state then return nil end
-  local debt, at, limit, period, low_at = string.match(state, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
+  local debt, at, limit, period, empty_at = string.match(state, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   if not debt then error('key ' .. key .. ' holds no bucket') end
   local bucket = {
-    debt = tonumber(debt), limit = tonumber(limit), period = tonumber(period), low_at = tonumber(low_at),
+    debt = tonumber(debt), limit = tonumber(limit), period = tonumber(period), empty_at = tonumber(empty_at),
     is_ahead = tonumber(at) > now,
   }
   local elapsed = now - tonumber(at)
@@ -53,7 +53,7 @@ local function save_bucket(key, bucket, now)
   if bucket.debt <= 0 then
     redis.call('DEL', key)
   else
-    redis.call('SET', key, integers(bucket.debt, now, bucket.limit, bucket.period, bucket.low_at),
+    redis.call('SET', key, integers(bucket.debt, now, bucket.limit, bucket.period, bucket.empty_at),
       'PX', integers(math.ceil(bucket.debt / bucket.limit) + SLACK_MS))
   end
 end

@@ -23,6 +23,7 @@ from cgw.providers.request_body import (
     StringOrStrings,
     encode_object,
     keep_fields,
+    keep_fields_of_each,
 )
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.providers.usage_reading import read_usage
@@ -120,7 +121,7 @@ class AnthropicMessages:
         parsed, raw = self._reader.read(body)
         messages = _check(parsed, self.max_tokens_cap)
         outgoing = keep_fields(raw, BODY_FIELDS)
-        outgoing["messages"] = [keep_fields(message, MESSAGE_FIELDS, keep_null=True) for message in raw["messages"]]
+        outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         if messages[0].role == "system":
             del outgoing["messages"][0]
             _set_system(outgoing, parsed.system, messages[0].content)
@@ -196,19 +197,17 @@ def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content)
             if part.get("type") != "text":
                 path = f"messages[0].content[{index}]"
                 raise Refusal(400, f"{path}: a system message may hold text only", param=path)
-    contents = [content for content in (own, message) if content is not None and content.character_count]
+    if not message.character_count:
+        return
+    contents = [message] if own is None or not own.raw else [own, message]
     if all(_is_plain(content) for content in contents):
-        system: str | list[dict[str, Any]] = "\n\n".join(_join_text(content) for content in contents)
+        outgoing["system"] = "\n\n".join(_join_text(content) for content in contents)
     else:
-        system = [part for content in contents for part in _parts_of(content)]
-    if system:
-        outgoing["system"] = system
-    else:
-        outgoing.pop("system", None)
+        outgoing["system"] = [part for content in contents for part in _parts_of(content)]
 
 
 def _is_plain(content: Content) -> bool:
-    return not isinstance(content.raw, list) or all(part.keys() == {"type", "text"} for part in content.raw)
+    return not isinstance(content.raw, list) or all(part["type"] == "text" and len(part) == 2 for part in content.raw)
 
 
 def _join_text(content: Content) -> str:

@@ -259,9 +259,17 @@ def encode_object(value: dict[str, Any]) -> bytes:
         raise _refuse_json("nested too deeply") from None
 
 
-def keep_fields(value: dict[str, Any], names: frozenset[str], *, keep_null: bool = False) -> dict[str, Any]:
+def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """A copy of ``value`` with only the fields in ``names``, and without those that are ``null``."""
-    return {name: item for name, item in value.items() if name in names and (keep_null or item is not None)}
+    return {name: item for name, item in value.items() if name in names and item is not None}
+
+
+def keep_fields_of_each(values: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
+    """The objects with only the fields in ``names``, of which ``null`` is a value too; those that fit are not copied."""
+    return [
+        value if value.keys() <= names else {name: item for name, item in value.items() if name in names}
+        for value in values
+    ]
 
 
 def _refuse_json(problem: str) -> Refusal:
@@ -286,7 +294,7 @@ def _decode_again(body: bytes, error: Exception) -> Any:
             raise _refuse_json("nested too deeply") from None
         except (msgspec.DecodeError, ValueError) as another:
             error = another
-    problem = str(error).removeprefix("JSON is malformed: ")
+    problem = str(error).removeprefix("JSON is malformed: ").partition(" - at ")[0]
     if problem == "Input data was truncated":
         problem = f"unexpected end (byte {len(body)})"
     raise _refuse_json(f"invalid JSON: {problem}") from None

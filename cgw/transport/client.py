@@ -62,6 +62,10 @@ class ClientSide(Protocol):
         """
         ...
 
+    def close_after_response(self) -> None:
+        """Do not go on with this connection after the response; to be called before it begins."""
+        ...
+
     async def send_response(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole response; ``content-length`` is added. Raises :exc:`~cgw.errors.ClientGone`."""
         ...

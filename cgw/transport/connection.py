@@ -190,6 +190,7 @@ class HotClient:
         self.is_broken_off = False
         self._is_close_delimited = False
         self._is_stalled = False
+        self._is_last = False
         self._received = received
 
     @property
@@ -268,6 +269,10 @@ class HotClient:
             data, self._after_body = data[:used], data[used:]
         self._h11.receive_data(data)
 
+    def close_after_response(self) -> None:
+        """See :meth:`~cgw.transport.client.ClientSide.close_after_response`."""
+        self._is_last = True
+
     async def send_response(self, status: int, headers: Headers, body: bytes) -> None:
         """See :meth:`~cgw.transport.client.ClientSide.send_response`."""
         await self.send_head(status, [*headers, *_own_fields(body)], is_stream=False)
@@ -276,7 +281,7 @@ class HotClient:
     async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
         """See :meth:`~cgw.transport.client.ClientSide.send_head`."""
         fields = list(headers)
-        if self._h11.their_state is not h11.DONE or self._service.is_draining():
+        if self._is_last or self._h11.their_state is not h11.DONE or self._service.is_draining():
             fields.append((b"connection", b"close"))
         self.is_response_started = True
         self._unsent += self._h11.send(h11.Response(status_code=status, headers=fields, reason=status_phrase(status)))

@@ -28,7 +28,7 @@ async def run_services(services: Callable[[], Awaitable[None]]) -> AsyncIterator
         nursery.start_soon(run)
         try:
             yield
-        except BaseException as raised:
+        except BaseException as raised:  # noqa: BLE001 - raised again below
             # Kept back until the nursery has ended: leaving it with an error would wrap that in a group.
             error = raised
         service_scope.cancel()

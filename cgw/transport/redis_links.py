@@ -104,6 +104,8 @@ class Redis(AsyncCoreCommands):
     cancelled command may still be executed; its reply is dropped, and no other caller notices.
     """
 
+    _event_dispatcher: Any = None  # redis-py's protocol asks for it; its commands don't use it
+
     def __init__(
         self, address: RedisAddress, links: int, timeout_seconds: float, connect_timeout_seconds: float
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import suppress
 
 import trio
 
@@ -59,10 +60,8 @@ def abort_socket(sock: trio.socket.SocketType, *, reset: bool = False) -> None:
     A reset is needed where the end of the stream would be the end of the message: RFC 9112 §6.3, rule 8.
     """
     if reset:
-        try:
+        with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            return sock.close()
     sock.close()
 
 

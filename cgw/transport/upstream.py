@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from select import POLLIN, poll
+from typing import cast
 
 import h11
 import trio
@@ -22,6 +23,9 @@ from cgw.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, Up
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
 
 RECEIVE_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
+"""The largest response head that is read."""
+
 MAX_INFORMATIONAL = 16
 """The most 1xx responses that may precede a final one."""
 
@@ -46,7 +50,7 @@ class PoolStatistics:
     busy: int = 0
 
 
-class StaleConnection(Exception):  # noqa: N818 - it ends no exchange
+class StaleConnection(Exception):
     """A kept connection broke before the first byte of a response: the upstream had closed it meanwhile."""
 
 
@@ -69,7 +73,7 @@ class UpstreamConnection:
     def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], origin: Origin) -> None:
         self._stream = stream
         self._transport = stream if isinstance(stream, trio.SocketStream) else stream.transport_stream
-        self._h11 = h11.Connection(h11.CLIENT)
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._has_received = False
         self.origin = origin
         self.idle_since = 0.0
@@ -128,9 +132,10 @@ class UpstreamConnection:
                 if not self._has_received and self.was_used:
                     raise StaleConnection from None
                 raise UpstreamProtocolError(f"the upstream broke HTTP/1.1: {error}") from None
-            if event is not h11.NEED_DATA:
-                return event
-            self._h11.receive_data(await self._receive())
+            if event is h11.NEED_DATA:
+                self._h11.receive_data(await self._receive())
+            else:
+                return cast("h11.Event | type[h11.PAUSED]", event)
 
     async def _receive(self) -> bytes:
         try:

@@ -29,7 +29,15 @@ class ChunkScanner:
     After the end of the body ``is_complete`` is true and ``feed`` must not be called again.
     """
 
-    __slots__ = ("_expects_line_end", "_in_trailer", "_line", "_remaining", "_trailer_bytes", "body_bytes", "is_complete")
+    __slots__ = (
+        "_expects_line_end",
+        "_in_trailer",
+        "_line",
+        "_remaining",
+        "_trailer_bytes",
+        "body_bytes",
+        "is_complete",
+    )
 
     def __init__(self) -> None:
         self._line = bytearray()

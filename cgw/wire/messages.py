@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
 from cgw.errors import Headers
 
@@ -58,7 +58,7 @@ class RequestHead:
 
     method: bytes
     target: bytes
-    headers: Headers
+    headers: Headers = field(repr=False)
     http_version: bytes = b"1.1"
 
     @property
@@ -94,6 +94,6 @@ class UpstreamRequest:
 
     origin: Origin
     target: bytes
-    headers: Headers
-    body: bytes
+    headers: Headers = field(repr=False)
+    body: bytes = field(repr=False)
     method: bytes = b"POST"

@@ -89,17 +89,21 @@ class FrameParser:
         frames: list[Frame] = []
         event, data = self._event, self._data
         for line in lines:
-            if not line:
+            if line.startswith(b"data: "):  # as all APIs write it; the general case is below
+                data.append(line[6:])
+            elif line.startswith(b"event: "):
+                event = line[7:]
+            elif not line:
                 if data:
                     frames.append(Frame(event, data[0] if len(data) == 1 else b"\n".join(data)))
                     data = []
                 event = b""
-                continue
-            name, _, value = line.partition(b":")
-            if name == b"data":
-                data.append(value[1:] if value[:1] == b" " else value)
-            elif name == b"event":
-                event = value[1:] if value[:1] == b" " else value
+            else:
+                name, _, value = line.partition(b":")
+                if name == b"data":
+                    data.append(value.removeprefix(b" "))
+                elif name == b"event":
+                    event = value.removeprefix(b" ")
         self._event, self._data = event, data
         return frames
 

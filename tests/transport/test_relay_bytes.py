@@ -72,19 +72,20 @@ async def test_bytes_are_equal_for_every_cut(dialect: str, framing: str, keeps_a
         version.encode(),
         b"" if keeps_alive else b"connection: close\r\n",
     )
-    with trio.fail_after(100):
-        async with open_raw_server(play) as upstream_port:
-            async with open_bare_gateway(Origin("http", "127.0.0.1", upstream_port)) as gateway:
-                stream: trio.SocketStream | None = None
-                for _ in range(len(response) - response.index(b"\r\n\r\n") + 3):
-                    stream = stream or await trio.open_tcp_stream("127.0.0.1", gateway.port)
-                    got, is_reusable = await read_response(stream, request)
-                    assert got == body
-                    if not is_reusable:
-                        stream.socket.close()
-                        stream = None
-                statistics = gateway.pool.statistics()
-                if stream is not None:
-                    stream.socket.close()
+    async with (
+        open_raw_server(play) as upstream_port,
+        open_bare_gateway(Origin("http", "127.0.0.1", upstream_port)) as gateway,
+    ):
+        stream: trio.SocketStream | None = None
+        for _ in range(len(response) - response.index(b"\r\n\r\n") + 3):
+            stream = stream or await trio.open_tcp_stream("127.0.0.1", gateway.port)
+            got, is_reusable = await read_response(stream, request)
+            assert got == body
+            if not is_reusable:
+                stream.socket.close()
+                stream = None
+        statistics = gateway.pool.statistics()
+        if stream is not None:
+            stream.socket.close()
     assert cut_count == len(response) - response.index(b"\r\n\r\n") + 3
     assert statistics.opened == (1 if keeps_alive else cut_count)

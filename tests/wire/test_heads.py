@@ -78,10 +78,12 @@ def test_too_long_target_gets_414() -> None:
 @given(st.binary(max_size=300))
 def test_no_head_raises_anything_but_a_refusal(data: bytes) -> None:
     """Arbitrary bytes are parsed or refused with a status of 4xx; nothing else ever comes out."""
+    statuses = [200]
     try:
         parse(data + b"\r\n\r\n")
     except Refusal as refusal:
-        assert 400 <= refusal.status < 500
+        statuses.append(refusal.status)
+    assert statuses[-1] in (200, 400, 414, 431)
 
 
 @given(st.binary(max_size=60))

@@ -1,0 +1,96 @@
+"""Tokens in headers, and access of actors."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgw.actors.authorization import check_access, extract_token
+from cgw.errors import Headers, Refusal
+from cgw.model import Actor
+
+
+@pytest.mark.parametrize(
+    ("headers", "token"),
+    [
+        ([], ""),
+        ([(b"authorization", b"Bearer abc")], "abc"),
+        ([(b"authorization", b"bEARER   abc ")], "abc"),
+        ([(b"x-api-key", b" abc ")], "abc"),
+        ([(b"authorization", b""), (b"x-api-key", b"abc")], "abc"),
+        ([(b"x-api-key", b""), (b"authorization", b"Bearer abc")], "abc"),
+        ([(b"x-api-key", b"other"), (b"authorization", b"Bearer abc")], "abc"),
+        ([(b"x-api-key", b"")], ""),
+    ],
+)
+def test_a_token_is_found_in_either_header(headers: Headers, token: str) -> None:
+    """Authorization wins over x-api-key; an empty header is as good as none."""
+    assert extract_token(headers) == token
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"abc", "token type missing in Authorization header"),
+        (b"Bearer", "token type missing in Authorization header"),
+        (b"Basic dXNlcjpwYXNz", "invalid token type Basic"),
+        (b"token abc", "invalid token type token"),
+        (b"sgp_0123456789abcdef Bearer", "invalid token type ****"),
+        (b"\xff\xfe abc", "invalid token type ****"),
+    ],
+)
+def test_a_malformed_authorization_is_refused(value: bytes, text: str) -> None:
+    """It gets 400 with the reference's text (§4), which never holds what may be a token."""
+    with pytest.raises(Refusal) as caught:
+        extract_token([(b"authorization", value), (b"x-api-key", b"abc")])
+    assert (caught.value.status, caught.value.message) == (400, text)
+
+
+@given(st.binary(max_size=60))
+def test_any_authorization_gives_a_token_or_a_refusal(value: bytes) -> None:
+    """No bytes in the header make it fail in another way, or come back in the refusal's text."""
+    try:
+        token = extract_token([(b"authorization", value)])
+    except Refusal as refusal:
+        assert refusal.status == 400
+        credentials = value.strip().partition(b" ")[2].strip()
+        assert len(credentials) < 8 or credentials not in refusal.message.encode()
+    else:
+        assert token.encode("utf-8", "surrogateescape") in value
+
+
+def actor(*, access_enabled: bool = False, actor_id: str = "acme", **grants: bool) -> Actor:
+    endpoint_access = {f"/v1/{path}": granted for path, granted in grants.items()}
+    return Actor(id=actor_id, name="", source="static", access_enabled=access_enabled, endpoint_access=endpoint_access)
+
+
+@pytest.mark.parametrize(
+    ("subject", "path"),
+    [
+        (actor(access_enabled=True), "/v1/completions/openai"),
+        (actor(access_enabled=True, attribution=False), "/v1/attribution"),
+        (actor(attribution=True), "/v1/attribution"),
+        (actor(attribution=True), b"//v1/attribution/more"),
+        (actor(a=False, attribution=True), "/v1/attribution"),
+    ],
+)
+def test_access_is_granted(subject: Actor, path: str | bytes) -> None:
+    """An actor with access may do anything; one without may use the paths that it is granted."""
+    check_access(subject, path)
+
+
+@pytest.mark.parametrize(
+    ("subject", "path"),
+    [
+        (actor(), "/v1/completions/openai"),
+        (actor(attribution=True), "/v1/completions/openai"),
+        (actor(attribution=True, actor_id=""), "/v1/attribution"),
+        (actor(a=True, attribution=False), "/v1/attribution"),
+    ],
+)
+def test_access_is_refused(subject: Actor, path: str) -> None:
+    """Without access it is 403; no grant covers an actor without id (reference §2.7's quirk), the longest prefix wins."""
+    with pytest.raises(Refusal) as caught:
+        check_access(subject, path)
+    assert (caught.value.status, caught.value.message) == (403, "Cody Gateway access not enabled")

@@ -1,0 +1,101 @@
+"""The events' contents: the reference's names and keys, and nothing where nothing is known."""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from cgw.events.records import access_denied, completions_finished, rate_limited, unauthorized
+from cgw.model import Actor, EventName, Feature, Usage, UsageQuality
+
+ACTOR = Actor(id="acme", name="Acme Inc.", source="static", access_enabled=True)
+
+
+def test_completion_carries_the_reference_keys() -> None:
+    """A whole completion has every key of the reference, the dialect's own, and cgw's usage_quality and actor_name."""
+    event = completions_finished(
+        ACTOR,
+        feature=Feature.CHAT_COMPLETIONS,
+        model="anthropic/claude-3-5-sonnet-20240620",
+        provider="anthropic",
+        usage=Usage(11, 22, 33, 44, UsageQuality.EXACT),
+        resolved_status=200,
+        upstream_status=200,
+        upstream_request_duration_ms=1234,
+        sg_actor_id="7",
+        sg_actor_anonymous_uid="anon",
+        metadata={"stream": True, "max_tokens": 1000},
+        trace_id="0af7651916cd43dd8448eb211c80319c",
+    )
+    assert (event.name, event.source, event.identifier) == (EventName.COMPLETIONS_FINISHED, "static", "acme")
+    assert event.metadata == {
+        "feature": "chat_completions",
+        "model": "anthropic/claude-3-5-sonnet-20240620",
+        "provider": "anthropic",
+        "stream": True,
+        "max_tokens": 1000,
+        "prompt_token_count": 11,
+        "completion_token_count": 22,
+        "prompt_character_count": 33,
+        "completion_character_count": 44,
+        "usage_quality": "exact",
+        "upstream_request_duration_ms": 1234,
+        "upstream_status_code": 200,
+        "resolved_status_code": 200,
+        "sg_actor_id": "7",
+        "sg_actor_anonymous_uid": "anon",
+        "actor_name": "Acme Inc.",
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+    }
+
+
+def test_unknown_figures_are_left_out() -> None:
+    """What is not known has no key: no −1 and no null."""
+    event = completions_finished(
+        evolve(ACTOR, name=" "),
+        feature=Feature.CODE_COMPLETIONS,
+        model="openai/gpt-4o",
+        provider="openai",
+        usage=Usage(),
+        resolved_status=502,
+        sg_actor_id="",
+    )
+    assert event.metadata == {
+        "feature": "code_completions",
+        "model": "openai/gpt-4o",
+        "provider": "openai",
+        "usage_quality": "estimated",
+        "resolved_status_code": 502,
+    }
+
+
+def test_dialect_cannot_displace_our_keys() -> None:
+    """A key that the dialect and cgw both set has cgw's value."""
+    event = completions_finished(
+        ACTOR,
+        feature=Feature.CHAT_COMPLETIONS,
+        model="openai/gpt-4o",
+        provider="openai",
+        usage=Usage(),
+        resolved_status=200,
+        metadata={"model": "forged", "resolved_status_code": 1},
+    )
+    assert event.metadata["model"] == "openai/gpt-4o"
+    assert event.metadata["resolved_status_code"] == 200
+
+
+def test_refusals_carry_the_reference_keys() -> None:
+    """RateLimited says what and why, Unauthorized has the identifier "unknown", AccessDenied no metadata."""
+    limited = rate_limited(ACTOR, Feature.EMBEDDINGS, error="you exceeded the rate limit", cause="quota")
+    assert (limited.name, limited.source, limited.identifier) == (EventName.RATE_LIMITED, "static", "acme")
+    assert limited.metadata == {"error": "you exceeded the rate limit", "feature": "embeddings", "cause": "quota"}
+    denied = unauthorized("dotcom-user", "token expired")
+    assert (denied.name, denied.source, denied.identifier) == (EventName.UNAUTHORIZED, "dotcom-user", "unknown")
+    assert denied.metadata == {"reason": "token expired"}
+    refused = access_denied(ACTOR)
+    assert (refused.name, refused.source, refused.identifier) == (EventName.ACCESS_DENIED, "static", "acme")
+    assert refused.metadata == {}
+
+
+def test_events_have_ids_of_their_own() -> None:
+    """Two events of the same content are two events."""
+    assert access_denied(ACTOR).id != access_denied(ACTOR).id

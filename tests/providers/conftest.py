@@ -1,0 +1,46 @@
+"""What the tests of dialects share: callers, heads and bodies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cgw.errors import Headers
+from cgw.model import Feature
+from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.registry import AnthropicProvider, OpenAIProvider, build_dialects
+from cgw.wire.messages import RequestHead
+
+Prepare = Callable[..., PreparedRequest]
+
+
+@pytest.fixture(scope="session")
+def dialects() -> dict[str, Dialect]:
+    """All dialects by their path, with marked keys and base URLs that have path prefixes."""
+    built = build_dialects(
+        AnthropicProvider("https://anthropic.test/base/", "KEY-anthropic", ("claude-a", "anthropic/claude-b"), 4000),
+        OpenAIProvider("http://127.0.0.1:8080", "KEY-openai", ("gpt-a",), "org-1"),
+    )
+    return {dialect.path: dialect for dialect in built}
+
+
+@pytest.fixture(scope="session")
+def prepare(dialects: dict[str, Dialect]) -> Prepare:
+    """``prepare(path, body, …)``: a body (bytes, or what is to be JSON) through the dialect at ``path``."""
+
+    def prepare_on(
+        path: str,
+        body: Any,
+        *,
+        target: str | None = None,
+        headers: Headers = (),
+        feature: Feature = Feature.CHAT_COMPLETIONS,
+    ) -> PreparedRequest:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        head = RequestHead(b"POST", (target or path).encode(), headers)
+        return dialects[path].prepare(head, data, Caller("acme:7", feature))
+
+    return prepare_on

@@ -1,0 +1,254 @@
+"""Reading request bodies: one JSON object, checked, with every problem named by its path."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from attrs import frozen
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cgw.errors import Refusal
+from cgw.providers.request_body import (
+    BodyReader,
+    Content,
+    JsonList,
+    JsonObject,
+    StringOrStrings,
+    decode_object,
+    encode_object,
+)
+
+
+@frozen
+class Turn:
+    role: str
+    content: Content
+
+
+@frozen
+class Body:
+    model: str
+    messages: list[Turn] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    stream: bool | None = None
+    stop: StringOrStrings | None = None
+    tools: JsonList | None = None
+    thinking: JsonObject | None = None
+    anything: Any = None
+
+
+READER = BodyReader(Body, Turn)
+
+
+def refuse(body: object) -> Refusal:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(Refusal) as caught:
+        READER.read(data)
+    assert caught.value.status == 400
+    assert caught.value.message.startswith("failed to parse request body: ")
+    return caught.value
+
+
+def test_a_good_body_is_structured_beside_what_it_was_decoded_from() -> None:
+    """The structured body has the types that were asked for; the decoded object is as it was sent."""
+    sent = {"model": "m", "messages": [{"role": "user", "content": "hé", "x": 1}], "temperature": 1, "unknown": {}}
+    parsed, raw = READER.read(json.dumps(sent).encode())
+    assert parsed == Body("m", [Turn("user", Content("hé", 2))], temperature=1)
+    assert raw == sent
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("model", None, "model: expected a string, got null"),
+        ("model", 1, "model: expected a string, got a number"),
+        ("messages", {}, "messages: expected a list, got an object"),
+        ("messages", "text", "messages: expected a list, got a string"),
+        ("messages", ["text"], "messages[0]: expected an object, got a string"),
+        ("messages", [{"content": ""}], "messages[0].role: required field is missing"),
+        ("messages", [{"role": "user"}], "messages[0].content: required field is missing"),
+        ("max_tokens", True, "max_tokens: expected an integer, got a boolean"),
+        ("max_tokens", 1.5, "max_tokens: expected a whole number, got a number"),
+        ("max_tokens", "1", "max_tokens: expected an integer, got a string"),
+        ("temperature", False, "temperature: expected a number, got a boolean"),
+        ("stream", 1, "stream: expected true or false, got a number"),
+        ("stream", "true", "stream: expected true or false, got a string"),
+        ("stop", 1, "stop: expected a string or a list of strings, got a number"),
+        ("stop", ["a", None], "stop[1]: expected a string, got null"),
+        ("tools", {}, "tools: expected a list, got an object"),
+        ("thinking", [], "thinking: expected an object, got a list"),
+    ],
+)
+def test_a_wrong_type_is_named_by_its_path(field: str, value: object, problem: str) -> None:
+    """The text names the path, what was expected and what came, and the refusal carries the path."""
+    refusal = refuse({"model": "m", field: value})
+    assert refusal.message == f"failed to parse request body: {problem}"
+    assert refusal.param == problem.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (3, ": expected a string or a list of parts, got a number"),
+        (None, ": expected a string or a list of parts, got null"),
+        ({}, ": expected a string or a list of parts, got an object"),
+        (["text"], "[0]: expected an object, got a string"),
+        ([{"type": "text", "text": "a"}, {}], "[1].type: required field is missing"),
+        ([{"type": 1}], "[0].type: expected a string, got a number"),
+        ([{"type": "text"}], "[0].text: required field is missing"),
+        ([{"type": "text", "text": None}], "[0].text: expected a string, got null"),
+    ],
+)
+def test_a_wrong_content_is_named_by_its_path(content: object, problem: str) -> None:
+    """Parts are checked as far as the gateway reads them."""
+    refusal = refuse({"model": "m", "messages": [{"role": "user", "content": content}]})
+    assert refusal.message == f"failed to parse request body: messages[0].content{problem}"
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        ("a😀", 2),
+        ([], 0),
+        ([{"type": "text", "text": "ab"}, {"type": "image", "source": {}}, {"type": "text", "text": "c"}], 3),
+        ([{"type": "tool_result", "content": "abcd"}], 4),
+        ([{"type": "tool_result", "content": [{"type": "text", "text": "ab"}, {"type": "image"}, 3]}], 2),
+        ([{"type": "tool_result"}], 0),
+    ],
+)
+def test_the_text_of_a_content_is_counted(content: object, count: int) -> None:
+    """All text counts, in code points: strings, text parts, and the text of tool results."""
+    parsed, _ = READER.read(json.dumps({"model": "m", "messages": [{"role": "user", "content": content}]}).encode())
+    assert parsed.messages is not None
+    assert parsed.messages[0].content.character_count == count
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """One answer names everything that is wrong, the first of them as the parameter."""
+    refusal = refuse({"messages": [{"role": 1, "content": 2}], "stream": 3})
+    assert refusal.message == (
+        "failed to parse request body: model: required field is missing; "
+        "messages[0].role: expected a string, got a number; "
+        "messages[0].content: expected a string or a list of parts, got a number; "
+        "stream: expected true or false, got a number"
+    )
+    assert refusal.param == "model"
+
+
+def test_many_problems_are_cut_short() -> None:
+    """The text stays short, however much is wrong."""
+    refusal = refuse({"model": "m", "messages": [1] * 1000})
+    assert refusal.message.endswith("; and 990 more")
+    assert len(refusal.message) < 1000
+
+
+def test_the_problems_never_repeat_the_values() -> None:
+    """What was sent does not come back in the text: it may be somebody's prompt."""
+    assert "secret" not in refuse({"model": ["secret"], "messages": ["secret"]}).message
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "the body is empty, expected a JSON object"),
+        (b" \r\n", "the body is empty, expected a JSON object"),
+        (b"[]", "expected a JSON object, got a list"),
+        (b"null", "expected a JSON object, got null"),
+        (b'{"model"', "invalid JSON: unexpected end (byte 8)"),
+        (b'{"model":"m"} {}', "invalid JSON: trailing characters (byte 15)"),
+        (b'{"model":NaN}', "invalid JSON: invalid character (byte 9)"),
+        (b'{"model":Infinity}', "invalid JSON: invalid character (byte 9)"),
+        (b'{"model":1e400}', "invalid JSON: Number out of range"),
+        (b"{'model':1}", "invalid JSON: object keys must be strings (byte 1)"),
+        (b'{"model":"\xff"}', "not valid UTF-8 (byte 10)"),
+        (b"\xff", "not valid UTF-8 (byte 0)"),
+        (b"\xef\xbb\xbf{}", "invalid JSON: invalid character (byte 0)"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_with_its_place(body: bytes, problem: str) -> None:
+    """Bad JSON is told apart, with the byte where it goes wrong."""
+    assert refuse(body).message == f"failed to parse request body: {problem}"
+
+
+@pytest.mark.parametrize("depth", [100_000, 1_000_000])
+@pytest.mark.parametrize(("start", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_deep_nesting_is_refused(depth: int, start: bytes, end: bytes) -> None:
+    """No depth makes the reader crash, whether the nesting is closed or not."""
+    body = b'{"model":"m","tools":' + start * depth + b"1" + end * depth + b"}"
+    assert refuse(body).message == "failed to parse request body: nested too deeply"
+    assert refuse(body[: len(body) // 2]).message == "failed to parse request body: nested too deeply"
+
+
+def test_what_can_be_read_but_not_written_is_refused() -> None:
+    """An object that is nested too deeply for the serialiser is the client's fault, too."""
+    deep: dict[str, Any] = {}
+    for _ in range(sys.getrecursionlimit()):
+        deep = {"a": deep}
+    with pytest.raises(Refusal, match="nested too deeply"):
+        encode_object(deep)
+
+
+def test_the_last_of_duplicate_keys_counts() -> None:
+    """A key that comes twice has its last value, for the checks and for the upstream alike."""
+    parsed, raw = READER.read(b'{"model":"a","model":"b"}')
+    assert parsed.model == raw["model"] == "b"
+
+
+def test_numbers_come_out_as_they_went_in() -> None:
+    """Integers beyond 64 bits are exact; floats are the same floats; an integer stays one."""
+    body = b'{"a":123456789012345678901234567890,"b":0.1,"c":1.0,"d":-9223372036854775809,"e":1e-7,"f":2}'
+    assert encode_object(decode_object(body)) == body
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (rb"\ud83d", "\ufffd"),
+        (rb"a\udc00b", "a\ufffdb"),
+        (rb"\ud83d\ud83d\ude00", "\ufffd😀"),
+        (rb"\ud83d\n", "\ufffd\n"),
+        (rb"\\ud83d\uD83D", "\\ud83d\ufffd"),
+        (rb"\ud83d\ude00", "😀"),
+    ],
+)
+def test_half_a_surrogate_pair_becomes_a_replacement_character(sent: bytes, read: str) -> None:
+    """What JavaScript makes of a text that was cut within a character is let through, as by the reference."""
+    assert decode_object(b'{"text":"' + sent + b'"}') == {"text": read}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), json_values))
+def test_any_object_survives_reading_and_writing(value: dict[str, Any]) -> None:
+    """What is decoded and encoded again is the same value."""
+    assert json.loads(encode_object(decode_object(json.dumps(value).encode()))) == value
+
+
+@given(st.dictionaries(st.sampled_from(["model", "messages", "stream", "stop", "tools", "max_tokens"]), json_values))
+def test_any_object_is_read_or_refused(value: dict[str, Any]) -> None:
+    """There is no third way, and a refusal of a type always names a path."""
+    try:
+        READER.read(json.dumps(value).encode())
+    except Refusal as refusal:
+        assert refusal.param
+
+
+@given(st.binary())
+@example(b'{"model":"\\ud800')
+@example(b'{"model":"m","messages":[{"role":"user","content":[{"type":{}}]}]}')
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    """No bytes raise anything but a refusal."""
+    try:
+        READER.read(body)
+    except Refusal as refusal:
+        assert refusal.status == 400

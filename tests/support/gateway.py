@@ -1,0 +1,81 @@
+"""The whole gateway, in this process, in front of an upstream on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from cgw.actors.tokens import hash_token
+from cgw.app import Service, open_service
+from cgw.config import load_settings
+
+TOKEN = "cgw_test-token-of-acme"
+DISABLED_TOKEN = "cgw_test-token-of-initech"
+
+ACTORS = """
+[[actor]]
+id = "acme"
+name = "Acme Inc."
+token_sha256 = ["{token}"]
+[actor.limits.chat_completions]
+limit = {limit}
+interval = "24h"
+concurrent_requests = {concurrent_requests}
+[actor.limits.code_completions]
+limit = 1000
+interval = "24h"
+allowed_models = ["anthropic/claude-3-haiku-20240307"]
+concurrent_requests = 1000
+
+[[actor]]
+id = "initech"
+name = "Initech"
+token_sha256 = ["{disabled}"]
+access_enabled = false
+"""
+
+
+def build_environ(
+    data_dir: Path,
+    upstream_url: str,
+    *,
+    limit: int = 1000,
+    concurrent_requests: int = 1000,
+    more: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The environment of a gateway with two actors, whose data and actors file are in ``data_dir``."""
+    actors = data_dir / "actors.toml"
+    actors.write_text(
+        ACTORS.format(
+            token=hash_token(TOKEN),
+            disabled=hash_token(DISABLED_TOKEN),
+            limit=limit,
+            concurrent_requests=concurrent_requests,
+        )
+    )
+    return {
+        "PORT": "0",
+        "CODY_GATEWAY_DATA_DIR": str(data_dir),
+        "CODY_GATEWAY_ACTORS_FILE": str(actors),
+        "CODY_GATEWAY_ANTHROPIC_API_URL": upstream_url,
+        "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN": "sk-ant-canary-of-the-tests",
+        "CODY_GATEWAY_OPENAI_API_URL": upstream_url,
+        "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "sk-canary-of-the-tests",
+        **(more or {}),
+    }
+
+
+@asynccontextmanager
+async def open_gateway(
+    data_dir: Path,
+    upstream_url: str,
+    *,
+    limit: int = 1000,
+    concurrent_requests: int = 1000,
+    more: Mapping[str, str] | None = None,
+) -> AsyncIterator[Service]:
+    """Run a gateway with its embedded store while the block runs."""
+    environ = build_environ(data_dir, upstream_url, limit=limit, concurrent_requests=concurrent_requests, more=more)
+    async with open_service(load_settings(environ)) as service:
+        yield service

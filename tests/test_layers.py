@@ -1,0 +1,194 @@
+"""The order of the rooms: each imports only from rooms below it, wherever in a file the import stands."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+import cgw
+
+PACKAGE = Path(cgw.__file__).parent
+
+LEVELS = {
+    "__init__": 0,  # the version
+    "errors": 1,
+    "model": 1,
+    "config": 2,
+    "wire": 3,
+    "observe": 4,
+    "transport": 4,
+    "actors": 5,
+    "events": 5,
+    "limits": 5,
+    "providers": 5,
+    "gateway": 6,
+    "control": 7,  # beside the gateway; its ASGI adapter runs the gateway's exchanges, never the other way round
+    "app": 8,
+    "demo": 9,  # runs the whole service
+    "cli": 10,
+    "__main__": 11,
+}
+FORBIDDEN_IN_ROOM = {
+    "wire": ("trio", "socket", "ssl", "asyncio", "hypercorn", "httpx"),
+    "providers": ("trio", "socket", "ssl", "httpx", "h11", "cgw.transport"),
+}
+ONLY_IN_ROOM = {"sentry_sdk": "observe", "opentelemetry": "observe"}
+READS_ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+MAY_READ_ENVIRONMENT = {"config", "cli"}
+
+
+@frozen
+class Import:
+    """One imported module, by its full name; ``from a import b`` counts as ``a`` and, within cgw, ``a.b``."""
+
+    module: str
+    line: int
+
+
+def room_of(module: str) -> str:
+    """The room that a module of cgw belongs to: ``cgw.wire.sse`` → ``wire``, ``cgw.config_values`` → ``config``."""
+    parts = module.split(".")
+    name = parts[1] if len(parts) > 1 else "__init__"
+    return "config" if name.startswith("config_") else name
+
+
+def read_imports(tree: ast.AST) -> Iterator[Import]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are banned"
+            module = node.module or ""
+            if module == "cgw":
+                yield from (
+                    Import("cgw" if alias.name.startswith("__") else f"cgw.{alias.name}", node.lineno)
+                    for alias in node.names
+                )
+            else:
+                yield Import(module, node.lineno)
+
+
+def reads_of_environment(tree: ast.AST) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in READS_ENVIRONMENT:
+            yield node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            yield from (node.lineno for alias in node.names if alias.name in READS_ENVIRONMENT)
+
+
+def explain_import(room: str, imported: Import) -> str | None:
+    """Why ``room`` must not import this, or ``None``."""
+    top = imported.module.partition(".")[0]
+    for forbidden in FORBIDDEN_IN_ROOM.get(room, ()):
+        if imported.module == forbidden or imported.module.startswith(forbidden + "."):
+            return f"{room} must not import {forbidden.removeprefix('cgw.')}"
+    if ONLY_IN_ROOM.get(top, room) != room:
+        return f"only {ONLY_IN_ROOM[top]} may import {top}"
+    if top != "cgw":
+        return None
+    other = room_of(imported.module)
+    if other not in LEVELS:
+        return f"{other} has no place in the order of rooms"
+    if other != room and LEVELS[other] >= LEVELS[room]:
+        return f"{room} must not import {other}"
+    return None
+
+
+def find_violations(package: Path) -> list[str]:
+    """Every breach of the order in the package at ``package``, as ``file:line: why``."""
+    violations = []
+    for path in sorted(package.rglob("*.py")):
+        module_path = path.relative_to(package)
+        name = module_path.parts[0].removesuffix(".py")
+        room = room_of(f"cgw.{name}")
+        if room not in LEVELS:
+            violations.append(f"{module_path}:1: {room} has no place in the order of rooms")
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        for imported in read_imports(tree):
+            why = explain_import(room, imported)
+            if why is not None:
+                violations.append(f"{module_path}:{imported.line}: {why}")
+        if room not in MAY_READ_ENVIRONMENT:
+            violations += [
+                f"{module_path}:{line}: only config may read the environment" for line in reads_of_environment(tree)
+            ]
+    return violations
+
+
+def test_rooms_import_only_from_rooms_below() -> None:
+    """No module of cgw imports from a room that is not below its own."""
+    assert find_violations(PACKAGE) == []
+
+
+def test_every_room_is_found() -> None:
+    """The walk covers the whole package, so that an empty list of violations means something."""
+    modules = list(PACKAGE.rglob("*.py"))
+    assert len(modules) > 20
+    assert {"wire", "transport", "gateway", "config"} <= {room_of(f"cgw.{path.stem}") for path in modules} | {
+        path.parent.name for path in modules
+    }
+
+
+def test_the_command_line_only_hands_the_environment_on() -> None:
+    """``cgw/cli.py`` touches the environment at one place: where it passes it to ``load_settings``."""
+    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_settings"
+    ]
+    handed_on = [ast.unparse(argument) for call in calls for argument in call.args]
+    assert handed_on == ["os.environ"]
+    assert len(list(reads_of_environment(tree))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "why"),
+    [
+        ("wire/heads.py", "import trio", "wire must not import trio"),
+        ("wire/heads.py", "from trio.lowlevel import checkpoint", "wire must not import trio"),
+        ("wire/heads.py", "from cgw.transport.relay import relay", "wire must not import transport"),
+        ("wire/heads.py", "import cgw.transport.relay", "wire must not import transport"),
+        ("limits/a.py", "def f():\n    from cgw.actors import static", "limits must not import actors"),
+        ("providers/a.py", "from cgw.transport import upstream", "providers must not import transport"),
+        ("gateway/a.py", "from cgw.control.adapter import x", "gateway must not import control"),
+        ("gateway/a.py", "from cgw import control", "gateway must not import control"),
+        ("config_values.py", "from cgw.wire import messages", "config must not import wire"),
+        ("model.py", "import cgw.errors", "model must not import errors"),
+        ("app.py", "import sentry_sdk.integrations", "only observe may import sentry_sdk"),
+        ("gateway/a.py", "from opentelemetry import trace", "only observe may import opentelemetry"),
+        ("gateway/a.py", "import os\nos.environ['A']", "only config may read the environment"),
+        ("events/a.py", "from os import getenv", "only config may read the environment"),
+        ("gateway/a.py", "import cgw.misc", "misc has no place in the order of rooms"),
+        ("misc/a.py", "", "misc has no place in the order of rooms"),
+    ],
+)
+def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) -> None:
+    """A breach of the order, of whatever form, is reported with its reason."""
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(source, encoding="utf-8")
+    violations = find_violations(tmp_path)
+    assert [violation.partition(": ")[2] for violation in violations] == [why]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("observe/sentry.py", "import sentry_sdk"),
+        ("control/adapter.py", "from cgw.gateway.exchange import run_exchange"),
+        ("transport/a.py", "import trio\nfrom cgw import __version__\nfrom cgw.transport import b"),
+        ("config.py", "import os\nos.environ"),
+    ],
+)
+def test_what_is_allowed_is_no_violation(tmp_path: Path, file: str, source: str) -> None:
+    """Imports from below, from the same room, and of a room's own vendor packages are fine."""
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(source, encoding="utf-8")
+    assert find_violations(tmp_path) == []
