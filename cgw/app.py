@@ -57,7 +57,7 @@ class Service:
     server: Server
     hot_engine: HotEngine
     control_engine: ControlEngine
-    pool: UpstreamPool
+    services: Services
     redis: Redis
     spool_path: Path
 
@@ -136,7 +136,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         control_engine = ControlEngine(control_app, limits)
         hot_engine = HotEngine(services, routes, limits, errors=errors, hand_over=control_engine.serve_connection)
         server = Server(listeners, hot_engine.serve_connection)
-        service = Service(settings, server, hot_engine, control_engine, pool, redis, spool_path)
+        service = Service(settings, server, hot_engine, control_engine, services, redis, spool_path)
         async with trio.open_nursery() as service_nursery:
             service_nursery.start_soon(pool.run_reaper)
             service_nursery.start_soon(server.run)

@@ -131,12 +131,12 @@ def token() -> None:
 def new(actor_id: str, name: str) -> None:
     """Print a fresh token, and the entry to paste into CODY_GATEWAY_ACTORS_FILE. The token is shown only now."""
     _end_quietly_with_the_reader()
-    from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, build_entry, hash_token, new_token
+    from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, NAME_RULE, build_entry, hash_token, is_valid_name, new_token
 
     if not ACTOR_ID.fullmatch(actor_id):
         raise click.BadParameter(ACTOR_ID_RULE, param_hint="'--id'")
-    if not name.isprintable():
-        raise click.BadParameter("must have no control characters", param_hint="'--name'")
+    if not is_valid_name(name):
+        raise click.BadParameter(NAME_RULE, param_hint="'--name'")
     fresh = new_token()
     click.echo(f"The token, to be kept secret; it is not shown again:\n\n{fresh}\n")
     click.echo("The entry for the file that CODY_GATEWAY_ACTORS_FILE names; adjust its limits:\n")

@@ -26,7 +26,7 @@ from attrs import define, field
 
 from cgw.actors.concurrency import derive_concurrent_requests
 from cgw.actors.source import NotFromSource
-from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, hash_token
+from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, NAME_RULE, hash_token, is_valid_name
 from cgw.actors.toml_table import TableReader
 from cgw.config_values import parse_duration
 from cgw.errors import ConfigError
@@ -111,8 +111,8 @@ class _Reading:
     def _read_actor(self, table: TableReader) -> tuple[Actor, list[str]]:
         actor_id = self._read_id(table)
         name = table.take("name", str) or ""
-        if not name.isprintable() or len(name) > 200:
-            table.add_problem("name", "must be at most 200 characters, none of them a control character")
+        if not is_valid_name(name):
+            table.add_problem("name", NAME_RULE)
         hashes = self._read_hashes(table)
         access_enabled = table.take("access_enabled", bool)
         limits = self._read_limits(table, is_required=access_enabled is not False)

@@ -14,6 +14,14 @@ ACTOR_ID_RULE = "must consist of 1 to 128 letters, digits and . _ - @ :"
 """An id is part of keys in Redis, of log lines and of URLs; so it has none of their special characters."""
 
 
+def is_valid_name(name: str) -> bool:
+    """Whether ``name`` fits :data:`NAME_RULE`: names are shown in logs and on terminals."""
+    return name.isprintable() and len(name) <= 200
+
+
+NAME_RULE = "must be at most 200 characters, none of them a control character"
+
+
 def new_token() -> str:
     """A fresh token: ``cgw_`` and 64 hex digits, 256 bits from the system's randomness."""
     return PREFIX + secrets.token_hex(32)

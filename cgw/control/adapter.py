@@ -36,6 +36,7 @@ class AsgiClient:
         self.is_response_started = False
         self.is_broken_off = False
         self.is_response_complete = False
+        self._is_finishing = False
 
     @property
     def connection(self) -> HandedConnection:
@@ -51,7 +52,9 @@ class AsgiClient:
                 self._take(message.get("body", b""))
                 if not message.get("more_body", False):
                     self._body_ended.set()
-            self._leave()
+            if not self._is_finishing:
+                # Hypercorn also says "disconnect" to an app whose response is complete, before its send returns.
+                self._leave()
             pump_nursery.cancel_scope.cancel()
 
     def _take(self, data: bytes) -> None:
@@ -111,6 +114,7 @@ class AsgiClient:
 
     async def finish(self, last: bytes = b"") -> None:
         """See :meth:`~cgw.transport.client.ClientSide.finish`."""
+        self._is_finishing = True
         await self._send_message({"type": "http.response.body", "body": last, "more_body": False})
         self.is_response_complete = True
         self.bytes_sent += len(last)

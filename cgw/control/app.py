@@ -81,12 +81,13 @@ class ControlApp:
     async def _run_exchange(self, dialect: Dialect, client: AsgiClient) -> None:
         async with trio.open_nursery() as request_nursery:
             request_nursery.start_soon(client.pump)
-            try:
-                await run_exchange(self.services, dialect, client)
-            finally:
-                if client.is_broken_off or not client.is_response_complete:
-                    with trio.CancelScope(shield=True):
-                        await client.cut()
+            with client.connection.exchange():
+                try:
+                    await run_exchange(self.services, dialect, client)
+                finally:
+                    if client.is_broken_off or not client.is_response_complete:
+                        with trio.CancelScope(shield=True):
+                            await client.cut()
             request_nursery.cancel_scope.cancel()
 
     async def _answer(self, head: RequestHead, dialect: Dialect | None) -> Answer:

@@ -7,7 +7,9 @@ deadline. What stands here closes these gaps from outside, with its public attri
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import logging
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import trio
@@ -44,16 +46,35 @@ class HandedConnection:
     def __init__(self, stream: ReplayedStream) -> None:
         self._stream = stream
         self._server: TCPServer | None = None
+        self._server_scope = trio.CancelScope()
+        self._exchange_count = 0
+        self._exchange_ended = trio.Event()
         self.gone = trio.Event()
 
-    def attach(self, server: TCPServer) -> None:
-        """Remember who serves the connection."""
+    async def serve(self, server: TCPServer) -> None:
+        """Let ``server`` serve the connection until it ends, or the client has left and its exchanges are over."""
         self._server = server
+        with self._server_scope:
+            await server.run()
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Count an exchange as under way: Hypercorn is not ended before it is concluded."""
+        self._exchange_count += 1
+        try:
+            yield
+        finally:
+            self._exchange_count -= 1
+            self._exchange_ended.set()
 
     async def watch(self) -> None:
-        """Set ``gone`` when the client leaves."""
+        """Set ``gone`` when the client leaves, and end Hypercorn: it may wait for ever behind a pipelined request."""
         await wait_hangup_behind_data(self._stream.socket)
         self.gone.set()
+        while self._exchange_count:
+            self._exchange_ended = trio.Event()
+            await self._exchange_ended.wait()
+        self._server_scope.cancel()
 
     async def break_off(self, scope: Scope) -> None:
         """Cut the response of ``scope`` so that its client cannot take it for complete.
@@ -63,6 +84,7 @@ class HandedConnection:
         protocol = None if self._server is None else self._server.protocol.protocol
         if not isinstance(protocol, H2Protocol):
             self._stream.abort(reset=scope["http_version"] == "1.0")
+            self._server_scope.cancel()
             return
         for stream_id, stream in list(protocol.streams.items()):
             if getattr(stream, "scope", None) is scope:
@@ -84,9 +106,8 @@ class ControlEngine:
         connection = HandedConnection(stream)
         # The connection is its own state: every ASGI scope on it gets a shallow copy of this mapping.
         server = TCPServer(self._app, self._config, self._context, {CONNECTION_KEY: connection}, cast("Any", stream))
-        connection.attach(server)
         connection_nursery.start_soon(connection.watch)
-        await server.run()
+        await connection.serve(server)
 
     async def drain(self) -> None:
         """Close idle connections; let each of the others end after the requests that are under way."""
@@ -100,6 +121,7 @@ def _build_config(limits: ClientLimits) -> Config:
     config.keep_alive_timeout = limits.keep_alive_timeout_seconds
     config.include_server_header = False
     config.logger_class = HypercornLogger
+    config.errorlog = logging.getLogger("cgw.control")  # with its default Hypercorn writes to stderr itself
     # Frames of one request's body that may wait for the app; it always reads, see cgw.control.adapter.
     config.max_app_queue_size = 64
     return config

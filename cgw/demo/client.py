@@ -42,16 +42,21 @@ class Client:
         if not isinstance(event, h11.Response):
             raise RequestFailed(f"the answer begins with {type(event).__name__}, not with a head")
         if event.status_code != 200:
-            text = b"".join([chunk async for chunk in self.receive_chunks()]).decode("utf-8", "replace")
-            raise RequestFailed(f"the answer has status {event.status_code}: {text.strip()}")
+            body = b""
+            while chunk := await self.receive_chunk():
+                body += chunk
+            text = body.decode("utf-8", "replace").strip()
+            raise RequestFailed(f"the answer has status {event.status_code}: {text}")
         return ResponseHead(event.status_code, tuple(event.headers))
 
-    async def receive_chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; at its end the connection is ready for the next request."""
-        while isinstance(event := await self._next_event(), h11.Data):
-            yield bytes(event.data)
+    async def receive_chunk(self) -> bytes:
+        """The body's next bytes as they come; ``b""`` at its end, when the connection is ready for another request."""
+        event = await self._next_event()
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
+        return b""
 
     async def _next_event(self) -> h11.Event:
         while True:
@@ -110,9 +115,10 @@ async def _time_first_byte(client: Client, target: Target) -> float:
     started = time.perf_counter()
     await client.send(target.path, target.headers, target.body)
     await client.receive_head()
-    first_byte: float | None = None
-    async for _ in client.receive_chunks():
-        first_byte = first_byte or time.perf_counter()
-    if first_byte is None:
+    chunk = await client.receive_chunk()
+    seconds = time.perf_counter() - started
+    if not chunk:
         raise RequestFailed(f"the answer from {target.url} has no body")
-    return first_byte - started
+    while chunk:
+        chunk = await client.receive_chunk()
+    return seconds

@@ -67,6 +67,10 @@ class Screen:
         else:
             self._write(f"\n{title}\n{'-' * len(title)}\n")
 
+    def skip_line(self) -> None:
+        """An empty line."""
+        self._write("\n")
+
     def say(self, text: str, style: str = "") -> None:
         """A paragraph of prose."""
         if self.is_terminal:

@@ -272,7 +272,7 @@ class _Tour:
 
     async def _show_tokens(self, client: Client) -> list[float]:
         parser, flow, arrivals = FrameParser(), self._screen.open_flow(), []
-        async for chunk in client.receive_chunks():
+        while chunk := await client.receive_chunk():
             now = time.perf_counter()
             for frame in parser.feed(chunk):
                 if frame.event == b"content_block_delta":
@@ -288,7 +288,7 @@ class _Tour:
 
     def _show_event(self, event: RecordedEvent) -> None:
         self._screen.show_section("The usage event, committed before the answer's last byte was released")
-        facts = [("name", event.name), ("source", event.source), ("identifier", event.identifier)]
+        facts = [("id", event.id), ("name", event.name), ("source", event.source), ("identifier", event.identifier)]
         facts += [("created_at", event.created_at)]
         facts += [
             (key, value if isinstance(value, str) else json.dumps(value)) for key, value in event.metadata.items()
@@ -323,17 +323,19 @@ class _Tour:
         for snippet in build_snippets(service.url, self._actors.shown_token):
             self._screen.show_snippet(snippet)
         if self._once:
-            self._screen.say("\nThat was the tour. Without --once it keeps serving, and lines like these work.")
+            self._screen.skip_line()
+            self._screen.say("That was the tour. Without --once it keeps serving, and lines like these work.")
 
     def _show_serving(self, service: Service) -> None:
         self._screen.show_section("Serving")
-        self._screen.say(f"{service.url} is open until Ctrl-C; each request gets a line here.")
+        self._screen.say(f"{service.url} is open until Ctrl-C; each completion request gets a line here.")
 
     def _say_goodbye(self) -> None:
         if self._spool_path is None:
             return
         served = count_completions(self._spool_path, after_seq=self._tour_seq)
-        self._screen.say(f"\nServed {served} {'completion' if served == 1 else 'completions'} after the tour. Bye.")
+        self._screen.skip_line()
+        self._screen.say(f"Served {served} {'completion' if served == 1 else 'completions'} after the tour. Bye.")
 
 
 def _in_ms(seconds: float) -> str:

@@ -120,9 +120,6 @@ class _QueueHandler(logging.Handler):
         super().__init__()
         self._writer = writer
 
-    def createLock(self) -> None:
-        self.lock = None  # the queue needs none
-
     def emit(self, record: logging.LogRecord) -> None:
         try:
             entry = build_entry(record)

@@ -26,9 +26,10 @@ _PATTERNS = (
     r"((?<![\w-])(?:bearer|basic)(?:\s|%20|\+){1,8})[\w.~+/=-]{6,}",
     r"((?<=://)[^/\s:@]*:)[^/\s@]+(?=@)",  # redis://user:password@host
     r"((?<=[?&])(?:key|token)=)[^\s'\"&#]+",
-    # Values known by their prefix: Anthropic, OpenAI and kin; Sourcegraph's user, dotcom and licence tokens; Google;
-    # Fireworks; Slack; JWT.
-    r"((?<![A-Za-z0-9]))(?:sk-[\w-]{8,}|sg[pds]_\w{6,}|slk_\w{6,}|AIza[\w-]{20,}|fw_\w{16,}|xox[a-z]-[\w-]{8,})",
+    # Values known by their prefix: our own, Sourcegraph's user, dotcom and licence tokens; Anthropic, OpenAI and kin,
+    # Google, Fireworks, Slack; JWT.
+    r"((?<![A-Za-z0-9]))(?:cgw_[0-9a-f]{16,}|sg[pds]_\w{6,}|slk_\w{6,})",
+    r"((?<![A-Za-z0-9]))(?:sk-[\w-]{8,}|AIza[\w-]{20,}|fw_\w{16,}|xox[a-z]-[\w-]{8,})",
     r"((?<![\w-]))eyJ[\w-]{8,}\.[\w-]+\.[\w-]*",
 )
 _CREDENTIAL = re.compile("|".join(_PATTERNS), re.IGNORECASE | re.ASCII)
@@ -36,7 +37,7 @@ _CREDENTIAL = re.compile("|".join(_PATTERNS), re.IGNORECASE | re.ASCII)
 # Some of these is in every text that _CREDENTIAL matches. Looking for them first takes 1 µs, the pattern takes 30.
 _HINTS = (
     *("authorization", "api", "access", "passw", "secret", "bearer", "basic", "://", "key=", "token="),
-    *("sk-", "sgp_", "sgd_", "sgs_", "slk_", "aiza", "fw_", "xox", "eyj"),
+    *("sk-", "sgp_", "sgd_", "sgs_", "slk_", "cgw_", "aiza", "fw_", "xox", "eyj"),
 )
 
 

@@ -20,6 +20,8 @@ from cattrs.gen import make_dict_structure_fn
 from cgw.errors import Refusal
 
 MAX_PROBLEMS_TOLD = 10
+MAX_INTEGER = 2**63 - 1
+"""The largest number in a field that is known to hold an integer; the reference's language has the same bound."""
 
 JsonObject = NewType("JsonObject", dict[str, Any])
 """An object whose inside is the provider's to check."""
@@ -85,8 +87,12 @@ def _check_boolean(value: object, _: type) -> bool:
 
 def _check_integer(value: object, _: type) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    _expected("a whole number" if isinstance(value, float) else "an integer", value)
+        if -MAX_INTEGER <= value <= MAX_INTEGER:
+            return value
+        raise Mismatch("number out of range")
+    if isinstance(value, float):
+        raise Mismatch("expected an integer, got a fraction")
+    _expected("an integer", value)
 
 
 def _check_number(value: object, _: type) -> float:
@@ -265,7 +271,7 @@ def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
 
 
 def keep_fields_of_each(values: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
-    """The objects with only the fields in ``names``, of which ``null`` is a value too; those that fit are not copied."""
+    """The objects with only the fields in ``names``, ``null`` or not; an object that has no others is not copied."""
     return [
         value if value.keys() <= names else {name: item for name, item in value.items() if name in names}
         for value in values

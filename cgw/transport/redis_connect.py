@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -259,6 +261,8 @@ def _root_reason(error: BaseException) -> str:
         error = cause
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not valid: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
+        return os.strerror(error.errno)  # without the addresses that Trio adds
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or "the connection broke"

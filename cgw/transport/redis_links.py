@@ -223,9 +223,8 @@ class Redis(AsyncCoreCommands):
         """Serve a link until it ends; returns why it did."""
         link = Link(connection, self._address.display_name, self._timeout_seconds, self._counters, self._kept.append)
         self._links[slot] = link
-        kept, self._kept = self._kept, deque(maxlen=MAX_KEPT_CALLS)
-        for call in kept:
-            link.post(call)
+        while self._kept:
+            link.post(self._kept.popleft())
         try:
             await link.run()
         except Exception:

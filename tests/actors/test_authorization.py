@@ -90,7 +90,7 @@ def test_access_is_granted(subject: Actor, path: str | bytes) -> None:
     ],
 )
 def test_access_is_refused(subject: Actor, path: str) -> None:
-    """Without access it is 403; no grant covers an actor without id (reference §2.7's quirk), the longest prefix wins."""
+    """Without access it is 403; the longest prefix decides, and no grant covers an actor without id."""
     with pytest.raises(Refusal) as caught:
         check_access(subject, path)
     assert (caught.value.status, caught.value.message) == (403, "Cody Gateway access not enabled")

@@ -27,7 +27,9 @@ async def test_the_client_reads_answer_after_answer_on_one_connection() -> None:
         for _ in range(2):
             await client.send("/v1/messages", HEADERS, BODY)
             head = await client.receive_head()
-            body = b"".join([chunk async for chunk in client.receive_chunks()])
+            body = b""
+            while chunk := await client.receive_chunk():
+                body += chunk
             assert head.status == 200
             assert body.endswith(b'data: {"type":"message_stop"}\n\n')
             await client.send("/v1/messages", {"anthropic-version": "2023-06-01"}, BODY)
@@ -39,7 +41,7 @@ async def test_the_client_reads_answer_after_answer_on_one_connection() -> None:
 async def test_overhead_is_the_difference_of_medians_measured_in_turn() -> None:
     """The slower of two ways shows by its delay, and both are asked equally often, in turn."""
     fast = Script(answer="One", tokens_per_second=0, api_key="sk-right")
-    slow = Script(answer="One", tokens_per_second=0, api_key="sk-right", head_delay_seconds=0.02)
+    slow = Script(answer="One", tokens_per_second=0, api_key="sk-right", head_delay_seconds=0.1)
     async with open_scripted_upstream(fast) as direct, open_scripted_upstream(slow) as through:
         overhead = await measure_overhead(
             Target(through.url, "/v1/messages", HEADERS, BODY),
@@ -55,7 +57,7 @@ async def test_overhead_is_the_difference_of_medians_measured_in_turn() -> None:
         )
         assert [way for _, way in starts] == ["direct", "through"] * 7
     assert overhead.rounds == 5
-    assert overhead.added_seconds >= 0.015
+    assert overhead.through_seconds >= 0.1 > overhead.direct_seconds > 0
     assert overhead.through_seconds == pytest.approx(overhead.direct_seconds + overhead.added_seconds)
 
 

@@ -310,6 +310,10 @@ async def fill(path: Path, count: int = 50) -> None:
             spool.submit(build_event(x="y" * 1000))
 
 
+def read_bytes(path: Path) -> bytes:
+    return path.read_bytes()
+
+
 def overwrite(path: Path, start: int) -> None:
     with path.open("r+b") as file:
         size = file.seek(0, 2)
@@ -324,12 +328,12 @@ async def test_damaged_file_is_set_aside(
     """A damaged spool is renamed, with a clear error in the log, and a fresh one serves."""
     await fill(path)
     overwrite(path, start)
-    damaged = path.read_bytes()
+    damaged = read_bytes(path)
     async with open_spool(path) as spool:
         await spool.record(build_event("fresh"))
     assert query("SELECT identifier FROM events") == [("fresh",)]
     (kept,) = path.parent.glob("events.sqlite.corrupt-*Z")
-    assert kept.read_bytes() == damaged
+    assert read_bytes(kept) == damaged
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert f"set aside as {kept.name}" in caplog.text
 
@@ -364,11 +368,11 @@ async def test_foreign_database_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE accounts (id)")
-    before = path.read_bytes()
+    before = read_bytes(path)
     with pytest.raises(ConfigError, match="not an event spool"):
         async with open_spool(path):
             pass
-    assert path.read_bytes() == before
+    assert read_bytes(path) == before
 
 
 async def test_newer_schema_is_refused(path: Path) -> None:
@@ -390,17 +394,16 @@ async def test_unusable_folder_is_a_config_error(tmp_path: Path) -> None:
             pass
 
 
-async def test_folder_in_place_of_the_file_is_a_config_error(path: Path) -> None:
+async def test_folder_in_place_of_the_file_is_a_config_error(tmp_path: Path) -> None:
     """A folder under the spool's name is refused in one sentence."""
-    path.mkdir(parents=True)
     with pytest.raises(ConfigError, match="cannot be used: "):
-        async with open_spool(path):
+        async with open_spool(tmp_path):
             pass
 
 
-async def test_file_is_private_and_marked(path: Path, query: Query) -> None:
+def test_file_is_private_and_marked(path: Path, query: Query) -> None:
     """The file is readable by its owner only, and carries cgw's id and the schema's version."""
-    await fill(path, 1)
+    SpoolDatabase(path, 5).close()
     assert path.stat().st_mode & 0o777 == 0o600
     assert query("PRAGMA application_id") == [(APPLICATION_ID,)]
     assert query("PRAGMA user_version") == [(SCHEMA_VERSION,)]

@@ -12,6 +12,10 @@ from cgw.config import load_settings
 
 TOKEN = "cgw_test-token-of-acme"
 DISABLED_TOKEN = "cgw_test-token-of-initech"
+ANTHROPIC_KEY = "sk-ant-canary-of-the-tests"
+OPENAI_KEY = "sk-canary-of-the-tests"
+ANTHROPIC_MODEL = "claude-3-haiku-20240307"
+OPENAI_MODEL = "gpt-4o"
 
 ACTORS = """
 [[actor]]
@@ -59,9 +63,9 @@ def build_environ(
         "CODY_GATEWAY_DATA_DIR": str(data_dir),
         "CODY_GATEWAY_ACTORS_FILE": str(actors),
         "CODY_GATEWAY_ANTHROPIC_API_URL": upstream_url,
-        "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN": "sk-ant-canary-of-the-tests",
+        "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN": ANTHROPIC_KEY,
         "CODY_GATEWAY_OPENAI_API_URL": upstream_url,
-        "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "sk-canary-of-the-tests",
+        "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": OPENAI_KEY,
         **(more or {}),
     }
 

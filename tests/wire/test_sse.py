@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgw.wire.sse import Frame, FrameParser, parse_frames
@@ -93,24 +93,28 @@ def test_a_window_in_mid_frame_begins_after_the_first_sure_blank_line(data: byte
     assert parse_frames(data, mid_frame=True) == frames
 
 
+@settings(deadline=None)
 @given(streams, st.lists(st.integers(min_value=0)))
 def test_any_pieces_give_the_same_frames(data: bytes, positions: list[int]) -> None:
     """Where a stream is cut changes nothing."""
     assert feed_all(FrameParser(), cut(data, positions)) == parse_frames(data)
 
 
+@settings(deadline=None)
 @given(streams, st.lists(st.integers(min_value=0)))
 def test_any_pieces_of_a_window_give_the_same_frames(data: bytes, positions: list[int]) -> None:
     """Where a window that begins in mid-frame is cut changes nothing either."""
     assert feed_all(FrameParser(mid_frame=True), cut(data, positions)) == parse_frames(data, mid_frame=True)
 
 
+@settings(deadline=None)
 @given(st.binary(), st.booleans())
 def test_arbitrary_bytes_are_no_error(data: bytes, mid_frame: bool) -> None:
     """No bytes make the parser raise."""
     assert all(isinstance(frame, Frame) for frame in parse_frames(data, mid_frame=mid_frame))
 
 
+@settings(deadline=None)
 @given(streams, st.integers(min_value=0))
 def test_a_window_yields_only_frames_of_the_stream(data: bytes, position: int) -> None:
     """A window's frames are the last frames of the whole stream: none is made up, none is in the middle missing."""
@@ -120,6 +124,7 @@ def test_a_window_yields_only_frames_of_the_stream(data: bytes, position: int) -
     assert seen == whole[len(whole) - len(seen) :]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.from_regex(rb"[a-z_]*", fullmatch=True), st.from_regex(rb"[^\r\n]+", fullmatch=True))))
 def test_what_is_written_is_read_back(events: list[tuple[bytes, bytes]]) -> None:
     """Frames written in the usual way come back as they were."""

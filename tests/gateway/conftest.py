@@ -1,0 +1,32 @@
+"""What the tests of whole exchanges share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cgw.app import Service
+from cgw.demo.script import Script
+from cgw.demo.upstream import ScriptedUpstream, open_scripted_upstream
+from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, open_gateway
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    """A scripted upstream that answers at once, with the keys that the gateway presents."""
+    scripts = {
+        ANTHROPIC_MODEL: Script(answer="Good day to you.", tokens_per_second=math.inf, api_key=ANTHROPIC_KEY),
+        OPENAI_MODEL: Script(answer="Good day to you.", tokens_per_second=math.inf, api_key=OPENAI_KEY),
+    }
+    async with open_scripted_upstream(scripts) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, upstream: ScriptedUpstream) -> AsyncIterator[Service]:
+    """The whole gateway, in front of ``upstream``."""
+    async with open_gateway(tmp_path, upstream.url) as service:
+        yield service

@@ -1,0 +1,170 @@
+"""What an exchange reads from a request's head and makes of a response's."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgw.errors import Headers, Refusal
+from cgw.gateway.answer import (
+    allowed_methods,
+    answer_status,
+    build_answer_headers,
+    content_length_of,
+    is_event_stream,
+    read_timeout_seconds,
+    select_feature,
+)
+from cgw.model import Feature
+from cgw.providers.anthropic_messages import AnthropicMessages, AnthropicSdkMessages
+from cgw.wire.messages import RequestHead, ResponseHead
+
+REFERENCE = AnthropicMessages("http://upstream", "key-of-tests", ("anthropic/claude",))
+SDK = AnthropicSdkMessages("http://upstream", "key-of-tests", ("anthropic/claude",))
+OWN: Headers = ((b"x-ratelimit-limit", b"10"), (b"x-ratelimit-remaining", b"9"))
+
+
+def build_head(*headers: tuple[bytes, bytes]) -> RequestHead:
+    return RequestHead(b"POST", b"/v1/completions/anthropic-messages", headers)
+
+
+def build_response(status: int, *headers: tuple[bytes, bytes]) -> ResponseHead:
+    return ResponseHead(status, headers)
+
+
+def read_timeout(value: bytes) -> float:
+    return read_timeout_seconds(build_head((b"x-timeout-ms", value)), 60, 600)
+
+
+@pytest.mark.parametrize("value", [b"chat_completions", b"code_completions", b" code_completions "])
+def test_feature_is_what_the_header_says(value: bytes) -> None:
+    """Both completion features can be named, on either kind of route."""
+    head = build_head((b"x-sourcegraph-feature", value))
+    assert select_feature(head, REFERENCE) == select_feature(head, SDK) == Feature(value.strip().decode())
+
+
+def test_feature_has_a_default_on_sdk_routes_only() -> None:
+    """SDKs know no such header: chat there, 400 on the reference's routes."""
+    assert select_feature(build_head(), SDK) is Feature.CHAT_COMPLETIONS
+    with pytest.raises(Refusal, match="X-Sourcegraph-Feature header is required") as caught:
+        select_feature(build_head(), REFERENCE)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("value", [b"", b"embeddings", b"Chat_Completions", b"chat_completions,code_completions", b"\xff"])
+@pytest.mark.parametrize("dialect", [REFERENCE, SDK], ids=["reference", "sdk"])
+def test_any_other_feature_is_refused(dialect: AnthropicMessages | AnthropicSdkMessages, value: bytes) -> None:
+    """A value that is no completions feature gets 400 and the list of those that are, also where there is a default."""
+    with pytest.raises(Refusal, match="allowed: chat_completions, code_completions") as caught:
+        select_feature(build_head((b"x-sourcegraph-feature", value)), dialect)
+    assert caught.value.status == 400
+
+
+def test_timeout_is_the_clients_up_to_the_maximum() -> None:
+    """X-Timeout-Ms counts in milliseconds, may exceed the default, and is capped by the maximum."""
+    assert read_timeout_seconds(build_head(), 60, 600) == 60
+    assert read_timeout_seconds(build_head(), 900, 600) == 600
+    assert read_timeout(b"1500") == 1.5
+    assert read_timeout(b"120000") == 120
+    assert read_timeout(b"99999999") == 600
+
+
+@pytest.mark.parametrize("value", [b"", b"soon", b"1e3", b"1.5", b"\xb2", b"0x10", b"1 000"])
+def test_timeout_that_is_no_number_is_ignored(value: bytes) -> None:
+    """As in the reference, the default holds then."""
+    assert read_timeout(value) == 60
+
+
+@pytest.mark.parametrize("value", [b"0", b"-1", b"-" + b"9" * 400])
+def test_timeout_that_is_not_positive_is_refused(value: bytes) -> None:
+    """No time at all is a mistake of the client's, told with 400 rather than with 504."""
+    with pytest.raises(Refusal, match="positive") as caught:
+        read_timeout(value)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("digits", [309, 400, 4300, 5000])
+def test_timeout_of_absurd_length_is_no_crash(digits: int) -> None:
+    """A number beyond every float is capped like any other; one that Python will not even read is no number."""
+    assert read_timeout(b"9" * digits) == (600 if digits <= 4300 else 60)
+
+
+@given(st.binary(max_size=40))
+def test_any_timeout_is_a_time_or_a_400(value: bytes) -> None:
+    """Whatever stands in the header, the result is positive and within the maximum, or the request is refused."""
+    try:
+        seconds = read_timeout(value)
+    except Refusal as refusal:
+        assert refusal.status == 400
+    else:
+        assert 0 < seconds <= 600
+
+
+@pytest.mark.parametrize(
+    ("content_type", "expected"),
+    [
+        (b"text/event-stream", True),
+        (b"Text/Event-Stream; charset=utf-8", True),
+        (b"application/json", False),
+        (b"", False),
+    ],
+)
+def test_event_streams_are_told_by_their_type(content_type: bytes, expected: bool) -> None:
+    """The media type decides, in whatever case and with parameters."""
+    assert is_event_stream(build_response(200, (b"content-type", content_type))) is expected
+    assert not is_event_stream(build_response(200))
+
+
+def test_event_streams_are_not_to_be_buffered() -> None:
+    """Only event streams carry x-accel-buffering: no, whatever the upstream said of it."""
+    stream = build_response(200, (b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"yes"))
+    headers = build_answer_headers(stream, "anthropic/claude", 2, OWN)
+    assert [value for name, value in headers if name == b"x-accel-buffering"] == [b"no"]
+    plain = build_response(200, (b"content-type", b"application/json"))
+    assert b"x-accel-buffering" not in dict(build_answer_headers(plain, "anthropic/claude", 2, OWN))
+
+
+def test_own_fields_replace_the_upstreams() -> None:
+    """Limits and model are the gateway's to tell: the upstream's fields of these names do not travel on."""
+    head = build_response(200, (b"x-ratelimit-limit", b"999999"), (b"x-cody-resolved-model", b"m"), (b"x-id", b"1"))
+    headers = build_answer_headers(head, "anthropic/claude", 2, OWN)
+    assert sorted(headers) == sorted([(b"x-id", b"1"), *OWN, (b"x-cody-resolved-model", b"anthropic/claude")])
+
+
+def test_retry_after_of_a_503_is_the_upstreams_or_the_default() -> None:
+    """A 503, of whichever origin, says when to come back: as the upstream does, or else as the provider's default."""
+    for status in (429, 503):
+        assert dict(build_answer_headers(build_response(status), "m", 30, ()))[b"retry-after"] == b"30"
+        told = build_response(status, (b"retry-after", b"7"))
+        assert [v for n, v in build_answer_headers(told, "m", 30, ()) if n == b"retry-after"] == [b"7"]
+    assert b"retry-after" not in dict(build_answer_headers(build_response(500), "m", 30, ()))
+
+
+def test_only_429_changes_its_status() -> None:
+    """The quota upstream is shared by all clients, so its end is 503 to each; all other statuses pass."""
+    assert {status: answer_status(status) for status in (200, 204, 400, 401, 404, 429, 500, 503, 529)} == {
+        **{status: status for status in (200, 204, 400, 401, 404, 500, 503, 529)},
+        429: 503,
+    }
+
+
+def test_length_counts_only_without_a_transfer_coding() -> None:
+    """RFC 9112 §6.3: a transfer coding overrides the length, which is then not passed on either."""
+    plain = build_response(200, (b"content-length", b"12"))
+    both = build_response(200, (b"content-length", b"12"), (b"transfer-encoding", b"chunked"))
+    assert (content_length_of(plain), content_length_of(both), content_length_of(build_response(200))) == (12, None, None)
+    assert dict(build_answer_headers(plain, "m", 2, ()))[b"content-length"] == b"12"
+    assert not {b"content-length", b"transfer-encoding"} & dict(build_answer_headers(both, "m", 2, ())).keys()
+
+
+def test_fields_of_one_hop_and_cookies_stay_behind() -> None:
+    """Cookies, alternative services, hop-by-hop fields and those that Connection names are not for the client."""
+    dropped = (b"set-cookie", b"alt-svc", b"keep-alive", b"upgrade", b"trailer", b"proxy-authenticate", b"x-internal")
+    head = build_response(200, (b"connection", b"keep-alive, X-Internal"), *((name, b"v") for name in dropped))
+    assert build_answer_headers(head, "m", 2, ()) == [(b"x-cody-resolved-model", b"m")]
+
+
+def test_allow_lists_the_methods() -> None:
+    """The Allow field of a 405 (RFC 9110 §10.2.1)."""
+    assert allowed_methods(["GET", "HEAD"]) == [(b"allow", b"GET, HEAD")]

@@ -1,0 +1,31 @@
+"""A real server for the limits' tests, empty at the start of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests.support.redis_server import RedisServer, run_redis_server
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests of this room."""
+    with run_redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: RedisServer, client: redis.Redis) -> RedisServer:
+    """The server, emptied."""
+    client.flushall()
+    return shared_server
+
+
+@pytest.fixture(scope="session")
+def client(shared_server: RedisServer) -> Iterator[redis.Redis]:
+    """A plain client beside cgw's own."""
+    with redis.Redis(unix_socket_path=str(shared_server.path)) as connected:
+        yield connected

@@ -1,0 +1,283 @@
+"""Usage read from what is left of an answer: both APIs, whole or in windows, streamed or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgw.model import BodyWindow, Feature, Usage, UsageQuality
+from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.registry import AnthropicProvider, OpenAIProvider, build_dialects
+from cgw.wire.messages import RequestHead, ResponseHead
+
+EXACT, PARTIAL, ESTIMATED = UsageQuality.EXACT, UsageQuality.PARTIAL, UsageQuality.ESTIMATED
+JSON = ResponseHead(200, [(b"content-type", b"application/json")])
+STREAM = ResponseHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+
+ANTHROPIC, ANTHROPIC_SDK, OPENAI, OPENAI_SDK = build_dialects(
+    AnthropicProvider(access_token="KEY"), OpenAIProvider(access_token="KEY")
+)
+
+
+def request_of(dialect: Dialect, *, stream: bool = False) -> PreparedRequest:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": stream}).encode()
+    head = RequestHead(b"POST", dialect.path.encode(), [])
+    return dialect.prepare(head, body, Caller("acme:", Feature.CHAT_COMPLETIONS))
+
+
+def whole(body: bytes, *, is_complete: bool = True, cut: int = 7) -> BodyWindow:
+    return BodyWindow(body[:cut], body[cut:], len(body), is_complete)
+
+
+def windows(body: bytes, head_bytes: int, tail_bytes: int, *, is_complete: bool = True) -> BodyWindow:
+    assert head_bytes + tail_bytes < len(body)
+    return BodyWindow(body[:head_bytes], body[-tail_bytes:], len(body), is_complete)
+
+
+def event(value: dict[str, Any]) -> bytes:
+    return f"event: {value['type']}\ndata: {json.dumps(value)}\n\n".encode()
+
+
+def delta(text: str) -> bytes:
+    return event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}})
+
+
+START = event({"type": "message_start", "message": {"usage": {"input_tokens": 12, "output_tokens": 1}}})
+STOP = event({"type": "message_stop"})
+
+
+def message_delta(**usage: object) -> bytes:
+    return event({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage})
+
+
+def chunk(text: str | None = None, **extra: object) -> bytes:
+    choices = [] if text is None else [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
+    return b"data: " + json.dumps({"choices": choices, **extra}).encode() + b"\n\n"
+
+
+OPENAI_USAGE = {"prompt_tokens": 12, "completion_tokens": 34, "total_tokens": 46}
+DONE = b"data: [DONE]\n\n"
+
+
+def message(text: str = "héllo", **usage: object) -> bytes:
+    content = [{"type": "text", "text": text}, {"type": "tool_use", "input": {"usage": {"input_tokens": 9}}}]
+    return json.dumps({"type": "message", "content": content, "usage": usage}, ensure_ascii=False).encode()
+
+
+def completion(text: str = "héllo", **extra: object) -> bytes:
+    choices = [{"message": {"content": text}}, {"message": {"content": None, "tool_calls": []}}]
+    return json.dumps({"choices": choices, **extra}).encode()
+
+
+def read(dialect: Dialect, response: ResponseHead, body: BodyWindow) -> Usage:
+    return dialect.read_usage(request_of(dialect, stream=response is STREAM), response, body)
+
+
+@pytest.mark.parametrize("dialect", [ANTHROPIC, ANTHROPIC_SDK])
+def test_a_message_tells_its_usage(dialect: Dialect) -> None:
+    """A whole message gives exact tokens and the length of its text."""
+    body = whole(message(input_tokens=12, output_tokens=34, cache_read_input_tokens=5))
+    assert read(dialect, JSON, body) == Usage(12, 34, 5, 5, EXACT)
+
+
+@pytest.mark.parametrize("dialect", [OPENAI, OPENAI_SDK])
+def test_a_completion_tells_its_usage(dialect: Dialect) -> None:
+    """A whole completion gives exact tokens and the length of its text."""
+    assert read(dialect, JSON, whole(completion(usage=OPENAI_USAGE))) == Usage(12, 34, 5, 5, EXACT)
+
+
+@pytest.mark.parametrize("dialect", [ANTHROPIC, ANTHROPIC_SDK])
+def test_a_message_stream_tells_its_usage(dialect: Dialect) -> None:
+    """The start's input tokens, the last delta's output tokens, and all deltas' text."""
+    body = START + delta("hé") + message_delta(output_tokens=3) + delta("llo") + message_delta(output_tokens=34) + STOP
+    assert read(dialect, STREAM, whole(body)) == Usage(12, 34, 5, 5, EXACT)
+
+
+@pytest.mark.parametrize("dialect", [OPENAI, OPENAI_SDK])
+def test_a_completion_stream_tells_its_usage(dialect: Dialect) -> None:
+    """The chunk with usage, and all deltas' text; chunks with a null usage say nothing."""
+    body = chunk("hé", usage=None) + chunk("llo", usage=None) + chunk(usage=OPENAI_USAGE) + DONE
+    assert read(dialect, STREAM, whole(body)) == Usage(12, 34, 5, 5, EXACT)
+
+
+def test_a_prompt_that_grew_is_told_by_the_last_delta() -> None:
+    """Server tools make the prompt grow: the larger of the figures is the final one."""
+    body = START + message_delta(input_tokens=500, output_tokens=34) + STOP
+    assert read(ANTHROPIC, STREAM, whole(body)).prompt_token_count == 500
+    body = START + message_delta(input_tokens=0, output_tokens=34) + STOP
+    assert read(ANTHROPIC, STREAM, whole(body)).prompt_token_count == 12
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        (ANTHROPIC, message("x" * 900, input_tokens=12, output_tokens=34)),
+        (OPENAI, completion("x" * 900, usage=OPENAI_USAGE, extra="z")),
+    ],
+)
+def test_a_large_answer_tells_its_tokens_from_its_end(dialect: Dialect, body: bytes) -> None:
+    """With the middle dropped the tokens are exact, and the length of the text is unknown."""
+    assert read(dialect, JSON, windows(body, 50, 200)) == Usage(12, 34, 5, None, EXACT)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b'"tool": {"usage": {"input_tokens": 1, "output_tokens": 1}}}',
+        b'"tools": [{"usage": {"input_tokens": 1, "output_tokens": 1}}]}',
+        b'"usage": {"input_tokens": 1, "output_tok',
+        b'"usage": [1]}',
+        b'"text": "usage"}',
+    ],
+)
+def test_a_usage_that_is_not_the_answers_own_is_not_taken_for_it(end: bytes) -> None:
+    """In a window, ``usage`` counts only where it and all that follows is the end of the outermost object."""
+    body = b'{"content": "' + b"x" * 900 + b'", ' + end
+    assert read(ANTHROPIC, JSON, windows(body, 50, 200)) == Usage(None, None, 5, None, ESTIMATED)
+
+
+def test_a_quoted_usage_is_not_taken_for_the_answers_own() -> None:
+    """Text that looks like usage is text; the real one is found before it as well as after it."""
+    body = json.dumps(
+        {"choices": "x" * 900, "usage": OPENAI_USAGE, "fingerprint": '"usage": {"prompt_tokens": 1}}', "last": "usage"}
+    ).encode()
+    assert read(OPENAI, JSON, windows(body, 50, 250)) == Usage(12, 34, 5, None, EXACT)
+
+
+def test_large_streams_tell_their_tokens_from_both_ends() -> None:
+    """With the middle dropped, both windows cut in mid-frame, the tokens are exact and the text's length unknown."""
+    body = START + delta("hello") * 50 + message_delta(output_tokens=34) + STOP
+    assert read(ANTHROPIC, STREAM, windows(body, 300, 300)) == Usage(12, 34, 5, None, EXACT)
+    body = chunk("hello") * 50 + chunk(usage=OPENAI_USAGE) + DONE
+    assert read(OPENAI, STREAM, windows(body, 300, 300)) == Usage(12, 34, 5, None, EXACT)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "expected"),
+    [
+        (ANTHROPIC, START + delta("hello") + delta("x")[:-1], Usage(12, None, 5, 5, PARTIAL)),
+        (ANTHROPIC, START + delta("hello") + message_delta(output_tokens=34), Usage(12, 34, 5, 5, PARTIAL)),
+        (ANTHROPIC, START[:30], Usage(None, None, 5, 0, PARTIAL)),
+        (OPENAI, chunk("hello"), Usage(None, None, 5, 5, PARTIAL)),
+        (OPENAI, b"", Usage(None, None, 5, 0, PARTIAL)),
+    ],
+)
+def test_a_stream_that_broke_off_is_partial(dialect: Dialect, body: bytes, expected: Usage) -> None:
+    """What arrived is read; the first few output tokens of a message are not taken for its total."""
+    assert read(dialect, STREAM, whole(body, is_complete=False)) == expected
+
+
+def test_a_stream_that_ended_without_its_marker_is_partial() -> None:
+    """A clean end of the body without the final marker is no proof that the figures are final."""
+    error = event({"type": "error", "error": {"type": "overloaded_error"}})
+    assert read(ANTHROPIC, STREAM, whole(START + error)) == Usage(12, None, 5, 0, PARTIAL)
+    assert read(OPENAI, STREAM, whole(chunk("hello", usage=OPENAI_USAGE))) == Usage(12, 34, 5, 5, PARTIAL)
+
+
+def test_an_answer_without_figures_is_estimated() -> None:
+    """OpenAI streams without ``include_usage`` hold no figures; the length of the text is known."""
+    assert read(OPENAI, STREAM, whole(chunk("hello") + DONE)) == Usage(None, None, 5, 5, ESTIMATED)
+    assert read(OPENAI, JSON, whole(completion())) == Usage(None, None, 5, 5, ESTIMATED)
+
+
+@pytest.mark.parametrize("figure", [-1, True, 1.5, "12", None, 2**53, 10**40])
+def test_odd_figures_are_unknown(figure: object) -> None:
+    """Only integers that are no negative and no absurd numbers count."""
+    usage = read(ANTHROPIC, JSON, whole(message(input_tokens=figure, output_tokens=34)))
+    assert usage == Usage(None, 34, 5, 5, PARTIAL)
+
+
+@pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])
+@pytest.mark.parametrize("status", [100, 301, 400, 429, 500, 529])
+def test_what_is_no_success_says_nothing(dialect: Dialect, status: int) -> None:
+    """Of answers that are not 2xx only the prompt's length is known."""
+    body = whole(message(input_tokens=1, output_tokens=1))
+    assert read(dialect, ResponseHead(status, JSON.headers), body) == Usage(prompt_character_count=5)
+
+
+@pytest.mark.parametrize(("encoding", "is_known"), [(b"gzip", False), (b"identity", True), (b"Identity ", True)])
+def test_an_encoded_answer_says_nothing(encoding: bytes, is_known: bool) -> None:
+    """A body that the upstream compressed although it was not asked to is not read."""
+    response = ResponseHead(200, [*JSON.headers, (b"content-encoding", encoding)])
+    usage = read(OPENAI, response, whole(completion(usage=OPENAI_USAGE)))
+    assert usage == (Usage(12, 34, 5, 5, EXACT) if is_known else Usage(prompt_character_count=5))
+
+
+def test_the_answer_decides_whether_it_is_a_stream() -> None:
+    """A JSON answer to a streaming request is read as JSON; without a content type the request decides."""
+    streaming = request_of(OPENAI, stream=True)
+    body = whole(completion(usage=OPENAI_USAGE))
+    assert OPENAI.read_usage(streaming, JSON, body) == Usage(12, 34, 5, 5, EXACT)
+    stream = whole(chunk("hello", usage=OPENAI_USAGE) + DONE)
+    assert OPENAI.read_usage(streaming, ResponseHead(200, []), stream) == Usage(12, 34, 5, 5, EXACT)
+
+
+RECORDINGS = {
+    ANTHROPIC.path: START + delta("héllo") * 3 + message_delta(output_tokens=34) + STOP,
+    OPENAI.path: chunk("héllo") * 3 + chunk(usage=OPENAI_USAGE) + DONE,
+}
+
+
+@pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])
+@pytest.mark.parametrize("change", [lambda body: body, lambda body: body.replace(b"\n", b"\r\n")], ids=["lf", "crlf"])
+def test_where_windows_are_cut_does_not_change_the_usage(dialect: Dialect, change: Callable[[bytes], bytes]) -> None:
+    """A stream whose windows hold all of it reads the same, wherever the one ends and the other begins."""
+    body = change(RECORDINGS[dialect.path])
+    expected = read(dialect, STREAM, whole(body))
+    assert expected.quality is EXACT
+    assert {read(dialect, STREAM, whole(body, cut=cut)) for cut in range(len(body) + 1)} == {expected}
+
+
+@pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])
+def test_a_stream_cut_anywhere_never_claims_more_than_it_has(dialect: Dialect) -> None:
+    """Wherever a stream breaks off, the figures are right or unknown, and the quality is partial."""
+    body = RECORDINGS[dialect.path]
+    full = read(dialect, STREAM, whole(body))
+    for length in range(len(body)):
+        usage = read(dialect, STREAM, whole(body[:length], is_complete=False))
+        assert usage.quality is PARTIAL
+        assert usage.prompt_token_count in (None, full.prompt_token_count)
+        assert usage.completion_token_count in (None, full.completion_token_count)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "usage", "message", "delta", "choices", "content", "text", "input_tokens"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+kinds = st.sampled_from(["message_start", "message_delta", "content_block_delta", "message_stop"])
+frames = st.tuples(kinds, json_values).map(
+    lambda pair: b"data: " + json.dumps(pair[1] | {"type": pair[0]} if isinstance(pair[1], dict) else pair[1]).encode()
+)
+bodies = (
+    st.binary()
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | st.lists(frames).map(lambda items: b"\n\n".join(items) + b"\n\n")
+    | st.integers(1, 20_000).map(lambda depth: b'{"usage":' * depth)
+)
+
+
+@settings(deadline=None)
+@given(bodies, st.integers(0, 40), st.integers(0, 40), st.booleans(), st.sampled_from([JSON, STREAM]))
+def test_no_answer_makes_the_reader_raise(
+    body: bytes, head_bytes: int, tail_bytes: int, is_complete: bool, response: ResponseHead
+) -> None:
+    """Whatever an upstream sent, the reader gives figures that are none or not negative."""
+    head = body[:head_bytes]
+    tail = body[len(head) :][-tail_bytes:] if tail_bytes else body[len(head) :]
+    for dialect in (ANTHROPIC, OPENAI):
+        usage = read(dialect, response, BodyWindow(head, tail, len(body), is_complete))
+        assert all(
+            figure is None or figure >= 0
+            for figure in (usage.prompt_token_count, usage.completion_token_count, usage.completion_character_count)
+        )

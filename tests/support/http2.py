@@ -1,0 +1,31 @@
+"""An HTTP/2 client that can leave in its own way."""
+
+from __future__ import annotations
+
+import h2.config
+import h2.connection
+import trio
+
+from tests.support.requests import HEADERS
+
+
+class Http2Client:
+    """One HTTP/2 connection with prior knowledge, by hand: so that it can leave in its own way."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.connection.initiate_connection()
+
+    async def post(self, path: str, body: bytes) -> int:
+        """Send a request on a stream of its own; returns the stream's id."""
+        stream_id = self.connection.get_next_available_stream_id()
+        head = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x"), *HEADERS.items()]
+        self.connection.send_headers(stream_id, head)
+        self.connection.send_data(stream_id, body, end_stream=True)
+        await self.flush()
+        return stream_id
+
+    async def flush(self) -> None:
+        """Send what is waiting."""
+        await self.stream.send_all(self.connection.data_to_send())

@@ -1,0 +1,70 @@
+"""A real Redis or Valkey server for tests, with whatever options the test needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+from attrs import frozen
+
+from cgw.transport.redis_embedded import find_server
+
+
+@frozen
+class RedisServer:
+    """A running server: its unix socket, and its process to send signals to."""
+
+    path: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """Its address as cgw takes it."""
+        return f"unix://{self.path}"
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server's process."""
+        os.kill(self.process.pid, number)
+
+
+@contextmanager
+def run_redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
+    """Run a server without TCP port or persistence in ``folder`` (its path must be short); killed at the end."""
+    path = folder / "redis.sock"
+    path.unlink(missing_ok=True)
+    command = [str(find_server()), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)]
+    with (folder / "redis.log").open("wb") as log:
+        process = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        _wait_listening(path, process)
+        yield RedisServer(path, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_listening(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except OSError:
+                time.sleep(0.002)
+            else:
+                return
+    raise AssertionError(f"the server did not start: {path.with_suffix('.log').read_text('utf-8', 'replace')}")
+
+
+async def wait_until(holds: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+    """Ask again and again until it holds; fails after ``seconds``."""
+    with trio.fail_after(seconds):
+        while not await holds():  # noqa: ASYNC110 - what is waited for happens in another process
+            await trio.sleep(0.005)

@@ -1,0 +1,353 @@
+"""The shared links: right replies, deadlines, cancellation, and every way a server can fail."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from redis.exceptions import ResponseError
+
+from cgw.errors import StoreUnavailable
+from cgw.transport.redis_link import MAX_TIMEOUTS_IN_A_ROW
+from cgw.transport.redis_links import Redis, Script, ScriptCall, open_redis
+from tests.support.raw_server import open_raw_server
+from tests.support.redis_server import RedisServer, run_redis_server, wait_until
+
+TIMEOUT = 0.1
+GRACE = 0.15
+"""What a busy machine may add to a deadline before a test fails."""
+
+MARK = Script.from_text("redis.call('SET', KEYS[1], ARGV[1]) return 1")
+UNMARK = Script.from_text("return redis.call('DEL', KEYS[1])")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    with run_redis_server(tmp_path) as server:
+        yield server
+
+
+async def _answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.ping() == b"PONG")
+    except StoreUnavailable:
+        return False
+
+
+async def _expect_unavailable(call: Callable[[], Awaitable[object]], match: str) -> float:
+    """The call fails as unavailable; returns how long that took."""
+    started = trio.current_time()
+    with pytest.raises(StoreUnavailable, match=match):
+        await call()
+    return trio.current_time() - started
+
+
+async def test_commands_are_redis_pys(server: RedisServer) -> None:
+    """redis-py's command methods work and give the server's own replies."""
+    async with open_redis(server.url, links=2) as redis:
+        assert await redis.set("name", "value", px=60_000) == b"OK"
+        assert await redis.get("name") == b"value"
+        assert await redis.hset("hash", mapping={"a": 1}) == 1
+        assert await redis.hgetall("hash") == {b"a": b"1"}
+        assert redis.statistics().links_up == 2
+
+
+async def test_wrong_command_is_the_callers_error(server: RedisServer) -> None:
+    """An error reply that is about the command reaches its caller, and nobody else."""
+    async with open_redis(server.url) as redis:
+        await redis.set("text", "x")
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await redis.lpush("text", "y")
+        assert await redis.get("text") == b"x"
+
+
+@pytest.mark.parametrize("command", ["SUBSCRIBE", "multi", "CLIENT", "BLPOP"])
+async def test_commands_that_hold_a_connection_are_refused(server: RedisServer, command: str) -> None:
+    """A command that would change what others on the link get is refused, before it is sent."""
+    async with open_redis(server.url) as redis:
+        if command == "CLIENT":
+            assert b"name=cgw" in await redis.execute_command("CLIENT INFO")
+        else:
+            with pytest.raises(ValueError, match="shared"):
+                await redis.execute_command(command, "x")
+
+
+async def test_script_runs_known_or_not(server: RedisServer) -> None:
+    """A script runs by its digest, and by its text when the server has forgotten it."""
+    async with open_redis(server.url) as redis:
+        for _ in range(2):
+            assert await redis.run_script(MARK, ["a"], ["1"]) == 1
+        await redis.script_flush()
+        assert await redis.run_script(MARK, ["b"], [2]) == 1
+        assert await redis.mget("a", "b") == [b"1", b"2"]
+
+
+async def test_replies_reach_their_own_callers_under_cancellation(server: RedisServer) -> None:
+    """20 tasks of 300 calls, cancelled at random moments, never get another's reply, and the link stays."""
+    replies = 0
+
+    async def call(redis: Redis, task: int) -> None:
+        nonlocal replies
+        dice = random.Random(task)
+        for number in range(300):
+            with trio.CancelScope() as client_scope:
+                if dice.random() < 0.5:
+                    client_scope.deadline = trio.current_time() + dice.random() * 0.002
+                text = f"{task}-{number}".encode()
+                assert await redis.echo(text) == text
+                replies += 1
+
+    async with open_redis(server.url, links=2, timeout_seconds=5) as redis:
+        async with trio.open_nursery() as callers_nursery:
+            for task in range(20):
+                callers_nursery.start_soon(call, redis, task)
+        await redis.ping()
+        statistics = redis.statistics()
+        assert statistics.cancelled > 0
+        assert replies + statistics.cancelled >= statistics.calls - 1
+        assert (statistics.reconnects, statistics.timeouts) == (0, 0)
+        await wait_until(lambda: _is_quiet(redis))
+
+
+async def _is_quiet(redis: Redis) -> bool:
+    await trio.lowlevel.checkpoint()
+    return redis.statistics().waiting_calls == 0
+
+
+async def test_cancelled_before_the_call_sends_nothing(server: RedisServer) -> None:
+    """A caller that is cancelled already changes nothing on the server."""
+    async with open_redis(server.url) as redis:
+        with trio.CancelScope() as client_scope:
+            client_scope.cancel()
+            await redis.set("touched", 1)
+        assert client_scope.cancelled_caught
+        assert await redis.get("touched") is None
+
+
+async def test_undo_follows_a_cancelled_call(server: RedisServer) -> None:
+    """What a cancelled caller's script did is undone on the same link, right after it."""
+    async with open_redis(server.url, links=2) as redis:
+        undo = ScriptCall(UNMARK, ["mark"], [])
+        for _ in range(20):
+            with trio.CancelScope() as client_scope:
+
+                async def leave(scope: trio.CancelScope = client_scope) -> None:
+                    await trio.lowlevel.checkpoint()
+                    scope.cancel()
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(leave)
+                    await redis.run_script(MARK, ["mark"], [1], undo=undo)
+                    nursery.cancel_scope.cancel()
+        await redis.set("mark", "last")  # one more trip on each link, so that all before it has been done
+        await redis.delete("mark")
+        assert redis.statistics().kept_calls == 0
+
+
+async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: RedisServer) -> None:
+    """A call whose answer was lost with the link is undone once there is a link again."""
+    async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
+        await redis.run_script(MARK, ["other"], [1])
+        server.send_signal(signal.SIGSTOP)
+        undo = ScriptCall(UNMARK, ["mark"], [])
+        await _expect_unavailable(lambda: redis.run_script(MARK, ["mark"], [1], undo=undo), "silent")
+        assert redis.statistics().kept_calls == 1
+        server.send_signal(signal.SIGCONT)
+        await wait_until(lambda: _answers(redis))
+        assert redis.statistics().kept_calls == 0
+        assert await redis.mget("other", "mark") == [b"1", None]
+
+
+async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServer) -> None:
+    """Calls to a stopped server fail at their deadline, the next at once; all is well when it goes on."""
+    async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
+        server.send_signal(signal.SIGSTOP)
+        took = await _expect_unavailable(redis.ping, "silent for 100 ms")
+        assert TIMEOUT <= took < TIMEOUT + GRACE
+        assert await _expect_unavailable(redis.ping, "no link") < GRACE
+        server.send_signal(signal.SIGCONT)
+        await wait_until(lambda: _answers(redis), seconds=2)
+        statistics = redis.statistics()
+        assert (statistics.timeouts, statistics.reconnects) == (1, 1)
+        assert statistics.failed_fast > 0
+
+
+async def test_paused_server_comes_back(server: RedisServer) -> None:
+    """CLIENT PAUSE is an outage like any other."""
+    async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
+        await redis.client_pause(300)
+        took = await _expect_unavailable(redis.ping, "silent")
+        assert took < TIMEOUT + GRACE
+        await wait_until(lambda: _answers(redis), seconds=2)
+
+
+async def test_killed_connection_is_replaced(server: RedisServer) -> None:
+    """A connection that the server ends fails the waiting callers at once and is replaced."""
+    async with open_redis(server.url) as redis, open_redis(server.url) as operator:
+        await operator.execute_command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+        await wait_until(lambda: _answers(redis))
+        assert redis.statistics().reconnects == 1
+
+
+async def test_killed_server_is_found_again(tmp_path: Path) -> None:
+    """kill -9 fails the calls at once; an empty server at the same place is taken up, its scripts loaded anew."""
+    with run_redis_server(tmp_path) as first:
+        async with open_redis(first.url) as redis:
+            await redis.run_script(MARK, ["a"], [1])
+            first.send_signal(signal.SIGKILL)
+            first.process.wait()
+            assert await _expect_unavailable(redis.ping, "Redis at") < GRACE
+            with run_redis_server(tmp_path):
+                await wait_until(lambda: _answers(redis))
+                assert await redis.run_script(MARK, ["a"], [1]) == 1
+
+
+async def test_read_only_server_is_unavailable_and_looked_up_again(server: RedisServer) -> None:
+    """READONLY is an outage, and the link is made anew: after a failover the name leads elsewhere."""
+    async with open_redis(server.url) as redis:
+        await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+        await _expect_unavailable(lambda: redis.set("a", 1), "READONLY")
+        await wait_until(lambda: _answers(redis))
+        assert redis.statistics().reconnects == 1
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        assert await redis.set("a", 1) == b"OK"
+
+
+async def test_full_server_is_unavailable(server: RedisServer) -> None:
+    """OOM is an outage, for commands and inside scripts."""
+    async with open_redis(server.url) as redis:
+        await redis.config_set("maxmemory", "1")
+        await _expect_unavailable(lambda: redis.set("a", 1), "OOM")
+        await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "OOM")
+
+
+async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
+    """BUSY is an outage that ends with the script that caused it."""
+    async with trio.open_nursery() as nursery:
+        with run_redis_server(tmp_path, "--lua-time-limit", "5") as server:
+            async with open_redis(server.url) as redis, open_redis(server.url, timeout_seconds=30) as other:
+                nursery.start_soon(_run_forever, other)
+                await wait_until(lambda: _is_busy(redis))
+                await redis.script_kill()
+                await wait_until(lambda: _answers(redis))
+
+
+async def _run_forever(redis: Redis) -> None:
+    with pytest.raises(ResponseError, match="killed"):
+        await redis.eval("while true do end", 0)
+
+
+async def _is_busy(redis: Redis) -> bool:
+    try:
+        await redis.ping()
+    except StoreUnavailable as error:
+        return "BUSY" in str(error)
+    return False
+
+
+async def test_slow_server_opens_the_circuit() -> None:
+    """A server that answers steadily but far too late for most is dropped: until it is quick, calls fail at once."""
+    delay = 0.0
+
+    async def play(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            for _ in range(max(1, data.count(b"PING"))):
+                await trio.sleep(delay)
+                await stream.send_all(b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n")
+
+    async def call(redis: Redis) -> None:
+        try:
+            await redis.ping()
+        except StoreUnavailable as error:
+            reasons.append(str(error))
+
+    reasons: list[str] = []
+    async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}", timeout_seconds=0.05) as redis:
+        delay = 0.01
+        async with trio.open_nursery() as callers_nursery:
+            for _ in range(MAX_TIMEOUTS_IN_A_ROW * 3):
+                callers_nursery.start_soon(call, redis)
+        delay = 0.2
+        assert MAX_TIMEOUTS_IN_A_ROW <= len(reasons) == redis.statistics().timeouts
+        assert all("did not answer within 50 ms" in reason for reason in reasons)
+        await wait_until(lambda: _is_down(redis))
+        assert await _expect_unavailable(redis.ping, "no link") < 0.04
+        delay = 0.0
+        await wait_until(lambda: _answers(redis))
+
+
+async def _is_down(redis: Redis) -> bool:
+    await trio.lowlevel.checkpoint()
+    return redis.statistics().links_up == 0
+
+
+@pytest.mark.parametrize("garbage", [b"?what\r\n", b"+PONG\r\n+ONE TOO MANY\r\n"])
+async def test_broken_protocol_costs_the_link_only(garbage: bytes) -> None:
+    """A server that breaks the protocol loses its connection; the next one is taken up."""
+    connections = 0
+
+    async def play(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        is_first, pings = connections == 1, 0
+        async for data in stream:
+            pings += b"PING" in data
+            reply = b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n"
+            await stream.send_all(garbage if is_first and pings == 2 else reply)
+
+    async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}") as redis:
+        try:
+            await redis.ping()
+        except StoreUnavailable as error:
+            assert "protocol" in str(error)
+        await wait_until(lambda: _is_reconnected(redis))
+        assert await redis.ping() == b"PONG"
+
+
+async def _is_reconnected(redis: Redis) -> bool:
+    await trio.lowlevel.checkpoint()
+    statistics = redis.statistics()
+    return statistics.reconnects == 1 and statistics.links_up == 1
+
+
+async def test_cleanup_can_still_use_the_links(server: RedisServer) -> None:
+    """A cancelled block can settle its affairs: the links outlive it."""
+    with trio.CancelScope() as client_scope:
+        async with open_redis(server.url) as redis:
+            try:
+                client_scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(1, shield=True):
+                    await redis.set("settled", 1)
+    assert client_scope.cancelled_caught
+    async with open_redis(server.url) as redis:
+        assert await redis.get("settled") == b"1"
+
+
+async def test_errors_of_the_block_come_out_as_they_are(server: RedisServer) -> None:
+    """What the block raises is not wrapped in an exception group."""
+    with pytest.raises(KeyError, match="mine"):
+        async with open_redis(server.url):
+            raise KeyError("mine")
+
+
+async def test_nothing_is_left_when_the_block_ends(server: RedisServer) -> None:
+    """The end of the block closes every connection and leaves no task behind."""
+    async with trio.open_nursery() as nursery:
+        async with open_redis(server.url, links=3) as redis:
+            assert len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 3
+        assert not nursery.child_tasks
+        with pytest.raises(StoreUnavailable, match="no link"):
+            await redis.ping()
+    async with open_redis(server.url) as redis:
+        await wait_until(lambda: _is_alone(redis))
+
+
+async def _is_alone(redis: Redis) -> bool:
+    return len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 1
