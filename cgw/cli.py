@@ -30,7 +30,10 @@ standard error), 2 for a wrong command line, 130 when interrupted by Ctrl-C.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``cgw`` with ``arguments`` (default: the process's own), and exit with its status."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    if status == EXIT_INTERRUPTED:
+        _discard_output()
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -152,6 +155,13 @@ def _load_settings() -> Settings:
 def _end_quietly_with_the_reader() -> None:
     """Let ``cgw usage | head`` end as any Unix filter does. Not for ``serve``, whose sockets break all the time."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def _discard_output() -> None:
+    """Drop what is not written yet: its flush at exit would wait for the reader that kept us waiting."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _terminal_width() -> int:

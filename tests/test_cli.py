@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -65,14 +66,15 @@ def test_help_names_every_command_and_the_exit_statuses(run_cgw: RunCgw) -> None
 
 
 def test_help_is_quick(run_cgw: RunCgw) -> None:
-    """``cgw --help`` answers within 0.3 s (the best of five, since the machine may be busy)."""
+    """``cgw --help`` takes under 0.3 s of processor time (the best of three; the rest is up to the machine's load)."""
 
     def measure() -> float:
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run_cgw("--help")
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(measure() for _ in range(5)) < 0.3
+    assert min(measure() for _ in range(3)) < 0.3
 
 
 def test_the_command_line_loads_nothing_that_help_does_not_need() -> None:
@@ -209,14 +211,26 @@ def test_a_reader_that_leaves_is_no_error(environ: dict[str, str]) -> None:
     assert (process.returncode, errors) == (-signal.SIGPIPE, b"")
 
 
+def wait_until_asleep(pid: int) -> None:
+    """Return once the process waits in a system call, as its state in ``proc(5)`` tells."""
+    give_up_at = time.monotonic() + TIMEOUT_SECONDS
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < give_up_at
+
+
 def test_an_interrupt_exits_with_130_and_no_traceback(environ: dict[str, str]) -> None:
-    """Ctrl-C while ``cgw config`` waits for its reader."""
+    """Ctrl-C while ``cgw config`` waits for its reader ends it, although output is left that nobody takes."""
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)  # less than the table has, so that the process has to wait
-    with subprocess.Popen([*COMMAND, "config"], env=environ, stdout=write_end, stderr=subprocess.PIPE) as process:
+    process = subprocess.Popen([*COMMAND, "config"], env=environ, stdout=write_end, stderr=subprocess.PIPE)
+    try:
         os.close(write_end)
         assert os.read(read_end, 1)
+        wait_until_asleep(process.pid)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
-    os.close(read_end)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read_end)
     assert (process.returncode, errors.strip()) == (130, b"")

@@ -47,7 +47,8 @@ def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seco
         return min(default_seconds, maximum_seconds)
     if milliseconds <= 0:
         raise Refusal(400, "X-Timeout-Ms must be a positive number of milliseconds")
-    return min(milliseconds / 1000, maximum_seconds)
+    # Capped before it is divided: the client may have written more digits than a float can hold.
+    return min(milliseconds, maximum_seconds * 1000) / 1000
 
 
 def is_event_stream(head: ResponseHead) -> bool:

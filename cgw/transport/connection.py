@@ -7,6 +7,7 @@ read so far. Nothing is read ahead of the exchange that is under way, so pipelin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
@@ -23,6 +24,8 @@ from cgw.wire.heads import HTTP2_PREFACE, find_head_end, parse_request_head, sta
 from cgw.wire.messages import RequestHead
 
 RECEIVE_BYTES = 64 * 1024
+
+_BLANK_LINES = re.compile(rb"(?:\r\n)+")
 
 
 @frozen
@@ -87,49 +90,54 @@ class Connection:
     async def _receive_head(self) -> bytes | None:
         """The next head with its blank line, or ``None`` when the client is done. Leaves the rest in the buffer."""
         limits = self._service.limits
+        self._skip_blank_lines()
         self.is_idle = not self._buffer
         scanned_to = 0
         seconds, self._first_wait_seconds = self._first_wait_seconds, limits.keep_alive_timeout_seconds
         with trio.move_on_after(seconds if self.is_idle else limits.header_timeout_seconds) as head_scope:
-            while True:
-                self._buffer = self._buffer.removeprefix(b"\r\n")
-                if self._buffer.startswith(HTTP2_PREFACE):
-                    return self._take(len(HTTP2_PREFACE))
-                if not HTTP2_PREFACE.startswith(self._buffer):
-                    end = find_head_end(self._buffer[max(0, scanned_to - 3) :])
-                    if end >= 0:
-                        return self._take(max(0, scanned_to - 3) + end)
-                    self._check_partial_head()
+            while not (size := self._find_head(scanned_to)):
                 scanned_to = len(self._buffer)
                 data = await self._stream.receive_some(RECEIVE_BYTES)
                 if not data:
                     if self._buffer:
                         raise Refusal(400, "malformed request: the head is incomplete", must_close=True)
                     return None
-                if self.is_idle:
+                self._buffer += data
+                self._skip_blank_lines()
+                if self.is_idle and self._buffer not in (b"", b"\r"):
                     self.is_idle = False
                     head_scope.deadline = trio.current_time() + limits.header_timeout_seconds
-                self._buffer += data
+            head, self._buffer = self._buffer[:size], self._buffer[size:]
+            return head
         if self.is_idle:
             return None
         seconds = limits.header_timeout_seconds
         raise Refusal(408, f"the request head did not arrive within {seconds:g} seconds", must_close=True)
 
-    def _check_partial_head(self) -> None:
-        maximum = self._service.limits.max_head_bytes
-        if len(self._buffer) > maximum:
-            raise Refusal(431, f"the request head is larger than {maximum} bytes", must_close=True)
+    def _skip_blank_lines(self) -> None:
+        """Drop empty lines before a request: clients have sent them after a body (RFC 9112 §2.2)."""
+        blank = _BLANK_LINES.match(self._buffer)
+        if blank is not None:
+            self._buffer = self._buffer[blank.end() :]
+
+    def _find_head(self, scanned_to: int) -> int:
+        """The size of the head (or HTTP/2 preface) that the buffer begins with; 0 while it is not all there."""
+        if self._buffer.startswith(HTTP2_PREFACE):
+            return len(HTTP2_PREFACE)
+        if self._buffer == b"\r" or HTTP2_PREFACE.startswith(self._buffer):
+            return 0
         if not (0x41 <= self._buffer[0] <= 0x5A or 0x61 <= self._buffer[0] <= 0x7A):
             spoken = "TLS" if self._buffer[0] == 0x16 else "something else"
             raise Refusal(400, f"malformed request: this port speaks plain HTTP, not {spoken}", must_close=True)
-
-    def _take(self, size: int) -> bytes:
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
-        if size > self._service.limits.max_head_bytes:
-            self._buffer = b""
-            maximum = self._service.limits.max_head_bytes
-            raise Refusal(431, f"the request head is larger than {maximum} bytes", must_close=True)
-        return taken
+        start = max(0, scanned_to - 3)
+        end = find_head_end(self._buffer[start:])
+        size = len(self._buffer) if end < 0 else start + end
+        maximum = self._service.limits.max_head_bytes
+        if size > maximum:
+            is_line = b"\n" not in self._buffer[:maximum]
+            status, what = (414, "line") if is_line else (431, "head")
+            raise Refusal(status, f"the request {what} is larger than {maximum} bytes", must_close=True)
+        return 0 if end < 0 else size
 
     async def _serve_hot(self, head: RequestHead, h11_connection: h11.Connection) -> bool:
         """Run one exchange; whether the connection can carry another one."""
@@ -140,7 +148,7 @@ class Connection:
         self._buffer = client.unread
         if client.is_reusable:
             return not self._service.is_draining()
-        if client.is_response_started and not client.is_broken_off:
+        if client.is_response_complete:
             await linger(self._stream)
         return False
 
@@ -187,6 +195,7 @@ class HotClient:
         self.peer = _peer_name(stream)
         self.bytes_sent = 0
         self.is_response_started = False
+        self.is_response_complete = False
         self.is_broken_off = False
         self._is_close_delimited = False
         self._is_stalled = False
@@ -196,12 +205,13 @@ class HotClient:
     @property
     def is_reusable(self) -> bool:
         """Whether both sides are done with this exchange, so that the connection can carry another."""
-        return not self.is_broken_off and self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+        is_done = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+        return is_done and self.is_response_complete and not self.is_broken_off
 
     @property
     def needs_reset(self) -> bool:
         """Whether closing the connection now must look like an error, since a mere end would look like success."""
-        is_under_way = self.is_response_started and self._h11.our_state is not h11.DONE
+        is_under_way = self.is_response_started and not self.is_response_complete
         return self._is_stalled or (self._is_close_delimited and (is_under_way or self.is_broken_off))
 
     @property
@@ -281,7 +291,10 @@ class HotClient:
     async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
         """See :meth:`~cgw.transport.client.ClientSide.send_head`."""
         fields = list(headers)
-        if self._is_last or self._h11.their_state is not h11.DONE or self._service.is_draining():
+        # Not `is not h11.DONE`: a client that asks for an upgrade is in a state of its own. It is declined by
+        # answering in HTTP/1.1 (RFC 9110 §7.8), and the connection goes on.
+        is_body_pending = self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
+        if self._is_last or is_body_pending or self._service.is_draining():
             fields.append((b"connection", b"close"))
         self.is_response_started = True
         self._unsent += self._h11.send(h11.Response(status_code=status, headers=fields, reason=status_phrase(status)))
@@ -307,6 +320,7 @@ class HotClient:
             self.break_off()
             return
         await self._flush()
+        self.is_response_complete = True
         self.bytes_sent += len(last)
 
     def break_off(self) -> None:

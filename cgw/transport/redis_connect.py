@@ -129,7 +129,7 @@ def _build_tls_context(options: Mapping[str, Any]) -> ssl.SSLContext:
             context.load_cert_chain(str(options["ssl_certfile"]), options.get("ssl_keyfile"))
     except OSError as error:
         raise ValueError(f"the certificate files of the Redis address can't be read: {error}") from error
-    unverified = str(options.get("ssl_cert_reqs")).lower() == "none"
+    unverified = str(options.get("ssl_cert_reqs", "required")).lower() == "none"
     if unverified or options.get("ssl_check_hostname") is False:
         context.check_hostname = False
     if unverified:

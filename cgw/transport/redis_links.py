@@ -11,7 +11,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import trio
 from attrs import frozen
@@ -97,13 +97,14 @@ class RedisStatistics:
 
 class Redis(AsyncCoreCommands):
     """A Redis server, by way of shared links. Command methods come from redis-py; replies are as the server sent
-    them (``bytes``, RESP3 types), without redis-py's conversions.
+    them (``bytes``, RESP3 types), without redis-py's conversions, whatever its annotations say.
 
     Every command raises :exc:`~cgw.errors.StoreUnavailable` when there is no answer within the deadline or the
     server can't serve now, and :exc:`redis.exceptions.ResponseError` for other error replies. Cancel-safe: a
     cancelled command may still be executed; its reply is dropped, and no other caller notices.
     """
 
+    _is_async_client: Literal[True] = True  # tells redis-py's annotations that commands are awaited
     _event_dispatcher: Any = None  # redis-py's protocol asks for it; its commands don't use it
 
     def __init__(

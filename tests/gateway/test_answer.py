@@ -52,7 +52,9 @@ def test_feature_has_a_default_on_sdk_routes_only() -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("value", [b"", b"embeddings", b"Chat_Completions", b"chat_completions,code_completions", b"\xff"])
+@pytest.mark.parametrize(
+    "value", [b"", b"embeddings", b"Chat_Completions", b"chat_completions,code_completions", b"\xff"]
+)
 @pytest.mark.parametrize("dialect", [REFERENCE, SDK], ids=["reference", "sdk"])
 def test_any_other_feature_is_refused(dialect: AnthropicMessages | AnthropicSdkMessages, value: bytes) -> None:
     """A value that is no completions feature gets 400 and the list of those that are, also where there is a default."""
@@ -153,7 +155,8 @@ def test_length_counts_only_without_a_transfer_coding() -> None:
     """RFC 9112 §6.3: a transfer coding overrides the length, which is then not passed on either."""
     plain = build_response(200, (b"content-length", b"12"))
     both = build_response(200, (b"content-length", b"12"), (b"transfer-encoding", b"chunked"))
-    assert (content_length_of(plain), content_length_of(both), content_length_of(build_response(200))) == (12, None, None)
+    assert content_length_of(plain) == 12
+    assert content_length_of(both) is content_length_of(build_response(200)) is None
     assert dict(build_answer_headers(plain, "m", 2, ()))[b"content-length"] == b"12"
     assert not {b"content-length", b"transfer-encoding"} & dict(build_answer_headers(both, "m", 2, ())).keys()
 

@@ -23,6 +23,11 @@ from tests.support.gateway import (
     open_gateway,
 )
 
+# The OpenAI SDK leaves the generators of an ended stream to the garbage collector, which warns.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 ANSWER = "Good day to you."
 WRONG_MESSAGES: Any = [{"role": "user", "content": 1}]
 

@@ -19,6 +19,9 @@ from cgw.transport.redis_links import Script
 START_MS = 1_800_000_000_000
 CLOCK = "test:clock"
 RECORD = "{t}:record:"
+REWRITES = {"redis.call('TIME')": f"redis.call('LRANGE', '{CLOCK}', 0, 1)", "SLACK_MS = 1000": "SLACK_MS = 3600000"}
+Check = tuple[int, Callable[[], None], Callable[[], tuple[int, int, int]]]
+"""The wait of one limit, what claims from it, and what measures it."""
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -30,11 +33,6 @@ class Limit:
     kind: str
     limit: int
     period: int
-
-    @property
-    def prefix(self) -> str:
-        """What tells this limit from others in the model."""
-        return self.key
 
 
 @frozen
@@ -68,6 +66,10 @@ class Store:
         self.client.delete(CLOCK)
         self.client.rpush(CLOCK, milliseconds // 1000, milliseconds % 1000 * 1000 + 999)
 
+    def dump(self) -> dict[bytes, bytes | None]:
+        """All keys and what they hold."""
+        return {key: self.client.dump(key) for key in self.client.scan_iter()}
+
     def admit(self, rid: str, claims: Sequence[tuple[Limit, int]]) -> tuple[bool, list[Answer]]:
         keys = [RECORD + rid, *(limit.key for limit, _ in claims)]
         args: list[Any] = [rid, 3_600_000]
@@ -91,7 +93,10 @@ class Store:
 
 
 def _with_test_clock(script: Script) -> str:
-    for old, new in (("redis.call('TIME')", f"redis.call('LRANGE', '{CLOCK}', 0, 1)"), ("SLACK_MS = 1000", "SLACK_MS = 3600000")):
+    for old, new in (
+        ("redis.call('TIME')", f"redis.call('LRANGE', '{CLOCK}', 0, 1)"),
+        ("SLACK_MS = 1000", "SLACK_MS = 3600000"),
+    ):
         assert script.text.count(old) == 1
         script = Script.from_text(script.text.replace(old, new))
     return script.text
@@ -156,12 +161,13 @@ class Model:
         for wait, claim, measure in plans:
             if admitted:
                 claim()
-            answers.append(Answer(*measure(), wait))
+            remaining, reset, more = measure()
+            answers.append(Answer(remaining, reset, more, wait))
         if admitted:
             self.records[rid] = (now, answers)
         return admitted, answers
 
-    def _check_bucket(self, now: int, _: str, limit: Limit, cost: int) -> tuple[int, Callable[[], None], Callable[[], Any]]:
+    def _check_bucket(self, now: int, _: str, limit: Limit, cost: int) -> Check:
         bucket = self.buckets.get(limit.key, Bucket(0, now, limit.limit, limit.period, 0))
         was_ahead = bucket.at > now
         looked_at = evolve(bucket)
@@ -180,7 +186,7 @@ class Model:
 
         return wait, claim, looked_at.measure
 
-    def _check_window(self, now: int, _: str, limit: Limit, cost: int) -> tuple[int, Callable[[], None], Callable[[], Any]]:
+    def _check_window(self, now: int, _: str, limit: Limit, cost: int) -> Check:
         window = self._window(now, limit)
         reset = (window.id + 1) * limit.period - now
         wait = 0 if window.used + cost <= limit.limit else -1 if cost > limit.limit else reset
@@ -202,7 +208,7 @@ class Model:
             return Window(id_, 0, limit.period)
         return evolve(old) if old.period == limit.period else Window(id_, old.used, limit.period)
 
-    def _check_lease(self, now: int, rid: str, limit: Limit, cost: int) -> tuple[int, Callable[[], None], Callable[[], Any]]:
+    def _check_lease(self, now: int, rid: str, limit: Limit, cost: int) -> Check:
         held = {name: end for name, end in self.leases.get(limit.key, {}).items() if end > now}
         before = sorted(held.values())
         wait = 0
@@ -319,7 +325,9 @@ def test_a_clock_that_steps_back_is_no_refill(store: Store, script: list[tuple[A
 
 @quick
 @given(
-    st.integers(1, 50), st.integers(1, 5_000), st.lists(st.tuples(st.integers(0, 3_000), st.integers(1, 3)), max_size=40)
+    st.integers(1, 50),
+    st.integers(1, 5_000),
+    st.lists(st.tuples(st.integers(0, 3_000), st.integers(1, 3)), max_size=40),
 )
 def test_never_above_the_limit(store: Store, size: int, period: int, calls: list[tuple[int, int]]) -> None:
     """In any span of time at most the limit and its refill is admitted, and nothing less is refused."""
@@ -382,9 +390,9 @@ def test_a_refusal_changes_nothing(store: Store) -> None:
     narrow, wide = Limit("{t}:n", "bucket", 1, 1_000), Limit("{t}:x", "bucket", 9, 1_000)
     lease, window = Limit("{t}:l", "lease", 3, 1_000), Limit("{t}:v", "window", 3, 1_000)
     assert store.admit("one", [(narrow, 1)])[0]
-    before = {key: store.client.dump(key) for key in store.client.keys()}
+    before = store.dump()
     assert not store.admit("two", [(wide, 1), (lease, 1), (window, 1), (narrow, 1)])[0]
-    assert {key: store.client.dump(key) for key in store.client.keys()} == before
+    assert store.dump() == before
 
 
 def test_a_claim_larger_than_its_limit_waits_for_nothing(store: Store) -> None:

@@ -104,9 +104,13 @@ def test_error_replies_have_their_kind(text: str, kind: type[Exception]) -> None
     assert type(build_reply_error(text)) is kind or issubclass(type(build_reply_error(text)), kind)
 
 
+async def _say_nothing(_: trio.SocketStream) -> None:
+    await trio.sleep_forever()
+
+
 async def test_unreachable_server_is_one_sentence() -> None:
     """Nobody listening is one sentence that names host and port, not the password."""
-    async with open_raw_server(lambda _: trio.sleep_forever()) as port:
+    async with open_raw_server(_say_nothing) as port:
         pass
     with pytest.raises(StoreUnavailable) as raised:
         async with open_redis(f"redis://:{SECRET}@127.0.0.1:{port}"):
@@ -116,7 +120,7 @@ async def test_unreachable_server_is_one_sentence() -> None:
 
 async def test_silent_server_is_given_up_in_time() -> None:
     """A listener that accepts and says nothing is given up after the connect timeout."""
-    async with open_raw_server(lambda _: trio.sleep_forever()) as port:
+    async with open_raw_server(_say_nothing) as port:
         started = trio.current_time()
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.05 s"):
             async with open_redis(f"127.0.0.1:{port}", connect_timeout_seconds=0.05):
@@ -143,7 +147,7 @@ async def test_password_and_user_are_accepted(locked_server: RedisServer, user: 
     async with open_redis(f"unix://{user}:{SECRET}@{locked_server.path}?db=1") as redis:
         who = await redis.acl_whoami()
         assert who == (user or "default").encode()
-        assert b"db=1" in await redis.client_info()
+        assert b"db=1" in await redis.execute_command("CLIENT INFO")
 
 
 @pytest.mark.parametrize(("login", "reason"), [(":wrong-one@", "WRONGPASS"), ("", "NOAUTH")])
@@ -206,7 +210,7 @@ async def test_tls(server: RedisServer, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(trusted))
     async with open_raw_server(partial(_tunnel, server.path, context)) as port:
         async with open_redis(f"rediss://127.0.0.1:{port}?ssl_ca_certs={trusted}") as redis:
-            assert await redis.ping() == b"PONG"
+            assert await redis.execute_command("PING") == b"PONG"
         with pytest.raises(StoreUnavailable, match="its certificate is not valid"):
             async with open_redis(f"rediss://127.0.0.1:{port}"):
                 raise AssertionError("opened")

@@ -1,0 +1,81 @@
+"""``cgw serve`` as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from attrs import define
+
+from tests.support.waiting import wait_until
+
+START_SECONDS = 20.0
+_SERVING = re.compile(r"is serving on http://127\.0\.0\.1:(\d+)")
+
+
+@define
+class GatewayProcess:
+    """A running ``cgw serve``, its port, and the file that its log goes to."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log_path: Path
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """End it as ``kill -9`` does."""
+        self.process.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to drain."""
+        self.process.send_signal(signal.SIGTERM)
+
+    async def wait(self, seconds: float = 20) -> int:
+        """Its exit status."""
+        await wait_until(lambda: self.process.poll() is not None, seconds=seconds)
+        return self.process.wait()
+
+
+def start_cgw(environ: Mapping[str, str], log_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start ``cgw`` with ``environ`` as all of its own settings; its standard error goes to ``log_path``."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    with log_path.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cgw", *(arguments or ("serve",))],
+            env={**inherited, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+@asynccontextmanager
+async def open_gateway_process(environ: Mapping[str, str], log_path: Path) -> AsyncIterator[GatewayProcess]:
+    """Run ``cgw serve`` while the block runs, from when it serves; whatever is left of it then is killed."""
+    process = start_cgw(environ, log_path)
+    try:
+        found: list[str] = []
+
+        def is_serving() -> bool:
+            if process.poll() is not None:
+                raise RuntimeError(f"cgw ended at once: {log_path.read_text()}")
+            found[:] = _SERVING.findall(log_path.read_text())
+            return bool(found)
+
+        await wait_until(is_serving, seconds=START_SECONDS)
+        yield GatewayProcess(process, int(found[0]), log_path)
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(process.wait)
