@@ -1,0 +1,354 @@
+"""The flat relay: bodies pass from upstreams to clients in one loop, without a task switch per event.
+
+One relay per process owns an epoll instance, whose descriptor is the only thing that its Trio task waits on. Each
+exchange's own task registers its two sockets here and parks; when there is something to read, the loop reads it, looks
+where the framing stands, and sends it, for all streams that are ready. At the end of a body, or of the patience with one
+of its sides, the exchange's task is rescheduled with a :class:`Carried`. Cancelling that task takes its stream out.
+
+Everything unusual is left to the plain path (:mod:`cgw.transport.relay`), which is what this one is held against.
+"""
+
+from __future__ import annotations
+
+import enum
+import select
+from collections.abc import Callable
+from typing import Protocol
+
+import outcome
+import trio
+from attrs import define, frozen
+
+from cgw.transport.sockets import BUFFER_BYTES
+from cgw.wire.following import Follower, Standing
+
+MAX_EVENTS = 128
+"""Sockets per pass; after it the relay yields, so that no flood of streams starves the other tasks."""
+
+COALESCE_ABOVE = 3000.0
+"""Events per second above which the relay drains on a tick instead of at each wake-up."""
+
+COALESCE_BELOW = 2000.0
+"""Events per second below which it goes back to wake-ups."""
+
+RATE_WINDOW_SECONDS = 0.02
+SWEEP_SECONDS = 0.25
+"""How often deadlines are looked at: a stream may be silent for this much longer than it is allowed to."""
+
+_READ = select.EPOLLIN | select.EPOLLRDHUP
+_WRITE = select.EPOLLOUT
+
+
+class Reader(Protocol):
+    """The upstream's side: a transport of :mod:`cgw.transport.sockets`."""
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        ...
+
+    def receive_nowait(self, buffer: bytearray) -> int:
+        """Read what is there; 0 at the end."""
+        ...
+
+
+class Writer(Protocol):
+    """The client's side."""
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        ...
+
+    def send(self, data: memoryview, /) -> int:
+        """Write what the kernel takes."""
+        ...
+
+
+class Ending(enum.Enum):
+    """Why a stream came back to its exchange."""
+
+    COMPLETE = "complete"
+    """The upstream ended the body properly; ``held`` waits to be released."""
+    UNUSUAL = "unusual"
+    """The plain path has to go on, with ``held`` as the next bytes."""
+    BROKEN = "broken"
+    """The upstream broke off."""
+    SILENT = "silent"
+    """The upstream sent nothing for too long."""
+    STALLED = "stalled"
+    """The client took nothing for too long."""
+    CLIENT_GONE = "client_gone"
+    """The client's socket takes nothing any more."""
+
+
+@frozen
+class Carried:
+    """How a stream ended. ``sent_bytes`` counts what the client's socket took, framing included."""
+
+    ending: Ending
+    held: bytes
+    sent_bytes: int
+    reason: str = ""
+
+
+@frozen
+class RelayStatistics:
+    """What the relay did: streams now, and since the start passes of its loop, events, waits on a tick."""
+
+    streams: int
+    passes: int
+    events: int
+    ticks: int
+    registrations: int
+    is_coalescing: bool
+
+
+class _Stream:
+    """One body under way. While ``unsent`` holds something, the upstream is not read."""
+
+    __slots__ = (
+        "active_at",
+        "follower",
+        "on_first",
+        "reader",
+        "reader_fd",
+        "receive",
+        "send",
+        "sent_bytes",
+        "standing",
+        "task",
+        "unsent",
+        "writer_fd",
+    )
+
+    def __init__(self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[], None]) -> None:
+        self.reader = reader
+        self.reader_fd = reader.fileno()
+        self.writer_fd = writer.fileno()
+        self.receive = reader.receive_nowait
+        self.send = writer.send
+        self.follower = follower
+        self.on_first: Callable[[], None] | None = on_first
+        self.task: trio.lowlevel.Task | None = None
+        self.unsent = b""
+        self.standing = Standing.OPEN
+        self.sent_bytes = 0
+        self.active_at = 0.0
+
+
+@define(eq=False)
+class FlatRelay:
+    """Carries bodies for the exchanges of one process. ``run`` must be running while any are carried.
+
+    ``tick_seconds`` is the longest that an event may wait under load (0: never); ``silence_seconds`` and
+    ``stall_seconds`` are how long an upstream may send nothing, and a client take nothing.
+    """
+
+    tick_seconds: float = 0.001
+    silence_seconds: float = 60
+    stall_seconds: float = 60
+
+    def __attrs_post_init__(self) -> None:
+        self._epoll = select.epoll()
+        self._streams: dict[int, _Stream] = {}
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._passes = self._events = self._ticks = 0
+        self._registrations = 0
+        self._is_coalescing = False
+        self._now = 0.0
+
+    def statistics(self) -> RelayStatistics:
+        """A snapshot of the counters."""
+        streams = len({id(stream) for stream in self._streams.values()})
+        return RelayStatistics(
+            streams, self._passes, self._events, self._ticks, self._registrations, self._is_coalescing
+        )
+
+    async def carry(
+        self, reader: Reader, writer: Writer, follower: Follower, first: bytes, on_first: Callable[[], None]
+    ) -> Carried:
+        """Carry one body to its end; ``first`` are the bytes of it that have been read already.
+
+        ``on_first`` is called when the first bytes are there. The sockets are not closed in any case.
+        Cancel-safe: the stream is taken out at once; what was sent by then is unknown to the caller.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        stream = _Stream(reader, writer, follower, on_first)
+        stream.active_at = self._now = trio.current_time()
+        if first:
+            carried = self._pass_on(stream, first, len(first), memoryview(first))
+            if carried is not None:
+                return carried
+        stream.task = trio.lowlevel.current_task()
+        if not stream.unsent:
+            self._register(stream, stream.reader_fd, _READ)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._take_out(stream)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        carried = await trio.lowlevel.wait_task_rescheduled(abort)
+        assert isinstance(carried, Carried)
+        return carried
+
+    async def run(self) -> None:
+        """Relay until cancelled."""
+        async with trio.open_nursery() as relay_nursery:
+            relay_nursery.start_soon(self._sweep_for_ever)
+            await self._drain_for_ever()
+
+    async def _drain_for_ever(self) -> None:
+        descriptor = self._epoll.fileno()
+        window_began, window_events = trio.current_time(), self._events
+        while True:
+            if self._is_coalescing:
+                self._ticks += 1
+                await trio.sleep(self.tick_seconds)
+            else:
+                await trio.lowlevel.wait_readable(descriptor)
+            if self.drain() == MAX_EVENTS:
+                await trio.lowlevel.checkpoint()
+            elapsed = self._now - window_began
+            if elapsed >= RATE_WINDOW_SECONDS:
+                rate = (self._events - window_events) / elapsed
+                limit = COALESCE_BELOW if self._is_coalescing else COALESCE_ABOVE
+                self._is_coalescing = self.tick_seconds > 0 and rate > limit
+                window_began, window_events = self._now, self._events
+
+    def drain(self) -> int:
+        """One pass: carry what is ready, without waiting; how many sockets were. Any task may call it."""
+        ready = self._epoll.poll(0, MAX_EVENTS)
+        self._now = trio.current_time()
+        self._passes += 1
+        streams = self._streams
+        for descriptor, _ in ready:
+            stream = streams.get(descriptor)
+            if stream is None:
+                continue  # taken out by an earlier one of this pass
+            if descriptor == stream.reader_fd:
+                self._read(stream)
+            else:
+                self._write(stream)
+        return len(ready)
+
+    def _read(self, stream: _Stream) -> None:
+        buffer = self._buffer
+        try:
+            size = stream.receive(buffer)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._finish(stream, Ending.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
+            return
+        if not size:
+            self._finish(stream, Ending.BROKEN, "the upstream closed the connection before the end of the body")
+            return
+        self._events += 1
+        stream.active_at = self._now
+        held = stream.follower.held
+        if held:
+            data = held + self._view[:size]
+            carried = self._pass_on(stream, data, len(data), memoryview(data))
+        else:
+            carried = self._pass_on(stream, buffer, size, self._view)
+        if carried is not None:
+            self._wake(stream, carried)
+
+    def _pass_on(self, stream: _Stream, data: bytes | bytearray, size: int, view: memoryview) -> Carried | None:
+        """Send what may be sent of the first ``size`` bytes; the end, if this is it."""
+        passable, standing = stream.follower.follow(data, size)
+        if stream.on_first is not None:
+            stream.on_first()
+            stream.on_first = None
+        stream.standing = standing
+        if passable:
+            try:
+                sent = stream.send(view[:passable])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return Carried(Ending.CLIENT_GONE, b"", stream.sent_bytes)
+            stream.sent_bytes += sent
+            if sent < passable:
+                stream.unsent = bytes(view[sent:passable])
+                self._block(stream)
+                return None
+        if standing is Standing.OPEN:
+            return None
+        return self._end(stream)
+
+    def _end(self, stream: _Stream) -> Carried:
+        if stream.standing is Standing.COMPLETE:
+            return Carried(Ending.COMPLETE, stream.follower.held, stream.sent_bytes)
+        if stream.standing is Standing.UNUSUAL:
+            return Carried(Ending.UNUSUAL, stream.follower.held, stream.sent_bytes)
+        return Carried(Ending.BROKEN, b"", stream.sent_bytes, "the upstream broke the framing of its body")
+
+    def _block(self, stream: _Stream) -> None:
+        """The client does not take more: wait for it, and do not read on. At most one read's worth is kept."""
+        if stream.reader_fd in self._streams:
+            self._unregister(stream.reader_fd)
+        self._register(stream, stream.writer_fd, _WRITE)
+
+    def _write(self, stream: _Stream) -> None:
+        try:
+            sent = stream.send(memoryview(stream.unsent))
+        except BlockingIOError:
+            return
+        except OSError:
+            self._finish(stream, Ending.CLIENT_GONE)
+            return
+        stream.active_at = self._now
+        stream.sent_bytes += sent
+        stream.unsent = stream.unsent[sent:]
+        if stream.unsent:
+            return
+        self._unregister(stream.writer_fd)
+        if stream.standing is Standing.OPEN:
+            self._register(stream, stream.reader_fd, _READ)
+        else:
+            self._wake(stream, self._end(stream))
+
+    async def _sweep_for_ever(self) -> None:
+        shortest = min(self.silence_seconds, self.stall_seconds)
+        while True:
+            await trio.sleep(min(SWEEP_SECONDS, shortest / 4))
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """End the streams whose upstream, or client, has been idle for too long."""
+        now = trio.current_time()
+        silent_since, stalled_since = now - self.silence_seconds, now - self.stall_seconds
+        for stream in list(self._streams.values()):
+            if stream.unsent:
+                if stream.active_at <= stalled_since:
+                    self._finish(stream, Ending.STALLED, f"the client took nothing for {self.stall_seconds:g} seconds")
+            elif stream.active_at <= silent_since:
+                self._finish(stream, Ending.SILENT, f"the upstream was silent for {self.silence_seconds:g} seconds")
+
+    def _finish(self, stream: _Stream, ending: Ending, reason: str = "") -> None:
+        self._wake(stream, Carried(ending, b"", stream.sent_bytes, reason))
+
+    def _wake(self, stream: _Stream, carried: Carried) -> None:
+        self._take_out(stream)
+        task, stream.task = stream.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, outcome.Value(carried))
+
+    def _register(self, stream: _Stream, descriptor: int, events: int) -> None:
+        self._epoll.register(descriptor, events)
+        self._registrations += 1
+        self._streams[descriptor] = stream
+
+    def _unregister(self, descriptor: int) -> None:
+        del self._streams[descriptor]
+        self._epoll.unregister(descriptor)
+
+    def _take_out(self, stream: _Stream) -> None:
+        for descriptor in (stream.reader_fd, stream.writer_fd):
+            if self._streams.get(descriptor) is stream:
+                self._unregister(descriptor)
+
+    def close(self) -> None:
+        """Close the epoll instance; nothing may be carried any more."""
+        self._epoll.close()

@@ -1,0 +1,153 @@
+"""Following a body's framing in bytes that are passed on as they are: the flat relay's view of HTTP/1.1.
+
+A follower says of every piece how much of it may be passed on at once, collects the payload for usage, and notices the
+end before the bytes that would tell the client of it have left. It is strict (RFC 9112 §7.1): what it does not know,
+chunk extensions and trailers included, it stops at, on a boundary where a full parser can go on.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from cgw.wire.windows import BodyWindowCollector
+
+MAX_SIZE_DIGITS = 16
+"""Hexadecimal digits of a chunk size: more would not fit in 64 bits."""
+
+_CR, _LF = 0x0D, 0x0A
+_DIGITS = frozenset(b"0123456789abcdefABCDEF")
+
+
+class Standing(enum.Enum):
+    """Where a follower stands after a piece."""
+
+    OPEN = "open"
+    """More of the body is to come."""
+    COMPLETE = "complete"
+    """The body has ended properly; ``held`` is what has not been passed on."""
+    UNUSUAL = "unusual"
+    """``held`` begins with something for a full parser, at a boundary between chunks."""
+    MALFORMED = "malformed"
+    """The bytes are no valid framing."""
+
+
+class Follower(Protocol):
+    """What the relay needs of a framing."""
+
+    held: bytes
+    """Bytes seen but not passed on: the beginning of what comes next, or what must wait for the end."""
+    surplus_bytes: int
+    """Bytes after the end of the body, which nobody asked for."""
+
+    def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
+        """Take the first ``size`` bytes of ``data``, which begin with ``held``; how many may be passed on, and where
+        that leaves the body. What may not be passed on is ``held`` from now on."""
+        ...
+
+
+class ChunkedFollower:
+    """Follows a chunked body that goes to the client in its own chunks.
+
+    ``sizes`` caches chunk-size lines that were seen to be valid: providers' chunks come in few sizes, and looking one
+    up costs a third of parsing it. It may be shared by all followers of a process.
+    """
+
+    __slots__ = ("_collector", "_need", "_sizes", "held", "surplus_bytes")
+
+    def __init__(self, collector: BodyWindowCollector, sizes: dict[bytes, int]) -> None:
+        self._collector = collector
+        self._sizes = sizes
+        self._need = 0  # bytes of the present chunk still to come, its CR LF included
+        self.held = b""
+        self.surplus_bytes = 0
+
+    def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
+        """See :meth:`Follower.follow`. What is held is at most a chunk-size line, or the last chunk."""
+        position = 0
+        self.held = b""
+        while position < size:
+            if self._need:
+                position, is_valid = self._follow_chunk(data, position, size)
+                if not is_valid:
+                    return position, Standing.MALFORMED
+                continue
+            line_end = data.find(b"\n", position, size)
+            if line_end < 0:
+                self.held = bytes(data[position:size])
+                return position, Standing.OPEN if self._may_be_size(self.held) else Standing.UNUSUAL
+            line = bytes(data[position : line_end + 1])
+            chunk_bytes = self._sizes.get(line, -1)
+            if chunk_bytes < 0:
+                chunk_bytes = self._parse_size(line)
+                if chunk_bytes < 0:
+                    self.held = bytes(data[position:size])
+                    return position, Standing.UNUSUAL
+            if chunk_bytes == 0:
+                return position, self._end(bytes(data[position:size]))
+            self._need = chunk_bytes + 2
+            position = line_end + 1
+        return size, Standing.OPEN
+
+    def _follow_chunk(self, data: bytes | bytearray, position: int, size: int) -> tuple[int, bool]:
+        need = self._need
+        end = position + need
+        if end <= size:
+            self._need = 0
+            if need > 2:
+                self._collector.feed(data[position : end - 2])
+            is_valid = data[end - 1] == _LF and (need == 1 or data[end - 2] == _CR)
+            return end, is_valid
+        self._need = end - size
+        payload_end = min(size, end - 2)
+        if payload_end > position:
+            self._collector.feed(data[position:payload_end])
+        return size, self._need != 1 or data[size - 1] == _CR
+
+    def _may_be_size(self, part: bytes) -> bool:
+        digits = part[:-1] if part.endswith(b"\r") else part
+        return len(digits) <= MAX_SIZE_DIGITS and _DIGITS.issuperset(digits)
+
+    def _parse_size(self, line: bytes) -> int:
+        """The size of a plain chunk-size line, or −1 for what is not one (an extension, or nonsense)."""
+        digits = line[:-2]
+        if not line.endswith(b"\r\n") or not digits or len(digits) > MAX_SIZE_DIGITS or not _DIGITS.issuperset(digits):
+            return -1
+        chunk_bytes = int(digits, 16)
+        if len(self._sizes) < 4096:
+            self._sizes[line] = chunk_bytes
+        return chunk_bytes
+
+    def _end(self, rest: bytes) -> Standing:
+        """``rest`` begins with the last chunk's size line; only when no trailer follows is it the plain end."""
+        line_end = rest.index(b"\n") + 1
+        self.held = rest
+        after = rest[line_end : line_end + 2]
+        if after == b"\r\n":
+            self.surplus_bytes = len(rest) - line_end - 2
+            return Standing.COMPLETE
+        return Standing.OPEN if b"\r\n".startswith(after) else Standing.UNUSUAL
+
+
+class CountedFollower:
+    """Follows a body of ``content_length`` bytes. The piece that completes it is held as a whole."""
+
+    __slots__ = ("_collector", "_need", "held", "surplus_bytes")
+
+    def __init__(self, collector: BodyWindowCollector, content_length: int) -> None:
+        self._collector = collector
+        self._need = content_length
+        self.held = b""
+        self.surplus_bytes = 0
+
+    def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
+        """See :meth:`Follower.follow`."""
+        if size < self._need:
+            self._need -= size
+            self._collector.feed(data[:size])
+            return size, Standing.OPEN
+        self.held = bytes(data[: self._need])
+        self._collector.feed(self.held)
+        self.surplus_bytes = size - self._need
+        self._need = 0
+        return 0, Standing.COMPLETE
