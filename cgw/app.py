@@ -35,6 +35,7 @@ from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.models import ANTHROPIC_MODELS, OPENAI_MODELS
 from cgw.providers.registry import AnthropicProvider, OpenAIProvider, build_dialects
 from cgw.transport.client import ClientLimits
+from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.redis_links import Redis, open_redis
 from cgw.transport.server import Server, open_listeners
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
@@ -114,10 +115,17 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             open_redis(redis_url, timeout_seconds=settings.store.redis_timeout_seconds)
         )
         pool = UpstreamPool(tls_context, build_deadlines(settings))
+        relay = FlatRelay(
+            tick_seconds=settings.upstream.relay_tick_seconds,
+            silence_seconds=settings.upstream.silence_timeout_seconds,
+            stall_seconds=settings.server.client_stall_timeout_seconds,
+        )
+        stack.callback(relay.close)
         services = Services(
             sources=sources,
             limiter=Limiter(redis),
             pool=pool,
+            relay=relay,
             spool=spool,
             timeout_seconds=settings.upstream.request_timeout_seconds,
             max_timeout_seconds=settings.upstream.max_timeout_seconds,
@@ -139,6 +147,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         service = Service(settings, server, hot_engine, control_engine, services, redis, spool_path)
         async with trio.open_nursery() as service_nursery:
             service_nursery.start_soon(pool.run_reaper)
+            service_nursery.start_soon(relay.run)
             service_nursery.start_soon(server.run)
             try:
                 yield service

@@ -169,21 +169,15 @@ def _terminal_width() -> int:
 
 
 def _print_settings(rows: Sequence[SettingRow]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    is_terminal = sys.stdout.isatty()
-    table = Table(box=None, pad_edge=False, header_style="bold" if is_terminal else "")
-    table.add_column("setting", no_wrap=True)
-    for title in ("value", "default", "meaning"):
-        table.add_column(title, overflow="fold", no_wrap=not is_terminal)
-    for row in rows:
-        emphasis = "" if row.is_default else "bold"
-        default = "" if row.is_default else row.default
-        table.add_row(Text(row.name, emphasis), Text(row.value, emphasis), Text(default), Text(row.help))
-    console = Console(highlight=False, width=None if is_terminal else 10_000, no_color=not is_terminal)
-    with console.capture() as capture:
-        console.print(table)
-    for line in capture.get().splitlines():
-        click.echo(line.rstrip(" "))
+    """A table for `grep` and `column`; on a terminal, where its lines would be folded, two lines for each setting."""
+    if sys.stdout.isatty():
+        for row in rows:
+            default = "" if row.is_default else f"  (default: {row.default.strip('()')})"
+            value = row.value if row.is_default else click.style(row.value, bold=True)
+            click.echo(f"{row.name} = {value}{default}\n    {row.help}")
+        return
+    cells = [("setting", "value", "default", "meaning")]
+    cells += [(row.name, row.value, "" if row.is_default else row.default, row.help) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

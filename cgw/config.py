@@ -182,6 +182,12 @@ class UpstreamSettings:
         60.0,
         "How long the response's body may pause.",
     )
+    relay_tick_seconds: float = _setting(
+        "CODY_GATEWAY_RELAY_TICK",
+        duration(least=0, most=1),
+        0.001,
+        "Under load, the longest that an event of a stream may wait to be passed on with others; 0 is never.",
+    )
     request_timeout_seconds: float = _setting(
         "CODY_GATEWAY_REQUEST_TIMEOUT",
         duration(),

@@ -261,13 +261,21 @@ def _parse_redis_endpoint(text: str) -> Secret:
 REDIS_ENDPOINT: Kind[Secret] = Kind(_parse_redis_endpoint, str)
 """``host:port`` (as in the reference) or a URL for redis-py; its value is always a URL, shown without password."""
 
-PATH: Kind[Path] = Kind(lambda text: Path(text).expanduser())
+
+def _parse_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("must be a path; its ~ stands for no known home directory") from None
+
+
+PATH: Kind[Path] = Kind(_parse_path)
 
 
 def _parse_ca_file(text: str) -> Path:
+    path = _parse_path(text)
     import ssl  # here, since it takes 10 ms and most installations don't set this
 
-    path = Path(text).expanduser()
     try:
         ssl.create_default_context(cafile=str(path))
     except ssl.SSLError:

@@ -136,6 +136,8 @@ MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALL
         ("CODY_GATEWAY_HOST", "[::1]"),
         ("REDIS_ENDPOINT", "http://localhost:6379"),
         ("REDIS_ENDPOINT", "localhost"),
+        ("CODY_GATEWAY_DATA_DIR", "~no-such-user/cgw"),
+        ("CODY_GATEWAY_UPSTREAM_CA_FILE", "~no-such-user/ca.pem"),
     ],
 )
 def test_values_out_of_bounds_are_refused(name: str, text: str) -> None:

@@ -42,7 +42,8 @@ from cgw.observe.exchanges import Outcome
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.providers.models import check_model, evaluate_allowed_models
 from cgw.transport.client import ClientSide
-from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body
+from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
 from cgw.transport.upstream import UpstreamPool, UpstreamResponse
 from cgw.wire.phases import Phase
 from cgw.wire.windows import BodyWindowCollector
@@ -62,6 +63,7 @@ class Services:
     sources: Sources
     limiter: Limiter
     pool: UpstreamPool
+    relay: FlatRelay
     spool: Spool
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
@@ -250,7 +252,8 @@ class Exchange:
             head, prepared.model, self._dialect.retry_after_seconds, build_limit_headers(admission.states)
         )
         await self._client.send_head(answer_status(head.status), headers, is_stream=is_event_stream(head))
-        outcome = await relay_body(
+        outcome = await relay_response(
+            self._services.relay,
             response,
             self._client,
             self._window,

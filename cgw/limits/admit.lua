@@ -19,89 +19,100 @@ if record then
 end
 
 local now = now_ms()
-local admitted = true
-local plans, waits = {}, {}
 
-local check = {}
+-- Per kind: `check` looks and sets plan.wait, `measure` says how it stands after the decision, `claim` writes.
+local check, measure, claim = {}, {}, {}
 
-function check.bucket(key, limit, period, cost)
-  local bucket = load_bucket(key, now) or {debt = 0, limit = limit, period = period, empty_at = 0}
+function check.bucket(plan)
+  local limit, period, cost = plan.limit, plan.period, plan.cost
+  local bucket = load_bucket(plan.key, now) or {debt = 0, limit = limit, period = period, empty_at = 0}
   convert_bucket(bucket, limit, period)
-  local claimed = bucket.debt + cost * period
-  local excess = claimed - limit * period
-  local wait = 0
-  if excess > 0 then wait = cost > limit and -1 or math.ceil(excess / limit) end
-  local function measure(is_claimed)
-    return measure_bucket(is_claimed and claimed or bucket.debt, limit, period)
-  end
-  local function claim()
-    if bucket.debt == 0 then bucket.empty_at = now end
-    bucket.debt = claimed
-    save_bucket(key, bucket, now)
-  end
-  local function leave()
-    -- The clock stepped back behind the last write: count from here, or nothing would refill until it is there again.
-    if bucket.is_ahead then save_bucket(key, bucket, now) end
-  end
-  return wait, measure, claim, leave
+  local excess = bucket.debt + (cost - limit) * period
+  if excess > 0 then plan.wait = cost > limit and -1 or math.ceil(excess / limit) end
+  plan.bucket = bucket
 end
 
-function check.window(key, limit, period, cost)
-  local used, id = load_window(key, now, period)
-  local reset = (id + 1) * period - now
-  local wait = 0
-  if used + cost > limit then wait = cost > limit and -1 or reset end
-  local function measure(is_claimed)
-    local total = is_claimed and used + cost or used
-    if total == 0 then return limit, 0, 0 end
-    return math.max(0, limit - total), reset, reset
-  end
-  local function claim() save_window(key, used + cost, id, now, period) end
-  return wait, measure, claim
+function measure.bucket(plan, admitted)
+  local bucket, period = plan.bucket, plan.period
+  return measure_bucket(admitted and bucket.debt + plan.cost * period or bucket.debt, plan.limit, period)
 end
 
-function check.lease(key, limit, period, cost)
-  local held = redis.call('ZCOUNT', key, '(' .. integers(now), '+inf')
-  local first_end = 0
-  if held > 0 then
-    local first = redis.call('ZRANGEBYSCORE', key, '(' .. integers(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-    first_end = tonumber(first[2]) - now
-  end
-  local wait = 0
-  -- Leases are mostly freed long before they end: come back within a second.
-  if held + cost > limit then wait = cost > limit and -1 or math.max(1, math.min(first_end, 1000)) end
-  local function measure(is_claimed)
-    local total = is_claimed and held + cost or held
-    if total == 0 then return limit, 0, 0 end
-    return math.max(0, limit - total), period, held > 0 and first_end or period
-  end
-  local function claim()
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', integers(now))
-    redis.call('ZADD', key, integers(now + period), ARGV[1])
-    if redis.call('PTTL', key) < period + SLACK_MS then redis.call('PEXPIRE', key, integers(period + SLACK_MS)) end
-  end
-  return wait, measure, claim
+function claim.bucket(plan)
+  local bucket = plan.bucket
+  if bucket.debt == 0 then bucket.empty_at = now end
+  bucket.debt = bucket.debt + plan.cost * plan.period
+  save_bucket(plan.key, bucket, now)
 end
 
+function check.window(plan)
+  plan.used, plan.id = load_window(plan.key, now, plan.period)
+  plan.reset = (plan.id + 1) * plan.period - now
+  if plan.used + plan.cost > plan.limit then plan.wait = plan.cost > plan.limit and -1 or plan.reset end
+end
+
+function measure.window(plan, admitted)
+  local used = admitted and plan.used + plan.cost or plan.used
+  if used == 0 then return plan.limit, 0, 0 end
+  return math.max(0, plan.limit - used), plan.reset, plan.reset
+end
+
+function claim.window(plan)
+  save_window(plan.key, plan.used + plan.cost, plan.id, now, plan.period)
+end
+
+function check.lease(plan)
+  local after_now = format('(%.0f', now)
+  plan.held = redis.call('ZCOUNT', plan.key, after_now, '+inf')
+  plan.first_end = plan.period
+  if plan.held > 0 then
+    local first = redis.call('ZRANGEBYSCORE', plan.key, after_now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    plan.first_end = tonumber(first[2]) - now
+  end
+  if plan.held + plan.cost > plan.limit then
+    -- Leases are mostly freed long before they end: come back within a second.
+    plan.wait = plan.cost > plan.limit and -1 or math.max(1, math.min(plan.first_end, 1000))
+  end
+end
+
+function measure.lease(plan, admitted)
+  local held = admitted and plan.held + plan.cost or plan.held
+  if held == 0 then return plan.limit, 0, 0 end
+  return math.max(0, plan.limit - held), plan.period, plan.first_end
+end
+
+function claim.lease(plan)
+  local key, period = plan.key, plan.period
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', format('%.0f', now))
+  redis.call('ZADD', key, format('%.0f', now + period), ARGV[1])
+  local ttl = period + SLACK_MS
+  if redis.call('PTTL', key) < ttl then redis.call('PEXPIRE', key, format('%.0f', ttl)) end
+end
+
+local plans, admitted = {}, true
 for i = 1, #KEYS - 1 do
-  local at = 3 + (i - 1) * 4
-  local wait, measure, claim, leave =
-    check[ARGV[at]](KEYS[i + 1], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]))
-  plans[i] = {measure = measure, claim = claim, leave = leave}
-  waits[i] = wait
-  if wait ~= 0 then admitted = false end
+  local at = 4 * i - 1
+  local plan = {
+    kind = ARGV[at], key = KEYS[i + 1], wait = 0,
+    limit = tonumber(ARGV[at + 1]), period = tonumber(ARGV[at + 2]), cost = tonumber(ARGV[at + 3]),
+  }
+  check[plan.kind](plan)
+  if plan.wait ~= 0 then admitted = false end
+  plans[i] = plan
 end
 
 local answer = {admitted and 1 or 0, now}
+local text = format('1 %.0f', now)
 for i, plan in ipairs(plans) do
-  local remaining, reset, more = plan.measure(admitted)
-  answer[#answer + 1] = remaining
-  answer[#answer + 1] = reset
-  answer[#answer + 1] = more
-  answer[#answer + 1] = waits[i]
+  local remaining, reset, more = measure[plan.kind](plan, admitted)
+  local at = 4 * i - 1
+  answer[at], answer[at + 1], answer[at + 2], answer[at + 3] = remaining, reset, more, plan.wait
+  if admitted then
+    text = format('%s %.0f %.0f %.0f %.0f', text, remaining, reset, more, plan.wait)
+    claim[plan.kind](plan)
+  elseif plan.bucket and plan.bucket.is_ahead then
+    -- The clock stepped back behind the last write: count from here, or nothing would refill until it is there again.
+    save_bucket(plan.key, plan.bucket, now)
+  end
 end
-for _, plan in ipairs(plans) do
-  if admitted then plan.claim() elseif plan.leave then plan.leave() end
-end
-if admitted then redis.call('SET', KEYS[1], integers(unpack(answer)), 'PX', ARGV[2]) end
+if admitted then redis.call('SET', KEYS[1], text, 'PX', ARGV[2]) end
 return answer

@@ -11,16 +11,11 @@
 -- Time is the server's own; a clock that steps back gives no refill and no fresh window.
 
 local SLACK_MS = 1000
+local format = string.format -- '%.0f' everywhere: Lua's own conversion of numbers to text stops at 14 digits
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local function integers(...)
-  local text = {}
-  for i = 1, select('#', ...) do text[i] = string.format('%.0f', (select(i, ...))) end
-  return table.concat(text, ' ')
 end
 
 -- The bucket in `key` as of now, in the numbers it was written with; nil when it is absent (no debt).
@@ -29,16 +24,13 @@ local function load_bucket(key, now)
   if not state then return nil end
   local debt, at, limit, period, empty_at = string.match(state, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
   if not debt then error('key ' .. key .. ' holds no bucket') end
-  local bucket = {
-    debt = tonumber(debt), limit = tonumber(limit), period = tonumber(period), empty_at = tonumber(empty_at),
-    is_ahead = tonumber(at) > now,
-  }
+  debt, limit = tonumber(debt), tonumber(limit)
   local elapsed = now - tonumber(at)
   if elapsed > 0 then
     -- Divide before multiplying: the product of a long absence could leave the exact range.
-    if elapsed >= bucket.debt / bucket.limit then bucket.debt = 0 else bucket.debt = bucket.debt - elapsed * bucket.limit end
+    if elapsed >= debt / limit then debt = 0 else debt = debt - elapsed * limit end
   end
-  return bucket
+  return {debt = debt, limit = limit, period = tonumber(period), empty_at = tonumber(empty_at), is_ahead = elapsed < 0}
 end
 
 -- The same bucket under other numbers: whole tokens of debt are kept (rounded up), at most one full bucket.
@@ -53,8 +45,9 @@ local function save_bucket(key, bucket, now)
   if bucket.debt <= 0 then
     redis.call('DEL', key)
   else
-    redis.call('SET', key, integers(bucket.debt, now, bucket.limit, bucket.period, bucket.empty_at),
-      'PX', integers(math.ceil(bucket.debt / bucket.limit) + SLACK_MS))
+    local limit = bucket.limit
+    redis.call('SET', key, format('%.0f %.0f %.0f %.0f %.0f', bucket.debt, now, limit, bucket.period, bucket.empty_at),
+      'PX', format('%.0f', math.ceil(bucket.debt / limit) + SLACK_MS))
   end
 end
 
@@ -83,6 +76,7 @@ local function save_window(key, used, id, now, period)
   if used <= 0 then
     redis.call('DEL', key)
   else
-    redis.call('SET', key, integers(id, used, period), 'PX', integers((id + 1) * period - now + SLACK_MS))
+    redis.call('SET', key, format('%.0f %.0f %.0f', id, used, period),
+      'PX', format('%.0f', (id + 1) * period - now + SLACK_MS))
   end
 end

@@ -6,6 +6,7 @@ exchange knows nothing else of either.
 
 from __future__ import annotations
 
+import socket
 from typing import Protocol
 
 from attrs import frozen
@@ -80,6 +81,23 @@ class ClientSide(Protocol):
 
     async def send_chunk(self, data: bytes) -> None:
         """Send the next bytes of the body, at once. Raises :exc:`~cgw.errors.ClientGone`."""
+        ...
+
+    def pass_raw(self, content_length: int | None) -> socket.socket | None:
+        """The socket, for who writes the body to it as it is, framing included; ``None`` where that can't be done.
+
+        To be called once the head has begun, and before any of the body. ``content_length`` is the body's, or
+        ``None`` for a chunked one. From then on bytes of the body go to ``send_raw`` or straight to the socket, and
+        ``finish`` gets the rest of a counted body.
+        """
+        ...
+
+    async def send_raw(self, data: bytes, body_bytes: int) -> None:
+        """Send ``data`` as it is, which brings the body to ``body_bytes``. Raises :exc:`~cgw.errors.ClientGone`."""
+        ...
+
+    def raw_passed(self, body_bytes: int, *, is_stalled: bool = False) -> None:
+        """Note what was written to the socket: ``body_bytes`` of the body are out, or the client took no more."""
         ...
 
     async def finish(self, last: bytes = b"") -> None:

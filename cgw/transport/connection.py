@@ -8,8 +8,10 @@ read so far. Nothing is read ahead of the exchange that is under way, so pipelin
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
+from typing import cast
 
 import h11
 import trio
@@ -19,8 +21,9 @@ from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.client import ClientLimits
 from cgw.transport.hangup import wait_hangup
 from cgw.transport.replay import ReplayedStream, abort_socket, linger
+from cgw.transport.sockets import take_socket
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
-from cgw.wire.heads import HTTP2_PREFACE, find_head_end, parse_request_head, status_phrase
+from cgw.wire.heads import HTTP2_PREFACE, describe_violation, find_head_end, parse_request_head, status_phrase
 from cgw.wire.messages import RequestHead
 
 RECEIVE_BYTES = 64 * 1024
@@ -49,7 +52,9 @@ class Connection:
     """Serves one accepted connection until it ends. ``idle_scope`` is cancelled to end it between two requests."""
 
     def __init__(self, stream: trio.SocketStream, service: ConnectionService) -> None:
-        self._stream = stream
+        # The same socket twice: for Trio, and for the flat relay, which writes to it without waiting.
+        self._sock = take_socket(stream)
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._sock))
         self._service = service
         self._buffer = b""
         self._client: HotClient | None = None
@@ -141,7 +146,7 @@ class Connection:
 
     async def _serve_hot(self, head: RequestHead, h11_connection: h11.Connection) -> bool:
         """Run one exchange; whether the connection can carry another one."""
-        self._client = client = HotClient(self._stream, head, h11_connection, self._buffer, self._service)
+        self._client = client = HotClient(self._stream, self._sock, head, h11_connection, self._buffer, self._service)
         self._buffer = b""
         self.is_idle = False
         await self._service.handle(client)
@@ -173,18 +178,30 @@ def _own_fields(body: bytes) -> list[tuple[bytes, bytes]]:
     return [(b"date", date), (b"content-length", b"%d" % len(body))]
 
 
+class _Bytes:
+    """So many bytes, of which h11 needs to know no more."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
 class HotClient:
     """The client's side of one exchange on the hot engine; see :class:`~cgw.transport.client.ClientSide`."""
 
     def __init__(
         self,
         stream: trio.SocketStream,
+        sock: socket.socket,
         head: RequestHead,
         h11_connection: h11.Connection,
         received: bytes,
         service: ConnectionService,
     ) -> None:
         self._stream = stream
+        self._sock = sock
         self._h11 = h11_connection
         self._service = service
         self._limits = service.limits
@@ -200,6 +217,7 @@ class HotClient:
         self._is_close_delimited = False
         self._is_stalled = False
         self._is_last = False
+        self._is_counted_raw = False
         self._received = received
 
     @property
@@ -244,7 +262,8 @@ class HotClient:
             try:
                 event = self._h11.next_event()
             except h11.RemoteProtocolError as error:
-                raise Refusal(400, f"malformed request: {error}", must_close=True) from None
+                text = f"malformed request: {describe_violation(error)}"
+                raise Refusal(400, text, must_close=True) from None
             if event is h11.NEED_DATA:
                 await self._receive_more()
             elif isinstance(event, h11.Data):
@@ -309,9 +328,32 @@ class HotClient:
         await self._flush()
         self.bytes_sent += len(data)
 
+    def pass_raw(self, content_length: int | None) -> socket.socket | None:
+        """See :meth:`~cgw.transport.client.ClientSide.pass_raw`."""
+        if content_length is not None:
+            # h11 keeps count of the body without seeing it, as it offers for sendfile(2).
+            self._h11.send_with_data_passthrough(h11.Data(data=cast("bytes", _Bytes(content_length))))
+            self._is_counted_raw = True
+        elif self.head.http_version != b"1.1":
+            return None
+        return self._sock
+
+    async def send_raw(self, data: bytes, body_bytes: int) -> None:
+        """See :meth:`~cgw.transport.client.ClientSide.send_raw`."""
+        self._unsent += data
+        await self._flush()
+        self.bytes_sent = body_bytes
+
+    def raw_passed(self, body_bytes: int, *, is_stalled: bool = False) -> None:
+        """See :meth:`~cgw.transport.client.ClientSide.raw_passed`."""
+        self.bytes_sent = body_bytes
+        self._is_stalled = is_stalled
+
     async def finish(self, last: bytes = b"") -> None:
         """See :meth:`~cgw.transport.client.ClientSide.finish`."""
-        if last:
+        if last and self._is_counted_raw:
+            self._unsent += last
+        elif last:
             self._unsent += self._h11.send(h11.Data(data=last))
         try:
             self._unsent += self._h11.send(h11.EndOfMessage())

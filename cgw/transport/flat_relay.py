@@ -2,8 +2,8 @@
 
 One relay per process owns an epoll instance, whose descriptor is the only thing that its Trio task waits on. Each
 exchange's own task registers its two sockets here and parks; when there is something to read, the loop reads it, looks
-where the framing stands, and sends it, for all streams that are ready. At the end of a body, or of the patience with one
-of its sides, the exchange's task is rescheduled with a :class:`Carried`. Cancelling that task takes its stream out.
+where the framing stands, and sends it, for all streams that are ready. At the end of a body, or of the patience with
+one of its sides, the exchange's task is rescheduled with a :class:`Carried`. Cancelling that task takes its stream out.
 
 Everything unusual is left to the plain path (:mod:`cgw.transport.relay`), which is what this one is held against.
 """
@@ -17,10 +17,12 @@ from typing import Protocol
 
 import outcome
 import trio
-from attrs import define, frozen
+from attrs import frozen
 
 from cgw.transport.sockets import BUFFER_BYTES
-from cgw.wire.following import Follower, Standing
+from cgw.wire.following import ChunkedFollower, CountedFollower, Follower, Standing
+from cgw.wire.messages import ResponseHead
+from cgw.wire.windows import BodyWindowCollector
 
 MAX_EVENTS = 128
 """Sockets per pass; after it the relay yields, so that no flood of streams starves the other tasks."""
@@ -82,12 +84,18 @@ class Ending(enum.Enum):
 
 @frozen
 class Carried:
-    """How a stream ended. ``sent_bytes`` counts what the client's socket took, framing included."""
+    """How a stream ended, and what of the upstream's bytes has not been passed on."""
 
     ending: Ending
     held: bytes
-    sent_bytes: int
     reason: str = ""
+
+    @classmethod
+    def of_standing(cls, standing: Standing, follower: Follower) -> Carried:
+        """The end that a follower has come to."""
+        if standing is Standing.MALFORMED:
+            return cls(Ending.BROKEN, b"", "the upstream broke the framing of its body")
+        return cls(Ending.COMPLETE if standing is Standing.COMPLETE else Ending.UNUSUAL, follower.held)
 
 
 @frozen
@@ -113,29 +121,26 @@ class _Stream:
         "reader_fd",
         "receive",
         "send",
-        "sent_bytes",
         "standing",
         "task",
         "unsent",
         "writer_fd",
     )
 
-    def __init__(self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[], None]) -> None:
+    def __init__(self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[], None] | None) -> None:
         self.reader = reader
         self.reader_fd = reader.fileno()
         self.writer_fd = writer.fileno()
         self.receive = reader.receive_nowait
         self.send = writer.send
         self.follower = follower
-        self.on_first: Callable[[], None] | None = on_first
+        self.on_first = on_first
         self.task: trio.lowlevel.Task | None = None
         self.unsent = b""
         self.standing = Standing.OPEN
-        self.sent_bytes = 0
         self.active_at = 0.0
 
 
-@define(eq=False)
 class FlatRelay:
     """Carries bodies for the exchanges of one process. ``run`` must be running while any are carried.
 
@@ -143,19 +148,31 @@ class FlatRelay:
     ``stall_seconds`` are how long an upstream may send nothing, and a client take nothing.
     """
 
-    tick_seconds: float = 0.001
-    silence_seconds: float = 60
-    stall_seconds: float = 60
-
-    def __attrs_post_init__(self) -> None:
+    def __init__(self, *, tick_seconds: float = 0.001, silence_seconds: float = 60, stall_seconds: float = 60) -> None:
+        self.tick_seconds = tick_seconds
+        self.silence_seconds = silence_seconds
+        self.stall_seconds = stall_seconds
         self._epoll = select.epoll()
         self._streams: dict[int, _Stream] = {}
+        self._sizes: dict[bytes, int] = {}
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._passes = self._events = self._ticks = 0
         self._registrations = 0
         self._is_coalescing = False
         self._now = 0.0
+
+    def choose_follower(
+        self, head: ResponseHead, content_length: int | None, collector: BodyWindowCollector
+    ) -> Follower | None:
+        """What follows a body with this head, or ``None`` for one that the flat relay does not carry."""
+        if head.status in (204, 304):
+            return None
+        if content_length is not None:
+            return CountedFollower(collector, content_length) if content_length else None
+        if head.http_version == b"1.1" and (head.header(b"transfer-encoding") or b"").lower() == b"chunked":
+            return ChunkedFollower(collector, self._sizes)
+        return None
 
     def statistics(self) -> RelayStatistics:
         """A snapshot of the counters."""
@@ -165,23 +182,18 @@ class FlatRelay:
         )
 
     async def carry(
-        self, reader: Reader, writer: Writer, follower: Follower, first: bytes, on_first: Callable[[], None]
+        self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[], None] | None = None
     ) -> Carried:
-        """Carry one body to its end; ``first`` are the bytes of it that have been read already.
+        """Carry what is still to come of one body; ``on_first`` is called when the first of it is there.
 
-        ``on_first`` is called when the first bytes are there. The sockets are not closed in any case.
-        Cancel-safe: the stream is taken out at once; what was sent by then is unknown to the caller.
+        The sockets are not closed in any case. Cancel-safe: the stream is taken out at once; what was sent by then is
+        unknown to the caller.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         stream = _Stream(reader, writer, follower, on_first)
-        stream.active_at = self._now = trio.current_time()
-        if first:
-            carried = self._pass_on(stream, first, len(first), memoryview(first))
-            if carried is not None:
-                return carried
+        stream.active_at = trio.current_time()
         stream.task = trio.lowlevel.current_task()
-        if not stream.unsent:
-            self._register(stream, stream.reader_fd, _READ)
+        self._register(stream, stream.reader_fd, _READ)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._take_out(stream)
@@ -267,22 +279,14 @@ class FlatRelay:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                return Carried(Ending.CLIENT_GONE, b"", stream.sent_bytes)
-            stream.sent_bytes += sent
+                return Carried(Ending.CLIENT_GONE, b"")
             if sent < passable:
                 stream.unsent = bytes(view[sent:passable])
                 self._block(stream)
                 return None
         if standing is Standing.OPEN:
             return None
-        return self._end(stream)
-
-    def _end(self, stream: _Stream) -> Carried:
-        if stream.standing is Standing.COMPLETE:
-            return Carried(Ending.COMPLETE, stream.follower.held, stream.sent_bytes)
-        if stream.standing is Standing.UNUSUAL:
-            return Carried(Ending.UNUSUAL, stream.follower.held, stream.sent_bytes)
-        return Carried(Ending.BROKEN, b"", stream.sent_bytes, "the upstream broke the framing of its body")
+        return Carried.of_standing(standing, stream.follower)
 
     def _block(self, stream: _Stream) -> None:
         """The client does not take more: wait for it, and do not read on. At most one read's worth is kept."""
@@ -299,7 +303,6 @@ class FlatRelay:
             self._finish(stream, Ending.CLIENT_GONE)
             return
         stream.active_at = self._now
-        stream.sent_bytes += sent
         stream.unsent = stream.unsent[sent:]
         if stream.unsent:
             return
@@ -307,7 +310,7 @@ class FlatRelay:
         if stream.standing is Standing.OPEN:
             self._register(stream, stream.reader_fd, _READ)
         else:
-            self._wake(stream, self._end(stream))
+            self._wake(stream, Carried.of_standing(stream.standing, stream.follower))
 
     async def _sweep_for_ever(self) -> None:
         shortest = min(self.silence_seconds, self.stall_seconds)
@@ -327,7 +330,7 @@ class FlatRelay:
                 self._finish(stream, Ending.SILENT, f"the upstream was silent for {self.silence_seconds:g} seconds")
 
     def _finish(self, stream: _Stream, ending: Ending, reason: str = "") -> None:
-        self._wake(stream, Carried(ending, b"", stream.sent_bytes, reason))
+        self._wake(stream, Carried(ending, b"", reason))
 
     def _wake(self, stream: _Stream, carried: Carried) -> None:
         self._take_out(stream)

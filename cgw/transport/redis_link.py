@@ -27,6 +27,9 @@ RECEIVE_BYTES = 65_536
 MAX_TIMEOUTS_IN_A_ROW = 8
 """After this many calls without an answer in time the link is replaced: the circuit is open until a PING is quick."""
 
+STALL_SECONDS = 0.01
+"""When a deadline is noticed later than this, the delay was ours: the server gets that much time to show itself."""
+
 _CLOSE_SECONDS = 1.0
 
 
@@ -243,10 +246,15 @@ class Link:
             overdue_at = trio.current_time() - self._timeout_seconds
             next_call = next((call for call in self._calls if call.sent_at > overdue_at), None)
             wait_from = next_call.sent_at if next_call is not None else trio.current_time()
-            await trio.sleep_until(wait_from + self._timeout_seconds)
-            # Replies may be at hand that came while this process was busy: let the reader go first.
+            deadline = wait_from + self._timeout_seconds
+            await trio.sleep_until(deadline)
+            noticed_at = trio.current_time()
+            if noticed_at - deadline > STALL_SECONDS:
+                # This process itself was held up: commands may not have left yet, and replies lie unread.
+                await trio.sleep(STALL_SECONDS)
+            # Replies may have come in the same moment: let the reader go first.
             await trio.lowlevel.checkpoint()
-            self._expire()
+            self._expire(noticed_at)
 
     async def _wait_call(self) -> None:
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -256,9 +264,8 @@ class Link:
         self._parked_watchdog = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _expire(self) -> None:
-        """Turn away the callers whose deadline passed; kill the link if it is silent, or always too late."""
-        now = trio.current_time()
+    def _expire(self, now: float) -> None:
+        """Turn away the callers whose deadline had passed at ``now``; kill a link that was silent, or is too slow."""
         overdue = list(takewhile(lambda call: call.sent_at <= now - self._timeout_seconds, self._calls))
         if not overdue:
             return

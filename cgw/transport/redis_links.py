@@ -207,33 +207,34 @@ class Redis(AsyncCoreCommands):
     async def _connect(self) -> Connection:
         return await connect(self._address, self._connect_timeout_seconds, self._timeout_seconds)
 
-    async def _supervise(self, slot: int, connection: Connection) -> None:
-        """Keep one link up for as long as this runs."""
-        backoff_seconds = _FIRST_BACKOFF_SECONDS
-        while True:
-            up_since = trio.current_time()
-            reason = await self._serve_link(slot, connection)
-            _logger.warning("lost a link to Redis at %s: it %s", self._address.display_name, reason)
-            if trio.current_time() - up_since >= _STABLE_SECONDS:
-                backoff_seconds = _FIRST_BACKOFF_SECONDS
-            connection, backoff_seconds = await self._reconnect(backoff_seconds)
-            self._reconnects += 1
-            _logger.info("linked to Redis at %s again", self._address.display_name)
-
-    async def _serve_link(self, slot: int, connection: Connection) -> str:
-        """Serve a link until it ends; returns why it did."""
+    def _put_up(self, slot: int, connection: Connection) -> Link:
+        """Offer a new link to callers, and give it what was kept for it."""
         link = Link(connection, self._address.display_name, self._timeout_seconds, self._counters, self._kept.append)
         self._links[slot] = link
         while self._kept:
             link.post(self._kept.popleft())
+        return link
+
+    async def _supervise(self, slot: int, link: Link) -> None:
+        """Keep one link up for as long as this runs."""
+        backoff_seconds = _FIRST_BACKOFF_SECONDS
+        while True:
+            up_since = trio.current_time()
+            await self._serve(link)
+            _logger.warning("lost a link to Redis at %s: it %s", self._address.display_name, link.error)
+            if trio.current_time() - up_since >= _STABLE_SECONDS:
+                backoff_seconds = _FIRST_BACKOFF_SECONDS
+            connection, backoff_seconds = await self._reconnect(backoff_seconds)
+            link = self._put_up(slot, connection)
+            self._reconnects += 1
+            _logger.info("linked to Redis at %s again", self._address.display_name)
+
+    async def _serve(self, link: Link) -> None:
         try:
             await link.run()
         except Exception:
             # A bug in the link must cost a link, not the process: it is reported here, and the link replaced.
             _logger.exception("a link to Redis crashed")
-        finally:
-            self._links[slot] = None
-        return link.error or "ended"
 
     async def _reconnect(self, backoff_seconds: float) -> tuple[Connection, float]:
         """Connect, however long it takes; returns the connection and how long to wait the next time."""
@@ -282,12 +283,12 @@ async def open_redis(
             await trio.aclose_forcefully(connection.stream)
         raise
 
+    up = [redis._put_up(slot, connection) for slot, connection in enumerate(connections)]
+
     async def serve_links() -> None:
         async with trio.open_nursery() as nursery:
-            for slot, connection in enumerate(connections):
-                nursery.start_soon(redis._supervise, slot, connection)
+            for slot, link in enumerate(up):
+                nursery.start_soon(redis._supervise, slot, link)
 
     async with run_services(serve_links):
-        while redis.statistics().links_up < links:
-            await trio.lowlevel.checkpoint()
         yield redis

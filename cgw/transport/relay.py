@@ -1,18 +1,22 @@
-"""The plain path: carrying a response's body to the client through h11 on both sides, unchanged and without delay.
+"""Carrying a response's body to the client, unchanged and without delay, on one of two paths.
 
-It is correct for every framing, and the measure that any faster path is held against.
+The plain path goes through h11 on both sides. It is correct for every framing, and the measure that the other one is
+held against. The flat path (:mod:`cgw.transport.flat_relay`) passes bytes as they are, where both sides frame alike.
 """
 
 from __future__ import annotations
 
 import enum
+import socket
 from collections.abc import Callable
 
 from attrs import frozen
 
-from cgw.errors import UpstreamError, UpstreamTimeout
+from cgw.errors import ClientGone, UpstreamError, UpstreamTimeout
 from cgw.transport.client import ClientSide
+from cgw.transport.flat_relay import Carried, Ending, FlatRelay
 from cgw.transport.upstream import UpstreamResponse
+from cgw.wire.following import Follower, Standing
 from cgw.wire.windows import BodyWindowCollector
 
 
@@ -31,6 +35,70 @@ class RelayOutcome:
     end: RelayEnd
     held_back: bytes = b""
     error: str | None = None
+
+
+async def relay_response(
+    flat: FlatRelay,
+    response: UpstreamResponse,
+    client: ClientSide,
+    window: BodyWindowCollector,
+    *,
+    content_length: int | None,
+    on_first_chunk: Callable[[], None],
+) -> RelayOutcome:
+    """Pass a body on by the flat path where that can be, and by the plain one otherwise, or from where it has to.
+
+    As :func:`relay_body` in all else.
+    """
+    follower = flat.choose_follower(response.head, content_length, window)
+    sock = None if follower is None else client.pass_raw(content_length)
+    if follower is not None and sock is not None:
+        outcome = await _relay_raw(flat, response, client, follower, sock, window, on_first_chunk)
+        if outcome is not None:
+            return outcome
+    return await relay_body(response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
+
+
+async def _relay_raw(
+    flat: FlatRelay,
+    response: UpstreamResponse,
+    client: ClientSide,
+    follower: Follower,
+    sock: socket.socket,
+    window: BodyWindowCollector,
+    on_first_chunk: Callable[[], None],
+) -> RelayOutcome | None:
+    """The flat path; ``None`` where the plain one has to go on."""
+    unread = response.connection.take_unread()
+    passable, standing = follower.follow(unread, len(unread))
+    if unread:
+        on_first_chunk()
+    if standing is Standing.OPEN or passable:
+        # A body that is whole already leaves together with its head, when it is released.
+        await client.send_raw(unread[:passable], window.total_bytes)
+    if standing is Standing.OPEN:
+        carried = await flat.carry(response.connection.transport, sock, follower, None if unread else on_first_chunk)
+    else:
+        carried = Carried.of_standing(standing, follower)
+    client.raw_passed(window.total_bytes, is_stalled=carried.ending is Ending.STALLED)
+    return _conclude_raw(carried, response, client, follower)
+
+
+def _conclude_raw(
+    carried: Carried, response: UpstreamResponse, client: ClientSide, follower: Follower
+) -> RelayOutcome | None:
+    if carried.ending is Ending.COMPLETE:
+        response.end_of_raw_body(follower.surplus_bytes)
+        return RelayOutcome(RelayEnd.COMPLETE, held_back=follower.held_body)
+    if carried.ending is Ending.UNUSUAL:
+        response.connection.go_on_after(carried.held)
+        return None
+    if carried.ending is Ending.BROKEN:
+        return RelayOutcome(RelayEnd.BROKEN, error=carried.reason)
+    if carried.ending is Ending.SILENT:
+        return RelayOutcome(RelayEnd.TIMED_OUT, error=carried.reason)
+    client.break_off()
+    raise ClientGone
 
 
 async def relay_body(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from typing import cast
 
 import trio
 
@@ -140,7 +141,7 @@ class TlsTransport(PlainTransport):
         total = 0
         while total < len(view):
             try:
-                size = self._tls.read(len(view) - total, view[total:])  # type: ignore[arg-type]
+                size = cast("int", self._tls.read(len(view) - total, view[total:]))
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLEOFError:

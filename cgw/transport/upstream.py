@@ -1,4 +1,4 @@
-"""Connections to upstreams: HTTP/1.1 with h11 over Trio sockets and TLS, kept alive in a pool per origin.
+"""The pool of connections to upstreams: plain or TLS, kept alive per origin.
 
 Whoever opened a response owns its connection until the ``async with`` ends. It goes back to the pool only after a
 response that was read to its proper end; in every other case, cancellation included, it is closed at once, without
@@ -7,27 +7,21 @@ waiting for anything, which is what stops the upstream.
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from select import POLLIN, poll
-from typing import cast
 
-import h11
 import trio
 from attrs import define, frozen
 
-from cgw.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from cgw.errors import UpstreamTimeout, UpstreamUnreachable
+from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, TlsTransport, take_socket
+from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
-
-RECEIVE_BYTES = 64 * 1024
-MAX_HEAD_BYTES = 64 * 1024
-"""The largest response head that is read."""
-
-MAX_INFORMATIONAL = 16
-"""The most 1xx responses that may precede a final one."""
 
 
 @frozen
@@ -50,10 +44,6 @@ class PoolStatistics:
     busy: int = 0
 
 
-class StaleConnection(Exception):
-    """A kept connection broke before the first byte of a response: the upstream had closed it meanwhile."""
-
-
 def build_tls_context(ca_file: str | None) -> ssl.SSLContext:
     """The context for all upstreams: certificates and host names are verified, HTTP/1.1 is all that is offered.
 
@@ -67,102 +57,12 @@ def build_tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-class UpstreamConnection:
-    """One connection to one origin, used by one exchange at a time."""
-
-    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], origin: Origin) -> None:
-        self._stream = stream
-        self._transport = stream if isinstance(stream, trio.SocketStream) else stream.transport_stream
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._has_received = False
-        self.origin = origin
-        self.idle_since = 0.0
-        self.was_used = False
-
-    def is_readable(self) -> bool:
-        """Whether anything came in while idle: its end, or bytes that nobody asked for. Either way it is of no use."""
-        watch = poll()
-        watch.register(self._transport.socket.fileno(), POLLIN)
-        return bool(watch.poll(0))
-
-    def close(self) -> None:
-        """Close the socket at once. A TLS upstream gets no close_notify: there is nobody left to lie to."""
-        self._transport.socket.close()
-
-    async def send_request(self, request: UpstreamRequest) -> None:
-        """Send ``request``. An upstream that closes early may have answered already: that is for reading to say."""
-        self._has_received = False
-        fields = [(b"host", request.origin.authority), *request.headers, (b"content-length", b"%d" % len(request.body))]
-        head = self._h11.send(h11.Request(method=request.method, target=request.target, headers=fields))
-        body = self._h11.send(h11.Data(data=request.body)) if request.body else b""
-        end = self._h11.send(h11.EndOfMessage())
-        try:
-            await self._stream.send_all(b"".join(part for part in (head, body, end) if part))
-        except (trio.BrokenResourceError, ssl.SSLError):
-            if self.was_used:
-                raise StaleConnection from None
-
-    async def receive_head(self) -> ResponseHead:
-        """The final response's head; 1xx ones are skipped.
-
-        Raises :exc:`StaleConnection` when a kept connection ends without a byte, :exc:`UpstreamProtocolError` else.
-        """
-        for _ in range(MAX_INFORMATIONAL):
-            event = await self._next_event()
-            if isinstance(event, h11.Response):
-                return ResponseHead(event.status_code, tuple(event.headers), event.http_version, event.reason)
-            if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-                raise UpstreamProtocolError("the upstream sent no response")
-        raise UpstreamProtocolError("the upstream sent too many 1xx responses")
-
-    async def receive_chunk(self) -> bytes | None:
-        """The next bytes of the body as they came, or ``None`` at its proper end."""
-        event = await self._next_event()
-        if isinstance(event, h11.Data):
-            return bytes(event.data)
-        if isinstance(event, h11.EndOfMessage):
-            return None
-        raise UpstreamProtocolError("the upstream broke off its response")
-
-    async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
-        while True:
-            try:
-                event = self._h11.next_event()
-            except h11.RemoteProtocolError as error:
-                if not self._has_received and self.was_used:
-                    raise StaleConnection from None
-                raise UpstreamProtocolError(f"the upstream broke HTTP/1.1: {error}") from None
-            if event is h11.NEED_DATA:
-                self._h11.receive_data(await self._receive())
-            else:
-                return cast("h11.Event | type[h11.PAUSED]", event)
-
-    async def _receive(self) -> bytes:
-        try:
-            data = bytes(await self._stream.receive_some(RECEIVE_BYTES))
-        except (trio.BrokenResourceError, ssl.SSLError):
-            if not self._has_received and self.was_used:
-                raise StaleConnection from None
-            raise UpstreamProtocolError("the upstream reset the connection") from None
-        self._has_received = self._has_received or bool(data)
-        return data
-
-    def recycle(self) -> bool:
-        """Make ready for another request; whether that is possible after what came and went."""
-        has_ended = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
-        if not has_ended or self._h11.trailing_data[0]:
-            return False
-        self._h11.start_next_cycle()
-        self.was_used = True
-        return True
-
-
 class UpstreamResponse:
     """The answer to one request, while its connection is ours."""
 
     def __init__(self, head: ResponseHead, connection: UpstreamConnection, silence_seconds: float) -> None:
         self.head = head
-        self._connection = connection
+        self.connection = connection
         self._silence_seconds = silence_seconds
         self.is_complete = False
 
@@ -173,11 +73,16 @@ class UpstreamResponse:
         breaks off. Cancel-safe, but the response cannot be read on after that.
         """
         with trio.move_on_after(self._silence_seconds) as silence_scope:
-            chunk = await self._connection.receive_chunk()
+            chunk = await self.connection.receive_chunk()
         if silence_scope.cancelled_caught:
             raise UpstreamTimeout(f"the upstream was silent for {self._silence_seconds:g} seconds")
         self.is_complete = chunk is None
         return chunk
+
+    def end_of_raw_body(self, surplus_bytes: int) -> None:
+        """The body was read from the connection's transport, to its proper end and ``surplus_bytes`` more."""
+        self.connection.end_of_raw_body(surplus_bytes)
+        self.is_complete = True
 
 
 class UpstreamPool:
@@ -197,6 +102,7 @@ class UpstreamPool:
         self._idle_seconds = idle_seconds
         self._idle: dict[Origin, deque[UpstreamConnection]] = {}
         self._statistics = PoolStatistics()
+        self._buffer = bytearray(BUFFER_BYTES)  # scratch for whoever reads at the moment; never kept over a wait
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of the counters."""
@@ -248,37 +154,38 @@ class UpstreamPool:
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         with trio.move_on_after(self._deadlines.connect_seconds) as connect_scope:
-            stream = await self._open_stream(origin)
+            transport = await self._open_transport(origin)
         if connect_scope.cancelled_caught:
             raise UpstreamTimeout(f"no connection within {self._deadlines.connect_seconds:g} seconds")
         self._statistics.opened += 1
-        return UpstreamConnection(stream, origin)
+        return UpstreamConnection(transport, origin, self._buffer)
 
-    async def _open_stream(self, origin: Origin) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    async def _open_transport(self, origin: Origin) -> PlainTransport:
         try:
             stream = await trio.open_tcp_stream(origin.host, origin.port)
         except OSError as error:
             raise UpstreamUnreachable(f"cannot connect to {origin.host}:{origin.port}: {_reason(error)}") from None
+        sock = take_socket(stream)
         if origin.scheme == "http":
-            return stream
-        # https_compatible=False makes an end without close_notify an error: RFC 9112 §9.8, truncation must show.
-        tls = trio.SSLStream(stream, self._tls_context, server_hostname=origin.host, https_compatible=False)
+            return PlainTransport(sock)
+        transport = TlsTransport(sock, self._tls_context, origin.host)
+        is_agreed = False
         try:
-            await tls.do_handshake()
-        except (trio.BrokenResourceError, ssl.SSLError) as error:
-            stream.socket.close()
+            await transport.do_handshake()
+            is_agreed = True
+        except OSError as error:
             raise UpstreamUnreachable(f"TLS with {origin.host}:{origin.port} failed: {_reason(error)}") from None
-        except trio.Cancelled:
-            stream.socket.close()
-            raise
-        return tls
+        finally:
+            if not is_agreed:
+                transport.close()
+        return transport
 
     def _take_idle(self, origin: Origin) -> UpstreamConnection | None:
         """The youngest kept connection that still looks alive; those that do not are closed on the way."""
         connections = self._idle.get(origin)
         while connections:
             connection = connections.pop()
-            if not connection.is_readable():
+            if connection.is_usable():
                 return connection
             connection.close()
         return None
@@ -317,15 +224,7 @@ def _reason(error: BaseException) -> str:
         cause = cause.exceptions[0]
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate is not valid: {cause.verify_message}"
+    if isinstance(cause, OSError) and not isinstance(cause, (ssl.SSLError, socket.gaierror)) and cause.errno:
+        return os.strerror(cause.errno)  # Trio's own text names the address once more
     text = getattr(cause, "strerror", None) or str(cause)
     return text or type(cause).__name__
-
-
-__all__ = [
-    "PoolStatistics",
-    "UpstreamDeadlines",
-    "UpstreamError",
-    "UpstreamPool",
-    "UpstreamResponse",
-    "build_tls_context",
-]

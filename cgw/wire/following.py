@@ -37,6 +37,8 @@ class Follower(Protocol):
 
     held: bytes
     """Bytes seen but not passed on: the beginning of what comes next, or what must wait for the end."""
+    held_body: bytes
+    """What of ``held`` is the body's own: the last piece of a counted one."""
     surplus_bytes: int
     """Bytes after the end of the body, which nobody asked for."""
 
@@ -53,13 +55,13 @@ class ChunkedFollower:
     up costs a third of parsing it. It may be shared by all followers of a process.
     """
 
-    __slots__ = ("_collector", "_need", "_sizes", "held", "surplus_bytes")
+    __slots__ = ("_collector", "_need", "_sizes", "held", "held_body", "surplus_bytes")
 
     def __init__(self, collector: BodyWindowCollector, sizes: dict[bytes, int]) -> None:
         self._collector = collector
         self._sizes = sizes
         self._need = 0  # bytes of the present chunk still to come, its CR LF included
-        self.held = b""
+        self.held = self.held_body = b""
         self.surplus_bytes = 0
 
     def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
@@ -132,12 +134,12 @@ class ChunkedFollower:
 class CountedFollower:
     """Follows a body of ``content_length`` bytes. The piece that completes it is held as a whole."""
 
-    __slots__ = ("_collector", "_need", "held", "surplus_bytes")
+    __slots__ = ("_collector", "_need", "held", "held_body", "surplus_bytes")
 
     def __init__(self, collector: BodyWindowCollector, content_length: int) -> None:
         self._collector = collector
         self._need = content_length
-        self.held = b""
+        self.held = self.held_body = b""
         self.surplus_bytes = 0
 
     def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
@@ -146,7 +148,7 @@ class CountedFollower:
             self._need -= size
             self._collector.feed(data[:size])
             return size, Standing.OPEN
-        self.held = bytes(data[: self._need])
+        self.held = self.held_body = bytes(data[: self._need])
         self._collector.feed(self.held)
         self.surplus_bytes = size - self._need
         self._need = 0

@@ -70,12 +70,17 @@ def parse_request_head(data: bytes, connection: h11.Connection) -> RequestHead:
     try:
         event = connection.next_event()
     except h11.RemoteProtocolError as error:
-        raise _malformed(str(error)) from None
+        raise _malformed(describe_violation(error)) from None
     if not isinstance(event, h11.Request):
         raise _malformed("the request head is incomplete")
     head = RequestHead(event.method, event.target, tuple(event.headers), event.http_version)
     _check_framing(head)
     return head
+
+
+def describe_violation(error: h11.ProtocolError) -> str:
+    """What h11 found wrong, without the bytes that it repeats: they are long at times, and may hold a token."""
+    return str(error).partition(": bytearray(")[0]
 
 
 def _check_octets(data: bytes) -> None:

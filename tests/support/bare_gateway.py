@@ -11,7 +11,8 @@ from attrs import define, field
 from cgw.errors import Refusal, UpstreamError
 from cgw.transport.client import ClientLimits
 from cgw.transport.connection import Connection, ConnectionService, HotClient
-from cgw.transport.relay import RelayEnd, relay_body
+from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.relay import RelayEnd, relay_body, relay_response
 from cgw.transport.server import Server, open_listeners
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 from cgw.wire.heads import select_response_headers
@@ -36,15 +37,16 @@ async def open_bare_gateway(
     limits: ClientLimits | None = None,
     deadlines: UpstreamDeadlines | None = None,
     pool: UpstreamPool | None = None,
+    flat: FlatRelay | None = None,
 ) -> AsyncIterator[BareGateway]:
-    """Relay every POST to ``origin`` while the block runs."""
+    """Relay every POST to ``origin`` while the block runs: by the plain path, or with ``flat`` where it can."""
     pool = pool or UpstreamPool(build_tls_context(None), deadlines or UpstreamDeadlines())
     limits = limits or ClientLimits()
 
     async def handle(client: HotClient) -> None:
         try:
             body = await client.receive_body()
-            await forward(client, UpstreamRequest(origin, client.head.target, (), body), pool)
+            await forward(client, UpstreamRequest(origin, client.head.target, (), body), pool, flat)
         except Refusal as refusal:
             gateway.refusals.append(refusal)
             await client.send_response(refusal.status, (), refusal.message.encode())
@@ -71,13 +73,15 @@ async def open_bare_gateway(
     async with trio.open_nursery() as service_nursery:
         service_nursery.start_soon(server.run)
         service_nursery.start_soon(pool.run_reaper)
+        if flat is not None:
+            service_nursery.start_soon(flat.run)
         try:
             yield gateway
         finally:
             service_nursery.cancel_scope.cancel()
 
 
-async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPool) -> None:
+async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None) -> None:
     """Relay one answer, as an exchange does, with nothing around it."""
     window = BodyWindowCollector()
     try:
@@ -87,13 +91,15 @@ async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPoo
             length = None if chunked else head.header(b"content-length")
             fields = select_response_headers(head.headers, [b"content-length"] if chunked else [])
             await client.send_head(head.status, fields, is_stream=True)
-            outcome = await relay_body(
-                response,
-                client,
-                window,
-                content_length=None if length is None else int(length),
-                on_first_chunk=lambda: None,
-            )
+            content_length = None if length is None else int(length)
+            if flat is None:
+                outcome = await relay_body(
+                    response, client, window, content_length=content_length, on_first_chunk=lambda: None
+                )
+            else:
+                outcome = await relay_response(
+                    flat, response, client, window, content_length=content_length, on_first_chunk=lambda: None
+                )
     except UpstreamError as error:
         raise Refusal(502, str(error)) from None
     if outcome.end is RelayEnd.COMPLETE:

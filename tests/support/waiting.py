@@ -10,5 +10,5 @@ import trio
 async def wait_until(is_true: Callable[[], bool], *, seconds: float = 5) -> None:
     """Look again every millisecond until ``is_true()``; :exc:`trio.TooSlowError` after ``seconds``."""
     with trio.fail_after(seconds):
-        while not is_true():
-            await trio.sleep(0.001)  # noqa: ASYNC110 - the point of this function
+        while not is_true():  # noqa: ASYNC110 - the point of this function
+            await trio.sleep(0.001)

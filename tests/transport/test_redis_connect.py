@@ -144,7 +144,7 @@ async def test_server_of_another_protocol() -> None:
 @pytest.mark.parametrize("user", ["", "gateway", "default"])
 async def test_password_and_user_are_accepted(locked_server: RedisServer, user: str) -> None:
     """A password alone, and user and password, log in."""
-    async with open_redis(f"unix://{user}:{SECRET}@{locked_server.path}?db=1") as redis:
+    async with open_redis(f"unix://{user}:{SECRET}@{locked_server.path}?db=1", timeout_seconds=5) as redis:
         who = await redis.acl_whoami()
         assert who == (user or "default").encode()
         assert b"db=1" in await redis.execute_command("CLIENT INFO")
@@ -209,7 +209,7 @@ async def test_tls(server: RedisServer, tmp_path: Path) -> None:
     trusted = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(trusted))
     async with open_raw_server(partial(_tunnel, server.path, context)) as port:
-        async with open_redis(f"rediss://127.0.0.1:{port}?ssl_ca_certs={trusted}") as redis:
+        async with open_redis(f"rediss://127.0.0.1:{port}?ssl_ca_certs={trusted}", timeout_seconds=5) as redis:
             assert await redis.execute_command("PING") == b"PONG"
         with pytest.raises(StoreUnavailable, match="its certificate is not valid"):
             async with open_redis(f"rediss://127.0.0.1:{port}"):

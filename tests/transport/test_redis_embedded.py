@@ -28,7 +28,7 @@ from cgw.transport.redis_embedded import open_embedded_redis
 from cgw.transport.redis_links import open_redis
 
 async def main():
-    async with open_embedded_redis(Path(sys.argv[1])) as url, open_redis(url) as redis:
+    async with open_embedded_redis(Path(sys.argv[1])) as url, open_redis(url, timeout_seconds=5) as redis:
         await redis.set("kept", "yes")
         print((Path(sys.argv[1]) / "store" / "server.pid").read_text().strip(), flush=True)
         await trio.sleep_forever()
@@ -52,12 +52,17 @@ def _run(command: list[str], folder: Path, *, stdout: int = subprocess.DEVNULL) 
             process.kill()
 
 
-async def _is_gone(pid: int) -> bool:
+async def _has_state(pid: int, state: str) -> bool:
+    """Whether the kernel calls the process so; a process that is no more is a zombie here."""
     await trio.lowlevel.checkpoint()
     try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == state
     except FileNotFoundError:
-        return True
+        return state == "Z"
+
+
+async def _is_gone(pid: int) -> bool:
+    return await _has_state(pid, "Z")
 
 
 async def _answers(redis: Redis) -> bool:
@@ -69,7 +74,7 @@ async def _answers(redis: Redis) -> bool:
 
 async def test_private_to_this_user(tmp_path: Path) -> None:
     """The store listens on a socket that is its owner's alone, and on no port."""
-    async with open_embedded_redis(tmp_path / "data") as url, open_redis(url) as redis:
+    async with open_embedded_redis(tmp_path / "data") as url, open_redis(url, timeout_seconds=5) as redis:
         assert url == f"unix://{tmp_path}/data/store/server.sock"
         assert await redis.execute_command("CONFIG GET", "port") == {b"port": b"0"}
         for path in (tmp_path / "data", tmp_path / "data" / "store", tmp_path / "data" / "store" / "server.sock"):
@@ -78,17 +83,17 @@ async def test_private_to_this_user(tmp_path: Path) -> None:
 
 async def test_data_outlives_the_gateway(tmp_path: Path) -> None:
     """What was counted is there again at the next start, and nothing runs in between."""
-    async with open_embedded_redis(tmp_path) as url, open_redis(url) as redis:
+    async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
         await redis.set("kept", "yes")
         pid = _server_pid(tmp_path)
     assert await _is_gone(pid)
-    async with open_embedded_redis(tmp_path) as url, open_redis(url) as redis:
+    async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
         assert await redis.get("kept") == b"yes"
 
 
 async def test_server_that_dies_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A killed server is back within moments, with its data, under the same address; the log says so."""
-    async with open_embedded_redis(tmp_path) as url, open_redis(url) as redis:
+    async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
         await redis.set("kept", "yes")
         first = _server_pid(tmp_path)
         os.kill(first, signal.SIGKILL)
@@ -116,13 +121,13 @@ async def test_one_gateway_at_a_time(tmp_path: Path) -> None:
 async def test_long_directories_work(tmp_path: Path) -> None:
     """A directory too deep for a socket's address gets its socket elsewhere, in a private place that is removed."""
     deep = tmp_path / ("d" * 60) / ("e" * 60)
-    async with open_embedded_redis(deep) as url, open_redis(url) as redis:
+    async with open_embedded_redis(deep) as url, open_redis(url, timeout_seconds=5) as redis:
         socket = Path(url.removeprefix("unix://"))
         assert len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
         await redis.set("kept", "yes")
     assert not socket.parent.exists()
-    async with open_embedded_redis(deep) as url, open_redis(url) as redis:
+    async with open_embedded_redis(deep) as url, open_redis(url, timeout_seconds=5) as redis:
         assert await redis.get("kept") == b"yes"
 
 
@@ -182,7 +187,7 @@ async def test_killed_gateway_leaves_no_orphan(tmp_path: Path) -> None:
         assert not await _is_gone(pid)
         gateway.kill()
     await wait_until(lambda: _is_gone(pid), seconds=1)
-    async with open_embedded_redis(tmp_path) as url, open_redis(url) as redis:
+    async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
         assert await redis.get("kept") == b"yes"
 
 
@@ -222,6 +227,7 @@ async def test_stopped_server_is_killed_in_time(tmp_path: Path) -> None:
     """A server that does not heed SIGTERM is killed when its time is up."""
     process = StoreProcess.spawn(["/bin/sleep", "60"], tmp_path / "log")
     os.kill(process.pid, signal.SIGSTOP)
+    await wait_until(lambda: _has_state(process.pid, "T"))
     started = trio.current_time()
     await process.stop(0.05)
     assert process.poll() == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""The plain relay passes every byte, however the upstream's bytes are cut and whatever the framing on both sides."""
+"""Both paths of the relay pass every byte, however the upstream cuts them and whatever the framing on both sides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from cgw.transport.flat_relay import FlatRelay
 from cgw.wire.messages import Origin
 from tests.support.bare_gateway import open_bare_gateway
 from tests.support.raw_server import open_raw_server, read_request
@@ -45,13 +46,17 @@ async def read_response(stream: trio.SocketStream, request: bytes) -> tuple[byte
             raise AssertionError("the response is cut")
 
 
+@pytest.mark.parametrize("path", ["plain", "flat"])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("keeps_alive", [True, False], ids=["keep-alive", "close"])
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("dialect", list(STREAMS))
-async def test_bytes_are_equal_for_every_cut(dialect: str, framing: str, keeps_alive: bool, version: str) -> None:
+async def test_bytes_are_equal_for_every_cut(
+    dialect: str, framing: str, keeps_alive: bool, version: str, path: str
+) -> None:
     """A recorded stream cut in two at every byte of its body, and of its framing, arrives as it was."""
     body = STREAMS[dialect]
+    flat = FlatRelay() if path == "flat" else None
     keeps_alive = keeps_alive and framing != "until-close"
     response = build_response(body, framing, keeps_alive=keeps_alive)
     cuts = iter(range(response.index(b"\r\n\r\n") - 2, len(response) + 1))
@@ -74,7 +79,7 @@ async def test_bytes_are_equal_for_every_cut(dialect: str, framing: str, keeps_a
     )
     async with (
         open_raw_server(play) as upstream_port,
-        open_bare_gateway(Origin("http", "127.0.0.1", upstream_port)) as gateway,
+        open_bare_gateway(Origin("http", "127.0.0.1", upstream_port), flat=flat) as gateway,
     ):
         stream: trio.SocketStream | None = None
         for _ in range(len(response) - response.index(b"\r\n\r\n") + 3):

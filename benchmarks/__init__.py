@@ -1,0 +1,1 @@
+"""The benchmark suite: gateways side by side, pinned, interleaved, under open-loop load. See docs/benchmarks.md."""

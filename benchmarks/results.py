@@ -1,0 +1,208 @@
+"""What a run leaves behind: a JSON file, and the questions that reports, comparisons and goals ask of it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from benchmarks.histogram import Histogram
+
+__all__ = [
+    "SCHEMA",
+    "Distribution",
+    "Machine",
+    "Measurement",
+    "Metrics",
+    "Results",
+    "ResultsError",
+    "case_key",
+    "read_metric",
+]
+
+SCHEMA = "cgw-benchmarks/1"
+
+
+class ResultsError(Exception):
+    """A results file cannot be read, or does not hold what is asked of it."""
+
+
+class Distribution(Struct, kw_only=True, omit_defaults=True):
+    """Percentiles in the unit of the metric's name; the histogram behind them is in nanoseconds."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+    max: float
+    histogram: Histogram | None = None
+
+    @classmethod
+    def of(cls, histogram: Histogram, nanoseconds_per_unit: int) -> Distribution | None:
+        """``None`` when nothing was recorded."""
+        if not histogram.count:
+            return None
+
+        def read(percent: float) -> float:
+            return histogram.percentile(percent) / nanoseconds_per_unit
+
+        return cls(
+            count=histogram.count,
+            mean=histogram.mean / nanoseconds_per_unit,
+            p50=read(50),
+            p90=read(90),
+            p99=read(99),
+            p999=read(99.9),
+            max=histogram.maximum / nanoseconds_per_unit,
+            histogram=histogram,
+        )
+
+
+class Metrics(Struct, kw_only=True, omit_defaults=True):
+    """What one measurement found; a field is absent where it does not apply. CPU is the subject's, all processes."""
+
+    window_seconds: float = 0.0
+    events_per_second: float | None = None
+    offered_events_per_second: float | None = None
+    requests_per_second: float | None = None
+    cpu_us_per_event: float | None = None
+    cpu_us_per_request: float | None = None
+    cpu_share: float | None = None
+    """Of one core, 0 to 1."""
+    cpu_share_by_process: dict[str, float] = {}
+    load_share: float | None = None
+    """What the upstream and the load generator took of one core: near 1, the figures are the suite's, not the subject's."""
+    latency_us: Distribution | None = None
+    first_byte_us: Distribution | None = None
+    duration_us: Distribution | None = None
+    upstream_late_us: Distribution | None = None
+    """How late the fake upstream sent its events by its own fault; their stamps are later by as much."""
+    upstream_closed_ms: Distribution | None = None
+    upstream_never_closed: int | None = None
+    rss_kib: float | None = None
+    rss_kib_per_stream: float | None = None
+    pss_kib_per_stream: float | None = None
+    rss_growth_kib: float | None = None
+    saturated: bool = False
+    """The subject did not carry what was offered: its latencies are those of a growing queue."""
+    errors: dict[str, int] = {}
+    failed: str | None = None
+
+
+class Measurement(Struct, kw_only=True):
+    """One subject in one case of a scenario, in one round."""
+
+    scenario: str
+    parameters: dict[str, int | float | str | bool]
+    subject: str
+    round: int
+    metrics: Metrics
+
+
+class Machine(Struct, kw_only=True):
+    """Where the run took place."""
+
+    cpu: str
+    cores: int
+    memory_mib: int
+    kernel: str
+    python: str
+    subject_cores: list[int]
+    load_cores: list[int]
+
+
+class Results(Struct, kw_only=True):
+    """A whole run. ``left_out`` says of each subject that was asked for but not measured, why."""
+
+    schema: str
+    date: str
+    command: str
+    commit: str
+    profile: str
+    rounds: int
+    tools: str
+    machine: Machine
+    versions: dict[str, str]
+    left_out: dict[str, str]
+    measurements: list[Measurement]
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Raises :exc:`ResultsError` when the file is missing, no JSON, or of another schema."""
+        try:
+            results = msgspec.json.decode(path.read_bytes(), type=cls)
+        except OSError as error:
+            raise ResultsError(f"{path}: {error.strerror}") from error
+        except msgspec.MsgspecError as error:
+            raise ResultsError(f"{path} is not a results file: {error}") from error
+        if results.schema != SCHEMA:
+            raise ResultsError(f"{path} has the schema {results.schema}, this suite reads {SCHEMA}")
+        return results
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(self))
+        part.replace(path)
+
+    @property
+    def subjects(self) -> list[str]:
+        """In the order of their first measurement."""
+        return list(dict.fromkeys(measurement.subject for measurement in self.measurements))
+
+    @property
+    def cases(self) -> list[tuple[str, str]]:
+        """Scenario and parameters (as text) of all cases, in order."""
+        return list(dict.fromkeys((m.scenario, case_key(m.parameters)) for m in self.measurements))
+
+    def select(self, scenario: str, case: str | None = None, subject: str | None = None) -> Iterator[Measurement]:
+        for measurement in self.measurements:
+            if measurement.scenario == scenario and case in (None, case_key(measurement.parameters)):
+                if subject in (None, measurement.subject):
+                    yield measurement
+
+    def by_round(self, scenario: str, case: str, subject: str, metric: str) -> dict[int, float]:
+        """The metric's value in each round that has one."""
+        found = {}
+        for measurement in self.select(scenario, case, subject):
+            value = read_metric(measurement.metrics, metric)
+            if value is not None and not measurement.metrics.failed:
+                found[measurement.round] = value
+        return found
+
+    def median(self, scenario: str, case: str, subject: str, metric: str) -> float | None:
+        values = self.by_round(scenario, case, subject, metric).values()
+        return statistics.median(values) if values else None
+
+    def ratio(self, scenario: str, case: str, subject: str, reference: str, metric: str) -> float | None:
+        """The median over rounds of subject / reference, both of the same round."""
+        ours = self.by_round(scenario, case, subject, metric)
+        theirs = self.by_round(scenario, case, reference, metric)
+        ratios = [ours[number] / theirs[number] for number in ours if theirs.get(number)]
+        return statistics.median(ratios) if ratios else None
+
+    def is_saturated(self, scenario: str, case: str, subject: str) -> bool:
+        """Whether most rounds found the subject unable to carry the load."""
+        flags = [m.metrics.saturated for m in self.select(scenario, case, subject)]
+        return sum(flags) * 2 > len(flags)
+
+
+def case_key(parameters: dict[str, Any]) -> str:
+    """Parameters as text, as in ``streams=200 rate=50``; empty for a scenario of one case without parameters."""
+    return " ".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def read_metric(metrics: Metrics, name: str) -> float | None:
+    """A metric by its dotted name, as ``latency_us.p99``; ``None`` where it is absent."""
+    value: Any = metrics
+    for part in name.split("."):
+        value = getattr(value, part, None)
+        if value is None:
+            return None
+    return float(value)

@@ -1,0 +1,293 @@
+"""The scenarios: what the upstream does, what the load does, and what is read while they do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from attrs import field, frozen
+
+__all__ = ["FULL", "PROFILES", "SCENARIOS", "SHORT", "SMOKE", "Case", "Profile", "Scenario", "estimate_seconds"]
+
+MS = 1_000_000
+Parameter = int | float | str | bool
+
+
+@frozen
+class Profile:
+    """How long things take. Times in milliseconds."""
+
+    name: str
+    rounds: int
+    window_ms: int
+    ramp_ms: int
+    warm_ms: int
+    streams: tuple[int, ...]
+    idle_streams: int
+    help: str
+
+
+SHORT = Profile("short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, "under 10 minutes with four subjects")
+FULL = Profile("full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, "about 20 minutes for each subject")
+SMOKE = Profile("smoke", 1, 300, 100, 50, (2,), 5, "whether everything works; its figures mean nothing")
+PROFILES = {profile.name: profile for profile in (SHORT, FULL, SMOKE)}
+
+
+@frozen(kw_only=True)
+class Case:
+    """One measurement's settings. ``upstream`` and ``second`` are the names of ``tools/upstream``'s profiles a and b,
+    ``load`` the options of ``tools/load``."""
+
+    scenario: str
+    parameters: dict[str, Parameter] = field(factory=dict)
+    upstream: dict[str, int]
+    second: dict[str, int] = field(factory=dict)
+    load: dict[str, int | float | str]
+    window_ms: int
+    offered_events_per_second: float | None = None
+    counts: Literal["events", "requests"] = "events"
+    is_tls: bool = False
+    needs_fresh_subject: bool = False
+    reads_memory: bool = False
+    awaits_closes: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """How long the load runs when the subject keeps up."""
+        load = self.load
+        total = int(load.get("ramp-ms", 0)) + int(load["warm-ms"]) + self.window_ms
+        return total / 1000 + (1.2 if self.needs_fresh_subject else 0.4)
+
+
+@frozen
+class Scenario:
+    """A name, what it is for, and its cases in a profile."""
+
+    name: str
+    help: str
+    build: Callable[[Profile], Iterator[Case]]
+
+
+def _phases(profile: Profile, window_ms: int) -> dict[str, int | float | str]:
+    return {"ramp-ms": profile.ramp_ms, "warm-ms": profile.warm_ms, "window-ms": window_ms}
+
+
+def _paced(
+    profile: Profile, scenario: str, streams: int, rate: int, *, parameters: dict[str, Parameter] | None = None
+) -> Case:
+    """``streams`` streams of ``rate`` events/s each, started once, which outlast the window and are checked to their end."""
+    lasts_ms = profile.ramp_ms + profile.warm_ms + profile.window_ms + 300
+    events = max(lasts_ms * rate // 1000, 2)
+    return Case(
+        scenario=scenario,
+        parameters={"streams": streams, "rate": rate} if parameters is None else parameters,
+        upstream={"stream": 1, "events": events, "interval": 1_000_000_000 // rate, "first": 0},
+        load={
+            **_phases(profile, profile.window_ms),
+            "slots": streams,
+            "events": events,
+            "drain-ms": profile.ramp_ms + 1500,
+            "open-limit-ms": 3000,
+        },
+        window_ms=profile.window_ms,
+        offered_events_per_second=streams * rate,
+    )
+
+
+def _steady(profile: Profile) -> Iterator[Case]:
+    for streams in profile.streams:
+        yield _paced(profile, "steady", streams, 50)
+
+
+def _throughput(profile: Profile) -> Iterator[Case]:
+    streams = min(100, profile.streams[-1])
+    yield _paced(profile, "throughput", streams, 200)
+
+
+def _flood(profile: Profile) -> Iterator[Case]:
+    streams = min(100, profile.streams[-1])
+    lasts_ms = profile.ramp_ms + profile.warm_ms + profile.window_ms + 300
+    yield Case(
+        scenario="flood",
+        parameters={"streams": streams},
+        upstream={"stream": 1, "interval": 0, "first": 0, "duration": lasts_ms * MS, "burst": 16},
+        load={
+            **_phases(profile, profile.window_ms),
+            "slots": streams,
+            "drain-ms": profile.ramp_ms + 3000,
+            "open-limit-ms": 1000,
+        },
+        window_ms=profile.window_ms,
+    )
+
+
+def _requests(profile: Profile) -> Iterator[Case]:
+    upstream = {"stream": 0, "first": 0, "bytes": 400}
+    window_ms = min(profile.window_ms, 4000)
+    common: dict[str, int | float | str] = {"stream": 0, "warm-ms": profile.warm_ms, "window-ms": window_ms, "drain-ms": 2000}
+    yield Case(
+        scenario="requests",
+        parameters={"rate": 200},
+        upstream=upstream,
+        load={**common, "rate": 200, "max-open": 512},
+        window_ms=window_ms,
+        counts="requests",
+    )
+    yield Case(
+        scenario="requests",
+        parameters={"connections": 32},
+        upstream=upstream,
+        load={**common, "slots": 32, "repeat": 1, "open-limit-ms": 2000},
+        window_ms=window_ms,
+        counts="requests",
+    )
+
+
+def _first_byte(profile: Profile) -> Iterator[Case]:
+    window_ms = min(profile.window_ms, 5000)
+    yield Case(
+        scenario="first-byte",
+        upstream={"stream": 1, "events": 2, "interval": MS, "first": 0},
+        load={"rate": 50, "warm-ms": profile.warm_ms, "window-ms": window_ms, "events": 2, "max-open": 256},
+        window_ms=window_ms,
+        counts="requests",
+    )
+
+
+def _idle(profile: Profile) -> Iterator[Case]:
+    lasts_ms = profile.ramp_ms * 4 + profile.warm_ms + 2000
+    yield Case(
+        scenario="idle",
+        parameters={"streams": profile.idle_streams},
+        upstream={"stream": 1, "events": 2, "interval": lasts_ms * MS, "first": 0},
+        load={
+            "ramp-ms": profile.ramp_ms * 3,
+            "warm-ms": profile.warm_ms,
+            "window-ms": 500,
+            "slots": profile.idle_streams,
+            "drain-ms": 0,
+            "open-limit-ms": 15000,
+        },
+        window_ms=500,
+        needs_fresh_subject=True,
+        reads_memory=True,
+    )
+
+
+def _cancel(profile: Profile) -> Iterator[Case]:
+    window_ms = min(profile.window_ms, 3000)
+    phases: dict[str, tuple[int, int]] = {
+        # phase: delay of the first event, gap between events
+        "waiting": (3000 * MS, 3000 * MS),
+        "streaming": (0, 5 * MS),
+        "quiet": (0, 3000 * MS),
+    }
+    for phase, (first, interval) in phases.items():
+        yield Case(
+            scenario="cancel",
+            parameters={"phase": phase},
+            upstream={"stream": 1, "events": 1000 if phase == "streaming" else 2, "interval": interval, "first": first},
+            load={
+                "rate": 100,
+                "warm-ms": 0,
+                "window-ms": window_ms,
+                "cancel": "waiting" if phase == "waiting" else "streaming",
+                "cancel-ms": 30,
+                "drain-ms": 500,
+                "max-open": 1024,
+            },
+            window_ms=window_ms,
+            counts="requests",
+            awaits_closes=True,
+        )
+
+
+def _slow_reader(profile: Profile) -> Iterator[Case]:
+    streams, slow = min(200, profile.streams[-1]), 10
+    smooth = _paced(profile, "slow-reader", streams, 50, parameters={"streams": streams, "rate": 50, "slow": slow})
+    yield Case(
+        scenario="slow-reader",
+        parameters=smooth.parameters,
+        upstream=smooth.upstream,
+        second={"stream": 1, "interval": 0, "first": 0, "duration": 60_000 * MS, "burst": 16},
+        load={**smooth.load, "slow": slow, "slow-ms": 1000},
+        window_ms=smooth.window_ms,
+        offered_events_per_second=smooth.offered_events_per_second,
+        reads_memory=True,
+    )
+
+
+def _large_prompt(profile: Profile) -> Iterator[Case]:
+    window_ms = min(profile.window_ms, 5000)
+    for kilobytes, rate in ((100, 40), (1000, 10)):
+        yield Case(
+            scenario="large-prompt",
+            parameters={"kilobytes": kilobytes, "rate": rate},
+            upstream={"stream": 1, "events": 5, "interval": MS, "first": 0},
+            load={
+                "rate": rate,
+                "warm-ms": profile.warm_ms,
+                "window-ms": window_ms,
+                "events": 5,
+                "body-bytes": kilobytes * 1000,
+                "max-open": 64,
+            },
+            window_ms=window_ms,
+            counts="requests",
+        )
+
+
+def _tls(profile: Profile) -> Iterator[Case]:
+    streams = min(200, profile.streams[-1])
+    plain = _paced(profile, "tls", streams, 50)
+    yield Case(
+        scenario="tls",
+        parameters=plain.parameters,
+        upstream=plain.upstream,
+        load=plain.load,
+        window_ms=plain.window_ms,
+        offered_events_per_second=plain.offered_events_per_second,
+        is_tls=True,
+    )
+
+
+def _churn(profile: Profile) -> Iterator[Case]:
+    rate = 100
+    yield Case(
+        scenario="churn",
+        parameters={"rate": rate, "events": 10},
+        upstream={"stream": 1, "events": 10, "interval": 5 * MS, "first": 0},
+        load={
+            "rate": rate,
+            "warm-ms": profile.warm_ms,
+            "window-ms": profile.window_ms,
+            "events": 10,
+            "keepalive": 0,
+            "max-open": 1024,
+        },
+        window_ms=profile.window_ms,
+        counts="requests",
+    )
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("steady", "1, 50, 200 and 1000 streams of 50 events/s: CPU per event, latency of events", _steady),
+        Scenario("throughput", "100 streams of 200 events/s: 20,000 events/s", _throughput),
+        Scenario("flood", "100 streams without a pause between events: the most that goes through", _flood),
+        Scenario("requests", "without streaming: latency at 200/s, and the most that a core does", _requests),
+        Scenario("first-byte", "one stream at a time: from the request to its first event", _first_byte),
+        Scenario("idle", "1000 open streams in silence: memory for each", _idle),
+        Scenario("cancel", "the client leaves (waiting, streaming, quiet): time until the upstream is closed", _cancel),
+        Scenario("slow-reader", "200 smooth streams beside 10 clients that read 1 byte/s of a flood", _slow_reader),
+        Scenario("large-prompt", "request bodies of 100 KB and 1 MB: first event, CPU per request", _large_prompt),
+        Scenario("tls", "200 streams of 50 events/s from a TLS upstream", _tls),
+        Scenario("churn", "100 short streams a second, each on a new connection", _churn),
+    )
+}
+
+
+def estimate_seconds(cases: list[Case], subjects: int, rounds: int) -> float:
+    """About how long a run takes, when nothing is saturated."""
+    return sum(case.seconds + 0.3 for case in cases) * subjects * rounds

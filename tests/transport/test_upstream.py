@@ -1,0 +1,559 @@
+"""Connections to upstreams: every way in which one can break its side, and what may be used again after it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from cgw.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, UpstreamResponse, build_tls_context
+from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
+from tests.support.raw_server import Handler, open_raw_server, read_request
+from tests.support.waiting import wait_until
+
+OK = b"HTTP/1.1 200 OK\r\n"
+HELLO = OK + b"content-length: 5\r\n\r\nhello"
+CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
+RST_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[UpstreamPool]:
+    pool = UpstreamPool(build_tls_context(None), UpstreamDeadlines())
+    yield pool
+    pool.close_idle()
+
+
+def build_request(port: int, *, scheme: str = "http", host: str = "127.0.0.1", body: bytes = b"{}") -> UpstreamRequest:
+    return UpstreamRequest(Origin(scheme, host, port), b"/v1", ((b"content-type", b"application/json"),), body)
+
+
+async def fetch(pool: UpstreamPool, request: UpstreamRequest) -> tuple[ResponseHead, bytes]:
+    """One whole response."""
+    async with pool.open_response(request) as response:
+        body = b""
+        while (chunk := await response.receive_chunk()) is not None:
+            body += chunk
+        return response.head, body
+
+
+def play(*answers: bytes) -> Handler:
+    """A handler that answers one request of a connection after the other, and closes after the last answer."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        for answer in answers:
+            if await read_request(stream) is None:
+                return
+            await stream.send_all(answer)
+
+    return handle
+
+
+async def reset(stream: Stream) -> None:
+    """Make the close that follows a TCP reset."""
+    transport = stream if isinstance(stream, trio.SocketStream) else stream.transport_stream
+    transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+
+
+async def wait_gone(stream: trio.SocketStream) -> None:
+    """Return when the peer has closed its side, in whatever way."""
+    try:
+        while await stream.receive_some(65536):
+            pass
+    except trio.BrokenResourceError:
+        return
+
+
+async def test_refused_connection_is_unreachable(pool: UpstreamPool) -> None:
+    """A closed port is named with the system's reason."""
+    with trio.socket.socket() as unused:
+        await unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(UpstreamUnreachable, match=f"cannot connect to 127.0.0.1:{port}: Connection refused"):
+        await fetch(pool, build_request(port))
+
+
+async def test_unknown_name_is_unreachable(pool: UpstreamPool) -> None:
+    """A host that no name server knows (RFC 6761 §6.4: .invalid never exists) is named, too."""
+    with pytest.raises(UpstreamUnreachable, match=r"cannot connect to nowhere\.invalid:80: ."):
+        await fetch(pool, build_request(80, host="nowhere.invalid"))
+
+
+BROKEN_HEADS = {
+    "nothing": b"",
+    "part of a status line": b"HTTP/1.1 20",
+    "part of a head": OK + b"content-le",
+    "not HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "HTTP/2": b"\x00\x00\x12\x04\x00\x00\x00\x00\x00",
+    "status that is no number": b"HTTP/1.1 OK\r\n\r\n",
+    "field without a name": OK + b": x\r\n\r\n",
+    "space before the colon": OK + b"content-length : 5\r\n\r\nhello",
+    "NUL": OK + b"a: b\x00c\r\n\r\n",
+    "two lengths": OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+    "signed length": OK + b"content-length: +5\r\n\r\nhello",
+    "unknown coding": OK + b"transfer-encoding: gzip\r\n\r\nhello",
+    "endless field": OK + b"a: " + b"a" * 70_000,
+    "endless fields": OK + b"a: b\r\n" * 20_000,
+    "switching protocols": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+    "too many 1xx": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 17 + HELLO,
+    "1xx and nothing after": b"HTTP/1.1 100 Continue\r\n\r\n",
+}
+
+BROKEN_BODIES = {
+    "shorter than its length": OK + b"content-length: 6\r\n\r\nhello",
+    "no last chunk": CHUNKED + b"5\r\nhello\r\n",
+    "cut in mid-chunk": CHUNKED + b"9\r\nhello",
+    "cut in a size line": CHUNKED + b"5\r\nhello\r\n5",
+    "chunk longer than its size": CHUNKED + b"5\r\nhello!\r\n0\r\n\r\n",
+    "chunk shorter than its size": CHUNKED + b"5\r\nhello\r\n6\r\nhell\r\n0\r\n\r\n",
+    "size that is no number": CHUNKED + b"5\r\nhello\r\nfive\r\n",
+    "negative size": CHUNKED + b"5\r\nhello\r\n-1\r\n",
+    "size that overflows": CHUNKED + b"5\r\nhello\r\nFFFFFFFFFFFFFFFFFFFFF\r\n",
+    "endless size line": CHUNKED + b"5\r\nhello\r\n5;" + b"a" * 70_000,
+    "no last chunk, with a length": OK + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_HEADS)
+async def test_broken_head_is_no_response(pool: UpstreamPool, name: str) -> None:
+    """Whatever is no HTTP/1.1 response is an error at once, and its connection is not kept."""
+    async with open_raw_server(play(BROKEN_HEADS[name])) as port:
+        with pytest.raises(UpstreamProtocolError):
+            await fetch(pool, build_request(port))
+        statistics = pool.statistics()
+        assert (statistics.opened, statistics.retried, statistics.busy, statistics.idle) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", BROKEN_BODIES)
+async def test_broken_body_yields_its_good_part_and_an_error(pool: UpstreamPool, name: str) -> None:
+    """What came before the fault is passed on; the fault itself never looks like an end."""
+    got: list[bytes] = []
+
+    async def receive_all(response: UpstreamResponse) -> None:
+        while (chunk := await response.receive_chunk()) is not None:
+            got.append(chunk)
+
+    async with open_raw_server(play(BROKEN_BODIES[name])) as port, pool.open_response(build_request(port)) as response:
+        assert pool.statistics().busy == 1
+        with pytest.raises(UpstreamProtocolError):
+            await receive_all(response)
+    assert b"".join(got).startswith(b"hello")
+    assert (pool.statistics().busy, pool.statistics().idle) == (0, 0)
+
+
+@pytest.mark.parametrize("data", [b"", OK, CHUNKED + b"5\r\nhello\r\n"], ids=["at once", "in the head", "in the body"])
+async def test_reset_is_an_error(pool: UpstreamPool, data: bytes) -> None:
+    """A connection that is reset is told apart from one that was never there."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(data)
+        await trio.testing.wait_all_tasks_blocked()
+        await reset(stream)
+
+    async with open_raw_server(handle) as port:
+        with pytest.raises(UpstreamProtocolError, match="reset the connection"):
+            await fetch(pool, build_request(port))
+        assert pool.statistics().idle == 0
+
+
+WHOLE = {
+    "plain": (HELLO, b"hello"),
+    "1xx first": (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + HELLO, b"hello"),
+    "sixteen heads": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 15 + HELLO, b"hello"),
+    "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    "204 with a length": (b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n", b""),
+    "304": (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", b""),
+    "length and chunked": (
+        OK + b"content-length: 99\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"hello",
+    ),
+    "extensions and trailers": (CHUNKED + b"5;a=b\r\nhello\r\n0;c\r\nd: e\r\n\r\n", b"hello"),
+    "empty": (OK + b"content-length: 0\r\n\r\n", b""),
+    "empty chunked": (CHUNKED + b"0\r\n\r\n", b""),
+    "status without a phrase": (b"HTTP/1.1 529\r\ncontent-length: 5\r\n\r\nhello", b"hello"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+async def test_unusual_responses_are_read_to_their_end(pool: UpstreamPool, name: str) -> None:
+    """Byte by byte and twice on one connection: each has its proper end, after which the connection goes on."""
+    data, body = WHOLE[name]
+
+    async def handle(stream: trio.SocketStream) -> None:
+        while await read_request(stream) is not None:
+            for index in range(len(data)):
+                await stream.send_all(data[index : index + 1])
+
+    async with open_raw_server(handle) as port:
+        for _ in range(2):
+            assert (await fetch(pool, build_request(port)))[1] == body
+        statistics = pool.statistics()
+        assert (statistics.opened, statistics.reused, statistics.idle) == (1, 1, 1)
+        pool.close_idle()
+        assert pool.statistics().idle == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(OK + b"connection: close\r\ncontent-length: 5\r\n\r\nhello", id="connection: close"),
+        pytest.param(OK + b"\r\nhello", id="until close"),
+        pytest.param(b"HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\nhello", id="HTTP/1.0"),
+        pytest.param(HELLO + b"!", id="more than announced"),
+        pytest.param(b"HTTP/1.1 204 No Content\r\n\r\nhello", id="body of a 204"),
+    ],
+)
+async def test_connections_that_cannot_go_on_are_closed(pool: UpstreamPool, answer: bytes) -> None:
+    """Where the end was the connection's, or bytes are left over, the next request takes a fresh connection."""
+    async with open_raw_server(play(answer)) as port:
+        for _ in range(2):
+            await fetch(pool, build_request(port))
+        statistics = pool.statistics()
+        assert (statistics.opened, statistics.reused, statistics.retried, statistics.idle) == (2, 0, 0, 0)
+
+
+async def test_response_that_is_not_read_to_its_end_costs_its_connection(pool: UpstreamPool) -> None:
+    """Leaving the block closes it at once: the upstream notices, and it is never used again."""
+    gone = trio.Event()
+
+    async def handle(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(CHUNKED + b"5\r\nhello\r\n")
+        await wait_gone(stream)
+        gone.set()
+
+    async with open_raw_server(handle) as port:
+        async with pool.open_response(build_request(port)) as response:
+            assert await response.receive_chunk() == b"hello"
+        with trio.fail_after(1):
+            await gone.wait()
+        assert (pool.statistics().idle, pool.statistics().busy) == (0, 0)
+
+
+async def test_silence_is_bounded_in_each_phase(pool: UpstreamPool, autojump_clock: trio.testing.MockClock) -> None:
+    """TLS that never begins, a head that does not come or does not end, and a pause in the body, each has its time."""
+    autojump_clock.autojump_threshold = 0.01
+    pool = UpstreamPool(
+        build_tls_context(None), UpstreamDeadlines(connect_seconds=3, head_seconds=7, silence_seconds=5)
+    )
+
+    def stay_silent(data: bytes, pause_seconds: float = 0) -> Handler:
+        async def handle(stream: trio.SocketStream) -> None:
+            await stream.send_all(data)
+            await trio.sleep(pause_seconds)
+            await stream.send_all(b"5\r\nworld\r\n" if pause_seconds else b"")
+            await wait_gone(stream)
+
+        return handle
+
+    for scheme, data, pause, seconds, words in [
+        ("https", b"", 0, 3, "no connection within 3 seconds"),
+        ("http", b"", 0, 7, "no response head within 7 seconds"),
+        ("http", OK, 0, 7, "no response head within 7 seconds"),
+        ("http", CHUNKED, 0, 5, "silent for 5 seconds"),
+        ("http", CHUNKED + b"5\r\nhello\r\n", 4, 9, "silent for 5 seconds"),
+    ]:
+        async with open_raw_server(stay_silent(data, pause)) as port:
+            started = trio.current_time()
+            with pytest.raises(UpstreamTimeout, match=words):
+                await fetch(pool, build_request(port, scheme=scheme))
+            assert trio.current_time() - started == pytest.approx(seconds, abs=0.2)
+            assert (pool.statistics().busy, pool.statistics().idle) == (0, 0)
+
+
+async def test_connection_that_ended_while_idle_is_not_used(pool: UpstreamPool) -> None:
+    """An end, a reset or unasked bytes that came in while idle are seen before anything is sent."""
+    for is_reset, unasked in ((False, b""), (True, b""), (False, b"HTTP/1.1 408 Request Timeout\r\n\r\n")):
+        closed = trio.Event()
+
+        async def handle(
+            stream: trio.SocketStream, is_reset: bool = is_reset, unasked: bytes = unasked, closed: trio.Event = closed
+        ) -> None:
+            await read_request(stream)
+            await stream.send_all(HELLO)
+            await trio.testing.wait_all_tasks_blocked()
+            if is_reset:
+                await reset(stream)
+            await stream.send_all(unasked)
+            stream.socket.close()
+            closed.set()
+
+        async with open_raw_server(handle) as port:
+            before = pool.statistics()
+            await fetch(pool, build_request(port))
+            await closed.wait()
+            await fetch(pool, build_request(port))
+            after = pool.statistics()
+            assert (after.opened - before.opened, after.reused - before.reused, after.retried) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
+async def test_stale_connection_is_replaced_once(pool: UpstreamPool, is_reset: bool) -> None:
+    """A kept connection that breaks before its first response byte costs one retry, on a fresh connection."""
+    requests = 0
+
+    async def handle(stream: trio.SocketStream) -> None:
+        nonlocal requests
+        while await read_request(stream) is not None:
+            requests += 1
+            if requests == 2:
+                if is_reset:
+                    await reset(stream)
+                return
+            await stream.send_all(HELLO)
+
+    async with open_raw_server(handle) as port:
+        for _ in range(2):
+            assert (await fetch(pool, build_request(port)))[1] == b"hello"
+        statistics = pool.statistics()
+        assert requests == 3
+        assert (statistics.opened, statistics.reused, statistics.retried, statistics.idle) == (2, 1, 1, 1)
+
+
+async def test_retry_is_not_retried(pool: UpstreamPool) -> None:
+    """When the fresh connection breaks as well, that is the upstream's answer."""
+    requests = 0
+
+    async def handle(stream: trio.SocketStream) -> None:
+        nonlocal requests
+        while await read_request(stream) is not None:
+            requests += 1
+            if requests > 1:
+                return
+            await stream.send_all(HELLO)
+
+    async with open_raw_server(handle) as port:
+        await fetch(pool, build_request(port))
+        with pytest.raises(UpstreamProtocolError):
+            await fetch(pool, build_request(port))
+        assert (requests, pool.statistics().retried) == (3, 1)
+
+
+@pytest.mark.parametrize("data", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n", CHUNKED + b"5\r\nhello\r\n"])
+async def test_nothing_is_retried_after_the_first_byte(pool: UpstreamPool, data: bytes) -> None:
+    """One byte of a response is enough to know that the request arrived: it is never sent twice."""
+    requests = 0
+
+    async def handle(stream: trio.SocketStream) -> None:
+        nonlocal requests
+        while await read_request(stream) is not None:
+            requests += 1
+            await stream.send_all(HELLO if requests == 1 else data)
+            if requests > 1:
+                return
+
+    async with open_raw_server(handle) as port:
+        await fetch(pool, build_request(port))
+        with pytest.raises(UpstreamProtocolError):
+            await fetch(pool, build_request(port))
+        assert (requests, pool.statistics().retried) == (2, 0)
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["fresh", "kept"])
+async def test_answer_that_comes_before_the_body_is_read_counts(pool: UpstreamPool, is_kept: bool) -> None:
+    """An upstream that refuses by the head and closes has answered: nothing is sent again, on any connection."""
+    refusal = b"HTTP/1.1 413 Content Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge"
+    refusals = 0
+
+    async def handle(stream: trio.SocketStream) -> None:
+        nonlocal refusals
+        if is_kept and not refusals:
+            await read_request(stream)
+            await stream.send_all(HELLO)
+        if await stream.receive_some(1000):
+            refusals += 1
+            await stream.send_all(refusal)
+
+    async with open_raw_server(handle) as port:
+        if is_kept:
+            await fetch(pool, build_request(port))
+        head, body = await fetch(pool, build_request(port, body=b"x" * 20_000_000))
+        assert (head.status, body, refusals) == (413, b"large", 1)
+        assert (pool.statistics().retried, pool.statistics().idle) == (0, 0)
+
+
+async def test_cancelling_closes_the_connection_in_each_phase(pool: UpstreamPool) -> None:
+    """Before the head and within the body: the upstream sees the end, and the pool keeps nothing."""
+    for data in (b"", OK, CHUNKED + b"5\r\nhello\r\n"):
+        seen, gone = trio.Event(), trio.Event()
+
+        async def handle(
+            stream: trio.SocketStream, data: bytes = data, seen: trio.Event = seen, gone: trio.Event = gone
+        ) -> None:
+            await read_request(stream)
+            await stream.send_all(data)
+            seen.set()
+            await wait_gone(stream)
+            gone.set()
+
+        async with open_raw_server(handle) as port, trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, pool, build_request(port))
+            await seen.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True), trio.fail_after(1):
+                await gone.wait()
+        assert (pool.statistics().busy, pool.statistics().idle) == (0, 0)
+
+
+async def test_idle_connections_are_bounded_in_number_and_time() -> None:
+    """At most so many are kept for an origin, and the reaper closes those that nobody used, all of them at its end."""
+    pool = UpstreamPool(build_tls_context(None), UpstreamDeadlines(), max_idle=2, idle_seconds=0.02)
+    async with open_raw_server(play(HELLO, HELLO)) as port, trio.open_nursery() as nursery:
+        async with (
+            pool.open_response(build_request(port)) as first,
+            pool.open_response(build_request(port)) as second,
+            pool.open_response(build_request(port)) as third,
+        ):
+            assert pool.statistics().busy == 3
+            for response in (first, second, third):
+                while await response.receive_chunk() is not None:
+                    pass
+        assert (pool.statistics().idle, pool.statistics().opened) == (2, 3)
+        nursery.start_soon(pool.run_reaper)
+        await wait_until(lambda: pool.statistics().idle == 0)
+        await fetch(pool, build_request(port))
+        nursery.cancel_scope.cancel()
+    assert pool.statistics().idle == 0
+
+
+TlsHandler = Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[None]]
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def tls_pool(authority: trustme.CA, tmp_path: Path) -> AsyncIterator[UpstreamPool]:
+    """A pool that trusts the tests' own authority, besides the system's."""
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    pool = UpstreamPool(build_tls_context(str(ca_file)), UpstreamDeadlines())
+    yield pool
+    pool.close_idle()
+
+
+@asynccontextmanager
+async def open_tls_server(authority: trustme.CA, handler: TlsHandler, name: str = "127.0.0.1") -> AsyncIterator[int]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+
+    async def handle(stream: trio.SocketStream) -> None:
+        await handler(trio.SSLStream(stream, context, server_side=True))
+
+    async with open_raw_server(handle) as port:
+        yield port
+
+
+async def answer_tls(stream: trio.SSLStream[trio.SocketStream], *answers: bytes) -> None:
+    for answer in answers:
+        await stream.receive_some(65536)
+        await stream.send_all(answer)
+
+
+async def test_tls_upstream_is_reused(authority: trustme.CA, tls_pool: UpstreamPool) -> None:
+    """A CA file makes its authority trusted; session tickets that come unasked do not make a connection stale."""
+
+    async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await answer_tls(stream, HELLO, HELLO, HELLO)
+
+    async with open_tls_server(authority, handle) as port:
+        for _ in range(3):
+            assert (await fetch(tls_pool, build_request(port, scheme="https")))[1] == b"hello"
+        statistics = tls_pool.statistics()
+        assert (statistics.opened, statistics.reused, statistics.retried) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("is_trusted", "name", "words"),
+    [(False, "127.0.0.1", "self-signed certificate|unable to get local issuer"), (True, "elsewhere.test", "mismatch")],
+    ids=["unknown authority", "another's name"],
+)
+async def test_bad_certificate_is_unreachable(
+    authority: trustme.CA, pool: UpstreamPool, tls_pool: UpstreamPool, is_trusted: bool, name: str, words: str
+) -> None:
+    """Neither an unknown authority nor another host's certificate is accepted; the reason is told, nothing is sent."""
+    received = b""
+
+    async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        nonlocal received
+        received = bytes(await stream.receive_some(1000))
+
+    async with open_tls_server(authority, handle, name) as port:
+        with pytest.raises(UpstreamUnreachable, match=f"the certificate is not valid: .*({words})"):
+            await fetch(tls_pool if is_trusted else pool, build_request(port, scheme="https"))
+    assert received == b""
+
+
+@pytest.mark.parametrize("answer", [b"", HELLO], ids=["closes", "speaks plain HTTP"])
+async def test_upstream_without_tls_is_unreachable(tls_pool: UpstreamPool, answer: bytes) -> None:
+    """A handshake that comes to nothing is told as such."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        await stream.send_all(answer)
+
+    async with open_raw_server(handle) as port:
+        with pytest.raises(UpstreamUnreachable, match=f"TLS with 127.0.0.1:{port} failed: "):
+            await fetch(tls_pool, build_request(port, scheme="https"))
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+async def test_tls_truncation_shows(authority: trustme.CA, tls_pool: UpstreamPool, says_goodbye: bool) -> None:
+    """A body that ends with its connection is whole only with close_notify: anybody can forge a FIN (RFC 9112 §9.8)."""
+
+    async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await answer_tls(stream, OK + b"\r\nhello")
+        if says_goodbye:
+            await stream.aclose()
+
+    async with open_tls_server(authority, handle) as port:
+        request = build_request(port, scheme="https")
+        if says_goodbye:
+            assert (await fetch(tls_pool, request))[1] == b"hello"
+        else:
+            with pytest.raises(UpstreamError, match="reset"):
+                await fetch(tls_pool, request)
+
+
+async def test_stale_tls_connection_is_replaced_once(authority: trustme.CA, tls_pool: UpstreamPool) -> None:
+    """A kept TLS connection that ends before the first byte, with or without close_notify, costs one retry."""
+    requests = 0
+
+    async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        nonlocal requests
+        while await stream.receive_some(65536):
+            requests += 1
+            if requests in (2, 5):
+                if requests == 5:
+                    await stream.aclose()
+                return
+            await stream.send_all(HELLO)
+
+    async with open_tls_server(authority, handle) as port:
+        for _ in range(4):
+            assert (await fetch(tls_pool, build_request(port, scheme="https")))[1] == b"hello"
+        assert (requests, tls_pool.statistics().retried) == (6, 2)
+
+
+def test_ca_file_must_hold_certificates(tmp_path: Path) -> None:
+    """A file that is missing, or no PEM, is an OSError for the start to tell of."""
+    with pytest.raises(FileNotFoundError):
+        build_tls_context(str(tmp_path / "missing.pem"))
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("no certificate")
+    with pytest.raises(ssl.SSLError):
+        build_tls_context(str(wrong))
