@@ -60,7 +60,9 @@ def test_counted_bodies_hold_their_last_piece(body: bytes, surplus: bytes, steps
     assert collector.total_bytes == len(body)
 
 
-@pytest.mark.parametrize("unusual", [b"3;a=b\r\nabc\r\n0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b" 3\r\n", b"3 \r\n", b"+3\r\n"])
+@pytest.mark.parametrize(
+    "unusual", [b"3;a=b\r\nabc\r\n0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b" 3\r\n", b"3 \r\n", b"+3\r\n"]
+)
 @given(chunks=CHUNKS, steps=STEPS)
 def test_what_is_unusual_is_left_at_a_boundary(unusual: bytes, chunks: list[bytes], steps: list[int]) -> None:
     """Extensions, trailers and what is no plain size line are held from their first byte on, with nothing lost."""

@@ -1,0 +1,150 @@
+"""Running the suite's own tools: the fake upstream for a whole run, the load generator for each measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from attrs import frozen
+from msgspec import Struct
+
+from benchmarks.build import REPOSITORY
+from benchmarks.histogram import Histogram
+from benchmarks.processes import Child, ChildError
+
+__all__ = ["LoadReport", "Target", "Upstream", "UpstreamStats", "WindowCounts", "run_load"]
+
+COMMAND_SECONDS = 10.0
+
+
+class WindowCounts(Struct):
+    """What happened while the window was open."""
+
+    started: int
+    finished: int
+    events: int
+    bytes: int
+
+
+class LoadReport(Struct):
+    """What the load generator saw; ``cancels`` are pairs of exchange and time (ns)."""
+
+    window_ns: int
+    started: int
+    finished: int
+    events: int
+    bytes: int
+    slow_bytes: int
+    last_status: int
+    window: WindowCounts
+    errors: dict[str, int]
+    cancels: list[tuple[int, int]]
+    latency: Histogram
+    first_event: Histogram
+    duration: Histogram
+
+
+class UpstreamStats(Struct):
+    """Counts of the fake upstream since its last reset; ``late`` is by how much it sent events after they were due."""
+
+    requests: int
+    events: int
+    open: int
+    aborted: int
+    late: Histogram
+
+
+@frozen
+class Target:
+    """Where requests go, and what stands in them."""
+
+    port: int
+    path: str = "/v1/chat/completions"
+    headers: tuple[str, ...] = ()
+    model: str = "gpt-4o"
+
+
+class Upstream:
+    """The fake provider, told what to do before each measurement."""
+
+    def __init__(self, command: Sequence[str], cores: Sequence[int], log: Path, tls: tuple[Path, Path] | None = None) -> None:
+        arguments = ["--cert", str(tls[0]), "--key", str(tls[1])] if tls else []
+        self._child = Child(
+            "upstream", [*command, *arguments], cores=cores, log=log, has_pipes=True, cwd=REPOSITORY
+        )
+        self.scheme = "https" if tls else "http"
+        try:
+            self.port = int(self._read().removeprefix("port "))
+        except BaseException:
+            self._child.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._child.close()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def behave(self, profile: str, settings: Mapping[str, int]) -> None:
+        """From now on, answer requests as ``settings`` say. ``profile`` is ``a``, or ``b`` for the slow readers."""
+        self._ask(f"set {profile} " + " ".join(f"{name}={value}" for name, value in settings.items()))
+
+    def reset(self) -> None:
+        self._ask("reset")
+
+    def stats(self) -> UpstreamStats:
+        return msgspec.json.decode(self._ask("stats"), type=UpstreamStats)
+
+    def closes(self) -> list[tuple[int, int]]:
+        """Exchanges whose connection the peer closed before the end of the answer, and when (ns)."""
+        return msgspec.json.decode(self._ask("closes"), type=list[tuple[int, int]])
+
+    def _ask(self, line: str) -> str:
+        self._child.send_line(line)
+        return self._read()
+
+    def _read(self) -> str:
+        return self._child.read_line(time.monotonic() + COMMAND_SECONDS)
+
+
+def run_load(
+    command: Sequence[str],
+    target: Target,
+    settings: Mapping[str, int | float | str],
+    *,
+    cores: Sequence[int],
+    log: Path,
+    at_window: Callable[[bool, int], None] = lambda is_open, pid: None,
+) -> LoadReport:
+    """Run one load. ``at_window`` is called as the window opens (``True``) and closes, with the load's pid.
+
+    Raises :exc:`~benchmarks.processes.ChildError` when it takes longer than its phases allow.
+    """
+    arguments = ["--port", str(target.port), "--path", target.path, "--model", target.model]
+    for header in target.headers:
+        arguments += ["--header", header]
+    for name, value in settings.items():
+        arguments += [f"--{name}", str(value)]
+    phases = ("ramp-ms", "warm-ms", "open-limit-ms", "window-ms", "drain-ms")
+    limit_seconds = sum(int(settings.get(name, 2000)) for name in phases) / 1000 + 10
+    deadline = time.monotonic() + limit_seconds
+    with Child("load", [*command, *arguments], cores=cores, log=log, has_pipes=True, cwd=REPOSITORY) as child:
+        while not (line := child.read_line(deadline)).startswith("{"):
+            if line.startswith("window-"):
+                at_window(line.startswith("window-open"), child.pid)
+        try:
+            return msgspec.json.decode(line, type=LoadReport)
+        except msgspec.MsgspecError as error:
+            raise ChildError(f"the load generator's report is not as expected: {error}") from error

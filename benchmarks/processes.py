@@ -1,0 +1,180 @@
+"""Child processes that end for sure: each in a group of its own, each wait with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from benchmarks.machine import process_tree
+
+__all__ = ["Child", "ChildError", "free_port", "pinned", "wait_until_answers"]
+
+TERM_GRACE_SECONDS = 4.0
+KILL_GRACE_SECONDS = 5.0
+
+
+class ChildError(Exception):
+    """A child could not be started, ended too early, or missed its deadline."""
+
+
+@contextlib.contextmanager
+def pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Children started within the block may run on ``cores`` only; this thread itself is put back afterwards."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Child:
+    """A process in a session of its own. Leaving the block ends it and its descendants: SIGTERM, then SIGKILL.
+
+    Where ``setpriv`` is installed, it also gets SIGTERM when this process dies without a chance to clean up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        cores: Sequence[int],
+        environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        log: Path | None = None,
+        has_pipes: bool = False,
+    ) -> None:
+        self.name = name
+        setpriv = shutil.which("setpriv")
+        wrapped = [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else list(command)
+        pipe = subprocess.PIPE if has_pipes else None
+        self._log = log
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(log.open("ab")) if log else subprocess.DEVNULL
+            try:
+                with pinned(cores):
+                    self._process = subprocess.Popen(
+                        wrapped,
+                        stdin=pipe or subprocess.DEVNULL,
+                        stdout=pipe or output,
+                        stderr=output,
+                        env=dict(environ) if environ is not None else None,
+                        cwd=cwd,
+                        start_new_session=True,
+                        bufsize=0,
+                    )
+            except OSError as error:
+                raise ChildError(f"{name}: {error}") from error
+        self._buffer = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send_line(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+        except OSError as error:
+            raise ChildError(f"{self.name} takes no commands any more: {self._last_words()}") from error
+
+    def read_line(self, deadline: float) -> str:
+        """The next line of its output. ``deadline`` is a time of ``time.monotonic``.
+
+        Raises :exc:`ChildError` when none came in time, or the output ended.
+        """
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while (end := self._buffer.find(b"\n")) < 0:
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    raise ChildError(f"{self.name} said nothing in time")
+                got = os.read(self._process.stdout.fileno(), 1 << 20)
+                if not got:
+                    raise ChildError(f"{self.name} ended: {self._last_words()}")
+                self._buffer += got
+        line = self._buffer[:end].decode()
+        del self._buffer[: end + 1]
+        return line
+
+    def close(self) -> None:
+        """End it and all its descendants; takes 9 s at most."""
+        tree = process_tree(self.pid) if self.is_alive else []
+        try:
+            self._signal_group(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(TERM_GRACE_SECONDS)
+        finally:
+            self._signal_group(signal.SIGKILL)
+            for pid in tree[1:]:
+                self._kill_descendant(pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILL_GRACE_SECONDS)
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe:
+                    pipe.close()
+
+    def _signal_group(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def _kill_descendant(self, pid: int) -> None:
+        """A descendant that left the group. Its session tells it from a stranger that got the same pid since."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) != os.getsid(0):
+                os.kill(pid, signal.SIGKILL)
+
+    def _last_words(self) -> str:
+        if self._log is None or not self._log.exists():
+            return "it left no message"
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return " / ".join(lines[-3:]) or "it left no message"
+
+    def describe_end(self) -> str:
+        return f"{self.name} ended with status {self._process.poll()}: {self._last_words()}"
+
+
+def wait_until_answers(child: Child, port: int, seconds: float) -> None:
+    """Return when ``port`` accepts connections. Raises :exc:`ChildError` when the child ended, or time is up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if not child.is_alive:
+            raise ChildError(child.describe_end())
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise ChildError(f"{child.name} does not listen within {seconds:g} s") from None
+            time.sleep(0.02)
+        else:
+            return
