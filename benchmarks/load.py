@@ -71,11 +71,11 @@ class Target:
 class Upstream:
     """The fake provider, told what to do before each measurement."""
 
-    def __init__(self, command: Sequence[str], cores: Sequence[int], log: Path, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], cores: Sequence[int], log: Path, tls: tuple[Path, Path] | None = None
+    ) -> None:
         arguments = ["--cert", str(tls[0]), "--key", str(tls[1])] if tls else []
-        self._child = Child(
-            "upstream", [*command, *arguments], cores=cores, log=log, has_pipes=True, cwd=REPOSITORY
-        )
+        self._child = Child("upstream", [*command, *arguments], cores=cores, log=log, has_pipes=True, cwd=REPOSITORY)
         self.scheme = "https" if tls else "http"
         try:
             self.port = int(self._read().removeprefix("port "))
@@ -86,7 +86,9 @@ class Upstream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._child.close()
 
     @property
@@ -100,6 +102,10 @@ class Upstream:
     def behave(self, profile: str, settings: Mapping[str, int]) -> None:
         """From now on, answer requests as ``settings`` say. ``profile`` is ``a``, or ``b`` for the slow readers."""
         self._ask(f"set {profile} " + " ".join(f"{name}={value}" for name, value in settings.items()))
+
+    def end(self) -> None:
+        """Every stream that is open now ends in order, at its next event."""
+        self._ask("end")
 
     def reset(self) -> None:
         self._ask("reset")

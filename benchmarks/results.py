@@ -77,7 +77,7 @@ class Metrics(Struct, kw_only=True, omit_defaults=True):
     """Of one core, 0 to 1."""
     cpu_share_by_process: dict[str, float] = {}
     load_share: float | None = None
-    """What the upstream and the load generator took of one core: near 1, the figures are the suite's, not the subject's."""
+    """What the upstream and the load generator took of one core: near 1, the figures are the suite's own."""
     latency_us: Distribution | None = None
     first_byte_us: Distribution | None = None
     duration_us: Distribution | None = None
@@ -163,9 +163,9 @@ class Results(Struct, kw_only=True):
 
     def select(self, scenario: str, case: str | None = None, subject: str | None = None) -> Iterator[Measurement]:
         for measurement in self.measurements:
-            if measurement.scenario == scenario and case in (None, case_key(measurement.parameters)):
-                if subject in (None, measurement.subject):
-                    yield measurement
+            is_asked = case in (None, case_key(measurement.parameters)) and subject in (None, measurement.subject)
+            if measurement.scenario == scenario and is_asked:
+                yield measurement
 
     def by_round(self, scenario: str, case: str, subject: str, metric: str) -> dict[int, float]:
         """The metric's value in each round that has one."""

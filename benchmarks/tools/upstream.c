@@ -4,6 +4,7 @@
  *   set a|b name=value ...                   how requests are answered from now on; `b` is for exchanges from 1,000,000 on
  *       stream=0|1   events=N        interval=NS (0: flood)   first=NS (delay of the first event)
  *       duration=NS (of a flood)     burst=N (events per write of a flood)   bytes=N (text of a JSON answer)
+ *   end                                      every stream that is open now ends in order: at its next event
  *   reset                                    forget counts and closes
  *   stats                                    print counts as JSON: requests, events, open, aborted, late (ns)
  *   closes                                   print [[exchange, ns], ...]: when the peer closed before the answer's end
@@ -45,6 +46,7 @@ static struct profile profiles[2] = {{1, 10, 20 * MILLISECOND, 0, SECOND, 16, 20
 static int epoll, listener;
 static struct histogram late;
 static long requests, events_sent, open_conns, aborted;
+static int64_t ended_at; /* streams that started before end at their next event */
 static int64_t (*closes)[2];
 static size_t closes_len, closes_room;
 #ifdef WITH_TLS
@@ -193,7 +195,7 @@ static int finish(struct conn *c) {
 
 static int flood(struct conn *c, int64_t now) {
     for (size_t sent = 0; sent < FLOOD_TURN;) {
-        if (now - c->started >= c->profile.duration) return finish(c);
+        if (now - c->started >= c->profile.duration || c->started < ended_at) return finish(c);
         for (int i = 0; i < c->profile.burst; i++) append_event(c, now);
         sent += c->out_len;
         int blocked = flush(c);
@@ -216,6 +218,7 @@ static int answer(struct conn *c, int was_blocked) {
     }
     if (p->interval == 0) return flood(c, now);
     int64_t due = c->started + p->first + c->sequence * p->interval;
+    int is_over = c->started < ended_at && due <= now;
     for (; due <= now && c->sequence < p->events; due += p->interval) {
         if (was_blocked) append_event(c, due);
         else {
@@ -224,7 +227,7 @@ static int answer(struct conn *c, int was_blocked) {
             append_event(c, now);
         }
     }
-    if (c->sequence >= p->events) return finish(c);
+    if (c->sequence >= p->events || is_over) return finish(c);
     int blocked = flush(c);
     if (!blocked) arm(&c->timer, due);
     return blocked < 0 ? -1 : 0;
@@ -338,6 +341,9 @@ static void set_profile(char *words) {
 static void obey(char *line) {
     if (strncmp(line, "set ", 4) == 0) {
         set_profile(line + 4);
+        printf("ok\n");
+    } else if (strcmp(line, "end") == 0) {
+        ended_at = clock_ns();
         printf("ok\n");
     } else if (strcmp(line, "reset") == 0) {
         requests = events_sent = aborted = closes_len = 0;

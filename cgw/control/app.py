@@ -67,16 +67,18 @@ class ControlApp:
             await send({"type": "websocket.close", "code": 1008})
             return
         head = build_request_head(scope)
+        if head.header(b"transfer-encoding") is not None and head.header(b"content-length") is not None:
+            # The hot engine refuses it before it is one; Hypercorn lets it through (RFC 9112 §6.1: smuggling).
+            text = "malformed request: a request must not have both content-length and transfer-encoding"
+            headers, body = self.errors.render(Refusal(400, text))
+            await _send_answer(send, Answer(400, (*headers, (b"connection", b"close")), body))
+            return
         dialect = self.routes.find(head.path)
         if dialect is not None and head.method == b"POST":
             await self._run_exchange(dialect, AsgiClient(scope, receive, send, self.limits))
             return
         answer = await self._answer(head, dialect)
-        length = (b"content-length", b"%d" % len(answer.body))
-        await send(
-            {"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]},
-        )
-        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+        await _send_answer(send, answer)
 
     async def _run_exchange(self, dialect: Dialect, client: AsgiClient) -> None:
         async with trio.open_nursery() as request_nursery:
@@ -120,7 +122,9 @@ class ControlApp:
     async def _healthz(self, head: RequestHead) -> Answer:
         if self.diagnostics_secret is not None:
             token = extract_token(head.headers)
-            if not hmac.compare_digest(token.encode("utf-8"), self.diagnostics_secret.encode("utf-8")):
+            if not hmac.compare_digest(
+                token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
+            ):
                 return Answer(401, TEXT, b"")
         try:
             await self.check_store()
@@ -158,6 +162,12 @@ class ControlApp:
                 entry["expiry"] = expiry.isoformat(timespec="seconds").replace("+00:00", "Z")
             answer[feature.value] = entry
         return Answer(200, JSON, json.dumps(answer).encode("utf-8"))
+
+
+async def _send_answer(send: Send, answer: Answer) -> None:
+    fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
 def _wrong_method(head: RequestHead, allowed: list[str]) -> Refusal:

@@ -69,7 +69,7 @@ class HandedConnection:
 
     async def watch(self) -> None:
         """Set ``gone`` when the client leaves, and end Hypercorn: it may wait for ever behind a pipelined request."""
-        await wait_hangup_behind_data(self._stream.socket)
+        await wait_hangup_behind_data(self._stream.socket.fileno())
         self.gone.set()
         while self._exchange_count:
             self._exchange_ended = trio.Event()

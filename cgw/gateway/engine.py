@@ -10,7 +10,8 @@ from cgw.errors import Headers, Refusal
 from cgw.gateway.exchange import Services, run_exchange
 from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.transport.client import ClientLimits
-from cgw.transport.connection import Connection, ConnectionService, HotClient
+from cgw.transport.connection import Connection, ConnectionService
+from cgw.transport.hot_client import HotClient
 from cgw.transport.replay import ReplayedStream
 from cgw.wire.messages import RequestHead
 

@@ -125,6 +125,7 @@ class Exchange:
 
     async def _watch_client(self) -> None:
         await self._client.wait_gone()
+        self.journal.noticed_gone()
         self.client_scope.cancel()
 
     async def _refuse(self, refusal: Refusal) -> None:
@@ -247,17 +248,20 @@ class Exchange:
         self, response: UpstreamResponse, prepared: PreparedRequest, admission: Admission
     ) -> RelayOutcome:
         head = response.head
+        content_length = 0 if head.status in (204, 304) else content_length_of(head)
         self.journal.answered(head)
         headers = build_answer_headers(
             head, prepared.model, self._dialect.retry_after_seconds, build_limit_headers(admission.states)
         )
-        await self._client.send_head(answer_status(head.status), headers, is_stream=is_event_stream(head))
+        await self._client.send_head(
+            answer_status(head.status), headers, is_stream=is_event_stream(head) and content_length != 0
+        )
         outcome = await relay_response(
             self._services.relay,
             response,
             self._client,
             self._window,
-            content_length=content_length_of(head),
+            content_length=content_length,
             on_first_chunk=self.journal.first_chunk,
         )
         self.journal.relayed(outcome)

@@ -39,6 +39,7 @@ class Journal:
         self._error: str | None = None
         self._bug: BaseException | None = None
         self._request_bytes: int | None = None
+        self._gone_in: Phase | None = None
         self.phase = Phase.RECEIVING
         self.upstream_head: ResponseHead | None = None
         self.is_upstream_complete = False
@@ -100,13 +101,18 @@ class Journal:
         """The client has the whole answer."""
         self._outcome = Outcome.OK
 
+    def noticed_gone(self) -> None:
+        """The client has just left; what that means is for :meth:`client_gone` to say, once all is done."""
+        self._gone_in = self.phase
+
     def client_gone(self) -> None:
         """The client left; before its answer was complete, unless all but the end of the framing was out."""
-        if self.phase is Phase.DONE and self.is_upstream_complete:
+        phase = self._gone_in or self.phase
+        if phase in (Phase.RECORDING, Phase.DONE) and self.is_upstream_complete:
             # Some SDKs hang up on the API's own last event, before HTTP's end of the body.
             self._outcome = Outcome.OK
             return
-        self._outcome, self._error = Outcome.CLIENT_GONE, f"the client left while {self.phase.value}"
+        self._outcome, self._error = Outcome.CLIENT_GONE, f"the client left while {phase.value}"
 
     def failed(self, bug: BaseException) -> None:
         """Something is wrong with cgw itself."""

@@ -269,7 +269,7 @@ class FlatRelay:
     def _pass_on(self, stream: _Stream, data: bytes | bytearray, size: int, view: memoryview) -> Carried | None:
         """Send what may be sent of the first ``size`` bytes; the end, if this is it."""
         passable, standing = stream.follower.follow(data, size)
-        if stream.on_first is not None:
+        if stream.on_first is not None and stream.follower.has_begun:
             stream.on_first()
             stream.on_first = None
         stream.standing = standing

@@ -71,16 +71,18 @@ async def _relay_raw(
     """The flat path; ``None`` where the plain one has to go on."""
     unread = response.connection.take_unread()
     passable, standing = follower.follow(unread, len(unread))
-    if unread:
+    if window.total_bytes:
         on_first_chunk()
     if standing is Standing.OPEN or passable:
         # A body that is whole already leaves together with its head, when it is released.
-        await client.send_raw(unread[:passable], window.total_bytes)
+        await client.send_raw(unread[:passable], window.total_bytes - len(follower.held_body))
     if standing is Standing.OPEN:
-        carried = await flat.carry(response.connection.transport, sock, follower, None if unread else on_first_chunk)
+        carried = await flat.carry(
+            response.connection.transport, sock, follower, None if window.total_bytes else on_first_chunk
+        )
     else:
         carried = Carried.of_standing(standing, follower)
-    client.raw_passed(window.total_bytes, is_stalled=carried.ending is Ending.STALLED)
+    client.raw_passed(window.total_bytes - len(follower.held_body), is_stalled=carried.ending is Ending.STALLED)
     return _conclude_raw(carried, response, client, follower)
 
 

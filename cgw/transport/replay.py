@@ -8,6 +8,11 @@ from contextlib import suppress
 
 import trio
 
+_NO_H2C = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 42\r\nconnection: close\r\n\r\n"
+    b'{"error":"upgrading to h2c is not served"}'
+)
+
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 * 1024 * 1024
 
@@ -34,7 +39,15 @@ class ReplayedStream:
         return bytes(await self._stream.receive_some(max_bytes))
 
     async def send_all(self, data: bytes) -> None:
-        """Send ``data``; raises :exc:`trio.BrokenResourceError` when the client takes nothing for too long."""
+        """Send ``data``; raises :exc:`trio.BrokenResourceError` when the client takes nothing for too long.
+
+        An upgrade to HTTP/2 in mid-connection, which Hypercorn would grant, is refused: it makes a tunnel past the
+        rules of any proxy in front, and RFC 9113 §3.1 has done away with it.
+        """
+        if data.startswith(b"HTTP/1.1 101 ") and b"h2c" in data:
+            await self._stream.send_all(_NO_H2C)
+            self.abort()
+            raise trio.BrokenResourceError("an upgrade to h2c was refused")
         with trio.move_on_after(self._stall_timeout_seconds) as stall_scope:
             await self._stream.send_all(data)
         if stall_scope.cancelled_caught:

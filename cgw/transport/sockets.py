@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
+from contextlib import suppress
 from typing import cast
 
 import trio
@@ -75,6 +77,15 @@ class PlainTransport:
         except OSError:
             return False
         return False
+
+    def reset(self) -> None:
+        """Close the socket so that the peer sees an error instead of an end (TCP RST).
+
+        That is needed where the end of the stream would be the end of the message: RFC 9112 §6.3, rule 8.
+        """
+        with suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
 
     def close(self) -> None:
         """Close the socket at once; whoever waits on it gets :exc:`trio.ClosedResourceError`."""

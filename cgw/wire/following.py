@@ -42,6 +42,11 @@ class Follower(Protocol):
     surplus_bytes: int
     """Bytes after the end of the body, which nobody asked for."""
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was anything of the payload yet."""
+        ...
+
     def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
         """Take the first ``size`` bytes of ``data``, which begin with ``held``; how many may be passed on, and where
         that leaves the body. What may not be passed on is ``held`` from now on."""
@@ -63,6 +68,11 @@ class ChunkedFollower:
         self._need = 0  # bytes of the present chunk still to come, its CR LF included
         self.held = self.held_body = b""
         self.surplus_bytes = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """See :class:`Follower`."""
+        return self._collector.total_bytes > 0
 
     def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
         """See :meth:`Follower.follow`. What is held is at most a chunk-size line, or the last chunk."""
@@ -141,6 +151,11 @@ class CountedFollower:
         self._need = content_length
         self.held = self.held_body = b""
         self.surplus_bytes = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """See :class:`Follower`."""
+        return self._collector.total_bytes > 0
 
     def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
         """See :meth:`Follower.follow`."""

@@ -10,8 +10,9 @@ from attrs import define, field
 
 from cgw.errors import Refusal, UpstreamError
 from cgw.transport.client import ClientLimits
-from cgw.transport.connection import Connection, ConnectionService, HotClient
+from cgw.transport.connection import Connection, ConnectionService
 from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.hot_client import HotClient
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
 from cgw.transport.server import Server, open_listeners
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context

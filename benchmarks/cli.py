@@ -1,0 +1,266 @@
+"""The command line of the suite."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Literal, cast
+
+import click
+from rich.console import Console
+
+from benchmarks.results import Results, ResultsError
+from benchmarks.scenarios import PROFILES, SCENARIOS, Case, estimate_seconds
+
+__all__ = ["main"]
+
+DEFAULT_SUBJECTS = "direct,cgw,cgw-tick0,nginx,haproxy,go,litellm,litellm-messages,portkey"
+EPILOG = """\
+Exit status: 0 when all went well; 1 when a comparison is past its tolerance, a goal is not met (with --strict), or
+nothing could be measured; 2 for a wrong command line; 130 when interrupted. docs/benchmarks.md explains the figures.
+"""
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+
+class DefaultsToRun(click.Group):
+    """``python -m benchmarks --scenario steady`` is ``python -m benchmarks run --scenario steady``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=DefaultsToRun, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
+def cli() -> None:
+    """Measure cgw beside other gateways: pinned to one core each, interleaved, under open-loop load.
+
+    Without a command it runs `run`; `python -m benchmarks run --help` lists its options.
+    """
+
+
+def _list_scenarios() -> str:
+    width = max(map(len, SCENARIOS))
+    return "\b\nScenarios:\n" + "\n".join(f"  {name:{width}}  {scenario.help}" for name, scenario in SCENARIOS.items())
+
+
+def _list_profiles() -> str:
+    return "\b\nProfiles:\n" + "\n".join(
+        f"  {profile.name:6} {profile.rounds} rounds, windows of {profile.window_ms / 1000:g} s: {profile.help}"
+        for profile in PROFILES.values()
+    )
+
+
+RUN_HELP = f"""Measure, print tables, and write the results as JSON (and a report beside it).
+
+{_list_scenarios()}
+
+{_list_profiles()}
+
+\b
+Subjects: direct (no gateway), cgw, cgw-tick0 (without coalescing), nginx, haproxy, go,
+litellm (its chat completions), litellm-messages (/v1/messages), litellm-raw (passing through), portkey.
+What is not installed is left out; benchmarks/README.md says how to install each.
+"""
+
+
+@cli.command(help=RUN_HELP, epilog=EPILOG)
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="short", show_default=True, help="How long.")
+@click.option("--scenario", "scenarios", multiple=True, metavar="NAME[,NAME]", help="Only these (default: all).")
+@click.option("--case", "case_filter", metavar="TEXT", help="Only cases whose parameters contain TEXT, as streams=200.")
+@click.option("--subjects", metavar="NAME,NAME", default=DEFAULT_SUBJECTS, show_default=True, help="What to measure.")
+@click.option(
+    "--subject",
+    "commands",
+    multiple=True,
+    metavar="NAME=COMMAND",
+    help="Add any proxy; {port}, {upstream_host}, {upstream_port} and {path} in COMMAND are filled in.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1, 1000), help="How often to measure everything (default: the profile's)."
+)
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: results/DATE.json.")
+@click.option(
+    "--tools",
+    "tool_choice",
+    type=click.Choice(["auto", "c", "python"]),
+    default="auto",
+    show_default=True,
+    help="What the upstream and the load generator are written in; auto: C where there is a compiler.",
+)
+@click.option(
+    "--report/--no-report", "writes_report", default=True, show_default=True, help="Write the HTML report too."
+)
+def run(
+    profile: str,
+    scenarios: tuple[str, ...],
+    case_filter: str | None,
+    subjects: str,
+    commands: tuple[str, ...],
+    rounds: int | None,
+    output: Path | None,
+    tool_choice: str,
+    writes_report: bool,
+) -> int:
+    from benchmarks.build import build_tools
+    from benchmarks.runner import Plan, find_subjects, run_plan
+    from benchmarks.subjects.base import Subject
+    from benchmarks.subjects.registry import DIRECT, known_subjects, parse_subject
+    from benchmarks.terminal import print_results, show_progress
+
+    console = _console()
+    cases = _pick_cases(profile, scenarios, case_filter)
+    known: dict[str, Subject] = known_subjects()
+    names = [name.strip() for name in subjects.split(",") if name.strip()]
+    for text in commands:
+        try:
+            added = parse_subject(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="'--subject'") from error
+        known[added.name] = added
+        names.append(added.name)
+    unknown = [name for name in names if name not in known and name != DIRECT]
+    if unknown:
+        raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="'--subjects'")
+    try:
+        tools = build_tools(cast(Literal["auto", "c", "python"], tool_choice))
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
+    found, versions, left_out = find_subjects(names, known)
+    count = rounds or PROFILES[profile].rounds
+    plan = Plan(
+        cases=cases,
+        subjects=found,
+        rounds=count,
+        profile=profile,
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        tools=tools,
+    )
+    for name, reason in left_out.items():
+        console.print(f"left out: {name}: {reason}", markup=False, highlight=False)
+    minutes = estimate_seconds(cases, len(found), count) / 60
+    console.print(f"{plan.steps} measurements, about {minutes:.0f} min; tools: {tools.description}", highlight=False)
+    with show_progress(console, plan.steps) as (on_step, on_measured):
+        results = run_plan(plan, versions, left_out, on_step, on_measured)
+    print_results(results, console)
+    path = output or Path("results") / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}.json"
+    results.write(path)
+    console.print(f"results: {path}", highlight=False, soft_wrap=True)
+    if writes_report:
+        _write_report(results, path.with_suffix(".html"), console)
+    if "(interrupted)" in results.left_out:
+        return EXIT_INTERRUPTED
+    return 0 if any(not m.metrics.failed for m in results.measurements) else EXIT_FAILURE
+
+
+def _pick_cases(profile: str, scenarios: tuple[str, ...], case_filter: str | None) -> list[Case]:
+    names = [name.strip() for text in scenarios for name in text.split(",") if name.strip()] or list(SCENARIOS)
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="'--scenario'")
+    cases = [case for name in dict.fromkeys(names) for case in SCENARIOS[name].build(PROFILES[profile])]
+    if case_filter:
+        wanted = case_filter.split()
+        cases = [
+            case for case in cases if set(wanted) <= {f"{name}={value}" for name, value in case.parameters.items()}
+        ]
+        if not cases:
+            raise click.BadParameter(f"no case has {case_filter}", param_hint="'--case'")
+    return cases
+
+
+def _write_report(results: Results, path: Path, console: Console) -> None:
+    from benchmarks.report import render_report
+
+    path.write_text(render_report(results), encoding="utf-8")
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for the tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+RESULTS_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("results_file", type=RESULTS_FILE)
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: beside the results.")
+def report(results_file: Path, output: Path | None) -> int:
+    """Write an HTML report of a results file: one file, with plots and tables, that needs no network."""
+    _write_report(Results.read(results_file), output or results_file.with_suffix(".html"), _console())
+    return 0
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("results_file", type=RESULTS_FILE)
+def show(results_file: Path) -> int:
+    """Print the tables of a results file again."""
+    from benchmarks.terminal import print_results
+
+    print_results(Results.read(results_file), _console())
+    return 0
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("before", type=RESULTS_FILE)
+@click.argument("after", type=RESULTS_FILE)
+@click.option("--tolerance", type=click.FloatRange(min=0), default=0.1, show_default=True, help="0.1: worse by 10 %.")
+@click.option(
+    "--reference", metavar="NAME", help="The subject that ratios are taken to (default: go, nginx or direct)."
+)
+@click.option("--subjects", metavar="NAME,NAME", help="What is compared (default: all whose name begins with cgw).")
+@click.option("--tails", is_flag=True, help="Hold p99 to the tolerance too; they vary most.")
+def compare(
+    before: Path, after: Path, tolerance: float, reference: str | None, subjects: str | None, tails: bool
+) -> int:
+    """Compare two runs by ratios to a reference subject within each; exit 1 when one is worse past the tolerance."""
+    from benchmarks.compare import compare_results, print_changes
+
+    first, second = Results.read(before), Results.read(after)
+    names = [name.strip() for name in subjects.split(",")] if subjects else None
+    changes = compare_results(first, second, reference=reference, subjects=names, with_tails=tails)
+    return EXIT_FAILURE if print_changes(changes, tolerance, _console()) else 0
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("results_file", type=RESULTS_FILE)
+@click.option("--strict", is_flag=True, help="Exit 1 when a goal is not met.")
+def goals(results_file: Path, strict: bool) -> int:
+    """Hold a run to the project's goals: measured, goal, met or not."""
+    from benchmarks.goals import check_goals, print_goals
+
+    verdicts = check_goals(Results.read(results_file))
+    print_goals(verdicts, _console())
+    return EXIT_FAILURE if strict and any(verdict.is_met is False for verdict in verdicts) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = cli.main(arguments, prog_name="python -m benchmarks", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ResultsError as error:
+        click.echo(f"benchmarks: {error}", err=True)
+        sys.exit(EXIT_FAILURE)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does: every process that was started is ended first."""
+    raise KeyboardInterrupt

@@ -1,0 +1,117 @@
+"""Two runs side by side. Absolute figures of two runs do not compare; ratios to a reference within each run do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from attrs import frozen
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results import Results, ResultsError
+
+__all__ = ["Change", "compare_results", "pick_reference", "print_changes"]
+
+HIGHER_IS_BETTER = {"events_per_second", "requests_per_second"}
+METRICS = (
+    "cpu_us_per_event",
+    "cpu_us_per_request",
+    "latency_us.p50",
+    "first_byte_us.p50",
+    "rss_kib_per_stream",
+    "upstream_closed_ms.p50",
+)
+TAILS = ("latency_us.p99", "first_byte_us.p99", "upstream_closed_ms.p99")
+RATES = {"flood": "events_per_second", "requests": "requests_per_second"}
+"""Where the rate is what the subject can do; elsewhere it is what was offered."""
+REFERENCES = ("go", "nginx", "haproxy", "direct")
+
+
+@frozen
+class Change:
+    """A metric's ratio to the reference in both runs. ``worse`` is 0.1 when it is 10 % worse, negative when better."""
+
+    scenario: str
+    case: str
+    subject: str
+    metric: str
+    reference: str
+    before: float
+    after: float
+
+    @property
+    def worse(self) -> float:
+        if self.metric in HIGHER_IS_BETTER:
+            return self.before / self.after - 1 if self.after else float("inf")
+        return self.after / self.before - 1 if self.before else float("inf")
+
+
+def pick_reference(before: Results, after: Results) -> str:
+    """The first of Go, nginx, HAProxy and direct that both runs have. Raises :exc:`ResultsError` without one."""
+    common = set(before.subjects) & set(after.subjects)
+    for name in REFERENCES:
+        if name in common:
+            return name
+    raise ResultsError(f"the runs share none of {', '.join(REFERENCES)} to take ratios to; name one by --reference")
+
+
+def compare_results(
+    before: Results,
+    after: Results,
+    *,
+    reference: str | None = None,
+    subjects: Sequence[str] | None = None,
+    with_tails: bool = False,
+) -> list[Change]:
+    """All metrics that both runs have for the subject and the reference.
+
+    ``subjects`` are those whose name begins with ``cgw`` unless given. Raises :exc:`ResultsError` when there is nothing
+    to compare.
+    """
+    chosen = reference or pick_reference(before, after)
+    common = [name for name in before.subjects if name in after.subjects]
+    names = list(subjects) if subjects else [name for name in common if name.startswith("cgw")]
+    missing = [name for name in (*names, chosen) if name not in common]
+    if missing:
+        raise ResultsError(f"not in both runs: {', '.join(missing)}")
+    metrics = METRICS + TAILS if with_tails else METRICS
+    changes = list(_find_changes(before, after, chosen, [name for name in names if name != chosen], metrics))
+    if not changes:
+        raise ResultsError("the runs have no case of these subjects in common")
+    return changes
+
+
+def _find_changes(
+    before: Results, after: Results, reference: str, subjects: Sequence[str], metrics: Sequence[str]
+) -> Iterator[Change]:
+    for scenario, case in before.cases:
+        rate = RATES.get(scenario)
+        for subject in subjects:
+            for metric in (*metrics, *((rate,) if rate else ())):
+                first = before.ratio(scenario, case, subject, reference, metric)
+                second = after.ratio(scenario, case, subject, reference, metric)
+                if first is not None and second is not None:
+                    yield Change(scenario, case, subject, metric, reference, first, second)
+
+
+def print_changes(changes: Sequence[Change], tolerance: float, console: Console) -> bool:
+    """Print a table; returns whether any is worse past the tolerance."""
+    table = Table(title=f"ratios to {changes[0].reference}, before and after", title_justify="left")
+    for title in ("scenario", "subject", "metric"):
+        table.add_column(title)
+    for title in ("before", "after", "change", ""):
+        table.add_column(title, justify="right")
+    for change in changes:
+        verdict = ""
+        if change.worse > tolerance:
+            verdict = "[red]WORSE[/]"
+        elif change.worse < -tolerance:
+            verdict = "[green]better[/]"
+        name = f"{change.scenario} {change.case}".strip()
+        relative = change.after / change.before - 1 if change.before else float("inf")
+        table.add_row(
+            *(name, change.subject, change.metric),
+            *(f"{change.before:.3f}", f"{change.after:.3f}", f"{relative:+.1%}", verdict),
+        )
+    console.print(table)
+    return any(change.worse > tolerance for change in changes)

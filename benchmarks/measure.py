@@ -1,0 +1,301 @@
+"""One measurement: one subject, one case, one round; and the subjects that are kept running for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import define, field, frozen
+
+from benchmarks.build import Tools
+from benchmarks.histogram import Histogram
+from benchmarks.load import LoadReport, Target, Upstream, UpstreamStats, run_load
+from benchmarks.machine import Cores, process_tree, read_cpu, read_memory
+from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
+from benchmarks.results import Distribution, Metrics
+from benchmarks.scenarios import Case
+from benchmarks.subjects.base import Address, Start, Subject
+
+__all__ = ["Bench", "Running"]
+
+WARM_UP_MS = 700
+CLOSES_WAIT_SECONDS = 1.0
+CARRIED_SHARE = 0.97
+"""A subject that carries less of what is offered counts as saturated."""
+
+
+@frozen
+class Running:
+    """A subject that listens; ``child`` is ``None`` for no gateway at all."""
+
+    child: Child | None
+    target: Target
+
+    def tree(self) -> list[int]:
+        return process_tree(self.child.pid) if self.child else []
+
+
+@define
+class _Window:
+    """Readings at the edges of the measured window."""
+
+    opened: dict[str, int] = field(factory=dict)
+    closed: dict[str, int] = field(factory=dict)
+    load_opened: int = 0
+    load_closed: int = 0
+    memory_at_close: tuple[int, int] = (0, 0)
+
+
+@define
+class Bench:
+    """The upstreams, and what is needed to start subjects and measure them. A context manager: it ends them all."""
+
+    tools: Tools
+    cores: Cores
+    directory: Path
+    _stack: contextlib.ExitStack = field(factory=contextlib.ExitStack, init=False)
+    _upstreams: dict[bool, Upstream] = field(factory=dict, init=False)
+    _running: dict[tuple[str, bool], tuple[Running, contextlib.ExitStack]] = field(factory=dict, init=False)
+    _started: int = field(default=0, init=False)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            for key in list(self._running):
+                self._stop(key)
+        finally:
+            self._stack.close()
+
+    def upstream(self, is_tls: bool) -> Upstream:
+        """The fake provider, started when it is first needed."""
+        if is_tls not in self._upstreams:
+            tls = self._certificate() if is_tls else None
+            command = self.tools.tls_upstream if is_tls else self.tools.upstream
+            log = self.directory / f"upstream-{'tls' if is_tls else 'plain'}.log"
+            self._upstreams[is_tls] = self._stack.enter_context(Upstream(command, self.cores.upstream, log, tls))
+        return self._upstreams[is_tls]
+
+    def measure(self, subject: Subject | None, case: Case) -> Metrics:
+        """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``; the subject is restarted."""
+        key = (subject.name, case.is_tls) if subject else ("direct", case.is_tls)
+        try:
+            if case.needs_fresh_subject:
+                self._stop(key)
+            running = self._start(subject, case.is_tls)
+            metrics = self._measure(running, case)
+        except ChildError as error:
+            self._stop(key)
+            return Metrics(failed=str(error))
+        if running.child and not running.child.is_alive:
+            metrics.failed = running.child.describe_end()
+        if metrics.failed:
+            self._stop(key)
+        return metrics
+
+    def _measure(self, running: Running, case: Case) -> Metrics:
+        upstream = self.upstream(case.is_tls)
+        upstream.behave("a", case.upstream)
+        upstream.behave("b", case.second)
+        upstream.reset()
+        tree = running.tree()
+        before = read_memory(tree) if case.reads_memory else None
+        window = _Window()
+
+        def at_window(is_open: bool, load: int) -> None:
+            tools = sum(read_cpu([load, upstream.pid]).values())
+            if is_open:
+                window.opened, window.load_opened = read_cpu(tree), tools
+                return
+            window.closed, window.load_closed = read_cpu(tree), tools
+            upstream.end()
+            if case.reads_memory:
+                memory = read_memory(tree)
+                window.memory_at_close = memory.rss, memory.pss
+
+        report = run_load(
+            self.tools.load,
+            running.target,
+            case.load,
+            cores=self.cores.load,
+            log=self.directory / "load.log",
+            at_window=at_window,
+        )
+        metrics = _describe(report, upstream.stats(), window, case, has_subject=bool(tree))
+        if before:
+            self._add_memory(metrics, window, before.rss, before.pss, case)
+        if case.awaits_closes:
+            _add_closes(metrics, upstream, report)
+        return metrics
+
+    @staticmethod
+    def _add_memory(metrics: Metrics, window: _Window, rss_before: int, pss_before: int, case: Case) -> None:
+        rss, pss = window.memory_at_close
+        if not rss:
+            return
+        metrics.rss_kib = rss
+        metrics.rss_growth_kib = rss - rss_before
+        if case.scenario == "idle":
+            streams = int(case.load["slots"])
+            metrics.rss_kib_per_stream = (rss - rss_before) / streams
+            metrics.pss_kib_per_stream = (pss - pss_before) / streams
+
+    # --- subjects
+    def _start(self, subject: Subject | None, is_tls: bool) -> Running:
+        """The subject in front of the upstream; started, and warmed up, unless it runs already."""
+        upstream = self.upstream(is_tls)
+        if subject is None:
+            return Running(None, Target(upstream.port))
+        key = subject.name, is_tls
+        if key in self._running:
+            return self._running[key][0]
+        with contextlib.ExitStack() as stack:
+            running = self._launch(subject, upstream, stack)
+            self._warm_up(subject, running, upstream)
+            self._running[key] = running, stack.pop_all()
+        return running
+
+    def _launch(self, subject: Subject, upstream: Upstream, stack: contextlib.ExitStack) -> Running:
+        self._started += 1
+        directory = self.directory / f"{subject.name}-{self._started}"
+        directory.mkdir(parents=True)
+        ca_file = self.directory / "ca.pem"
+        start: Start = subject.prepare(directory, free_port(), Address(upstream.scheme, upstream.port, ca_file))
+        child = stack.enter_context(
+            Child(
+                subject.name,
+                start.command,
+                cores=self.cores.subject,
+                environ={**_plain_environ(), **start.environ},
+                cwd=start.cwd or directory,
+                log=directory / "output.log",
+            )
+        )
+        wait_until_answers(child, start.target.port, subject.start_seconds)
+        return Running(child, start.target)
+
+    def _warm_up(self, subject: Subject, running: Running, upstream: Upstream) -> None:
+        """Streams until the first succeeds and for a moment more; raises :exc:`ChildError` when none does."""
+        upstream.behave("a", {"stream": 1, "events": 20, "interval": 2_000_000, "first": 0})
+        settings: dict[str, int | float | str] = {
+            "slots": 20,
+            "repeat": 1,
+            "events": 20,
+            "warm-ms": 0,
+            "window-ms": WARM_UP_MS,
+            "drain-ms": 2000,
+            "open-limit-ms": 5000,
+        }
+        deadline = time.monotonic() + subject.start_seconds
+        while True:
+            report = run_load(
+                self.tools.load,
+                running.target,
+                settings,
+                cores=self.cores.load,
+                log=self.directory / "load.log",
+            )
+            if report.finished:
+                return
+            if time.monotonic() > deadline:
+                problems = ", ".join(f"{count} {name}" for name, count in report.errors.items() if count)
+                status = f"; last status {report.last_status}" if report.last_status else ""
+                raise ChildError(f"{subject.name} served nothing: {problems}{status}")
+            time.sleep(0.3)
+
+    def _stop(self, key: tuple[str, bool]) -> None:
+        entry = self._running.pop(key, None)
+        if entry:
+            entry[1].close()
+
+    def _certificate(self) -> tuple[Path, Path]:
+        """A certificate for 127.0.0.1, made for this run; its CA is in ``ca.pem``."""
+        import trustme  # here, since only the TLS scenario needs it
+
+        authority = trustme.CA()
+        certificate = authority.issue_cert("127.0.0.1", "localhost")
+        chain, key = self.directory / "chain.pem", self.directory / "key.pem"
+        authority.cert_pem.write_to_path(str(self.directory / "ca.pem"))
+        key.touch(mode=0o600)
+        certificate.private_key_pem.write_to_path(str(key))
+        chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        return chain, key
+
+
+def _plain_environ() -> dict[str, str]:
+    """The suite's environment without what would configure cgw, or send a subject's traffic through a proxy."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("CODY_GATEWAY_") and not name.lower().endswith("_proxy")
+    }
+
+
+def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: Case, *, has_subject: bool) -> Metrics:
+    seconds = report.window_ns / 1e9
+    metrics = Metrics(
+        window_seconds=seconds,
+        latency_us=Distribution.of(report.latency, 1000),
+        first_byte_us=Distribution.of(report.first_event, 1000),
+        duration_us=Distribution.of(report.duration, 1000),
+        upstream_late_us=Distribution.of(stats.late, 1000),
+        load_share=(window.load_closed - window.load_opened) / report.window_ns,
+        errors={
+            name: count
+            for name, count in report.errors.items()
+            if count and not (case.leaves_open and name == "unfinished")
+        },
+    )
+    if report.duration.count and case.counts == "events":
+        metrics.duration_us = None  # how long a stream lasted says what the upstream did
+    if case.counts == "events":
+        metrics.events_per_second = report.window.events / seconds
+        metrics.offered_events_per_second = case.offered_events_per_second
+        if case.offered_events_per_second:
+            metrics.saturated = metrics.events_per_second < CARRIED_SHARE * case.offered_events_per_second
+    else:
+        metrics.requests_per_second = (
+            report.window.finished if not case.awaits_closes else report.window.started
+        ) / seconds
+        if "rate" in case.load:
+            offered = float(case.load["rate"])
+            metrics.saturated = metrics.requests_per_second < 0.9 * offered
+    if has_subject:
+        _add_cpu(metrics, report, window, case)
+    return metrics
+
+
+def _add_cpu(metrics: Metrics, report: LoadReport, window: _Window, case: Case) -> None:
+    used = {name: window.closed[name] - window.opened.get(name, 0) for name in window.closed}
+    total = sum(used.values())
+    metrics.cpu_share = total / report.window_ns
+    metrics.cpu_share_by_process = {name: nanoseconds / report.window_ns for name, nanoseconds in used.items()}
+    if case.counts == "events" and report.window.events and case.scenario != "idle":
+        metrics.cpu_us_per_event = total / 1000 / report.window.events
+    exchanges = report.window.started if case.awaits_closes else report.window.finished
+    if case.counts == "requests" and exchanges:
+        metrics.cpu_us_per_request = total / 1000 / exchanges
+
+
+def _add_closes(metrics: Metrics, upstream: Upstream, report: LoadReport) -> None:
+    """Match the load's cancels with the upstream's closes; those that are not closed within a second never count."""
+    deadline = time.monotonic() + CLOSES_WAIT_SECONDS
+    while True:
+        closed = dict(upstream.closes())
+        if all(exchange in closed for exchange, _ in report.cancels) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    delays = list(_delays(report.cancels, closed))
+    limit = int(CLOSES_WAIT_SECONDS * 1e9)
+    in_time = [delay for delay in delays if delay is not None and delay < limit]
+    metrics.upstream_closed_ms = Distribution.of(Histogram.of(in_time), 1_000_000)
+    metrics.upstream_never_closed = len(delays) - len(in_time)
+
+
+def _delays(cancels: list[tuple[int, int]], closed: dict[int, int]) -> Iterator[int | None]:
+    for exchange, cancelled_at in cancels:
+        yield closed[exchange] - cancelled_at if exchange in closed else None

@@ -1,0 +1,156 @@
+"""A run: rounds over cases over subjects, interleaved, so that what the machine does meanwhile falls on all alike."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from benchmarks.build import REPOSITORY, Tools
+from benchmarks.machine import describe_machine, pick_cores
+from benchmarks.measure import Bench
+from benchmarks.results import SCHEMA, Measurement, Results
+from benchmarks.scenarios import Case
+from benchmarks.subjects.base import MissingSubjectError, Subject
+from benchmarks.subjects.registry import DIRECT
+
+__all__ = ["Plan", "find_subjects", "read_commit", "run_plan"]
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What to measure. ``subjects`` are in order; ``None`` stands for no gateway."""
+
+    cases: Sequence[Case]
+    subjects: dict[str, Subject | None]
+    rounds: int
+    profile: str
+    command: str
+    tools: Tools
+
+    @property
+    def steps(self) -> int:
+        return self.rounds * sum(
+            1 for case in self.cases for subject in self.subjects.values() if can_run(subject, case)
+        )
+
+
+def can_run(subject: Subject | None, case: Case) -> bool:
+    """A TLS upstream is only for subjects that the suite can configure for it; the load itself speaks plain HTTP."""
+    return not case.is_tls or (subject is not None and subject.has_tls)
+
+
+def find_subjects(
+    names: Sequence[str], known: dict[str, Subject]
+) -> tuple[dict[str, Subject | None], dict[str, str], dict[str, str]]:
+    """Those of ``names`` that are installed, their versions, and why others are left out.
+
+    Raises :exc:`KeyError` for a name that is not known.
+    """
+    found: dict[str, Subject | None] = {}
+    versions: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        if name == DIRECT:
+            found[name] = None
+            continue
+        subject = known[name]
+        try:
+            versions[name] = subject.version()
+        except MissingSubjectError as error:
+            left_out[name] = str(error)
+        else:
+            found[name] = subject
+    return found, versions, left_out
+
+
+def run_plan(
+    plan: Plan,
+    versions: dict[str, str],
+    left_out: dict[str, str],
+    on_step: Callable[[str], None],
+    on_measured: Callable[[Measurement], None],
+) -> Results:
+    """Measure all of ``plan``. ``on_step`` hears what comes next, ``on_measured`` each result.
+
+    A Ctrl-C ends the run early; what was measured up to then is returned.
+    """
+    cores = pick_cores()
+    results = Results(
+        schema=SCHEMA,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=plan.command,
+        commit=read_commit(),
+        profile=plan.profile,
+        rounds=plan.rounds,
+        tools=plan.tools.description,
+        machine=describe_machine(cores),
+        versions=versions,
+        left_out=dict(left_out),
+        measurements=[],
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="cgw-bench-") as directory,
+        Bench(plan.tools, cores, Path(directory)) as bench,
+    ):
+        try:
+            _measure_all(plan, bench, results, on_step, on_measured)
+        except KeyboardInterrupt:
+            results.left_out["(interrupted)"] = f"after {len(results.measurements)} of {plan.steps} measurements"
+    return results
+
+
+def _measure_all(
+    plan: Plan,
+    bench: Bench,
+    results: Results,
+    on_step: Callable[[str], None],
+    on_measured: Callable[[Measurement], None],
+) -> None:
+    for round_number in range(1, plan.rounds + 1):
+        for case in plan.cases:
+            for name, subject in _rotated(plan.subjects, round_number):
+                if name in results.left_out or not can_run(subject, case):
+                    continue
+                text = " ".join(f"{key}={value}" for key, value in case.parameters.items())
+                on_step(f"round {round_number} of {plan.rounds}: {case.scenario} {text} · {name}")
+                try:
+                    metrics = bench.measure(subject, case)
+                except MissingSubjectError as error:
+                    results.left_out[name] = str(error)
+                    continue
+                measurement = Measurement(
+                    scenario=case.scenario,
+                    parameters=case.parameters,
+                    subject=name,
+                    round=round_number,
+                    metrics=metrics,
+                )
+                results.measurements.append(measurement)
+                on_measured(measurement)
+
+
+def _rotated(subjects: dict[str, Subject | None], round_number: int) -> list[tuple[str, Subject | None]]:
+    """In each round another subject comes first, so that none always follows the same one."""
+    items = list(subjects.items())
+    start = (round_number - 1) % len(items) if items else 0
+    return items[start:] + items[:start]
+
+
+def read_commit() -> str:
+    """The checkout's commit, with ``+changes`` when the work tree differs from it; ``unknown`` without git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit + ("+changes" if changes else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,0 +1,64 @@
+"""cgw itself: with authentication, limits (its embedded store) and events (SQLite) on."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+from pathlib import Path
+
+from attrs import field, frozen
+
+from benchmarks.build import REPOSITORY
+from benchmarks.load import Target
+from benchmarks.subjects.base import Address, Start, ask_version
+
+__all__ = ["Cgw"]
+
+ACTORS = """\
+[[actor]]
+id = "benchmarks"
+name = "Benchmarks"
+token_sha256 = ["{digest}"]
+
+[actor.limits.chat_completions]
+limit = 20_000_000
+interval = "24h"
+allowed_models = ["*"]
+concurrent_requests = 5_000_000
+"""
+
+
+@frozen
+class Cgw:
+    """This checkout's cgw; ``environ`` is what tells one variant from another."""
+
+    name: str = "cgw"
+    environ: dict[str, str] = field(factory=dict)
+    start_seconds: float = 20.0
+    has_tls: bool = True
+
+    def version(self) -> str:
+        return ask_version([sys.executable, "-m", "cgw", "--version"])
+
+    def prepare(self, directory: Path, port: int, upstream: Address) -> Start:
+        token = "cgw_" + secrets.token_hex(32)
+        actors = directory / "actors.toml"
+        actors.write_text(ACTORS.format(digest=hashlib.sha256(token.encode()).hexdigest()))
+        return Start(
+            command=(sys.executable, "-m", "cgw", "serve"),
+            cwd=REPOSITORY,
+            environ={
+                "PORT": str(port),
+                "REDIS_ENDPOINT": "",
+                "CODY_GATEWAY_HOST": "127.0.0.1",
+                "CODY_GATEWAY_DATA_DIR": str(directory / "data"),
+                "CODY_GATEWAY_ACTORS_FILE": str(actors),
+                "CODY_GATEWAY_OPENAI_API_URL": upstream.url,
+                "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "sk-benchmarks",
+                "CODY_GATEWAY_UPSTREAM_CA_FILE": str(upstream.ca_file) if upstream.scheme == "https" else "",
+                "CODY_GATEWAY_LOG_FORMAT": "json",
+                **self.environ,
+            },
+            target=Target(port, "/openai/v1/chat/completions", (f"authorization: Bearer {token}",)),
+        )

@@ -1,0 +1,162 @@
+"""What a run says in the terminal: progress while it goes on, tables at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from attrs import frozen
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.results import Measurement, Results, read_metric
+
+__all__ = ["COLUMNS", "Column", "columns_of", "print_results", "show_progress"]
+
+
+@frozen
+class Column:
+    """A metric as a column: its dotted name, a title with the unit, and how to write a value."""
+
+    metric: str
+    title: str
+    decimals: int = 0
+
+    def show(self, value: float | None) -> str:
+        return "" if value is None else f"{value:,.{self.decimals}f}"
+
+
+COLUMNS = (
+    Column("cpu_us_per_event", "CPU µs/event", 1),
+    Column("cpu_us_per_request", "CPU µs/request"),
+    Column("events_per_second", "events/s"),
+    Column("requests_per_second", "requests/s"),
+    Column("latency_us.p50", "event p50 µs"),
+    Column("latency_us.p99", "event p99 µs"),
+    Column("first_byte_us.p50", "first byte p50 µs"),
+    Column("first_byte_us.p99", "first byte p99 µs"),
+    Column("rss_kib_per_stream", "KiB/stream", 1),
+    Column("rss_growth_kib", "memory growth KiB"),
+    Column("upstream_closed_ms.p50", "closed p50 ms", 2),
+    Column("upstream_closed_ms.p99", "closed p99 ms", 2),
+    Column("upstream_never_closed", "never closed"),
+)
+
+BY_SCENARIO = {
+    "steady": ("cpu_us_per_event", "latency_us.p50", "latency_us.p99", "events_per_second"),
+    "throughput": ("cpu_us_per_event", "latency_us.p50", "latency_us.p99", "events_per_second"),
+    "tls": ("cpu_us_per_event", "latency_us.p50", "latency_us.p99", "events_per_second"),
+    "flood": ("events_per_second", "cpu_us_per_event"),
+    "slow-reader": ("latency_us.p50", "latency_us.p99", "cpu_us_per_event", "rss_growth_kib"),
+    "requests": ("requests_per_second", "cpu_us_per_request", "first_byte_us.p50", "first_byte_us.p99"),
+    "first-byte": ("first_byte_us.p50", "first_byte_us.p99", "cpu_us_per_request"),
+    "large-prompt": ("first_byte_us.p50", "first_byte_us.p99", "cpu_us_per_request"),
+    "churn": ("first_byte_us.p50", "first_byte_us.p99", "cpu_us_per_request", "requests_per_second"),
+    "idle": ("rss_kib_per_stream", "rss_growth_kib"),
+    "cancel": ("upstream_closed_ms.p50", "upstream_closed_ms.p99", "upstream_never_closed", "cpu_us_per_request"),
+}
+
+
+def columns_of(scenario: str) -> list[Column]:
+    """The columns that matter for a scenario, the most important first."""
+    by_name = {column.metric: column for column in COLUMNS}
+    return [by_name[name] for name in BY_SCENARIO.get(scenario, by_name)]
+
+
+def print_results(results: Results, console: Console) -> None:
+    """A table for each case: medians over the rounds, and the ratio of the first column to every other subject's."""
+    for scenario, case in results.cases:
+        console.print(_table(results, scenario, case))
+    for reason in dict.fromkeys(m.metrics.failed for m in results.measurements if m.metrics.failed):
+        console.print(f"failed: {reason}", markup=False, highlight=False)
+    for name, reason in results.left_out.items():
+        console.print(f"left out: {name}: {reason}", markup=False, highlight=False)
+
+
+def _table(results: Results, scenario: str, case: str) -> Table:
+    columns = columns_of(scenario)
+    ours = next((name for name in results.subjects if name.startswith("cgw")), None)
+    table = Table(title=f"{scenario} {case}".strip(), title_justify="left", title_style="bold")
+    table.add_column("subject")
+    for column in columns:
+        table.add_column(column.title, justify="right")
+    if ours:
+        table.add_column(f"{ours} ÷ it", justify="right")
+    table.add_column("notes")
+    for subject in results.subjects:
+        measured = list(results.select(scenario, case, subject))
+        if not measured:
+            continue
+        row = [column.show(results.median(scenario, case, subject, column.metric)) for column in columns]
+        if ours:
+            ratio = None
+            if subject != ours:
+                ratio = results.ratio(scenario, case, ours, subject, columns[0].metric)
+            row.append("" if ratio is None else f"{ratio:.2f}")
+        table.add_row(subject, *row, describe_problems(results, scenario, case, subject))
+    return table
+
+
+def describe_problems(results: Results, scenario: str, case: str, subject: str) -> str:
+    """What a reader must know of these figures: failures, errors, saturation."""
+    measured = list(results.select(scenario, case, subject))
+    notes = []
+    failed = [m.metrics.failed for m in measured if m.metrics.failed]
+    if failed:
+        notes.append(f"failed {len(failed)}×")
+    if results.is_saturated(scenario, case, subject):
+        notes.append("saturated")
+    errors: dict[str, int] = {}
+    for measurement in measured:
+        for name, count in measurement.metrics.errors.items():
+            errors[name] = errors.get(name, 0) + count
+    if errors:
+        notes.append(", ".join(f"{count} {name}" for name, count in errors.items()))
+    shares = [m.metrics.load_share for m in measured if m.metrics.load_share is not None]
+    if shares and max(shares) > 0.9:
+        notes.append("the load's core was full")
+    return "; ".join(notes)
+
+
+@contextlib.contextmanager
+def show_progress(
+    console: Console, steps: int
+) -> Iterator[tuple[Callable[[str], None], Callable[[Measurement], None]]]:
+    """Two functions: what comes next, and what was measured. A bar in a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        done = 0
+
+        def say_measured(measurement: Measurement) -> None:
+            nonlocal done
+            done += 1
+            case = " ".join(f"{name}={value}" for name, value in measurement.parameters.items())
+            text = f"[{done}/{steps}] round {measurement.round} {measurement.scenario} {case} {measurement.subject}: "
+            console.print(text + _summarise(measurement), markup=False, highlight=False, soft_wrap=True)
+
+        yield lambda text: None, say_measured
+        return
+    # Refreshed by hand: no thread of its own, which would take time from the core that the load runs on.
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("starting", total=steps)
+
+        def show_step(text: str) -> None:
+            progress.update(task, description=text)
+            progress.refresh()
+
+        def show_measured(measurement: Measurement) -> None:
+            progress.advance(task)
+            if measurement.metrics.failed:
+                progress.console.print(f"{measurement.subject}: {measurement.metrics.failed}", markup=False)
+
+        yield show_step, show_measured
+
+
+def _summarise(measurement: Measurement) -> str:
+    metrics = measurement.metrics
+    if metrics.failed:
+        return f"FAILED: {metrics.failed}"
+    values = ((column, read_metric(metrics, column.metric)) for column in columns_of(measurement.scenario))
+    text = ", ".join(f"{column.show(value)} {column.title}" for column, value in values if value is not None)
+    return text + (f" (errors: {metrics.errors})" if metrics.errors else "")

@@ -1,0 +1,358 @@
+"""What upstreams do wrong: each fault reaches the client as what it is, is recorded, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from h2.events import StreamEnded, StreamReset
+
+from cgw.observe.exchanges import ExchangeRecord
+from tests.support.fault_bench import EVENTS, OK, PART, PATH, WHOLE, Bench, check_502, open_bench, read_message
+from tests.support.http2 import Http2Client
+from tests.support.raw_client import open_client
+from tests.support.raw_server import read_request
+from tests.support.requests import ROUTES, build_body, build_request
+from tests.support.streams import ANTHROPIC
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with open_bench(tmp_path) as bench:
+        yield bench
+
+
+BROKEN_HEADS = {
+    "closed at once": (b"", "the upstream"),
+    "part of a head": (OK + b"content-le", "the upstream broke HTTP/1.1"),
+    "status that is no number": (b"HTTP/1.1 OK\r\n\r\n", "illegal status line"),
+    "malformed field": (OK + b"x-key : secret\r\n\r\n", "illegal header line"),
+    "two lengths": (OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!", "Content-Length"),
+    "endless headers": (OK + b"a: b\r\n" * 20_000, "head is larger"),
+    "switching protocols": (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", "the upstream"),
+    "many 1xx": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20 + WHOLE, "too many 1xx"),
+}
+
+
+async def test_upstream_that_sends_no_response_is_502(bench: Bench) -> None:
+    """Whatever is no response, closed or reset: 502 in the route's shape, nothing of the bytes in it, no charge."""
+    for is_reset in (False, True):
+        for name, (answer, words) in BROKEN_HEADS.items():
+            bench.upstream.answer, bench.upstream.is_reset = answer, is_reset
+            await check_502(bench, name, "the upstream" if is_reset else words)
+    assert bench.upstream.requests == 2 * len(ROUTES) * len(BROKEN_HEADS)
+    assert bench.gateway.services.pool.statistics().idle == 0
+
+
+BROKEN_STREAMS = {
+    "closed after two events": OK + b"transfer-encoding: chunked\r\n\r\n" + PART,
+    "closed in mid-chunk": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"ff\r\nevent: content_bl",
+    "closed in a size line": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"f",
+    "closed in the last chunk": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"0\r\n",
+    "chunk longer than its size": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"5\r\nhello!\r\n0\r\n\r\n",
+    "chunk shorter than its size": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"6\r\nhell\r\n0\r\n\r\n",
+    "size that is no number": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"five\r\nhello\r\n0\r\n\r\n",
+    "size that overflows": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"F" * 17 + b"\r\nhello\r\n0\r\n\r\n",
+    "broken after an extension": OK + b"transfer-encoding: chunked\r\n\r\n" + PART + b"5;a=b\r\nhello\r\nx\r\n",
+    "shorter than its length": OK + b"content-length: 1000\r\n\r\n" + b"".join(EVENTS[:2]),
+    "length and chunked": OK + b"content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n" + PART,
+}
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
+async def test_broken_stream_looks_broken(bench: Bench, is_reset: bool) -> None:
+    """On either engine and to HTTP/1.0: what came is passed on, no end is made up; recorded as partial, and charged."""
+    good = b"".join(EVENTS[:2])
+    for name, answer in BROKEN_STREAMS.items():
+        bench.upstream.answer, bench.upstream.is_reset = answer, is_reset
+        cuts = [
+            await bench.ask_cut(build_request(PATH)),
+            await bench.ask_cut(build_request(PATH), hand_over=True),
+            await bench.ask_cut(build_request(PATH, version="1.0")),
+        ]
+        assert (name, [cut.status for cut in cuts[:2]]) == (name, [200, 200])
+        assert (name, cuts[2].is_reset or "1000" in str(answer)) == (name, True)
+        if not is_reset:
+            assert (name, [cut.body.startswith(good) for cut in cuts[:2]]) == (name, [True, True])
+        for event in await bench.check(name, resolved=200, upstream=200, count=3):
+            assert event["usage_quality"] != "exact"
+            assert event["model"] == "anthropic/claude-3-haiku-20240307"
+
+
+async def test_broken_stream_is_reset_in_http_2(bench: Bench) -> None:
+    """One stream of an HTTP/2 connection is reset, and the connection goes on: the next one is whole."""
+    async with open_client(bench.gateway.port) as client:
+        http2 = Http2Client(client.stream)
+        for answer, expected in [*((answer, StreamReset) for answer in BROKEN_STREAMS.values()), (WHOLE, StreamEnded)]:
+            bench.upstream.answer = answer
+            stream_id = await http2.post(PATH, json.dumps(build_body(PATH)).encode())
+            ends: list[StreamReset | StreamEnded] = []
+            while not ends:
+                events = http2.connection.receive_data(await client.stream.receive_some(65536))
+                ends = [event for event in events if isinstance(event, StreamReset | StreamEnded)]
+            assert (type(ends[0]), ends[0].stream_id) == (expected, stream_id)
+            await http2.flush()
+    await bench.check("HTTP/2", resolved=200, upstream=200, count=len(BROKEN_STREAMS) + 1)
+
+
+async def test_broken_plain_answer_looks_broken(bench: Bench) -> None:
+    """An answer that is not streamed is cut as well, whether its length is known or not."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+    for name, answer in {
+        "length, nothing": head + b"content-length: 10\r\n\r\n",
+        "length, part": head + b'content-length: 10\r\n\r\n{"id":',
+        "chunked, nothing": head + b"transfer-encoding: chunked\r\n\r\n",
+        "chunked, part": head + b'transfer-encoding: chunked\r\n\r\n6\r\n{"id":\r\n',
+    }.items():
+        bench.upstream.answer = answer
+        for hand_over in (False, True):
+            cut = await bench.ask_cut(build_request(PATH, stream=False), hand_over=hand_over)
+            assert (name, cut.body) in [(name, b""), (name, b'{"id":')]
+        await bench.check(name, resolved=200, upstream=200, count=2)
+
+
+async def test_end_of_connection_is_an_end_only_without_reset(bench: Bench) -> None:
+    """A body that lasts until the connection ends is whole after a FIN, to every client, and cut after a reset."""
+    bench.upstream.answer = OK + b"\r\n" + ANTHROPIC
+    for version in ("1.1", "1.0"):
+        assert (await bench.ask(version=version)).body == ANTHROPIC
+    await bench.check("closed", resolved=200, upstream=200, count=2)
+    bench.upstream.is_reset = True
+    assert (await bench.ask_cut(build_request(PATH))).status == 200
+    assert (await bench.ask_cut(build_request(PATH, version="1.0"))).is_reset
+    await bench.check("reset", resolved=200, upstream=200, count=2)
+
+
+async def wait_peer(stream: trio.SocketStream) -> None:
+    """Wait, for as long as the peer stays."""
+    while await stream.receive_some(65536):
+        pass
+
+
+async def test_silence_has_an_end(tmp_path: Path) -> None:
+    """Before the head 504 in the route's shape; in mid-stream a cut, as the status is out. The upstream is closed."""
+    more = {"CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "60ms", "CODY_GATEWAY_UPSTREAM_SILENCE_TIMEOUT": "60ms"}
+    closed = 0
+
+    async def stay_silent(stream: trio.SocketStream) -> None:
+        nonlocal closed
+        await read_request(stream)
+        await stream.send_all(slow.upstream.answer)
+        await wait_peer(stream)
+        closed += 1
+
+    async with open_bench(tmp_path, more) as slow:
+        slow.upstream.handler = stay_silent
+        for answer in (b"", OK):
+            slow.upstream.answer = answer
+            for path in ROUTES:
+                got = await slow.ask(path)
+                assert got.status == 504
+                assert "timed out" in read_message(path, got)
+            await slow.check("before the head", resolved=504, upstream=None, count=len(ROUTES))
+        for framing in (b"transfer-encoding: chunked\r\n\r\n" + PART, b"content-length: 999\r\n\r\nhi", b"\r\nhi"):
+            slow.upstream.answer = OK + framing
+            cuts = [await slow.ask_cut(build_request(PATH, version=version)) for version in ("1.1", "1.0")]
+            assert cuts[0].status == 200
+            assert cuts[1].is_reset or b"length" in framing
+            await slow.check("in mid-stream", resolved=200, upstream=200, count=2)
+        await wait_until(lambda: closed == 2 * len(ROUTES) + 6)
+
+
+async def test_deadline_of_the_whole_cuts_a_stream(bench: Bench) -> None:
+    """X-Timeout-Ms holds in mid-stream as well: an upstream that goes on for ever is left."""
+
+    async def go_on(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(OK + b"transfer-encoding: chunked\r\n\r\n")
+        while True:
+            await stream.send_all(b"2\r\n: \r\n")
+            await trio.sleep(0.005)
+
+    bench.upstream.handler = go_on
+    data = build_request(PATH).replace(b"host:", b"x-timeout-ms: 60\r\nhost:", 1)
+    for hand_over in (False, True):
+        cut = await bench.ask_cut(data, hand_over=hand_over)
+        assert cut.status == 200
+        assert cut.body.startswith(b": : ")
+    await bench.check("deadline", resolved=200, upstream=200, count=2)
+
+
+ODD_BUT_WHOLE = {
+    "1xx first": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + WHOLE,
+    "length and chunked": WHOLE.replace(b"transfer", b"content-length: 3\r\ntransfer", 1),
+    "extensions and trailers": OK
+    + b"transfer-encoding: chunked\r\n\r\n%x;a=b\r\n%b\r\n0\r\nx: y\r\n\r\n" % (len(ANTHROPIC), ANTHROPIC),
+    "content-length": OK + b"content-length: %d\r\n\r\n%b" % (len(ANTHROPIC), ANTHROPIC),
+    "HTTP/1.0": (OK + b"\r\n" + ANTHROPIC).replace(b"1.1", b"1.0", 1),
+}
+
+
+async def test_odd_but_whole_answers_pass_unchanged(bench: Bench) -> None:
+    """Byte by byte, with all that HTTP allows: the body arrives as it was, and its usage is exact."""
+
+    async def dribble(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        for index in range(len(bench.upstream.answer)):
+            await stream.send_all(bench.upstream.answer[index : index + 1])
+
+    for handler in (None, dribble):
+        bench.upstream.handler = handler
+        for name, answer in ODD_BUT_WHOLE.items():
+            bench.upstream.answer = answer
+            for version in ("1.1", "1.0"):
+                got = await bench.ask(version=version)
+                assert (name, got.status, got.informational, got.body) == (name, 200, (), ANTHROPIC)
+            for event in await bench.check(name, resolved=200, upstream=200, count=2):
+                assert (event["usage_quality"], event["completion_token_count"]) == ("exact", 3)
+
+
+async def test_log_counts_each_byte_of_a_body_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """On either engine, whatever the framing, and whether the body came in pieces or with its head."""
+    caplog.set_level(logging.INFO, "cgw.exchange")
+    for answer in ODD_BUT_WHOLE.values():
+        bench.upstream.answer = answer
+        for data in (build_request(PATH), build_request(PATH, version="1.0")):
+            for hand_over in (b"", b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n"):
+                caplog.clear()
+                async with open_client(bench.gateway.port) as client:
+                    if hand_over:
+                        await client.ask(hand_over)
+                    await client.ask(data)
+                    await wait_until(lambda: bool(caplog.records))
+                (record,) = caplog.records
+                assert isinstance(record.msg, ExchangeRecord)
+                assert record.msg.response_bytes == len(ANTHROPIC)
+
+
+async def test_answers_without_a_body_pass(bench: Bench) -> None:
+    """204, and a 200 of no bytes, of either framing: complete, recorded, and charged."""
+    for answer, status in [
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+        (OK + b"content-length: 0\r\n\r\n", 200),
+        (OK + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n", 200),
+        (OK + b"connection: close\r\n\r\n", 200),
+    ]:
+        bench.upstream.answer = answer
+        for version in ("1.1", "1.0"):
+            got = await bench.ask(version=version)
+            assert (got.status, got.body) == (status, b"")
+        await bench.check(repr(answer), resolved=status, upstream=status, count=2)
+
+
+async def test_compressed_answer_passes_unchanged(bench: Bench) -> None:
+    """An upstream that compresses although it was asked not to is not understood, and passed on all the same."""
+    body = gzip.compress(ANTHROPIC)
+    bench.upstream.answer = OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    answer = await bench.ask()
+    assert (answer.status, answer.headers["content-encoding"], answer.body) == (200, "gzip", body)
+    (event,) = await bench.check("gzip", resolved=200, upstream=200)
+    assert event["usage_quality"] != "exact"
+
+
+async def test_refusals_of_the_upstream_pass_with_their_bodies(bench: Bench) -> None:
+    """Their status, type and body are the client's to see; none of them is charged."""
+    body = b'{"type":"error","error":{"type":"api_error","message":"no"}}'
+    for status in (400, 401, 404, 413, 500, 503, 529):
+        bench.upstream.answer = (
+            b"HTTP/1.1 %d x\r\ncontent-type: application/json\r\ncontent-length: %d\r\nrequest-id: r\r\n\r\n%b"
+            % (status, len(body), body)
+        )
+        for path in ROUTES:
+            answer = await bench.ask(path)
+            assert (answer.status, answer.headers["request-id"], answer.body) == (status, "r", body)
+            assert ("retry-after" in answer.headers) == (status == 503)
+        await bench.check(str(status), resolved=status, upstream=status, count=len(ROUTES))
+
+
+async def test_upstreams_429_is_503_with_retry_after(bench: Bench) -> None:
+    """The quota upstream is everybody's: the client may come back when the upstream says, or after the default time."""
+    for told, expected in ((b"retry-after: 17\r\n", ["17"] * 4), (b"", ["2", "30", "2", "30"])):
+        bench.upstream.answer = b"HTTP/1.1 429 Too Many Requests\r\n%bcontent-length: 2\r\n\r\n{}" % told
+        answers = [await bench.ask(path) for path in ROUTES]
+        assert [answer.status for answer in answers] == [503] * 4
+        assert [answer.headers["retry-after"] for answer in answers] == expected
+        assert [answer.body for answer in answers] == [b"{}"] * 4
+        await bench.check("429", resolved=503, upstream=429, count=4)
+
+
+async def test_fields_of_another_hop_do_not_pass(bench: Bench) -> None:
+    """Cookies, alternative services and what concerns one connection stay behind; streams say not to be buffered."""
+    dropped = ["set-cookie", "alt-svc", "keep-alive", "upgrade", "x-internal", "proxy-authenticate", "te", "trailer"]
+    fields = "".join(f"{name}: v\r\n" for name in dropped) + "connection: x-internal\r\nrequest-id: r\r\n"
+    bench.upstream.answer = WHOLE.replace(b"transfer", fields.encode() + b"transfer", 1)
+    for hand_over in (False, True):
+        async with open_client(bench.gateway.port) as client:
+            if hand_over:
+                await client.ask(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
+            answer = await client.ask(build_request(PATH))
+        assert not {*dropped, "connection"} & answer.headers.keys()
+        assert answer.headers["request-id"] == "r"
+        assert answer.headers["x-accel-buffering"] == "no"
+        assert answer.headers["x-cody-resolved-model"] == "anthropic/claude-3-haiku-20240307"
+        assert answer.headers["x-ratelimit-limit"] == "1000"
+    await bench.check("fields", resolved=200, upstream=200, count=2)
+
+
+async def test_stale_connection_costs_the_client_nothing(bench: Bench) -> None:
+    """A kept connection that breaks before its first byte is replaced once; after that byte nothing is repeated."""
+    requests = 0
+
+    async def play(stream: trio.SocketStream) -> None:
+        nonlocal requests
+        while await read_request(stream) is not None:
+            requests += 1
+            if requests == 2:
+                return
+            if requests == 4:
+                await stream.send_all(b"HTTP/1.1 20")
+                return
+            await stream.send_all(WHOLE)
+
+    bench.upstream.handler = play
+    assert [(await bench.ask()).status for _ in range(3)] == [200, 200, 502]
+    assert requests == 4
+    statistics = bench.gateway.services.pool.statistics()
+    assert (statistics.opened, statistics.reused, statistics.retried, statistics.idle) == (2, 2, 1, 0)
+    await bench.wait_rest()
+    assert [event["resolved_status_code"] for event in bench.read_events()] == [200, 200, 502]
+
+
+async def test_answer_before_the_body_is_read_passes(bench: Bench) -> None:
+    """An upstream that refuses a large request by its head, and closes, is heard."""
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 5\r\nconnection: close\r\n\r\nlarge")
+
+    bench.upstream.handler = refuse
+    answer = await bench.ask(messages=[{"role": "user", "content": "x" * 20_000_000}])
+    assert (answer.status, answer.body) == (413, b"large")
+    await bench.check("early", resolved=413, upstream=413)
+
+
+async def test_pipelined_exchange_follows_a_failed_one(bench: Bench) -> None:
+    """A 502 ends no client's connection: the next request on it, sent already, is answered as if nothing had been."""
+    requests = 0
+
+    async def play(stream: trio.SocketStream) -> None:
+        nonlocal requests
+        while await read_request(stream) is not None:
+            requests += 1
+            if requests == 1:
+                return
+            await stream.send_all(WHOLE)
+
+    bench.upstream.handler = play
+    async with open_client(bench.gateway.port) as client:
+        await client.send(build_request(PATH) + build_request(PATH))
+        assert [(await client.read_answer()).status for _ in range(2)] == [502, 200]
+    await bench.wait_rest()
+    assert [event["resolved_status_code"] for event in bench.read_events()] == [502, 200]

@@ -1,0 +1,30 @@
+"""What the process holds of the kernel's: descriptors, and registrations with all of its epoll instances."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from attrs import frozen
+
+
+@frozen
+class Descriptors:
+    """Open descriptors, and sockets (or nested instances) that are registered with an epoll instance."""
+
+    open: int
+    registered: int
+
+
+def count_descriptors() -> Descriptors:
+    """A snapshot, from ``/proc/self``."""
+    count = registered = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.endswith("[eventpoll]"):
+                registered += Path(f"/proc/self/fdinfo/{name}").read_text().count("tfd:")
+        except FileNotFoundError:
+            continue  # the descriptor of the listing itself
+        count += 1
+    return Descriptors(count, registered)

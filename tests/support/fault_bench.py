@@ -1,0 +1,139 @@
+"""A gateway before an upstream that plays faults, and a look at what each fault leaves behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import define, field
+
+from cgw.app import Service
+from cgw.model import Feature
+from tests.support.gateway import TOKEN, open_gateway
+from tests.support.raw_client import Answer, AnswerCut, ask, open_client
+from tests.support.raw_server import Handler, open_raw_server, read_request
+from tests.support.requests import ROUTES, build_request
+from tests.support.streams import ANTHROPIC, encode_chunked, split_events
+from tests.support.waiting import wait_until
+
+PATH = "/v1/completions/anthropic-messages"
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+EVENTS = split_events(ANTHROPIC)
+WHOLE = OK + b"transfer-encoding: chunked\r\n\r\n" + encode_chunked(EVENTS)
+PART = encode_chunked(EVENTS[:2]).removesuffix(b"0\r\n\r\n")
+RST_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
+
+
+@define
+class Upstream:
+    """What the next requests are answered with: bytes, then a close, by reset if so, or a handler of the test's own."""
+
+    answer: bytes = b""
+    is_reset: bool = False
+    handler: Handler | None = None
+    requests: int = 0
+    connections: int = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        self.connections += 1
+        if self.handler is not None:
+            await self.handler(stream)
+        elif await read_request(stream) is not None:
+            self.requests += 1
+            await stream.send_all(self.answer)
+            await trio.testing.wait_all_tasks_blocked()
+            if self.is_reset:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+
+
+@define
+class Bench:
+    """A gateway before an upstream that plays faults."""
+
+    gateway: Service
+    upstream: Upstream
+    charged: int = 0
+    events_seen: int = field(default=0, init=False)
+
+    async def ask(self, path: str = PATH, **options: Any) -> Answer:
+        return await ask(self.gateway.port, build_request(path, **options))
+
+    async def ask_cut(self, data: bytes, *, hand_over: bool = False) -> AnswerCut:
+        """The answer to ``data``, which must not look whole; ``hand_over`` goes through the other engine."""
+        async with open_client(self.gateway.port) as client:
+            if hand_over:
+                await client.ask(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
+            with pytest.raises(AnswerCut) as caught:
+                await client.ask(data)
+            return caught.value
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """The metadata of each event that came since the last call."""
+        with closing(sqlite3.connect(self.gateway.spool_path)) as connection:
+            rows = connection.execute("SELECT metadata FROM events WHERE seq > ? ORDER BY seq", (self.events_seen,))
+            events = [json.loads(row[0]) for row in rows]
+        self.events_seen += len(events)
+        return events
+
+    async def check(self, name: str, *, resolved: int, upstream: int | None, count: int = 1) -> list[dict[str, Any]]:
+        """``count`` exchanges are over and left their events, their charges, and nothing else."""
+        await self.wait_rest()
+        events = self.read_events()
+        statuses = [(event["resolved_status_code"], event.get("upstream_status_code")) for event in events]
+        assert (name, statuses) == (name, [(resolved, upstream)] * count)
+        self.charged += count if upstream is not None and 200 <= upstream < 300 else 0
+        head = f"GET /v1/limits HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n"
+        limits = (await ask(self.gateway.port, head.encode())).json()
+        assert (name, limits[Feature.CHAT_COMPLETIONS]["usage"]) == (name, self.charged)
+        return events
+
+    async def wait_rest(self) -> None:
+        """Wait until no client's connection, no upstream's, and no stream of the relay is left."""
+        services = self.gateway.services
+        await wait_until(
+            lambda: (
+                (self.gateway.server.connection_count, services.pool.statistics().busy) == (0, 0)
+                and services.relay.statistics().streams == 0
+            )
+        )
+
+
+@asynccontextmanager
+async def open_bench(data_dir: Path, more: Mapping[str, str] | None = None) -> AsyncIterator[Bench]:
+    """A gateway and its upstream; at the end both must be at rest."""
+    upstream = Upstream()
+    async with (
+        open_raw_server(upstream.serve) as port,
+        open_gateway(data_dir, f"http://127.0.0.1:{port}", more=more) as gateway,
+    ):
+        bench = Bench(gateway, upstream)
+        yield bench
+        await bench.wait_rest()
+
+
+def read_message(path: str, answer: Answer) -> str:
+    """The text of an error in the shape of the route's API."""
+    error = answer.json()["error"]
+    text: str = error["message"] if isinstance(error, dict) else error
+    assert isinstance(error, dict) != path.startswith("/v1/")
+    return text
+
+
+async def check_502(bench: Bench, name: str, words: str) -> None:
+    """Each route answers 502 in its own shape, whether a stream was asked for or not."""
+    for index, path in enumerate(ROUTES):
+        answer = await bench.ask(path, stream=bool(index % 2))
+        assert (name, answer.status) == (name, 502)
+        message = read_message(path, answer)
+        assert message.startswith("failed to make request to upstream provider ")
+        assert words in message
+        assert "bytearray" not in message
+    await bench.check(name, resolved=502, upstream=None, count=len(ROUTES))
