@@ -282,14 +282,24 @@ def log_start(service: Service) -> None:
     logger.info("cgw %s is serving on %s", __version__, service.url)
 
 
+async def _cut_on_signal(signals: AsyncIterator[int], service: Service) -> None:
+    """Who asks a second time does not want to wait."""
+    number = await anext(signals)
+    logger.info("%s again: cutting what is left", signal.Signals(number).name)
+    service.server.cut()
+
+
 async def _serve_until_signal(settings: Settings) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_service(settings) as service:
             log_start(service)
-            number = await anext(aiter(signals))
+            number = await anext(signals)
             seconds = settings.server.drain_timeout_seconds
             logger.info("%s: draining for up to %g seconds", signal.Signals(number).name, seconds)
-            await service.drain(seconds)
+            async with trio.open_nursery() as drain_nursery:
+                drain_nursery.start_soon(_cut_on_signal, signals, service)
+                await service.drain(seconds)
+                drain_nursery.cancel_scope.cancel()
     logger.info("ended")
 
 
@@ -303,6 +313,7 @@ def run_service(settings: Settings) -> int:
     with open_logging(
         sys.stderr,
         is_terminal=is_terminal,
+        has_colour=sys.stderr.isatty() and logs.no_color is None,
         level=logs.level,
         secrets=list_secrets(settings),
     ):

@@ -319,6 +319,9 @@ class LogSettings:
         "auto",
         "text for people, json for machines; auto is text on a terminal and json elsewhere.",
     )
+    no_color: str | None = _setting(
+        "NO_COLOR", VISIBLE_TEXT, None, "Set to anything, no colours are used on a terminal (no-color.org)."
+    )
 
 
 @frozen

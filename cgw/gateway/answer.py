@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from cgw.errors import Headers, Refusal
@@ -12,6 +13,9 @@ from cgw.wire.messages import RequestHead, ResponseHead
 
 COMPLETION_FEATURES = (Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS)
 """What ``X-Sourcegraph-Feature`` may say on the completions routes."""
+
+
+_NUMBER = re.compile(rb"(-?)\+?([0-9]+)")
 
 
 def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
@@ -41,10 +45,11 @@ def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seco
     value = head.header(b"x-timeout-ms")
     if value is None:
         return min(default_seconds, maximum_seconds)
-    try:
-        milliseconds = int(value)
-    except ValueError:
+    match = _NUMBER.fullmatch(value)
+    if match is None:
         return min(default_seconds, maximum_seconds)
+    # Fifteen digits are past any maximum, and all that Python would have to read of a hostile number.
+    milliseconds = int(match[2][:15]) * (-1 if match[1] else 1)
     if milliseconds <= 0:
         raise Refusal(400, "X-Timeout-Ms must be a positive number of milliseconds")
     # Capped before it is divided: the client may have written more digits than a float can hold.

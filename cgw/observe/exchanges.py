@@ -74,7 +74,9 @@ class ExchangeRecord:
             status = self.status or 0
             return logging.INFO if status < 500 else logging.ERROR if status == 500 else logging.WARNING
         upstream_status = self.upstream_status or 0
-        return logging.WARNING if upstream_status >= 500 or upstream_status == 429 else logging.INFO
+        # 401 and 403 are about our key: the client's own token was good.
+        is_fault = upstream_status >= 500 or upstream_status in (401, 403, 429)
+        return logging.WARNING if is_fault else logging.INFO
 
     def __str__(self) -> str:
         words = [self.method, self.path, "–" if self.status is None else str(self.status), self.outcome.value]

@@ -27,6 +27,10 @@ __all__ = ["ExchangeRecord", "LogStatistics", "Logs", "Outcome", "log_exchange",
 
 MAX_BATCH = 500
 
+GATHER_SECONDS = 0.01
+"""How long the writing thread lets lines gather: under load one wake-up for many, instead of a switch of threads for
+each."""
+
 QUIET_LOGGERS = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "hpack": logging.WARNING}
 """Libraries that log every request, some with its headers."""
 
@@ -138,6 +142,7 @@ class _LineWriter:
         self._max_pending = max_pending
         self._queue: SimpleQueue[LogEntry | None] = SimpleQueue()
         self._written = self._dropped = self._reported = self._write_errors = 0
+        self._is_closing = False
         self._descriptor = _duplicate_descriptor(stream)
         self._thread = threading.Thread(target=self._run, name="cgw-log", daemon=True)
         self._thread.start()
@@ -154,6 +159,7 @@ class _LineWriter:
 
     def close(self, timeout_seconds: float) -> None:
         """Write what is queued, for so long at most. A thread that is stuck then is left behind, as a daemon."""
+        self._is_closing = True
         self._queue.put(None)
         self._thread.join(timeout_seconds)
         if self._descriptor is not None and not self._thread.is_alive():
@@ -163,6 +169,8 @@ class _LineWriter:
         is_open = True
         while is_open:
             taken = [self._queue.get()]
+            if taken[0] is not None and not self._is_closing:
+                time.sleep(GATHER_SECONDS)
             taken += [self._queue.get() for _ in range(min(self._queue.qsize(), MAX_BATCH - 1))]
             entries = [entry for entry in taken if entry is not None]
             is_open = len(entries) == len(taken)

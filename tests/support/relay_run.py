@@ -78,7 +78,7 @@ class RelayRun:
 
     def read(self, size: int) -> int:
         """Take up to ``size`` bytes as the client; how many there were."""
-        if self.is_client_closed:
+        if self.is_client_closed or not size:
             return 0
         try:
             data = self.client.recv(size)

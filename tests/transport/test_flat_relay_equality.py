@@ -24,7 +24,7 @@ SILENCE_SECONDS = 60
 AUTHORITY = TlsAuthority()
 CLIENT_CONTEXT = AUTHORITY.build_client_context()
 
-BAD_LINES = [b"\r\n", b"x\r\n", b"-1\r\n", b"+3\r\n", b"3\n", b"FFFFFFFFFFFFFFFFFFFFF\r\n", b"3;a\rb\r\n", b"0x3\r\nabc\r\n"]
+BAD_LINES = [b"\r\n", b"x\r\n", b"-1\r\n", b"+3\r\n", b"3\n", b"FFFFFFFFFFFFFFFFFFFFF\r\n", b"0x3\r\nabc\r\n"]
 
 
 @frozen
@@ -52,8 +52,9 @@ class Play:
 
     @property
     def body(self) -> bytes:
-        """The payload."""
-        return CONTENT[: sum(size for size, _ in self.chunks)]
+        """The payload, as far as its framing tells."""
+        body = CONTENT[: sum(size for size, _ in self.chunks)]
+        return body[: self.cut_at] if self.framing == "until close" else body
 
     def encode(self) -> bytes:
         """Head and body as the upstream would send them, up to its early end."""
@@ -246,7 +247,7 @@ def compare(play: Play, version: ssl.TLSVersion | None = None) -> tuple[Result, 
 def check(play: Play, result: Result) -> None:
     """What must hold on each path by itself."""
     assert play.body.startswith(result.answered.payload)
-    assert not result.before_release.is_whole
+    assert not result.before_release.is_whole or (play.framing == "counted" and not play.body)
     assert result.answered.is_whole == (result.end == "complete")
     assert result.end == "complete" or not result.is_kept
     assert result.is_kept or result.is_upstream_closed
