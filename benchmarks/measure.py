@@ -81,7 +81,7 @@ class Bench:
         return self._upstreams[is_tls]
 
     def measure(self, subject: Subject | None, case: Case) -> Metrics:
-        """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``; the subject is restarted."""
+        """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``; the subject starts anew."""
         key = (subject.name, case.is_tls) if subject else ("direct", case.is_tls)
         try:
             if case.needs_fresh_subject:

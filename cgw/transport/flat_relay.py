@@ -19,7 +19,7 @@ import outcome
 import trio
 from attrs import frozen
 
-from cgw.transport.sockets import BUFFER_BYTES
+from cgw.transport.sockets import RECEIVE_BYTES
 from cgw.wire.following import ChunkedFollower, CountedFollower, Follower, Standing
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
@@ -48,8 +48,9 @@ class Reader(Protocol):
         """The socket's descriptor."""
         ...
 
-    def receive_nowait(self, buffer: bytearray) -> int:
-        """Read what is there; 0 at the end."""
+    @property
+    def recv(self) -> Callable[[int], bytes]:
+        """Reads what is there, up to so many bytes; nothing at the end."""
         ...
 
 
@@ -60,7 +61,7 @@ class Writer(Protocol):
         """The socket's descriptor."""
         ...
 
-    def send(self, data: memoryview, /) -> int:
+    def send(self, data: bytes, /) -> int:
         """Write what the kernel takes."""
         ...
 
@@ -117,7 +118,6 @@ class _Stream:
         "active_at",
         "follower",
         "on_first",
-        "reader",
         "reader_fd",
         "receive",
         "send",
@@ -128,10 +128,9 @@ class _Stream:
     )
 
     def __init__(self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[], None] | None) -> None:
-        self.reader = reader
         self.reader_fd = reader.fileno()
         self.writer_fd = writer.fileno()
-        self.receive = reader.receive_nowait
+        self.receive = reader.recv
         self.send = writer.send
         self.follower = follower
         self.on_first = on_first
@@ -155,8 +154,6 @@ class FlatRelay:
         self._epoll = select.epoll()
         self._streams: dict[int, _Stream] = {}
         self._sizes: dict[bytes, int] = {}
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
         self._passes = self._events = self._ticks = 0
         self._registrations = 0
         self._is_coalescing = False
@@ -228,75 +225,81 @@ class FlatRelay:
                 window_began, window_events = self._now, self._events
 
     def drain(self) -> int:
-        """One pass: carry what is ready, without waiting; how many sockets were. Any task may call it."""
+        """One pass: carry what is ready, without waiting; how many sockets were. Any task may call it.
+
+        What happens for an event as it usually is stands in this one loop; all else is left to functions.
+        """
         ready = self._epoll.poll(0, MAX_EVENTS)
-        self._now = trio.current_time()
         self._passes += 1
-        streams = self._streams
+        self._now = now = trio.current_time()
+        streams, still_open = self._streams, Standing.OPEN
         for descriptor, _ in ready:
             stream = streams.get(descriptor)
             if stream is None:
                 continue  # taken out by an earlier one of this pass
-            if descriptor == stream.reader_fd:
-                self._read(stream)
-            else:
+            if descriptor != stream.reader_fd:
                 self._write(stream)
+                continue
+            try:
+                data = stream.receive(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._finish(stream, Ending.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
+                continue
+            if not data:
+                self._finish(stream, Ending.BROKEN, "the upstream closed the connection before the end of the body")
+                continue
+            self._events += 1
+            stream.active_at = now
+            follower = stream.follower
+            if follower.held:
+                data = follower.held + data
+            size = len(data)
+            passable, standing = follower.follow(data, size)
+            if passable != size or standing is not still_open or stream.on_first is not None:
+                self._pass_on(stream, data[:passable], standing)
+                continue
+            try:
+                sent = stream.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._finish(stream, Ending.CLIENT_GONE)
+                continue
+            if sent != size:
+                self._keep(stream, data[sent:])
         return len(ready)
 
-    def _read(self, stream: _Stream) -> None:
-        buffer = self._buffer
-        try:
-            size = stream.receive(buffer)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._finish(stream, Ending.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
-            return
-        if not size:
-            self._finish(stream, Ending.BROKEN, "the upstream closed the connection before the end of the body")
-            return
-        self._events += 1
-        stream.active_at = self._now
-        held = stream.follower.held
-        if held:
-            data = held + self._view[:size]
-            carried = self._pass_on(stream, data, len(data), memoryview(data))
-        else:
-            carried = self._pass_on(stream, buffer, size, self._view)
-        if carried is not None:
-            self._wake(stream, carried)
-
-    def _pass_on(self, stream: _Stream, data: bytes | bytearray, size: int, view: memoryview) -> Carried | None:
-        """Send what may be sent of the first ``size`` bytes; the end, if this is it."""
-        passable, standing = stream.follower.follow(data, size)
+    def _pass_on(self, stream: _Stream, data: bytes, standing: Standing) -> None:
+        """Send ``data``, which may be only part of what came, and see to the end if this is it."""
         if stream.on_first is not None and stream.follower.has_begun:
             stream.on_first()
             stream.on_first = None
         stream.standing = standing
-        if passable:
+        if data:
             try:
-                sent = stream.send(view[:passable])
+                sent = stream.send(data)
             except BlockingIOError:
                 sent = 0
             except OSError:
-                return Carried(Ending.CLIENT_GONE, b"")
-            if sent < passable:
-                stream.unsent = bytes(view[sent:passable])
-                self._block(stream)
-                return None
-        if standing is Standing.OPEN:
-            return None
-        return Carried.of_standing(standing, stream.follower)
+                self._finish(stream, Ending.CLIENT_GONE)
+                return
+            if sent < len(data):
+                self._keep(stream, data[sent:])
+                return
+        if standing is not Standing.OPEN:
+            self._wake(stream, Carried.of_standing(standing, stream.follower))
 
-    def _block(self, stream: _Stream) -> None:
+    def _keep(self, stream: _Stream, unsent: bytes) -> None:
         """The client does not take more: wait for it, and do not read on. At most one read's worth is kept."""
-        if stream.reader_fd in self._streams:
-            self._unregister(stream.reader_fd)
+        stream.unsent = unsent
+        self._unregister(stream.reader_fd)
         self._register(stream, stream.writer_fd, _WRITE)
 
     def _write(self, stream: _Stream) -> None:
         try:
-            sent = stream.send(memoryview(stream.unsent))
+            sent = stream.send(stream.unsent)
         except BlockingIOError:
             return
         except OSError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -27,6 +28,11 @@ class PlainTransport:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+
+    @property
+    def recv(self) -> Callable[[int], bytes]:
+        """Like :meth:`receive_nowait`, but returns the bytes: for who reads often, and keeps this function."""
+        return self.sock.recv
 
     def fileno(self) -> int:
         """The file descriptor, −1 once closed."""
@@ -94,19 +100,36 @@ class PlainTransport:
             self.sock.close()
 
 
+class Scratch:
+    """Room to read into, which many transports may share: nothing stays in it over a wait."""
+
+    def __init__(self) -> None:
+        self.raw = bytearray(RECEIVE_BYTES)
+        self.plain = bytearray(BUFFER_BYTES)
+
+
 class TlsTransport(PlainTransport):
     """TLS over a socket, as a client, by memory BIOs: so that reading never waits for anything but the socket.
 
     A peer that ends without close_notify raises :exc:`ssl.SSLEOFError` (an :exc:`OSError`): the bytes may be cut.
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str, scratch: Scratch) -> None:
         super().__init__(sock)
+        self._scratch = scratch
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
         self._unsent = b""
         self._is_ended = False
-        self._raw = bytearray(RECEIVE_BYTES)
+
+    @property
+    def recv(self) -> Callable[[int], bytes]:
+        """See :meth:`PlainTransport.recv`."""
+        return self._recv
+
+    def _recv(self, _: int) -> bytes:
+        size = self.receive_nowait(self._scratch.plain)
+        return bytes(memoryview(self._scratch.plain)[:size])
 
     async def do_handshake(self) -> None:
         """Agree on keys and verify the peer. Raises :exc:`OSError`; :exc:`ssl.SSLError` is one."""
@@ -130,9 +153,9 @@ class TlsTransport(PlainTransport):
                 return
 
     def _take_raw(self) -> None:
-        size = self.sock.recv_into(self._raw)
+        size = self.sock.recv_into(self._scratch.raw)
         if size:
-            self._incoming.write(memoryview(self._raw)[:size])
+            self._incoming.write(memoryview(self._scratch.raw)[:size])
         else:
             self._incoming.write_eof()
 
@@ -155,24 +178,34 @@ class TlsTransport(PlainTransport):
                 size = cast("int", self._tls.read(len(view) - total, view[total:]))
             except ssl.SSLWantReadError:
                 break
-            except ssl.SSLEOFError:
-                if total:
-                    break  # it will be raised again, after these bytes
-                raise
+            except ssl.SSLError:
+                if not total:
+                    raise
+                self._show_end()  # and it will be raised again, after these bytes
+                break
             if not size:
                 self._is_ended = True
+                if total:
+                    self._show_end()
                 break
             total += size
         return total
 
+    def _show_end(self) -> None:
+        """Make the socket readable for good. The end is in TLS's buffers already, where epoll cannot see it, and the
+        peer may leave the socket itself open and silent."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RD)
+
     def _answer(self) -> None:
-        """Send what TLS itself has to say, as after a key update; what the kernel does not take waits."""
+        """Send what TLS itself has to say, as after a key update; what the kernel does not take waits.
+
+        A connection that takes nothing any more is no reason to lose what came on it: reading will tell of it.
+        """
         if self._outgoing.pending or self._unsent:
             self._unsent += self._outgoing.read()
-            try:
+            with suppress(OSError):
                 self._unsent = self._unsent[self.sock.send(self._unsent) :]
-            except BlockingIOError:
-                return
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Not for TLS: the flat relay only reads from upstreams."""

@@ -19,7 +19,7 @@ import trio
 from attrs import define, frozen
 
 from cgw.errors import UpstreamTimeout, UpstreamUnreachable
-from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, TlsTransport, take_socket
+from cgw.transport.sockets import PlainTransport, Scratch, TlsTransport, take_socket
 from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
 
@@ -102,7 +102,7 @@ class UpstreamPool:
         self._idle_seconds = idle_seconds
         self._idle: dict[Origin, deque[UpstreamConnection]] = {}
         self._statistics = PoolStatistics()
-        self._buffer = bytearray(BUFFER_BYTES)  # scratch for whoever reads at the moment; never kept over a wait
+        self._scratch = Scratch()
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of the counters."""
@@ -158,7 +158,7 @@ class UpstreamPool:
         if connect_scope.cancelled_caught:
             raise UpstreamTimeout(f"no connection within {self._deadlines.connect_seconds:g} seconds")
         self._statistics.opened += 1
-        return UpstreamConnection(transport, origin, self._buffer)
+        return UpstreamConnection(transport, origin, self._scratch.plain)
 
     async def _open_transport(self, origin: Origin) -> PlainTransport:
         try:
@@ -168,7 +168,7 @@ class UpstreamPool:
         sock = take_socket(stream)
         if origin.scheme == "http":
             return PlainTransport(sock)
-        transport = TlsTransport(sock, self._tls_context, origin.host)
+        transport = TlsTransport(sock, self._tls_context, origin.host, self._scratch)
         is_agreed = False
         try:
             await transport.do_handshake()

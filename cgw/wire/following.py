@@ -12,6 +12,9 @@ from typing import Protocol
 
 from cgw.wire.windows import BodyWindowCollector
 
+MAX_SIZES = 4096
+"""How many different chunk-size lines are remembered: providers' chunks come in few sizes."""
+
 MAX_SIZE_DIGITS = 16
 """Hexadecimal digits of a chunk size: more would not fit in 64 bits."""
 
@@ -47,17 +50,17 @@ class Follower(Protocol):
         """Whether there was anything of the payload yet."""
         ...
 
-    def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
-        """Take the first ``size`` bytes of ``data``, which begin with ``held``; how many may be passed on, and where
-        that leaves the body. What may not be passed on is ``held`` from now on."""
+    def follow(self, data: bytes, size: int) -> tuple[int, Standing]:
+        """Take ``data``, all of its ``size`` bytes, which begin with ``held``; how many may be passed on, and where it
+        leaves the body. What may not be passed on is ``held`` from now on."""
         ...
 
 
 class ChunkedFollower:
     """Follows a chunked body that goes to the client in its own chunks.
 
-    ``sizes`` caches chunk-size lines that were seen to be valid: providers' chunks come in few sizes, and looking one
-    up costs a third of parsing it. It may be shared by all followers of a process.
+    ``sizes`` remembers valid chunk-size lines and how many bytes follow each, the chunk's CR LF included. It may be
+    shared by all followers of a process.
     """
 
     __slots__ = ("_collector", "_need", "_sizes", "held", "held_body", "surplus_bytes")
@@ -74,34 +77,45 @@ class ChunkedFollower:
         """See :class:`Follower`."""
         return self._collector.total_bytes > 0
 
-    def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
+    def follow(self, data: bytes, size: int) -> tuple[int, Standing]:
         """See :meth:`Follower.follow`. What is held is at most a chunk-size line, or the last chunk."""
         position = 0
         self.held = b""
+        if not self._need:
+            # Nearly always a piece is one or more whole chunks of sizes that were seen before.
+            sizes, feed = self._sizes, self._collector.feed
+            while line_end := data.find(b"\n", position) + 1:
+                end = line_end + sizes.get(data[position:line_end], size)
+                if end > size or data[end - 2 : end] != b"\r\n":
+                    break
+                feed(data[line_end : end - 2])
+                if end == size:
+                    return size, Standing.OPEN
+                position = end
+        return self._follow_closely(data, position, size)
+
+    def _follow_closely(self, data: bytes, position: int, size: int) -> tuple[int, Standing]:
         while position < size:
             if self._need:
                 position, is_valid = self._follow_chunk(data, position, size)
                 if not is_valid:
                     return position, Standing.MALFORMED
                 continue
-            line_end = data.find(b"\n", position, size)
-            if line_end < 0:
-                self.held = bytes(data[position:size])
+            line_end = data.find(b"\n", position) + 1
+            if not line_end:
+                self.held = data[position:]
                 return position, Standing.OPEN if self._may_be_size(self.held) else Standing.UNUSUAL
-            line = bytes(data[position : line_end + 1])
-            chunk_bytes = self._sizes.get(line, -1)
+            chunk_bytes = self._parse_size(data[position:line_end])
             if chunk_bytes < 0:
-                chunk_bytes = self._parse_size(line)
-                if chunk_bytes < 0:
-                    self.held = bytes(data[position:size])
-                    return position, Standing.UNUSUAL
+                self.held = data[position:]
+                return position, Standing.UNUSUAL
             if chunk_bytes == 0:
-                return position, self._end(bytes(data[position:size]))
+                return position, self._end(data[position:])
             self._need = chunk_bytes + 2
-            position = line_end + 1
+            position = line_end
         return size, Standing.OPEN
 
-    def _follow_chunk(self, data: bytes | bytearray, position: int, size: int) -> tuple[int, bool]:
+    def _follow_chunk(self, data: bytes, position: int, size: int) -> tuple[int, bool]:
         need = self._need
         end = position + need
         if end <= size:
@@ -126,8 +140,8 @@ class ChunkedFollower:
         if not line.endswith(b"\r\n") or not digits or len(digits) > MAX_SIZE_DIGITS or not _DIGITS.issuperset(digits):
             return -1
         chunk_bytes = int(digits, 16)
-        if len(self._sizes) < 4096:
-            self._sizes[line] = chunk_bytes
+        if chunk_bytes and len(self._sizes) < MAX_SIZES:
+            self._sizes[line] = chunk_bytes + 2
         return chunk_bytes
 
     def _end(self, rest: bytes) -> Standing:
@@ -157,13 +171,13 @@ class CountedFollower:
         """See :class:`Follower`."""
         return self._collector.total_bytes > 0
 
-    def follow(self, data: bytes | bytearray, size: int) -> tuple[int, Standing]:
+    def follow(self, data: bytes, size: int) -> tuple[int, Standing]:
         """See :meth:`Follower.follow`."""
         if size < self._need:
             self._need -= size
-            self._collector.feed(data[:size])
+            self._collector.feed(data)
             return size, Standing.OPEN
-        self.held = self.held_body = bytes(data[: self._need])
+        self.held = self.held_body = data[: self._need]
         self._collector.feed(self.held)
         self.surplus_bytes = size - self._need
         self._need = 0

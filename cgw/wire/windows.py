@@ -15,27 +15,30 @@ class BodyWindowCollector:
     that the work per byte is constant.
     """
 
-    __slots__ = ("_head", "_head_room", "_tail", "_tail_bytes", "total_bytes")
+    __slots__ = ("_head", "_head_room", "_tail", "_tail_bytes", "_tail_limit", "total_bytes")
 
     def __init__(self, head_bytes: int = HEAD_BYTES, tail_bytes: int = TAIL_BYTES) -> None:
         self._head = bytearray()
         self._head_room = head_bytes
         self._tail = bytearray()
         self._tail_bytes = tail_bytes
+        self._tail_limit = 2 * tail_bytes
         self.total_bytes = 0
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the body."""
-        self.total_bytes += len(chunk)
+        size = len(chunk)
+        self.total_bytes += size
         if self._head_room:
-            taken = min(self._head_room, len(chunk))
+            taken = min(self._head_room, size)
             self._head += chunk[:taken]
             self._head_room -= taken
+            if taken == size:
+                return
             chunk = chunk[taken:]
-        if chunk:
-            self._tail += chunk[-self._tail_bytes :]
-            if len(self._tail) > 2 * self._tail_bytes:
-                del self._tail[: -self._tail_bytes]
+        self._tail += chunk
+        if len(self._tail) > self._tail_limit:
+            del self._tail[: -self._tail_bytes]
 
     def close(self, *, is_complete: bool) -> BodyWindow:
         """What was kept; ``is_complete`` tells whether the upstream ended the body properly."""

@@ -15,8 +15,9 @@ from attrs import define, field, frozen
 from cgw.errors import ClientGone
 from cgw.model import BodyWindow
 from cgw.transport.client import ClientLimits
-from cgw.transport.connection import Connection, ConnectionService, HotClient
+from cgw.transport.connection import Connection, ConnectionService
 from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.hot_client import HotClient
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body, relay_response
 from cgw.transport.upstream import UpstreamPool
 from cgw.wire.heads import select_response_headers

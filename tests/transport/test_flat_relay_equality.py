@@ -19,7 +19,7 @@ from tests.support.descriptors import count_descriptors
 from tests.support.relay_run import Answered, RelayRun, open_relay_run
 from tests.support.tls_peer import TlsAuthority, TlsPeer
 
-CONTENT = random.Random(7).randbytes(400_000)
+CONTENT = random.Random(7).randbytes(600_000)
 SILENCE_SECONDS = 60
 AUTHORITY = TlsAuthority()
 CLIENT_CONTEXT = AUTHORITY.build_client_context()
@@ -145,10 +145,7 @@ async def play_out(play: Play, run: RelayRun, pool: UpstreamPool) -> Result:
     is_interrupted = await play_steps(play, run)
     if not is_interrupted:
         await run.read_all()
-        if play.end == "close_notify" and run.tls is not None:
-            await run.send(run.tls.build_close_notify())
-            await run.read_all()
-        elif play.end != "open":
+        if play.end in ("close", "reset"):
             run.end_upstream(reset=play.end == "reset")
             await run.read_all()
         if run.end is None:
@@ -187,6 +184,8 @@ async def play_steps(play: Play, run: RelayRun) -> bool:
         # Records of their own for the head and each of some sizes; then the ciphertext is cut where it happens.
         records = [data[:head_end], *cut(data[head_end:], (700, 1, 16_384, 40_000))]
         data = b"".join(run.tls.encrypt(record) for record in records)
+        if play.end == "close_notify":
+            data += run.tls.build_close_notify()
     for index, piece in enumerate([*cut(data, play.steps), b""]):
         if play.interrupt != "none" and index == play.interrupt_after and run.end is None:
             if play.interrupt == "cancel":
@@ -262,20 +261,25 @@ def check(play: Play, result: Result) -> None:
 
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(1, 9_000), st.sampled_from([16, 255, 256, 4096, 65_536]))
+LARGE_SIZES = st.one_of(st.integers(3_000, 20_000), st.sampled_from([65_536]))
 STYLES = st.sampled_from(["plain"] * 6 + ["upper", "zeros", "many zeros", "extension", "space"])
-STEPS = st.one_of(st.integers(1, 12), st.integers(1, 2_000), st.sampled_from([65_536, 100_000]))
+STEPS = st.one_of(st.integers(1, 12), st.integers(1, 12), st.integers(1, 2_000), st.sampled_from([65_536, 100_000]))
+LARGE_STEPS = st.one_of(st.integers(100, 20_000), st.sampled_from([65_536, 100_000]))
+READS = st.lists(st.sampled_from([0, 1, 100, 1_000, 5_000, 100_000]), min_size=1, max_size=8).map(tuple)
 
 
 @st.composite
 def plays(draw: st.DrawFn) -> Play:
-    chunks = tuple(draw(st.lists(st.tuples(SIZES, STYLES), max_size=8)))
+    is_slow = draw(st.sampled_from([False, False, True]))
+    chunks = draw(st.lists(st.tuples(LARGE_SIZES if is_slow else SIZES, STYLES), min_size=is_slow, max_size=8))
+    steps = draw(st.lists(LARGE_STEPS if is_slow else STEPS, min_size=1, max_size=20))
     play = Play(
         framing=draw(st.sampled_from(["chunked", "chunked", "chunked", "counted", "until close"])),
-        chunks=chunks,
+        chunks=tuple(chunks),
         surplus=draw(st.sampled_from([b"", b"", b"x", b"HTTP/1.1 200 OK\r\n"])),
         end=draw(st.sampled_from(["open", "close", "reset"])),
-        steps=tuple(draw(st.lists(STEPS, min_size=1, max_size=20))),
-        reads=draw(st.one_of(st.none(), st.lists(st.integers(0, 3_000), min_size=1, max_size=8).map(tuple))),
+        steps=(draw(st.integers(1, 120)), *steps),
+        reads=draw(READS) if is_slow else None,
         is_stream=draw(st.booleans()),
     )
     if play.framing == "chunked":
@@ -290,7 +294,7 @@ def plays(draw: st.DrawFn) -> Play:
         play = evolve(play, cut_at=draw(st.integers(0, len(play.body) + 20)))
     if draw(st.integers(0, 2)) == 0:
         interrupt = draw(st.sampled_from(["cancel", "leave"]))
-        play = evolve(play, interrupt=interrupt, interrupt_after=draw(st.integers(0, 25)))
+        play = evolve(play, interrupt=interrupt, interrupt_after=draw(st.integers(0, 8)))
     if play.reads is not None and play.end == "reset":
         play = evolve(play, end="close")  # what the kernel drops with a reset is its own affair
     return play

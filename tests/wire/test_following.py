@@ -25,7 +25,7 @@ def follow(follower: Follower, data: bytes, steps: list[int]) -> tuple[bytes, St
         piece = follower.held + data[position : position + steps[turn % len(steps)]]
         position += steps[turn % len(steps)]
         turn += 1
-        count, standing = follower.follow(bytearray(piece), len(piece))
+        count, standing = follower.follow(piece, len(piece))
         passed += piece[:count]
         if standing is Standing.OPEN:
             assert piece[count:] == follower.held
