@@ -130,15 +130,19 @@ def run_load(
     target: Target,
     settings: Mapping[str, int | float | str],
     *,
+    first_id: int = 0,
     cores: Sequence[int],
     log: Path,
     at_window: Callable[[bool, int], None] = lambda is_open, pid: None,
 ) -> LoadReport:
-    """Run one load. ``at_window`` is called as the window opens (``True``) and closes, with the load's pid.
+    """Run one load. Its exchanges count from ``first_id``: those of an earlier load that end late are told from them.
+
+    ``at_window`` is called as the window opens (``True``) and closes, with the load's pid.
 
     Raises :exc:`~benchmarks.processes.ChildError` when it takes longer than its phases allow.
     """
     arguments = ["--port", str(target.port), "--path", target.path, "--model", target.model]
+    arguments += ["--first-id", str(first_id)]
     for header in target.headers:
         arguments += ["--header", header]
     for name, value in settings.items():

@@ -23,6 +23,9 @@ __all__ = ["Bench", "Running"]
 
 WARM_UP_MS = 700
 CLOSES_WAIT_SECONDS = 1.0
+IDS_PER_LOAD = 1_000_000
+SETTLE_SECONDS = 2.0
+IDLE_SHARE = 0.15
 CARRIED_SHARE = 0.97
 """A subject that carries less of what is offered counts as saturated."""
 
@@ -42,11 +45,12 @@ class Running:
 class _Window:
     """Readings at the edges of the measured window."""
 
-    opened: dict[str, int] = field(factory=dict)
-    closed: dict[str, int] = field(factory=dict)
+    opened: dict[tuple[int, str], int] = field(factory=dict)
+    closed: dict[tuple[int, str], int] = field(factory=dict)
     load_opened: int = 0
     load_closed: int = 0
     memory_at_close: tuple[int, int] = (0, 0)
+    requests_at_close: int = 0
 
 
 @define
@@ -60,6 +64,7 @@ class Bench:
     _upstreams: dict[bool, Upstream] = field(factory=dict, init=False)
     _running: dict[tuple[str, bool], tuple[Running, contextlib.ExitStack]] = field(factory=dict, init=False)
     _started: int = field(default=0, init=False)
+    _loads: int = field(default=0, init=False)
 
     def __enter__(self) -> Bench:
         return self
@@ -81,7 +86,10 @@ class Bench:
         return self._upstreams[is_tls]
 
     def measure(self, subject: Subject | None, case: Case) -> Metrics:
-        """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``; the subject starts anew."""
+        """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``.
+
+        A subject that failed, or does not come to rest afterwards, is started anew for its next measurement.
+        """
         key = (subject.name, case.is_tls) if subject else ("direct", case.is_tls)
         try:
             if case.needs_fresh_subject:
@@ -93,7 +101,7 @@ class Bench:
             return Metrics(failed=str(error))
         if running.child and not running.child.is_alive:
             metrics.failed = running.child.describe_end()
-        if metrics.failed:
+        if metrics.failed or not _settles(running):
             self._stop(key)
         return metrics
 
@@ -111,16 +119,19 @@ class Bench:
             if is_open:
                 window.opened, window.load_opened = read_cpu(tree), tools
                 return
-            window.closed, window.load_closed = read_cpu(tree), tools
+            window.closed, window.load_closed = read_cpu(running.tree()), tools
+            window.requests_at_close = upstream.stats().requests
             upstream.end()
             if case.reads_memory:
                 memory = read_memory(tree)
                 window.memory_at_close = memory.rss, memory.pss
 
+        self._loads += 1
         report = run_load(
             self.tools.load,
             running.target,
             case.load,
+            first_id=self._loads * IDS_PER_LOAD,
             cores=self.cores.load,
             log=self.directory / "load.log",
             at_window=at_window,
@@ -140,7 +151,11 @@ class Bench:
         metrics.rss_kib = rss
         metrics.rss_growth_kib = rss - rss_before
         if case.scenario == "idle":
-            streams = int(case.load["slots"])
+            slots = int(case.load["slots"])
+            streams = min(window.requests_at_close, slots)
+            metrics.saturated = streams < CARRIED_SHARE * slots
+            if not streams:
+                return
             metrics.rss_kib_per_stream = (rss - rss_before) / streams
             metrics.pss_kib_per_stream = (pss - pss_before) / streams
 
@@ -226,6 +241,20 @@ class Bench:
         return chain, key
 
 
+def _settles(running: Running) -> bool:
+    """Whether the subject comes to rest, so that it takes nothing from the next one on its core. At most 2 s."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while running.child:
+        before, started = sum(read_cpu(running.tree()).values()), time.monotonic_ns()
+        time.sleep(0.05)
+        used = sum(read_cpu(running.tree()).values()) - before
+        if used < IDLE_SHARE * (time.monotonic_ns() - started):
+            return True
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
 def _plain_environ() -> dict[str, str]:
     """The suite's environment without what would configure cgw, or send a subject's traffic through a proxy."""
     return {
@@ -270,7 +299,9 @@ def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: C
 
 
 def _add_cpu(metrics: Metrics, report: LoadReport, window: _Window, case: Case) -> None:
-    used = {name: window.closed[name] - window.opened.get(name, 0) for name in window.closed}
+    used: dict[str, int] = {}
+    for (pid, name), nanoseconds in window.closed.items():
+        used[name] = used.get(name, 0) + nanoseconds - window.opened.get((pid, name), 0)
     total = sum(used.values())
     metrics.cpu_share = total / report.window_ns
     metrics.cpu_share_by_process = {name: nanoseconds / report.window_ns for name, nanoseconds in used.items()}
@@ -291,7 +322,7 @@ def _add_closes(metrics: Metrics, upstream: Upstream, report: LoadReport) -> Non
         time.sleep(0.05)
     delays = list(_delays(report.cancels, closed))
     limit = int(CLOSES_WAIT_SECONDS * 1e9)
-    in_time = [delay for delay in delays if delay is not None and delay < limit]
+    in_time = [delay for delay in delays if delay is not None and 0 <= delay < limit]
     metrics.upstream_closed_ms = Distribution.of(Histogram.of(in_time), 1_000_000)
     metrics.upstream_never_closed = len(delays) - len(in_time)
 

@@ -155,11 +155,27 @@ def _requests(profile: Profile) -> Iterator[Case]:
 
 
 def _first_byte(profile: Profile) -> Iterator[Case]:
-    window_ms = min(profile.window_ms, 5000)
-    yield Case(
-        scenario="first-byte",
-        upstream={"stream": 1, "events": 2, "interval": MS, "first": 0},
-        load={"rate": 50, "warm-ms": profile.warm_ms, "window-ms": window_ms, "events": 2, "max-open": 256},
+    yield _one_at_a_time(profile, "first-byte", {}, events=2)
+
+
+def _one_at_a_time(
+    profile: Profile, scenario: str, parameters: dict[str, Parameter], *, events: int, body_bytes: int = 0
+) -> Case:
+    """One short stream after the other on one connection: what a subject adds when nothing else is to be done."""
+    window_ms = min(profile.window_ms, 4000)
+    return Case(
+        scenario=scenario,
+        parameters=parameters,
+        upstream={"stream": 1, "events": events, "interval": MS, "first": 0},
+        load={
+            "slots": 1,
+            "repeat": 1,
+            "warm-ms": profile.warm_ms,
+            "window-ms": window_ms,
+            "open-limit-ms": 3000,
+            "events": events,
+            "body-bytes": body_bytes,
+        },
         window_ms=window_ms,
         counts="requests",
     )
@@ -187,7 +203,7 @@ def _idle(profile: Profile) -> Iterator[Case]:
 
 
 def _cancel(profile: Profile) -> Iterator[Case]:
-    window_ms = min(profile.window_ms, 3000)
+    window_ms = min(profile.window_ms * 4 // 3, 6000)
     phases: dict[str, tuple[int, int]] = {
         # phase: delay of the first event, gap between events
         "waiting": (3000 * MS, 3000 * MS),
@@ -200,7 +216,7 @@ def _cancel(profile: Profile) -> Iterator[Case]:
             parameters={"phase": phase},
             upstream={"stream": 1, "events": 1000 if phase == "streaming" else 2, "interval": interval, "first": first},
             load={
-                "rate": 100,
+                "rate": 30,
                 "warm-ms": 0,
                 "window-ms": window_ms,
                 "cancel": "waiting" if phase == "waiting" else "streaming",
@@ -230,23 +246,9 @@ def _slow_reader(profile: Profile) -> Iterator[Case]:
 
 
 def _large_prompt(profile: Profile) -> Iterator[Case]:
-    window_ms = min(profile.window_ms, 5000)
-    for kilobytes, rate in ((100, 40), (1000, 10)):
-        yield Case(
-            scenario="large-prompt",
-            parameters={"kilobytes": kilobytes, "rate": rate},
-            upstream={"stream": 1, "events": 5, "interval": MS, "first": 0},
-            load={
-                "rate": rate,
-                "warm-ms": profile.warm_ms,
-                "window-ms": window_ms,
-                "events": 5,
-                "body-bytes": kilobytes * 1000,
-                "max-open": 64,
-            },
-            window_ms=window_ms,
-            counts="requests",
-        )
+    for kilobytes in (100, 1000):
+        parameters: dict[str, Parameter] = {"kilobytes": kilobytes}
+        yield _one_at_a_time(profile, "large-prompt", parameters, events=5, body_bytes=kilobytes * 1000)
 
 
 def _tls(profile: Profile) -> Iterator[Case]:

@@ -10,8 +10,9 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -25,7 +26,7 @@ from cgw.config import Secret, Settings
 from cgw.control.app import ControlApp
 from cgw.control.engine import ControlEngine
 from cgw.errors import ConfigError, StoreUnavailable
-from cgw.events.spool import open_spool
+from cgw.events.spool import Spool, open_spool
 from cgw.gateway.engine import HotEngine, Routes
 from cgw.gateway.exchange import Services
 from cgw.limits.limiter import Limiter
@@ -99,64 +100,71 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
 
     Raises :exc:`~cgw.errors.ConfigError` when it cannot start, with every problem.
     """
-    dialects = build_dialects_of(settings)
-    sources = build_sources(settings)
-    tls_context = _load_tls_context(settings)
+    build = partial(_assemble, settings, build_dialects_of(settings), build_sources(settings), _load_tls(settings))
     _make_data_dir(settings.store.data_dir)
-    spool_path = settings.store.data_dir / SPOOL_NAME
-    limits = build_client_limits(settings)
     async with AsyncExitStack() as stack:
         listeners = await _listen(settings)
         for listener in listeners:
             stack.callback(listener.socket.close)
         redis_url = await _choose_redis(stack, settings)
-        spool = await stack.enter_async_context(open_spool(spool_path))
+        spool = await stack.enter_async_context(open_spool(settings.store.data_dir / SPOOL_NAME))
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.store.redis_timeout_seconds)
         )
-        pool = UpstreamPool(tls_context, build_deadlines(settings))
-        relay = FlatRelay(
-            tick_seconds=settings.upstream.relay_tick_seconds,
-            silence_seconds=settings.upstream.silence_timeout_seconds,
-            stall_seconds=settings.server.client_stall_timeout_seconds,
-        )
-        stack.callback(relay.close)
-        services = Services(
-            sources=sources,
-            limiter=Limiter(redis),
-            pool=pool,
-            relay=relay,
-            spool=spool,
-            timeout_seconds=settings.upstream.request_timeout_seconds,
-            max_timeout_seconds=settings.upstream.max_timeout_seconds,
-        )
-        routes = Routes({dialect.path.encode("ascii"): dialect for dialect in dialects})
-        errors = ReferenceErrors()
-        control_app = ControlApp(
-            services=services,
-            routes=routes,
-            limits=limits,
-            errors=errors,
-            version=__version__,
-            diagnostics_secret=_reveal(settings.server.diagnostics_secret),
-            check_store=lambda: _check(redis),
-        )
-        control_engine = ControlEngine(control_app, limits)
-        hot_engine = HotEngine(services, routes, limits, errors=errors, hand_over=control_engine.serve_connection)
-        server = Server(listeners, hot_engine.serve_connection)
-        service = Service(settings, server, hot_engine, control_engine, services, redis, spool_path)
+        service = build(Server(listeners), redis, spool)
+        stack.callback(service.services.relay.close)
         async with trio.open_nursery() as service_nursery:
-            service_nursery.start_soon(pool.run_reaper)
-            service_nursery.start_soon(relay.run)
-            service_nursery.start_soon(server.run)
+            service_nursery.start_soon(service.services.pool.run_reaper)
+            service_nursery.start_soon(service.services.relay.run)
+            service_nursery.start_soon(service.server.run, service.hot_engine.serve_connection)
             try:
                 yield service
             finally:
                 # Exchanges end before the services that they use: cutting them is bounded by their own deadlines.
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + CUT_SECONDS):
-                    server.cut()
-                    await server.drained.wait()
+                    service.server.cut()
+                    await service.server.drained.wait()
                 service_nursery.cancel_scope.cancel()
+
+
+def _assemble(
+    settings: Settings,
+    dialects: Sequence[Dialect],
+    sources: Sources,
+    tls_context: ssl.SSLContext,
+    server: Server,
+    redis: Redis,
+    spool: Spool,
+) -> Service:
+    """The service's parts, each knowing those that it needs; nothing runs yet."""
+    limits = build_client_limits(settings)
+    services = Services(
+        sources=sources,
+        limiter=Limiter(redis),
+        pool=UpstreamPool(tls_context, build_deadlines(settings)),
+        relay=FlatRelay(
+            tick_seconds=settings.upstream.relay_tick_seconds,
+            silence_seconds=settings.upstream.silence_timeout_seconds,
+            stall_seconds=settings.server.client_stall_timeout_seconds,
+        ),
+        spool=spool,
+        timeout_seconds=settings.upstream.request_timeout_seconds,
+        max_timeout_seconds=settings.upstream.max_timeout_seconds,
+    )
+    routes = Routes({dialect.path.encode("ascii"): dialect for dialect in dialects})
+    errors = ReferenceErrors()
+    control_app = ControlApp(
+        services=services,
+        routes=routes,
+        limits=limits,
+        errors=errors,
+        version=__version__,
+        diagnostics_secret=_reveal(settings.server.diagnostics_secret),
+        check_store=partial(_check, redis),
+    )
+    control_engine = ControlEngine(control_app, limits)
+    hot_engine = HotEngine(services, routes, limits, errors=errors, hand_over=control_engine.serve_connection)
+    return Service(settings, server, hot_engine, control_engine, services, redis, settings.store.data_dir / SPOOL_NAME)
 
 
 async def _check(redis: Redis) -> None:
@@ -188,7 +196,7 @@ def _make_data_dir(data_dir: Path) -> None:
         raise ConfigError([f"CODY_GATEWAY_DATA_DIR: cannot make {data_dir}: {error.strerror}"]) from None
 
 
-def _load_tls_context(settings: Settings) -> ssl.SSLContext:
+def _load_tls(settings: Settings) -> ssl.SSLContext:
     ca_file = settings.upstream.ca_file
     try:
         return build_tls_context(None if ca_file is None else str(ca_file))

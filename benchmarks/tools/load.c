@@ -11,7 +11,7 @@
  * Every event's exchange and sequence number is checked, and the framing and last event of every answer. */
 #include "wire.h"
 
-#define SLOW_FROM 1000000
+#define SLOW_FROM 5000000000L
 #define ID_FORMAT "bench-id:%010ld:"
 
 enum state { FREE, CONNECTING, SENDING, HEAD, BODY, IDLE };
@@ -33,7 +33,7 @@ struct conn {
 static struct {
     const char *path, *headers, *model, *cancel;
     long port, stream, body_bytes, slots, repeat, keepalive, max_open, ramp_ms, warm_ms, window_ms, drain_ms,
-        open_limit_ms, events, cancel_ms, slow, slow_ms;
+        open_limit_ms, events, cancel_ms, slow, slow_ms, first_id;
     double rate;
 } options = {.path = "/v1/chat/completions", .headers = "", .model = "gpt-4o", .stream = 1, .keepalive = 1,
              .max_open = 4096, .warm_ms = 500, .window_ms = 1000, .drain_ms = 2000, .open_limit_ms = 10000, .slow_ms = 1000};
@@ -123,7 +123,7 @@ static void begin(struct conn *c, int64_t scheduled) {
     c->reused = connected;
     c->scheduled = scheduled;
     c->in_window = in_window;
-    c->exchange = c->slow ? SLOW_FROM + (c - conns) : next_id++;
+    c->exchange = c->slow ? SLOW_FROM + options.first_id + (c - conns) : options.first_id + next_id++;
     c->sequence = c->head_len = c->tail_len = c->mark_len = c->out_at = c->was_open = 0;
     c->out = grow(c->out, request_len + 1);
     c->out_len = request_len;
@@ -371,7 +371,7 @@ static void read_options(int argc, char **argv) {
         {"--ramp-ms", &options.ramp_ms, 0}, {"--warm-ms", &options.warm_ms, 0}, {"--window-ms", &options.window_ms, 0},
         {"--drain-ms", &options.drain_ms, 0}, {"--open-limit-ms", &options.open_limit_ms, 0}, {"--events", &options.events, 0},
         {"--cancel", 0, &options.cancel}, {"--cancel-ms", &options.cancel_ms, 0}, {"--slow", &options.slow, 0},
-        {"--slow-ms", &options.slow_ms, 0}};
+        {"--slow-ms", &options.slow_ms, 0}, {"--first-id", &options.first_id, 0}};
     for (int i = 1; i + 1 < argc; i += 2) {
         int found = 0;
         if (strcmp(argv[i], "--rate") == 0) {

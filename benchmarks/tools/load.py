@@ -20,7 +20,7 @@ from benchmarks.load import LoadReport, WindowCounts
 from benchmarks.tools.framing import Body, FramingError, Head, split_head
 
 MS = 1_000_000
-SLOW_FROM = 1_000_000
+SLOW_FROM = 5_000_000_000
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 MARK = re.compile(rb"@(\d+) (\d+) (\d+)~")
@@ -54,6 +54,7 @@ class Options:
     cancel_ms: int = 0
     slow: int = 0
     slow_ms: int = 1000
+    first_id: int = 0
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Options:
@@ -101,7 +102,8 @@ class Load:
         self.slow = [Connection(slow=True) for _ in range(options.slow)]
         self.idle: list[Connection] = []
         self.timers: list[tuple[int, int, Connection]] = []
-        self.armed = self.open = self.arrived = self.next_id = self.first_events = self.slow_bytes = 0
+        self.armed = self.open = self.arrived = self.first_events = self.slow_bytes = 0
+        self.next_id = options.first_id
         self.in_window = self.is_over = False
         self.counts = WindowCounts(0, 0, 0, 0)
         self.window = WindowCounts(0, 0, 0, 0)
@@ -151,7 +153,7 @@ class Load:
         connection.is_reused = connection.state == "idle"
         connection.scheduled, connection.in_window = scheduled, self.in_window
         if connection.slow:
-            connection.exchange = SLOW_FROM + self.slow.index(connection)
+            connection.exchange = SLOW_FROM + self.options.first_id + self.slow.index(connection)
         else:
             connection.exchange, self.next_id = self.next_id, self.next_id + 1
         connection.sequence, connection.head, connection.body, connection.due = 0, None, None, 0

@@ -1,7 +1,7 @@
 /* A fake provider: answers every POST with a stream of chat completion chunks, or with one JSON document.
  *
  *   upstream [--cert FILE --key FILE]        prints `port N`, then obeys lines on standard input:
- *   set a|b name=value ...                   how requests are answered from now on; `b` is for exchanges from 1,000,000 on
+ *   set a|b name=value ...                   how requests are answered from now on; `b` is for exchanges from 5e9 on
  *       stream=0|1   events=N        interval=NS (0: flood)   first=NS (delay of the first event)
  *       duration=NS (of a flood)     burst=N (events per write of a flood)   bytes=N (text of a JSON answer)
  *   end                                      every stream that is open now ends in order: at its next event
@@ -20,7 +20,7 @@ typedef void SSL;
 #endif
 
 #define ID_PREFIX "bench-id:"
-#define SECOND_PROFILE_FROM 1000000
+#define SECOND_PROFILE_FROM 5000000000L
 #define KEPT_BODY 4096
 #define FLOOD_TURN 65536
 

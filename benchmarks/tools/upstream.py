@@ -21,7 +21,7 @@ from benchmarks.histogram import Histogram
 from benchmarks.tools.framing import Body, FramingError, Head, split_head
 
 ID_PREFIX = b"bench-id:"
-SECOND_PROFILE_FROM = 1_000_000
+SECOND_PROFILE_FROM = 5_000_000_000
 KEPT_BODY = 4096
 FLOOD_TURN = 65536
 READ = selectors.EVENT_READ

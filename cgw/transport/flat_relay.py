@@ -27,10 +27,10 @@ from cgw.wire.windows import BodyWindowCollector
 MAX_EVENTS = 128
 """Sockets per pass; after it the relay yields, so that no flood of streams starves the other tasks."""
 
-COALESCE_ABOVE = 3000.0
+COALESCE_ABOVE = 1000.0
 """Events per second above which the relay drains on a tick instead of at each wake-up."""
 
-COALESCE_BELOW = 2000.0
+COALESCE_BELOW = 600.0
 """Events per second below which it goes back to wake-ups."""
 
 RATE_WINDOW_SECONDS = 0.02

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 from attrs import define, field
+
+ServeConnection = Callable[[trio.SocketStream, trio.Nursery], Awaitable[None]]
 
 logger = logging.getLogger("cgw.server")
 
@@ -16,12 +19,10 @@ logger = logging.getLogger("cgw.server")
 class Server:
     """Accepts connections and serves each in a nursery of its own, until it drains.
 
-    ``serve_connection`` gets the stream and the connection's nursery; the stream is closed when it returns.
     ``drained`` is set once accepting has stopped and every connection has ended.
     """
 
     listeners: list[trio.SocketListener]
-    serve_connection: Callable[[trio.SocketStream, trio.Nursery], Awaitable[None]]
     _accepting_scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     _serving_scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     is_draining: bool = field(default=False, init=False)
@@ -33,14 +34,19 @@ class Server:
         """The port that was bound: the one that was asked for, or, for 0, the one that was free."""
         return int(self.listeners[0].socket.getsockname()[1])
 
-    async def run(self) -> None:
-        """Serve until :meth:`stop_accepting` was called and all connections have ended, or until cancelled."""
+    async def run(self, serve_connection: ServeConnection) -> None:
+        """Serve until :meth:`stop_accepting` was called and all connections have ended, or until cancelled.
+
+        ``serve_connection`` gets each stream and its connection's nursery; the stream is closed when it returns.
+        """
         try:
             with self._serving_scope:
                 async with trio.open_nursery() as connections_nursery:
                     with self._accepting_scope:
                         await trio.serve_listeners(
-                            self._serve_stream, self.listeners, handler_nursery=connections_nursery
+                            partial(self._serve_stream, serve_connection),
+                            self.listeners,
+                            handler_nursery=connections_nursery,
                         )
         finally:
             for listener in self.listeners:
@@ -58,11 +64,11 @@ class Server:
         """End the connections that are left, under way or not."""
         self._serving_scope.cancel()
 
-    async def _serve_stream(self, stream: trio.SocketStream) -> None:
+    async def _serve_stream(self, serve_connection: ServeConnection, stream: trio.SocketStream) -> None:
         self.connection_count += 1
         try:
             async with trio.open_nursery() as connection_nursery:
-                await self.serve_connection(stream, connection_nursery)
+                await serve_connection(stream, connection_nursery)
                 connection_nursery.cancel_scope.cancel()
         except* OSError as group:
             logger.warning("a connection ended with an error: %s", group.exceptions[0])

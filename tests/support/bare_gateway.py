@@ -69,10 +69,10 @@ async def open_bare_gateway(
         render_refusal=lambda refusal: ((), refusal.message.encode()),
         is_draining=lambda: False,
     )
-    server = Server(await open_listeners("127.0.0.1", 0), serve_connection)
+    server = Server(await open_listeners("127.0.0.1", 0))
     gateway = BareGateway(server.port, pool, server)
     async with trio.open_nursery() as service_nursery:
-        service_nursery.start_soon(server.run)
+        service_nursery.start_soon(server.run, serve_connection)
         service_nursery.start_soon(pool.run_reaper)
         if flat is not None:
             service_nursery.start_soon(flat.run)

@@ -89,9 +89,9 @@ class Engine:
 async def open_engine(handler: Handler = echo, limits: ClientLimits | None = None) -> AsyncIterator[Engine]:
     """Serve connections on a free port. At the end none may be left, since every client has left by then."""
     engine = Engine(handler, limits or ClientLimits())
-    engine.server = Server(await open_listeners("127.0.0.1", 0), engine.serve_connection)
+    engine.server = Server(await open_listeners("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.server.run)
+        nursery.start_soon(engine.server.run, engine.serve_connection)
         try:
             yield engine
             await wait_until(lambda: engine.server.connection_count == 0)

@@ -33,7 +33,8 @@ REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 class RelayRun:
     """An exchange under way: what the test plays it with, and what became of it.
 
-    ``end`` is a value of :class:`RelayEnd`, ``client gone`` or ``cancelled``; ``None`` while the relay is at it. The end of a complete answer is released by ``release``.
+    ``end`` is a value of :class:`RelayEnd`, ``client gone`` or ``cancelled``; ``None`` while the relay is at it. The
+    end of a complete answer is released by ``release``.
     """
 
     upstream: socket.socket
