@@ -121,7 +121,8 @@ class Bench:
                 return
             window.closed, window.load_closed = read_cpu(running.tree()), tools
             window.requests_at_close = upstream.stats().requests
-            upstream.end()
+            if case.ends_with_window:
+                upstream.end()
             if case.reads_memory:
                 memory = read_memory(tree)
                 window.memory_at_close = memory.rss, memory.pss
@@ -136,7 +137,10 @@ class Bench:
             log=self.directory / "load.log",
             at_window=at_window,
         )
-        metrics = _describe(report, upstream.stats(), window, case, has_subject=bool(tree))
+        stats = upstream.stats()
+        metrics = _describe(report, stats, window, case, has_subject=bool(tree))
+        if case.ends_with_window and report.finished == report.started and stats.events != report.events:
+            metrics.errors["lost"] = stats.events - report.events
         if before:
             self._add_memory(metrics, window, before.rss, before.pss, case)
         if case.awaits_closes:

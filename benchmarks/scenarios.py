@@ -50,6 +50,8 @@ class Case:
     is_tls: bool = False
     needs_fresh_subject: bool = False
     reads_memory: bool = False
+    ends_with_window: bool = False
+    """The upstream ends all streams as the window closes; the load checks that each ends in order."""
     leaves_open: bool = False
     """The load goes away while its streams are open; that they are unfinished is no error."""
     awaits_closes: bool = False
@@ -91,6 +93,7 @@ def _paced(
         },
         window_ms=profile.window_ms,
         offered_events_per_second=streams * rate,
+        ends_with_window=True,
     )
 
 
@@ -120,10 +123,12 @@ def _flood(profile: Profile) -> Iterator[Case]:
             load={
                 **_phases(profile, profile.window_ms),
                 "slots": streams,
-                "drain-ms": 3000,
+                # What the sockets' buffers hold by then may be hundreds of megabytes.
+                "drain-ms": 8000,
                 "open-limit-ms": 1000,
             },
             window_ms=profile.window_ms,
+            ends_with_window=True,
         )
 
 
@@ -240,6 +245,7 @@ def _slow_reader(profile: Profile) -> Iterator[Case]:
         second={"stream": 1, "interval": 0, "first": 0, "duration": LONGEST_STREAM_SECONDS * 1000 * MS, "burst": 16},
         load={**smooth.load, "slow": slow, "slow-ms": 1000},
         window_ms=smooth.window_ms,
+        ends_with_window=True,
         offered_events_per_second=smooth.offered_events_per_second,
         reads_memory=True,
     )
@@ -260,6 +266,7 @@ def _tls(profile: Profile) -> Iterator[Case]:
         upstream=plain.upstream,
         load=plain.load,
         window_ms=plain.window_ms,
+        ends_with_window=True,
         offered_events_per_second=plain.offered_events_per_second,
         is_tls=True,
     )

@@ -46,6 +46,9 @@ EXIT_OK = 0
 CUT_SECONDS = 15.0
 """How long connections that are cut at the end of a drain may take to record and settle."""
 
+SWITCH_SECONDS = 0.0005
+"""How long one thread may keep the interpreter from another that wants it."""
+
 SPOOL_NAME = "events.sqlite"
 
 logger = logging.getLogger("cgw.service")
@@ -316,6 +319,8 @@ def run_service(settings: Settings) -> int:
 
     Raises :exc:`~cgw.errors.ConfigError`, with a sentence for each thing that keeps it from starting.
     """
+    # The relay's thread must not wait for long when the Trio thread is at a long piece of Python (default: 5 ms).
+    sys.setswitchinterval(SWITCH_SECONDS)
     logs = settings.logs
     is_terminal = {"text": True, "json": False}.get(logs.format)
     with open_logging(

@@ -13,6 +13,7 @@ from cgw.transport.client import ClientLimits
 from cgw.transport.connection import Connection, ConnectionService
 from cgw.transport.hot_client import HotClient
 from cgw.transport.replay import ReplayedStream
+from cgw.transport.sockets import BUFFER_BYTES
 from cgw.wire.messages import RequestHead
 
 HandOver = Callable[[ReplayedStream, trio.Nursery], Awaitable[None]]
@@ -52,6 +53,7 @@ class HotEngine:
         self._hand_over = hand_over
         self._connections: set[Connection] = set()
         self._is_draining = False
+        self._buffer = bytearray(BUFFER_BYTES)
 
     async def serve_connection(self, stream: trio.SocketStream, connection_nursery: trio.Nursery) -> None:
         """Serve one connection to its end. Cancel-safe; the stream is closed in every case."""
@@ -60,6 +62,7 @@ class HotEngine:
             await self._hand_over(replayed, connection_nursery)
 
         service = ConnectionService(
+            buffer=self._buffer,
             limits=self._limits,
             is_hot=self._routes.is_hot,
             handle=self._handle,

@@ -76,9 +76,9 @@ class Journal:
         self.upstream_head = head
         self.move(Phase.RELAYING)
 
-    def first_chunk(self) -> None:
-        """The first bytes of the body are there."""
-        self._first_chunk = trio.current_time()
+    def first_chunk(self, at: float) -> None:
+        """The first bytes of the body came at this time."""
+        self._first_chunk = at
 
     def relayed(self, outcome: RelayOutcome) -> None:
         """The body came to its end, good or bad."""

@@ -1,9 +1,14 @@
 """The flat relay: bodies pass from upstreams to clients in one loop, without a task switch per event.
 
-One relay per process owns an epoll instance, whose descriptor is the only thing that its Trio task waits on. Each
-exchange's own task registers its two sockets here and parks; when there is something to read, the loop reads it, looks
-where the framing stands, and sends it, for all streams that are ready. At the end of a body, or of the patience with
-one of its sides, the exchange's task is rescheduled with a :class:`Carried`. Cancelling that task takes its stream out.
+One relay per process owns an epoll instance and one thread that waits on it: a wake-up of a thread in epoll_wait(2)
+costs a fifth of one through Trio's scheduler (``docs/design.md`` has the figures), and that is most of what an event
+costs. Each exchange's own task registers its two sockets here and parks; when there is something to read, the loop
+reads it, looks where the framing stands, and sends it, for all streams that are ready. At the end of a body, or of the
+patience with one of its sides, the exchange's task is rescheduled with a :class:`Carried`. Cancelling that task takes
+its stream out.
+
+What the thread does for one event, and what a task does to a stream, exclude each other by a lock; it is held for two
+system calls that do not wait. The thread belongs to a Trio task, :meth:`FlatRelay.run`, which ends only after it.
 
 Everything unusual is left to the plain path (:mod:`cgw.transport.relay`), which is what this one is held against.
 """
@@ -11,7 +16,10 @@ Everything unusual is left to the plain path (:mod:`cgw.transport.relay`), which
 from __future__ import annotations
 
 import enum
+import os
 import select
+import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,7 +27,7 @@ import outcome
 import trio
 from attrs import frozen
 
-from cgw.transport.sockets import RECEIVE_BYTES
+from cgw.transport.sockets import RECEIVE_BYTES, Scratch
 from cgw.wire.following import ChunkedFollower, CountedFollower, Follower, Standing
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
@@ -48,9 +56,8 @@ class Reader(Protocol):
         """The socket's descriptor."""
         ...
 
-    @property
-    def recv(self) -> Callable[[int], bytes]:
-        """Reads what is there, up to so many bytes; nothing at the end."""
+    def open_reading(self, scratch: Scratch) -> Callable[[int], bytes]:
+        """A function that reads what is there, up to so many bytes; nothing at the end."""
         ...
 
 
@@ -127,10 +134,17 @@ class _Stream:
         "writer_fd",
     )
 
-    def __init__(self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        receive: Callable[[int], bytes],
+        writer: Writer,
+        follower: Follower,
+        on_first: Callable[[float], None] | None,
+    ) -> None:
         self.reader_fd = reader.fileno()
         self.writer_fd = writer.fileno()
-        self.receive = reader.recv
+        self.receive = receive
         self.send = writer.send
         self.follower = follower
         self.on_first = on_first
@@ -158,6 +172,11 @@ class FlatRelay:
         self._registrations = 0
         self._is_coalescing = False
         self._now = 0.0
+        self._lock = threading.RLock()
+        self._scratch = Scratch()
+        self._is_stopping = False
+        self._clock: Callable[[], float] = trio.current_time
+        self._call_trio: Callable[..., object] = _call
 
     def choose_follower(
         self, head: ResponseHead, content_length: int | None, collector: BodyWindowCollector
@@ -179,21 +198,25 @@ class FlatRelay:
         )
 
     async def carry(
-        self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[], None] | None = None
+        self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[float], None] | None = None
     ) -> Carried:
-        """Carry what is still to come of one body; ``on_first`` is called when the first of it is there.
+        """Carry what is still to come of one body.
 
-        The sockets are not closed in any case. Cancel-safe: the stream is taken out at once; what was sent by then is
-        unknown to the caller.
+        ``on_first`` is called once, with Trio's time, when the first of it is there: from the relay's thread, so it
+        must do no more than take a note. The sockets are not closed in any case. Cancel-safe: the stream is taken out
+        at once; what was sent by then is unknown to the caller.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        stream = _Stream(reader, writer, follower, on_first)
+        stream = _Stream(reader, reader.open_reading(self._scratch), writer, follower, on_first)
         stream.active_at = trio.current_time()
         stream.task = trio.lowlevel.current_task()
-        self._register(stream, stream.reader_fd, _READ)
+        with self._lock:
+            self._register(stream, stream.reader_fd, _READ)
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._take_out(stream)
+            with self._lock:
+                stream.task = None
+                self._take_out(stream)
             return trio.lowlevel.Abort.SUCCEEDED
 
         carried = await trio.lowlevel.wait_task_rescheduled(abort)
@@ -201,80 +224,121 @@ class FlatRelay:
         return carried
 
     async def run(self) -> None:
-        """Relay until cancelled."""
-        async with trio.open_nursery() as relay_nursery:
-            relay_nursery.start_soon(self._sweep_for_ever)
-            await self._drain_for_ever()
+        """Relay until cancelled, in a thread of its own, which has ended when this returns."""
+        offset = trio.current_time() - time.perf_counter()
+        self._clock = lambda: time.perf_counter() + offset
+        self._call_trio = trio.lowlevel.current_trio_token().run_sync_soon
+        self._is_stopping = False
+        stop_descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(stop_descriptor, select.EPOLLIN)
+        try:
+            async with trio.open_nursery() as relay_nursery:
+                relay_nursery.start_soon(self._sweep_for_ever)
+                relay_nursery.start_soon(self._stop_when_cancelled, stop_descriptor)
+                await trio.to_thread.run_sync(
+                    self._drain_in_thread, limiter=trio.CapacityLimiter(1), thread_name="cgw-relay"
+                )
+        finally:
+            os.close(stop_descriptor)
 
-    async def _drain_for_ever(self) -> None:
-        descriptor = self._epoll.fileno()
-        window_began, window_events = trio.current_time(), self._events
-        while True:
+    async def _stop_when_cancelled(self, stop_descriptor: int) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._is_stopping = True
+            os.eventfd_write(stop_descriptor, 1)
+
+    def _drain_in_thread(self) -> None:
+        self._begin_window()
+        while not self._is_stopping:
             if self._is_coalescing:
                 self._ticks += 1
-                await trio.sleep(self.tick_seconds)
+                time.sleep(self.tick_seconds)
+                self.drain(0)
             else:
-                await trio.lowlevel.wait_readable(descriptor)
-            if self.drain() == MAX_EVENTS:
-                await trio.lowlevel.checkpoint()
-            elapsed = self._now - window_began
-            if elapsed >= RATE_WINDOW_SECONDS:
-                rate = (self._events - window_events) / elapsed
-                limit = COALESCE_BELOW if self._is_coalescing else COALESCE_ABOVE
-                self._is_coalescing = self.tick_seconds > 0 and rate > limit
-                window_began, window_events = self._now, self._events
+                self.drain(-1)
+            self._adapt()
 
-    def drain(self) -> int:
-        """One pass: carry what is ready, without waiting; how many sockets were. Any task may call it.
+    async def run_without_thread(self) -> None:
+        """Relay until cancelled, in this task: slower, but in step with Trio's clock and scheduler, as tests need."""
+        self._clock, self._call_trio = trio.current_time, _call
+        self._begin_window()
+        async with trio.open_nursery() as relay_nursery:
+            relay_nursery.start_soon(self._sweep_for_ever)
+            while True:
+                if self._is_coalescing:
+                    self._ticks += 1
+                    await trio.sleep(self.tick_seconds)
+                else:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                if self.drain(0) == MAX_EVENTS:
+                    await trio.lowlevel.checkpoint()
+                self._adapt()
 
-        What happens for an event as it usually is stands in this one loop; all else is left to functions.
-        """
-        ready = self._epoll.poll(0, MAX_EVENTS)
+    def _begin_window(self) -> None:
+        self._window_began, self._window_events = self._clock(), self._events
+
+    def _adapt(self) -> None:
+        """Coalesce or not, by the rate of events in the last while."""
+        elapsed = self._now - self._window_began
+        if elapsed >= RATE_WINDOW_SECONDS:
+            rate = (self._events - self._window_events) / elapsed
+            limit = COALESCE_BELOW if self._is_coalescing else COALESCE_ABOVE
+            self._is_coalescing = self.tick_seconds > 0 and rate > limit
+            self._window_began, self._window_events = self._now, self._events
+
+    def drain(self, timeout_seconds: float) -> int:
+        """One pass: wait for so long at most (−1: for ever) and carry what is ready; how many sockets were."""
+        ready = self._epoll.poll(timeout_seconds, MAX_EVENTS)
         self._passes += 1
-        self._now = now = trio.current_time()
-        streams, still_open = self._streams, Standing.OPEN
+        self._now = now = self._clock()
         for descriptor, _ in ready:
-            stream = streams.get(descriptor)
-            if stream is None:
-                continue  # taken out by an earlier one of this pass
-            if descriptor != stream.reader_fd:
-                self._write(stream)
-                continue
-            try:
-                data = stream.receive(RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                self._finish(stream, Ending.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
-                continue
-            if not data:
-                self._finish(stream, Ending.BROKEN, "the upstream closed the connection before the end of the body")
-                continue
-            self._events += 1
-            stream.active_at = now
-            follower = stream.follower
-            if follower.held:
-                data = follower.held + data
-            size = len(data)
-            passable, standing = follower.follow(data, size)
-            if passable != size or standing is not still_open or stream.on_first is not None:
-                self._pass_on(stream, data[:passable], standing)
-                continue
-            try:
-                sent = stream.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._finish(stream, Ending.CLIENT_GONE)
-                continue
-            if sent != size:
-                self._keep(stream, data[sent:])
+            with self._lock:
+                self._carry_event(descriptor, now)
         return len(ready)
+
+    def _carry_event(self, descriptor: int, now: float) -> None:
+        """What happens for an event as it usually is stands here in one piece; all else is left to functions."""
+        stream = self._streams.get(descriptor)
+        if stream is None:
+            return  # taken out meanwhile
+        if descriptor != stream.reader_fd:
+            self._write(stream)
+            return
+        try:
+            data = stream.receive(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._finish(stream, Ending.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
+            return
+        if not data:
+            self._finish(stream, Ending.BROKEN, "the upstream closed the connection before the end of the body")
+            return
+        self._events += 1
+        stream.active_at = now
+        follower = stream.follower
+        if follower.held:
+            data = follower.held + data
+        size = len(data)
+        passable, standing = follower.follow(data, size)
+        if passable != size or standing is not Standing.OPEN or stream.on_first is not None:
+            self._pass_on(stream, data[:passable], standing)
+            return
+        try:
+            sent = stream.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._finish(stream, Ending.CLIENT_GONE)
+            return
+        if sent != size:
+            self._keep(stream, data[sent:])
 
     def _pass_on(self, stream: _Stream, data: bytes, standing: Standing) -> None:
         """Send ``data``, which may be only part of what came, and see to the end if this is it."""
         if stream.on_first is not None and stream.follower.has_begun:
-            stream.on_first()
+            stream.on_first(self._now)
             stream.on_first = None
         stream.standing = standing
         if data:
@@ -325,21 +389,27 @@ class FlatRelay:
         """End the streams whose upstream, or client, has been idle for too long."""
         now = trio.current_time()
         silent_since, stalled_since = now - self.silence_seconds, now - self.stall_seconds
-        for stream in list(self._streams.values()):
-            if stream.unsent:
-                if stream.active_at <= stalled_since:
-                    self._finish(stream, Ending.STALLED, f"the client took nothing for {self.stall_seconds:g} seconds")
-            elif stream.active_at <= silent_since:
-                self._finish(stream, Ending.SILENT, f"the upstream was silent for {self.silence_seconds:g} seconds")
+        with self._lock:
+            streams = list(self._streams.values())
+        for stream in streams:
+            with self._lock:
+                self._end_if_idle(stream, silent_since, stalled_since)
+
+    def _end_if_idle(self, stream: _Stream, silent_since: float, stalled_since: float) -> None:
+        if stream.task is None:
+            return
+        if stream.unsent:
+            if stream.active_at <= stalled_since:
+                self._finish(stream, Ending.STALLED, f"the client took nothing for {self.stall_seconds:g} seconds")
+        elif stream.active_at <= silent_since:
+            self._finish(stream, Ending.SILENT, f"the upstream was silent for {self.silence_seconds:g} seconds")
 
     def _finish(self, stream: _Stream, ending: Ending, reason: str = "") -> None:
         self._wake(stream, Carried(ending, b"", reason))
 
     def _wake(self, stream: _Stream, carried: Carried) -> None:
         self._take_out(stream)
-        task, stream.task = stream.task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, outcome.Value(carried))
+        self._call_trio(_deliver, stream, carried)
 
     def _register(self, stream: _Stream, descriptor: int, events: int) -> None:
         self._epoll.register(descriptor, events)
@@ -358,3 +428,14 @@ class FlatRelay:
     def close(self) -> None:
         """Close the epoll instance; nothing may be carried any more."""
         self._epoll.close()
+
+
+def _deliver(stream: _Stream, carried: Carried) -> None:
+    """Let the exchange's task go on, unless it was cancelled meanwhile. Runs in Trio's thread."""
+    task, stream.task = stream.task, None
+    if task is not None:
+        trio.lowlevel.reschedule(task, outcome.Value(carried))
+
+
+def _call(function: Callable[..., object], *arguments: object) -> None:
+    function(*arguments)

@@ -10,6 +10,7 @@ import enum
 import socket
 from collections.abc import Callable
 
+import trio
 from attrs import frozen
 
 from cgw.errors import ClientGone, UpstreamError, UpstreamTimeout
@@ -44,7 +45,7 @@ async def relay_response(
     window: BodyWindowCollector,
     *,
     content_length: int | None,
-    on_first_chunk: Callable[[], None],
+    on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome:
     """Pass a body on by the flat path where that can be, and by the plain one otherwise, or from where it has to.
 
@@ -66,13 +67,13 @@ async def _relay_raw(
     follower: Follower,
     sock: socket.socket,
     window: BodyWindowCollector,
-    on_first_chunk: Callable[[], None],
+    on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome | None:
     """The flat path; ``None`` where the plain one has to go on."""
     unread = response.connection.take_unread()
     passable, standing = follower.follow(unread, len(unread))
     if window.total_bytes:
-        on_first_chunk()
+        on_first_chunk(trio.current_time())
     if standing is Standing.OPEN or passable:
         # A body that is whole already leaves together with its head, when it is released.
         await client.send_raw(unread[:passable], window.total_bytes - len(follower.held_body))
@@ -109,7 +110,7 @@ async def relay_body(
     window: BodyWindowCollector,
     *,
     content_length: int | None,
-    on_first_chunk: Callable[[], None],
+    on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome:
     """Pass each chunk on as it comes, until the body ends or breaks.
 
@@ -119,7 +120,7 @@ async def relay_body(
     try:
         while (chunk := await response.receive_chunk()) is not None:
             if not window.total_bytes:
-                on_first_chunk()
+                on_first_chunk(trio.current_time())
             window.feed(chunk)
             if content_length is not None and window.total_bytes >= content_length:
                 await _wait_end(response)

@@ -29,9 +29,11 @@ class PlainTransport:
         sock.setblocking(False)
         self.sock = sock
 
-    @property
-    def recv(self) -> Callable[[int], bytes]:
-        """Like :meth:`receive_nowait`, but returns the bytes: for who reads often, and keeps this function."""
+    def open_reading(self, scratch: Scratch) -> Callable[[int], bytes]:
+        """A function like :meth:`receive_nowait`, but it returns the bytes: for who reads often.
+
+        ``scratch`` is the caller's: it may read in another thread than everybody else.
+        """
         return self.sock.recv
 
     def fileno(self) -> int:
@@ -122,14 +124,14 @@ class TlsTransport(PlainTransport):
         self._unsent = b""
         self._is_ended = False
 
-    @property
-    def recv(self) -> Callable[[int], bytes]:
-        """See :meth:`PlainTransport.recv`."""
-        return self._recv
+    def open_reading(self, scratch: Scratch) -> Callable[[int], bytes]:
+        """See :meth:`PlainTransport.open_reading`."""
 
-    def _recv(self, _: int) -> bytes:
-        size = self.receive_nowait(self._scratch.plain)
-        return bytes(memoryview(self._scratch.plain)[:size])
+        def receive(_: int) -> bytes:
+            size = self._receive(scratch.plain, scratch.raw)
+            return bytes(memoryview(scratch.plain)[:size])
+
+        return receive
 
     async def do_handshake(self) -> None:
         """Agree on keys and verify the peer. Raises :exc:`OSError`; :exc:`ssl.SSLError` is one."""
@@ -146,25 +148,28 @@ class TlsTransport(PlainTransport):
     async def _receive_raw(self) -> None:
         while True:
             try:
-                self._take_raw()
+                self._take_raw(self._scratch.raw)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.sock)
             else:
                 return
 
-    def _take_raw(self) -> None:
-        size = self.sock.recv_into(self._scratch.raw)
+    def _take_raw(self, raw: bytearray) -> None:
+        size = self.sock.recv_into(raw)
         if size:
-            self._incoming.write(memoryview(self._scratch.raw)[:size])
+            self._incoming.write(memoryview(raw)[:size])
         else:
             self._incoming.write_eof()
 
     def receive_nowait(self, buffer: bytearray) -> int:
         """See :meth:`PlainTransport.receive_nowait`. Empties TLS's own buffers, so that epoll tells the whole truth."""
+        return self._receive(buffer, self._scratch.raw)
+
+    def _receive(self, buffer: bytearray, raw: bytearray) -> int:
         view = memoryview(buffer)
         total = self._decrypt(view)
         if not total and not self._is_ended:
-            self._take_raw()
+            self._take_raw(raw)
             total = self._decrypt(view)
             self._answer()
             if not total and not self._is_ended:

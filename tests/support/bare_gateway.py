@@ -95,11 +95,11 @@ async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPoo
             content_length = None if length is None else int(length)
             if flat is None:
                 outcome = await relay_body(
-                    response, client, window, content_length=content_length, on_first_chunk=lambda: None
+                    response, client, window, content_length=content_length, on_first_chunk=lambda at: None
                 )
             else:
                 outcome = await relay_response(
-                    flat, response, client, window, content_length=content_length, on_first_chunk=lambda: None
+                    flat, response, client, window, content_length=content_length, on_first_chunk=lambda at: None
                 )
     except UpstreamError as error:
         raise Refusal(502, str(error)) from None

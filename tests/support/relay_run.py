@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import termios
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -69,6 +72,11 @@ class RelayRun:
             self.upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.upstream.close()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the relay has come to an end."""
+        return self.end is not None
+
     def is_upstream_closed(self) -> bool:
         """Whether the gateway has closed its connection to the upstream."""
         try:
@@ -94,8 +102,19 @@ class RelayRun:
         """Take everything as the client, and let the upstream's bytes follow, until nothing moves any more."""
         while True:
             await self.send(b"")
-            if not self.read(65536):
+            if self.read(65536):
+                continue
+            if not self._is_in_flight():
                 return
+            # The kernel is at it: a window that was closed is opened again in its own time.
+            await trio.to_thread.run_sync(time.sleep, 0.001)
+
+    def _is_in_flight(self) -> bool:
+        """Whether the gateway's kernel has still to get some of what the upstream has sent."""
+        if self.end is not None or self.upstream.fileno() < 0:
+            return False
+        unsent = fcntl.ioctl(self.upstream, termios.TIOCOUTQ, bytes(4))
+        return bool(self._unsent) or unsent != bytes(4)
 
     def answer(self) -> Answered:
         """What the client can make of what it received."""
@@ -167,6 +186,8 @@ async def open_relay_run(
         run = RelayRun(theirs, theirs, tls)  # its upstream is known once it has been asked
 
         async def handle(client: HotClient) -> None:
+            if run.hot_client is not None:
+                run.scope, run.end = trio.CancelScope(), None  # the next exchange of this connection
             run.hot_client = client
             await _Exchange(run, client, pool, flat, origin, is_stream).run()
 
@@ -271,5 +292,5 @@ class _Exchange:
                 on_first_chunk=self._note_first,
             )
 
-    def _note_first(self) -> None:
+    def _note_first(self, at: float) -> None:
         self._run.first_chunks += 1

@@ -122,7 +122,7 @@ async def perform(play: Play, *, is_flat: bool, version: ssl.TLSVersion | None) 
     flat = FlatRelay(tick_seconds=0, silence_seconds=SILENCE_SECONDS)
     tls = None if version is None else TlsPeer(AUTHORITY.build_server_context(version))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(flat.run)
+        nursery.start_soon(flat.run_without_thread)
         await trio.testing.wait_all_tasks_blocked()
         at_rest = count_descriptors()
         buffer_bytes = None if play.reads is None else 2048

@@ -1,0 +1,72 @@
+"""Counting what the process does, by counts that do not vary: calls into C, turns of tasks."""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import trio
+
+
+class CallCounter:
+    """Counts calls of this thread while it is on: of C functions by owner and name, of Python functions by name.
+
+    A C function that belongs to a socket or an epoll instance is a system call: ``socket.send``, ``epoll.poll``.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.is_on = False
+
+    def note(self, frame: FrameType, event: str, argument: Any) -> None:
+        """A profile function, for :func:`sys.setprofile`."""
+        if not self.is_on:
+            return
+        if event == "c_call":
+            owner = getattr(argument, "__self__", None)
+            self.calls[f"{_owner_name(owner)}.{argument.__name__}"] += 1
+        elif event == "call":
+            self.calls[f"{frame.f_globals.get('__name__')}:{frame.f_code.co_name}"] += 1
+
+    @contextmanager
+    def count(self) -> Iterator[None]:
+        """Count while the block runs."""
+        self.is_on = True
+        sys.setprofile(self.note)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            self.is_on = False
+
+    def system_calls(self) -> Counter[str]:
+        """Only those of sockets and epoll instances."""
+        calls = {name: count for name, count in self.calls.items() if name.startswith(("socket.", "epoll."))}
+        return Counter({name: count for name, count in calls.items() if not name.endswith((".fileno", ".__exit__"))})
+
+
+def _owner_name(owner: object) -> str:
+    if isinstance(owner, socket.socket):
+        return "socket"
+    if isinstance(owner, select.epoll):
+        return "epoll"
+    return getattr(owner, "__name__", None) or f"{type(owner).__module__}.{type(owner).__qualname__}"
+
+
+class StepCounter(trio.abc.Instrument):
+    """Counts the turns of tasks by their names, while it is on."""
+
+    def __init__(self) -> None:
+        self.steps: Counter[str] = Counter()
+        self.is_on = False
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Called by Trio."""
+        if self.is_on:
+            self.steps[task.name.rpartition(".")[2]] += 1
