@@ -192,7 +192,8 @@ class FlatRelay:
 
     def statistics(self) -> RelayStatistics:
         """A snapshot of the counters."""
-        streams = len({id(stream) for stream in self._streams.values()})
+        with self._lock:
+            streams = len(self._streams)  # each is registered with one of its sockets at a time
         return RelayStatistics(
             streams, self._passes, self._events, self._ticks, self._registrations, self._is_coalescing
         )

@@ -1,0 +1,96 @@
+"""Child processes: they end with all that they started, and no wait is without an end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.machine import process_tree, read_cpu, read_memory
+from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
+from benchmarks.subjects.registry import known_subjects, parse_subject
+
+STUBBORN = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+print(child.pid, flush=True)
+signal.pause()
+"""
+CORES = sorted(os.sched_getaffinity(0))[:1]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_child_ends_with_its_descendants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ignores SIGTERM ends, and so does one that it started in a session of its own."""
+    monkeypatch.setattr("benchmarks.processes.TERM_GRACE_SECONDS", 0.05)
+    with Child("stubborn", [sys.executable, "-c", STUBBORN], cores=CORES, has_pipes=True) as child:
+        descendant = int(child.read_line(time.monotonic() + 20))
+        assert process_tree(child.pid) == [child.pid, descendant]
+        assert os.sched_getaffinity(child.pid) == set(CORES)
+
+    assert not child.is_alive
+    assert not is_running(descendant)
+
+
+def test_a_silent_child_is_waited_for_until_the_deadline() -> None:
+    """A child that says nothing, or ends, is an error that names it."""
+    with Child("silent", ["sleep", "1000"], cores=CORES, has_pipes=True) as child:
+        with pytest.raises(ChildError, match="silent said nothing in time"):
+            child.read_line(time.monotonic() + 0.05)
+    with Child("brief", ["true"], cores=CORES, has_pipes=True) as child:
+        with pytest.raises(ChildError, match="brief ended"):
+            child.read_line(time.monotonic() + 20)
+
+
+def test_a_subject_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> None:
+    """What a subject printed before it ended is part of the error."""
+    command = [sys.executable, "-c", "import sys; sys.exit('no such option: --port')"]
+    with Child("mine", command, cores=CORES, log=tmp_path / "log") as child:
+        with pytest.raises(ChildError, match="mine ended with status 1: no such option: --port"):
+            wait_until_answers(child, free_port(), 20)
+
+
+def test_a_program_that_is_missing_is_an_error() -> None:
+    """A command that cannot be run at all raises the same error, not the operating system's."""
+    with pytest.raises(ChildError), Child("missing", ["/no/such/program"], cores=CORES, has_pipes=True) as child:
+        child.read_line(time.monotonic() + 20)
+
+
+def test_cpu_and_memory_of_a_process_are_read() -> None:
+    """CPU grows with work, memory is that of the process, and a process that has ended counts nothing."""
+    pid = os.getpid()
+    before = sum(read_cpu([pid]).values())
+    sum(number * number for number in range(200_000))
+
+    assert sum(read_cpu([pid]).values()) > before
+    assert read_memory([pid]).rss > 1000
+    with Child("brief", ["true"], cores=CORES) as child:
+        pass
+    assert read_cpu([child.pid]) == {}
+    assert read_memory([child.pid]).rss == 0
+
+
+def test_a_command_on_the_command_line_becomes_a_subject() -> None:
+    """Name and command are told apart at the first equals sign, and braces that are no placeholder stay."""
+    subject = parse_subject("mine=./proxy --listen {port} --to http://h?a=b {other}")
+
+    assert subject.name == "mine"
+    assert subject.command == "./proxy --listen {port} --to http://h?a=b {other}"
+    assert "mine" not in known_subjects()
+
+
+@pytest.mark.parametrize("text", ["mine", "=cmd {port}", "mine=", "mine=./proxy", "mine='{port}"])
+def test_a_command_that_cannot_work_is_refused(text: str) -> None:
+    """A subject without a name, a command, a port or balanced quotes is refused with a sentence."""
+    with pytest.raises(ValueError, match="must|cannot"):
+        parse_subject(text)

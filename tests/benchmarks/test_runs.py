@@ -1,0 +1,127 @@
+"""Whole runs of the smallest scenarios, with the real tools on loopback."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.build import REPOSITORY
+from benchmarks.histogram import bucket_index
+from benchmarks.results import Results
+
+TOOLS = [
+    "python",
+    pytest.param("c", marks=pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")),
+]
+# Passes bytes on in both directions; enough of a proxy for a subject.
+RELAY = REPOSITORY / "tests" / "benchmarks" / "tcp_relay.py"
+
+
+def run_suite(*arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": "/usr/bin:/bin:/usr/sbin", "HOME": str(REPOSITORY), "CGW_BENCH_CACHE": str(cache or "")}
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=REPOSITORY,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("tools", TOOLS)
+def test_a_run_measures_what_the_upstream_sent(tools: str, tmp_path: Path) -> None:
+    """Paced, counted, cancelled: no stream is broken, times make sense, and a JSON file and a report are left."""
+    path = tmp_path / "results.json"
+    done = run_suite(
+        *("--profile", "smoke", "--scenario", "steady,requests,cancel", "--subjects", "direct"),
+        *("--tools", tools, "-o", str(path)),
+        cache=tmp_path / "cache",
+    )
+
+    assert done.returncode == 0, done.stderr
+    results = Results.read(path)
+    assert results.subjects == ["direct"]
+    assert [scenario for scenario, _ in results.cases] == ["steady", "requests", "requests", *["cancel"] * 3]
+    assert [m.metrics.errors for m in results.measurements] == [{}] * 6
+    assert [m.metrics.failed for m in results.measurements] == [None] * 6
+    steady = results.measurements[0].metrics
+    assert steady.events_per_second == pytest.approx(100, rel=0.3)
+    assert steady.latency_us is not None
+    assert 0 < steady.latency_us.p50 <= steady.latency_us.p99 <= steady.latency_us.max
+    histogram = steady.latency_us.histogram
+    assert histogram is not None
+    assert histogram.buckets[-1][0] == bucket_index(histogram.maximum)
+    assert sum(count for _, count in histogram.buckets) == histogram.count
+    for measurement in results.select("cancel"):
+        assert measurement.metrics.upstream_never_closed == 0
+        assert measurement.metrics.upstream_closed_ms is not None
+    assert path.with_suffix(".html").read_text().startswith("<!doctype html>")
+
+
+def test_a_command_as_subject_is_measured_and_ended(tmp_path: Path) -> None:
+    """A proxy named on the command line is started, measured with its CPU, and ended."""
+    path = tmp_path / "results.json"
+    command = f"{sys.executable} {RELAY} {{port}} {{upstream_host}} {{upstream_port}}"
+    done = run_suite(
+        *("--profile", "smoke", "--scenario", "steady,idle", "--subjects", "direct", "--subject", f"mine={command}"),
+        *("--tools", "python", "--no-report", "-o", str(path)),
+    )
+
+    assert done.returncode == 0, done.stderr
+    results = Results.read(path)
+    measured = next(results.select("steady", subject="mine")).metrics
+    assert measured.failed is None
+    assert measured.errors == {}
+    assert measured.cpu_us_per_event is not None
+    assert measured.cpu_us_per_event > 0
+    assert next(results.select("idle", subject="mine")).metrics.rss_kib_per_stream is not None
+    assert not path.with_suffix(".html").exists()
+    assert "tcp_relay.py" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.replace(
+        command, ""
+    ).replace(str(done.args), "")
+
+
+def test_a_subject_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
+    """Its failure stands in the results, the others are measured; one that is not installed is left out and named."""
+    path = tmp_path / "results.json"
+    done = run_suite(
+        *("--profile", "smoke", "--scenario", "throughput", "--subjects", "direct,portkey"),
+        *("--subject", "broken=false {port}", "--tools", "python", "--no-report", "-o", str(path)),
+        cache=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    results = Results.read(path)
+    assert "portkey" in results.left_out
+    assert "left out: portkey" in done.stdout
+    broken = next(results.select("throughput", subject="broken")).metrics
+    assert broken.failed is not None
+    assert "broken ended with status 1" in broken.failed
+    assert next(results.select("throughput", subject="direct")).metrics.failed is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--scenario", "no-such"], ["--subjects", "no-such"], ["--subject", "x"], ["report"], ["--case", "streams=7"]],
+)
+def test_a_wrong_command_line_is_explained(arguments: list[str]) -> None:
+    """Exit status 2 and a sentence, without a traceback."""
+    done = run_suite(*arguments)
+
+    assert done.returncode == 2
+    assert "Error" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_scenarios_and_commands() -> None:
+    """The commands, and every scenario with what it is for, can be found from --help."""
+    top, run = run_suite("--help").stdout, run_suite("run", "--help").stdout
+
+    assert all(name in top for name in ("run", "report", "compare", "goals"))
+    assert all(name in run for name in ("steady", "slow-reader", "large-prompt", "--subject", "{upstream_port}"))

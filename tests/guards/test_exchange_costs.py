@@ -1,0 +1,113 @@
+"""What one exchange costs besides its bytes, in counts that do not vary: calls of Redis, parses, hops to threads.
+
+How to read them: each is per exchange of the whole gateway, with authentication, limits and events on. A bound is what
+was measured when it was set; one that fails says that every exchange costs one more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from cgw.app import Service
+from tests.support.counting import CallCounter
+from tests.support.gateway import open_gateway
+from tests.support.raw_client import open_client
+from tests.support.raw_server import open_raw_server, read_request
+from tests.support.requests import build_request
+from tests.support.streams import ANTHROPIC, encode_chunked, split_events
+
+PATH = "/v1/completions/anthropic-messages"
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+JSON = b'{"id":"m","usage":{"input_tokens":9,"output_tokens":3}}'
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(JSON)
+EXCHANGES = 20
+
+IN_SCRIPTS = {"get": 3, "set": 3, "getdel": 1, "time": 2}
+"""What both scripts together do in the store, for an actor with one quota, one rate and one bound on what is open."""
+
+PARSERS = re.compile(r"msgspec.*\.decode$|orjson\.loads$|^json.*:(loads|load|decode|raw_decode)$")
+
+
+async def play(stream: trio.SocketStream) -> None:
+    """Answer every request of a connection: with the recorded stream, or at once with JSON."""
+    while (asked := await read_request(stream)) is not None:
+        if b'"stream":true' in asked[1].replace(b" ", b""):
+            head, *rest = split_events(ANTHROPIC)
+            await stream.send_all(STREAM + encode_chunked([head])[: -len(b"0\r\n\r\n")])
+            await stream.send_all(encode_chunked(rest))
+        else:
+            await stream.send_all(WHOLE + JSON)
+
+
+async def run_exchanges(gateway: Service, count: int, *, is_stream: bool) -> None:
+    """So many exchanges, one after the other on one connection."""
+    request = build_request(PATH, stream=is_stream)
+    async with open_client(gateway.port) as client:
+        for _ in range(count):
+            answer = await client.ask(request)
+            assert answer.status == 200
+            assert answer.body == (ANTHROPIC if is_stream else JSON)
+
+
+async def read_command_counts(gateway: Service) -> Counter[str]:
+    """How often the store has run each command, those within scripts included."""
+    info = await gateway.redis.execute_command("INFO", "commandstats")
+    found: list[tuple[bytes, bytes]] = re.findall(rb"cmdstat_([^:]+):calls=(\d+)", info)
+    return Counter({name.decode(): int(calls) for name, calls in found if name != b"info"})
+
+
+@asynccontextmanager
+async def open_warm_gateway(folder: Path) -> AsyncIterator[Service]:
+    """A whole gateway that has served a few of each kind: scripts are loaded, connections are open."""
+    async with open_raw_server(play) as port, open_gateway(folder, f"http://127.0.0.1:{port}") as gateway:
+        for is_stream in (True, False):
+            await run_exchanges(gateway, 3, is_stream=is_stream)
+        yield gateway
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
+async def test_calls_of_the_store(tmp_path: Path, is_stream: bool) -> None:
+    """An exchange is two calls of the store, to admit and to settle, and each touches what it touched when measured."""
+    async with open_warm_gateway(tmp_path) as gateway:
+        before = await read_command_counts(gateway)
+        await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
+        spent = await read_command_counts(gateway) - before
+    per_exchange = {name: calls / EXCHANGES for name, calls in spent.items()}
+    assert per_exchange.pop("evalsha") == 2
+    assert set(per_exchange) <= set(IN_SCRIPTS), "the store is asked for something besides the two scripts"
+    assert all(calls <= IN_SCRIPTS[name] for name, calls in per_exchange.items()), per_exchange
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
+async def test_parses_of_json(tmp_path: Path, is_stream: bool) -> None:
+    """JSON is parsed once for the request; besides that only what usage is read from: the answer, or its frames."""
+    counter = CallCounter()
+    async with open_warm_gateway(tmp_path) as gateway:
+        with counter.count():
+            await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
+    parses = sum(calls for name, calls in counter.calls.items() if PARSERS.search(name))
+    for_usage = len(split_events(ANTHROPIC)) if is_stream else 1
+    assert parses == EXCHANGES * (1 + for_usage)
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
+async def test_hops_between_threads(tmp_path: Path, is_stream: bool) -> None:
+    """An exchange goes to another thread once, with its record, and comes back from one for that and for its stream."""
+    counter = CallCounter()
+    async with open_warm_gateway(tmp_path) as gateway:
+        before = gateway.services.spool.statistics()
+        with counter.count():
+            await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
+        after = gateway.services.spool.statistics()
+    assert after.recorded - before.recorded == EXCHANGES
+    assert counter.calls["_queue.SimpleQueue.put"] == EXCHANGES
+    assert counter.calls["trio._threads:to_thread_run_sync"] == 0
+    # What other threads had Trio call: the spool's answer, and the relay's for a stream that was still open.
+    assert EXCHANGES <= counter.calls["trio._core._entry_queue:run_cb"] <= EXCHANGES * (2 if is_stream else 1)
