@@ -57,7 +57,7 @@ def test_a_file_that_holds_no_results_is_named(tmp_path: Path, text: str) -> Non
     """A wrong file is an error that names it, not a traceback."""
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ResultsError, match="other.json"):
+    with pytest.raises(ResultsError, match=r"other\.json"):
         Results.read(path)
 
 
@@ -172,7 +172,7 @@ class Page(HTMLParser):
 
 def test_the_report_is_one_well_formed_page(make_results: Make, spread: Spread) -> None:
     """Plots are valid XML, text from outside is escaped, all elements are closed, and nothing is fetched."""
-    rows = []
+    rows: list[tuple[str, dict[str, int | str], str, Metrics]] = []
     for subject, used in (("direct", None), ("cgw", 30.0), ("go", 40.0), ("mine", 50.0)):
         metrics = Metrics(cpu_us_per_event=used, latency_us=spread(90, 100, 400), events_per_second=1e4)
         rows += [("steady", {"streams": count, "rate": 50}, subject, metrics) for count in (1, 200)]

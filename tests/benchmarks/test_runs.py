@@ -22,7 +22,7 @@ RELAY = REPOSITORY / "tests" / "benchmarks" / "tcp_relay.py"
 
 
 def run_suite(*arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environ = {"PATH": "/usr/bin:/bin:/usr/sbin", "HOME": str(REPOSITORY), "CGW_BENCH_CACHE": str(cache or "")}
+    environ = {"PATH": "/usr/bin:/bin:/usr/sbin", "HOME": "/nonexistent", "CGW_BENCH_CACHE": str(cache or "")}
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
         cwd=REPOSITORY,
@@ -67,7 +67,7 @@ def test_a_run_measures_what_the_upstream_sent(tools: str, tmp_path: Path) -> No
 def test_a_command_as_subject_is_measured_and_ended(tmp_path: Path) -> None:
     """A proxy named on the command line is started, measured with its CPU, and ended."""
     path = tmp_path / "results.json"
-    command = f"{sys.executable} {RELAY} {{port}} {{upstream_host}} {{upstream_port}}"
+    command = f"{sys.executable} {RELAY} {{port}} {{upstream_host}} {{upstream_port}} {tmp_path}"
     done = run_suite(
         *("--profile", "smoke", "--scenario", "steady,idle", "--subjects", "direct", "--subject", f"mine={command}"),
         *("--tools", "python", "--no-report", "-o", str(path)),
@@ -82,9 +82,8 @@ def test_a_command_as_subject_is_measured_and_ended(tmp_path: Path) -> None:
     assert measured.cpu_us_per_event > 0
     assert next(results.select("idle", subject="mine")).metrics.rss_kib_per_stream is not None
     assert not path.with_suffix(".html").exists()
-    assert "tcp_relay.py" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.replace(
-        command, ""
-    ).replace(str(done.args), "")
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [command for command in commands if str(tmp_path).encode() in command]
 
 
 def test_a_subject_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
