@@ -4,6 +4,7 @@ PYTHON ?= $(shell .ci/find-python)
 DEMO_ARGS ?=
 TEST_ARGS ?=
 RUN_ARGS ?=
+BENCH_ARGS ?=
 SUPPORTED = 3.11 3.12 3.13
 
 BIN = $(VENV)/bin
@@ -11,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest -n auto
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml --group pyproject.toml:build
 
-.PHONY: help demo run test check test-all lock clean
+.PHONY: help demo run test check test-all bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -44,6 +45,9 @@ test-all:  ## the tests on every supported Python that is installed
 		fi; \
 	done; \
 	if [ -n "$$missing" ]; then echo "not installed, so not tested: Python$$missing"; fi
+
+bench: $(VENV)/.runtime  ## cgw beside the peers that are installed, under 10 minutes (BENCH_ARGS="--scenario steady")
+	@$(BIN)/python -m benchmarks run $(BENCH_ARGS)
 
 lock: $(VENV)/.dev  ## write both lock files anew from pyproject.toml (UPGRADE=--upgrade takes newer versions)
 	@$(COMPILE) $(UPGRADE) --output-file requirements.lock
