@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import resource
 import shlex
 import signal
 import sys
@@ -148,6 +149,7 @@ def run(
         console.print(f"left out: {name}: {reason}", markup=False, highlight=False)
     minutes = estimate_seconds(cases, len(found), count) / 60
     console.print(f"{plan.steps} measurements, about {minutes:.0f} min; tools: {tools.description}", highlight=False)
+    _raise_file_limit()
     with show_progress(console, plan.steps) as (on_step, on_measured):
         results = run_plan(plan, versions, left_out, on_step, on_measured)
     print_results(results, console)
@@ -159,6 +161,12 @@ def run(
     if "(interrupted)" in results.left_out:
         return EXIT_INTERRUPTED
     return 0 if any(not m.metrics.failed for m in results.measurements) else EXIT_FAILURE
+
+
+def _raise_file_limit() -> None:
+    """1000 streams take two descriptors each; subjects inherit this process's limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _pick_cases(profile: str, scenarios: tuple[str, ...], case_filter: str | None) -> list[Case]:

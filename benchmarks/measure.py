@@ -274,8 +274,8 @@ def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: C
         window_seconds=seconds,
         latency_us=Distribution.of(report.latency, 1000),
         first_byte_us=Distribution.of(report.first_event, 1000),
-        duration_us=Distribution.of(report.duration, 1000),
-        upstream_late_us=Distribution.of(stats.late, 1000),
+        duration_us=Distribution.of(report.duration, 1000, keeps_histogram=False),
+        upstream_late_us=Distribution.of(stats.late, 1000, keeps_histogram=False),
         load_share=(window.load_closed - window.load_opened) / report.window_ns,
         errors={
             name: count

@@ -44,7 +44,9 @@ class Distribution(Struct, kw_only=True, omit_defaults=True):
     histogram: Histogram | None = None
 
     @classmethod
-    def of(cls, histogram: Histogram, nanoseconds_per_unit: int) -> Distribution | None:
+    def of(
+        cls, histogram: Histogram, nanoseconds_per_unit: int, *, keeps_histogram: bool = True
+    ) -> Distribution | None:
         """``None`` when nothing was recorded."""
         if not histogram.count:
             return None
@@ -60,7 +62,7 @@ class Distribution(Struct, kw_only=True, omit_defaults=True):
             p99=read(99),
             p999=read(99.9),
             max=histogram.maximum / nanoseconds_per_unit,
-            histogram=histogram,
+            histogram=histogram if keeps_histogram else None,
         )
 
 

@@ -13,6 +13,7 @@ from attrs import frozen
 from benchmarks.build import REPOSITORY, Tools
 from benchmarks.machine import describe_machine, pick_cores
 from benchmarks.measure import Bench
+from benchmarks.processes import pinned
 from benchmarks.results import SCHEMA, Measurement, Results
 from benchmarks.scenarios import Case
 from benchmarks.subjects.base import MissingSubjectError, Subject
@@ -94,6 +95,7 @@ def run_plan(
         measurements=[],
     )
     with (
+        pinned(cores.load),  # this process, too, stays off the subject's core
         tempfile.TemporaryDirectory(prefix="cgw-bench-") as directory,
         Bench(plan.tools, cores, Path(directory)) as bench,
     ):

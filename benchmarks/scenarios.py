@@ -88,7 +88,8 @@ def _paced(
         load={
             **_phases(profile, profile.window_ms),
             "slots": streams,
-            "drain-ms": 1500,
+            # All streams end at once; up to this long, until each one's end has come.
+            "drain-ms": 6000,
             "open-limit-ms": 3000,
         },
         window_ms=profile.window_ms,

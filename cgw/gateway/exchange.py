@@ -49,7 +49,7 @@ from cgw.wire.phases import Phase
 from cgw.wire.windows import BodyWindowCollector
 
 CONCLUDE_SECONDS = 10.0
-"""How long recording and settling may take together once nothing can cancel them any more."""
+"""How long recording, and settling, may take once nothing else can cancel them."""
 
 STORE_RETRY_AFTER_SECONDS = 1
 
@@ -193,24 +193,28 @@ class Exchange:
         self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission, timeout_seconds: float
     ) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
-        held: RelayOutcome | None = None
+        outcome: RelayOutcome | None = None
         failure: Refusal | None = None
-        is_concluded = False
         try:
             try:
-                held = await self._relay_within(prepared, admission, timeout_seconds)
+                outcome = await self._relay_within(prepared, admission, timeout_seconds)
             except Refusal as refusal:
                 failure = refusal
                 self.journal.refused(refusal)
-            is_concluded = True
-            await self._conclude(actor, feature, prepared, admission)
+            finally:
+                await self._record_usage(actor, feature, prepared)
+            if not self.journal.is_charged:
+                await self._settle(admission)  # what is given back is there before the client can ask again
+            if failure is not None:
+                raise failure
+            await self._release(outcome)
         finally:
-            if not is_concluded:
-                await self._conclude(actor, feature, prepared, admission)
-        if failure is not None:
-            raise failure
-        if held is not None and held.end is RelayEnd.COMPLETE:
-            await self._client.finish(held.held_back)
+            await self._settle(admission)
+
+    async def _release(self, outcome: RelayOutcome | None) -> None:
+        """Let the client have what makes its answer whole, or make sure that it does not look so."""
+        if outcome is not None and outcome.end is RelayEnd.COMPLETE:
+            await self._client.finish(outcome.held_back)
             self.journal.finished()
         else:
             self._client.break_off()
@@ -267,24 +271,30 @@ class Exchange:
         self.journal.relayed(outcome)
         return outcome
 
-    async def _conclude(self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission) -> None:
-        """Record and settle. Nothing cancels it but its own deadline: the client may be gone, the usage is not."""
-        journal, services = self.journal, self._services
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CONCLUDE_SECONDS) as conclude_scope:
-            journal.move(Phase.RECORDING)
-            body = self._window.close(is_complete=journal.is_upstream_complete)
-            usage = None
-            if journal.upstream_head is not None:
-                usage = self._dialect.read_usage(prepared, journal.upstream_head, body)
-            event = journal.completions_finished(actor, feature, self._dialect.provider, prepared, usage)
-            await self._record(services.spool, event)
+    async def _record_usage(self, actor: Actor, feature: Feature, prepared: PreparedRequest) -> None:
+        """Record what the exchange came to. The client may be gone, the usage is not: nothing but time cancels it."""
+        journal = self.journal
+        journal.move(Phase.RECORDING)
+        body = self._window.close(is_complete=journal.is_upstream_complete)
+        usage = None
+        if journal.upstream_head is not None:
+            usage = self._dialect.read_usage(prepared, journal.upstream_head, body)
+        event = journal.completions_finished(actor, feature, self._dialect.provider, prepared, usage)
+        with trio.move_on_after(CONCLUDE_SECONDS, shield=True) as record_scope:
+            await self._record(self._services.spool, event)
+        if record_scope.cancelled_caught:
+            logger.error("a usage event was not committed within %g seconds: %s", CONCLUDE_SECONDS, event)
+
+    async def _settle(self, admission: Admission) -> None:
+        """Charge the admission or give it back, once; shielded and bounded as :meth:`_record_usage`."""
+        if self.journal.phase is Phase.DONE:
+            return
+        self.journal.move(Phase.DONE)
+        with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
             try:
-                await services.limiter.settle(admission, is_charged=journal.is_charged)
+                await self._services.limiter.settle(admission, is_charged=self.journal.is_charged)
             except StoreUnavailable as error:
                 logger.warning("an admission could not be settled: %s", error)
-            journal.move(Phase.DONE)
-        if conclude_scope.cancelled_caught:
-            logger.error("recording and settling took longer than %g seconds", CONCLUDE_SECONDS)
 
     async def _record(self, spool: Spool, event: UsageEvent) -> None:
         """Make ``event`` durable. If that fails, the log is the last resort, and serving goes on."""

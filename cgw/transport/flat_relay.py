@@ -2,7 +2,7 @@
 
 One relay per process owns an epoll instance and one thread that waits on it: a wake-up of a thread in epoll_wait(2)
 costs a fifth of one through Trio's scheduler (``docs/design.md`` has the figures), and that is most of what an event
-costs. Each eychange's own task registers its two sockets here and parks; when there is something to read, the loop
+costs. Each exchange's own task registers its two sockets here and parks; when there is something to read, the loop
 reads it, looks where the framing stands, and sends it, for all streams that are ready. At the end of a body, or of the
 patience with one of its sides, the exchange's task is rescheduled with a :class:`Carried`. Cancelling that task takes
 its stream out.
