@@ -24,6 +24,10 @@ _MAX_USAGE_CANDIDATES = 8
 _decoder = msgspec.json.Decoder()
 
 
+SCAN_BYTES = 8 * 1024
+"""How much of each end of a long event stream is parsed."""
+
+
 @frozen
 class Reading:
     """What one answer said about its tokens and text; ``is_final`` when the provider's own end was seen."""
@@ -104,10 +108,14 @@ def find_usage(body: BodyWindow) -> dict[str, Any] | None:
 
 
 def list_frames(body: BodyWindow) -> list[Frame]:
-    """The whole frames of an event stream that can be seen in a body's windows, in order."""
+    """The whole frames of an event stream that can be seen in a body's windows, in order.
+
+    Of a body that is not whole in them only the outermost :data:`SCAN_BYTES` at each end are looked at: the figures
+    stand in the first and the last events, and text cannot be counted any more.
+    """
     if body.is_whole:
         return parse_frames(body.head + body.tail)
-    return [*parse_frames(body.head), *parse_frames(body.tail, mid_frame=True)]
+    return [*parse_frames(body.head[:SCAN_BYTES]), *parse_frames(body.tail[-SCAN_BYTES:], mid_frame=True)]
 
 
 def list_objects(frames: list[Frame]) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -37,6 +38,11 @@ def enough_descriptors() -> None:
         pytest.skip("needs more file descriptors than the hard limit allows")
 
 
+def report(text: str) -> None:
+    """A line of figures, for ``-s``."""
+    sys.stdout.write(f"{text}\n")
+
+
 async def measure(streams: Streams) -> Delays:
     play = functools.partial(measure_delays, streams, seconds=SECONDS, events_per_second=EVENTS_PER_SECOND)
     return await trio.to_thread.run_sync(play)
@@ -44,8 +50,8 @@ async def measure(streams: Streams) -> Delays:
 
 def compare(name: str, without: list[Delays], beside: Delays) -> None:
     """Print the figures, and hold the one beside the neighbour to those before and after it."""
-    print(f"\n{STREAMS} smooth streams without {name}:\n  " + "\n  ".join(map(str, without)))
-    print(f"beside {name}:\n  {beside}")
+    report(f"\n{STREAMS} smooth streams without {name}:\n  " + "\n  ".join(map(str, without)))
+    report(f"beside {name}:\n  {beside}")
     assert beside.p99_ms <= FACTOR * max(delays.p99_ms for delays in without) + SLACK_MS
 
 
@@ -96,19 +102,19 @@ async def test_client_that_reads_one_byte_a_second() -> None:
                 nursery.cancel_scope.cancel()
             relayed = stage.flat.statistics().events - events - beside.count
             grown = read_resident_bytes() - resident
-            print(f"\nslow client: {taken[0]:,} bytes taken by the kernels, {taken[0] - taken_before:,} of them later")
+            report(f"\nslow client: {taken[0]:,} bytes taken by the kernels, {taken[0] - taken_before:,} of them later")
         after = await measure(streams)
         compare("a client that reads 1 byte/s", [before, after], beside)
         assert relayed <= 2, "its upstream is read on though the client takes nothing"
         assert grown < 4 * 2**20
-        print(f"resident memory grew by {grown / 1024:.0f} KiB")
+        report(f"resident memory grew by {grown / 1024:.0f} KiB")
 
 
 async def test_upstream_that_floods() -> None:
     """200 smooth streams go on beside one whose upstream and client move all that they can."""
     async with open_stage() as stage, open_smooth_streams(stage, STREAMS) as streams:
         before = await measure(streams)
-        async with flood(stage, b"flood") as (client, taken):
+        async with flood(stage, b"flood") as (client, _):
             received = [0]
 
             def drain() -> None:
@@ -125,7 +131,7 @@ async def test_upstream_that_floods() -> None:
             await trio.to_thread.run_sync(thread.join)
         after = await measure(streams)
         compare("an upstream that floods", [before, after], beside)
-        print(f"the flood moved {moved / 2**20:.0f} MiB")
+        report(f"the flood moved {moved / 2**20:.0f} MiB")
         assert moved > 2**20
 
 
@@ -135,19 +141,20 @@ async def test_requests_that_keep_trio_busy() -> None:
         before = await measure(streams)
         exchanges = 0
 
-        async def ask_for_ever(name: bytes) -> None:
+        async def ask_for_ever() -> None:
             nonlocal exchanges
             while True:
+                exchanges += 1
+                name = b"other-%d" % exchanges
                 stream = await trio.open_tcp_stream("127.0.0.1", stage.gateway.port)
                 async with stream:
                     client = RawClient(stream)
                     await client.send(b"POST /%b HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}" % name)
                     await stream.receive_some(65536)
-                exchanges += 1
 
         async with trio.open_nursery() as nursery:
-            for index in range(8):
-                nursery.start_soon(ask_for_ever, b"churn-%d" % index)
+            for _ in range(8):
+                nursery.start_soon(ask_for_ever)
             beside = await measure(streams)
             nursery.cancel_scope.cancel()
         await stage.wait_open(STREAMS)

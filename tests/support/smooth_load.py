@@ -111,8 +111,7 @@ async def open_smooth_streams(stage: Stage, count: int) -> AsyncIterator[list[tu
     """``count`` open streams: the upstream's and the client's end of each, the client's past the head."""
     clients: list[socket.socket] = []
     with closing_all(clients):
-        for index in range(count):
-            clients.append(await trio.to_thread.run_sync(stage.ask, b"smooth-%d" % index))
+        clients += [await trio.to_thread.run_sync(stage.ask, b"smooth-%d" % index) for index in range(count)]
         await stage.wait_open(count)
         for client in clients:
             data = b""
