@@ -69,8 +69,12 @@ async def flood(stage: Stage, name: bytes) -> AsyncIterator[tuple[socket.socket,
 
         def send() -> None:
             while not is_over.is_set():
-                with suppress(TimeoutError):
-                    taken[0] += upstream.send(FLOOD)
+                try:
+                    taken[0] += upstream.send(FLOOD[taken[0] % len(FLOOD) :])
+                except TimeoutError:
+                    continue
+                except OSError:
+                    return  # the gateway has closed its side
 
         thread = threading.Thread(target=send)
         thread.start()

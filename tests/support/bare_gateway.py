@@ -39,15 +39,23 @@ async def open_bare_gateway(
     deadlines: UpstreamDeadlines | None = None,
     pool: UpstreamPool | None = None,
     flat: FlatRelay | None = None,
+    stops_with_client: bool = False,
 ) -> AsyncIterator[BareGateway]:
-    """Relay every POST to ``origin`` while the block runs: by the plain path, or with ``flat`` where it can."""
+    """Relay every POST to ``origin`` while the block runs: by the plain path, or with ``flat`` where it can.
+
+    ``stops_with_client`` has each exchange watch its client, and end when it leaves, as real ones do.
+    """
     pool = pool or UpstreamPool(build_tls_context(None), deadlines or UpstreamDeadlines())
     limits = limits or ClientLimits()
 
     async def handle(client: HotClient) -> None:
         try:
             body = await client.receive_body()
-            await forward(client, UpstreamRequest(origin, client.head.target, (), body), pool, flat)
+            request = UpstreamRequest(origin, client.head.target, (), body)
+            if stops_with_client:
+                await forward_until_gone(client, request, pool, flat)
+            else:
+                await forward(client, request, pool, flat)
         except Refusal as refusal:
             gateway.refusals.append(refusal)
             await client.send_response(refusal.status, (), refusal.message.encode())
@@ -106,4 +114,23 @@ async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPoo
     if outcome.end is RelayEnd.COMPLETE:
         await client.finish(outcome.held_back)
     else:
+        client.break_off()
+
+
+async def forward_until_gone(
+    client: HotClient, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None
+) -> None:
+    """Like :func:`forward`, beside a task that ends it when the client leaves."""
+    client_scope = trio.CancelScope()
+
+    async def watch() -> None:
+        await client.wait_gone()
+        client_scope.cancel()
+
+    async with trio.open_nursery() as exchange_nursery:
+        exchange_nursery.start_soon(watch)
+        with client_scope:
+            await forward(client, request, pool, flat)
+        exchange_nursery.cancel_scope.cancel()
+    if client_scope.cancelled_caught:
         client.break_off()

@@ -89,7 +89,7 @@ async def open_stage(*, tick_seconds: float = 0.001) -> AsyncIterator[Stage]:
 
     async with (
         open_raw_server(begin) as port,
-        open_bare_gateway(Origin("http", "127.0.0.1", port), flat=flat) as gateway,
+        open_bare_gateway(Origin("http", "127.0.0.1", port), flat=flat, stops_with_client=True) as gateway,
     ):
         stage = Stage(gateway, flat)
         yield stage
