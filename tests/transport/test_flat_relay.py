@@ -246,8 +246,8 @@ async def test_deadline_of_the_exchange_ends_a_flat_stream(
 
 
 async def play_rate(legs: list[Leg], mock_clock: trio.testing.MockClock, events_per_second: float) -> None:
-    """Events on one stream after the other, evenly, for a fifth of a second."""
-    for turn in range(round(0.2 * events_per_second)):
+    """Events on one stream after the other, evenly, for three windows of the measure."""
+    for turn in range(round(0.06 * events_per_second)):
         legs[turn % len(legs)].upstream.send(EVENT)
         mock_clock.jump(1 / events_per_second)
         await trio.testing.wait_all_tasks_blocked()
@@ -267,7 +267,7 @@ async def test_coalescing_follows_the_rate(mock_clock: trio.testing.MockClock, t
         received = [leg.received() for leg in legs]
     assert states == ([False, True, True, False] if tick_seconds else [False] * 4)
     assert (flat.statistics().ticks > 0) == bool(tick_seconds)
-    assert b"".join(received) == EVENT * sum(round(0.2 * rate) for rate in rates)
+    assert b"".join(received) == EVENT * sum(round(0.06 * rate) for rate in rates)
 
 
 async def test_coalescing_ends_when_nothing_comes(mock_clock: trio.testing.MockClock) -> None:
