@@ -260,7 +260,7 @@ async def test_coalescing_follows_the_rate(mock_clock: trio.testing.MockClock, t
     states: list[bool] = []
     between = (COALESCE_ABOVE + COALESCE_BELOW) / 2
     rates = [between, COALESCE_ABOVE * 1.5, between, COALESCE_BELOW * 0.5]
-    async with open_legs(flat, 10) as legs:
+    async with open_legs(flat, 40) as legs:
         for rate in rates:
             await play_rate(legs, mock_clock, rate)
             states.append(flat.statistics().is_coalescing)
@@ -273,7 +273,7 @@ async def test_coalescing_follows_the_rate(mock_clock: trio.testing.MockClock, t
 async def test_coalescing_ends_when_nothing_comes(mock_clock: trio.testing.MockClock) -> None:
     """After a burst the relay does not go on ticking: it waits for a wake-up."""
     flat = FlatRelay(tick_seconds=0.001)
-    async with open_legs(flat, 10) as legs:
+    async with open_legs(flat, 40) as legs:
         await play_rate(legs, mock_clock, 2 * COALESCE_ABOVE)
         assert flat.statistics().is_coalescing
         for _ in range(60):
