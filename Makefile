@@ -46,7 +46,7 @@ test-all:  ## the tests on every supported Python that is installed
 	done; \
 	if [ -n "$$missing" ]; then echo "not installed, so not tested: Python$$missing"; fi
 
-bench: $(VENV)/.runtime  ## cgw beside the peers that are installed, under 10 minutes (BENCH_ARGS="--scenario steady")
+bench: $(VENV)/.dev  ## cgw beside the peers that are installed, under 10 minutes (BENCH_ARGS="--scenario steady")
 	@$(BIN)/python -m benchmarks run $(BENCH_ARGS)
 
 lock: $(VENV)/.dev  ## write both lock files anew from pyproject.toml (UPGRADE=--upgrade takes newer versions)

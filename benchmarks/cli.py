@@ -212,6 +212,17 @@ def report(results_file: Path, output: Path | None) -> int:
 
 @cli.command(epilog=EPILOG)
 @click.argument("results_file", type=RESULTS_FILE)
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), required=True)
+def plot(results_file: Path, output: Path) -> int:
+    """Write the plot of CPU per event against streams as an SVG file."""
+    from benchmarks.report import render_cpu_plot
+
+    output.write_text(render_cpu_plot(Results.read(results_file)), encoding="utf-8")
+    return 0
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("results_file", type=RESULTS_FILE)
 def show(results_file: Path) -> int:
     """Print the tables of a results file again."""
     from benchmarks.terminal import print_results

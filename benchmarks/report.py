@@ -236,7 +236,34 @@ def _legend(series: Sequence[Series]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
+def render_cpu_plot(results: Results) -> str:
+    """CPU per event against streams as an SVG file of its own, for a page that has no style sheet, as a README."""
+    chart, series = _chart_cpu(results)
+    for subject in results.subjects:
+        chart = chart.replace(_colour(results, subject), _colours(results, subject)[0])
+    names = ""
+    for index, line in enumerate(series):
+        colour = _colours(results, line.name)[0]
+        names += f'<text x="{76 + 92 * index}" y="330" style="fill:{colour}">● {escape(line.name)}</text>'
+    style = (
+        "<style>rect.page { fill: #ffffff } text { fill: #59636e; font: 12px system-ui, sans-serif } "
+        ".grid { stroke: #d8dde3 } .line { fill: none; stroke-width: 2.2 }</style>"
+    )
+    head, _, body = chart.partition(">")
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ').replace("0 0 560 320", "0 0 560 340")
+    return (
+        f'{head}>\n{style}<rect class="page" width="560" height="340"/>{body.removesuffix("</svg>")}{names}\n</svg>\n'
+    )
+
+
 def _plot_cpu(results: Results) -> str:
+    chart, series = _chart_cpu(results)
+    if not series:
+        return ""
+    return _figure("CPU per event", "microseconds of one core; lower is better", chart, _legend(series))
+
+
+def _chart_cpu(results: Results) -> tuple[str, list[Series]]:
     cases = [case for scenario, case in results.cases if scenario == "steady"]
     streams = {case: float(next(results.select("steady", case)).parameters["streams"]) for case in cases}
     series = []
@@ -246,12 +273,11 @@ def _plot_cpu(results: Results) -> str:
         if points:
             series.append(Series(subject, _colour(results, subject), points))
     if not series:
-        return ""
+        return "", []
     values = [value for line in series for _, value in line.points]
     x = Axis.categories("streams of 50 events/s each", list(streams.values()))
     y = Axis.logarithmic("CPU µs per event", min(values), max(values))
-    chart = line_chart("CPU per event against streams", x, y, series)
-    return _figure("CPU per event", "microseconds of one core; lower is better", chart, _legend(series))
+    return line_chart("CPU per event against streams", x, y, series), series
 
 
 def _plot_latency(results: Results) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks.charts import log_ticks, nice_ticks
 from benchmarks.compare import compare_results, print_changes
 from benchmarks.goals import check_goals
-from benchmarks.report import render_report
+from benchmarks.report import render_cpu_plot, render_report
 from benchmarks.results import Distribution, Metrics, Results, ResultsError
 
 STEADY = {"streams": 200, "rate": 50}
@@ -192,6 +192,20 @@ def test_the_report_is_one_well_formed_page(make_results: Make, spread: Spread) 
     assert len(svgs) == 5
     for svg in svgs:
         ElementTree.fromstring("<svg " + svg.partition("</svg>")[0] + "</svg>")
+
+
+def test_the_plot_stands_alone(make_results: Make) -> None:
+    """The plot for the README is one valid SVG, with each subject's name, and colours that need no style sheet."""
+    rows = [
+        ("steady", {"streams": count, "rate": 50}, subject, cpu(used))
+        for subject, used in (("cgw", 30.0), ("go", 40.0))
+        for count in (1, 200)
+    ]
+    text = render_cpu_plot(make_results(rows))
+    plot = ElementTree.fromstring(text)
+    assert plot.tag == "{http://www.w3.org/2000/svg}svg"
+    assert {"● cgw", "● go"} <= {element.text for element in plot.iter("{http://www.w3.org/2000/svg}text")}
+    assert "var(--s" not in text
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(1, 1), (23.4, 913), (0.7, 250_000), (99, 101)])

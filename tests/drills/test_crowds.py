@@ -24,8 +24,8 @@ CROWD = 1_000
 DESCRIPTORS_PER_STREAM = 4  # both ends of both connections are this process's
 
 SEQUENCE = 10_000
-SEQUENCE_SECONDS = 8.0
-"""The sequence ends after so long, however many streams it came to."""
+SEQUENCE_SECONDS = 90.0
+"""How long the sequence may take on the slowest machine."""
 
 GROWTH_BYTES = 1024 * 1024
 GROWTH_BLOCKS = 1_500
@@ -107,6 +107,6 @@ async def test_ten_thousand_streams_after_one_another() -> None:
         assert gateway.pool.statistics().opened == 1
         assert flat.statistics().events > done / 2
     flat.close()
-    assert done >= 1_000
+    assert done == SEQUENCE
     assert grown_bytes < GROWTH_BYTES
     assert grown_blocks < GROWTH_BLOCKS
