@@ -38,10 +38,10 @@ MAX_EVENTS = 128
 EVENTS_PER_LOCK = 16
 """Sockets that are carried before a task may take a stream out: what it may have to wait for, some 300 µs."""
 
-COALESCE_ABOVE = 14_000.0
+COALESCE_ABOVE = 5_000.0
 """Events per second above which the relay drains on a tick instead of at each wake-up."""
 
-COALESCE_BELOW = 11_000.0
+COALESCE_BELOW = 3_500.0
 """Events per second below which it goes back to wake-ups."""
 
 RATE_WINDOW_SECONDS = 0.02
