@@ -309,7 +309,10 @@ static int64_t arrivals(int64_t now) {
     if (arrivals_over) return NEVER;
     if (!options.rate) {
         for (; smooth_started < options.slots; smooth_started++) {
-            int64_t due = began + options.ramp_ms * MILLISECOND * smooth_started / options.slots;
+            /* Somewhere in its own part of the ramp (the golden ratio's sequence): starts at even distances would
+             * make many streams' events fall on the same instants. */
+            double place = smooth_started + (uint32_t)(smooth_started * 2654435769u) / 4294967296.0;
+            int64_t due = began + (int64_t)(options.ramp_ms * MILLISECOND * place / options.slots);
             if (due > now) return due;
             arrive(due);
         }

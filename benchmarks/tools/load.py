@@ -347,11 +347,10 @@ class Load:
         """Start what is due; returns when the next one is."""
         options = self.options
         while not self.is_over and (options.rate or self.arrived < options.slots):
-            offset = (
-                self.arrived * 1e9 / options.rate
-                if options.rate
-                else options.ramp_ms * MS * self.arrived / options.slots
-            )
+            # Somewhere in its own part of the ramp (the golden ratio's sequence): starts at even distances would make
+            # many streams' events fall on the same instants.
+            place = self.arrived + (self.arrived * 2654435769 % 2**32) / 2**32
+            offset = self.arrived * 1e9 / options.rate if options.rate else options.ramp_ms * MS * place / options.slots
             due = self.began + int(offset)
             if due > now:
                 return due
