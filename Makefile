@@ -4,7 +4,7 @@ PYTHON ?= $(shell .ci/find-python)
 DEMO_ARGS ?=
 TEST_ARGS ?=
 RUN_ARGS ?=
-BENCH_ARGS ?=
+BENCH_ARGS ?= --rounds 2 --scenario steady,throughput,requests,first-byte,idle,cancel
 SUPPORTED = 3.11 3.12 3.13
 
 BIN = $(VENV)/bin
@@ -46,7 +46,7 @@ test-all:  ## the tests on every supported Python that is installed
 	done; \
 	if [ -n "$$missing" ]; then echo "not installed, so not tested: Python$$missing"; fi
 
-bench: $(VENV)/.dev  ## cgw beside the peers that are installed, under 10 minutes (BENCH_ARGS="--scenario steady")
+bench: $(VENV)/.dev  ## cgw beside the peers that are installed, under 10 minutes (BENCH_ARGS="--profile full")
 	@$(BIN)/python -m benchmarks run $(BENCH_ARGS)
 
 lock: $(VENV)/.dev  ## write both lock files anew from pyproject.toml (UPGRADE=--upgrade takes newer versions)
