@@ -20,7 +20,7 @@ class Phase(enum.Enum):
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.RECEIVING: frozenset([Phase.PREPARING, Phase.DONE]),
     Phase.PREPARING: frozenset([Phase.ADMITTING, Phase.DONE]),
-    Phase.ADMITTING: frozenset([Phase.OPENING, Phase.RECORDING, Phase.DONE]),
+    Phase.ADMITTING: frozenset([Phase.OPENING, Phase.DONE]),
     Phase.OPENING: frozenset([Phase.RELAYING, Phase.RECORDING]),
     Phase.RELAYING: frozenset([Phase.RECORDING]),
     Phase.RECORDING: frozenset([Phase.DONE]),
