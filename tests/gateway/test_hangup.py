@@ -202,10 +202,11 @@ async def test_leaving_while_the_upstream_does_not_read(tmp_path: Path) -> None:
     """A client that leaves while its large prompt is stuck on the way to the upstream closes that connection."""
     closed = trio.Event()
     connected = trio.Event()
+    left = trio.Event()
 
     async def never_read(stream: trio.SocketStream) -> None:
         connected.set()
-        await trio.sleep(0.2)
+        await left.wait()
         try:
             while await stream.receive_some(65536):
                 pass
@@ -220,6 +221,7 @@ async def test_leaving_while_the_upstream_does_not_read(tmp_path: Path) -> None:
         with trio.fail_after(10):
             await connected.wait()
         connection.socket.close()
+        left.set()
         with trio.fail_after(5):
             await closed.wait()
         await wait_rest(gateway, task_count)
