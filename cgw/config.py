@@ -7,12 +7,13 @@ alone, counts as unset. ``load_settings`` reports all problems at once.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, fields, frozen
 
+from cgw.config_fields import Variable, group, setting
 from cgw.config_values import (
     API_URL,
     BOOLEAN,
@@ -22,8 +23,9 @@ from cgw.config_values import (
     PATH,
     REDIS_ENDPOINT,
     SECRET,
+    THRESHOLDS,
     VISIBLE_TEXT,
-    Kind,
+    WEBHOOK_URL,
     Secret,
     choice,
     duration,
@@ -32,10 +34,12 @@ from cgw.config_values import (
     size,
 )
 from cgw.errors import ConfigError
+from cgw.model import MAX_IN_FLIGHT
 
 __all__ = [
     "ActorSettings",
     "AnthropicSettings",
+    "LimitSettings",
     "LogSettings",
     "OpenAISettings",
     "Secret",
@@ -48,49 +52,12 @@ __all__ = [
     "load_settings",
 ]
 
-T = TypeVar("T")
-
 KIB = 1024
 MIB = 1024 * KIB
 MINUTE = 60.0
 HOUR = 60 * MINUTE
 
 BUILT_IN_MODELS = "the reference's list and today's models"
-
-
-@frozen
-class _Variable:
-    """How one field is written in the environment."""
-
-    name: str
-    kind: Kind[Any]
-    help: str
-    default_text: str | None
-
-
-def _setting(
-    name: str,
-    kind: Kind[T],
-    default: T | None,
-    help: str,
-    *,
-    factory: Callable[[], T] | None = None,
-    default_text: str | None = None,
-) -> T:
-    """A field of a settings class, read from the environment variable ``name``.
-
-    The return type is a white lie for type checkers (as with :func:`attrs.field`); a field whose default is
-    ``None`` is annotated ``| None``. ``factory`` makes the default when it is needed, instead of ``default``.
-    """
-    make_default: Callable[[], Any] = factory or (lambda: default)
-    variable = _Variable(name, kind, help, default_text)
-    made: T = field(factory=make_default, kw_only=True, metadata={"variable": variable})
-    return made
-
-
-def _group(settings_class: type[T]) -> T:
-    made: T = field(factory=settings_class, kw_only=True, metadata={"group": settings_class})
-    return made
 
 
 def _default_data_dir() -> Path:
@@ -103,50 +70,50 @@ def _default_data_dir() -> Path:
 class ServerSettings:
     """The port that clients connect to, and what a client may take of it."""
 
-    port: int = _setting(
+    port: int = setting(
         "PORT", integer(least=0, most=65535), 9992, "The port to listen on; 0 takes any free one, and logs which."
     )
-    host: str = _setting("CODY_GATEWAY_HOST", HOST, "127.0.0.1", "The address to listen on; 0.0.0.0 or :: is all.")
-    max_body_bytes: int = _setting(
+    host: str = setting("CODY_GATEWAY_HOST", HOST, "127.0.0.1", "The address to listen on; 0.0.0.0 or :: is all.")
+    max_body_bytes: int = setting(
         "CODY_GATEWAY_MAX_BODY_BYTES",
         size(least=KIB, most=1024 * MIB),
         32 * MIB,
         "The largest request body that is read; larger ones get 413.",
     )
-    max_head_bytes: int = _setting(
+    max_head_bytes: int = setting(
         "CODY_GATEWAY_MAX_HEAD_BYTES",
         size(least=KIB, most=MIB),
         64 * KIB,
         "The largest request line and headers together; larger ones get 431.",
     )
-    header_timeout_seconds: float = _setting(
+    header_timeout_seconds: float = setting(
         "CODY_GATEWAY_HEADER_TIMEOUT",
         duration(most=HOUR),
         10.0,
         "How long a request's head may take from its first byte; then 408.",
     )
-    body_timeout_seconds: float = _setting(
+    body_timeout_seconds: float = setting(
         "CODY_GATEWAY_BODY_TIMEOUT", duration(most=HOUR), 75.0, "How long a request's body may take; then 408."
     )
-    keep_alive_timeout_seconds: float = _setting(
+    keep_alive_timeout_seconds: float = setting(
         "CODY_GATEWAY_KEEP_ALIVE_TIMEOUT",
         duration(),
         75.0,
         "How long a connection may be idle between requests before it is closed.",
     )
-    drain_timeout_seconds: float = _setting(
+    drain_timeout_seconds: float = setting(
         "CODY_GATEWAY_DRAIN_TIMEOUT",
         duration(least=0),
         30.0,
         "How long open responses may go on after SIGTERM or SIGINT; then they are cut.",
     )
-    client_stall_timeout_seconds: float = _setting(
+    client_stall_timeout_seconds: float = setting(
         "CODY_GATEWAY_CLIENT_STALL_TIMEOUT",
         duration(),
         60.0,
         "How long a client may take nothing of its response before it is dropped.",
     )
-    diagnostics_secret: Secret | None = _setting(
+    diagnostics_secret: Secret | None = setting(
         "CODY_GATEWAY_DIAGNOSTICS_SECRET",
         SECRET,
         None,
@@ -158,43 +125,43 @@ class ServerSettings:
 class UpstreamSettings:
     """Connections to providers, and how long each phase of a request to one may take; 504 when it takes longer."""
 
-    ca_file: Path | None = _setting(
+    ca_file: Path | None = setting(
         "CODY_GATEWAY_UPSTREAM_CA_FILE",
         CA_FILE,
         None,
         "A file of CA certificates (PEM) that are trusted besides the system's.",
     )
-    connect_timeout_seconds: float = _setting(
+    connect_timeout_seconds: float = setting(
         "CODY_GATEWAY_UPSTREAM_CONNECT_TIMEOUT",
         duration(most=HOUR),
         5.0,
         "How long connecting may take: name look-up, TCP and TLS.",
     )
-    head_timeout_seconds: float = _setting(
+    head_timeout_seconds: float = setting(
         "CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT",
         duration(most=HOUR),
         60.0,
         "How long the response's head may take once the request is sent.",
     )
-    silence_timeout_seconds: float = _setting(
+    silence_timeout_seconds: float = setting(
         "CODY_GATEWAY_UPSTREAM_SILENCE_TIMEOUT",
         duration(most=HOUR),
         60.0,
         "How long the response's body may pause.",
     )
-    relay_tick_seconds: float = _setting(
+    relay_tick_seconds: float = setting(
         "CODY_GATEWAY_RELAY_TICK",
         duration(least=0, most=1),
         0.001,
         "Under load, the longest that an event of a stream may wait to be passed on with others; 0 is never.",
     )
-    request_timeout_seconds: float = _setting(
+    request_timeout_seconds: float = setting(
         "CODY_GATEWAY_REQUEST_TIMEOUT",
         duration(),
         10 * MINUTE,
         "How long a request may take in total, its streamed response included, unless X-Timeout-Ms says otherwise.",
     )
-    max_timeout_seconds: float = _setting(
+    max_timeout_seconds: float = setting(
         "CODY_GATEWAY_MAX_TIMEOUT", duration(), 10 * MINUTE, "The most that X-Timeout-Ms can ask for."
     )
 
@@ -203,27 +170,33 @@ class UpstreamSettings:
 class AnthropicSettings:
     """The provider ``anthropic``: it has routes when its access token is set."""
 
-    api_url: str = _setting(
+    api_url: str = setting(
         "CODY_GATEWAY_ANTHROPIC_API_URL",
         API_URL,
         "https://api.anthropic.com",
         "The base URL of Anthropic's API, without /v1.",
     )
-    access_token: Secret | None = _setting(
+    access_token: Secret | None = setting(
         "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN", SECRET, None, "The key for Anthropic's API; without it, no routes to it."
     )
-    allowed_models: tuple[str, ...] | None = _setting(
+    allowed_models: tuple[str, ...] | None = setting(
         "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",
         NAMES,
         None,
         "The models that may be used at all: names as Anthropic has them, separated by commas.",
         default_text=BUILT_IN_MODELS,
     )
-    max_tokens_to_sample: int = _setting(
+    max_tokens_to_sample: int = setting(
         "CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE",
         integer(least=1, most=10_000_000),
         4000,
         "The largest max_tokens that a request may ask for on the reference's routes; more gets 400.",
+    )
+    max_in_flight: int | None = setting(
+        "CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT",
+        integer(least=1, most=MAX_IN_FLIGHT),
+        None,
+        "How many requests may be under way to Anthropic at once, by all replicas together; unset is no bound.",
     )
 
 
@@ -231,24 +204,30 @@ class AnthropicSettings:
 class OpenAISettings:
     """The provider ``openai``: it has routes when its access token is set."""
 
-    api_url: str = _setting(
+    api_url: str = setting(
         "CODY_GATEWAY_OPENAI_API_URL", API_URL, "https://api.openai.com", "The base URL of OpenAI's API, without /v1."
     )
-    access_token: Secret | None = _setting(
+    access_token: Secret | None = setting(
         "CODY_GATEWAY_OPENAI_ACCESS_TOKEN", SECRET, None, "The key for OpenAI's API; without it, no routes to it."
     )
-    org_id: str | None = _setting(
+    org_id: str | None = setting(
         "CODY_GATEWAY_OPENAI_ORG_ID",
         VISIBLE_TEXT,
         None,
         "The organisation that OpenAI bills, as org-….",
     )
-    allowed_models: tuple[str, ...] | None = _setting(
+    allowed_models: tuple[str, ...] | None = setting(
         "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",
         NAMES,
         None,
         "The models that may be used at all: names as OpenAI has them, separated by commas.",
         default_text=BUILT_IN_MODELS,
+    )
+    max_in_flight: int | None = setting(
+        "CODY_GATEWAY_OPENAI_MAX_IN_FLIGHT",
+        integer(least=1, most=MAX_IN_FLIGHT),
+        None,
+        "How many requests may be under way to OpenAI at once, by all replicas together; unset is no bound.",
     )
 
 
@@ -256,25 +235,25 @@ class OpenAISettings:
 class ActorSettings:
     """Who may use the gateway."""
 
-    allow_anonymous: bool = _setting(
+    allow_anonymous: bool = setting(
         "CODY_GATEWAY_ALLOW_ANONYMOUS",
         BOOLEAN,
         False,
         "Whether requests without a token are served.",
     )
-    file: Path | None = _setting(
+    file: Path | None = setting(
         "CODY_GATEWAY_ACTORS_FILE",
         PATH,
         None,
         "A TOML file of actors and limits; `cgw token new` prints entries.",
     )
-    concurrency_percentage: int = _setting(
+    concurrency_percentage: int = setting(
         "CODY_GATEWAY_ACTOR_CONCURRENCY_LIMIT_PERCENTAGE",
         integer(least=0, most=100),
         50,
         "The short-term rate where an actor has none of its own: this share of its daily limit, at least 1.",
     )
-    concurrency_interval_ms: int = _setting(
+    concurrency_interval_ms: int = setting(
         "CODY_GATEWAY_ACTOR_CONCURRENCY_LIMIT_INTERVAL",
         duration_ms(least=0.001, most=24 * HOUR),
         10_000,
@@ -283,20 +262,63 @@ class ActorSettings:
 
 
 @frozen
+class LimitSettings:
+    """How limits are held, whoever asks."""
+
+    max_in_flight: int | None = setting(
+        "CODY_GATEWAY_ACTOR_MAX_IN_FLIGHT",
+        integer(least=1, most=MAX_IN_FLIGHT),
+        None,
+        "How many requests of one actor and feature may be under way at once, where the actor sets no bound itself.",
+    )
+    heartbeat_seconds: float = setting(
+        "CODY_GATEWAY_IN_FLIGHT_HEARTBEAT",
+        duration(least=0.1, most=HOUR),
+        10.0,
+        "How often requests under way are confirmed; those of a gateway that died stop counting after three.",
+    )
+    when_redis_down: str = setting(
+        "CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN",
+        choice("local", "open", "closed"),
+        "local",
+        "While Redis is away: local counts in this process, open lets all through, closed refuses all with 503.",
+    )
+    slack_webhook_url: Secret | None = setting(
+        "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL",
+        WEBHOOK_URL,
+        None,
+        "Where Slack is told of actors that have used up much of a quota; without it, the log is.",
+    )
+    notify_thresholds: tuple[int, ...] = setting(
+        "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_THRESHOLDS",
+        THRESHOLDS,
+        (90, 95, 100),
+        "At which percentages of a quota: product subscriptions and static actors, each once per interval; or off.",
+    )
+    dotcom_api_url: str = setting(
+        "CODY_GATEWAY_DOTCOM_API_URL",
+        API_URL,
+        "https://sourcegraph.com/.api/graphql",
+        "The GraphQL API of Sourcegraph.com; its host is what notices link to.",
+    )
+
+
+@frozen
 class StoreSettings:
     """Where limits are counted and usage events are kept."""
 
-    redis_endpoint: Secret | None = _setting(
+    redis_endpoint: Secret | None = setting(
         "REDIS_ENDPOINT",
         REDIS_ENDPOINT,
         None,
-        "The Redis or Valkey server that counts limits: host:port or a redis://, rediss:// or unix:// URL.",
+        "The Redis or Valkey that counts limits: host:port or a URL (redis://, rediss://, unix://, redis+cluster://, "
+        "redis+sentinel://).",
         default_text="an embedded server of cgw's own",
     )
-    redis_timeout_seconds: float = _setting(
+    redis_timeout_seconds: float = setting(
         "CODY_GATEWAY_REDIS_TIMEOUT", duration(most=MINUTE), 0.1, "How long one call to Redis may take."
     )
-    data_dir: Path = _setting(
+    data_dir: Path = setting(
         "CODY_GATEWAY_DATA_DIR",
         PATH,
         None,
@@ -310,16 +332,16 @@ class StoreSettings:
 class LogSettings:
     """What cgw says while it runs, on standard error."""
 
-    level: str = _setting(
+    level: str = setting(
         "CODY_GATEWAY_LOG_LEVEL", choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "The least severe lines to log."
     )
-    format: str = _setting(
+    format: str = setting(
         "CODY_GATEWAY_LOG_FORMAT",
         choice("auto", "text", "json"),
         "auto",
         "text for people, json for machines; auto is text on a terminal and json elsewhere.",
     )
-    no_color: str | None = _setting(
+    no_color: str | None = setting(
         "NO_COLOR", VISIBLE_TEXT, None, "Set to anything, no colours are used on a terminal (no-color.org)."
     )
 
@@ -328,13 +350,14 @@ class LogSettings:
 class Settings:
     """Everything that can be set. ``Settings()`` has all defaults; ``warnings`` is what the operator should hear of."""
 
-    server: ServerSettings = _group(ServerSettings)
-    upstream: UpstreamSettings = _group(UpstreamSettings)
-    anthropic: AnthropicSettings = _group(AnthropicSettings)
-    openai: OpenAISettings = _group(OpenAISettings)
-    actors: ActorSettings = _group(ActorSettings)
-    store: StoreSettings = _group(StoreSettings)
-    logs: LogSettings = _group(LogSettings)
+    server: ServerSettings = group(ServerSettings)
+    upstream: UpstreamSettings = group(UpstreamSettings)
+    anthropic: AnthropicSettings = group(AnthropicSettings)
+    openai: OpenAISettings = group(OpenAISettings)
+    actors: ActorSettings = group(ActorSettings)
+    limits: LimitSettings = group(LimitSettings)
+    store: StoreSettings = group(StoreSettings)
+    logs: LogSettings = group(LogSettings)
     warnings: tuple[str, ...] = ()
 
 
@@ -377,16 +400,16 @@ def describe_settings(settings: Settings) -> list[SettingRow]:
     """One row for each setting, in the order of declaration. ``describe_settings(Settings())`` is the documentation."""
     rows = []
     for group_name, settings_class in _groups():
-        group, defaults = getattr(settings, group_name), settings_class()
+        values, defaults = getattr(settings, group_name), settings_class()
         for attribute, variable in _variables(settings_class):
-            value, default = getattr(group, attribute.name), getattr(defaults, attribute.name)
+            value, default = getattr(values, attribute.name), getattr(defaults, attribute.name)
             default_text = variable.default_text or _show(variable, default)
             value_text = default_text if value is None else _show(variable, value)
             rows.append(SettingRow(variable.name, value_text, default_text, variable.help, value == default))
     return rows
 
 
-def _show(variable: _Variable, value: object) -> str:
+def _show(variable: Variable, value: object) -> str:
     return "(not set)" if value is None else variable.kind.show(value)
 
 
@@ -396,7 +419,7 @@ def _groups() -> Iterator[tuple[str, type[Any]]]:
             yield attribute.name, attribute.metadata["group"]
 
 
-def _variables(settings_class: type[Any]) -> Iterator[tuple[Attribute[Any], _Variable]]:
+def _variables(settings_class: type[Any]) -> Iterator[tuple[Attribute[Any], Variable]]:
     for attribute in fields(settings_class):
         yield attribute, attribute.metadata["variable"]
 

@@ -189,6 +189,19 @@ NAMES: Kind[tuple[str, ...]] = Kind(_parse_names, ",".join)
 """A comma-separated list; blanks around names and repetitions don't count (the reference does not trim)."""
 
 
+def _parse_thresholds(text: str) -> tuple[int, ...]:
+    if text.casefold() == "off":
+        return ()
+    parts = [part.strip().removesuffix("%") for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,3}", part) and 1 <= int(part) <= 100 for part in parts):
+        raise ValueError(f"must be percentages from 1 to 100, separated by commas, or off, not {_quote(text)}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+THRESHOLDS: Kind[tuple[int, ...]] = Kind(_parse_thresholds, lambda values: ",".join(map(str, values)) or "off")
+"""Percentages in ascending order; ``off`` is none."""
+
+
 def _parse_host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.:_%-]+", text):
         raise ValueError(f"must be a host name or an IP address, without brackets or port, not {_quote(text)}")
@@ -236,6 +249,15 @@ def _parse_api_url(text: str) -> str:
 
 API_URL: Kind[str] = Kind(_parse_api_url)
 """An http(s) URL with a host, without a slash at its end."""
+
+
+def _parse_webhook_url(text: str) -> Secret:
+    parts = urlsplit(_split_url(text, ("https", "http")))
+    return Secret(text, f"{parts.scheme}://{parts.hostname}/{MASK}")
+
+
+WEBHOOK_URL: Kind[Secret] = Kind(_parse_webhook_url, str)
+"""An http(s) URL whose path is the secret; shown with its host alone."""
 
 _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 

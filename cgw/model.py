@@ -22,6 +22,14 @@ class Feature(enum.StrEnum):
     EMBEDDINGS = "embeddings"
 
 
+class LimitUnit(enum.StrEnum):
+    """What a quota counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    """Tokens in and out: an estimate is reserved, and what was really used is settled."""
+
+
 ANY_MODEL = "*"
 """The allowed-models entry that stands for the gateway's whole list, when it stands alone."""
 
@@ -30,9 +38,9 @@ ANY_MODEL = "*"
 class RateLimit:
     """What one actor may do with one feature.
 
-    ``limit`` requests per ``interval_ms`` milliseconds (the quota), and at most ``concurrent_requests`` per
-    ``concurrent_interval_ms`` (the short-term rate). ``allowed_models`` holds ``provider/model`` names, or is
-    exactly ``("*",)``.
+    ``limit`` times ``unit`` per ``interval_ms`` milliseconds (the quota), at most ``concurrent_requests`` requests per
+    ``concurrent_interval_ms`` (the short-term rate), and at most ``max_in_flight`` at once (``None``: what the
+    gateway's settings say). ``allowed_models`` holds ``provider/model`` names, or is exactly ``("*",)``.
     """
 
     limit: int
@@ -40,26 +48,43 @@ class RateLimit:
     allowed_models: tuple[str, ...]
     concurrent_requests: int
     concurrent_interval_ms: int
+    unit: LimitUnit = LimitUnit.REQUESTS
+    max_in_flight: int | None = None
 
+
+MAX_IN_FLIGHT = 1_000_000
+"""The most that a bound on requests in flight can be: each is an entry of a sorted set."""
 
 MAX_TOKEN_MS = 2**51
 """The largest ``limit × interval`` whose bucket stays exact in Redis's numbers (doubles, exact to 2**53)."""
 
 
 def rate_limit_problems(
-    limit: int, interval_ms: int, concurrent_requests: int, concurrent_interval_ms: int
+    limit: int,
+    interval_ms: int,
+    concurrent_requests: int,
+    concurrent_interval_ms: int,
+    max_in_flight: int | None = None,
 ) -> list[str]:
     """What is wrong with the numbers of a rate limit, a sentence for each; empty when it can be enforced.
 
-    Buckets count in requests × milliseconds. A bucket holds up to twice its size (an overdraft) and is compared
-    after one more claim, so ``limit × interval_ms`` must stay within :data:`MAX_TOKEN_MS` for exact arithmetic.
+    Buckets count in requests (or tokens) × milliseconds. A bucket holds up to twice its size (an overdraft) and is
+    compared after one more claim, so ``limit × interval_ms`` must stay within :data:`MAX_TOKEN_MS` for exact
+    arithmetic.
     """
     return [
         *_bucket_problems("limit", limit, "interval", interval_ms),
         *_bucket_problems(
             "concurrent_requests", concurrent_requests, "concurrent_requests_interval", concurrent_interval_ms
         ),
+        *_in_flight_problems(max_in_flight),
     ]
+
+
+def _in_flight_problems(max_in_flight: int | None) -> list[str]:
+    if max_in_flight is None or 1 <= max_in_flight <= MAX_IN_FLIGHT:
+        return []
+    return [f"max_in_flight must be from 1 to {MAX_IN_FLIGHT}, not {max_in_flight}"]
 
 
 def _bucket_problems(size_name: str, size: int, interval_name: str, interval_ms: int) -> list[str]:

@@ -238,4 +238,4 @@ def _prepared(request: UpstreamRequest, body: MessagesBody, model: str) -> Prepa
     count = sum(message.content.character_count for message in body.messages or ())
     if body.system is not None:
         count += body.system.character_count
-    return PreparedRequest(request, _PREFIX + model, is_stream, count, metadata)
+    return PreparedRequest(request, _PREFIX + model, is_stream, count, metadata, body.max_tokens)

@@ -29,7 +29,9 @@ class PreparedRequest:
     """A checked request, ready to be sent.
 
     ``model`` is ``provider/model`` after the dialect's rewrites. ``metadata`` holds what the dialect adds to the
-    usage event (``stream``, ``max_tokens``). ``prompt_character_count`` is the length of all prompt text.
+    usage event (``stream``, ``max_tokens``). ``prompt_character_count`` is the length of all prompt text,
+    ``max_completion_tokens`` the most that the answer may hold (all choices together), ``None`` where the request
+    does not say.
     """
 
     upstream: UpstreamRequest
@@ -37,6 +39,7 @@ class PreparedRequest:
     is_stream: bool
     prompt_character_count: int
     metadata: Mapping[str, Any]
+    max_completion_tokens: int | None = None
 
 
 class ErrorStyle(Protocol):

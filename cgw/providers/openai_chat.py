@@ -142,7 +142,7 @@ class OpenAIChat:
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
         request = self._endpoint.build_request(encode_object(outgoing), is_stream=parsed.stream is True)
-        return _prepared(request, parsed, outgoing["model"])
+        return _prepared(request, parsed, outgoing["model"], 1)
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
         """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
@@ -184,7 +184,7 @@ class OpenAISdkChat:
             query=query_of(head),
             headers=select_headers(head, _SDK_HEADERS),
         )
-        return _prepared(request, parsed, raw["model"])
+        return _prepared(request, parsed, raw["model"], parsed.n or 1)
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
         """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
@@ -201,7 +201,15 @@ def _check(body: ChatBody) -> None:
         raise Refusal(400, 'request body must contain "messages" field', param="messages")
 
 
-def _prepared(request: UpstreamRequest, body: ChatBody, model: str) -> PreparedRequest:
+def _prepared(request: UpstreamRequest, body: ChatBody, model: str, choices: int) -> PreparedRequest:
     is_stream = body.stream is True
     count = sum(message.content.character_count for message in body.messages or () if message.content is not None)
-    return PreparedRequest(request, _PREFIX + model, is_stream, count, {"stream": is_stream})
+    return PreparedRequest(
+        request, _PREFIX + model, is_stream, count, {"stream": is_stream}, _max_tokens(body, choices)
+    )
+
+
+def _max_tokens(body: ChatBody, choices: int) -> int | None:
+    """The newer field wins; nonsense (none, or less than none) is the provider's to refuse."""
+    most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    return None if most is None else max(0, most) * max(1, choices)
