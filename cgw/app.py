@@ -11,16 +11,18 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import trio
 from attrs import frozen
 
 from cgw import __version__
 from cgw.actors.anonymous import AnonymousSource
+from cgw.actors.refresh import Refresher
 from cgw.actors.source import Source, Sources
 from cgw.actors.static import load_static_actors
 from cgw.config import Secret, Settings
@@ -30,7 +32,9 @@ from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.spool import Spool, open_spool
 from cgw.gateway.engine import HotEngine, Routes
 from cgw.gateway.exchange import Services
-from cgw.limits.limiter import Limiter
+from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.notices import Notifier
+from cgw.limits.outage import WhenDown
 from cgw.observe.logs import open_logging
 from cgw.providers.dialect import Dialect
 from cgw.providers.error_styles import ReferenceErrors
@@ -38,7 +42,7 @@ from cgw.providers.models import ANTHROPIC_MODELS, OPENAI_MODELS
 from cgw.providers.registry import AnthropicProvider, OpenAIProvider, build_dialects
 from cgw.transport.client import ClientLimits
 from cgw.transport.flat_relay import FlatRelay
-from cgw.transport.redis_links import Redis, open_redis
+from cgw.transport.redis_links import Store, open_redis
 from cgw.transport.server import Server, open_listeners
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 
@@ -67,7 +71,7 @@ class Service:
     hot_engine: HotEngine
     control_engine: ControlEngine
     services: Services
-    redis: Redis
+    redis: Store
     spool_path: Path
 
     @property
@@ -118,9 +122,14 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.store.redis_timeout_seconds)
         )
-        service = build(Server(listeners), redis, spool)
+        webhook = await _open_webhook(stack, settings)
+        notifier = Notifier(webhook, settings.limits.dotcom_api_url)
+        service = build(Server(listeners), redis, notifier, spool)
         stack.callback(service.services.relay.close)
         async with trio.open_nursery() as service_nursery:
+            service_nursery.start_soon(notifier.run)
+            service_nursery.start_soon(service.services.limiter.run)
+            service_nursery.start_soon(service.services.refresher.run)
             service_nursery.start_soon(service.services.pool.run_reaper)
             service_nursery.start_soon(service.services.relay.run)
             service_nursery.start_soon(service.server.run, service.hot_engine.serve_connection)
@@ -140,14 +149,16 @@ def _assemble(
     sources: Sources,
     tls_context: ssl.SSLContext,
     server: Server,
-    redis: Redis,
+    redis: Store,
+    notifier: Notifier,
     spool: Spool,
 ) -> Service:
     """The service's parts, each knowing those that it needs; nothing runs yet."""
     limits = build_client_limits(settings)
     services = Services(
         sources=sources,
-        limiter=Limiter(redis),
+        refresher=Refresher(sources),
+        limiter=Limiter(redis, build_limiter_options(settings), on_notice=notifier.notify),
         pool=UpstreamPool(tls_context, build_deadlines(settings)),
         relay=FlatRelay(
             tick_seconds=settings.upstream.relay_tick_seconds,
@@ -167,15 +178,24 @@ def _assemble(
         errors=errors,
         version=__version__,
         diagnostics_secret=_reveal(settings.server.diagnostics_secret),
-        check_store=partial(_check, redis),
+        check_store=redis.check,
     )
     control_engine = ControlEngine(control_app, limits)
     hot_engine = HotEngine(services, routes, limits, errors=errors, hand_over=control_engine.serve_connection)
     return Service(settings, server, hot_engine, control_engine, services, redis, settings.store.data_dir / SPOOL_NAME)
 
 
-async def _check(redis: Redis) -> None:
-    await redis.execute_command("PING")
+async def _open_webhook(
+    stack: AsyncExitStack, settings: Settings
+) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
+    """What sends a notice to Slack; ``None`` where there is no webhook."""
+    url = settings.limits.slack_webhook_url
+    if url is None:
+        return None
+    from cgw.observe.slack import open_slack_webhook  # httpx is not needed without
+
+    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal()))
+    return webhook.post
 
 
 async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:
@@ -221,6 +241,19 @@ def build_client_limits(settings: Settings) -> ClientLimits:
         body_timeout_seconds=server.body_timeout_seconds,
         keep_alive_timeout_seconds=server.keep_alive_timeout_seconds,
         stall_timeout_seconds=server.client_stall_timeout_seconds,
+    )
+
+
+def build_limiter_options(settings: Settings) -> LimiterOptions:
+    """How limits are held, as the settings say."""
+    limits = settings.limits
+    bounds = {"anthropic": settings.anthropic.max_in_flight, "openai": settings.openai.max_in_flight}
+    return LimiterOptions(
+        when_down=cast(WhenDown, limits.when_redis_down),
+        max_in_flight=limits.max_in_flight,
+        provider_max_in_flight={provider: most for provider, most in bounds.items() if most is not None},
+        heartbeat_seconds=limits.heartbeat_seconds,
+        notify_thresholds=limits.notify_thresholds,
     )
 
 
@@ -280,6 +313,7 @@ def list_secrets(settings: Settings) -> list[str]:
         settings.openai.access_token,
         settings.server.diagnostics_secret,
         settings.store.redis_endpoint,
+        settings.limits.slack_webhook_url,
     )
     return [secret.reveal() for secret in secrets if secret is not None]
 

@@ -136,6 +136,13 @@ MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALL
         ("CODY_GATEWAY_HOST", "[::1]"),
         ("REDIS_ENDPOINT", "http://localhost:6379"),
         ("REDIS_ENDPOINT", "localhost"),
+        ("REDIS_ENDPOINT", "redis+cluster://"),
+        ("REDIS_ENDPOINT", "redis+cluster://a:1,,b:2"),
+        ("REDIS_ENDPOINT", "redis+cluster://a:70000"),
+        ("REDIS_ENDPOINT", "redis+sentinel://a:26379"),
+        ("REDIS_ENDPOINT", "redis+sentinel://a:26379/service/x"),
+        ("REDIS_ENDPOINT", "redis+proxy://a:1"),
+        ("REDIS_ENDPOINT", "unix+cluster://a:1"),
         ("CODY_GATEWAY_DATA_DIR", "~no-such-user/cgw"),
         ("CODY_GATEWAY_UPSTREAM_CA_FILE", "~no-such-user/ca.pem"),
     ],
@@ -152,6 +159,8 @@ def test_values_out_of_bounds_are_refused(name: str, text: str) -> None:
         ("CODY_GATEWAY_OPENAI_ACCESS_TOKEN", "CANARY key"),
         ("CODY_GATEWAY_OPENAI_API_URL", "https://user:CANARY@host/"),
         ("REDIS_ENDPOINT", "redis//:CANARY@host"),
+        ("REDIS_ENDPOINT", "redis+cluster://:CANARY@host:port"),
+        ("REDIS_ENDPOINT", "redis+sentinel://:CANARY@host:1?sentinel_password=CANARY"),
         ("PORT", "sk-ant-CANARY-0123456789abcdef"),
         ("CODY_GATEWAY_LOG_LEVEL", "sk-ant-CANARY-0123456789abcdef"),
     ],
@@ -189,6 +198,8 @@ def test_secrets_are_masked_wherever_settings_are_shown() -> None:
         ("[::1]:6379", "redis://[::1]:6379"),
         ("redis://host/2", "redis://host/2"),
         ("unix:///run/valkey.sock?db=1", "unix:///run/valkey.sock?db=1"),
+        ("redis+cluster://a:1,b,[::1]:3", "redis+cluster://a:1,b,[::1]:3"),
+        ("rediss+sentinel://u:p@a:26379,b:26379/my.service/1", "rediss+sentinel://u:p@a:26379,b:26379/my.service/1"),
     ],
 )
 def test_redis_is_named_by_address_or_url(text: str, url: str) -> None:
@@ -196,6 +207,15 @@ def test_redis_is_named_by_address_or_url(text: str, url: str) -> None:
     endpoint = load_settings({"REDIS_ENDPOINT": text}).store.redis_endpoint
     assert endpoint is not None
     assert endpoint.reveal() == url
+
+
+def test_password_of_a_cluster_or_sentinels_is_not_shown() -> None:
+    """The login and the query of an address of several servers are masked like those of one."""
+    address = "rediss+sentinel://user:CANARY@a:1,b:2/service/1?sentinel_password=CANARY"
+    settings = load_settings({"REDIS_ENDPOINT": address})
+    rows = {row.name: row for row in describe_settings(settings)}
+    assert rows["REDIS_ENDPOINT"].value == "rediss+sentinel://user:****@a:1,b:2/service/1?****"
+    assert "CANARY" not in repr(settings)
 
 
 def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:

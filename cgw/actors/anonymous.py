@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cgw.actors.actors_file import default_unit
 from cgw.actors.concurrency import DAY_MS, derive_concurrent_requests
 from cgw.actors.source import NotFromSource
 from cgw.model import Actor, Feature, RateLimit
@@ -32,7 +33,7 @@ class AnonymousSource:
             concurrent_requests = derive_concurrent_requests(limit, DAY_MS, percentage, interval_ms)
             if feature is Feature.EMBEDDINGS:
                 concurrent_requests = _EMBEDDINGS_CONCURRENT_REQUESTS
-            limits[feature] = RateLimit(limit, DAY_MS, models, concurrent_requests, interval_ms)
+            limits[feature] = RateLimit(limit, DAY_MS, models, concurrent_requests, interval_ms, default_unit(feature))
         self._actor = Actor(
             id="anonymous", name="anonymous", source=self.name, access_enabled=is_allowed, rate_limits=limits
         )

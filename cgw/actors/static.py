@@ -1,51 +1,48 @@
-"""The source of actors from a TOML file: whoever runs cgw alone writes its actors there.
-
-.. code-block:: toml
-
-    [[actor]]
-    id = "acme"                        # the pool that limits count on
-    name = "Acme Inc."                 # for people; the id where it is left out
-    token_sha256 = ["<64 hex>"]        # SHA-256 of each token that may be presented
-    access_enabled = true              # the default; false gives 403
-    [actor.limits.chat_completions]    # also code_completions, embeddings
-    limit = 100
-    interval = "24h"
-    allowed_models = ["*"]             # the default; or provider/model names
-    concurrent_requests = 50           # optional, with its interval: the short-term rate
-    concurrent_requests_interval = "10s"
-"""
+"""The source of actors from a TOML file, which is read anew when it changes (see :mod:`cgw.actors.actors_file`)."""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from attrs import define, field
+import trio
 
-from cgw.actors.concurrency import derive_concurrent_requests
+from cgw.actors.actors_file import SOURCE_NAME, ActorsFile, FileVersion
 from cgw.actors.source import NotFromSource
-from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, NAME_RULE, hash_token, is_valid_name
-from cgw.actors.toml_table import TableReader
-from cgw.config_values import parse_duration
+from cgw.actors.tokens import hash_token
 from cgw.errors import ConfigError
-from cgw.model import ANY_MODEL, Actor, Feature, RateLimit, rate_limit_problems
+from cgw.model import Actor
 
-SOURCE_NAME = "static"
+T = TypeVar("T")
 
-_MODEL = re.compile(r"[^\s/*]+/[^\s*]+")
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+COOLDOWN_SECONDS = 5.0
+
+logger = logging.getLogger("cgw.actors")
 
 
 class StaticSource:
-    """Knows the tokens whose hashes its file lists."""
+    """Knows the tokens whose hashes its file lists. It is an :class:`~cgw.actors.source.Updater`."""
 
     name = SOURCE_NAME
+    cooldown_seconds = COOLDOWN_SECONDS
 
-    def __init__(self, actors_by_hash: Mapping[str, Actor]) -> None:
-        """``actors_by_hash`` has the tokens' SHA-256 in lower-case hex as keys."""
+    def __init__(
+        self, actors_by_hash: Mapping[str, Actor], file: ActorsFile | None = None, version: FileVersion | None = None
+    ) -> None:
+        """``actors_by_hash`` has the tokens' SHA-256 in lower-case hex as keys; it is ``version`` of ``file``.
+
+        Without ``file`` the actors never change.
+        """
         self._actors_by_hash = dict(actors_by_hash)
+        self._file = file
+        self._version = version
+        self._error: ConfigError | None = None
+        self._updating = trio.Lock()
+        # A thread that hangs on its disk is left behind; the next one waits for it, so there is never more than one.
+        self._thread_limiter = trio.CapacityLimiter(1)
 
     async def get(self, token: str) -> Actor:
         """The actor of ``token``; :exc:`~cgw.actors.source.NotFromSource` where the file does not list it.
@@ -63,163 +60,40 @@ class StaticSource:
         """All actors of the file, in its order."""
         return tuple({actor.id: actor for actor in self._actors_by_hash.values()}.values())
 
+    async def update(self, actor: Actor) -> None:
+        """Read the file anew if it has changed since it was read last; the whole table changes at once, or not.
+
+        Raises :exc:`~cgw.errors.ConfigError` with every problem (as :func:`load_static_actors`) while the file is
+        wrong or missing; what was read before stays in force. A wrong file is parsed once, however often it is
+        asked for. Cancel-safe: nothing changes then. ``actor`` does not matter, as the file has them all.
+        """
+        file = self._file
+        if file is None:
+            await trio.lowlevel.checkpoint()
+            return
+        async with self._updating:
+            if await self._run_blocking(file.get_version) == self._version:
+                if self._error is not None:
+                    raise ConfigError(self._error.problems)
+                return
+            version, content = await self._run_blocking(file.read)
+            try:
+                actors_by_hash = await self._run_blocking(partial(file.parse, content))
+            except ConfigError as error:
+                self._version, self._error = version, error
+                raise
+            self._version, self._error, self._actors_by_hash = version, None, actors_by_hash
+        logger.info("the actors are read anew from %s: %d", file.path, len(self.actors))
+
+    async def _run_blocking(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._thread_limiter)
+
 
 def load_static_actors(path: Path, *, percentage: int, interval_ms: int) -> StaticSource:
-    """Read the actors file. ``percentage`` and ``interval_ms`` are the settings of the short-term rate.
+    """Read the actors file. ``percentage`` and ``interval_ms`` are the settings of the short-term rate. Blocks.
 
-    Raises :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the file's path and the key's
-    (``actors.toml: actor[0].limits.chat_completions.interval: …``; actors count from 0), or the line and column
-    of what is no TOML. No problem repeats a token or a hash.
+    Raises :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the file's path and the key's.
     """
-    try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: is not UTF-8 at byte {error.start}"]) from None
-    except ValueError as error:  # a TOMLDecodeError, or a number with thousands of digits
-        raise ConfigError([f"{path}: is no TOML: {error}"]) from None
-    reading = _Reading(percentage, interval_ms)
-    actors_by_hash = reading.read(TableReader(document, "", reading.problems))
-    if reading.problems:
-        raise ConfigError([f"{path}: {problem}" for problem in reading.problems])
-    return StaticSource(actors_by_hash)
-
-
-@define
-class _Reading:
-    """One pass over a file: what it found so far, to tell what comes twice."""
-
-    percentage: int
-    interval_ms: int
-    problems: list[str] = field(factory=list)
-    path_by_id: dict[str, str] = field(factory=dict)
-    path_by_hash: dict[str, str] = field(factory=dict)
-
-    def read(self, document: TableReader) -> dict[str, Actor]:
-        tables = document.take_tables("actor")
-        document.finish()
-        if tables is None:
-            self.problems.append("has no [[actor]]")
-        actors_by_hash = {}
-        for table in tables or ():
-            actor, hashes = self._read_actor(table)
-            actors_by_hash.update(dict.fromkeys(hashes, actor))
-        return actors_by_hash
-
-    def _read_actor(self, table: TableReader) -> tuple[Actor, list[str]]:
-        actor_id = self._read_id(table)
-        name = table.take("name", str) or ""
-        if not is_valid_name(name):
-            table.add_problem("name", NAME_RULE)
-        hashes = self._read_hashes(table)
-        access_enabled = table.take("access_enabled", bool)
-        limits = self._read_limits(table, is_required=access_enabled is not False)
-        table.finish()
-        actor = Actor(
-            id=actor_id,
-            name=name,
-            source=SOURCE_NAME,
-            access_enabled=access_enabled is not False,
-            rate_limits=limits,
-        )
-        return actor, hashes
-
-    def _read_id(self, table: TableReader) -> str:
-        actor_id = table.require("id", str)
-        if actor_id is None:
-            return ""
-        if not ACTOR_ID.fullmatch(actor_id):
-            table.add_problem("id", ACTOR_ID_RULE)
-        first = self.path_by_id.setdefault(actor_id, table.path_of("id"))
-        if first != table.path_of("id"):
-            table.add_problem("id", f"is the same as {first}; list all tokens of one actor in its token_sha256")
-        return actor_id
-
-    def _read_hashes(self, table: TableReader) -> list[str]:
-        hashes = []
-        values = table.take_strings("token_sha256", is_required=True)
-        if values == []:
-            table.add_problem("token_sha256", "must list at least one hash")
-        for index, value in enumerate(values or ()):
-            key = f"token_sha256[{index}]"
-            if not _SHA256.fullmatch(value):
-                table.add_problem(key, _explain_hash(value))
-                continue
-            first = self.path_by_hash.setdefault(value.lower(), table.path_of(key))
-            if first != table.path_of(key):
-                table.add_problem(key, f"is the same as {first}")
-            hashes.append(value.lower())
-        return hashes
-
-    def _read_limits(self, table: TableReader, *, is_required: bool) -> dict[Feature, RateLimit]:
-        limits_table = table.take_table("limits")
-        if limits_table is None or not limits_table.keys:
-            if is_required:
-                table.add_problem("limits", f"must have at least one of {', '.join(Feature)}")
-            return {}
-        limits = {}
-        for feature in Feature:
-            limit_table = limits_table.take_table(feature.value)
-            limit = None if limit_table is None else self._read_limit(limit_table)
-            if limit is not None:
-                limits[feature] = limit
-        limits_table.finish()
-        return limits
-
-    def _read_limit(self, table: TableReader) -> RateLimit | None:
-        limit = table.require("limit", int)
-        interval_ms = _read_interval(table, "interval", is_required=True)
-        models = _read_models(table)
-        concurrent_requests = table.take("concurrent_requests", int)
-        concurrent_interval_ms = _read_interval(table, "concurrent_requests_interval", is_required=False)
-        table.finish()
-        if limit is None or interval_ms is None:
-            return None
-        if concurrent_interval_ms is None:
-            concurrent_interval_ms = self.interval_ms
-        if concurrent_requests is None:
-            concurrent_requests = 1
-            if interval_ms > 0 and concurrent_interval_ms > 0:
-                concurrent_requests = derive_concurrent_requests(
-                    limit, interval_ms, self.percentage, concurrent_interval_ms
-                )
-        for problem in rate_limit_problems(limit, interval_ms, concurrent_requests, concurrent_interval_ms):
-            key, _, rest = problem.partition(" ")
-            table.add_problem(key, rest)
-        return RateLimit(limit, interval_ms, models, concurrent_requests, concurrent_interval_ms)
-
-
-def _read_interval(table: TableReader, key: str, *, is_required: bool) -> int | None:
-    text = table.require(key, str) if is_required else table.take(key, str)
-    if text is None:
-        return None
-    try:
-        return round(parse_duration(text) * 1000)
-    except ValueError as problem:
-        table.add_problem(key, str(problem))
-        return None
-
-
-def _read_models(table: TableReader) -> tuple[str, ...]:
-    models = table.take_strings("allowed_models")
-    if models is None or models == [ANY_MODEL]:
-        return (ANY_MODEL,)
-    if not models:
-        table.add_problem("allowed_models", 'must name at least one model, or be ["*"]')
-    for index, model in enumerate(models):
-        if model == ANY_MODEL:
-            table.add_problem(f"allowed_models[{index}]", '"*" must stand alone')
-        elif not _MODEL.fullmatch(model):
-            table.add_problem(f"allowed_models[{index}]", "must be provider/model, as anthropic/claude-3-opus-20240229")
-    return tuple(dict.fromkeys(models))
-
-
-def _explain_hash(value: str) -> str:
-    expected = "must be the SHA-256 of a token, 64 hex digits"
-    if re.fullmatch(r"[0-9a-fA-F]*", value):
-        return f"{expected}; it has {len(value)}"
-    if len(value) >= 16 and " " not in value and "<" not in value:
-        return f"{expected}; this looks like a token itself: put in what `printf %s TOKEN | sha256sum` prints"
-    return expected
+    file = ActorsFile(path, percentage, interval_ms)
+    version, content = file.read()
+    return StaticSource(file.parse(content), file, version)

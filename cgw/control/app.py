@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
-import logging
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -12,23 +12,22 @@ import trio
 from attrs import field, frozen
 
 from cgw.actors.authorization import check_access, extract_token
-from cgw.actors.source import AccessTokenDenied, NotFromSource
+from cgw.actors.refresh import RefreshFailed
+from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
 from cgw.control.adapter import AsgiClient, build_request_head
 from cgw.control.durations import format_duration
 from cgw.control.engine import Receive, Scope, Send
-from cgw.errors import Headers, Refusal, StoreUnavailable
+from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.engine import Routes
 from cgw.gateway.exchange import Services, run_exchange
-from cgw.model import Feature
+from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.transport.client import ClientLimits
 from cgw.wire.messages import RequestHead
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
-
-logger = logging.getLogger("cgw.control")
 
 
 @frozen
@@ -102,44 +101,73 @@ class ControlApp:
 
     async def _route(self, head: RequestHead, dialect: Dialect | None) -> Answer:
         path = head.path.decode("latin-1")
-        handlers: dict[str, Handler] = {
+        reads: dict[str, Handler] = {
             "/v1/limits": self._limits,
             "/-/healthz": self._healthz,
             "/-/__version": self._version,
         }
-        handler = handlers.get(path)
+        writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits}
         if dialect is not None:
             raise _wrong_method(head, ["POST"])
-        if handler is None:
+        if path in reads:
+            handler, methods = reads[path], ["GET", "HEAD"]
+        elif path in writes:
+            handler, methods = writes[path], ["POST"]
+        else:
             raise Refusal(404, f"there is no route {path!r}", code="not_found")
-        if head.method not in (b"GET", b"HEAD"):
-            raise _wrong_method(head, ["GET", "HEAD"])
+        if head.method.decode("latin-1") not in methods:
+            raise _wrong_method(head, methods)
         return await handler(head)
 
     async def _version(self, head: RequestHead) -> Answer:
         return Answer(200, TEXT, self.version.encode("utf-8"))
 
     async def _healthz(self, head: RequestHead) -> Answer:
+        """Whether requests are served; a second line says how, while Redis is away."""
         if self.diagnostics_secret is not None:
             token = extract_token(head.headers)
             if not hmac.compare_digest(
                 token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
             ):
                 return Answer(401, TEXT, b"")
+        limiter = self.services.limiter
         try:
             await self.check_store()
         except StoreUnavailable as error:
-            logger.error("healthz: %s", error)
-            return Answer(500, TEXT, b"healthz: err")
-        return Answer(200, TEXT, b"healthz: ok")
+            limiter.outage.failed(error)
+        detail = limiter.outage.describe()
+        if detail is None:
+            return Answer(200, TEXT, b"healthz: ok")
+        if limiter.serves_without_redis:
+            return Answer(200, TEXT, f"healthz: ok\n{detail}".encode())
+        return Answer(500, TEXT, f"healthz: err\n{detail}".encode())
 
-    async def _limits(self, head: RequestHead) -> Answer:
-        """What is left of each feature's quota, in the reference's shape, for features that have one."""
+    async def _find_actor(self, head: RequestHead) -> Actor:
         try:
             actor = await self.services.sources.get(extract_token(head.headers))
         except (NotFromSource, AccessTokenDenied) as error:
             raise Refusal(401, str(error)) from None
         check_access(actor, head.path.decode("latin-1"))
+        return actor
+
+    async def _refresh_limits(self, head: RequestHead) -> Answer:
+        """Fetch the actor anew from its source, so that changed limits act at once (the reference's §5)."""
+        actor = await self._find_actor(head)
+        try:
+            await self.services.refresher.refresh(actor)
+        except ActorRecentlyUpdated as error:
+            retry_after = (b"retry-after", b"%d" % math.ceil(error.retry_after_seconds))
+            raise Refusal(429, str(error), code="recently_updated", headers=[retry_after]) from None
+        except RefreshFailed as error:
+            raise Refusal(503, str(error), headers=[(b"retry-after", b"1")]) from None
+        except CgwError:
+            # What a source says of its trouble is for the log, where the refresher has put it.
+            raise Refusal(500, "the actor could not be refreshed: its source can't tell now") from None
+        return Answer(200, TEXT, b"")
+
+    async def _limits(self, head: RequestHead) -> Answer:
+        """What is left of each feature's quota, in the reference's shape, for features that have one."""
+        actor = await self._find_actor(head)
         try:
             states = await self.services.limiter.peek(actor)
         except StoreUnavailable:
@@ -155,6 +183,8 @@ class ControlApp:
                 "limit": rate_limit.limit,
                 "interval": format_duration(rate_limit.interval_ms),
                 "usage": state.usage,
+                "remaining": state.remaining,
+                "unit": rate_limit.unit.value,
                 "allowedModels": list(rate_limit.allowed_models),
             }
             if state.usage:

@@ -13,6 +13,7 @@ import trio
 from attrs import frozen
 
 from cgw.actors.authorization import check_access, extract_token
+from cgw.actors.refresh import Refresher
 from cgw.actors.source import AccessTokenDenied, NotFromSource, Sources
 from cgw.errors import (
     ClientGone,
@@ -34,9 +35,11 @@ from cgw.gateway.answer import (
     select_feature,
 )
 from cgw.gateway.journal import Journal
+from cgw.limits.admissions import Admission
 from cgw.limits.headers import build_limit_headers, build_limit_refusal
-from cgw.limits.limiter import Admission, Limiter
+from cgw.limits.limiter import Limiter
 from cgw.limits.states import LimitExceeded
+from cgw.limits.tokens import count_tokens, estimate_tokens
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.observe.exchanges import Outcome
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
@@ -61,6 +64,7 @@ class Services:
     """What exchanges share. Times in seconds; ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for."""
 
     sources: Sources
+    refresher: Refresher
     limiter: Limiter
     pool: UpstreamPool
     relay: FlatRelay
@@ -96,6 +100,7 @@ class Exchange:
         self._dialect = dialect
         self._client = client
         self._window = BodyWindowCollector()
+        self._used_tokens: int | None = None
         self.client_scope = trio.CancelScope()
         self.journal = Journal(client.head, client.peer)
 
@@ -142,14 +147,18 @@ class Exchange:
         feature = select_feature(head, self._dialect)
         timeout_seconds = read_timeout_seconds(head, services.timeout_seconds, services.max_timeout_seconds)
         body = await self._client.receive_body()
+        deadline = trio.current_time() + timeout_seconds
         exchange_nursery.start_soon(self._watch_client)
         self.journal.received(feature, body)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
         prepared = self._dialect.prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
         rate_limit = self._check_access_to_model(actor, feature, prepared)
         self.journal.prepared(prepared)
-        admission = await self._admit(actor, feature, rate_limit)
-        await self._forward(actor, feature, prepared, admission, timeout_seconds)
+        with trio.move_on_at(deadline) as deadline_scope:
+            admission = await self._admit(actor, feature, rate_limit, prepared)
+        if deadline_scope.cancelled_caught:
+            raise Refusal(504, "the request's time was over before its limits were checked")
+        await self._forward(actor, feature, prepared, admission, deadline)
 
     async def _authenticate(self) -> Actor:
         head, spool = self._client.head, self._services.spool
@@ -176,28 +185,36 @@ class Exchange:
         check_model(prepared.model, evaluate_allowed_models(rate_limit.allowed_models, self._dialect.models, provider))
         return rate_limit
 
-    async def _admit(self, actor: Actor, feature: Feature, rate_limit: RateLimit) -> Admission:
+    async def _admit(
+        self, actor: Actor, feature: Feature, rate_limit: RateLimit, prepared: PreparedRequest
+    ) -> Admission:
+        services = self._services
+        tokens = estimate_tokens(prepared.prompt_character_count, prepared.max_completion_tokens)
         try:
-            return await self._services.limiter.admit(actor, feature, rate_limit)
+            return await services.limiter.admit(
+                actor, feature, rate_limit, provider=self._dialect.provider, tokens=tokens
+            )
         except LimitExceeded as exceeded:
+            if exceeded.cause == "quota":
+                services.refresher.request(actor)  # its limits may have been raised meanwhile
             refusal = build_limit_refusal(exceeded, feature, self.journal.now())
             event = records.rate_limited(actor, feature, error=refusal.message, cause=exceeded.cause)
-            await self._record(self._services.spool, event)
+            await self._record(services.spool, event)
             raise refusal from None
-        except StoreUnavailable as error:
-            logger.warning("limits cannot be checked: %s", error)
+        except StoreUnavailable:
+            # Why is said by the limiter, once for all requests that it happens to.
             retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
             raise Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after]) from None
 
     async def _forward(
-        self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission, timeout_seconds: float
+        self, actor: Actor, feature: Feature, prepared: PreparedRequest, admission: Admission, deadline: float
     ) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
         outcome: RelayOutcome | None = None
         failure: Refusal | None = None
         try:
             try:
-                outcome = await self._relay_within(prepared, admission, timeout_seconds)
+                outcome = await self._relay_within(prepared, admission, deadline)
             except Refusal as refusal:
                 failure = refusal
                 self.journal.refused(refusal)
@@ -220,13 +237,13 @@ class Exchange:
             self._client.break_off()
 
     async def _relay_within(
-        self, prepared: PreparedRequest, admission: Admission, timeout_seconds: float
+        self, prepared: PreparedRequest, admission: Admission, deadline: float
     ) -> RelayOutcome | None:
         """The relay's outcome; ``None`` when the deadline passed after the answer had begun."""
         self.journal.move(Phase.OPENING)
-        with trio.move_on_after(timeout_seconds):  # the deadline scope
+        with trio.move_on_at(deadline):  # the deadline scope
             return await self._relay(prepared, admission)
-        self.journal.upstream_failed(Outcome.TIMEOUT, f"the exchange took longer than {timeout_seconds:g} seconds")
+        self.journal.upstream_failed(Outcome.TIMEOUT, "the exchange took longer than its time")
         if not self._client.is_response_started:
             raise self._timed_out()
         return None
@@ -279,6 +296,7 @@ class Exchange:
         usage = None
         if journal.upstream_head is not None:
             usage = self._dialect.read_usage(prepared, journal.upstream_head, body)
+            self._used_tokens = count_tokens(usage, body.total_bytes)
         event = journal.completions_finished(actor, feature, self._dialect.provider, prepared, usage)
         with trio.move_on_after(CONCLUDE_SECONDS, shield=True) as record_scope:
             await self._record(self._services.spool, event)
@@ -291,10 +309,7 @@ class Exchange:
             return
         self.journal.move(Phase.DONE)
         with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
-            try:
-                await self._services.limiter.settle(admission, is_charged=self.journal.is_charged)
-            except StoreUnavailable as error:
-                logger.warning("an admission could not be settled: %s", error)
+            await self._services.limiter.settle(admission, is_charged=self.journal.is_charged, tokens=self._used_tokens)
 
     async def _record(self, spool: Spool, event: UsageEvent) -> None:
         """Make ``event`` durable. If that fails, the log is the last resort, and serving goes on."""

@@ -1,15 +1,19 @@
 -- admit: claim from n limits at once, or change nothing.
 --
--- KEYS     [1] the reservation's record; [2..n+1] one key per limit, all different; all in one slot (hash tag)
--- ARGV     [1] reservation id; [2] ms to keep the record; then 4 per limit:
+-- KEYS     [1] the reservation's record; [2..n+1] one key per limit, all different; [n+2] where the notices of the first
+--          limit are noted, if ARGV[3] names thresholds; all in one slot (hash tag)
+-- ARGV     [1] reservation id; [2] ms to keep the record; [3] the percentages of the first limit that somebody is told
+--          of, as "90 95 100", or ""; then 4 per limit:
 --          kind (bucket | window | lease), limit, period in ms (lease: its length), cost (lease: 1)
--- Returns  {admitted 1|0, now in ms, then 4 per limit: remaining, ms until unused again,
---          ms until more is available (0: all is), ms to wait before trying again (0: this limit did not refuse;
---          -1: waiting is pointless)}
+-- Returns  {admitted 1|0, now in ms, threshold that was reached just now or 0, then 4 per limit: remaining, ms until
+--          unused again, ms until more is available (0: all is), ms to wait before trying again (0: this limit did not
+--          refuse; -1: waiting is pointless)}
 -- Guarantees
 --   All or nothing: a refusal consumes nothing of any limit. No limit is exceeded, whoever else calls.
 --   An admitted reservation id gets the same answer again, without consuming, while its record lives.
---   The order of the limits does not matter. Integers are exact (see state.lua).
+--   The order of the limits does not matter, but for the notices. Integers are exact (see state.lua).
+--   Each threshold is returned once per interval: here when the first limit refuses (it is used up), and by settle
+--   when what was charged reached it.
 
 local record = redis.call('GET', KEYS[1])
 if record then
@@ -62,7 +66,7 @@ end
 
 function check.lease(plan)
   local after_now = format('(%.0f', now)
-  plan.held = redis.call('ZCOUNT', plan.key, after_now, '+inf')
+  plan.held = read('ZCOUNT', plan.key, after_now, '+inf')
   plan.first_end = plan.period
   if plan.held > 0 then
     local first = redis.call('ZRANGEBYSCORE', plan.key, after_now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
@@ -89,8 +93,8 @@ function claim.lease(plan)
 end
 
 local plans, admitted = {}, true
-for i = 1, #KEYS - 1 do
-  local at = 4 * i - 1
+for i = 1, (#ARGV - 3) / 4 do
+  local at = 4 * i
   local plan = {
     kind = ARGV[at], key = KEYS[i + 1], wait = 0,
     limit = tonumber(ARGV[at + 1]), period = tonumber(ARGV[at + 2]), cost = tonumber(ARGV[at + 3]),
@@ -100,11 +104,11 @@ for i = 1, #KEYS - 1 do
   plans[i] = plan
 end
 
-local answer = {admitted and 1 or 0, now}
-local text = format('1 %.0f', now)
+local answer = {admitted and 1 or 0, now, 0}
+local text = format('1 %.0f 0', now)
 for i, plan in ipairs(plans) do
   local remaining, reset, more = measure[plan.kind](plan, admitted)
-  local at = 4 * i - 1
+  local at = 4 * i
   answer[at], answer[at + 1], answer[at + 2], answer[at + 3] = remaining, reset, more, plan.wait
   if admitted then
     text = format('%s %.0f %.0f %.0f %.0f', text, remaining, reset, more, plan.wait)
@@ -114,5 +118,10 @@ for i, plan in ipairs(plans) do
     save_bucket(plan.key, plan.bucket, now)
   end
 end
-if admitted then redis.call('SET', KEYS[1], text, 'PX', ARGV[2]) end
+if admitted then
+  redis.call('SET', KEYS[1], text, 'PX', ARGV[2])
+elseif ARGV[3] ~= '' and plans[1].wait > 0 then
+  local first = plans[1]
+  answer[3] = cross(KEYS[#KEYS], ARGV[3], first.limit, first.limit, first.period)
+end
 return answer

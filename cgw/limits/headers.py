@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 from cgw.errors import Headers, Refusal
 from cgw.limits.states import LimitExceeded, LimitState
-from cgw.model import Feature
+from cgw.model import Feature, LimitUnit
 
 LONGEST_WORTHWHILE_WAIT_MS = 120_000
 """Clients are told not to retry by themselves when they would have to wait longer, in ms."""
@@ -19,9 +19,9 @@ _LARGEST_STRUCTURED_INTEGER = 10**15 - 1
 def build_limit_headers(states: Sequence[LimitState]) -> Headers:
     """The rate-limit fields of an answer that was admitted: none without ``states``.
 
-    ``x-ratelimit-*`` speak of the quota. ``ratelimit-policy`` and ``ratelimit`` list all limits as in
-    draft-ietf-httpapi-ratelimit-headers-10: ``q`` requests per ``w`` seconds; ``r`` remaining, and more of them in
-    ``t`` seconds.
+    ``x-ratelimit-*`` speak of the quota. ``ratelimit-policy`` and ``ratelimit`` list the actor's limits as in
+    draft-ietf-httpapi-ratelimit-headers-10: ``q`` requests (or what ``qu`` says) per ``w`` seconds; ``r`` remaining,
+    and more of them in ``t`` seconds. How busy a provider is, is left out.
     """
     quota = next((state for state in states if state.name == "quota"), None)
     return _build_fields(states, quota)
@@ -53,9 +53,8 @@ def build_limit_refusal(exceeded: LimitExceeded, feature: Feature, now: datetime
 
 
 def _describe(exceeded: LimitExceeded, feature: Feature) -> str:
-    if exceeded.cause == "quota":
-        return f"you have exceeded the rate limit of {exceeded.refused.limit} requests."
-    return f'you have exceeded the concurrency limit of {exceeded.refused.limit} requests for "{feature}".'
+    where = "" if exceeded.cause in ("quota", "provider") else f' for "{feature}"'
+    return f"you have exceeded the {exceeded.refused.description}{where}."
 
 
 def _build_fields(states: Sequence[LimitState], shown: LimitState | None) -> Headers:
@@ -63,12 +62,25 @@ def _build_fields(states: Sequence[LimitState], shown: LimitState | None) -> Hea
     if shown is not None:
         fields.append((b"x-ratelimit-limit", b"%d" % shown.limit))
         fields.append((b"x-ratelimit-remaining", b"%d" % shown.remaining))
-    if states:
-        policies = [f'"{s.name}";q={_clip(s.limit)};w={_clip(_whole_seconds(s.window_ms))}' for s in states]
-        limits = [f'"{s.name}";r={_clip(s.remaining)};t={_clip(_whole_seconds(s.more_ms))}' for s in states]
+    own = [state for state in states if state.name != "provider"]
+    if own:
+        policies, limits = map(_build_policy, own), map(_build_limit, own)
         fields.append((b"ratelimit-policy", ", ".join(policies).encode("ascii")))
         fields.append((b"ratelimit", ", ".join(limits).encode("ascii")))
     return fields
+
+
+def _build_policy(state: LimitState) -> str:
+    text = f'"{state.name}";q={_clip(state.limit)}'
+    if state.name == "in_flight":
+        return f'{text};qu="concurrent-requests"'
+    unit = "" if state.unit is LimitUnit.REQUESTS else f';qu="{state.unit}"'
+    return f"{text}{unit};w={_clip(_whole_seconds(state.window_ms))}"
+
+
+def _build_limit(state: LimitState) -> str:
+    text = f'"{state.name}";r={_clip(state.remaining)}'
+    return text if state.name == "in_flight" else f"{text};t={_clip(_whole_seconds(state.more_ms))}"
 
 
 def _clip(value: int) -> int:

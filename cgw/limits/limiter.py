@@ -1,193 +1,265 @@
-"""Admitting and settling requests against the limits of their actor: one call to Redis each.
+"""Admitting and settling requests against their limits: one call to Redis each, whatever the number of limits.
 
-The counting happens in ``admit.lua`` and ``settle.lua``, atomically and by the server's clock; this module says
-what is claimed, and under which keys.
+The counting happens in the Lua of this room, atomically and by the server's clock; this module says what is claimed,
+what follows from the answers, and what happens while there are none.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from typing import Any, Literal
-from urllib.parse import quote
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.states import LimitExceeded, LimitName, LimitState
+from cgw.limits.admissions import Admission, Reservation
+from cgw.limits.backlog import Backlog
+from cgw.limits.claims import Claim, ClaimGroup, build_actor_group, build_provider_claim, group_claims
+from cgw.limits.fallback import Fallback
+from cgw.limits.notices import NOTIFIED_SOURCES, Notice
+from cgw.limits.outage import BrokenLimit, Outage, WhenDown
+from cgw.limits.plans import Plan
+from cgw.limits.scripts import PEEKED_PER_LIMIT, LimitScripts, build_exceeded, build_state, load_scripts
+from cgw.limits.states import LimitExceeded, LimitState
+from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, RateLimit
-from cgw.transport.redis_links import Redis, Script, ScriptCall
-
-RESERVATION_TTL_MS = 3_600_000
-"""How long a reservation can be settled, in ms: longer than any exchange. What is never settled stays charged."""
+from cgw.transport.redis_links import ScriptCall, Store
 
 CUT_OFF_SOURCES = frozenset({"dotcom-product-subscriptions", "dotcom-user"})
 """Sources whose abuse handling sets a limit of 1 to mean "cut off" (reference §5). Elsewhere 1 means 1."""
 
-LimitKind = Literal["bucket", "window", "lease"]
+HEARTBEATS_PER_LEASE = 3
+MAX_PLANS = 20_000
 
 
 @frozen
-class Claim:
-    """What one request asks of one limit: ``cost`` of ``limit`` per ``period_ms`` (of a lease: how long it is held)."""
+class LimiterOptions:
+    """How limits are held, besides what actors bring along.
 
-    name: LimitName
-    kind: LimitKind
-    key: str
-    limit: int
-    period_ms: int
-    cost: int = 1
-
-
-@frozen
-class Admission:
-    """A request that was let through: what it reserved, to be settled once, and how its limits stand."""
-
-    reservation_id: str
-    keys: tuple[str, ...]
-    claims: tuple[Claim, ...]
-    states: tuple[LimitState, ...]
-
-
-@frozen
-class LimitScripts:
-    """The Lua of this room."""
-
-    admit: Script
-    settle: Script
-    peek: Script
-
-
-def load_scripts() -> LimitScripts:
-    """The scripts as shipped in this package. Each is ``state.lua`` followed by its own file."""
-    room = files("cgw.limits")
-    state = room.joinpath("state.lua").read_text("utf-8")
-
-    def load(name: str) -> Script:
-        return Script.from_text(f"{state}\n{room.joinpath(name).read_text('utf-8')}")
-
-    return LimitScripts(load("admit.lua"), load("settle.lua"), load("peek.lua"))
-
-
-def build_key_prefix(actor: Actor) -> str:
-    """``cgw:{<source>:<actor id>}:``: one hash tag per actor, so that all limits of a call share a slot.
-
-    Characters with a meaning in keys (``{``, ``}``, ``:``) and all unusual ones are percent-encoded.
+    ``max_in_flight`` bounds actors that bring no bound; ``provider_max_in_flight`` bounds what is under way to a
+    provider, by all replicas together. ``notify_thresholds`` are percentages of a quota, in ascending order.
     """
-    return f"cgw:{{{quote(actor.source, safe='')}:{quote(actor.id, safe='')}}}:"
+
+    when_down: WhenDown = "local"
+    max_in_flight: int | None = None
+    provider_max_in_flight: Mapping[str, int] = field(factory=dict)
+    heartbeat_seconds: float = 10.0
+    notify_thresholds: tuple[int, ...] = ()
+
+    @property
+    def lease_ms(self) -> int:
+        """How long a place in flight is held without a heartbeat."""
+        return round(self.heartbeat_seconds * 1000) * HEARTBEATS_PER_LEASE
 
 
-def build_claims(prefix: str, feature: Feature, rate_limit: RateLimit) -> tuple[Claim, ...]:
-    """What one request of ``feature`` claims: a request of the quota and one of the short-term rate."""
-    return (
-        Claim("quota", "bucket", f"{prefix}{feature}:quota", rate_limit.limit, rate_limit.interval_ms),
-        Claim(
-            "concurrency",
-            "bucket",
-            f"{prefix}{feature}:rate",
-            rate_limit.concurrent_requests,
-            rate_limit.concurrent_interval_ms,
-        ),
-    )
+def _ignore(notice: Notice) -> None:
+    """Nobody is told."""
 
 
 class Limiter:
-    """The limits of all actors, counted in one Redis that every replica shares."""
+    """The limits of all actors, counted in one Redis that every replica shares.
 
-    def __init__(self, redis: Redis, *, scripts: LimitScripts | None = None) -> None:
+    :meth:`run` must run beside it: it keeps the leases of requests under way, and tells Redis what it missed.
+    ``on_notice`` must not block.
+    """
+
+    def __init__(
+        self,
+        redis: Store,
+        options: LimiterOptions | None = None,
+        *,
+        on_notice: Callable[[Notice], None] = _ignore,
+        scripts: LimitScripts | None = None,
+    ) -> None:
         self._redis = redis
+        self._options = options or LimiterOptions()
+        self._on_notice = on_notice
         self._scripts = scripts or load_scripts()
+        self._thresholds = " ".join(map(str, self._options.notify_thresholds))
+        self._plans: OrderedDict[tuple[str, str, Feature, str], Plan] = OrderedDict()
+        self.outage = Outage(self._options.when_down)
+        self._backlog = Backlog(redis, self._scripts, self.outage)
+        self._fallback = Fallback(self._options.when_down, self._backlog)
 
-    async def admit(self, actor: Actor, feature: Feature, rate_limit: RateLimit) -> Admission:
-        """Claim one request from the quota and the short-term rate of ``feature``, or from neither.
+    @property
+    def serves_without_redis(self) -> bool:
+        """Whether requests are admitted while Redis is away."""
+        return self._options.when_down != "closed"
 
-        Raises :exc:`LimitExceeded`, or :exc:`~cgw.errors.StoreUnavailable` when Redis gave no answer. Cancel-safe:
+    async def run(self) -> None:
+        """Keep up what is held, and tell Redis what it missed, until cancelled; then once more, for at most 1 s."""
+        options = self._options
+        await Upkeep(
+            self._redis,
+            self._scripts,
+            self._backlog,
+            self._fallback,
+            self.outage,
+            options.heartbeat_seconds,
+            options.lease_ms,
+        ).run()
+
+    async def admit(
+        self, actor: Actor, feature: Feature, rate_limit: RateLimit, *, provider: str = "", tokens: int = 1
+    ) -> Admission:
+        """Claim a request from all limits of ``feature`` and ``provider``, or from none.
+
+        ``tokens`` is the estimate that is reserved where tokens are counted. Raises :exc:`LimitExceeded`, or
+        :exc:`~cgw.errors.StoreUnavailable` when Redis gave no answer and requests are to be refused then. Cancel-safe:
         a reservation whose answer nobody waits for any more is given back.
         """
         if rate_limit.limit <= 1 and actor.source in CUT_OFF_SOURCES:
             raise _build_cut_off(rate_limit)
-        prefix = build_key_prefix(actor)
-        return await self.admit_claims(f"{prefix}reservation:", build_claims(prefix, feature, rate_limit))
+        plan = self._find_plan(actor, feature, rate_limit, provider)
+        plan.check_recent_refusal(tokens)
+        groups = plan.price(tokens)
+        try:
+            reservations = await self._claim(groups)
+        except LimitExceeded as exceeded:
+            plan.note_refusal(exceeded, tokens)
+            self._notify(actor, feature, exceeded.threshold, exceeded.states)
+            raise
+        except StoreUnavailable as error:
+            self.outage.failed(error)
+            return self._fallback.admit(actor, feature, plan, groups, error)
+        self.outage.succeeded()
+        plan.note_answer(reservations[0].answer)
+        for reservation in reservations:
+            self._fallback.hold(reservation)
+        return Admission(actor, feature, plan, reservations)
 
-    async def admit_claims(self, record_prefix: str, claims: tuple[Claim, ...]) -> Admission:
-        """Claim all of ``claims`` (their keys in one slot with ``record_prefix``), or nothing. As :meth:`admit`."""
-        reservation_id = secrets.token_hex(12)
-        keys = (record_prefix + reservation_id, *(claim.key for claim in claims))
-        arguments: list[str | int] = [reservation_id, RESERVATION_TTL_MS]
-        for claim in claims:
-            arguments += (claim.kind, claim.limit, claim.period_ms, claim.cost)
-        undo = self._build_settle(reservation_id, keys, claims, used=0)
-        answer = await self._run(ScriptCall(self._scripts.admit, keys, arguments), undo)
-        states = tuple(
-            LimitState(claim.name, claim.limit, answer[at], answer[at + 1], claim.period_ms, answer[at + 2])
-            for claim, at in zip(claims, range(2, len(answer), 4), strict=True)
-        )
-        if answer[0] != 1:
-            raise _build_exceeded(states, answer[5::4])
-        return Admission(reservation_id, keys, claims, states)
-
-    async def settle(self, admission: Admission, *, is_charged: bool) -> None:
+    async def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
         """Charge what ``admission`` reserved, or give it back. Only answers with status 2xx are charged.
 
-        The first call counts, further ones do nothing. Raises :exc:`~cgw.errors.StoreUnavailable`; the settlement
-        is then sent once more as soon as Redis is back (best effort, kept in memory).
+        ``tokens`` is what was really used where tokens are counted; ``None`` leaves it at what was reserved. The first
+        call counts, further ones do nothing. Raises nothing: what Redis does not take now it is told later (kept in
+        memory). Cancel-safe in the same way.
         """
-        used = 1 if is_charged else 0
-        call = self._build_settle(admission.reservation_id, admission.keys, admission.claims, used=used)
+        if admission.is_settled:
+            return
+        admission.is_settled = True
+        if not is_charged:
+            admission.plan.forget_refusal()
+        if admission.is_local:
+            self._fallback.settle(admission, is_charged=is_charged, tokens=tokens)
+            return
+        calls = []
+        for reservation in admission.reservations:
+            self._fallback.free(reservation)
+            calls.append(reservation.build_settle(self._scripts, is_charged=is_charged, tokens=tokens))
         try:
-            await self._run(call)
-        except StoreUnavailable:
-            self._redis.send_later(call)
-            raise
+            while calls:
+                threshold = await self._settle_one(calls[0])
+                del calls[0]
+                self._notify(admission.actor, admission.feature, threshold, admission.reservations[0].states)
+        finally:
+            for call in calls:
+                self._backlog.add_settlement(call)
 
     async def peek(self, actor: Actor) -> Mapping[Feature, LimitState]:
         """How the quotas of ``actor`` stand, by feature, in the order code, chat, embeddings; consumes nothing.
 
-        A feature without a limit is left out. Raises :exc:`~cgw.errors.StoreUnavailable`.
+        A feature without a limit is left out. While Redis is away, it is what this process knows, or
+        :exc:`~cgw.errors.StoreUnavailable`, by the same rule as for :meth:`admit`.
         """
-        prefix = build_key_prefix(actor)
-        claims = {
-            feature: build_claims(prefix, feature, actor.rate_limits[feature])[0]
+        quotas = {
+            feature: self._find_plan(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
             for feature in Feature
             if feature in actor.rate_limits
         }
-        if not claims:
+        if not quotas:
             return {}
-        arguments: list[str | int] = []
-        for claim in claims.values():
-            arguments += (claim.kind, claim.limit, claim.period_ms)
-        keys = [claim.key for claim in claims.values()]
-        answer = await self._run(ScriptCall(self._scripts.peek, keys, arguments))
+        answer = await self._peek(list(quotas.values()))
         return {
-            feature: LimitState(claim.name, claim.limit, answer[at], answer[at + 1], claim.period_ms, answer[at + 2])
-            for (feature, claim), at in zip(claims.items(), range(1, len(answer), 3), strict=True)
+            feature: build_state(claim, *answer[at : at + PEEKED_PER_LIMIT])
+            for (feature, claim), at in zip(quotas.items(), range(1, len(answer), PEEKED_PER_LIMIT), strict=True)
         }
 
-    def _build_settle(
-        self, reservation_id: str, keys: tuple[str, ...], claims: Sequence[Claim], *, used: int
-    ) -> ScriptCall:
-        arguments: list[str | int] = [reservation_id]
+    async def _peek(self, claims: Sequence[Claim]) -> Sequence[int]:
+        arguments: list[str | int] = []
         for claim in claims:
-            arguments += (claim.kind, claim.limit, claim.period_ms, claim.cost, used * claim.cost)
-        return ScriptCall(self._scripts.settle, keys, arguments)
+            arguments += (claim.kind, claim.limit, claim.period_ms)
+        try:
+            answer: Sequence[int] = await self._run(
+                ScriptCall(self._scripts.peek, [claim.key for claim in claims], arguments)
+            )
+        except StoreUnavailable as error:
+            self.outage.failed(error)
+            if self._options.when_down != "local":
+                raise
+            return self._fallback.peek(claims)
+        return answer
+
+    def _find_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> Plan:
+        key = (actor.source, actor.id, feature, provider)
+        plan = self._plans.get(key)
+        if plan is None or (plan.rate_limit is not rate_limit and plan.rate_limit != rate_limit):
+            plan = self._plans[key] = self._build_plan(actor, feature, rate_limit, provider)
+            if len(self._plans) > MAX_PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> Plan:
+        options, bounded = self._options, rate_limit
+        if rate_limit.max_in_flight is None:
+            bounded = evolve(rate_limit, max_in_flight=options.max_in_flight)
+        thresholds = self._thresholds if actor.source in NOTIFIED_SOURCES else ""
+        group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
+        most = options.provider_max_in_flight.get(provider)
+        claim = None if most is None else build_provider_claim(provider, most, options.lease_ms)
+        return Plan(rate_limit, group_claims(group, provider, claim, is_cluster=self._redis.is_cluster))
+
+    async def _claim(self, groups: Sequence[ClaimGroup]) -> tuple[Reservation, ...]:
+        """Claim all groups, or none: what the first ones gave is given back when a later one refuses."""
+        reservations: list[Reservation] = []
+        try:
+            for group in groups:
+                reservations += [await self._claim_group(group)]
+        except BaseException:
+            for reservation in reservations:
+                self._redis.send_later(reservation.build_settle(self._scripts, is_charged=False))
+            raise
+        return tuple(reservations)
+
+    async def _claim_group(self, group: ClaimGroup) -> Reservation:
+        asked = Reservation(group)
+        undo = asked.build_settle(self._scripts, is_charged=False)
+        answer = await self._run(asked.build_admit(self._scripts), undo)
+        if answer[0] != 1:
+            raise build_exceeded(group.claims, answer)
+        return Reservation(group, answer, asked.id)
+
+    async def _settle_one(self, call: ScriptCall) -> int:
+        """The threshold that was reached; 0 also where Redis did not take it, and will be told later or not at all."""
+        try:
+            _, threshold = await self._run(call)
+        except BrokenLimit as error:
+            self.outage.failed(error)
+            return 0
+        except StoreUnavailable as error:
+            self.outage.failed(error)
+            self._backlog.add_settlement(call)
+            return 0
+        self.outage.succeeded()
+        return int(threshold)
 
     async def _run(self, call: ScriptCall, undo: ScriptCall | None = None) -> Any:
         try:
             return await self._redis.run_script(call.script, call.keys, call.args, undo=undo)
         except ResponseError as error:
-            # Not an outage of the server, but of these limits: a key of another type under our name, say.
-            raise StoreUnavailable(f"the store can't count this limit: {error}") from error
+            raise BrokenLimit(f"a limit can't be counted: {error}") from error
+
+    def _notify(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
+        if threshold:
+            quota = states[0]
+            now = datetime.now(UTC)
+            self._on_notice(Notice(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
 
 
 def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:
-    state = LimitState("quota", rate_limit.limit, 0, rate_limit.interval_ms, rate_limit.interval_ms, 0)
+    interval_ms = rate_limit.interval_ms
+    state = LimitState("quota", rate_limit.limit, 0, interval_ms, interval_ms, 0, rate_limit.unit)
     return LimitExceeded(state, [state], None, is_cut_off=True)
-
-
-def _build_exceeded(states: Sequence[LimitState], waits: Sequence[int]) -> LimitExceeded:
-    """The limit to wait for longest speaks for all: −1 (for ever) before any time."""
-    worst = max(range(len(states)), key=lambda index: (waits[index] < 0, waits[index]))
-    retry_after_ms = waits[worst] if waits[worst] >= 0 else None
-    return LimitExceeded(states[worst], states, retry_after_ms)

@@ -22,7 +22,7 @@ function look.window(key, limit, period)
 end
 
 function look.lease(key, limit, period)
-  local held = redis.call('ZRANGEBYSCORE', key, format('(%.0f', now), '+inf', 'WITHSCORES')
+  local held = read('ZRANGEBYSCORE', key, format('(%.0f', now), '+inf', 'WITHSCORES')
   if #held == 0 then return limit, 0, 0 end
   return math.max(0, limit - #held / 2), tonumber(held[#held]) - now, tonumber(held[2]) - now
 end

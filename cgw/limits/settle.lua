@@ -1,8 +1,12 @@
 -- settle: put what was really used in place of what was reserved, once.
 --
--- KEYS     as given to admit: [1] the reservation's record; [2..n+1] one key per limit
--- ARGV     [1] reservation id; then 5 per limit: kind (bucket | window | lease), limit, period in ms, reserved, used
--- Returns  1 when it was settled now; 0 when it had been settled before, was never admitted, or its record expired
+-- KEYS     as given to admit: [1] the reservation's record; [2..n+1] one key per limit; [n+2] the notices' key, if
+--          ARGV[3] names thresholds
+-- ARGV     [1] reservation id; [2] 0, or, for what was admitted elsewhere while this server was away, ms to remember
+--          that it is settled; [3] thresholds as for admit; then 5 per limit:
+--          kind (bucket | window | lease), limit, period in ms, reserved, used
+-- Returns  {1 when it was settled now, 0 when it had been settled before, was never admitted, or its record expired;
+--          threshold that was reached just now or 0}
 -- Guarantees
 --   Once: a second call changes nothing. A lease is freed in any case.
 --   used < reserved gives the difference back, exactly, as far as there is debt. What time has given back already
@@ -12,38 +16,64 @@
 --   new numbers.
 
 local now = now_ms()
-local record = redis.call('GETDEL', KEYS[1])
-local admitted_at = record and tonumber(string.match(record, '^1 (%d+)'))
+local record, admitted_at, first_remaining
+if ARGV[2] == '0' then
+  record = redis.call('GETDEL', KEYS[1])
+  if record then
+    local at, remaining = string.match(record, '^1 (%d+) 0 (%d+)')
+    admitted_at, first_remaining = tonumber(at), tonumber(remaining)
+  end
+else
+  -- There is no record of it here, but must be one of its settlement.
+  record = redis.call('SET', KEYS[1], 'settled', 'PX', ARGV[2], 'NX')
+  admitted_at = now
+end
 
 local settle = {}
 
+-- Each settles one limit, and returns how much of it is used now.
 function settle.bucket(key, limit, period, difference)
   local bucket = load_bucket(key, now)
   if not bucket then
-    if difference < 0 then return end
+    if difference < 0 then return 0 end
     bucket = {debt = 0, limit = limit, period = period, empty_at = now}
   end
-  if difference < 0 and admitted_at < bucket.empty_at then return end
-  local most = 2 * bucket.limit * bucket.period
-  -- Compare in tokens first: the product of an absurd usage could leave the exact range.
-  local change = difference > 2 * bucket.limit and most or difference * bucket.period
-  bucket.debt = math.max(0, math.min(bucket.debt + change, most))
-  save_bucket(key, bucket, now)
+  if difference >= 0 or admitted_at >= bucket.empty_at then
+    local most = 2 * bucket.limit * bucket.period
+    -- Compare in tokens first: the product of an absurd usage could leave the exact range.
+    local change = difference > 2 * bucket.limit and most or difference * bucket.period
+    bucket.debt = math.max(0, math.min(bucket.debt + change, most))
+    save_bucket(key, bucket, now)
+  end
+  return math.ceil(bucket.debt / bucket.period)
 end
 
 function settle.window(key, limit, period, difference)
   local used, id = load_window(key, now, period)
-  if difference < 0 and math.floor(admitted_at / period) < id then return end
-  save_window(key, math.max(0, used + difference), id, now, period)
+  if difference >= 0 or math.floor(admitted_at / period) >= id then
+    used = math.max(0, used + difference)
+    save_window(key, used, id, now, period)
+  end
+  return used
 end
 
-for i = 1, #KEYS - 1 do
-  local at = 2 + (i - 1) * 5
-  local kind, difference = ARGV[at], tonumber(ARGV[at + 4]) - tonumber(ARGV[at + 3])
+local first_used
+for i = 1, (#ARGV - 3) / 5 do
+  local at = 5 * i - 1
+  local kind, limit, period = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local difference = tonumber(ARGV[at + 4]) - tonumber(ARGV[at + 3])
   if kind == 'lease' then
     redis.call('ZREM', KEYS[i + 1], ARGV[1])
   elseif record and difference ~= 0 then
-    settle[kind](KEYS[i + 1], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), difference)
+    local used = settle[kind](KEYS[i + 1], limit, period, difference)
+    if i == 1 then first_used = used end
+  elseif record and i == 1 and first_remaining then
+    first_used = limit - first_remaining -- as it stood when it was claimed: no need to look again
   end
 end
-return record and 1 or 0
+
+local threshold = 0
+if ARGV[3] ~= '' and first_used and tonumber(ARGV[8]) > 0 then
+  threshold = cross(KEYS[#KEYS], ARGV[3], first_used, tonumber(ARGV[5]), tonumber(ARGV[6]))
+end
+return {record and 1 or 0, threshold}

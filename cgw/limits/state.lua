@@ -8,6 +8,7 @@
 --            `empty_at` is when a claim last found no debt: time had paid off all claims before it.
 --   window   string "id used period": `limit` per aligned window of `period` ms; id = floor(now / period).
 --   lease    sorted set of reservation ids by the time their lease ends: at most `limit` at once.
+--   notice   string "percentage": beside a quota, the highest threshold that somebody was told of.
 -- Time is the server's own; a clock that steps back gives no refill and no fresh window.
 
 local SLACK_MS = 1000
@@ -18,12 +19,19 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- What `command` reads from `key`; a key of another type is an error that names it.
+local function read(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) == 'table' and reply.err then error('key ' .. key .. ' holds no limit: ' .. reply.err, 0) end
+  return reply
+end
+
 -- The bucket in `key` as of now, in the numbers it was written with; nil when it is absent (no debt).
 local function load_bucket(key, now)
-  local state = redis.call('GET', key)
+  local state = read('GET', key)
   if not state then return nil end
   local debt, at, limit, period, empty_at = string.match(state, '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
-  if not debt then error('key ' .. key .. ' holds no bucket') end
+  if not debt then error('key ' .. key .. ' holds no bucket', 0) end
   debt, limit = tonumber(debt), tonumber(limit)
   local elapsed = now - tonumber(at)
   if elapsed > 0 then
@@ -62,10 +70,10 @@ end
 -- used, id of the window it counts in
 local function load_window(key, now, period)
   local id = math.floor(now / period)
-  local state = redis.call('GET', key)
+  local state = read('GET', key)
   if not state then return 0, id end
   local old_id, used, old_period = string.match(state, '^(%d+) (%d+) (%d+)$')
-  if not old_id then error('key ' .. key .. ' holds no window') end
+  if not old_id then error('key ' .. key .. ' holds no window', 0) end
   old_id, used, old_period = tonumber(old_id), tonumber(used), tonumber(old_period)
   if old_period ~= period then return used, id end -- the length was changed: what was used counts on
   if old_id == id or old_id == id + 1 then return used, old_id end -- id + 1: the clock stepped back over an edge
@@ -79,4 +87,25 @@ local function save_window(key, used, id, now, period)
     redis.call('SET', key, format('%.0f %.0f %.0f', id, used, period),
       'PX', format('%.0f', (id + 1) * period - now + SLACK_MS))
   end
+end
+
+-- The highest of `thresholds` (percentages in a text) that `used` of `limit` has reached, if nobody was told of it yet;
+-- else 0. `key` keeps what was told, for `period` ms from the first of an interval on.
+local function cross(key, thresholds, used, limit, period)
+  local reached = 0
+  for text in string.gmatch(thresholds, '%d+') do
+    local threshold = tonumber(text)
+    -- Both quotients are the nearest doubles, so they are equal where the fractions are.
+    if threshold > reached and used / limit >= threshold / 100 then reached = threshold end
+  end
+  if reached == 0 then return 0 end
+  local told = read('GET', key)
+  if not told then
+    redis.call('SET', key, reached, 'PX', format('%.0f', period))
+  elseif reached > (tonumber(told) or 0) then
+    redis.call('SET', key, reached, 'KEEPTTL')
+  else
+    return 0
+  end
+  return reached
 end

@@ -8,20 +8,30 @@ from typing import Literal
 from attrs import frozen
 
 from cgw.errors import CgwError
+from cgw.model import LimitUnit
 
-LimitName = Literal["quota", "concurrency"]
-"""``quota``: requests per long interval. ``concurrency``: the short-term rate, under the reference's name."""
+LimitName = Literal["quota", "concurrency", "in_flight", "provider"]
+"""``quota``: requests or tokens per long interval. ``concurrency``: the short-term rate, under the reference's name.
+``in_flight``: requests of the actor and feature under way at once. ``provider``: requests of all actors under way to
+one provider."""
 
 LimitCause = LimitName
 """Which limit refused: the ``cause`` of a ``RateLimited`` event."""
+
+_DESCRIPTIONS = {
+    "quota": "rate limit of {limit} {unit}",
+    "concurrency": "concurrency limit of {limit} requests",
+    "in_flight": "limit of {limit} requests in flight",
+    "provider": "limit of {limit} requests in flight to the provider",
+}
 
 
 @frozen
 class LimitState:
     """One limit of one actor and feature at one moment, by the store's clock.
 
-    ``limit`` requests per ``window_ms`` milliseconds. ``reset_ms`` is the time until it would be unused again,
-    ``more_ms`` the time until at least one request more is available (0 when all are).
+    ``limit`` times ``unit`` per ``window_ms`` milliseconds (0: at once, whenever). ``reset_ms`` is the time until it
+    would be unused again, ``more_ms`` the time until at least one more is available (0 when all are).
     """
 
     name: LimitName
@@ -30,11 +40,17 @@ class LimitState:
     reset_ms: int
     window_ms: int
     more_ms: int
+    unit: LimitUnit = LimitUnit.REQUESTS
 
     @property
     def usage(self) -> int:
-        """Requests counted now; falls again as time passes."""
+        """What is counted now; falls again as time passes."""
         return self.limit - self.remaining
+
+    @property
+    def description(self) -> str:
+        """The limit and its size, for people: ``rate limit of 50 requests``."""
+        return _DESCRIPTIONS[self.name].format(limit=self.limit, unit=self.unit.value)
 
 
 class LimitExceeded(CgwError):
@@ -43,6 +59,7 @@ class LimitExceeded(CgwError):
     ``refused`` is the limit that keeps the caller waiting longest, ``cause`` its name, ``states`` all limits of
     the request. ``retry_after_ms`` is when the same request may be admitted, or ``None`` when waiting is pointless.
     ``is_cut_off``: the actor's source set a limit that means "no access" (see :data:`~.limiter.CUT_OFF_SOURCES`).
+    ``threshold`` is the percentage that somebody is to be told of because of this refusal, or 0.
     """
 
     def __init__(
@@ -52,11 +69,19 @@ class LimitExceeded(CgwError):
         retry_after_ms: int | None,
         *,
         is_cut_off: bool = False,
+        threshold: int = 0,
     ) -> None:
-        kind = "rate" if refused.name == "quota" else "concurrency"
-        super().__init__(f"{kind} limit of {refused.limit} requests exceeded")
+        super().__init__(f"{refused.description} exceeded")
         self.refused = refused
         self.cause: LimitCause = refused.name
         self.states = tuple(states)
         self.retry_after_ms = retry_after_ms
         self.is_cut_off = is_cut_off
+        self.threshold = threshold
+
+    def after(self, elapsed_ms: int) -> LimitExceeded:
+        """The same refusal, some time later."""
+        wait_ms = self.retry_after_ms
+        if wait_ms is not None:
+            wait_ms = max(1, wait_ms - elapsed_ms)
+        return LimitExceeded(self.refused, self.states, wait_ms, is_cut_off=self.is_cut_off)

@@ -1,9 +1,8 @@
-"""One connection to a Redis or Valkey server: where it is, and how to greet it."""
+"""One connection to a Redis or Valkey server: how to open and greet it."""
 
 from __future__ import annotations
 
 import os
-import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -11,39 +10,18 @@ from typing import Any
 
 import hiredis
 import trio
-from attrs import field, frozen
-from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
-from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
+from attrs import evolve, frozen
+from redis.exceptions import InvalidResponse, ResponseError
 
 from cgw.errors import StoreUnavailable
+from cgw.transport.redis_address import RedisAddress
+from cgw.transport.redis_replies import build_reply_error, get_server_text
 
 NEED_DATA = object()
 """What a reader gives when no reply is whole yet."""
 
-_UNAVAILABLE_CODES = frozenset(
-    {
-        "BUSY",
-        "CLUSTERDOWN",
-        "LOADING",
-        "MASTERDOWN",
-        "MISCONF",
-        "NOAUTH",
-        "NOPERM",
-        "NOREPLICAS",
-        "OOM",
-        "READONLY",
-        "TRYAGAIN",
-        "WRONGPASS",
-    }
-)
-# Redis 6.2 puts the code of an error inside a script behind a text of its own.
-_WRAPPED_CODE = re.compile(r"^ERR Error running script .*?-([A-Z]+) ")
 _NOT_READY_CODES = ("LOADING", "BUSY", "MASTERDOWN")
 _NOT_READY_PAUSE_SECONDS = 0.01
-
-
-class ServerReadOnly(StoreUnavailable):
-    """The server is a replica that takes no writes."""
 
 
 def pack_command(command: tuple[bytes | str | int | float, ...]) -> bytes:
@@ -53,96 +31,19 @@ def pack_command(command: tuple[bytes | str | int | float, ...]) -> bytes:
     return packed
 
 
-def build_reply_error(text: str) -> Exception:
-    """The exception for an error reply: :exc:`StoreUnavailable` when the server can't serve now."""
-    code = text.partition(" ")[0]
-    if code == "NOSCRIPT":
-        return NoScriptError(text)
-    wrapped = _WRAPPED_CODE.match(text) if code == "ERR" else None
-    if wrapped:
-        code = wrapped[1]
-    if code in _UNAVAILABLE_CODES:
-        kind = ServerReadOnly if code == "READONLY" else StoreUnavailable
-        return kind(f"Redis can't serve now: {text}")
-    return ResponseError(text)
-
-
-@frozen
-class RedisAddress:
-    """Where a server is and who we are there. ``path`` is set for a unix socket, ``host`` and ``port`` otherwise."""
-
-    host: str = "localhost"
-    port: int = 6379
-    path: str | None = None
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    database: int = 0
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
-
-    @property
-    def display_name(self) -> str:
-        """``host:port`` or the socket's path: what people may read."""
-        if self.path is not None:
-            return self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_redis_url(url: str) -> RedisAddress:
-    """Parse ``redis://``, ``rediss://`` (TLS), ``unix://`` or bare ``host:port``, as redis-py does.
-
-    ``redis[s]://[user[:password]@]host[:port][/database]``, ``unix://[user[:password]@]/path[?db=N]``. For TLS also
-    the query options ``ssl_ca_certs``, ``ssl_cert_reqs`` (``none``), ``ssl_check_hostname``, ``ssl_certfile``,
-    ``ssl_keyfile``. Raises :exc:`ValueError` with a sentence that never holds the password.
-    """
-    url = url.strip()
-    if "://" not in url:
-        if not url:
-            raise ValueError("the Redis address is empty")
-        url = f"redis://{url}"
-    try:
-        options: Mapping[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-        database = int(options.get("db") or 0)
-    except ValueError:
-        # parse_url's own text could repeat what it was given.
-        raise ValueError(
-            "the Redis address must be redis://, rediss:// or unix:// (or host:port), with a numeric port and database"
-        ) from None
-    kind = options.get("connection_class")
-    path = options.get("path") if kind is UnixDomainSocketConnection else None
-    if kind is UnixDomainSocketConnection and not path:
-        raise ValueError("the Redis address unix:// needs the path of a socket")
-    return RedisAddress(
-        host=str(options.get("host") or "localhost"),
-        port=int(options.get("port") or 6379),
-        path=path,
-        username=options.get("username"),
-        password=options.get("password"),
-        database=database,
-        tls=_build_tls_context(options) if kind is SSLConnection else None,
-    )
-
-
-def _build_tls_context(options: Mapping[str, Any]) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-        if options.get("ssl_certfile"):
-            context.load_cert_chain(str(options["ssl_certfile"]), options.get("ssl_keyfile"))
-    except OSError as error:
-        raise ValueError(f"the certificate files of the Redis address can't be read: {error}") from error
-    unverified = str(options.get("ssl_cert_reqs", "required")).lower() == "none"
-    if unverified or options.get("ssl_check_hostname") is False:
-        context.check_hostname = False
-    if unverified:
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 @frozen
 class Connection:
-    """A greeted connection: the stream, and the reader that holds what came of the next reply."""
+    """A greeted connection: the stream, and the reader that holds what came of the next reply.
+
+    ``mode`` is what the server says it is (``standalone``, ``cluster``, ``sentinel``) and ``role`` its part in
+    replication (``master``, ``replica``); both are empty for a server without RESP3.
+    """
 
     stream: trio.abc.Stream
     reader: hiredis.Reader
+    address: RedisAddress
+    mode: str = ""
+    role: str = ""
 
 
 async def connect(address: RedisAddress, connect_timeout_seconds: float, ping_timeout_seconds: float) -> Connection:
@@ -155,8 +56,8 @@ async def connect(address: RedisAddress, connect_timeout_seconds: float, ping_ti
     try:
         with trio.fail_after(connect_timeout_seconds):
             stream = await _open_stream(address)
-            connection = Connection(stream, _build_reader())
-            await _greet(connection, address)
+            connection = Connection(stream, _build_reader(), address)
+            greeting = await _greet(connection, address)
             await _wait_ready(connection, ping_timeout_seconds)
     except BaseException as error:
         if stream is not None:
@@ -165,7 +66,8 @@ async def connect(address: RedisAddress, connect_timeout_seconds: float, ping_ti
         if reason is None:
             raise
         raise StoreUnavailable(f"Redis at {address.display_name} {reason}") from error
-    return connection
+    mode, role = (greeting.get(name, b"").decode("ascii", "replace") for name in (b"mode", b"role"))
+    return evolve(connection, mode=mode, role=role)
 
 
 def _build_reader() -> hiredis.Reader:
@@ -199,11 +101,13 @@ async def ask(connection: Connection, *command: str | int) -> Any:
     return reply
 
 
-async def _greet(connection: Connection, address: RedisAddress) -> None:
+async def _greet(connection: Connection, address: RedisAddress) -> Mapping[bytes, Any]:
+    """Say who we are; returns what the server says of itself."""
     credentials: tuple[str, ...] = ()
     if address.password is not None:
         credentials = ("AUTH", address.username or "default", address.password)
     reply = await ask(connection, "HELLO", 3, *credentials, "SETNAME", "cgw")
+    greeting = reply if isinstance(reply, dict) else {}
     if isinstance(reply, ResponseError) and str(reply).startswith(("NOPROTO", "ERR")):
         # A server (or a proxy before it) without RESP3: the older way.
         reply = b"OK"
@@ -213,7 +117,8 @@ async def _greet(connection: Connection, address: RedisAddress) -> None:
     if not isinstance(reply, Exception) and address.database:
         reply = await ask(connection, "SELECT", address.database)
     if isinstance(reply, Exception):
-        raise _Refused(_server_text(reply))
+        raise _Refused(get_server_text(reply))
+    return greeting
 
 
 async def _wait_ready(connection: Connection, ping_timeout_seconds: float) -> None:
@@ -222,7 +127,7 @@ async def _wait_ready(connection: Connection, ping_timeout_seconds: float) -> No
         asked_at = trio.current_time()
         reply = await ask(connection, "PING")
         if isinstance(reply, Exception):
-            text = _server_text(reply)
+            text = get_server_text(reply)
             if not text.startswith(_NOT_READY_CODES):
                 raise _Refused(text)
             await trio.sleep(_NOT_READY_PAUSE_SECONDS)
@@ -232,12 +137,15 @@ async def _wait_ready(connection: Connection, ping_timeout_seconds: float) -> No
             return
 
 
+def describe_refusal(reply: object) -> str:
+    """The end of a sentence that begins with the server's name: why ``reply`` is not what was asked for."""
+    if isinstance(reply, Exception):
+        return f"refused us: {get_server_text(reply)}"
+    return "answered something else than what was asked"
+
+
 class _Refused(Exception):
     """The server's own words for not serving us."""
-
-
-def _server_text(error: Exception) -> str:
-    return str(error).removeprefix("Redis can't serve now: ")
 
 
 def _describe_failure(error: BaseException, connect_timeout_seconds: float) -> str | None:

@@ -12,13 +12,13 @@ import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 import outcome
 import trio
 from attrs import field, frozen
-from redis.exceptions import InvalidResponse
+from redis.exceptions import InvalidResponse, NoScriptError
 
 from cgw.errors import StoreUnavailable
 from cgw.transport.redis_connect import NEED_DATA, Connection, pack_command
@@ -31,6 +31,7 @@ STALL_SECONDS = 0.01
 """When a deadline is noticed later than this, the delay was ours: the server gets that much time to show itself."""
 
 _CLOSE_SECONDS = 1.0
+_ASKING = pack_command(("ASKING",))
 
 
 @frozen
@@ -65,18 +66,37 @@ class ScriptCall:
 
 
 class LinkCounters:
-    """What a link counts; shared by the links of one :class:`~cgw.transport.redis_links.Redis`."""
+    """What links and their owners count; shared by all links of one :class:`~cgw.transport.redis_links.Redis`."""
 
-    __slots__ = ("calls", "cancelled", "timeouts")
+    __slots__ = ("calls", "cancelled", "failed_fast", "reconnects", "redirections", "retries", "timeouts")
 
     def __init__(self) -> None:
         self.calls = 0
         self.timeouts = 0
         self.cancelled = 0
+        self.failed_fast = 0
+        self.reconnects = 0
+        self.redirections = 0
+        self.retries = 0
+
+
+class PostedCalls(Protocol):
+    """Who looks after calls that nobody waits for. Both methods are called from the link's tasks and don't wait."""
+
+    def keep(self, call: ScriptCall) -> None:
+        """Keep a call whose answer was lost with its link, for later."""
+        ...
+
+    def posted_failed(self, link: Link, call: ScriptCall, error: Exception) -> None:
+        """A posted call had an error for an answer."""
+        ...
 
 
 class _Call:
-    """A place in the queue. ``task`` is ``None`` once nobody waits; ``undo`` is then sent in its place."""
+    """A place in the queue. ``task`` is ``None`` once nobody waits; ``undo`` is then sent in its place.
+
+    A call that was posted never had a task, and is its own ``undo``.
+    """
 
     __slots__ = ("sent_at", "task", "undo")
 
@@ -92,18 +112,17 @@ class Link:
     def __init__(
         self,
         connection: Connection,
-        display_name: str,
         timeout_seconds: float,
         counters: LinkCounters,
-        keep_for_later: Callable[[ScriptCall], None],
+        posted_calls: PostedCalls,
     ) -> None:
         self.error: str | None = None
+        self.address = connection.address
         self._stream = connection.stream
         self._replies = connection.reader
-        self._display_name = display_name
         self._timeout_seconds = timeout_seconds
         self._counters = counters
-        self._keep_for_later = keep_for_later
+        self._posted_calls = posted_calls
         self._calls: deque[_Call] = deque()
         self._unsent: list[bytes] = []
         self._parked_writer: trio.lowlevel.Task | None = None
@@ -130,16 +149,21 @@ class Link:
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                 await trio.aclose_forcefully(self._stream)
 
-    async def request(self, data: bytes, undo: ScriptCall | None = None) -> Any:
+    async def request(self, data: bytes, undo: ScriptCall | None, now: float, *, is_asking: bool = False) -> Any:
         """Send one packed command and wait for its reply; an error reply is returned as an exception.
 
-        Raises :exc:`StoreUnavailable` when the link breaks or no reply comes within the deadline. Cancel-safe: the
-        command may still be executed. If the caller stops waiting for either reason, ``undo`` is sent after it.
+        ``now`` is the current time, from which the deadline counts. With ``is_asking`` the command is one that a
+        cluster's ASK has sent here. Raises :exc:`StoreUnavailable` when the link breaks or no reply comes within
+        the deadline. Cancel-safe: the command may still be executed. If the caller stops waiting for either reason,
+        ``undo`` is sent after it.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.error is not None:
             raise self._unavailable()
-        call = _Call(trio.lowlevel.current_task(), trio.current_time(), undo)
+        if is_asking:
+            # Nothing waits between this and the next line, so no other caller's command comes between the two.
+            self._enqueue(_Call(None, now, None), _ASKING)
+        call = _Call(trio.lowlevel.current_task(), now, undo)
         self._enqueue(call, data)
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -149,12 +173,22 @@ class Link:
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def post(self, call: ScriptCall) -> None:
+    def post(self, call: ScriptCall, *, is_asking: bool = False) -> None:
         """Run a script without waiting for its answer. If the link breaks before that, the call is kept for later."""
         if self.error is not None:
-            self._keep_for_later(call)
-        else:
+            self._posted_calls.keep(call)
+            return
+        now = trio.current_time()
+        if is_asking:
+            self._enqueue(_Call(None, now, None), _ASKING)
+        # After ASKING with the text, as "unknown script" would come when the permission to ask is used up.
+        self._enqueue(_Call(None, now, call), call.pack_eval() if is_asking else call.pack_evalsha())
+
+    def _take_posted_error(self, call: ScriptCall, error: Exception) -> None:
+        if isinstance(error, NoScriptError):
             self._enqueue(_Call(None, trio.current_time(), call), call.pack_eval())
+        else:
+            self._posted_calls.posted_failed(self, call, error)
 
     def kill(self, reason: str) -> None:
         """End the link at once: every waiting caller gets :exc:`StoreUnavailable`. The first reason counts."""
@@ -167,7 +201,7 @@ class Link:
         for call in calls:
             task, call.task = call.task, None
             if call.undo is not None:
-                self._keep_for_later(call.undo)
+                self._posted_calls.keep(call.undo)
             if task is not None:
                 trio.lowlevel.reschedule(task, outcome.Error(self._unavailable()))
 
@@ -190,7 +224,7 @@ class Link:
             self.post(undo)
 
     def _unavailable(self) -> StoreUnavailable:
-        return StoreUnavailable(f"the link to Redis at {self._display_name} {self.error}")
+        return StoreUnavailable(f"the link to Redis at {self.address.display_name} {self.error}")
 
     async def _guard(self, serve: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -234,6 +268,8 @@ class Link:
                     call.task = None
                     self._timeouts_in_a_row = 0
                     reschedule(task, outcome.Value(reply))
+                elif call.undo is not None and isinstance(reply, Exception):
+                    self._take_posted_error(call.undo, reply)
 
     async def _watch(self) -> None:
         """Keep every call's deadline. All calls have the same allowance, so the queue is sorted by deadline.
@@ -280,7 +316,7 @@ class Link:
                 self._counters.timeouts += 1
                 self._timeouts_in_a_row += 1
                 self._abandon(call)
-                error = StoreUnavailable(f"Redis at {self._display_name} did not answer within {milliseconds}")
+                error = StoreUnavailable(f"Redis at {self.address.display_name} did not answer within {milliseconds}")
                 trio.lowlevel.reschedule(task, outcome.Error(error))
         if self._timeouts_in_a_row >= MAX_TIMEOUTS_IN_A_ROW:
             self.kill(f"was too slow: {self._timeouts_in_a_row} calls in a row took longer than {milliseconds}")

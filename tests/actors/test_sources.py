@@ -13,7 +13,7 @@ from cgw.actors.source import AccessTokenDenied, NotFromSource, Sources
 from cgw.actors.static import StaticSource
 from cgw.actors.tokens import hash_token
 from cgw.errors import StoreUnavailable
-from cgw.model import MAX_TOKEN_MS, Actor, Feature, rate_limit_problems
+from cgw.model import MAX_TOKEN_MS, Actor, Feature, LimitUnit, rate_limit_problems
 
 ACME = Actor(id="acme", name="", source="static", access_enabled=True)
 
@@ -75,17 +75,17 @@ def test_errors_have_the_texts_of_the_reference() -> None:
 
 
 async def test_the_anonymous_actor_has_the_limits_of_the_reference() -> None:
-    """Limits are per day; the short-term rate is half of them per 10 s, but fixed for embeddings (reference §2.4)."""
+    """Per day; the short-term rate is half of it per 10 s. Embeddings count tokens, at a fixed rate (§2.4)."""
     actor = await anonymous_source().get("")
     assert (actor.id, actor.name, actor.source, actor.access_enabled) == ("anonymous", "anonymous", "anonymous", True)
     figures = {
-        feature: (limit.limit, limit.interval_ms, limit.concurrent_requests, limit.concurrent_interval_ms)
+        feature: (limit.limit, limit.interval_ms, limit.concurrent_requests, limit.concurrent_interval_ms, limit.unit)
         for feature, limit in actor.rate_limits.items()
     }
     assert figures == {
-        Feature.CHAT_COMPLETIONS: (50, DAY_MS, 25, 10_000),
-        Feature.CODE_COMPLETIONS: (1000, DAY_MS, 500, 10_000),
-        Feature.EMBEDDINGS: (100_000, DAY_MS, 10, 10_000),
+        Feature.CHAT_COMPLETIONS: (50, DAY_MS, 25, 10_000, LimitUnit.REQUESTS),
+        Feature.CODE_COMPLETIONS: (1000, DAY_MS, 500, 10_000, LimitUnit.REQUESTS),
+        Feature.EMBEDDINGS: (100_000, DAY_MS, 10, 10_000, LimitUnit.TOKENS),
     }
     assert "anthropic/claude-2" in actor.rate_limits[Feature.CHAT_COMPLETIONS].allowed_models
     assert all(

@@ -11,7 +11,7 @@ from cgw.actors.source import NotFromSource
 from cgw.actors.static import StaticSource, load_static_actors
 from cgw.actors.tokens import build_entry, hash_token, new_token
 from cgw.errors import ConfigError
-from cgw.model import Feature, RateLimit
+from cgw.model import Feature, LimitUnit, RateLimit
 
 DAY_MS = 86_400_000
 HASH = "ab" * 32
@@ -44,18 +44,21 @@ async def test_an_entry_gives_its_actor(tmp_path: Path) -> None:
         name = "Acme Inc."
         token_sha256 = ["{hash_token("one")}", "{hash_token("two").upper()}"]
         access_enabled = false
+        max_in_flight = 20
         [actor.limits.chat_completions]
         limit = 100
+        unit = "tokens"
         interval = "1h30m"
         allowed_models = ["openai/gpt-4o", "anthropic/claude-2", "openai/gpt-4o"]
         concurrent_requests = 7
         concurrent_requests_interval = "2s"
+        max_in_flight = 3
         """,
     )
     actor = await source.get("one")
     assert actor is await source.get("two")
     assert (actor.id, actor.name, actor.source, actor.access_enabled) == ("acme", "Acme Inc.", "static", False)
-    limit = RateLimit(100, 5_400_000, ("openai/gpt-4o", "anthropic/claude-2"), 7, 2_000)
+    limit = RateLimit(100, 5_400_000, ("openai/gpt-4o", "anthropic/claude-2"), 7, 2_000, LimitUnit.TOKENS, 3)
     assert actor.rate_limits == {Feature.CHAT_COMPLETIONS: limit}
     assert source.actors == (actor,)
 
@@ -66,6 +69,32 @@ async def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
     assert actor.access_enabled
     assert actor.display_name == "acme"
     assert actor.rate_limits == {Feature.CHAT_COMPLETIONS: RateLimit(100, DAY_MS, ("*",), 50, 10_000)}
+
+
+async def test_features_have_defaults_of_their_own(tmp_path: Path) -> None:
+    """Embeddings are charged by tokens and others by requests; the actor's bound in flight is each feature's."""
+    source = load(
+        tmp_path,
+        HEAD.replace(HASH, hash_token("one"))
+        + "max_in_flight = 20\n"
+        + LIMITS
+        + LIMITS.replace("chat_completions", "code_completions")
+        + "max_in_flight = 1000000\n"
+        + LIMITS.replace("chat_completions", "embeddings"),
+    )
+    limits = (await source.get("one")).rate_limits
+    assert {feature: (limit.unit, limit.max_in_flight) for feature, limit in limits.items()} == {
+        Feature.CHAT_COMPLETIONS: (LimitUnit.REQUESTS, 20),
+        Feature.CODE_COMPLETIONS: (LimitUnit.REQUESTS, 1_000_000),
+        Feature.EMBEDDINGS: (LimitUnit.TOKENS, 20),
+    }
+
+
+async def test_embeddings_can_be_charged_by_requests(tmp_path: Path) -> None:
+    """What the file says wins over the default of the feature."""
+    limits = LIMITS.replace("chat_completions", "embeddings") + 'unit = "requests"'
+    actor = await load(tmp_path, HEAD.replace(HASH, hash_token("one")) + limits).get("one")
+    assert actor.rate_limits[Feature.EMBEDDINGS].unit is LimitUnit.REQUESTS
 
 
 @pytest.mark.parametrize("token", ["", "three", HASH])
@@ -166,6 +195,26 @@ def test_all_problems_of_a_file_are_named(tmp_path: Path) -> None:
             HEAD + LIMITS + "allowed_models = []",
             'actor[0].limits.chat_completions.allowed_models: must name at least one model, or be ["*"]',
         ),
+        (
+            HEAD + LIMITS + "unit = 'words'",
+            "actor[0].limits.chat_completions.unit: must be one of requests, tokens, not 'words'",
+        ),
+        (HEAD + LIMITS + "unit = 1", "actor[0].limits.chat_completions.unit: must be a string, not a whole number"),
+        (
+            HEAD + LIMITS + "max_in_flight = 0",
+            "actor[0].limits.chat_completions.max_in_flight: must be from 1 to 1000000, not 0",
+        ),
+        (
+            HEAD + LIMITS + "max_in_flight = 1000001",
+            "actor[0].limits.chat_completions.max_in_flight: must be from 1 to 1000000, not 1000001",
+        ),
+        (
+            HEAD + LIMITS + "max_in_flight = 2.5",
+            "actor[0].limits.chat_completions.max_in_flight: must be a whole number, not a float",
+        ),
+        (HEAD + "max_in_flight = -1\n" + LIMITS, "actor[0].max_in_flight: must be from 1 to 1000000, not -1"),
+        (HEAD + "max_in_flight = '5'\n" + LIMITS, "actor[0].max_in_flight: must be a whole number, not a string"),
+        (HEAD + "unit = 'tokens'\n" + LIMITS, "actor[0].unit: is no known key"),
         (HEAD + "limits = 3", "actor[0].limits: must be a table, not a whole number"),
     ],
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -13,11 +11,14 @@ from attrs import evolve
 from redis.crc import key_slot
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.limiter import Admission, Limiter, build_key_prefix
+from cgw.limits.admissions import Admission
+from cgw.limits.claims import build_key_prefix
+from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.notices import Notice
 from cgw.limits.states import LimitExceeded
-from cgw.model import Actor, Feature, RateLimit
+from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.transport.redis_links import Redis, open_redis
-from tests.support.redis_server import RedisServer, run_redis_server, wait_until
+from tests.support.redis_server import RedisServer, wait_until
 
 CHAT, CODE = Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS
 DAY_MS = 86_400_000
@@ -181,55 +182,170 @@ async def test_odd_ids_keep_to_one_slot(limiter: Limiter, name: str) -> None:
     """Whatever an actor is called, its keys share a slot, and no other actor's keys can be meant."""
     actor = evolve(_actor(), id=name)
     admission = await limiter.admit(actor, CHAT, LIMIT)
-    assert len({key_slot(key.encode()) for key in admission.keys}) == 1
-    assert build_key_prefix(actor).count("{") == build_key_prefix(actor).count("}") == 1
+    assert len({key_slot(key.encode()) for key in admission.reservations[0].keys}) == 1
+    prefix = build_key_prefix(actor.source, actor.id)
+    assert prefix.count("{") == prefix.count("}") == 1
 
 
 def test_sources_and_ids_cant_be_mixed_up() -> None:
     """A colon in an id does not make it look like another source's."""
-    actors = [evolve(_actor(), source="a", id="b:c"), evolve(_actor(), source="a:b", id="c")]
-    assert len({build_key_prefix(actor) for actor in actors}) == 2
+    assert build_key_prefix("a", "b:c") != build_key_prefix("a:b", "c")
 
 
-async def test_a_foreign_key_makes_the_limit_unavailable(limiter: Limiter, client: redis.Redis) -> None:
-    """A key of another type under our name is an outage of that limit, said clearly, and of no other."""
-    client.lpush("cgw:{static:acme}:chat_completions:quota", "x")
-    with pytest.raises(StoreUnavailable, match="can't count this limit: WRONGTYPE"):
+async def test_a_foreign_key_makes_the_limit_unavailable(
+    links: Redis, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key of another type under our name is an outage of that limit alone, and said clearly, once."""
+    key = "cgw:{static:acme}:chat_completions:quota"
+    client.lpush(key, "x")
+    closed = Limiter(links, LimiterOptions(when_down="closed"))
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+            await closed.admit(_actor(), CHAT, LIMIT)
+    assert (await closed.admit(_actor(), CODE, LIMIT)).states[0].remaining == 99
+    assert closed.outage.describe() is None
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert key in line
+    local = Limiter(links)
+    await local.settle(await local.admit(_actor(), CHAT, LIMIT), is_charged=True)
+    assert (await local.admit(_actor(), CHAT, LIMIT)).states[0].remaining == 98
+    assert client.type(key) == b"list"
+
+
+async def test_tokens_are_reserved_and_settled(limiter: Limiter) -> None:
+    """Where tokens count, the estimate is reserved, and what was used stays: less, more, or nothing."""
+    limit = evolve(LIMIT, limit=1_000, unit=LimitUnit.TOKENS)
+    actor = _actor(chat_completions=limit)
+    for reserved, used, is_charged, left in ((400, 100, True, 900), (100, 250, True, 650), (300, 300, False, 650)):
+        admission = await limiter.admit(actor, CHAT, limit, tokens=reserved)
+        await limiter.settle(admission, is_charged=is_charged, tokens=used)
+        (state,) = (await limiter.peek(actor)).values()
+        assert (state.remaining, state.unit) == (left, "tokens")
+    with pytest.raises(LimitExceeded, match="rate limit of 1000 tokens exceeded"):
+        await limiter.admit(actor, CHAT, limit, tokens=700)
+    assert (await limiter.admit(actor, CHAT, limit, tokens=600)).states[0].remaining == 50
+
+
+async def test_a_request_larger_than_the_budget_gets_through_when_all_of_it_is_there(limiter: Limiter) -> None:
+    """An estimate above the whole limit reserves all of it, and what was used beyond is owed."""
+    limit = evolve(LIMIT, limit=1_000, unit=LimitUnit.TOKENS)
+    admission = await limiter.admit(_actor(), CHAT, limit, tokens=10**12)
+    assert admission.states[0].remaining == 0
+    await limiter.settle(admission, is_charged=True, tokens=1_500)
+    with pytest.raises(LimitExceeded) as refusal:
+        await limiter.admit(_actor(), CHAT, limit, tokens=10**12)
+    assert refusal.value.retry_after_ms is not None
+
+
+async def test_places_in_flight_are_bounded_and_freed(limiter: Limiter, client: redis.Redis) -> None:
+    """At most so many requests of an actor and feature are under way; each exit frees its place, charged or not."""
+    limit = evolve(LIMIT, max_in_flight=2)
+    held = [await limiter.admit(_actor(), CHAT, limit) for _ in range(2)]
+    assert [state.name for state in held[0].states] == ["quota", "concurrency", "in_flight"]
+    for is_charged in (True, False):
+        with pytest.raises(LimitExceeded, match="limit of 2 requests in flight exceeded") as refusal:
+            await limiter.admit(_actor(), CHAT, limit)
+        assert refusal.value.cause == "in_flight"
+        assert refusal.value.retry_after_ms is not None
+        assert refusal.value.retry_after_ms <= 1_000
+        await limiter.admit(_actor(), CODE, limit)
+        await limiter.settle(held.pop(0), is_charged=is_charged)
+        held.append(await limiter.admit(_actor(), CHAT, limit))
+    for admission in held:
+        await limiter.settle(admission, is_charged=True)
+    assert client.zcard("cgw:{static:acme}:chat_completions:in_flight") == 0
+
+
+async def test_the_settings_bound_actors_that_bring_no_bound(links: Redis) -> None:
+    """What the operator set holds where the actor has no number of its own."""
+    limiter = Limiter(links, LimiterOptions(max_in_flight=1))
+    await limiter.admit(_actor(), CHAT, LIMIT)
+    with pytest.raises(LimitExceeded, match="limit of 1 requests in flight"):
         await limiter.admit(_actor(), CHAT, LIMIT)
-    assert (await limiter.admit(_actor(), CODE, LIMIT)).states[0].remaining == 99
+    own = evolve(LIMIT, max_in_flight=3)
+    assert (await limiter.admit(_actor(), CHAT, own)).states[2].limit == 3
 
 
-async def test_settlement_survives_an_outage(tmp_path: Path) -> None:
-    """A settlement that finds Redis away says so, and is made up for when it is back."""
-    actor = _actor(chat_completions=LIMIT)
-    with run_redis_server(tmp_path) as own:
-        async with open_redis(own.url, timeout_seconds=0.1) as links:
-            limiter = Limiter(links)
-            admission = await limiter.admit(actor, CHAT, LIMIT)
-            own.send_signal(signal.SIGSTOP)
-            for _ in range(2):
-                with pytest.raises(StoreUnavailable):
-                    await limiter.settle(admission, is_charged=False)
-            own.send_signal(signal.SIGCONT)
-            await wait_until(lambda: _has_usage(limiter, actor, 0))
+async def test_a_provider_is_bounded_for_all_actors_together(server: RedisServer, links: Redis) -> None:
+    """Requests of all actors and replicas to one provider count together; another provider is not affected."""
+    options = LimiterOptions(provider_max_in_flight={"anthropic": 2})
+    one, other = _actor(), evolve(_actor(), id="initech")
+    async with open_redis(server.url, timeout_seconds=2) as more_links:
+        replicas = [Limiter(links, options), Limiter(more_links, options)]
+        held = [
+            await replica.admit(actor, CHAT, LIMIT, provider="anthropic")
+            for replica, actor in zip(replicas, (one, other), strict=True)
+        ]
+        for replica in replicas:
+            with pytest.raises(LimitExceeded) as refusal:
+                await replica.admit(one, CHAT, LIMIT, provider="anthropic")
+            assert refusal.value.cause == "provider"
+        await replicas[0].admit(one, CHAT, LIMIT, provider="openai")
+        await replicas[1].settle(held[1], is_charged=False)
+        await replicas[0].admit(one, CHAT, LIMIT, provider="anthropic")
 
 
-async def test_an_admission_lost_in_an_outage_is_given_back(tmp_path: Path) -> None:
-    """A request that got no answer in time is not charged, although the server counted it later."""
-    actor = _actor(chat_completions=LIMIT)
-    with run_redis_server(tmp_path) as own:
-        async with open_redis(own.url, timeout_seconds=0.1) as links:
-            limiter = Limiter(links)
-            await limiter.admit(actor, CHAT, LIMIT)
-            own.send_signal(signal.SIGSTOP)
-            with pytest.raises(StoreUnavailable):
-                await limiter.admit(actor, CHAT, LIMIT)
-            own.send_signal(signal.SIGCONT)
-            await wait_until(lambda: _has_usage(limiter, actor, 1))
+async def test_heartbeats_keep_places_and_the_dead_lose_theirs(server: RedisServer, client: redis.Redis) -> None:
+    """A place outlives its lease while its gateway lives, and ends three heartbeats after the gateway died."""
+    limit, options = evolve(LIMIT, max_in_flight=1), LimiterOptions(heartbeat_seconds=0.1)
+    key = "cgw:{static:acme}:chat_completions:in_flight"
+    async with open_redis(server.url, timeout_seconds=2) as links:
+        async with trio.open_nursery() as nursery:
+            limiter = Limiter(links, options)
+            nursery.start_soon(limiter.run)
+            await limiter.admit(_actor(), CHAT, limit)
+            await trio.sleep(0.5)
+            assert client.zcard(key) == 1
+            with pytest.raises(LimitExceeded):
+                await limiter.admit(_actor(), CHAT, limit)
+            nursery.cancel_scope.cancel()  # it dies without settling
+        started = trio.current_time()
+        survivor = Limiter(links, options)
+        await wait_until(lambda: _is_admitted(survivor, limit), seconds=2)
+        assert 0.15 < trio.current_time() - started < 0.6
 
 
-async def _has_usage(limiter: Limiter, actor: Actor, usage: int) -> bool:
+async def _is_admitted(limiter: Limiter, limit: RateLimit) -> bool:
     try:
-        return (await limiter.peek(actor))[CHAT].usage == usage
-    except StoreUnavailable:
+        await limiter.admit(_actor(), CHAT, limit)
+    except LimitExceeded:
         return False
+    return True
+
+
+async def test_an_actor_that_hammers_spares_redis(limiter: Limiter, links: Redis) -> None:
+    """A refusal is repeated for up to 250 ms without asking; what is given back here ends that at once."""
+    limit = evolve(LIMIT, limit=1)
+    admission = await limiter.admit(_actor(), CHAT, limit)
+    waits = []
+    before, started = links.statistics().calls, trio.current_time()
+    for _ in range(100):
+        with pytest.raises(LimitExceeded) as refusal:
+            await limiter.admit(_actor(), CHAT, limit)
+        waits.append(refusal.value.retry_after_ms or 0)
+    assert links.statistics().calls - before <= 1 + (trio.current_time() - started) / 0.25
+    assert waits == sorted(waits, reverse=True)
+    await limiter.settle(admission, is_charged=False)
+    await limiter.admit(_actor(), CHAT, limit)
+
+
+async def test_people_are_told_once_over_all_replicas(server: RedisServer, links: Redis) -> None:
+    """Each threshold of a quota makes one notice, whichever replica reaches it; other sources make none."""
+    notices: list[Notice] = []
+    options = LimiterOptions(notify_thresholds=(50, 100))
+    limit = evolve(LIMIT, limit=10)
+    async with open_redis(server.url, timeout_seconds=2) as more_links:
+        replicas = [Limiter(connected, options, on_notice=notices.append) for connected in (links, more_links)]
+        for source in ("static", "anonymous"):
+            for number in range(12):
+                try:
+                    actor = evolve(_actor(), source=source)
+                    admission = await replicas[number % 2].admit(actor, CHAT, limit)
+                except LimitExceeded:
+                    continue
+                await replicas[number % 2].settle(admission, is_charged=True)
+    assert [(notice.threshold, notice.limit, notice.actor.source) for notice in notices] == [
+        (50, 10, "static"),
+        (100, 10, "static"),
+    ]
+    assert 0 < notices[1].reset_ms <= DAY_MS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -12,17 +13,22 @@ from attrs import define, evolve, field, frozen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cgw.limits.limiter import load_scripts
+from cgw.limits.claims import Claim, LimitKind
+from cgw.limits.local import LocalLimits
+from cgw.limits.scripts import load_scripts
 from cgw.model import MAX_TOKEN_MS
 from cgw.transport.redis_links import Script
 
 START_MS = 1_800_000_000_000
 CLOCK = "test:clock"
 RECORD = "{t}:record:"
-REWRITES = {"redis.call('TIME')": f"redis.call('LRANGE', '{CLOCK}', 0, 1)", "SLACK_MS = 1000": "SLACK_MS = 3600000"}
+NOTICE = "{t}:notice"
+DRIFT_OPERATIONS = int(os.environ.get("CGW_DRIFT_OPERATIONS", "10_000"))
+"""Claims and settlements of the test of drift; a million take about a minute."""
 Check = tuple[int, Callable[[], None], Callable[[], tuple[int, int, int]]]
 """The wait of one limit, what claims from it, and what measures it."""
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = int(os.environ.get("CGW_EXAMPLES", "150"))
+quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @frozen
@@ -51,8 +57,9 @@ class Store:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         scripts = load_scripts()
-        self._admit, self._settle, self._peek = (
-            client.register_script(_with_test_clock(script)) for script in (scripts.admit, scripts.settle, scripts.peek)
+        shipped = (scripts.admit, scripts.settle, scripts.renew, scripts.peek)
+        self._admit, self._settle, self._renew, self._peek = (
+            client.register_script(with_test_clock(script)) for script in shipped
         )
         self.reset()
 
@@ -71,20 +78,41 @@ class Store:
         return {key: self.client.dump(key) for key in self.client.scan_iter()}
 
     def admit(self, rid: str, claims: Sequence[tuple[Limit, int]]) -> tuple[bool, list[Answer]]:
-        keys = [RECORD + rid, *(limit.key for limit, _ in claims)]
-        args: list[Any] = [rid, 3_600_000]
+        return self.admit_noting(rid, claims, "")[1:]
+
+    def admit_noting(
+        self, rid: str, claims: Sequence[tuple[Limit, int]], thresholds: str
+    ) -> tuple[int, bool, list[Answer]]:
+        keys = [RECORD + rid, *(limit.key for limit, _ in claims), *([NOTICE] if thresholds else [])]
+        args: list[Any] = [rid, 3_600_000, thresholds]
         for limit, cost in claims:
             args += [limit.kind, limit.limit, limit.period, cost]
         reply = self._admit(keys, args)
-        assert len(reply) == 2 + 4 * len(claims)
-        return reply[0] == 1, [Answer(*reply[at : at + 4]) for at in range(2, len(reply), 4)]
+        assert len(reply) == 3 + 4 * len(claims)
+        return reply[2], reply[0] == 1, [Answer(*reply[at : at + 4]) for at in range(3, len(reply), 4)]
 
     def settle(self, rid: str, claims: Sequence[tuple[Limit, int, int]]) -> bool:
-        keys = [RECORD + rid, *(limit.key for limit, _, _ in claims)]
-        args: list[Any] = [rid]
+        return self.settle_noting(rid, claims, "")[1]
+
+    def settle_noting(
+        self, rid: str, claims: Sequence[tuple[Limit, int, int]], thresholds: str, mark_ms: int = 0
+    ) -> tuple[int, bool]:
+        keys = [RECORD + rid, *(limit.key for limit, _, _ in claims), *([NOTICE] if thresholds else [])]
+        args: list[Any] = [rid, mark_ms, thresholds]
         for limit, reserved, used in claims:
             args += [limit.kind, limit.limit, limit.period, reserved, used]
-        return bool(self._settle(keys, args) == 1)
+        is_settled, threshold = self._settle(keys, args)
+        return threshold, is_settled == 1
+
+    def renew(self, limit: Limit, rids: Sequence[str]) -> int:
+        return int(self._renew([limit.key], [limit.period, *rids]))
+
+    def queue(self, pipeline: Any, rid: str, limit: Limit, *, reserved: int, used: int) -> None:
+        """Put an admission and its settlement into a pipeline."""
+        keys = [RECORD + rid, limit.key]
+        claim: list[Any] = [limit.kind, limit.limit, limit.period, reserved]
+        self._admit(keys, [rid, 3_600_000, "", *claim], client=pipeline)
+        self._settle(keys, [rid, 0, "", *claim, used], client=pipeline)
 
     def peek(self, limits: Sequence[Limit]) -> list[tuple[int, int, int]]:
         args = [part for limit in limits for part in (limit.kind, limit.limit, limit.period)]
@@ -92,7 +120,7 @@ class Store:
         return [tuple(reply[at : at + 3]) for at in range(1, len(reply), 3)]
 
 
-def _with_test_clock(script: Script) -> str:
+def with_test_clock(script: Script) -> str:
     for old, new in (
         ("redis.call('TIME')", f"redis.call('LRANGE', '{CLOCK}', 0, 1)"),
         ("SLACK_MS = 1000", "SLACK_MS = 3600000"),
@@ -100,6 +128,11 @@ def _with_test_clock(script: Script) -> str:
         assert script.text.count(old) == 1
         script = Script.from_text(script.text.replace(old, new))
     return script.text
+
+
+def as_claim(limit: Limit, cost: int) -> Claim:
+    """The same, as cgw's own."""
+    return Claim("quota", cast(LimitKind, limit.kind), limit.key, limit.limit, limit.period, cost)
 
 
 def _ceil(numerator: int, denominator: int) -> int:
@@ -225,6 +258,13 @@ class Model:
 
         return wait, claim, measure
 
+    def renew(self, now: int, rid: str, limit: Limit) -> int:
+        held = self.leases.setdefault(limit.key, {})
+        is_lost = int(rid not in held)
+        held[rid] = now + limit.period
+        self.leases[limit.key] = {name: end for name, end in held.items() if end > now}
+        return is_lost
+
     def settle(self, now: int, rid: str, claims: Sequence[tuple[Limit, int, int]]) -> bool:
         record = self.records.pop(rid, None)
         for limit, reserved, used in claims:
@@ -274,31 +314,48 @@ steps = st.one_of(
     st.tuples(st.just("admit"), claims_of_a_call),
     st.tuples(st.just("again"), st.integers(0, 30)),
     st.tuples(st.just("settle"), st.integers(0, 30), st.lists(st.integers(0, 3), min_size=5, max_size=5)),
+    st.tuples(st.just("renew"), st.integers(0, 30)),
     st.tuples(st.just("advance"), st.one_of(st.integers(1, 20_000), st.sampled_from([60_000, 12_342_857, 86_400_000]))),
 )
 
 
 def _play(store: Store, script: Sequence[tuple[Any, ...]]) -> None:
-    """Play the steps on both sides and compare every answer."""
-    model = Model()
+    """Play the steps on all sides (the Lua, its model, cgw's own limits without Redis) and compare every answer."""
+    model, local = Model(), LocalLimits()
     admitted: list[tuple[str, tuple[tuple[Limit, int], ...]]] = []
     names = itertools.count()
+
+    def admit(rid: str, claims: Sequence[tuple[Limit, int]]) -> bool:
+        answer = store.admit(rid, claims)
+        assert answer == model.admit(store.now, rid, claims)
+        said = local.admit(rid, [as_claim(*claim) for claim in claims], store.now)
+        assert (said[0] == 1, [Answer(*said[at : at + 4]) for at in range(3, len(said), 4)]) == answer
+        return answer[0]
+
     for step in script:
         if step[0] == "advance":
             store.set_clock(store.now + step[1])
         elif step[0] == "admit":
             rid = f"r{next(names)}"
-            answer = store.admit(rid, step[1])
-            assert answer == model.admit(store.now, rid, step[1])
-            if answer[0]:
+            if admit(rid, step[1]):
                 admitted.append((rid, step[1]))
         elif admitted:
             rid, claims = admitted[step[1] % len(admitted)]
             if step[0] == "again" and rid in model.records:
-                assert store.admit(rid, claims) == model.admit(store.now, rid, claims)
+                admit(rid, claims)
+            elif step[0] == "renew" and rid in model.records:
+                for limit in (limit for limit, _ in claims if limit.kind == "lease"):
+                    assert store.renew(limit, [rid]) == model.renew(store.now, rid, limit)
+                    local.hold(limit.key, rid, store.now + limit.period)
             elif step[0] == "settle":
                 used = [(limit, cost, cost * part // 2) for (limit, cost), part in zip(claims, step[2], strict=False)]
-                assert store.settle(rid, used) == model.settle(store.now, rid, used)
+                is_first = store.settle(rid, used)
+                assert is_first == model.settle(store.now, rid, used)
+                spent = [(as_claim(limit, cost), amount) for limit, cost, amount in used]
+                assert is_first == local.settle(rid, spent, store.now)
+    limits = [limit for limit in LIMITS if limit.kind != "lease" or model.leases.get(limit.key)]
+    said = local.peek([as_claim(limit, 1) for limit in limits], store.now)
+    assert store.peek(limits) == [tuple(said[at : at + 3]) for at in range(1, len(said), 3)]
 
 
 @pytest.fixture(scope="module")
@@ -309,8 +366,8 @@ def store(client: redis.Redis) -> Store:
 
 @quick
 @given(st.lists(steps, max_size=40))
-def test_scripts_do_what_the_model_does(store: Store, script: list[tuple[Any, ...]]) -> None:
-    """Any sequence of claims, repeats, settlements and time gives exactly the model's answers."""
+def test_scripts_and_local_limits_do_what_the_model_does(store: Store, script: list[tuple[Any, ...]]) -> None:
+    """Any sequence of claims, repeats, renewals, settlements and time gives exactly the model's answers, everywhere."""
     store.reset()
     _play(store, script)
 
@@ -467,6 +524,90 @@ def test_a_lease_ends_by_itself_or_is_freed(store: Store) -> None:
     assert store.peek([limit]) == [(2, 0, 0)]
 
 
+def test_a_lease_is_kept_and_taken_again(store: Store) -> None:
+    """A heartbeat keeps a lease, takes a lost one again, and says so; a lease without one ends."""
+    store.reset()
+    limit = Limit("{t}:l", "lease", 2, 1_000)
+    store.admit("one", [(limit, 1)])
+    store.admit("two", [(limit, 1)])
+    store.set_clock(START_MS + 900)
+    assert store.renew(limit, ["one"]) == 0
+    store.set_clock(START_MS + 1_800)
+    assert store.peek([limit]) == [(1, 100, 100)]
+    store.client.delete(limit.key)
+    assert store.renew(limit, ["one", "three"]) == 2
+    assert not store.admit("four", [(limit, 1)])[0]
+
+
+def test_thresholds_are_told_once_per_interval(store: Store) -> None:
+    """What was charged reaches 90, 95, 100 % once each, a refusal 100 %; after the interval it begins anew."""
+    store.reset()
+    quota, all_of_it = Limit("{t}:q", "bucket", 20, 86_400_000), "90 95 100"
+    told = []
+    for number in range(20):
+        rid = f"n{number}"
+        assert store.admit_noting(rid, [(quota, 1)], all_of_it)[:2] == (0, True)
+        told.append(store.settle_noting(rid, [(quota, 1, 1)], all_of_it)[0])
+        assert store.settle_noting(rid, [(quota, 1, 1)], all_of_it) == (0, False)
+    assert told == [0] * 17 + [90, 95, 100]
+    assert store.admit_noting("over", [(quota, 1)], all_of_it)[:2] == (0, False)
+    assert 86_000_000 < store.client.pttl(NOTICE) <= 86_400_000
+    store.client.delete(NOTICE)  # as when it expires
+    assert store.admit_noting("over", [(quota, 1)], all_of_it)[:2] == (100, False)
+    assert store.admit_noting("over", [(quota, 1)], all_of_it)[:2] == (0, False)
+
+
+def test_what_is_given_back_reaches_no_threshold(store: Store) -> None:
+    """Requests that are not charged are no usage, however many there were; nor is waiting for the short-term rate."""
+    store.reset()
+    quota, rate = Limit("{t}:q", "bucket", 10, 86_400_000), Limit("{t}:r", "bucket", 10, 1_000)
+    for number in range(10):
+        assert store.admit_noting(f"n{number}", [(quota, 1), (rate, 1)], "50")[1]
+    for number in range(10):
+        assert store.settle_noting(f"n{number}", [(quota, 1, 0), (rate, 1, 1)], "50") == (0, True)
+    assert store.admit_noting("refused", [(quota, 1), (rate, 1)], "50")[:2] == (0, False)
+
+
+def test_thresholds_of_tokens_go_by_what_was_used(store: Store) -> None:
+    """A large reservation reaches nothing, its small settlement neither; a larger one than reserved does."""
+    store.reset()
+    quota = Limit("{t}:q", "bucket", 1_000, 86_400_000)
+    store.admit_noting("one", [(quota, 1_000)], "90 100")
+    assert store.settle_noting("one", [(quota, 1_000, 10)], "90 100")[0] == 0
+    store.admit_noting("two", [(quota, 500)], "90 100")
+    assert store.settle_noting("two", [(quota, 500, 950)], "90 100")[0] == 90
+
+
+def test_what_was_used_elsewhere_is_charged_once(store: Store) -> None:
+    """A settlement without a reservation here counts by its id, once, and starts a limit that was unused."""
+    store.reset()
+    quota, rate = Limit("{t}:q", "bucket", 10, 86_400_000), Limit("{t}:r", "window", 10, 1_000)
+    for is_first in (True, False):
+        assert store.settle_noting("w", [(quota, 0, 4), (rate, 0, 3)], "", mark_ms=60_000) == (0, is_first)
+    assert [remaining for remaining, _, _ in store.peek([quota, rate])] == [6, 7]
+    assert 50_000 < store.client.pttl(RECORD + "w") <= 60_000
+
+
+def test_many_operations_do_not_drift(store: Store) -> None:
+    """After a great many claims, half of them given back, the debt is exact to the token-millisecond."""
+    store.reset()
+    limit = Limit("{t}:d", "bucket", 5_000_003, 86_399_999)
+    numbers = iter(range(DRIFT_OPERATIONS // 2))
+    charged = 0
+    while batch := list(itertools.islice(numbers, 500)):
+        with store.client.pipeline(transaction=False) as pipeline:
+            for number in batch:
+                used = number % 2 * 3
+                charged += used
+                store.queue(pipeline, f"d{number}", limit, reserved=3, used=used)
+            answers = pipeline.execute()
+        assert all(
+            admitted[0] == 1 and settled == [1, 0] for admitted, settled in zip(*[iter(answers)] * 2, strict=True)
+        )
+    debt = cast(bytes, store.client.get(limit.key)).split()[0]
+    assert int(debt) == charged * limit.period
+
+
 def test_changed_limits_act_at_once(store: Store) -> None:
     """Under new numbers the used tokens stay used, and nobody waits for more than one full bucket."""
     store.reset()
@@ -509,19 +650,24 @@ def test_keys_expire_when_they_say_nothing_more(client: redis.Redis) -> None:
     """With the shipped text: a bucket's key lives until it is full again and a second more."""
     client.flushall()
     admit = client.register_script(load_scripts().admit.text)
-    admit(["r", "k"], ["r", 60_000, "bucket", 10, 100_000, 1])
+    admit(["r", "k"], ["r", 60_000, "", "bucket", 10, 100_000, 1])
     assert 10_000 < client.pttl("k") <= 11_000
     assert 59_000 < client.pttl("r") <= 60_000
-    admit(["r2", "l"], ["r2", 60_000, "lease", 10, 5_000, 1])
+    admit(["r2", "l"], ["r2", 60_000, "", "lease", 10, 5_000, 1])
     assert 5_000 < client.pttl("l") <= 6_000
 
 
-def test_foreign_content_is_an_error(client: redis.Redis) -> None:
-    """A key that holds something else is never taken for a limit, nor overwritten."""
+@pytest.mark.parametrize("kind", ["bucket", "window", "lease"])
+@pytest.mark.parametrize("content", ["text", "list"])
+def test_foreign_content_is_an_error(client: redis.Redis, kind: str, content: str) -> None:
+    """A key that holds something else is never taken for a limit, nor overwritten, and the error names it."""
     client.flushall()
-    client.set("k", "what is this")
+    if content == "text":
+        client.set("k", "what is this")
+    else:
+        client.rpush("k", "what", "is", "this")
+    before = client.dump("k")
     admit = client.register_script(load_scripts().admit.text)
-    for kind in ("bucket", "window"):
-        with pytest.raises(redis.ResponseError, match="holds no"):
-            admit(["r", "k"], ["r", 60_000, kind, 10, 100_000, 1])
-    assert client.get("k") == b"what is this"
+    with pytest.raises(redis.ResponseError, match="key k holds no"):
+        admit(["r", "k"], ["r", 60_000, "", kind, 10, 100_000, 1])
+    assert client.dump("k") == before

@@ -14,6 +14,8 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
+from cgw.transport.redis_address import RedisAddress
+from cgw.transport.redis_connect import ask, connect
 from cgw.transport.redis_embedded import find_server
 
 
@@ -38,10 +40,18 @@ class RedisServer:
 def run_redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
     """Run a server without TCP port or persistence in ``folder`` (its path must be short); killed at the end."""
     path = folder / "redis.sock"
+    with run_server_process(
+        path, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder), *options
+    ) as server:
+        yield server
+
+
+@contextmanager
+def run_server_process(path: Path, *arguments: str) -> Iterator[RedisServer]:
+    """Run a server that will listen on the unix socket ``path``, and wait until it does; killed at the end."""
     path.unlink(missing_ok=True)
-    command = [str(find_server()), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)]
-    with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    with path.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen([str(find_server()), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         _wait_listening(path, process)
         yield RedisServer(path, process)
@@ -61,6 +71,20 @@ def _wait_listening(path: Path, process: subprocess.Popen[bytes]) -> None:
             else:
                 return
     raise AssertionError(f"the server did not start: {path.with_suffix('.log').read_text('utf-8', 'replace')}")
+
+
+async def ask_server(place: Path | RedisAddress, *command: str | int) -> object:
+    """The reply of this very server, over a connection of its own; error replies are raised."""
+    address = RedisAddress(path=str(place)) if isinstance(place, Path) else place
+    connection = await connect(address, 10, 10)
+    try:
+        with trio.fail_after(10):
+            reply: object = await ask(connection, *command)
+    finally:
+        await trio.aclose_forcefully(connection.stream)
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 async def wait_until(holds: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:

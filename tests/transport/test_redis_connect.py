@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from redis.exceptions import NoScriptError, ResponseError
 
 from cgw.errors import ConfigError, StoreUnavailable
-from cgw.transport.redis_connect import build_reply_error, parse_redis_url
+from cgw.transport.redis_address import parse_redis_url
 from cgw.transport.redis_links import open_redis
+from cgw.transport.redis_replies import build_reply_error
 from tests.support.raw_server import open_raw_server
 from tests.support.redis_server import RedisServer, run_redis_server
 

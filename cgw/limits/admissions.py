@@ -1,0 +1,67 @@
+"""Requests that were let through, and what they reserved. Plain records; no I/O."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from attrs import define, field, frozen
+
+from cgw.limits.claims import ClaimGroup
+from cgw.limits.plans import Plan
+from cgw.limits.scripts import LimitScripts, read_states
+from cgw.limits.states import LimitState
+from cgw.model import Actor, Feature
+from cgw.transport.redis_links import ScriptCall
+
+RESERVATION_TTL_MS = 25 * 3_600_000
+"""How long a reservation can be settled, in ms: longer than any exchange. What is never settled stays charged."""
+
+
+@frozen(eq=False)
+class Reservation:
+    """What is reserved of one group of claims, under an id of its own; ``answer`` is what ``admit`` said."""
+
+    group: ClaimGroup
+    answer: Sequence[int] = ()
+    id: str = field(factory=lambda: secrets.token_hex(12))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of every call about it."""
+        return (self.group.record_prefix + self.id, *self.group.keys)
+
+    @property
+    def states(self) -> tuple[LimitState, ...]:
+        """How its limits stood once they were claimed; none where nothing was counted."""
+        return read_states(self.group.claims, self.answer) if self.answer else ()
+
+    def build_admit(self, scripts: LimitScripts) -> ScriptCall:
+        """The call that reserves."""
+        arguments = (self.id, RESERVATION_TTL_MS, *self.group.admit_arguments)
+        return ScriptCall(scripts.admit, self.keys, arguments)
+
+    def build_settle(self, scripts: LimitScripts, *, is_charged: bool, tokens: int | None = None) -> ScriptCall:
+        """The call that settles; without a charge it gives everything back."""
+        arguments = (self.id, 0, *self.group.settle_arguments(is_charged=is_charged, tokens=tokens))
+        return ScriptCall(scripts.settle, self.keys, arguments)
+
+
+@define(eq=False)
+class Admission:
+    """A request that was let through: what it reserved, to be settled once.
+
+    ``is_local``: Redis was away, and knows nothing of it.
+    """
+
+    actor: Actor
+    feature: Feature
+    plan: Plan
+    reservations: tuple[Reservation, ...]
+    is_local: bool = False
+    is_settled: bool = False
+
+    @property
+    def states(self) -> tuple[LimitState, ...]:
+        """How the limits stood once they were claimed."""
+        return tuple(state for reservation in self.reservations for state in reservation.states)

@@ -1,0 +1,90 @@
+"""What happens to requests while Redis is away: as the operator decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import trio
+from attrs import evolve
+
+from cgw.errors import StoreUnavailable
+from cgw.limits.admissions import Admission, Reservation
+from cgw.limits.backlog import Backlog
+from cgw.limits.claims import Claim, ClaimGroup
+from cgw.limits.local import LocalLimits
+from cgw.limits.outage import WhenDown
+from cgw.limits.plans import Plan
+from cgw.limits.scripts import build_exceeded
+from cgw.model import Actor, Feature
+
+
+class Fallback:
+    """Limits without Redis, and the places in flight that this process holds in any case.
+
+    Nothing here waits. What was used goes to ``backlog``, for Redis to be told when it is back.
+    """
+
+    def __init__(self, when_down: WhenDown, backlog: Backlog) -> None:
+        self._when_down = when_down
+        self._backlog = backlog
+        self._limits = LocalLimits()
+
+    def admit(
+        self, actor: Actor, feature: Feature, plan: Plan, groups: Sequence[ClaimGroup], error: StoreUnavailable
+    ) -> Admission:
+        """Admit without Redis, or raise: ``error`` where requests are refused then, or :exc:`LimitExceeded`."""
+        if self._when_down == "closed":
+            raise error
+        if self._when_down == "open":
+            return Admission(actor, feature, plan, tuple(map(Reservation, groups)), is_local=True)
+        now = _now_ms()
+        for claim, debt in plan.recall_debts():
+            self._limits.seed(claim, debt, now)
+        claims = tuple(claim for group in groups for claim in group.claims)
+        reservation = Reservation(evolve(groups[0], claims=claims))
+        answer = self._limits.admit(reservation.id, claims, now)
+        if answer[0] != 1:
+            raise build_exceeded(claims, answer)
+        return Admission(actor, feature, plan, (evolve(reservation, answer=answer),), is_local=True)
+
+    def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None) -> None:
+        """Settle what was admitted here, and keep what it used for Redis."""
+        for reservation in admission.reservations:
+            group = reservation.group
+            used = [(claim, claim.count_used(is_charged=is_charged, tokens=tokens)) for claim in group.claims]
+            self._limits.settle(reservation.id, used, _now_ms())
+            for claim, amount in used:
+                if amount and claim.kind != "lease":
+                    self._backlog.add_charge(group.record_prefix, claim, amount)
+
+    def peek(self, claims: Iterable[Claim]) -> list[int]:
+        """How limits stand, as far as this process knows; the numbers of ``peek.lua``."""
+        return self._limits.peek(claims, _now_ms())
+
+    def hold(self, reservation: Reservation) -> None:
+        """Note the places in flight that a reservation has in Redis."""
+        for claim in reservation.group.claims:
+            if claim.kind == "lease":
+                self._limits.hold(claim.key, reservation.id, _now_ms() + claim.period_ms)
+
+    def free(self, reservation: Reservation) -> None:
+        """Note that they are free."""
+        for claim in reservation.group.claims:
+            if claim.kind == "lease":
+                self._limits.free(claim.key, reservation.id)
+
+    def renew_leases(self, lease_ms: int) -> Mapping[str, tuple[str, ...]]:
+        """Keep on all places that are held, here; returns them, for Redis: by key, the reservations' ids."""
+        ends_at = _now_ms() + lease_ms
+        for held in self._limits.leases.values():
+            held.update(dict.fromkeys(held, ends_at))
+        return {key: tuple(held) for key, held in self._limits.leases.items()}
+
+    def select_held(self, key: str, ids: Sequence[str]) -> list[str]:
+        """Those of ``ids`` that still have a place."""
+        held = self._limits.leases.get(key, {})
+        return [reservation_id for reservation_id in ids if reservation_id in held]
+
+
+def _now_ms() -> int:
+    return int(trio.current_time() * 1000)

@@ -1,0 +1,97 @@
+"""What has to be done beside the requests: heartbeats for those under way, and telling Redis what it missed."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+
+import trio
+from attrs import frozen
+from redis.exceptions import ResponseError
+
+from cgw.errors import StoreUnavailable
+from cgw.limits.backlog import Backlog
+from cgw.limits.fallback import Fallback
+from cgw.limits.outage import BrokenLimit, Outage
+from cgw.limits.scripts import LimitScripts
+from cgw.transport.redis_links import Store
+
+FLUSH_SECONDS = 0.1
+"""How often Redis is tried while it is away, or has something still to be told."""
+LAST_FLUSH_SECONDS = 1.0
+PROBE_MS = 1_000
+RENEWED_AT_ONCE = 500
+"""How many leases one call keeps: a server should not be busy for long."""
+
+_logger = logging.getLogger("cgw.limits")
+
+
+@frozen(eq=False)
+class Upkeep:
+    """The tasks of one limiter. ``heartbeat_seconds`` between renewals, each for ``lease_ms`` milliseconds."""
+
+    redis: Store
+    scripts: LimitScripts
+    backlog: Backlog
+    fallback: Fallback
+    outage: Outage
+    heartbeat_seconds: float
+    lease_ms: int
+
+    async def run(self) -> None:
+        """Until cancelled; then what is left of the backlog is tried once more, for at most 1 s."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_leases)
+                nursery.start_soon(self._keep_flushing)
+        finally:
+            with trio.move_on_after(LAST_FLUSH_SECONDS, shield=True):
+                await self._flush()
+            if len(self.backlog):
+                _logger.error("%d settlements of limits are lost: Redis was away to the end", len(self.backlog))
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await trio.sleep(self.heartbeat_seconds)
+            for key, ids in self.fallback.renew_leases(self.lease_ms).items():
+                for first in range(0, len(ids), RENEWED_AT_ONCE):
+                    await self._renew(key, ids[first : first + RENEWED_AT_ONCE])
+
+    async def _renew(self, key: str, ids: Sequence[str]) -> None:
+        held = self.fallback.select_held(key, ids)  # those that ended while we waited must not be taken again
+        if not held:
+            return
+        try:
+            await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, *held])
+        except StoreUnavailable as error:
+            self.outage.failed(error)
+        except ResponseError as error:
+            self.outage.failed(BrokenLimit(f"places in flight can't be kept: {error}"))
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await self.outage.attention.wait()
+            await trio.sleep(FLUSH_SECONDS)
+            await self._flush()
+            if not (self.outage.is_on or len(self.backlog)):
+                self.outage.attention = trio.Event()
+
+    async def _flush(self) -> None:
+        """Tell Redis what it missed; while it is away, find out whether it is back."""
+        if not (self.outage.is_on or len(self.backlog)):
+            return
+        try:
+            if len(self.backlog):
+                await self.backlog.flush()
+            else:
+                await self._probe()
+        except StoreUnavailable as error:
+            self.outage.failed(error)
+        else:
+            self.outage.succeeded()
+
+    async def _probe(self) -> None:
+        """Write something small that expires at once: a server that is full, or only a replica, answers a PING too."""
+        probe_id = secrets.token_hex(12)
+        await self.redis.run_script(self.scripts.settle, [f"cgw:{{probe}}:{probe_id}"], [probe_id, PROBE_MS, ""])

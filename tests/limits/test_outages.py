@@ -1,0 +1,215 @@
+"""Limits while Redis is away: the three policies, what is settled afterwards, and what operators are told."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import redis
+import trio
+from attrs import evolve, frozen
+
+from cgw.errors import StoreUnavailable
+from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.outage import WhenDown
+from cgw.limits.states import LimitExceeded
+from cgw.model import Actor, Feature, LimitUnit, RateLimit
+from cgw.transport.redis_links import open_redis
+from tests.support.redis_server import RedisServer, run_redis_server, wait_until
+
+CHAT = Feature.CHAT_COMPLETIONS
+DAY_MS = 86_400_000
+LIMIT = RateLimit(100, DAY_MS, ("*",), 50, 10_000, max_in_flight=5)
+ACTOR = Actor("acme", "Acme Inc.", "static", True, {CHAT: LIMIT})
+PREFIX = "cgw:{static:acme}:chat_completions:"
+
+
+@frozen
+class Setup:
+    """A limiter with its upkeep, the server it counts on, and a client of its own to look."""
+
+    limiter: Limiter
+    server: RedisServer
+
+    def stop_server(self) -> None:
+        self.server.send_signal(signal.SIGSTOP)
+
+    def continue_server(self) -> None:
+        self.server.send_signal(signal.SIGCONT)
+
+    async def is_back(self) -> bool:
+        return self.limiter.outage.describe() is None
+
+    def open_client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self.server.path))
+
+
+@asynccontextmanager
+async def open_setup(folder: Path, when_down: WhenDown = "local") -> AsyncIterator[Setup]:
+    with run_redis_server(folder) as server:
+        async with open_redis(server.url, timeout_seconds=0.1) as links, trio.open_nursery() as nursery:
+            limiter = Limiter(links, LimiterOptions(when_down=when_down, heartbeat_seconds=0.2))
+            nursery.start_soon(limiter.run)
+            yield Setup(limiter, server)
+            nursery.cancel_scope.cancel()
+
+
+async def run_exchange(limiter: Limiter, limit: RateLimit = LIMIT, *, is_charged: bool = True) -> bool:
+    """Admit and settle one request; whether it was admitted."""
+    try:
+        admission = await limiter.admit(ACTOR, CHAT, limit)
+    except LimitExceeded:
+        return False
+    await limiter.settle(admission, is_charged=is_charged)
+    return True
+
+
+async def test_local_goes_on_counting_from_what_redis_last_said(tmp_path: Path) -> None:
+    """Of 10 with 4 used before the outage, 6 get through during it; and all 10 are counted in Redis afterwards."""
+    limit = evolve(LIMIT, limit=10)
+    async with open_setup(tmp_path) as setup:
+        for _ in range(4):
+            assert await run_exchange(setup.limiter, limit)
+        setup.stop_server()
+        outcomes = [await run_exchange(setup.limiter, limit) for _ in range(9)]
+        assert outcomes == [True] * 6 + [False] * 3
+        setup.continue_server()
+        await wait_until(setup.is_back, seconds=2)
+        await wait_until(lambda: _has_remaining(setup, limit, 0), seconds=1)
+        assert not await run_exchange(setup.limiter, limit)
+
+
+async def _has_remaining(setup: Setup, limit: RateLimit, remaining: int) -> bool:
+    states = await setup.limiter.peek(evolve(ACTOR, rate_limits={CHAT: limit}))
+    return states[CHAT].remaining == remaining
+
+
+async def test_local_holds_places_in_flight(tmp_path: Path) -> None:
+    """Requests under way when Redis goes away count on, those that begin meanwhile too, and in Redis afterwards."""
+    async with open_setup(tmp_path) as setup:
+        held = [await setup.limiter.admit(ACTOR, CHAT, LIMIT) for _ in range(2)]
+        setup.stop_server()
+        held += [await setup.limiter.admit(ACTOR, CHAT, LIMIT) for _ in range(3)]
+        with pytest.raises(LimitExceeded) as refusal:
+            await setup.limiter.admit(ACTOR, CHAT, LIMIT)
+        assert refusal.value.cause == "in_flight"
+        await setup.limiter.settle(held.pop(0), is_charged=True)
+        setup.continue_server()
+        await wait_until(setup.is_back, seconds=2)
+        with setup.open_client() as client:
+            await wait_until(lambda: _counts(client, 4))
+            for admission in held:
+                await setup.limiter.settle(admission, is_charged=True)
+            await wait_until(lambda: _counts(client, 0))
+
+
+async def _counts(client: redis.Redis, places: int) -> bool:
+    await trio.lowlevel.checkpoint()
+    return client.zcard(f"{PREFIX}in_flight") == places
+
+
+async def test_open_lets_all_through_and_charges_it_afterwards(tmp_path: Path) -> None:
+    """Nothing is refused, nothing is said of limits, and what was used is counted when Redis is back."""
+    limit = evolve(LIMIT, limit=10)
+    async with open_setup(tmp_path, "open") as setup:
+        assert await run_exchange(setup.limiter, limit)
+        setup.stop_server()
+        admission = await setup.limiter.admit(ACTOR, CHAT, limit)
+        assert admission.states == ()
+        for _ in range(2):
+            await setup.limiter.settle(admission, is_charged=True)
+        assert all([await run_exchange(setup.limiter, limit) for _ in range(5)])
+        assert await run_exchange(setup.limiter, limit, is_charged=False)
+        setup.continue_server()
+        await wait_until(setup.is_back, seconds=2)
+        await wait_until(lambda: _has_remaining(setup, limit, 3), seconds=1)
+
+
+async def test_closed_refuses_all(tmp_path: Path) -> None:
+    """Every request is refused as long as Redis is away, and none afterwards."""
+    async with open_setup(tmp_path, "closed") as setup:
+        assert not setup.limiter.serves_without_redis
+        setup.stop_server()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await setup.limiter.admit(ACTOR, CHAT, LIMIT)
+        with pytest.raises(StoreUnavailable):
+            await setup.limiter.peek(ACTOR)
+        setup.continue_server()
+        await wait_until(setup.is_back, seconds=2)
+        await wait_until(lambda: _has_remaining(setup, LIMIT, 100), seconds=1)
+        assert await run_exchange(setup.limiter)
+
+
+async def test_tokens_used_meanwhile_are_charged_by_what_was_used(tmp_path: Path) -> None:
+    """What a request really used counts, here during the outage and in Redis after it."""
+    limit = evolve(LIMIT, limit=1_000, unit=LimitUnit.TOKENS)
+    async with open_setup(tmp_path) as setup:
+        setup.stop_server()
+        for used in (100, 300):
+            admission = await setup.limiter.admit(ACTOR, CHAT, limit, tokens=500)
+            await setup.limiter.settle(admission, is_charged=True, tokens=used)
+        assert await _has_remaining(setup, limit, 600)
+        setup.continue_server()
+        await wait_until(setup.is_back, seconds=2)
+        await wait_until(lambda: _has_remaining(setup, limit, 600), seconds=1)
+
+
+async def test_a_settlement_that_failed_is_made_up_for(tmp_path: Path) -> None:
+    """What was admitted before the outage and ended during it is settled afterwards, once."""
+    async with open_setup(tmp_path) as setup:
+        kept, given_back = [await setup.limiter.admit(ACTOR, CHAT, LIMIT) for _ in range(2)]
+        setup.stop_server()
+        await setup.limiter.settle(given_back, is_charged=False)
+        await setup.limiter.settle(kept, is_charged=True)
+        setup.continue_server()
+        await wait_until(setup.is_back, seconds=2)
+        await wait_until(lambda: _has_remaining(setup, LIMIT, 99), seconds=1)
+        with setup.open_client() as client:
+            await wait_until(lambda: _counts(client, 0))
+            assert client.keys("*reservation*") == []
+
+
+async def test_a_server_that_takes_no_writes_is_away(tmp_path: Path) -> None:
+    """A full server answers a PING: that is not taken for its being back."""
+    async with open_setup(tmp_path) as setup:
+        with setup.open_client() as client:
+            assert await run_exchange(setup.limiter)
+            client.config_set("maxmemory", "1")
+            assert await run_exchange(setup.limiter)
+            await trio.sleep(1.2)
+            assert setup.limiter.outage.describe() is not None
+            client.config_set("maxmemory", "0")
+            await wait_until(setup.is_back, seconds=2)
+            await wait_until(lambda: _has_remaining(setup, LIMIT, 98), seconds=1)
+
+
+async def test_an_outage_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Many failures are one line when it begins and one when it ends, and a sentence for healthz in between."""
+    async with open_setup(tmp_path) as setup:
+        setup.stop_server()
+        for _ in range(10):
+            await run_exchange(setup.limiter)
+        assert "limits are held in this process alone" in (setup.limiter.outage.describe() or "")
+        setup.continue_server()
+        await wait_until(setup.is_back, seconds=2)
+        await run_exchange(setup.limiter)
+    lines = [record.getMessage() for record in caplog.records if record.name == "cgw.limits"]
+    assert len(lines) == 2
+    assert lines[0].startswith("Redis is unavailable")
+    assert lines[1].startswith("Redis is back")
+
+
+async def test_a_server_that_came_back_empty_gets_the_places_in_flight_again(tmp_path: Path) -> None:
+    """After a restart with nothing left, the next heartbeat puts back what is under way."""
+    async with open_setup(tmp_path) as setup:
+        admission = await setup.limiter.admit(ACTOR, CHAT, LIMIT)
+        with setup.open_client() as client:
+            client.flushall()
+            assert client.zcard(f"{PREFIX}in_flight") == 0
+            await wait_until(lambda: _counts(client, 1))
+            await setup.limiter.settle(admission, is_charged=True)
+            await wait_until(lambda: _counts(client, 0))
