@@ -111,7 +111,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
 
     Raises :exc:`~cgw.errors.ConfigError` when it cannot start, with every problem.
     """
-    build = partial(_assemble, settings, build_dialects_of(settings), build_sources(settings), _load_tls(settings))
+    tls_context = _load_tls(settings)
+    build = partial(_assemble, settings, build_dialects_of(settings), build_sources(settings), tls_context)
     _make_data_dir(settings.store.data_dir)
     async with AsyncExitStack() as stack:
         listeners = await _listen(settings)
@@ -122,7 +123,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.store.redis_timeout_seconds)
         )
-        webhook = await _open_webhook(stack, settings)
+        webhook = await _open_webhook(stack, settings, tls_context)
         notifier = Notifier(webhook, settings.limits.dotcom_api_url)
         service = build(Server(listeners), redis, notifier, spool)
         stack.callback(service.services.relay.close)
@@ -186,7 +187,7 @@ def _assemble(
 
 
 async def _open_webhook(
-    stack: AsyncExitStack, settings: Settings
+    stack: AsyncExitStack, settings: Settings, tls_context: ssl.SSLContext
 ) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
     """What sends a notice to Slack; ``None`` where there is no webhook."""
     url = settings.limits.slack_webhook_url
@@ -194,7 +195,7 @@ async def _open_webhook(
         return None
     from cgw.observe.slack import open_slack_webhook  # httpx is not needed without
 
-    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal()))
+    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context))
     return webhook.post
 
 

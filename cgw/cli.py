@@ -18,6 +18,7 @@ from cgw.errors import CgwError, ConfigError
 
 if TYPE_CHECKING:
     from cgw.config import SettingRow, Settings
+    from cgw.model import Feature
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -144,6 +145,79 @@ def new(actor_id: str, name: str) -> None:
     click.echo(f"The token, to be kept secret; it is not shown again:\n\n{fresh}\n")
     click.echo("The entry for the file that CODY_GATEWAY_ACTORS_FILE names; adjust its limits:\n")
     click.echo(build_entry(actor_id, name, hash_token(fresh)), nl=False)
+
+
+@cli.group()
+def limits() -> None:
+    """The limits of an actor, as Redis counts them for all gateways.
+
+    They are read from the store of the settings: REDIS_ENDPOINT, or the embedded store of the gateway that runs with
+    CODY_GATEWAY_DATA_DIR.
+    """
+
+
+def _parse_feature(context: click.Context, parameter: click.Parameter, value: str | None) -> Feature | None:
+    from cgw.model import Feature
+
+    name = _check_choice(value, [feature.value for feature in Feature])
+    return None if name is None else Feature(name)
+
+
+def _check_source(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from cgw.limits.maintenance import KNOWN_SOURCES
+
+    return _check_choice(value, KNOWN_SOURCES)
+
+
+def _check_choice(value: str | None, choices: Sequence[str]) -> str | None:
+    if value is not None and value not in choices:
+        raise click.BadParameter(f"must be one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+ACTOR_OPTION = click.option("--actor", "actor_id", required=True, metavar="ID", help="The actor's id, as limits count.")
+FEATURE_OPTION = click.option("--feature", metavar="NAME", callback=_parse_feature, help="Only this feature's limits.")
+SOURCE_OPTION = click.option("--source", metavar="NAME", callback=_check_source, help="Only the actor of this source.")
+
+
+@limits.command(name="show", epilog=EPILOG)
+@ACTOR_OPTION
+@FEATURE_OPTION
+@SOURCE_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of flat objects instead of a table.")
+def show_limits(actor_id: str, feature: Feature | None, source: str | None, as_json: bool) -> None:
+    """Print how the limits of an actor stand; changes nothing.
+
+    Of an actor that no local source knows, what is counted now is shown: unused limits are not.
+    """
+    _end_quietly_with_the_reader()
+    settings = _load_settings()
+    from cgw import cli_limits
+
+    width = _terminal_width()
+    cli_limits.show(settings, actor_id, feature=feature, source=source, as_json=as_json, width=width)
+
+
+@limits.command(name="reset", epilog=EPILOG)
+@ACTOR_OPTION
+@FEATURE_OPTION
+@SOURCE_OPTION
+@click.option(
+    "--in-flight",
+    "has_in_flight",
+    is_flag=True,
+    help="Free the places of requests in flight too. Those really under way are counted again with their gateway's "
+    "next heartbeat: this is for what a dead one left, which three heartbeats end anyway.",
+)
+def reset_limits(actor_id: str, feature: Feature | None, source: str | None, has_in_flight: bool) -> None:
+    """Make the limits of an actor unused: quota, short-term rate, and which notices were told.
+
+    What is under way is under way: places in flight stay, unless --in-flight is given. Prints what was used.
+    """
+    settings = _load_settings()
+    from cgw import cli_limits
+
+    cli_limits.reset(settings, actor_id, feature=feature, source=source, has_in_flight=has_in_flight)
 
 
 def _load_settings() -> Settings:

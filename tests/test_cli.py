@@ -61,7 +61,7 @@ def test_help_names_every_command_and_the_exit_statuses(run_cgw: RunCgw) -> None
     """``cgw --help`` is the way in."""
     completed = run_cgw("--help")
     assert completed.returncode == 0
-    for command in ("serve", "demo", "usage", "config", "token", "Exit status"):
+    for command in ("serve", "demo", "usage", "limits", "config", "token", "Exit status"):
         assert command in completed.stdout
 
 

@@ -32,6 +32,7 @@ LEVELS = {
     "cli": 10,
     "__main__": 11,
 }
+ROOMS_OF_SEVERAL_FILES = {"cli", "config"}
 FORBIDDEN_IN_ROOM = {
     "wire": ("trio", "socket", "ssl", "asyncio", "hypercorn", "httpx"),
     "providers": ("trio", "socket", "ssl", "httpx", "h11", "cgw.transport"),
@@ -53,7 +54,8 @@ def room_of(module: str) -> str:
     """The room that a module of cgw belongs to: ``cgw.wire.sse`` → ``wire``, ``cgw.config_values`` → ``config``."""
     parts = module.split(".")
     name = parts[1] if len(parts) > 1 else "__init__"
-    return "config" if name.startswith("config_") else name
+    room, separator, _ = name.partition("_")
+    return room if separator and room in ROOMS_OF_SEVERAL_FILES else name
 
 
 def read_imports(tree: ast.AST) -> Iterator[Import]:
@@ -135,8 +137,8 @@ def test_every_room_is_found() -> None:
 
 
 def test_the_command_line_only_hands_the_environment_on() -> None:
-    """``cgw/cli.py`` touches the environment at one place: where it passes it to ``load_settings``."""
-    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    """The command line touches the environment at one place: where it passes it to ``load_settings``."""
+    tree = ast.parse("\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("cli*.py"))))
     calls = [
         node
         for node in ast.walk(tree)
@@ -160,6 +162,7 @@ def test_the_command_line_only_hands_the_environment_on() -> None:
         ("gateway/a.py", "from cgw import control", "gateway must not import control"),
         ("config_values.py", "from cgw.wire import messages", "config must not import wire"),
         ("model.py", "import cgw.errors", "model must not import errors"),
+        ("app.py", "from cgw import cli_limits", "app must not import cli"),
         ("app.py", "import sentry_sdk.integrations", "only observe may import sentry_sdk"),
         ("gateway/a.py", "from opentelemetry import trace", "only observe may import opentelemetry"),
         ("gateway/a.py", "import os\nos.environ['A']", "only config may read the environment"),

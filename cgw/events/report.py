@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +15,8 @@ from attrs import frozen
 from cgw.errors import SpoolError
 from cgw.events.database import describe, read_version
 from cgw.model import EventName
+from cgw.observe import tables
+from cgw.observe.tables import Column, write_figure
 
 
 @frozen
@@ -109,40 +110,14 @@ def render_table(rows: Sequence[UsageRow], *, is_terminal: bool = False, width: 
 
     On a terminal of ``width`` columns it wraps what is too long; else it is plain text that is never cut or wrapped.
     """
-    from rich.console import Console  # here, so that `cgw --help` does not pay for it
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold" if is_terminal else "")
-    for title in ("day", "actor", "feature", "model"):
-        table.add_column(title, overflow="fold", no_wrap=not is_terminal or title == "day")
-    for title in ("requests", "errors", "tokens in", "tokens out"):
-        table.add_column(title, justify="right", no_wrap=not is_terminal)
+    columns = [Column("day", is_whole=True), *map(Column, ("actor", "feature", "model"))]
+    columns += [Column(title, is_figure=True) for title in ("requests", "errors", "tokens in", "tokens out")]
+    cells = []
     for row in rows:
         figures = (row.requests, row.errors, row.prompt_tokens, row.completion_tokens)
-        cells = (row.day, _name_actor(row), row.feature, row.model, *map(_write_figure, figures))
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
-    console = Console(
-        file=StringIO(),
-        force_terminal=is_terminal,
-        no_color=not is_terminal,
-        width=width if is_terminal else 10_000,
-        highlight=False,
-        legacy_windows=False,
-    )
-    with console.capture() as capture:
-        console.print(table)
-    return "".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines())
+        cells.append((row.day, _name_actor(row), row.feature, row.model, *map(write_figure, figures)))
+    return tables.render_table(columns, cells, is_terminal=is_terminal, width=width)
 
 
 def _name_actor(row: UsageRow) -> str:
     return f"{row.actor_name} ({row.actor})" if row.actor_name and row.actor_name != row.actor else row.actor
-
-
-def _write_figure(figure: int | None) -> str:
-    return "–" if figure is None else f"{figure:,}"
-
-
-def _printable(text: str) -> str:
-    """``text`` with everything that a terminal might obey, rather than show, replaced."""
-    return "".join(character if character.isprintable() else "�" for character in text)

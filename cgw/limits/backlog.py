@@ -69,18 +69,15 @@ class Backlog:
             raise failures[0]
 
     def _charges_to_settlements(self) -> None:
-        """One settlement for each group of charges, with an id of its own, so that it can be repeated."""
-        groups: dict[str, list[Claim]] = {}
+        """One settlement for each charge, with an id of its own, so that it can be repeated.
+
+        A limit that is broken must not take others along: what an error leaves undone is not done again.
+        """
         while self._charges and len(self._settlements) < MAX_SETTLEMENTS:
             _, (record_prefix, claim) = self._charges.popitem(last=False)
-            groups.setdefault(record_prefix, []).append(claim)
-        for record_prefix, claims in groups.items():
             charge_id = secrets.token_hex(12)
-            arguments: list[str | int] = [charge_id, MARK_TTL_MS, ""]
-            for claim in claims:
-                arguments += (claim.kind, claim.limit, claim.period_ms, 0, claim.cost)
-            keys = [record_prefix + charge_id, *(claim.key for claim in claims)]
-            self.add_settlement(ScriptCall(self._scripts.settle, keys, arguments))
+            arguments = (charge_id, MARK_TTL_MS, "", claim.kind, claim.limit, claim.period_ms, 0, claim.cost)
+            self.add_settlement(ScriptCall(self._scripts.settle, [record_prefix + charge_id, claim.key], arguments))
 
     async def _send(self, failures: list[StoreUnavailable]) -> None:
         while self._settlements and not failures:
@@ -91,7 +88,7 @@ class Backlog:
                 self._settlements.append(call)
                 failures.append(error)
             except ResponseError as error:
-                self._outage.failed(BrokenLimit(f"a limit can't be settled: {error}"))
+                self._outage.failed(BrokenLimit(error))
             except BaseException:
                 self._settlements.append(call)
                 raise

@@ -89,6 +89,11 @@ class Limiter:
         """Whether requests are admitted while Redis is away."""
         return self._options.when_down != "closed"
 
+    @property
+    def untold(self) -> int:
+        """How many settlements and charges Redis has still to be told."""
+        return len(self._backlog)
+
     async def run(self) -> None:
         """Keep up what is held, and tell Redis what it missed, until cancelled; then once more, for at most 1 s."""
         options = self._options
@@ -250,7 +255,7 @@ class Limiter:
         try:
             return await self._redis.run_script(call.script, call.keys, call.args, undo=undo)
         except ResponseError as error:
-            raise BrokenLimit(f"a limit can't be counted: {error}") from error
+            raise BrokenLimit(error) from error
 
     def _notify(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
         if threshold:

@@ -67,11 +67,10 @@ class LimitReading:
 
 
 @frozen
-class ActorLimits:
-    """The limits of one actor id of one source; ``actor`` is ``None`` where no local source knows it."""
+class _Found:
+    """A source that has the actor, and how its limits stand there."""
 
     source: str
-    actor: Actor | None
     readings: Sequence[LimitReading]
 
 
@@ -85,7 +84,7 @@ async def read_limits(
     nothing to show, :exc:`~cgw.errors.StoreUnavailable` without an answer, and for a key that holds no limit.
     Cancel-safe.
     """
-    found = await _find(store, known, actor_id, feature, source)
+    found = await _find(store, list(known), actor_id, feature, source)
     readings = [reading for limits in found for reading in limits.readings]
     if not readings:
         raise UnknownActor(_explain_nothing(found, actor_id, feature, source))
@@ -110,49 +109,49 @@ async def reset_limits(
     """
     known = list(known)
     if source is None:
-        found = await _find(store, known, actor_id, feature, None, is_lenient=True)
+        found = await _find(store, known, actor_id, feature, None, has_in_flight=has_in_flight, is_lenient=True)
         if len(found) > 1:
             names = ", ".join(limits.source for limits in found)
             raise AmbiguousActor(f"{actor_id!r} is an actor of several sources ({names}): name one with --source")
         if not found:
-            raise UnknownActor(_explain_nothing(found, actor_id, feature, source))
+            raise UnknownActor(f"0 limits reset: {_explain_nothing(found, actor_id, feature, source)}")
         source = found[0].source
     actor = _find_known(known, actor_id, source)
     readings = await _examine(store, source, actor, actor_id, _list_features(feature), "reset", has_in_flight)
     used = [reading for reading in readings if reading.is_used]
     if not used and actor is None:
-        raise UnknownActor(_explain_nothing([], actor_id, feature, source))
+        raise UnknownActor(f"0 limits reset: {_explain_nothing([], actor_id, feature, source)}")
     return used
 
 
 async def _find(
     store: Store,
-    known: Iterable[Actor],
+    known: Sequence[Actor],
     actor_id: str,
     feature: Feature | None,
     source: str | None,
     *,
+    has_in_flight: bool = True,
     is_lenient: bool = False,
-) -> list[ActorLimits]:
+) -> list[_Found]:
     """The actors with this id: those of local sources, and those under whose keys something is counted.
 
     ``is_lenient``: keys that can't be read count as used, instead of being an error.
     """
-    known = list(known)
     found = []
     for name in KNOWN_SOURCES if source is None else (source,):
         actor = _find_known(known, actor_id, name)
         try:
-            readings = await _examine(store, name, actor, actor_id, _list_features(feature), "show", True)
+            readings = await _examine(store, name, actor, actor_id, _list_features(feature), "show", has_in_flight)
         except BrokenLimit:
             if not is_lenient:
                 raise
-            found.append(ActorLimits(name, actor, ()))
+            found.append(_Found(name, ()))
             continue
         limits = {} if actor is None else actor.rate_limits
         readings = [reading for reading in readings if reading.is_used or _has_limit(limits, reading)]
         if readings or actor is not None:
-            found.append(ActorLimits(name, actor, readings))
+            found.append(_Found(name, readings))
     return found
 
 
@@ -168,9 +167,7 @@ def _list_features(feature: Feature | None) -> Sequence[Feature]:
     return tuple(Feature) if feature is None else (feature,)
 
 
-def _explain_nothing(
-    found: Sequence[ActorLimits], actor_id: str, feature: Feature | None, source: str | None
-) -> str:
+def _explain_nothing(found: Sequence[_Found], actor_id: str, feature: Feature | None, source: str | None) -> str:
     where = "" if feature is None else f" for {feature}"
     if found:
         return f"actor {actor_id!r} of source {found[0].source} has no limits{where}"
@@ -233,7 +230,8 @@ async def _examine(
     try:
         answer: Sequence[int] = await store.run_script(_load_examine(), [key.key for key in keys], arguments)
     except ResponseError as error:
-        raise BrokenLimit(f"a limit can't be read: {error}; `cgw limits reset` deletes it") from error
+        reason = str(error).partition(" script: ")[0].removeprefix("ERR ")
+        raise BrokenLimit(f"a limit can't be read: {reason}; `cgw limits reset` deletes it") from error
     now_ms, figures = answer[0], iter(answer[1:])
     readings = []
     for group in groups:
@@ -281,7 +279,8 @@ def _add_notice(quota: LimitReading, now_ms: int, percent: int, ttl_ms: int) -> 
     if percent <= 0 or ttl_ms < 0:
         return quota
     until_ms = now_ms + ttl_ms
-    since = None if quota.interval_ms is None else _build_moment(until_ms - quota.interval_ms)
+    since_ms = until_ms - (quota.interval_ms or 0)
+    since = _build_moment(since_ms) if since_ms <= now_ms else None  # the quota has a shorter interval by now
     return evolve(quota, notice_percent=percent, notice_since=since, notice_until=_build_moment(until_ms))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from typing import Literal
 
 import trio
+from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 
@@ -28,8 +30,17 @@ _CONSEQUENCES = {
 _logger = logging.getLogger("cgw.limits")
 
 
+_PLACE_IN_SCRIPT = re.compile(r",? script: .*@user_script:.*\Z", re.DOTALL)
+
+
 class BrokenLimit(StoreUnavailable):
-    """Redis is there, but can't count this limit: a key of another type stands under our name, say."""
+    """Redis is there, but can't count this limit: a key of another type stands under our name, say.
+
+    Its text is the same whichever script found out, so that it is said once.
+    """
+
+    def __init__(self, error: ResponseError) -> None:
+        super().__init__(f"a limit can't be counted: {_PLACE_IN_SCRIPT.sub('', str(error)).removeprefix('ERR ')}")
 
 
 class Outage:

@@ -67,7 +67,7 @@ class Upkeep:
         except StoreUnavailable as error:
             self.outage.failed(error)
         except ResponseError as error:
-            self.outage.failed(BrokenLimit(f"places in flight can't be kept: {error}"))
+            self.outage.failed(BrokenLimit(error))
 
     async def _keep_flushing(self) -> None:
         while True:

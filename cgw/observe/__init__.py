@@ -1,1 +1,1 @@
-"""Logs; the only room that may import vendors' SDKs."""
+"""Logs, notices and tables for people; the only room that may import vendors' SDKs."""

@@ -17,7 +17,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,6 +34,7 @@ MAX_SOCKET_PATH_BYTES = 100
 START_SECONDS = 5.0
 STOP_SECONDS = 2.0
 _POLL_SECONDS = 0.002
+_PROBE_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.01
 _LONGEST_BACKOFF_SECONDS = 1.0
 
@@ -155,14 +156,12 @@ def _prepare_place(data_dir: Path) -> Iterator[_StorePlace]:
 
 def _make_short_folder(folder: Path) -> Path:
     """A private folder with a short path, the same at every start, so that nothing piles up after a kill."""
-    name = f"cgw-{os.getuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
-    short = Path(tempfile.gettempdir()) / name
+    short = _name_short_folder(folder)
     try:
         short.mkdir(mode=0o700)
     except FileExistsError:
-        found = short.lstat()
         # Others can write to the temporary directory: use what is there only if it is ours alone.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        if not _is_ours_alone(short):
             short = Path(tempfile.mkdtemp(prefix="cgw-"))
     return short
 
@@ -239,3 +238,36 @@ def place_log_tail(place: _StorePlace, lines: int = 8) -> str:
     except OSError as error:
         return f"(its log can't be read: {error.strerror})"
     return "\n".join(text.splitlines()[-lines:]) or "(nothing)"
+
+
+def _name_short_folder(folder: Path) -> Path:
+    name = f"cgw-{os.getuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
+    return Path(tempfile.gettempdir()) / name
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o700
+
+
+async def find_embedded_redis(data_dir: Path) -> str:
+    """The ``unix://`` URL of the embedded store of the gateway that runs with ``data_dir`` now; changes nothing.
+
+    Raises :exc:`~cgw.errors.StoreUnavailable` when there is none that this user may talk to, or it does not answer
+    within 1 s. (It isn't found either where somebody else had taken the short name that a long path's socket has in
+    the temporary directory.) Cancel-safe.
+    """
+    with trio.move_on_after(_PROBE_SECONDS):
+        for place in _list_socket_folders(data_dir):
+            socket = place / "server.sock"
+            with suppress(OSError):  # not there, or somebody else's
+                if _is_ours_alone(place) and await _answers_ping(socket):
+                    return f"unix://{quote(str(socket))}"
+    raise StoreUnavailable(
+        f"no gateway with an embedded store is running in data directory {data_dir}: start it, or {_WAY_OUT}"
+    )
+
+
+def _list_socket_folders(data_dir: Path) -> tuple[Path, Path]:
+    folder = data_dir.absolute() / "store"
+    return folder, _name_short_folder(folder)

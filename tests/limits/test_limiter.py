@@ -153,11 +153,15 @@ async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Redis)
         for number in range(300):
             callers_nursery.start_soon(call, number * 0.00005)
     assert links.statistics().cancelled > 0
-    assert (await limiter.peek(actor))[CHAT].usage == len(admitted)
+    await wait_until(lambda: _has_usage(limiter, actor, len(admitted)))
     for admission in admitted:
         await limiter.settle(admission, is_charged=False)
-    assert (await limiter.peek(actor))[CHAT].usage == 0
+    assert await _has_usage(limiter, actor, 0)
     assert await links.keys("*reservation*") == []
+
+
+async def _has_usage(limiter: Limiter, actor: Actor, usage: int) -> bool:
+    return (await limiter.peek(actor))[CHAT].usage == usage
 
 
 async def test_two_calls_an_exchange(limiter: Limiter, links: Redis) -> None:
