@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from cgw.limits.claims import ClaimGroup
 from cgw.limits.plans import Plan
@@ -18,13 +18,26 @@ RESERVATION_TTL_MS = 25 * 3_600_000
 """How long a reservation can be settled, in ms: longer than any exchange. What is never settled stays charged."""
 
 
+class ReservationIds:
+    """Ids that no other process makes: a random beginning, then a count. They are no secret."""
+
+    def __init__(self) -> None:
+        self._beginning = secrets.token_hex(8)
+        self._count = 0
+
+    def next(self) -> str:
+        """One more."""
+        self._count += 1
+        return f"{self._beginning}{self._count:x}"
+
+
 @frozen(eq=False)
 class Reservation:
     """What is reserved of one group of claims, under an id of its own; ``answer`` is what ``admit`` said."""
 
     group: ClaimGroup
-    answer: Sequence[int] = ()
-    id: str = field(factory=lambda: secrets.token_hex(12))
+    answer: Sequence[int]
+    id: str
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -6,8 +6,8 @@
 --          of, as "90 95 100", or ""; then 4 per limit:
 --          kind (bucket | window | lease), limit, period in ms (lease: its length), cost (lease: 1)
 -- Returns  {admitted 1|0, now in ms, threshold that was reached just now or 0, then 4 per limit: remaining, ms until
---          unused again, ms until more is available (0: all is), ms to wait before trying again (0: this limit did not
---          refuse; -1: waiting is pointless)}
+--          unused again, ms until more is available (0: all is; of leases nobody knows, so both are 0), ms to wait
+--          before trying again (0: this limit did not refuse; -1: waiting is pointless)}
 -- Guarantees
 --   All or nothing: a refusal consumes nothing of any limit. No limit is exceeded, whoever else calls.
 --   An admitted reservation id gets the same answer again, without consuming, while its record lives.
@@ -65,31 +65,27 @@ function claim.window(plan)
 end
 
 function check.lease(plan)
-  local after_now = format('(%.0f', now)
-  plan.held = read('ZCOUNT', plan.key, after_now, '+inf')
-  plan.first_end = plan.period
-  if plan.held > 0 then
-    local first = redis.call('ZRANGEBYSCORE', plan.key, after_now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-    plan.first_end = tonumber(first[2]) - now
-  end
-  if plan.held + plan.cost > plan.limit then
+  plan.held = read('ZCOUNT', plan.key, format('(%.0f', now), '+inf')
+  if plan.cost > plan.limit then
+    plan.wait = -1
+  elseif plan.held + plan.cost > plan.limit then
     -- Leases are mostly freed long before they end: come back within a second.
-    plan.wait = plan.cost > plan.limit and -1 or math.max(1, math.min(plan.first_end, 1000))
+    local first = redis.call('ZRANGEBYSCORE', plan.key, format('(%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    plan.wait = math.max(1, math.min(first[2] - now, 1000))
   end
 end
 
 function measure.lease(plan, admitted)
   local held = admitted and plan.held + plan.cost or plan.held
-  if held == 0 then return plan.limit, 0, 0 end
-  return math.max(0, plan.limit - held), plan.period, plan.first_end
+  return math.max(0, plan.limit - held), 0, 0
 end
 
 function claim.lease(plan)
   local key, period = plan.key, plan.period
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', format('%.0f', now))
+  -- What is left of the dead goes when nobody else is there; otherwise the heartbeats of the living do it.
+  if plan.held == 0 then redis.call('DEL', key) end
   redis.call('ZADD', key, format('%.0f', now + period), ARGV[1])
-  local ttl = period + SLACK_MS
-  if redis.call('PTTL', key) < ttl then redis.call('PEXPIRE', key, format('%.0f', ttl)) end
+  redis.call('PEXPIRE', key, format('%.0f', period + SLACK_MS))
 end
 
 local plans, admitted = {}, true

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.claims import Claim
-from cgw.limits.outage import BrokenLimit, Outage
+from cgw.limits.outage import Outage, build_broken_limit
 from cgw.limits.scripts import LimitScripts
 from cgw.transport.redis_links import ScriptCall, Store
 
@@ -88,7 +88,7 @@ class Backlog:
                 self._settlements.append(call)
                 failures.append(error)
             except ResponseError as error:
-                self._outage.failed(BrokenLimit(error))
+                self._outage.failed(build_broken_limit(error))
             except BaseException:
                 self._settlements.append(call)
                 raise

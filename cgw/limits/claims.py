@@ -49,6 +49,11 @@ class ClaimGroup:
     admit_arguments: tuple[str | int, ...] = field(init=False)
     """What ``admit`` is told after the reservation's id and lifetime."""
 
+    refund_arguments: tuple[str | int, ...] = field(init=False)
+    """What ``settle`` is told after the reservation's id and origin, to give everything back."""
+    charge_arguments: tuple[str | int, ...] = field(init=False)
+    """The same, to charge what was reserved."""
+
     @keys.default
     def _list_keys(self) -> tuple[str, ...]:
         keys = tuple(claim.key for claim in self.claims)
@@ -61,13 +66,28 @@ class ClaimGroup:
             arguments += (claim.kind, claim.limit, claim.period_ms, claim.cost)
         return tuple(arguments)
 
-    def settle_arguments(self, *, is_charged: bool, tokens: int | None) -> list[str | int]:
+    @refund_arguments.default
+    def _list_refund_arguments(self) -> tuple[str | int, ...]:
+        return self._list_settle_arguments(is_charged=False, tokens=None)
+
+    @charge_arguments.default
+    def _list_charge_arguments(self) -> tuple[str | int, ...]:
+        return self._list_settle_arguments(is_charged=True, tokens=None)
+
+    def settle_arguments(self, *, is_charged: bool, tokens: int | None) -> tuple[str | int, ...]:
         """What ``settle`` is told after the reservation's id and origin; ``tokens`` is what was really used."""
+        if not is_charged:
+            return self.refund_arguments
+        if tokens is None or self.claims[0].unit is LimitUnit.REQUESTS:
+            return self.charge_arguments  # only quotas count tokens, and they come first
+        return self._list_settle_arguments(is_charged=True, tokens=tokens)
+
+    def _list_settle_arguments(self, *, is_charged: bool, tokens: int | None) -> tuple[str | int, ...]:
         arguments: list[str | int] = [self.thresholds]
         for claim in self.claims:
             used = claim.count_used(is_charged=is_charged, tokens=tokens)
             arguments += (claim.kind, claim.limit, claim.period_ms, claim.cost, used)
-        return arguments
+        return tuple(arguments)
 
     def price(self, tokens: int) -> ClaimGroup:
         """The same claims, with ``tokens`` as the cost of those that count tokens; at most the whole limit.

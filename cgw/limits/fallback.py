@@ -8,7 +8,7 @@ import trio
 from attrs import evolve
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission, Reservation
+from cgw.limits.admissions import Admission, Reservation, ReservationIds
 from cgw.limits.backlog import Backlog
 from cgw.limits.claims import Claim, ClaimGroup
 from cgw.limits.local import LocalLimits
@@ -28,6 +28,7 @@ class Fallback:
         self._when_down = when_down
         self._backlog = backlog
         self._limits = LocalLimits()
+        self._ids = ReservationIds()
 
     def admit(
         self, actor: Actor, feature: Feature, plan: Plan, groups: Sequence[ClaimGroup], error: StoreUnavailable
@@ -36,16 +37,22 @@ class Fallback:
         if self._when_down == "closed":
             raise error
         if self._when_down == "open":
-            return Admission(actor, feature, plan, tuple(map(Reservation, groups)), is_local=True)
+            return Admission(actor, feature, plan, tuple(Reservation(group, (), "") for group in groups), is_local=True)
         now = _now_ms()
         for claim, debt in plan.recall_debts():
             self._limits.seed(claim, debt, now)
         claims = tuple(claim for group in groups for claim in group.claims)
-        reservation = Reservation(evolve(groups[0], claims=claims))
-        answer = self._limits.admit(reservation.id, claims, now)
+        reservation_id = self._ids.next()
+        answer = self._limits.admit(reservation_id, claims, now)
         if answer[0] != 1:
             raise build_exceeded(claims, answer)
-        return Admission(actor, feature, plan, (evolve(reservation, answer=answer),), is_local=True)
+        return Admission(
+            actor,
+            feature,
+            plan,
+            (Reservation(evolve(groups[0], claims=claims), answer, reservation_id),),
+            is_local=True,
+        )
 
     def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None) -> None:
         """Settle what was admitted here, and keep what it used for Redis."""

@@ -15,12 +15,12 @@ from attrs import evolve, field, frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission, Reservation
+from cgw.limits.admissions import Admission, Reservation, ReservationIds
 from cgw.limits.backlog import Backlog
 from cgw.limits.claims import Claim, ClaimGroup, build_actor_group, build_provider_claim, group_claims
 from cgw.limits.fallback import Fallback
 from cgw.limits.notices import NOTIFIED_SOURCES, Notice
-from cgw.limits.outage import BrokenLimit, Outage, WhenDown
+from cgw.limits.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
 from cgw.limits.plans import Plan
 from cgw.limits.scripts import PEEKED_PER_LIMIT, LimitScripts, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
@@ -80,6 +80,7 @@ class Limiter:
         self._scripts = scripts or load_scripts()
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
         self._plans: OrderedDict[tuple[str, str, Feature, str], Plan] = OrderedDict()
+        self._ids = ReservationIds()
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
         self._fallback = Fallback(self._options.when_down, self._backlog)
@@ -125,7 +126,8 @@ class Limiter:
             reservations = await self._claim(groups)
         except LimitExceeded as exceeded:
             plan.note_refusal(exceeded, tokens)
-            self._notify(actor, feature, exceeded.threshold, exceeded.states)
+            if exceeded.threshold:
+                self._notify(actor, feature, exceeded.threshold, exceeded.states)
             raise
         except StoreUnavailable as error:
             self.outage.failed(error)
@@ -159,7 +161,8 @@ class Limiter:
             while calls:
                 threshold = await self._settle_one(calls[0])
                 del calls[0]
-                self._notify(admission.actor, admission.feature, threshold, admission.reservations[0].states)
+                if threshold:
+                    self._notify(admission.actor, admission.feature, threshold, admission.reservations[0].states)
         finally:
             for call in calls:
                 self._backlog.add_settlement(call)
@@ -230,7 +233,7 @@ class Limiter:
         return tuple(reservations)
 
     async def _claim_group(self, group: ClaimGroup) -> Reservation:
-        asked = Reservation(group)
+        asked = Reservation(group, (), self._ids.next())
         undo = asked.build_settle(self._scripts, is_charged=False)
         answer = await self._run(asked.build_admit(self._scripts), undo)
         if answer[0] != 1:
@@ -255,13 +258,11 @@ class Limiter:
         try:
             return await self._redis.run_script(call.script, call.keys, call.args, undo=undo)
         except ResponseError as error:
-            raise BrokenLimit(error) from error
+            raise build_broken_limit(error) from error
 
     def _notify(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
-        if threshold:
-            quota = states[0]
-            now = datetime.now(UTC)
-            self._on_notice(Notice(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
+        quota, now = states[0], datetime.now(UTC)
+        self._on_notice(Notice(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
 
 
 def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:

@@ -119,9 +119,7 @@ class LocalLimits:
             elif claim.kind == "window":
                 answer += self._check_window(claim, "", now).measure(False)
             else:
-                ends = sorted(self._held(claim.key, now).values())
-                left = max(0, claim.limit - len(ends))
-                answer += (left, ends[-1] - now, ends[0] - now) if ends else (claim.limit, 0, 0)
+                answer += (max(0, claim.limit - len(self._held(claim.key, now))), 0, 0)
         return answer
 
     def hold(self, key: str, reservation_id: str, ends_at: int) -> None:
@@ -245,14 +243,14 @@ class LocalLimits:
 
     def _check_lease(self, claim: Claim, reservation_id: str, now: int) -> _Plan:
         held = self._held(claim.key, now)
-        first_end = min(held.values(), default=now + claim.period_ms) - now
         wait = 0
-        if len(held) + claim.cost > claim.limit:
-            wait = -1 if claim.cost > claim.limit else max(1, min(first_end, _LONGEST_LEASE_WAIT_MS))
+        if claim.cost > claim.limit:
+            wait = -1
+        elif len(held) + claim.cost > claim.limit:
+            wait = max(1, min(min(held.values()) - now, _LONGEST_LEASE_WAIT_MS))
 
         def measure(is_admitted: bool) -> tuple[int, int, int]:
-            count = len(held) + claim.cost if is_admitted else len(held)
-            return (max(0, claim.limit - count), claim.period_ms, first_end) if count else (claim.limit, 0, 0)
+            return max(0, claim.limit - len(held) - (claim.cost if is_admitted else 0)), 0, 0
 
         def claim_it() -> None:
             held[reservation_id] = now + claim.period_ms

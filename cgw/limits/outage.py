@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import OrderedDict
 from typing import Literal
 
@@ -30,17 +29,14 @@ _CONSEQUENCES = {
 _logger = logging.getLogger("cgw.limits")
 
 
-_PLACE_IN_SCRIPT = re.compile(r",? script: .*@user_script:.*\Z", re.DOTALL)
-
-
 class BrokenLimit(StoreUnavailable):
-    """Redis is there, but can't count this limit: a key of another type stands under our name, say.
+    """Redis is there, but can't count this limit: a key of another type stands under our name, say."""
 
-    Its text is the same whichever script found out, so that it is said once.
-    """
 
-    def __init__(self, error: ResponseError) -> None:
-        super().__init__(f"a limit can't be counted: {_PLACE_IN_SCRIPT.sub('', str(error)).removeprefix('ERR ')}")
+def build_broken_limit(error: ResponseError) -> BrokenLimit:
+    """What follows from a script's error; the same whichever script found out, so that it is said once."""
+    reason = str(error).partition(" script: ")[0].removeprefix("ERR ")
+    return BrokenLimit(f"a limit can't be counted: {reason}")
 
 
 class Outage:

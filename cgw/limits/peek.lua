@@ -2,7 +2,8 @@
 --
 -- KEYS     [1..n] one key per limit, all in one slot (hash tag)
 -- ARGV     3 per limit: kind (bucket | window | lease), limit, period in ms
--- Returns  {now in ms, then 3 per limit: remaining, ms until unused again, ms until more is available (0: all is)}
+-- Returns  {now in ms, then 3 per limit: remaining, ms until unused again, ms until more is available (0: all is;
+--          of leases nobody knows, so both are 0)}
 
 local now = now_ms()
 local look = {}
@@ -21,10 +22,8 @@ function look.window(key, limit, period)
   return math.max(0, limit - used), reset, reset
 end
 
-function look.lease(key, limit, period)
-  local held = read('ZRANGEBYSCORE', key, format('(%.0f', now), '+inf', 'WITHSCORES')
-  if #held == 0 then return limit, 0, 0 end
-  return math.max(0, limit - #held / 2), tonumber(held[#held]) - now, tonumber(held[2]) - now
+function look.lease(key, limit)
+  return math.max(0, limit - read('ZCOUNT', key, format('(%.0f', now), '+inf')), 0, 0
 end
 
 local answer = {now}

