@@ -82,7 +82,9 @@ class RedisCluster(Redis):
         finally:
             await trio.aclose_forcefully(connection.stream)
         if isinstance(reply, Exception):
-            raise StoreUnavailable(f"Redis at {name} is no node of a cluster: it {describe_refusal(reply)}") from reply
+            raise StoreUnavailable(
+                f"Redis at {name} tells no slots of a cluster: it {describe_refusal(reply)}"
+            ) from reply
         ranges = read_slot_ranges(reply, connection.address)
         if not ranges:
             raise StoreUnavailable(f"the cluster that Redis at {name} belongs to has no slots yet")
@@ -101,14 +103,14 @@ class RedisCluster(Redis):
             self._nursery = None
 
     async def wait_up(self) -> None:
-        """Wait until each node has a link, at most the time-out for connecting.
+        """Wait until each node has its links, at most the time-out for connecting.
 
         Raises :exc:`StoreUnavailable` if none has one then: a part of a cluster is better than nothing. Cancel-safe.
         """
         nodes = list(self._nodes.values())
         with trio.move_on_after(self._connect_timeout_seconds):
             for node in nodes:
-                await node.wait_link()
+                await node.wait_whole()
         if not any(node.find_link() for node in nodes):
             names = ", ".join(node.display_name for node in nodes)
             raise StoreUnavailable(f"none of the cluster's nodes can be reached: {names}")

@@ -100,6 +100,11 @@ class LinkSet:
             await self._came_up.wait()
         return link
 
+    async def wait_whole(self) -> None:
+        """Return when all links work. Cancel-safe."""
+        while len(self.list_up()) < len(self._links):
+            await self._came_up.wait()
+
     def put_up(self, place: int, connection: Connection) -> Link:
         """Offer a new link to callers."""
         link = Link(connection, self._timeout_seconds, self._counters, self._owner)

@@ -25,6 +25,8 @@ _UNAVAILABLE_CODES = frozenset(
 )
 # Redis 6.2 puts the code of an error inside a script behind a text of its own; from 7.0 on, the code stands first.
 _WRAPPED_CODE = re.compile(r"^ERR Error running script .*?-([A-Z]+) ")
+# What a script may not do has no code of its own, from Redis 7.0 to Valkey 9.
+_NO_PERMISSION_IN_SCRIPT = "ERR ACL failure in script"
 _PREFIX = "Redis can't serve now: "
 
 
@@ -64,6 +66,8 @@ def build_reply_error(text: str) -> Exception:
     wrapped = _WRAPPED_CODE.match(text) if code == "ERR" else None
     if wrapped:
         code, text = wrapped[1], text[wrapped.start(1) :]
+    elif text.startswith(_NO_PERMISSION_IN_SCRIPT):
+        code, text = "NOPERM", "NOPERM" + text.removeprefix("ERR")
     if code == "TRYAGAIN":
         return TryAgain(_PREFIX + text)
     if code not in _UNAVAILABLE_CODES:

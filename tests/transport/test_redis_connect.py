@@ -94,7 +94,12 @@ async def test_open_redis_names_a_wrong_address_as_a_setting() -> None:
         ("NOAUTH Authentication required.", StoreUnavailable),
         ("MISCONF Redis is configured to save RDB snapshots", StoreUnavailable),
         ("ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed", StoreUnavailable),
+        ("OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script:1.", StoreUnavailable),
         ("ERR Error running script (call to f_1): @user_script:1: boom", ResponseError),
+        ("WRONGPASS invalid username-password pair or user is disabled.", StoreUnavailable),
+        ("NOPERM User default has no permissions to run the 'get' command", StoreUnavailable),
+        ("ERR ACL failure in script: User u has no permissions to run the 'set' command script: 1", StoreUnavailable),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", StoreUnavailable),
         ("NOSCRIPT No matching script.", NoScriptError),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", ResponseError),
         ("ERR unknown command", ResponseError),
@@ -103,6 +108,12 @@ async def test_open_redis_names_a_wrong_address_as_a_setting() -> None:
 def test_error_replies_have_their_kind(text: str, kind: type[Exception]) -> None:
     """A server that can't serve now is unavailable; other error replies are the command's own."""
     assert type(build_reply_error(text)) is kind or issubclass(type(build_reply_error(text)), kind)
+
+
+def test_code_of_an_error_inside_a_script_stands_first() -> None:
+    """What Redis 6.2 wraps in a text of its own reads as the servers after it say it."""
+    text = "ERR Error running script (call to f_1): @user_script:1: -WRONGTYPE Operation against a key"
+    assert str(build_reply_error(text)) == "WRONGTYPE Operation against a key"
 
 
 async def _say_nothing(_: trio.SocketStream) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -90,66 +89,32 @@ async def test_script_runs_known_or_not(server: RedisServer) -> None:
         assert await redis.mget("a", "b") == [b"1", b"2"]
 
 
-async def test_replies_reach_their_own_callers_under_cancellation(server: RedisServer) -> None:
-    """20 tasks of 300 calls, cancelled at random moments, never get another's reply, and the link stays."""
-    replies = 0
+@pytest.mark.parametrize("takes_too_long", [False, True])
+async def test_one_deadline_for_all_trips(takes_too_long: bool) -> None:
+    """A script that its server doesn't know takes two trips, but no more than one deadline."""
+    delay = TIMEOUT * (0.7 if takes_too_long else 0.1)
 
-    async def call(redis: Redis, task: int) -> None:
-        nonlocal replies
-        dice = random.Random(task)
-        for number in range(300):
-            with trio.CancelScope() as client_scope:
-                if dice.random() < 0.5:
-                    client_scope.deadline = trio.current_time() + dice.random() * 0.002
-                text = f"{task}-{number}".encode()
-                assert await redis.echo(text) == text
-                replies += 1
+    async def play(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            if b"HELLO" in data or b"PING" in data:
+                await stream.send_all(b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n")
+            else:
+                await trio.sleep(delay)
+                await stream.send_all(b"-NOSCRIPT No matching script.\r\n" if b"EVALSHA" in data else b":1\r\n")
 
-    async with open_redis(server.url, links=2, timeout_seconds=5) as redis:
-        async with trio.open_nursery() as callers_nursery:
-            for task in range(20):
-                callers_nursery.start_soon(call, redis, task)
-        await redis.ping()
-        statistics = redis.statistics()
-        assert statistics.cancelled > 0
-        assert replies + statistics.cancelled >= statistics.calls - 1
-        assert (statistics.reconnects, statistics.timeouts) == (0, 0)
+    async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}", timeout_seconds=TIMEOUT) as redis:
+        if takes_too_long:
+            took = await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "within 100 ms; .*NOSCRIPT")
+            assert TIMEOUT <= took < TIMEOUT + delay
+            assert (redis.statistics().timeouts, redis.statistics().cancelled) == (1, 0)
+        else:
+            assert await redis.run_script(MARK, ["a"], [1]) == 1
         await wait_until(lambda: _is_quiet(redis))
 
 
 async def _is_quiet(redis: Redis) -> bool:
     await trio.lowlevel.checkpoint()
     return redis.statistics().waiting_calls == 0
-
-
-async def test_cancelled_before_the_call_sends_nothing(server: RedisServer) -> None:
-    """A caller that is cancelled already changes nothing on the server."""
-    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
-        with trio.CancelScope() as client_scope:
-            client_scope.cancel()
-            await redis.set("touched", 1)
-        assert client_scope.cancelled_caught
-        assert await redis.get("touched") is None
-
-
-async def test_undo_follows_a_cancelled_call(server: RedisServer) -> None:
-    """What a cancelled caller's script did is undone on the same link, right after it."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
-        undo = ScriptCall(UNMARK, ["mark"], [])
-        for _ in range(20):
-            with trio.CancelScope() as client_scope:
-
-                async def leave(scope: trio.CancelScope = client_scope) -> None:
-                    await trio.lowlevel.checkpoint()
-                    scope.cancel()
-
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(leave)
-                    await redis.run_script(MARK, ["mark"], [1], undo=undo)
-                    nursery.cancel_scope.cancel()
-        await redis.set("mark", "last")  # one more trip on each link, so that all before it has been done
-        await redis.delete("mark")
-        assert redis.statistics().kept_calls == 0
 
 
 async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: RedisServer) -> None:
@@ -164,6 +129,79 @@ async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: Redis
         await wait_until(lambda: _answers(redis))
         assert redis.statistics().kept_calls == 0
         assert await redis.mget("other", "mark") == [b"1", None]
+
+
+async def test_posted_call_is_made_known_and_sent_again_while_refused(server: RedisServer) -> None:
+    """A call that nobody waits for runs though its script is unknown, and after the server was full."""
+
+    async def is_marked(redis: Redis, text: bytes) -> bool:
+        return bool(await redis.get("mark") == text)
+
+    async def is_kept(redis: Redis) -> bool:
+        await trio.lowlevel.checkpoint()
+        return redis.statistics().kept_calls == 1
+
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        redis.send_later(ScriptCall(MARK, ["mark"], ["first"]))
+        await wait_until(lambda: is_marked(redis, b"first"))
+        await redis.config_set("maxmemory", "1")
+        redis.send_later(ScriptCall(MARK, ["mark"], ["second"]))
+        await wait_until(lambda: is_kept(redis))
+        await redis.config_set("maxmemory", "0")
+        await wait_until(lambda: is_marked(redis, b"second"))
+        assert redis.statistics().kept_calls == 0
+        redis.send_later(ScriptCall(Script.from_text("return redis.call('LPUSH', KEYS[1], 1)"), ["mark"], []))
+        await redis.ping()
+        await wait_until(lambda: _is_quiet(redis))
+        assert redis.statistics().kept_calls == 0  # its error is nobody's
+
+
+@pytest.mark.parametrize(
+    ("commands", "code"),
+    [
+        (["CONFIG SET min-replicas-to-write 1"], "NOREPLICAS"),
+        (["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"], "MASTERDOWN"),
+        (["REPLICAOF 127.0.0.1 1"], "READONLY"),
+        (["CONFIG SET maxmemory 1"], "OOM"),
+    ],
+)
+async def test_refusals_are_outages_in_scripts_too(server: RedisServer, commands: Sequence[str], code: str) -> None:
+    """A server that can't serve says so to commands and to scripts: both are unavailable."""
+    script = Script.from_text("return redis.call('GET', KEYS[1])") if code == "MASTERDOWN" else MARK
+    async with (
+        open_redis(server.url, timeout_seconds=PATIENT) as redis,
+        open_redis(server.url, timeout_seconds=PATIENT) as other,
+    ):
+        for command in commands:
+            await redis.execute_command(*command.split())
+        await _expect_unavailable(lambda: redis.get("a") if code == "MASTERDOWN" else redis.set("a", 1), code)
+        await _expect_unavailable(lambda: other.run_script(script, ["a"], [1]), code)
+
+
+async def test_missing_right_is_an_outage_in_scripts_too(server: RedisServer) -> None:
+    """A user who may run scripts but not write is told NOPERM: unavailable."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as operator:
+        await operator.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-set")
+        async with open_redis(f"unix://reader:secret@{server.path}", timeout_seconds=PATIENT) as redis:
+            await _expect_unavailable(lambda: redis.set("a", 1), "NOPERM")
+            await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "NOPERM")
+
+
+async def test_failed_snapshots_are_an_outage_in_scripts_too(tmp_path: Path) -> None:
+    """MISCONF: a server that is to save and can't takes no writes."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    async def is_failed() -> bool:
+        return "rdb_last_bgsave_status:err" in str(await redis.execute_command("INFO", "persistence"))
+
+    with run_redis_server(tmp_path, "--save", "3600 1", "--dir", str(folder)) as server:
+        folder.rmdir()
+        async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+            await redis.execute_command("BGSAVE")
+            await wait_until(is_failed)
+            await _expect_unavailable(lambda: redis.set("a", 1), "MISCONF")
+            await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "MISCONF")
 
 
 async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServer) -> None:
@@ -222,14 +260,6 @@ async def test_read_only_server_is_unavailable_and_looked_up_again(server: Redis
         assert redis.statistics().reconnects == 1
         await redis.execute_command("REPLICAOF", "NO", "ONE")
         assert await redis.set("a", 1) == b"OK"
-
-
-async def test_full_server_is_unavailable(server: RedisServer) -> None:
-    """OOM is an outage, for commands and inside scripts."""
-    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
-        await redis.config_set("maxmemory", "1")
-        await _expect_unavailable(lambda: redis.set("a", 1), "OOM")
-        await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "OOM")
 
 
 async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
