@@ -16,11 +16,13 @@ import click
 from rich.console import Console
 
 from benchmarks.results import Results, ResultsError
-from benchmarks.scenarios import PROFILES, SCENARIOS, Case, estimate_seconds
+from benchmarks.scenarios import PROFILES, SCENARIOS, AnyCase, LimitsCase
 
 __all__ = ["main"]
 
-DEFAULT_SUBJECTS = "direct,cgw,cgw-tick0,nginx,haproxy,go,litellm,litellm-messages,portkey"
+DEFAULT_SUBJECTS = (
+    "direct,cgw,cgw-tick0,nginx,haproxy,go,litellm,litellm-messages,portkey,redis-py-threads,redis-py-asyncio"
+)
 EPILOG = """\
 Exit status: 0 when all went well; 1 when a comparison is past its tolerance, a goal is not met (with --strict), or
 nothing could be measured; 2 for a wrong command line; 130 when interrupted. docs/benchmarks.md explains the figures.
@@ -69,6 +71,7 @@ RUN_HELP = f"""Measure, print tables, and write the results as JSON (and a repor
 \b
 Subjects: direct (no gateway), cgw, cgw-tick0 (without coalescing), nginx, haproxy, go,
 litellm (its chat completions), litellm-messages (/v1/messages), litellm-raw (passing through), portkey.
+The scenario limits has others: cgw (its limiter alone), redis-py-threads, redis-py-asyncio.
 What is not installed is left out; benchmarks/README.md says how to install each.
 """
 
@@ -112,6 +115,8 @@ def run(
     writes_report: bool,
 ) -> int:
     from benchmarks.build import build_tools
+    from benchmarks.limits.clients import CLIENTS
+    from benchmarks.limits.measure import describe_versions
     from benchmarks.runner import Plan, find_subjects, run_plan
     from benchmarks.subjects.base import Subject
     from benchmarks.subjects.registry import DIRECT, known_subjects, parse_subject
@@ -128,18 +133,24 @@ def run(
             raise click.BadParameter(str(error), param_hint="'--subject'") from error
         known[added.name] = added
         names.append(added.name)
-    unknown = [name for name in names if name not in known and name != DIRECT]
+    unknown = [name for name in names if name not in known and name not in CLIENTS and name != DIRECT]
     if unknown:
         raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="'--subjects'")
     try:
         tools = build_tools(cast(Literal["auto", "c", "python"], tool_choice))
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
-    found, versions, left_out = find_subjects(names, known)
+    has_limits = [isinstance(case, LimitsCase) for case in cases]
+    gateways = [name for name in names if name in known or name == DIRECT]
+    found, versions, left_out = find_subjects([] if all(has_limits) else gateways, known)
+    clients = [name for name in dict.fromkeys(names) if name in CLIENTS and any(has_limits)]
+    if clients:
+        versions = describe_versions(clients) | versions
     count = rounds or PROFILES[profile].rounds
     plan = Plan(
         cases=cases,
         subjects=found,
+        clients=clients,
         rounds=count,
         profile=profile,
         command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
@@ -147,8 +158,9 @@ def run(
     )
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False, highlight=False)
-    minutes = estimate_seconds(cases, len(found), count) / 60
-    console.print(f"{plan.steps} measurements, about {minutes:.0f} min; tools: {tools.description}", highlight=False)
+    console.print(
+        f"{plan.steps} measurements, about {plan.seconds / 60:.0f} min; tools: {tools.description}", highlight=False
+    )
     _raise_file_limit()
     with show_progress(console, plan.steps) as (on_step, on_measured):
         results = run_plan(plan, versions, left_out, on_step, on_measured)
@@ -169,7 +181,7 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _pick_cases(profile: str, scenarios: tuple[str, ...], case_filter: str | None) -> list[Case]:
+def _pick_cases(profile: str, scenarios: tuple[str, ...], case_filter: str | None) -> list[AnyCase]:
     names = [name.strip() for text in scenarios for name in text.split(",") if name.strip()] or list(SCENARIOS)
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:

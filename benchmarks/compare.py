@@ -10,9 +10,9 @@ from rich.table import Table
 
 from benchmarks.results import Results, ResultsError
 
-__all__ = ["Change", "compare_results", "pick_reference", "print_changes"]
+__all__ = ["Change", "compare_results", "pick_references", "print_changes"]
 
-HIGHER_IS_BETTER = {"events_per_second", "requests_per_second"}
+HIGHER_IS_BETTER = {"events_per_second", "requests_per_second", "pairs_per_second"}
 METRICS = (
     "cpu_us_per_event",
     "cpu_us_per_request",
@@ -20,11 +20,15 @@ METRICS = (
     "first_byte_us.p50",
     "rss_kib_per_stream",
     "upstream_closed_ms.p50",
+    "cpu_us_per_pair",
+    "pair_us.p50",
 )
-TAILS = ("latency_us.p99", "first_byte_us.p99", "upstream_closed_ms.p99")
-RATES = {"flood": "events_per_second", "requests": "requests_per_second"}
+TAILS = ("latency_us.p99", "first_byte_us.p99", "upstream_closed_ms.p99", "pair_us.p99")
+RATES = {"flood": "events_per_second", "requests": "requests_per_second", "limits": "pairs_per_second"}
 """Where the rate is what the subject can do; elsewhere it is what was offered."""
 REFERENCES = ("go", "nginx", "haproxy", "direct")
+LIMITS_REFERENCES = ("redis-py-threads", "redis-py-asyncio")
+"""For the scenario ``limits``, which gateways have no part in."""
 
 
 @frozen
@@ -46,13 +50,18 @@ class Change:
         return self.after / self.before - 1 if self.before else float("inf")
 
 
-def pick_reference(before: Results, after: Results) -> str:
-    """The first of Go, nginx, HAProxy and direct that both runs have. Raises :exc:`ResultsError` without one."""
+def pick_references(before: Results, after: Results) -> list[str]:
+    """The first of Go, nginx, HAProxy and direct that both runs have; and of redis-py's clients, for limits.
+
+    Raises :exc:`ResultsError` without any.
+    """
     common = set(before.subjects) & set(after.subjects)
-    for name in REFERENCES:
-        if name in common:
-            return name
-    raise ResultsError(f"the runs share none of {', '.join(REFERENCES)} to take ratios to; name one by --reference")
+    found = [next((name for name in names if name in common), None) for names in (REFERENCES, LIMITS_REFERENCES)]
+    chosen = [name for name in found if name is not None]
+    if not chosen:
+        names = ", ".join(REFERENCES + LIMITS_REFERENCES)
+        raise ResultsError(f"the runs share none of {names} to take ratios to; name one by --reference")
+    return chosen
 
 
 def compare_results(
@@ -68,14 +77,18 @@ def compare_results(
     ``subjects`` are those whose name begins with ``cgw`` unless given. Raises :exc:`ResultsError` when there is nothing
     to compare.
     """
-    chosen = reference or pick_reference(before, after)
+    references = [reference] if reference else pick_references(before, after)
     common = [name for name in before.subjects if name in after.subjects]
     names = list(subjects) if subjects else [name for name in common if name.startswith("cgw")]
-    missing = [name for name in (*names, chosen) if name not in common]
+    missing = [name for name in (*names, *references) if name not in common]
     if missing:
         raise ResultsError(f"not in both runs: {', '.join(missing)}")
     metrics = METRICS + TAILS if with_tails else METRICS
-    changes = list(_find_changes(before, after, chosen, [name for name in names if name != chosen], metrics))
+    changes = [
+        change
+        for chosen in references
+        for change in _find_changes(before, after, chosen, [name for name in names if name != chosen], metrics)
+    ]
     if not changes:
         raise ResultsError("the runs have no case of these subjects in common")
     return changes
@@ -96,7 +109,8 @@ def _find_changes(
 
 def print_changes(changes: Sequence[Change], tolerance: float, console: Console) -> bool:
     """Print a table; returns whether any is worse past the tolerance."""
-    table = Table(title=f"ratios to {changes[0].reference}, before and after", title_justify="left")
+    references = " and ".join(dict.fromkeys(change.reference for change in changes))
+    table = Table(title=f"ratios to {references}, before and after", title_justify="left")
     for title in ("scenario", "subject", "metric"):
         table.add_column(title)
     for title in ("before", "after", "change", ""):

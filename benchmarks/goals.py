@@ -84,6 +84,10 @@ IDLE = "idle", case_key({"streams": 1000})
 TLS = "tls", case_key({"streams": 200, "rate": 50})
 
 
+def _limits(callers: int) -> tuple[str, str]:
+    return "limits", case_key({"callers": callers, "limits": 3})
+
+
 def _cancel(phase: str) -> tuple[str, str]:
     return "cancel", case_key({"phase": phase})
 
@@ -142,6 +146,13 @@ def _tls_ratio(results: Results) -> float | None:
     return statistics.median(ratios) if ratios else None
 
 
+def _best_pairs(results: Results) -> float | None:
+    """cgw's pairs/s with 3 limits, at the number of callers that suits it best."""
+    cases = [case for scenario, case in results.cases if scenario == "limits" and case.endswith(" limits=3")]
+    medians = [results.median("limits", case, "cgw", "pairs_per_second") for case in cases]
+    return max((median for median in medians if median is not None), default=None)
+
+
 CPU = "cpu_us_per_event"
 
 GOALS = (
@@ -189,4 +200,14 @@ GOALS = (
         )
     ),
     Goal("CPU/event, TLS upstream, to own plain", _tls_ratio, 1.3),
+    Goal("admit + settle pairs/s, 3 limits, at the best number of callers", _best_pairs, 10_000, "/s", is_upper=False),
+    *(
+        Goal(
+            f"admit + settle pairs/s, 3 limits, {callers} callers, to redis-py in threads",
+            _ratio(_limits(callers), "pairs_per_second", "redis-py-threads"),
+            4.0,
+            is_upper=False,
+        )
+        for callers in (50, 500)
+    ),
 )

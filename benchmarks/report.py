@@ -24,6 +24,8 @@ COLOURS = {
     "litellm-messages": ("#a1305f", "#f285b5"),
     "litellm-raw": ("#8f5a2b", "#d8a36f"),
     "portkey": ("#7a3fc4", "#bd93f5"),
+    "redis-py-threads": ("#c2410c", "#ff9563"),
+    "redis-py-asyncio": ("#7a3fc4", "#bd93f5"),
     "direct": ("#6b7280", "#9ca3af"),
 }
 OTHER_COLOURS = (("#4d5b2a", "#b4c67e"), ("#b00020", "#ff7b8a"), ("#37474f", "#b0bec5"))
@@ -35,7 +37,8 @@ Open loop: the upstream sends each event when it is due, and each event carries 
 Latency is the time of receipt less that stamp. CPU is that of all processes and threads of the subject, from the
 scheduler's own count, while the window was open. Subjects take turns within each round. Saturated: the subject carried
 less than 97 % of what was offered, so that its latencies are those of a growing queue. Figures of different runs do not
-compare; ratios within a run do."""
+compare; ratios within a run do. The scenario limits is another one: clients of a store on the load's core, in a closed
+loop; a pair is an admit and its settle, and its time begins when its caller wanted it."""
 
 HEADLINES: tuple[tuple[str, str, dict[str, int | str], str, int], ...] = (
     # title, scenario, parameters, metric, decimals
@@ -47,6 +50,7 @@ HEADLINES: tuple[tuple[str, str, dict[str, int | str], str, int], ...] = (
     ("requests/s", "requests", {"connections": 32}, "requests_per_second", 0),
     ("KiB per open stream", "idle", {"streams": 1000}, "rss_kib_per_stream", 1),
     ("closed p99 ms", "cancel", {"phase": "streaming"}, "upstream_closed_ms.p99", 2),
+    ("pairs/s, 50 callers, 3 limits", "limits", {"callers": 50, "limits": 3}, "pairs_per_second", 0),
 )
 
 
@@ -220,6 +224,15 @@ def _render_plots(results: Results) -> str:
             "streaming",
         ),
         _plot_bars(results, "throughput", "cpu_us_per_event", "20,000 events/s", "CPU µs/event over 100 streams", 1),
+        _plot_bars(
+            results,
+            "limits",
+            "pairs_per_second",
+            "Limits",
+            "admit + settle pairs/s, 50 callers, 3 limits",
+            0,
+            "callers=50 limits=3",
+        ),
     )
     shown = "\n".join(plot for plot in plots if plot)
     return f'<h2>Plots</h2>\n<div class="plots">\n{shown}\n</div>' if shown else ""

@@ -75,6 +75,19 @@ class Metrics(Struct, kw_only=True, omit_defaults=True):
     requests_per_second: float | None = None
     cpu_us_per_event: float | None = None
     cpu_us_per_request: float | None = None
+    pairs_per_second: float | None = None
+    """Of admit and settle."""
+    cpu_us_per_pair: float | None = None
+    store_cpu_us_per_pair: float | None = None
+    store_us_per_call: float | None = None
+    """By the store's own count, of a script alone: without reading the command and writing the answer."""
+    store_share: float | None = None
+    """What the store took of its core: near 1, pairs/s are the store's limit, not the client's."""
+    pair_us: Distribution | None = None
+    call_us: Distribution | None = None
+    """``admit_us`` and ``settle_us`` together."""
+    admit_us: Distribution | None = None
+    settle_us: Distribution | None = None
     cpu_share: float | None = None
     """Of one core, 0 to 1."""
     cpu_share_by_process: dict[str, float] = {}

@@ -11,11 +11,12 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.build import REPOSITORY, Tools
+from benchmarks.limits.measure import measure_limits
 from benchmarks.machine import describe_machine, pick_cores
 from benchmarks.measure import Bench
 from benchmarks.processes import pinned
-from benchmarks.results import SCHEMA, Measurement, Results
-from benchmarks.scenarios import Case
+from benchmarks.results import SCHEMA, Measurement, Metrics, Results
+from benchmarks.scenarios import AnyCase, Case, LimitsCase
 from benchmarks.subjects.base import MissingSubjectError, Subject
 from benchmarks.subjects.registry import DIRECT
 
@@ -24,10 +25,11 @@ __all__ = ["Plan", "find_subjects", "read_commit", "run_plan"]
 
 @frozen(kw_only=True)
 class Plan:
-    """What to measure. ``subjects`` are in order; ``None`` stands for no gateway."""
+    """What to measure. ``subjects`` are in order; ``None`` stands for no gateway. ``clients`` are limits' subjects."""
 
-    cases: Sequence[Case]
+    cases: Sequence[AnyCase]
     subjects: dict[str, Subject | None]
+    clients: Sequence[str] = ()
     rounds: int
     profile: str
     command: str
@@ -35,9 +37,18 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        return self.rounds * sum(
-            1 for case in self.cases for subject in self.subjects.values() if can_run(subject, case)
-        )
+        return self.rounds * sum(len(self.names_for(case)) for case in self.cases)
+
+    @property
+    def seconds(self) -> float:
+        """About how long it takes, when nothing is saturated."""
+        return self.rounds * sum(len(self.names_for(case)) * (case.seconds + 0.3) for case in self.cases)
+
+    def names_for(self, case: AnyCase) -> list[str]:
+        """Who is measured in ``case``."""
+        if isinstance(case, LimitsCase):
+            return list(self.clients)
+        return [name for name, subject in self.subjects.items() if can_run(subject, case)]
 
 
 def can_run(subject: Subject | None, case: Case) -> bool:
@@ -115,13 +126,13 @@ def _measure_all(
 ) -> None:
     for round_number in range(1, plan.rounds + 1):
         for case in plan.cases:
-            for name, subject in _rotated(plan.subjects, round_number):
-                if name in results.left_out or not can_run(subject, case):
+            for name in _rotated(plan.names_for(case), round_number):
+                if name in results.left_out:
                     continue
                 text = " ".join(f"{key}={value}" for key, value in case.parameters.items())
                 on_step(f"round {round_number} of {plan.rounds}: {case.scenario} {text} · {name}")
                 try:
-                    metrics = bench.measure(subject, case)
+                    metrics = _measure(plan, bench, name, case)
                 except MissingSubjectError as error:
                     results.left_out[name] = str(error)
                     continue
@@ -136,11 +147,16 @@ def _measure_all(
                 on_measured(measurement)
 
 
-def _rotated(subjects: dict[str, Subject | None], round_number: int) -> list[tuple[str, Subject | None]]:
+def _measure(plan: Plan, bench: Bench, name: str, case: AnyCase) -> Metrics:
+    if isinstance(case, LimitsCase):
+        return measure_limits(name, case, bench.cores, bench.directory)
+    return bench.measure(plan.subjects[name], case)
+
+
+def _rotated(names: list[str], round_number: int) -> list[str]:
     """In each round another subject comes first, so that none always follows the same one."""
-    items = list(subjects.items())
-    start = (round_number - 1) % len(items) if items else 0
-    return items[start:] + items[:start]
+    start = (round_number - 1) % len(names) if names else 0
+    return names[start:] + names[:start]
 
 
 def read_commit() -> str:

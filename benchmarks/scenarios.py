@@ -7,7 +7,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-__all__ = ["FULL", "PROFILES", "SCENARIOS", "SHORT", "SMOKE", "Case", "Profile", "Scenario", "estimate_seconds"]
+__all__ = ["FULL", "PROFILES", "SCENARIOS", "SHORT", "SMOKE", "AnyCase", "Case", "LimitsCase", "Profile", "Scenario"]
 
 MS = 1_000_000
 LONGEST_STREAM_SECONDS = 120
@@ -25,12 +25,15 @@ class Profile:
     warm_ms: int
     streams: tuple[int, ...]
     idle_streams: int
+    callers: tuple[int, ...]
     help: str
 
 
-SHORT = Profile("short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, "under 10 minutes with four subjects")
-FULL = Profile("full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, "about 20 minutes for each subject")
-SMOKE = Profile("smoke", 1, 300, 100, 50, (2,), 5, "whether everything works; its figures mean nothing")
+SHORT = Profile(
+    "short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, (1, 50, 500), "under 10 minutes with four subjects"
+)
+FULL = Profile("full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, (1, 50, 500), "about 20 minutes for each subject")
+SMOKE = Profile("smoke", 1, 300, 100, 50, (2,), 5, (5,), "whether everything works; its figures mean nothing")
 PROFILES = {profile.name: profile for profile in (SHORT, FULL, SMOKE)}
 
 
@@ -64,13 +67,36 @@ class Case:
         return total / 1000 + (1.2 if self.needs_fresh_subject else 0.4)
 
 
+@frozen(kw_only=True)
+class LimitsCase:
+    """One measurement of limits alone: so many callers, each of which admits and settles without a pause."""
+
+    scenario: str = "limits"
+    callers: int
+    limits: int
+    warm_ms: int
+    window_ms: int
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return {"callers": self.callers, "limits": self.limits}
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes, with the start of a client and of a store."""
+        return (self.warm_ms + self.window_ms) / 1000 + 0.6
+
+
+AnyCase = Case | LimitsCase
+
+
 @frozen
 class Scenario:
     """A name, what it is for, and its cases in a profile."""
 
     name: str
     help: str
-    build: Callable[[Profile], Iterator[Case]]
+    build: Callable[[Profile], Iterator[AnyCase]]
 
 
 def _phases(profile: Profile, window_ms: int) -> dict[str, int | float | str]:
@@ -292,6 +318,13 @@ def _churn(profile: Profile) -> Iterator[Case]:
     )
 
 
+def _limits(profile: Profile) -> Iterator[LimitsCase]:
+    window_ms = min(profile.window_ms * 2 // 3, 4000)
+    for callers in profile.callers:
+        for limits in (1, 3, 6):
+            yield LimitsCase(callers=callers, limits=limits, warm_ms=profile.warm_ms, window_ms=window_ms)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -310,10 +343,6 @@ SCENARIOS = {
         Scenario("large-prompt", "request bodies of 100 KB and 1 MB: first event, CPU per request", _large_prompt),
         Scenario("tls", "200 streams of 50 events/s from a TLS upstream", _tls),
         Scenario("churn", "100 short streams a second, each on a new connection", _churn),
+        Scenario("limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, beside redis-py", _limits),
     )
 }
-
-
-def estimate_seconds(cases: list[Case], subjects: int, rounds: int) -> float:
-    """About how long a run takes, when nothing is saturated."""
-    return sum(case.seconds + 0.3 for case in cases) * subjects * rounds

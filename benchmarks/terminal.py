@@ -41,6 +41,14 @@ COLUMNS = (
     Column("upstream_closed_ms.p50", "closed p50 ms", 2),
     Column("upstream_closed_ms.p99", "closed p99 ms", 2),
     Column("upstream_never_closed", "never closed"),
+    Column("pairs_per_second", "pairs/s"),
+    Column("cpu_us_per_pair", "CPU µs/pair", 1),
+    Column("store_cpu_us_per_pair", "store CPU µs/pair", 1),
+    *(
+        Column(f"{what}_us.{percentile}", f"{what} {percentile} µs")
+        for what in ("pair", "call")
+        for percentile in ("p50", "p99")
+    ),
 )
 
 BY_SCENARIO = {
@@ -54,6 +62,10 @@ BY_SCENARIO = {
     "large-prompt": ("first_byte_us.p50", "first_byte_us.p99", "cpu_us_per_request"),
     "churn": ("first_byte_us.p50", "first_byte_us.p99", "cpu_us_per_request", "requests_per_second"),
     "idle": ("rss_kib_per_stream", "rss_growth_kib"),
+    "limits": (
+        *("pairs_per_second", "cpu_us_per_pair", "store_cpu_us_per_pair"),
+        *(f"{what}_us.{percentile}" for what in ("pair", "call") for percentile in ("p50", "p99")),
+    ),
     "cancel": ("upstream_closed_ms.p50", "upstream_closed_ms.p99", "upstream_never_closed", "cpu_us_per_request"),
 }
 
@@ -116,6 +128,8 @@ def describe_problems(results: Results, scenario: str, case: str, subject: str) 
     shares = [m.metrics.load_share for m in measured if m.metrics.load_share is not None]
     if shares and max(shares) > 0.9:
         notes.append("the load's core was full")
+    if any((m.metrics.store_share or 0) > 0.9 for m in measured):
+        notes.append("the store's core was full")
     return "; ".join(notes)
 
 

@@ -105,6 +105,24 @@ def test_a_subject_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     assert next(results.select("throughput", subject="direct")).metrics.failed is None
 
 
+def test_limits_are_a_scenario_of_the_suite(tmp_path: Path) -> None:
+    """A run of it alone starts no gateway, names what was measured, and its report has the figures."""
+    path = tmp_path / "results.json"
+    done = run_suite(
+        *("--profile", "smoke", "--scenario", "limits", "--case", "limits=3", "--subjects", "cgw,redis-py-asyncio"),
+        *("--tools", "python", "-o", str(path)),
+        cache=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = Results.read(path)
+    assert results.subjects == ["cgw", "redis-py-asyncio"]
+    assert [m.metrics.failed for m in results.measurements] == [None, None]
+    assert set(results.versions) == {"cgw", "redis-py-asyncio", "store"}
+    assert "pairs/s" in done.stdout
+    assert "limits callers=5 limits=3" in path.with_suffix(".html").read_text()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--scenario", "no-such"], ["--subjects", "no-such"], ["--subject", "x"], ["report"], ["--case", "streams=7"]],
