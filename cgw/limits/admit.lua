@@ -10,114 +10,125 @@
 --          before trying again (0: this limit did not refuse; -1: waiting is pointless)}
 -- Guarantees
 --   All or nothing: a refusal consumes nothing of any limit. No limit is exceeded, whoever else calls.
---   An admitted reservation id gets the same answer again, without consuming, while its record lives.
+--   An admitted reservation id gets the same answer again, without consuming, while its record lives (a string of
+--   doubles, the answer).
 --   The order of the limits does not matter, but for the notices. Integers are exact (see state.lua).
 --   Each threshold is returned once per interval: here when the first limit refuses (it is used up), and by settle
 --   when what was charged reached it.
 
-local record = redis.call('GET', KEYS[1])
-if record then
-  local answer = {}
-  for number in string.gmatch(record, '%-?%d+') do answer[#answer + 1] = tonumber(number) end
+local record_key, count = KEYS[1], (#ARGV - 3) / 4
+local now = now_ms()
+local answer, is_admitted = {1, now, 0}, true
+
+-- What each limit holds (a bucket's debt, what is used of a window, leases held), and what goes with it.
+local amounts, empty_ats, ids, is_ahead = {}, {}, {}, {}
+
+-- Per kind: `check` looks, and returns the ms to wait; `measure` says how it stands; `claim` writes, when `amounts`
+-- holds the claim already.
+local check, measure, claim = {}, {}, {}
+
+function check.bucket(i, key, limit, period, cost)
+  local debt, old_limit, old_period, empty_at, ahead = load_bucket(key, now)
+  debt = debt and convert_debt(debt, old_limit, old_period, limit, period) or 0
+  amounts[i], empty_ats[i], is_ahead[i] = debt, empty_at, ahead
+  local excess = debt + (cost - limit) * period
+  if excess <= 0 then return 0 end
+  return cost > limit and -1 or ceil(excess / limit)
+end
+
+measure.bucket = measure_bucket
+
+function claim.bucket(i, key, limit, period, cost)
+  local debt = amounts[i]
+  save_bucket(key, now, debt, limit, period, debt == cost * period and now or empty_ats[i])
+end
+
+function check.window(i, key, limit, period, cost)
+  amounts[i], ids[i] = load_window(key, now, period)
+  if amounts[i] + cost <= limit then return 0 end
+  return cost > limit and -1 or (ids[i] + 1) * period - now
+end
+
+function measure.window(used, limit, period, id)
+  if used == 0 then return limit, 0, 0 end
+  local reset = (id + 1) * period - now
+  return max(0, limit - used), reset, reset
+end
+
+function claim.window(i, key, _, period)
+  save_window(key, amounts[i], ids[i], now, period)
+end
+
+function check.lease(i, key, limit, _, cost)
+  local after_now = '(' .. text(now)
+  local held = read('ZCOUNT', key, after_now, '+inf')
+  amounts[i] = held
+  if held + cost <= limit then return 0 end
+  if cost > limit then return -1 end
+  -- Leases are mostly freed long before they end: come back within a second.
+  local first = call('ZRANGEBYSCORE', key, after_now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  return max(1, min(first[2] - now, 1000))
+end
+
+function measure.lease(held, limit)
+  return max(0, limit - held), 0, 0
+end
+
+function claim.lease(i, key, _, period, cost)
+  -- What is left of the dead goes when nobody else is there; otherwise the heartbeats of the living do it.
+  if amounts[i] == cost then call('DEL', key) end
+  call('ZADD', key, text(now + period), ARGV[1])
+  call('PEXPIRE', key, text(period + SLACK_MS))
+end
+
+local kinds, limits, periods, costs, waits = {}, {}, {}, {}, {}
+for i = 1, count do
+  local at = 4 * i
+  local kind, limit, period, cost = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  kinds[i], limits[i], periods[i], costs[i] = kind, limit, period, cost
+  waits[i] = check[kind](i, KEYS[i + 1], limit, period, cost)
+  if waits[i] ~= 0 then is_admitted = false end
+end
+
+-- How all limits stand by `amounts`.
+local function fill_answer()
+  for i = 1, count do
+    local at = 4 * i
+    answer[at], answer[at + 1], answer[at + 2] = measure[kinds[i]](amounts[i], limits[i], periods[i], ids[i])
+    answer[at + 3] = waits[i]
+  end
+end
+
+-- The answer that an earlier call with this id got, if it was admitted.
+local function recall()
+  local record = call('GET', record_key)
+  if not record then return nil end
+  local numbers = {unpack_numbers('<' .. string.rep('d', #record / 8), record)}
+  numbers[#numbers] = nil -- the position after the last one
+  return numbers
+end
+
+if not is_admitted then
+  local earlier = recall()
+  if earlier then return earlier end
+  answer[1] = 0
+  for i = 1, count do
+    if is_ahead[i] then
+      -- The clock stepped back behind the last write: count from here, or nothing would refill until it is there again.
+      save_bucket(KEYS[i + 1], now, amounts[i], limits[i], periods[i], empty_ats[i])
+    end
+  end
+  fill_answer()
+  if ARGV[3] ~= '' and waits[1] > 0 then answer[3] = cross(KEYS[#KEYS], ARGV[3], limits[1], limits[1], periods[1]) end
   return answer
 end
 
-local now = now_ms()
-
--- Per kind: `check` looks and sets plan.wait, `measure` says how it stands after the decision, `claim` writes.
-local check, measure, claim = {}, {}, {}
-
-function check.bucket(plan)
-  local limit, period, cost = plan.limit, plan.period, plan.cost
-  local bucket = load_bucket(plan.key, now) or {debt = 0, limit = limit, period = period, empty_at = 0}
-  convert_bucket(bucket, limit, period)
-  local excess = bucket.debt + (cost - limit) * period
-  if excess > 0 then plan.wait = cost > limit and -1 or math.ceil(excess / limit) end
-  plan.bucket = bucket
+for i = 1, count do
+  amounts[i] = amounts[i] + (kinds[i] == 'bucket' and costs[i] * periods[i] or costs[i])
 end
-
-function measure.bucket(plan, admitted)
-  local bucket, period = plan.bucket, plan.period
-  return measure_bucket(admitted and bucket.debt + plan.cost * period or bucket.debt, plan.limit, period)
-end
-
-function claim.bucket(plan)
-  local bucket = plan.bucket
-  if bucket.debt == 0 then bucket.empty_at = now end
-  bucket.debt = bucket.debt + plan.cost * plan.period
-  save_bucket(plan.key, bucket, now)
-end
-
-function check.window(plan)
-  plan.used, plan.id = load_window(plan.key, now, plan.period)
-  plan.reset = (plan.id + 1) * plan.period - now
-  if plan.used + plan.cost > plan.limit then plan.wait = plan.cost > plan.limit and -1 or plan.reset end
-end
-
-function measure.window(plan, admitted)
-  local used = admitted and plan.used + plan.cost or plan.used
-  if used == 0 then return plan.limit, 0, 0 end
-  return math.max(0, plan.limit - used), plan.reset, plan.reset
-end
-
-function claim.window(plan)
-  save_window(plan.key, plan.used + plan.cost, plan.id, now, plan.period)
-end
-
-function check.lease(plan)
-  plan.held = read('ZCOUNT', plan.key, format('(%.0f', now), '+inf')
-  if plan.cost > plan.limit then
-    plan.wait = -1
-  elseif plan.held + plan.cost > plan.limit then
-    -- Leases are mostly freed long before they end: come back within a second.
-    local first = redis.call('ZRANGEBYSCORE', plan.key, format('(%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-    plan.wait = math.max(1, math.min(first[2] - now, 1000))
-  end
-end
-
-function measure.lease(plan, admitted)
-  local held = admitted and plan.held + plan.cost or plan.held
-  return math.max(0, plan.limit - held), 0, 0
-end
-
-function claim.lease(plan)
-  local key, period = plan.key, plan.period
-  -- What is left of the dead goes when nobody else is there; otherwise the heartbeats of the living do it.
-  if plan.held == 0 then redis.call('DEL', key) end
-  redis.call('ZADD', key, format('%.0f', now + period), ARGV[1])
-  redis.call('PEXPIRE', key, format('%.0f', period + SLACK_MS))
-end
-
-local plans, admitted = {}, true
-for i = 1, (#ARGV - 3) / 4 do
-  local at = 4 * i
-  local plan = {
-    kind = ARGV[at], key = KEYS[i + 1], wait = 0,
-    limit = tonumber(ARGV[at + 1]), period = tonumber(ARGV[at + 2]), cost = tonumber(ARGV[at + 3]),
-  }
-  check[plan.kind](plan)
-  if plan.wait ~= 0 then admitted = false end
-  plans[i] = plan
-end
-
-local answer = {admitted and 1 or 0, now, 0}
-local text = format('1 %.0f 0', now)
-for i, plan in ipairs(plans) do
-  local remaining, reset, more = measure[plan.kind](plan, admitted)
-  local at = 4 * i
-  answer[at], answer[at + 1], answer[at + 2], answer[at + 3] = remaining, reset, more, plan.wait
-  if admitted then
-    text = format('%s %.0f %.0f %.0f %.0f', text, remaining, reset, more, plan.wait)
-    claim[plan.kind](plan)
-  elseif plan.bucket and plan.bucket.is_ahead then
-    -- The clock stepped back behind the last write: count from here, or nothing would refill until it is there again.
-    save_bucket(plan.key, plan.bucket, now)
-  end
-end
-if admitted then
-  redis.call('SET', KEYS[1], text, 'PX', ARGV[2])
-elseif ARGV[3] ~= '' and plans[1].wait > 0 then
-  local first = plans[1]
-  answer[3] = cross(KEYS[#KEYS], ARGV[3], first.limit, first.limit, first.period)
-end
+fill_answer()
+-- The record goes first: if there is one already, this is a repeat, and nothing has been written.
+local record = pack('<' .. string.rep('d', #answer), unpack(answer))
+if not call('SET', record_key, record, 'PX', ARGV[2], 'NX') then return recall() end
+for i = 1, count do claim[kinds[i]](i, KEYS[i + 1], limits[i], periods[i], costs[i]) end
 return answer

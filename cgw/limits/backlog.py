@@ -6,7 +6,7 @@ import secrets
 from collections import OrderedDict, deque
 
 import trio
-from attrs import evolve
+from attrs import define
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
@@ -24,6 +24,39 @@ MARK_TTL_MS = 24 * 3_600_000
 _CALLS_AT_ONCE = 16
 
 
+@define(eq=False)
+class _Charge:
+    """What was ``used`` of a limit without Redis, as a bucket: ``debt`` (tokens × ms) is what would be owed at ``at``
+    (ms), had Redis been told all along. Time pays it off, so that a long outage is not charged to a short interval.
+    """
+
+    record_prefix: str
+    claim: Claim
+    debt: int
+    at: int
+    used: int = 0
+
+    def add(self, claim: Claim, used: int, now: int) -> None:
+        """Use some more, by the limit's present numbers."""
+        self._pay(now)
+        if claim.period_ms != self.claim.period_ms:
+            self.debt = -(-self.debt // self.claim.period_ms) * claim.period_ms
+        self.claim = claim
+        self.used += used
+        self.debt += used * claim.period_ms
+
+    def count_owed(self, now: int) -> int:
+        """How much Redis has to be told now: of a bucket, what time has not paid off."""
+        if self.claim.kind != "bucket":
+            return self.used
+        self._pay(now)
+        return min(self.used, -(-self.debt // self.claim.period_ms))
+
+    def _pay(self, now: int) -> None:
+        self.debt = max(0, self.debt - (now - self.at) * self.claim.limit)
+        self.at = now
+
+
 class Backlog:
     """Kept in memory only, within bounds. Every call is safe to repeat: it counts once.
 
@@ -35,7 +68,7 @@ class Backlog:
         self._scripts = scripts
         self._outage = outage
         self._settlements: deque[ScriptCall] = deque(maxlen=MAX_SETTLEMENTS)
-        self._charges: OrderedDict[str, tuple[str, Claim]] = OrderedDict()
+        self._charges: OrderedDict[str, _Charge] = OrderedDict()
         self.dropped = 0
         """Settlements and charges that there was no room for."""
 
@@ -48,11 +81,12 @@ class Backlog:
         self._settlements.append(call)
         self._outage.attention.set()
 
-    def add_charge(self, record_prefix: str, claim: Claim, used: int) -> None:
-        """Add ``used`` to what was used of a limit without Redis."""
-        _, kept = self._charges.pop(claim.key, ("", None))
-        total = used if kept is None else kept.cost + used
-        self._charges[claim.key] = record_prefix, evolve(claim, cost=total)
+    def add_charge(self, record_prefix: str, claim: Claim, used: int, *, debt: int = 0) -> None:
+        """Add ``used`` to what was used of a limit without Redis, which is owed ``debt`` (tokens × ms) besides."""
+        now = _now_ms()
+        charge = self._charges.pop(claim.key, None) or _Charge(record_prefix, claim, debt, now)
+        charge.add(claim, used, now)
+        self._charges[claim.key] = charge
         if len(self._charges) > MAX_CHARGED_LIMITS:
             self._charges.popitem(last=False)
             self.dropped += 1
@@ -60,24 +94,32 @@ class Backlog:
 
     async def flush(self) -> None:
         """Tell Redis all of it. Raises :exc:`StoreUnavailable`; what was not confirmed is kept. Cancel-safe."""
-        self._charges_to_settlements()
+        await self._send_settlements()
+        while self._charges:
+            # Few at a time: while Redis is away, charges stay what they are, and go on adding up.
+            for _ in range(min(_CALLS_AT_ONCE, len(self._charges))):
+                self._settle_charge(self._charges.popitem(last=False)[1])
+            await self._send_settlements()
+
+    def _settle_charge(self, charge: _Charge) -> None:
+        """Make a charge a settlement with an id of its own, so that it can be repeated.
+
+        Each has one limit: a limit that is broken must not take others along.
+        """
+        claim, owed = charge.claim, charge.count_owed(_now_ms())
+        if owed:
+            charge_id = secrets.token_hex(12)
+            arguments = (charge_id, MARK_TTL_MS, "", claim.kind, claim.limit, claim.period_ms, 0, owed)
+            keys = (charge.record_prefix + charge_id, claim.key)
+            self.add_settlement(ScriptCall(self._scripts.settle, keys, arguments))
+
+    async def _send_settlements(self) -> None:
         failures: list[StoreUnavailable] = []
         async with trio.open_nursery() as nursery:
             for _ in range(min(_CALLS_AT_ONCE, len(self._settlements))):
                 nursery.start_soon(self._send, failures)
         if failures:
             raise failures[0]
-
-    def _charges_to_settlements(self) -> None:
-        """One settlement for each charge, with an id of its own, so that it can be repeated.
-
-        A limit that is broken must not take others along: what an error leaves undone is not done again.
-        """
-        while self._charges and len(self._settlements) < MAX_SETTLEMENTS:
-            _, (record_prefix, claim) = self._charges.popitem(last=False)
-            charge_id = secrets.token_hex(12)
-            arguments = (charge_id, MARK_TTL_MS, "", claim.kind, claim.limit, claim.period_ms, 0, claim.cost)
-            self.add_settlement(ScriptCall(self._scripts.settle, [record_prefix + charge_id, claim.key], arguments))
 
     async def _send(self, failures: list[StoreUnavailable]) -> None:
         while self._settlements and not failures:
@@ -92,3 +134,7 @@ class Backlog:
             except BaseException:
                 self._settlements.append(call)
                 raise
+
+
+def _now_ms() -> int:
+    return int(trio.current_time() * 1000)

@@ -15,22 +15,25 @@ local now = now_ms()
 local look = {}
 
 function look.bucket(key, limit, period)
-  local bucket = load_bucket(key, now)
-  if not bucket then return 0, limit, period, 0 end
-  if limit > 0 then convert_bucket(bucket, limit, period) end
-  local debt = bucket.debt
-  return math.ceil(debt / bucket.period), bucket.limit, bucket.period, math.ceil(debt / bucket.limit)
+  local debt, old_limit, old_period = load_bucket(key, now)
+  if not debt then return 0, limit, period, 0 end
+  if limit > 0 then
+    debt = convert_debt(debt, old_limit, old_period, limit, period)
+  else
+    limit, period = old_limit, old_period
+  end
+  return ceil(debt / period), limit, period, ceil(debt / limit)
 end
 
 function look.lease(key, limit, period)
-  local ends = read('ZRANGEBYSCORE', key, format('(%.0f', now), '+inf', 'WITHSCORES')
+  local ends = read('ZRANGEBYSCORE', key, '(' .. text(now), '+inf', 'WITHSCORES')
   return #ends / 2, limit, period, #ends > 0 and tonumber(ends[#ends]) - now or 0
 end
 
 function look.notice(key, limit, period)
   local told = read('GET', key)
   if not told then return 0, limit, period, 0 end
-  return tonumber(told) or error('key ' .. key .. ' holds no notice', 0), limit, period, redis.call('PTTL', key)
+  return tonumber(told) or error('key ' .. key .. ' holds no notice', 0), limit, period, call('PTTL', key)
 end
 
 local answer = {now}
@@ -41,7 +44,7 @@ for i = 1, #KEYS do
   if is_reset then
     local found = {pcall(look[kind], key, limit, period)}
     figures = found[1] and {unpack(found, 2)} or {-1, limit, period, 0}
-    redis.call('DEL', key)
+    call('DEL', key)
   else
     figures = {look[kind](key, limit, period)}
   end

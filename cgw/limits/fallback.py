@@ -56,13 +56,14 @@ class Fallback:
 
     def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None) -> None:
         """Settle what was admitted here, and keep what it used for Redis."""
+        debts = {claim.key: debt for claim, debt in admission.plan.recall_debts()}
         for reservation in admission.reservations:
             group = reservation.group
             used = [(claim, claim.count_used(is_charged=is_charged, tokens=tokens)) for claim in group.claims]
             self._limits.settle(reservation.id, used, _now_ms())
             for claim, amount in used:
                 if amount and claim.kind != "lease":
-                    self._backlog.add_charge(group.record_prefix, claim, amount)
+                    self._backlog.add_charge(group.record_prefix, claim, amount, debt=debts.get(claim.key, 0))
 
     def peek(self, claims: Iterable[Claim]) -> list[int]:
         """How limits stand, as far as this process knows; the numbers of ``peek.lua``."""

@@ -9,21 +9,20 @@ local now = now_ms()
 local look = {}
 
 function look.bucket(key, limit, period)
-  local bucket = load_bucket(key, now)
-  if not bucket then return limit, 0, 0 end
-  convert_bucket(bucket, limit, period)
-  return measure_bucket(bucket.debt, limit, period)
+  local debt, old_limit, old_period = load_bucket(key, now)
+  if not debt then return limit, 0, 0 end
+  return measure_bucket(convert_debt(debt, old_limit, old_period, limit, period), limit, period)
 end
 
 function look.window(key, limit, period)
   local used, id = load_window(key, now, period)
   if used == 0 then return limit, 0, 0 end
   local reset = (id + 1) * period - now
-  return math.max(0, limit - used), reset, reset
+  return max(0, limit - used), reset, reset
 end
 
 function look.lease(key, limit)
-  return math.max(0, limit - read('ZCOUNT', key, format('(%.0f', now), '+inf')), 0, 0
+  return max(0, limit - read('ZCOUNT', key, '(' .. text(now), '+inf')), 0, 0
 end
 
 local answer = {now}

@@ -10,11 +10,11 @@
 
 local key, length = KEYS[1], tonumber(ARGV[1])
 local now = now_ms()
-local ends, lost = format('%.0f', now + length), 0
+local ends, lost = text(now + length), 0
 read('ZCARD', key)
 for i = 2, #ARGV do
-  lost = lost + redis.call('ZADD', key, ends, ARGV[i])
+  lost = lost + call('ZADD', key, ends, ARGV[i])
 end
-redis.call('ZREMRANGEBYSCORE', key, '-inf', format('%.0f', now))
-redis.call('PEXPIRE', key, format('%.0f', length + SLACK_MS))
+call('ZREMRANGEBYSCORE', key, '-inf', text(now))
+call('PEXPIRE', key, text(length + SLACK_MS))
 return lost

@@ -18,14 +18,14 @@
 local now -- most settlements need no clock
 local record, admitted_at, first_remaining
 if ARGV[2] == '0' then
-  record = redis.call('GETDEL', KEYS[1])
+  record = call('GETDEL', KEYS[1])
   if record then
-    local at, remaining = string.match(record, '^1 (%d+) 0 (%d+)')
-    admitted_at, first_remaining = tonumber(at), tonumber(remaining)
+    local _
+    _, admitted_at, _, first_remaining = unpack_numbers('<dddd', record)
   end
 else
   -- There is no record of it here, but must be one of its settlement.
-  record = redis.call('SET', KEYS[1], 'settled', 'PX', ARGV[2], 'NX')
+  record = call('SET', KEYS[1], 'settled', 'PX', ARGV[2], 'NX')
   now = now_ms()
   admitted_at = now
 end
@@ -34,25 +34,27 @@ local settle = {}
 
 -- Each settles one limit, and returns how much of it is used now.
 function settle.bucket(key, limit, period, difference)
-  local bucket = load_bucket(key, now)
-  if not bucket then
+  local debt, old_limit, old_period, empty_at = load_bucket(key, now)
+  if debt then
+    limit, period = old_limit, old_period
+  else
     if difference < 0 then return 0 end
-    bucket = {debt = 0, limit = limit, period = period, empty_at = now}
+    debt, empty_at = 0, now
   end
-  if difference >= 0 or admitted_at >= bucket.empty_at then
-    local most = 2 * bucket.limit * bucket.period
+  if difference >= 0 or admitted_at >= empty_at then
+    local most = 2 * limit * period
     -- Compare in tokens first: the product of an absurd usage could leave the exact range.
-    local change = difference > 2 * bucket.limit and most or difference * bucket.period
-    bucket.debt = math.max(0, math.min(bucket.debt + change, most))
-    save_bucket(key, bucket, now)
+    local change = difference > 2 * limit and most or difference * period
+    debt = max(0, min(debt + change, most))
+    save_bucket(key, now, debt, limit, period, empty_at)
   end
-  return math.ceil(bucket.debt / bucket.period)
+  return ceil(debt / period)
 end
 
 function settle.window(key, limit, period, difference)
   local used, id = load_window(key, now, period)
-  if difference >= 0 or math.floor(admitted_at / period) >= id then
-    used = math.max(0, used + difference)
+  if difference >= 0 or floor(admitted_at / period) >= id then
+    used = max(0, used + difference)
     save_window(key, used, id, now, period)
   end
   return used
@@ -61,16 +63,15 @@ end
 local first_used
 for i = 1, (#ARGV - 3) / 5 do
   local at = 5 * i - 1
-  local kind, limit, period = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  local difference = tonumber(ARGV[at + 4]) - tonumber(ARGV[at + 3])
+  local kind, reserved, used = ARGV[at], ARGV[at + 3], ARGV[at + 4]
   if kind == 'lease' then
-    redis.call('ZREM', KEYS[i + 1], ARGV[1])
-  elseif record and difference ~= 0 then
+    call('ZREM', KEYS[i + 1], ARGV[1])
+  elseif record and reserved ~= used then
     now = now or now_ms()
-    local used = settle[kind](KEYS[i + 1], limit, period, difference)
-    if i == 1 then first_used = used end
+    local amount = settle[kind](KEYS[i + 1], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), used - reserved)
+    if i == 1 then first_used = amount end
   elseif record and i == 1 and first_remaining then
-    first_used = limit - first_remaining -- as it stood when it was claimed: no need to look again
+    first_used = ARGV[5] - first_remaining -- as it stood when it was claimed: no need to look again
   end
 end
 

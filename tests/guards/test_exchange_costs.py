@@ -29,8 +29,8 @@ JSON = b'{"id":"m","usage":{"input_tokens":9,"output_tokens":3}}'
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(JSON)
 EXCHANGES = 20
 
-IN_SCRIPTS = {"get": 3, "set": 3, "getdel": 1, "time": 2}
-"""What both scripts together do in the store, for an actor with one quota, one rate and one bound on what is open."""
+IN_SCRIPTS = {"get": 2, "set": 3, "getdel": 1, "time": 1}
+"""What both scripts together do in the store, for an actor with a quota and a short-term rate."""
 
 PARSERS = re.compile(r"msgspec.*\.decode$|orjson\.loads$|^json.*:(loads|load|decode|raw_decode)$")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -122,7 +123,7 @@ class Store:
 
 def with_test_clock(script: Script) -> str:
     for old, new in (
-        ("redis.call('TIME')", f"redis.call('LRANGE', '{CLOCK}', 0, 1)"),
+        ("call('TIME')", f"call('LRANGE', '{CLOCK}', 0, 1)"),
         ("SLACK_MS = 1000", "SLACK_MS = 3600000"),
     ):
         assert script.text.count(old) == 1
@@ -601,8 +602,8 @@ def test_many_operations_do_not_drift(store: Store) -> None:
         assert all(
             admitted[0] == 1 and settled == [1, 0] for admitted, settled in zip(*[iter(answers)] * 2, strict=True)
         )
-    debt = cast(bytes, store.client.get(limit.key)).split()[0]
-    assert int(debt) == charged * limit.period
+    debt = struct.unpack("<4sddddd", cast(bytes, store.client.get(limit.key)))[1]
+    assert debt == charged * limit.period
 
 
 def test_changed_limits_act_at_once(store: Store) -> None:
