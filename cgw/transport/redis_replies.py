@@ -25,8 +25,8 @@ _UNAVAILABLE_CODES = frozenset(
 )
 # Redis 6.2 puts the code of an error inside a script behind a text of its own; from 7.0 on, the code stands first.
 _WRAPPED_CODE = re.compile(r"^ERR Error running script .*?-([A-Z]+) ")
-# What a script may not do has no code of its own, from Redis 7.0 to Valkey 9.
-_NO_PERMISSION_IN_SCRIPT = "ERR ACL failure in script"
+# What a script may not do has no code of its own: Redis 6.2 and 7.0, then Redis 7.2 to Valkey 9.
+_NO_PERMISSION_IN_SCRIPT = re.compile(r"^ERR (?:.*The user executing the script can't|ACL failure in script)")
 _PREFIX = "Redis can't serve now: "
 
 
@@ -66,7 +66,7 @@ def build_reply_error(text: str) -> Exception:
     wrapped = _WRAPPED_CODE.match(text) if code == "ERR" else None
     if wrapped:
         code, text = wrapped[1], text[wrapped.start(1) :]
-    elif text.startswith(_NO_PERMISSION_IN_SCRIPT):
+    elif _NO_PERMISSION_IN_SCRIPT.match(text):
         code, text = "NOPERM", "NOPERM" + text.removeprefix("ERR")
     if code == "TRYAGAIN":
         return TryAgain(_PREFIX + text)

@@ -18,7 +18,7 @@ from tests.support.redis_callers import run_drill
 from tests.support.redis_cluster import (
     ClusterNode,
     RedisCluster,
-    find_free_ports,
+    find_node_ports,
     run_cluster_node,
     run_redis_cluster,
 )
@@ -133,7 +133,7 @@ async def test_killed_master_of_a_cluster(tmp_path: Path) -> None:
             await drill.wait_outage()
             await others.wait_answers(500)
             assert others.errors == 0
-            with run_cluster_node(tmp_path / "n2", lost.port, lost.bus_port) as again:
+            with run_cluster_node(tmp_path / "n2", lost.port) as again:
                 await wait_until(partial(_takes_writes, again, lost_key), seconds=20)
                 await drill.wait_back()
                 await others.wait_back()
@@ -154,7 +154,7 @@ async def test_stopped_master_of_a_cluster(tmp_path: Path) -> None:
 
 async def test_failover_in_a_cluster(tmp_path: Path) -> None:
     """A master with a replica dies: a moment after the cluster has its successor, the callers have it, too."""
-    with run_redis_cluster(tmp_path) as cluster, run_cluster_node(tmp_path / "r", *find_free_ports(2)) as replica:
+    with run_redis_cluster(tmp_path) as cluster, run_cluster_node(tmp_path / "r", *find_node_ports(1)) as replica:
         master = cluster.nodes[0]
         await _replicate(replica, master)
         key = await _find_key(cluster, master)
@@ -170,7 +170,7 @@ async def test_failover_in_a_cluster(tmp_path: Path) -> None:
 
 
 async def _replicate(replica: ClusterNode, master: ClusterNode) -> None:
-    await replica.ask("CLUSTER", "MEET", "127.0.0.1", master.port, master.bus_port)
+    await replica.ask("CLUSTER", "MEET", "127.0.0.1", master.port)
 
     async def is_replica() -> bool:
         with suppress(Exception):

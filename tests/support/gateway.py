@@ -26,6 +26,7 @@ token_sha256 = ["{token}"]
 limit = {limit}
 interval = "24h"
 concurrent_requests = {concurrent_requests}
+{chat_lines}
 [actor.limits.code_completions]
 limit = 1000
 interval = "24h"
@@ -46,18 +47,15 @@ def build_environ(
     *,
     limit: int = 1000,
     concurrent_requests: int = 1000,
+    chat_lines: str = "",
     more: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The environment of a gateway with two actors, whose data and actors file are in ``data_dir``."""
+    """The environment of a gateway with two actors, whose data and actors file are in ``data_dir``.
+
+    ``chat_lines`` is what else the actors file says of acme's chat completions.
+    """
     actors = data_dir / "actors.toml"
-    actors.write_text(
-        ACTORS.format(
-            token=hash_token(TOKEN),
-            disabled=hash_token(DISABLED_TOKEN),
-            limit=limit,
-            concurrent_requests=concurrent_requests,
-        )
-    )
+    actors.write_text(build_actors(limit, concurrent_requests, chat_lines))
     return {
         "PORT": "0",
         "CODY_GATEWAY_DATA_DIR": str(data_dir),
@@ -70,6 +68,17 @@ def build_environ(
     }
 
 
+def build_actors(limit: int = 1000, concurrent_requests: int = 1000, chat_lines: str = "") -> str:
+    """What stands in the actors file."""
+    return ACTORS.format(
+        token=hash_token(TOKEN),
+        disabled=hash_token(DISABLED_TOKEN),
+        limit=limit,
+        concurrent_requests=concurrent_requests,
+        chat_lines=chat_lines,
+    )
+
+
 @asynccontextmanager
 async def open_gateway(
     data_dir: Path,
@@ -77,9 +86,17 @@ async def open_gateway(
     *,
     limit: int = 1000,
     concurrent_requests: int = 1000,
+    chat_lines: str = "",
     more: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Service]:
-    """Run a gateway with its embedded store while the block runs."""
-    environ = build_environ(data_dir, upstream_url, limit=limit, concurrent_requests=concurrent_requests, more=more)
+    """Run a gateway while the block runs; with its embedded store, unless ``more`` names another."""
+    environ = build_environ(
+        data_dir,
+        upstream_url,
+        limit=limit,
+        concurrent_requests=concurrent_requests,
+        chat_lines=chat_lines,
+        more=more,
+    )
     async with open_service(load_settings(environ)) as service:
         yield service

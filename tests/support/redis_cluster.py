@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -24,13 +25,32 @@ def find_free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in sockets]
 
 
+BUS_DISTANCE = 10_000
+"""How far a node's second port is from its first, where it can't be chosen (before Redis 7)."""
+
+
+def find_node_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody uses now, each with its second one."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port))
+                second.bind(("127.0.0.1", port + BUS_DISTANCE))
+            except OSError:
+                continue
+        if port not in ports and port - BUS_DISTANCE not in ports and port + BUS_DISTANCE not in ports:
+            ports.append(port)
+    return ports
+
+
 @frozen
 class ClusterNode:
     """One server of the cluster."""
 
     server: RedisServer
     port: int
-    bus_port: int
     id: str
 
     @property
@@ -98,24 +118,23 @@ def run_redis_cluster(folder: Path, masters: int = 3) -> Iterator[RedisCluster]:
 
     Takes two seconds: so long a new node refuses to be a master.
     """
-    ports = find_free_ports(2 * masters)
+    ports = find_node_ports(masters)
     with ExitStack() as stack:
         nodes = [
-            stack.enter_context(run_cluster_node(folder / f"n{number}", *ports[2 * number : 2 * number + 2]))
-            for number in range(masters)
+            stack.enter_context(run_cluster_node(folder / f"n{number}", port)) for number, port in enumerate(ports)
         ]
         _join(nodes)
         yield RedisCluster(nodes)
 
 
 @contextmanager
-def run_cluster_node(folder: Path, port: int, bus_port: int) -> Iterator[ClusterNode]:
+def run_cluster_node(folder: Path, port: int) -> Iterator[ClusterNode]:
     """Run one server of a cluster, as it was if it ran in ``folder`` before; killed at the end."""
     folder.mkdir(exist_ok=True)
-    options = ("--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", str(bus_port))
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes")
     behaviour = ("--cluster-require-full-coverage", "no", "--cluster-node-timeout", "1000")
     with run_redis_server(folder, *options, *behaviour, "--repl-diskless-sync-delay", "0") as server:
-        yield ClusterNode(server, port, bus_port, _ask_blocking(server, "CLUSTER", "MYID").decode())
+        yield ClusterNode(server, port, _ask_blocking(server, "CLUSTER", "MYID").decode())
 
 
 def _ask_blocking(server: RedisServer, *command: str | int) -> bytes:
@@ -128,10 +147,10 @@ def _ask_blocking(server: RedisServer, *command: str | int) -> bytes:
 def _join(nodes: Sequence[ClusterNode]) -> None:
     for number, node in enumerate(nodes):
         first, end = (-(-part * SLOTS // len(nodes)) for part in (number, number + 1))
-        _ask_blocking(node.server, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+        _ask_blocking(node.server, "CLUSTER", "ADDSLOTS", *range(first, end))  # ADDSLOTSRANGE is of Redis 7
         _ask_blocking(node.server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
     for node in nodes[1:]:
-        _ask_blocking(nodes[0].server, "CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
+        _ask_blocking(nodes[0].server, "CLUSTER", "MEET", "127.0.0.1", node.port)
     deadline = time.monotonic() + 15
     while not all(_is_whole(node) for node in nodes):
         assert time.monotonic() < deadline, "the nodes did not become a cluster"

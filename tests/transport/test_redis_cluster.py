@@ -20,7 +20,14 @@ from cgw.errors import StoreUnavailable
 from cgw.transport import redis_cluster
 from cgw.transport.redis_links import Redis, Script, ScriptCall, Store, open_redis
 from tests.support.raw_server import open_raw_server
-from tests.support.redis_cluster import ClusterNode, RedisCluster, find_free_ports, run_cluster_node, run_redis_cluster
+from tests.support.redis_cluster import (
+    ClusterNode,
+    RedisCluster,
+    find_free_ports,
+    find_node_ports,
+    run_cluster_node,
+    run_redis_cluster,
+)
 from tests.support.redis_server import wait_until
 
 PATIENT = 5.0
@@ -303,8 +310,8 @@ async def test_nodes_come_and_go(cluster: RedisCluster, tmp_path: Path, monkeypa
     async with open_redis(cluster.url, timeout_seconds=1) as redis:
         await redis.set("{guest}", "kept")
         home = await cluster.find_owner(slot)
-        with run_cluster_node(tmp_path / "g", *find_free_ports(2)) as guest:
-            await cluster.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", guest.port, guest.bus_port)
+        with run_cluster_node(tmp_path / "g", *find_node_ports(1)) as guest:
+            await cluster.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", guest.port)
 
             async def know_guest() -> bool:
                 views = [str(await node.ask("CLUSTER", "NODES")) for node in cluster.nodes]

@@ -1,0 +1,258 @@
+"""Drills with figures: what callers notice of each way in which Redis can fail. Show them with ``-s``.
+
+Three gateways, one for each policy, share a Redis and are asked steadily. The promises: no request waits longer for
+its limits than the deadline plus 20 ms, no answer is another than the policy's, all is back within 1 s of the
+recovery, and what was let through is counted. The bounds are wider, since the load, and in CI others, share the
+machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+import trio
+
+from cgw.demo.script import Script
+from cgw.demo.upstream import open_scripted_upstream
+from tests.support.gateway import build_environ
+from tests.support.process import start_cgw
+from tests.support.redis_cluster import find_free_ports
+from tests.support.redis_drill import DEADLINE_SECONDS, Drill, open_drill
+from tests.support.redis_server import RedisServer, run_redis_server
+from tests.support.waiting import wait_until
+
+WAIT_GRACE_SECONDS = 0.15
+BACK_SECONDS = 1.0
+BACK_GRACE_SECONDS = 1.0
+"""What a busy machine may add to what is promised."""
+FAULT_SECONDS = 0.7
+PASSWORD = "before"
+
+LONG = "CGW_LONG_DRILLS"
+"""The environment variable that lets the drill of 30 s run."""
+
+
+class Store:
+    """The server of a drill, which may be killed and started again at the same port."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        (self.port,) = find_free_ports(1)
+        self._folder = folder
+        self._options = ("--port", str(self.port), "--bind", "127.0.0.1", *options)
+        self.url = f"redis://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def run(self) -> Iterator[RedisServer]:
+        """The server, while the block runs."""
+        with run_redis_server(self._folder, *self._options) as server:
+            yield server
+
+
+@contextmanager
+def open_control(server: RedisServer, password: str | None = None) -> Iterator[redis.Redis]:
+    """A client for what operators do."""
+    with redis.Redis(unix_socket_path=str(server.path), password=password) as client:
+        yield client
+
+
+@asynccontextmanager
+async def open_case(name: str, folder: Path, *options: str) -> AsyncIterator[tuple[Drill, RedisServer, redis.Redis]]:
+    """A drill on a server of its own, with the load running."""
+    store = Store(folder, *options)
+    with store.run() as server, open_control(server) as control:
+        async with open_drill(name, folder, store.url) as drill:
+            await drill.wait_calm()
+            yield drill, server, control
+
+
+def report(text: str) -> None:
+    """A line of figures, for ``-s``."""
+    sys.stdout.write(f"{text}\n")
+
+
+async def conclude(drill: Drill, *, loses_store: bool = False) -> None:
+    """End a drill, print its figures, and hold them to the promises. ``local`` does not show who counted."""
+    await drill.finish()
+    report("")
+    for line in drill.lines:
+        refused = sum(one.status != 200 for one in line.samples)
+        back = "-" if line.policy == "local" else f"{_show(drill.back_seconds(line))}"
+        report(
+            f"{drill.name:24} {line.policy:6} {len(line.samples):4} requests, 503: {refused:3}, "
+            f"wrong: {len(drill.list_wrong(line))}, usual {_show(drill.usual_seconds(line))}, "
+            f"waited at most {_show(drill.longest_wait_seconds(line))}, counted again {back}, "
+            f"healthz {_show(drill.healthy_seconds(line))}"
+        )
+    missed = 0.0 if loses_store else await drill.count_missed()
+    for line in drill.lines:
+        assert drill.list_wrong(line) == []
+        assert drill.longest_wait_seconds(line) <= DEADLINE_SECONDS + WAIT_GRACE_SECONDS
+        assert line.policy == "local" or drill.back_seconds(line) <= BACK_SECONDS + BACK_GRACE_SECONDS
+        assert drill.healthy_seconds(line) <= BACK_SECONDS + BACK_GRACE_SECONDS
+    report(f"{drill.name:24} answered, and not counted: {missed:.0f}")
+    assert missed == 0
+
+
+def _show(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
+
+
+async def test_killed_and_restarted_empty(tmp_path: Path) -> None:
+    """kill -9, and a restart with nothing left."""
+    store = Store(tmp_path)
+    with store.run() as server:
+        async with open_drill("kill -9, restart empty", tmp_path, store.url) as drill:
+            await drill.wait_calm()
+            server.send_signal(signal.SIGKILL)
+            server.process.wait()
+            await trio.sleep(FAULT_SECONDS)
+            with store.run():
+                drill.recovered()
+                await conclude(drill, loses_store=True)
+
+
+async def test_scripts_forgotten(tmp_path: Path) -> None:
+    """SCRIPT FLUSH is not noticed at all."""
+    async with open_case("SCRIPT FLUSH", tmp_path) as (drill, _, control):
+        for _ in range(5):
+            control.script_flush()
+            await trio.sleep(0.1)
+        drill.recovered()
+        await conclude(drill)
+    assert all(one.status == 200 for line in drill.lines for one in line.samples)
+
+
+@pytest.mark.parametrize(
+    "seconds", [1, pytest.param(30, marks=pytest.mark.skipif(LONG not in os.environ, reason=LONG))]
+)
+async def test_stopped(tmp_path: Path, seconds: int) -> None:
+    """SIGSTOP: the server is there, and silent."""
+    async with open_case(f"SIGSTOP {seconds} s", tmp_path) as (drill, server, _):
+        server.send_signal(signal.SIGSTOP)
+        await trio.sleep(seconds)
+        server.send_signal(signal.SIGCONT)
+        drill.recovered()
+        await conclude(drill)
+
+
+async def test_paused(tmp_path: Path) -> None:
+    """CLIENT PAUSE, as during a failover that is under way."""
+    async with open_case("CLIENT PAUSE 700 ms", tmp_path) as (drill, _, control):
+        control.client_pause(round(FAULT_SECONDS * 1000), all=True)
+        await trio.sleep(FAULT_SECONDS)
+        drill.recovered()
+        await conclude(drill)
+
+
+async def test_connections_killed(tmp_path: Path) -> None:
+    """CLIENT KILL of every connection, again and again."""
+    async with open_case("CLIENT KILL, 5 times", tmp_path) as (drill, _, control):
+        for _ in range(5):
+            control.client_kill_filter(_type="normal", skipme=True)
+            await trio.sleep(0.1)
+        drill.recovered()
+        await conclude(drill)
+
+
+async def test_read_only(tmp_path: Path) -> None:
+    """READONLY: the server has become a replica."""
+    async with open_case("READONLY", tmp_path) as (drill, _, control):
+        control.replicaof("127.0.0.1", "1")
+        await trio.sleep(FAULT_SECONDS)
+        control.replicaof("NO", "ONE")
+        drill.recovered()
+        await conclude(drill)
+
+
+async def test_out_of_memory(tmp_path: Path) -> None:
+    """OOM: the server takes no writes."""
+    async with open_case("OOM", tmp_path) as (drill, _, control):
+        control.config_set("maxmemory", "1")
+        await trio.sleep(FAULT_SECONDS)
+        control.config_set("maxmemory", "0")
+        drill.recovered()
+        await conclude(drill)
+
+
+async def test_busy(tmp_path: Path) -> None:
+    """BUSY: somebody's script does not end."""
+    async with (
+        open_case("BUSY", tmp_path, "--lua-time-limit", "5") as (drill, server, control),
+        trio.open_nursery() as n,
+    ):
+
+        def run_for_ever() -> None:
+            with open_control(server) as other, pytest.raises(redis.ResponseError, match="killed"):
+                other.eval("while true do end", 0)
+
+        n.start_soon(trio.to_thread.run_sync, run_for_ever)
+        await trio.sleep(FAULT_SECONDS)
+        control.script_kill()
+        drill.recovered()
+        await conclude(drill)
+
+
+async def test_password_rotated(tmp_path: Path) -> None:
+    """The password is changed and all connections are ended; later the old one is set again."""
+    async with open_case("wrong password, rotated", tmp_path) as (drill, server, control):
+        control.config_set("requirepass", "after")
+        with open_control(server, "after") as other:
+            other.client_kill_filter(_type="normal", skipme=True)
+            await trio.sleep(FAULT_SECONDS)
+            other.config_set("requirepass", "")
+        drill.recovered()
+        await conclude(drill)
+
+
+@contextmanager
+def open_deaf_listener(port: int) -> Iterator[None]:
+    """Something that listens on ``port`` and never accepts: connections are made by the kernel, and nobody answers."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(64)
+        yield
+
+
+async def test_listener_that_never_accepts(tmp_path: Path) -> None:
+    """In the server's place something takes connections and says nothing."""
+    store = Store(tmp_path)
+    with store.run() as server:
+        async with open_drill("never accepts", tmp_path, store.url) as drill:
+            await drill.wait_calm()
+            server.send_signal(signal.SIGKILL)
+            server.process.wait()
+            with open_deaf_listener(store.port):
+                await trio.sleep(FAULT_SECONDS)
+            with store.run():
+                drill.recovered()
+                await conclude(drill, loses_store=True)
+
+
+@pytest.mark.parametrize("fault", ["wrong password", "never accepts"])
+async def test_at_the_start(tmp_path: Path, fault: str) -> None:
+    """A store that cannot be used when cgw starts is one sentence without the password, soon, and exit status 1."""
+    store = Store(tmp_path, "--requirepass", "right")
+    run = store.run() if fault == "wrong password" else open_deaf_listener(store.port)
+    environ = {"REDIS_ENDPOINT": f"redis://:canary@127.0.0.1:{store.port}", "CODY_GATEWAY_REDIS_TIMEOUT": "100ms"}
+    async with open_scripted_upstream(Script()) as upstream:
+        with run:
+            started = trio.current_time()
+            process = start_cgw(build_environ(tmp_path, upstream.url, more=environ), tmp_path / "log")
+            await wait_until(lambda: process.poll() is not None, seconds=20)
+            report(f"{fault + ' at start':28} ended after {(trio.current_time() - started) * 1000:.0f} ms")
+    text = (tmp_path / "log").read_text()
+    assert process.returncode == 1
+    (sentence,) = [line for line in text.splitlines() if line.startswith("cgw: ")]
+    assert f"127.0.0.1:{store.port}" in sentence
+    report(f"  {sentence}")
+    assert "canary" not in text
+    assert "Traceback" not in text

@@ -1,0 +1,104 @@
+"""What whole gateways count: keys as they stand in Redis, and what clients and the spool are told."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+from attrs import frozen
+
+from cgw.app import Service
+from tests.support.gateway import open_gateway
+from tests.support.requests import HEADERS
+
+CHAT_PREFIX = "cgw:{static:acme}:chat_completions:"
+QUOTA = f"{CHAT_PREFIX}quota"
+IN_FLIGHT = f"{CHAT_PREFIX}in_flight"
+PROVIDER_IN_FLIGHT = "cgw:{{provider:{}}}:in_flight"
+
+PATIENT = {"CODY_GATEWAY_REDIS_TIMEOUT": "20s"}
+"""For tests that count answers: a machine with too little to spare must not make an outage of its pauses."""
+
+Event = tuple[str, Mapping[str, Any]]
+
+
+@asynccontextmanager
+async def open_patient_gateway(
+    data_dir: Path,
+    upstream_url: str,
+    *,
+    limit: int = 1000,
+    concurrent_requests: int = 1000,
+    chat_lines: str = "",
+    more: Mapping[str, str] | None = None,
+) -> AsyncIterator[Service]:
+    """Run a gateway, as :func:`~tests.support.gateway.open_gateway`, that waits long for Redis."""
+    async with open_gateway(
+        data_dir,
+        upstream_url,
+        limit=limit,
+        concurrent_requests=concurrent_requests,
+        chat_lines=chat_lines,
+        more={**PATIENT, **(more or {})},
+    ) as gateway:
+        yield gateway
+
+
+def read_spool(data_dir: Path) -> list[Event]:
+    """Name and metadata of every event in a spool."""
+    connection = sqlite3.connect(data_dir / "events.sqlite")
+    try:
+        rows = connection.execute("SELECT name, metadata FROM events ORDER BY seq").fetchall()
+    finally:
+        connection.close()
+    return [(name, json.loads(metadata)) for name, metadata in rows]
+
+
+def open_http(gateway: Service, **headers: str) -> httpx.AsyncClient:
+    """A client of ``gateway``, in acme's name unless ``headers`` say otherwise (``_`` stands for ``-``)."""
+    own = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.AsyncClient(base_url=gateway.url, headers={**HEADERS, **own}, timeout=30)
+
+
+async def get_usage(gateway: Service, feature: str = "chat_completions") -> int:
+    """What ``/v1/limits`` says of acme's usage."""
+    async with open_http(gateway) as client:
+        answer = await client.get("/v1/limits")
+    assert answer.status_code == 200
+    usage = answer.json()[feature]["usage"]
+    assert isinstance(usage, int)
+    return usage
+
+
+@frozen
+class Held:
+    """What is held in Redis for requests under way."""
+
+    places: int
+    reservations: int
+
+
+async def count_held(gateway: Service) -> Held:
+    """Places in flight, of actors and providers, and records of reservations; in a store with few keys."""
+    ask = gateway.redis.execute_command
+    keys: Sequence[bytes] = await ask("KEYS", "cgw:*")
+    places = [await ask("ZCARD", key) for key in keys if key.endswith(b":in_flight")]
+    records = [await ask("GET", key) for key in keys if b":reservation:" in key]
+    # What was used while Redis was away leaves a mark, so that it is charged once.
+    return Held(sum(places), sum(record not in (None, b"settled") for record in records))
+
+
+async def wait_nothing_held(gateway: Service, seconds: float = 1.0) -> None:
+    """Return once nothing is held any more; fail with what is, after ``seconds``."""
+    held = await count_held(gateway)
+    with trio.move_on_after(seconds):
+        while held != Held(0, 0):
+            await trio.sleep(0.005)
+            held = await count_held(gateway)
+    assert held == Held(0, 0)
