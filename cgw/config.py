@@ -14,12 +14,12 @@ from typing import Any
 from attrs import Attribute, fields, frozen
 
 from cgw.config_fields import Variable, group, setting
+from cgw.config_providers import AnthropicSettings, OpenAISettings
 from cgw.config_values import (
     API_URL,
     BOOLEAN,
     CA_FILE,
     HOST,
-    NAMES,
     PATH,
     REDIS_ENDPOINT,
     SECRET,
@@ -56,8 +56,6 @@ KIB = 1024
 MIB = 1024 * KIB
 MINUTE = 60.0
 HOUR = 60 * MINUTE
-
-BUILT_IN_MODELS = "the reference's list and today's models"
 
 
 def _default_data_dir() -> Path:
@@ -163,71 +161,6 @@ class UpstreamSettings:
     )
     max_timeout_seconds: float = setting(
         "CODY_GATEWAY_MAX_TIMEOUT", duration(), 10 * MINUTE, "The most that X-Timeout-Ms can ask for."
-    )
-
-
-@frozen
-class AnthropicSettings:
-    """The provider ``anthropic``: it has routes when its access token is set."""
-
-    api_url: str = setting(
-        "CODY_GATEWAY_ANTHROPIC_API_URL",
-        API_URL,
-        "https://api.anthropic.com",
-        "The base URL of Anthropic's API, without /v1.",
-    )
-    access_token: Secret | None = setting(
-        "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN", SECRET, None, "The key for Anthropic's API; without it, no routes to it."
-    )
-    allowed_models: tuple[str, ...] | None = setting(
-        "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",
-        NAMES,
-        None,
-        "The models that may be used at all: names as Anthropic has them, separated by commas.",
-        default_text=BUILT_IN_MODELS,
-    )
-    max_tokens_to_sample: int = setting(
-        "CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE",
-        integer(least=1, most=10_000_000),
-        4000,
-        "The largest max_tokens that a request may ask for on the reference's routes; more gets 400.",
-    )
-    max_in_flight: int | None = setting(
-        "CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT",
-        integer(least=1, most=MAX_IN_FLIGHT),
-        None,
-        "How many requests may be under way to Anthropic at once, by all replicas together; unset is no bound.",
-    )
-
-
-@frozen
-class OpenAISettings:
-    """The provider ``openai``: it has routes when its access token is set."""
-
-    api_url: str = setting(
-        "CODY_GATEWAY_OPENAI_API_URL", API_URL, "https://api.openai.com", "The base URL of OpenAI's API, without /v1."
-    )
-    access_token: Secret | None = setting(
-        "CODY_GATEWAY_OPENAI_ACCESS_TOKEN", SECRET, None, "The key for OpenAI's API; without it, no routes to it."
-    )
-    org_id: str | None = setting(
-        "CODY_GATEWAY_OPENAI_ORG_ID",
-        VISIBLE_TEXT,
-        None,
-        "The organisation that OpenAI bills, as org-….",
-    )
-    allowed_models: tuple[str, ...] | None = setting(
-        "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",
-        NAMES,
-        None,
-        "The models that may be used at all: names as OpenAI has them, separated by commas.",
-        default_text=BUILT_IN_MODELS,
-    )
-    max_in_flight: int | None = setting(
-        "CODY_GATEWAY_OPENAI_MAX_IN_FLIGHT",
-        integer(least=1, most=MAX_IN_FLIGHT),
-        None,
-        "How many requests may be under way to OpenAI at once, by all replicas together; unset is no bound.",
     )
 
 
