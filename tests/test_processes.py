@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import socket
-import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -21,12 +19,10 @@ from cgw.demo.script import Script
 from cgw.demo.upstream import ScriptedUpstream, open_scripted_upstream
 from cgw.transport.redis_embedded import open_embedded_redis
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
+from tests.support.limits import PATIENT, read_spool
 from tests.support.process import GatewayProcess, open_gateway_process, start_cgw
 from tests.support.requests import HEADERS, build_body, build_request, read_until
 from tests.support.waiting import wait_until
-
-PATIENT = {"CODY_GATEWAY_REDIS_TIMEOUT": "20s"}
-"""For tests that count answers: a machine with too little to spare must not turn some of them into 503s."""
 
 PATH = "/v1/completions/anthropic-messages"
 
@@ -37,16 +33,6 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
     scripts = {ANTHROPIC_MODEL: Script(answer="Good day.", tokens_per_second=math.inf, api_key=ANTHROPIC_KEY)}
     async with open_scripted_upstream(scripts) as upstream:
         yield upstream
-
-
-def read_spool(data_dir: Path) -> list[tuple[str, dict[str, object]]]:
-    """Name and metadata of every event in a spool."""
-    connection = sqlite3.connect(data_dir / "events.sqlite")
-    try:
-        rows = connection.execute("SELECT name, metadata FROM events ORDER BY seq").fetchall()
-    finally:
-        connection.close()
-    return [(name, json.loads(metadata)) for name, metadata in rows]
 
 
 async def test_three_processes_admit_exactly_the_limit(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -227,20 +213,26 @@ async def test_a_taken_port_is_one_sentence(tmp_path: Path, upstream: ScriptedUp
     assert port in lines[0]
 
 
-async def test_a_store_that_dies_costs_503s_only(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """While Redis is away requests get 503 with retry-after at once; when it is back they go through again."""
+@pytest.mark.parametrize("when_down", ["local", "open", "closed"])
+async def test_a_store_that_dies(tmp_path: Path, upstream: ScriptedUpstream, when_down: str) -> None:
+    """While its store is killed and comes back, cgw answers by its policy, at once: 200, or 503 with retry-after."""
+    settings = {"CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN": when_down}
     async with (
-        open_gateway_process(build_environ(tmp_path, upstream.url), tmp_path / "log") as gateway,
+        open_gateway_process(build_environ(tmp_path, upstream.url, more=settings), tmp_path / "log") as gateway,
         httpx.AsyncClient(base_url=gateway.url, headers=HEADERS) as client,
     ):
         body = build_body(PATH, stream=False)
         assert (await client.post(PATH, json=body)).status_code == 200
         os.kill(find_store_pid(tmp_path), signal.SIGKILL)
-        statuses: list[int] = []
+        statuses: set[int] = set()
         with trio.fail_after(20):
-            while 503 not in statuses or statuses[-1] != 200:
+            while (health := await client.get("/-/healthz")).text.count("\n") == 0:
+                statuses.add((await client.post(PATH, json=body)).status_code)
+            assert health.status_code == (500 if when_down == "closed" else 200)
+            while health.text != "healthz: ok":
                 answer = await client.post(PATH, json=body)
-                statuses.append(answer.status_code)
-                if answer.status_code == 503:
-                    assert answer.headers["retry-after"] == "1"
-    assert set(statuses) == {200, 503}
+                statuses.add(answer.status_code)
+                assert answer.headers.get("retry-after") == ("1" if answer.status_code == 503 else None)
+                health = await client.get("/-/healthz")
+        assert (await client.post(PATH, json=body)).headers["x-ratelimit-limit"] == "1000"
+    assert statuses - {200} == ({503} if when_down == "closed" else set())

@@ -1,0 +1,158 @@
+"""``/v1/limits`` and ``/v1/limits/refresh``: what callers are told of their limits, and how they have them fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cgw.app import Service
+from cgw.demo.upstream import ScriptedUpstream
+from tests.support.gateway import DISABLED_TOKEN, TOKEN, build_actors
+from tests.support.limits import open_http, open_patient_gateway
+from tests.support.requests import build_body
+
+PATH = "/v1/completions/anthropic-messages"
+REFRESH = "/v1/limits/refresh"
+
+
+async def spend(client: httpx.AsyncClient, count: int) -> None:
+    """So many requests of acme that are let through."""
+    for _ in range(count):
+        assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 200
+
+
+async def test_limits_are_those_of_each_feature(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """The reference's shape, with unit and rest: an entry per feature with a limit, an expiry where it was used."""
+    async with open_patient_gateway(tmp_path, upstream.url, limit=24) as gateway, open_http(gateway) as client:
+        await spend(client, 3)
+        answer = await client.get("/v1/limits")
+        now = datetime.now(UTC)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    limits = answer.json()
+    expiry = datetime.fromisoformat(limits["chat_completions"].pop("expiry"))
+    assert abs(expiry - (now + timedelta(hours=3))) < timedelta(seconds=10)
+    assert limits == {
+        "code_completions": {
+            "limit": 1000,
+            "interval": "24h0m0s",
+            "usage": 0,
+            "remaining": 1000,
+            "unit": "requests",
+            "allowedModels": ["anthropic/claude-3-haiku-20240307"],
+        },
+        "chat_completions": {
+            "limit": 24,
+            "interval": "24h0m0s",
+            "usage": 3,
+            "remaining": 21,
+            "unit": "requests",
+            "allowedModels": ["*"],
+        },
+    }
+
+
+async def test_limits_in_tokens_are_told_in_tokens(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A quota in tokens says so, and its figures are tokens."""
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, limit=100, chat_lines='unit = "tokens"') as gateway,
+        open_http(gateway) as client,
+    ):
+        await spend(client, 2)
+        chat = (await client.get("/v1/limits")).json()["chat_completions"]
+    assert (chat["limit"], chat["unit"], chat["usage"], chat["remaining"]) == (100, "tokens", 12, 88)
+
+
+async def test_reading_limits_uses_nothing(gateway: Service) -> None:
+    """Asking for one's limits, also by HEAD, does not count on them."""
+    async with open_http(gateway) as client:
+        for _ in range(3):
+            chat = (await client.get("/v1/limits")).json()["chat_completions"]
+            assert (chat["usage"], chat["remaining"], "expiry" in chat) == (0, 1000, False)
+        head = await client.head("/v1/limits")
+    assert (head.status_code, head.content) == (200, b"")
+
+
+async def test_anonymous_callers_share_limits(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Without a token the anonymous actor's limits are told, embeddings in tokens."""
+    more = {"CODY_GATEWAY_ALLOW_ANONYMOUS": "true"}
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, more=more) as gateway,
+        httpx.AsyncClient(base_url=gateway.url) as client,
+    ):
+        limits = (await client.get("/v1/limits")).json()
+        refreshed = await client.post(REFRESH)
+    units = {feature: (entry["limit"], entry["unit"]) for feature, entry in limits.items()}
+    assert units == {
+        "code_completions": (1000, "requests"),
+        "chat_completions": (50, "requests"),
+        "embeddings": (100_000, "tokens"),
+    }
+    assert (refreshed.status_code, refreshed.content) == (200, b"")
+
+
+async def test_refreshing_has_a_cool_down(gateway: Service) -> None:
+    """Refreshed once: 200 with nothing to say. Again at once: 429 that names the wait, in text and header."""
+    async with open_http(gateway) as client:
+        first, second = await client.post(REFRESH), await client.post(REFRESH)
+    assert (first.status_code, first.content) == (200, b"")
+    assert second.status_code == 429
+    error = second.json()["error"]
+    assert error.startswith("actor was recently updated - try again in ")
+    assert error.removeprefix("actor was recently updated - try again in ") in ("4s", "3s", "2s")
+    assert 3 <= int(second.headers["retry-after"]) <= 5
+
+
+async def test_refreshing_brings_changed_limits(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """What an operator wrote is in force as soon as the refresh has answered, in both engines."""
+    async with open_patient_gateway(tmp_path, upstream.url, limit=1) as gateway, open_http(gateway) as client:
+        await spend(client, 1)
+        (tmp_path / "actors.toml").write_text(build_actors(limit=3))
+        assert (await client.get("/v1/limits")).json()["chat_completions"]["limit"] == 1
+        assert (await client.post(REFRESH)).status_code == 200
+        await spend(client, 2)
+        chat = (await client.get("/v1/limits")).json()["chat_completions"]
+        assert (chat["limit"], chat["usage"], chat["remaining"]) == (3, 3, 0)
+        assert (await client.post(PATH, json=build_body(PATH))).status_code == 429
+
+
+async def test_refreshing_a_broken_file(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A source that can't tell is a 500 without its details, which are for the log; the limits stay as they were."""
+    async with open_patient_gateway(tmp_path, upstream.url, limit=5) as gateway, open_http(gateway) as client:
+        (tmp_path / "actors.toml").write_text("[[actor]]\nid = ")
+        answer = await client.post(REFRESH)
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "the actor could not be refreshed: its source can't tell now"}
+        assert (await client.get("/v1/limits")).json()["chat_completions"]["limit"] == 5
+
+
+UNKNOWN = {"authorization": "Bearer cgw_nobody"}
+NOT_ALLOWED = [("GET", REFRESH, "POST"), ("DELETE", REFRESH, "POST"), ("PUT", "/v1/limits", "GET, HEAD")]
+
+
+@pytest.mark.parametrize("headers", [UNKNOWN, {"authorization": ""}], ids=["unknown", "none"])
+async def test_tokens_that_nobody_knows(gateway: Service, headers: Mapping[str, str]) -> None:
+    """Without a known token, neither route tells or does anything: 401."""
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+        for answer in (await client.get("/v1/limits"), await client.post(REFRESH)):
+            assert answer.status_code == 401
+            assert list(answer.json()) == ["error"]
+    assert gateway.services.refresher.statistics().updated == 0
+
+
+async def test_actors_whose_access_is_off(gateway: Service) -> None:
+    """An actor that is switched off is told so: 403, as on the other routes."""
+    async with open_http(gateway, authorization=f"Bearer {DISABLED_TOKEN}") as client:
+        assert (await client.get("/v1/limits")).status_code == 403
+        assert (await client.post(REFRESH)).status_code == 403
+
+
+@pytest.mark.parametrize(("method", "path", "allowed"), NOT_ALLOWED)
+async def test_other_methods(gateway: Service, method: str, path: str, allowed: str) -> None:
+    """Each route says which methods it has: 405 with Allow."""
+    async with httpx.AsyncClient(base_url=gateway.url, headers={"authorization": f"Bearer {TOKEN}"}) as client:
+        answer = await client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

@@ -1,0 +1,582 @@
+"""Limits over HTTP: what the refused, the admitted and operators are told, and what is counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
+from pathlib import Path
+
+import anthropic
+import httpx
+import openai
+import pytest
+import trio
+from attrs import field, frozen
+
+from cgw.app import Service
+from cgw.demo.script import Breakage, Script
+from cgw.demo.upstream import ScriptedUpstream
+from cgw.transport.upstream import UpstreamPool
+from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
+from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, build_actors, build_environ
+from tests.support.limits import (
+    IN_FLIGHT,
+    PROVIDER_IN_FLIGHT,
+    QUOTA,
+    Held,
+    count_held,
+    get_usage,
+    open_http,
+    open_patient_gateway,
+    read_spool,
+    wait_nothing_held,
+)
+from tests.support.process import start_cgw
+from tests.support.redis_server import run_redis_server
+from tests.support.requests import HEADERS, ROUTES, build_body
+from tests.support.waiting import wait_until
+
+PATH = "/v1/completions/anthropic-messages"
+WORTHWHILE_MS = 120_000
+KEYS = {ANTHROPIC_MODEL: ANTHROPIC_KEY, OPENAI_MODEL: OPENAI_KEY}
+OWN_DIALECTS = ("/anthropic/v1/messages", "/openai/v1/chat/completions")
+
+ANSWER_TOKENS = 6
+"""What a request of :func:`build_body` and its answer "Good day to you." come to, in and out."""
+
+
+@frozen
+class Case:
+    """A limit that is about to refuse. ``used`` and ``held`` requests are let through before, of each provider."""
+
+    cause: str
+    text: str
+    limit: int
+    remaining: int
+    shortest_ms: int
+    longest_ms: int
+    chat_lines: str = ""
+    settings: Mapping[str, str] = field(factory=dict)
+    quota: int = 1000
+    concurrent_requests: int = 1000
+    used: int = 0
+    held: bool = False
+
+
+HALF_A_DAY_MS = 12 * 3_600_000
+PROVIDERS_WITH_ONE_PLACE = {
+    "CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "1",
+    "CODY_GATEWAY_OPENAI_MAX_IN_FLIGHT": "1",
+}
+CASES = [
+    Case("quota", "rate limit of 2 requests", 2, 0, HALF_A_DAY_MS - 60_000, HALF_A_DAY_MS, quota=2, used=2),
+    Case(
+        "quota",
+        "rate limit of 54 tokens",
+        54,
+        54 - ANSWER_TOKENS,
+        WORTHWHILE_MS,
+        HALF_A_DAY_MS,
+        quota=54,  # a request reserves 52
+        chat_lines='unit = "tokens"',
+        used=1,
+    ),
+    Case(
+        "concurrency",
+        'concurrency limit of 2 requests for "chat_completions"',
+        2,
+        0,
+        1,
+        30_000,
+        concurrent_requests=2,
+        chat_lines='concurrent_requests_interval = "60s"',
+        used=2,
+    ),
+    Case(
+        "in_flight",
+        'limit of 2 requests in flight for "chat_completions"',
+        2,
+        0,
+        1,
+        1_000,
+        chat_lines="max_in_flight = 2",
+        held=True,
+    ),
+    Case(
+        "provider",
+        "limit of 1 requests in flight to the provider",
+        1,
+        0,
+        1,
+        1_000,
+        settings=PROVIDERS_WITH_ONE_PLACE,
+        held=True,
+    ),
+]
+CASE_NAMES = ["requests", "tokens", "concurrency", "in flight", "provider"]
+
+
+@asynccontextmanager
+async def open_full_gateway(folder: Path, upstream: ScriptedUpstream, case: Case) -> AsyncIterator[Service]:
+    """A gateway whose ``case`` refuses the next request, whatever its route."""
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(
+            open_patient_gateway(
+                folder,
+                upstream.url,
+                limit=case.quota,
+                concurrent_requests=case.concurrent_requests,
+                chat_lines=case.chat_lines,
+                more=case.settings,
+            )
+        )
+        client = await stack.enter_async_context(open_http(gateway))
+        for _ in range(case.used):
+            answer = await client.post(PATH, json=build_body(PATH, stream=False))
+            assert answer.status_code == 200
+        if case.held:
+            slow_down(upstream)
+            for path in OWN_DIALECTS:
+                held = await stack.enter_async_context(client.stream("POST", path, json=build_body(path)))
+                assert held.status_code == 200
+        yield gateway
+
+
+def slow_down(upstream: ScriptedUpstream, answer: str = "word " * 40) -> None:
+    """Have answers stream for a long time."""
+    for model, key in KEYS.items():
+        upstream.scripts[model] = Script(answer=answer, tokens_per_second=20, api_key=key)
+
+
+def read_message(path: str, answer: httpx.Response) -> str:
+    """What a refusal says, which is in the shape of the dialect of ``path``."""
+    body = answer.json()
+    if path.startswith("/anthropic"):
+        assert body == {
+            "type": "error",
+            "error": {"type": "rate_limit_error", "message": body["error"]["message"]},
+        }
+        return str(body["error"]["message"])
+    if path.startswith("/openai"):
+        message = body["error"]["message"]
+        error = {"message": message, "type": "requests", "param": None, "code": "rate_limit_exceeded"}
+        assert body == {"error": error}
+        return str(message)
+    assert list(body) == ["error"]
+    return str(body["error"])
+
+
+def check_refusal(case: Case, path: str, answer: httpx.Response) -> str:
+    """Hold a refusal to all that it promises; returns its text."""
+    headers, message = answer.headers, read_message(path, answer)
+    assert answer.status_code == 429
+    assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == (str(case.limit), str(case.remaining))
+    assert message == f"you have exceeded the {case.text}. Retry after {headers['retry-after']}"
+    wait_ms = int(headers["retry-after-ms"])
+    assert case.shortest_ms <= wait_ms <= case.longest_ms
+    retry_at = parsedate_to_datetime(headers["retry-after"])
+    assert headers["retry-after"] == format_datetime(retry_at, usegmt=True)
+    assert headers["retry-after"].endswith(" GMT")
+    distance = retry_at - (datetime.now(UTC) + timedelta(milliseconds=wait_ms))
+    assert abs(distance.total_seconds()) < 10
+    assert headers.get("x-should-retry") == ("false" if wait_ms > WORTHWHILE_MS else None)
+    assert '"quota";r=' in headers["ratelimit"]
+    assert '"concurrency";q=' in headers["ratelimit-policy"]
+    return message
+
+
+@pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
+async def test_a_refusal_says_which_limit_and_when_to_come_back(
+    tmp_path: Path, upstream: ScriptedUpstream, case: Case
+) -> None:
+    """On every route, in its own dialect: 429 with the limit, its size, the time, and all headers; nothing is used."""
+    async with open_full_gateway(tmp_path, upstream, case) as gateway, open_http(gateway) as client:
+        before = await get_usage(gateway), await count_held(gateway), upstream.request_count
+        messages = []
+        for path in ROUTES:
+            answer = await client.post(path, json=build_body(path, stream=False))
+            messages.append(check_refusal(case, path, answer))
+        assert (await get_usage(gateway), await count_held(gateway), upstream.request_count) == before
+        events = [metadata for name, metadata in read_spool(tmp_path) if name == "RateLimited"]
+    expected = [{"error": message, "feature": "chat_completions", "cause": case.cause} for message in messages]
+    assert events == expected
+
+
+@pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
+async def test_the_sdks_raise_their_rate_limit_error(tmp_path: Path, upstream: ScriptedUpstream, case: Case) -> None:
+    """Anthropic's and OpenAI's own SDKs raise RateLimitError with the text and the headers of the refusal."""
+    async with open_full_gateway(tmp_path, upstream, case) as gateway:
+        async with open_anthropic(gateway) as client:
+            with pytest.raises(anthropic.RateLimitError) as refused:
+                await ask_anthropic(client)
+        async with open_openai(gateway) as openai_client:
+            with pytest.raises(openai.RateLimitError) as openai_refused:
+                await ask_openai(openai_client)
+    for error in (refused.value, openai_refused.value):
+        assert case.text in error.message
+        assert int(error.response.headers["retry-after-ms"]) <= case.longest_ms
+        assert error.response.headers["x-ratelimit-limit"] == str(case.limit)
+
+
+async def test_the_sdks_wait_as_they_are_told_and_try_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Refused for a moment, each SDK comes back by itself when it was told to, and gets its answer."""
+    lines = 'concurrent_requests_interval = "1s"'
+    async with open_patient_gateway(tmp_path, upstream.url, concurrent_requests=1, chat_lines=lines) as gateway:
+        async with open_anthropic(gateway, retries=2) as client:
+            await ask_anthropic(client)
+            await ask_anthropic(client)
+        async with open_openai(gateway, retries=2) as openai_client:
+            await ask_openai(openai_client)
+    assert upstream.request_count == 3
+    refused = [metadata["cause"] for name, metadata in read_spool(tmp_path) if name == "RateLimited"]
+    assert refused
+    assert set(refused) == {"concurrency"}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_an_answer_says_how_its_limits_stand(tmp_path: Path, upstream: ScriptedUpstream, stream: bool) -> None:
+    """Every answer carries the quota's size and rest, and all limits of its actor in the IETF's fields."""
+    lines = "max_in_flight = 7"
+    more = {"CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "9"}
+    async with (
+        open_patient_gateway(
+            tmp_path, upstream.url, limit=24, concurrent_requests=20, chat_lines=lines, more=more
+        ) as gateway,
+        open_http(gateway) as client,
+    ):
+        for number, path in enumerate(ROUTES, 1):
+            answer = await client.post(path, json=build_body(path, stream=stream))
+            headers = answer.headers
+            assert answer.status_code == 200
+            assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == ("24", str(24 - number))
+            assert headers["ratelimit-policy"] == (
+                '"quota";q=24;w=86400, "concurrency";q=20;w=10, "in_flight";q=7;qu="concurrent-requests"'
+            )
+            quota, _, in_flight = headers["ratelimit"].split(", ")
+            assert quota == f'"quota";r={24 - number};t=3600'
+            assert in_flight == '"in_flight";r=6'
+
+
+async def test_one_feature_used_up_leaves_the_other(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Each feature has limits of its own."""
+    async with open_patient_gateway(tmp_path, upstream.url, limit=1) as gateway, open_http(gateway) as client:
+        code = {"x-sourcegraph-feature": "code_completions"}
+        body = build_body(PATH, stream=False)
+        statuses = [
+            (await client.post(PATH, json=body)).status_code,
+            (await client.post(PATH, json=body)).status_code,
+            (await client.post(PATH, json=body, headers=code)).status_code,
+        ]
+    assert statuses == [200, 429, 200]
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+TOKENS = 'unit = "tokens"'
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_tokens_are_charged_by_what_the_answer_said(
+    tmp_path: Path, upstream: ScriptedUpstream, path: str, stream: bool
+) -> None:
+    """What was reserved shows while the answer comes; what it really came to, in and out, is charged in the end."""
+    options = {"stream_options": {"include_usage": True}} if stream and "openai" in path else {}
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, limit=10_000, chat_lines=TOKENS) as gateway,
+        open_http(gateway) as client,
+    ):
+        answer = await client.post(path, json=build_body(path, stream=stream, **options))
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-remaining"] == str(10_000 - 52)  # 8 characters, and max_tokens
+        assert answer.headers["ratelimit-policy"].startswith('"quota";q=10000;qu="tokens";w=86400')
+        assert await get_usage(gateway) == ANSWER_TOKENS
+        await wait_nothing_held(gateway)
+
+
+async def test_a_stream_whose_client_left_is_charged_for_what_came(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Of 4,000 tokens reserved, a stream that was left after a few costs some tens: its events' size, at worst."""
+    slow_down(upstream, "word " * 3_000)
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, limit=10_000, chat_lines=TOKENS) as gateway,
+        open_http(gateway) as client,
+    ):
+        async with client.stream("POST", PATH, json=build_body(PATH, max_tokens=4_000)) as answer:
+            assert answer.headers["x-ratelimit-remaining"] == str(10_000 - 4_002)
+            await (await upstream.wait_request()).wait_events_sent(6)
+            assert await get_usage(gateway) == 4_002
+        await wait_nothing_held(gateway)
+        assert 2 < await get_usage(gateway) < 400
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 529])
+async def test_only_2xx_is_charged(tmp_path: Path, upstream: ScriptedUpstream, status: int) -> None:
+    """An answer with another status costs neither tokens nor requests."""
+    upstream.scripts[ANTHROPIC_MODEL] = Script(status=status, api_key=ANTHROPIC_KEY)
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, limit=10_000, chat_lines=TOKENS) as gateway,
+        open_http(gateway) as client,
+    ):
+        answer = await client.post(PATH, json=build_body(PATH, stream=False))
+        assert answer.status_code == (503 if status == 429 else status)
+        assert await get_usage(gateway) == 0
+        code = {"x-sourcegraph-feature": "code_completions"}
+        await client.post(PATH, json=build_body(PATH, stream=False), headers=code)
+        assert await get_usage(gateway, "code_completions") == 0
+
+
+# --- places in flight -------------------------------------------------------------------------------------------------
+
+LONG = "word " * 500
+EXITS: dict[str, tuple[Script, dict[str, str], int | None]] = {
+    "success": (Script(answer="Good day.", tokens_per_second=math.inf, api_key=ANTHROPIC_KEY), {}, 200),
+    "upstream's 500": (Script(status=500, api_key=ANTHROPIC_KEY), {}, 500),
+    "upstream refuses the key": (Script(api_key="another"), {}, 401),
+    "upstream's connection reset": (
+        Script(LONG, math.inf, break_after_events=3, breakage=Breakage.RESET, api_key=ANTHROPIC_KEY),
+        {},
+        None,
+    ),
+    "upstream's stream closed": (
+        Script(LONG, math.inf, break_after_events=3, breakage=Breakage.CLOSE, api_key=ANTHROPIC_KEY),
+        {},
+        None,
+    ),
+    "deadline before the head": (
+        Script(LONG, head_delay_seconds=30, api_key=ANTHROPIC_KEY),
+        {"x-timeout-ms": "150"},
+        504,
+    ),
+    "deadline in the stream": (Script(LONG, api_key=ANTHROPIC_KEY), {"x-timeout-ms": "150"}, None),
+}
+BOUNDED = "max_in_flight = 3"
+PROVIDER_BOUND = {"CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "5"}
+
+
+@asynccontextmanager
+async def open_bounded_gateway(folder: Path, upstream: ScriptedUpstream) -> AsyncIterator[Service]:
+    """A gateway that bounds what is in flight, of its actor and of its provider."""
+    async with open_patient_gateway(folder, upstream.url, chat_lines=BOUNDED, more=PROVIDER_BOUND) as gateway:
+        yield gateway
+
+
+async def wait_held(gateway: Service) -> None:
+    """Return once one request has its places."""
+    with trio.fail_after(5):
+        while await count_held(gateway) != Held(2, 1):  # noqa: ASYNC110 - it happens in Redis
+            await trio.sleep(0.005)
+        assert await gateway.redis.execute_command("ZCARD", IN_FLIGHT) == 1
+        assert await gateway.redis.execute_command("ZCARD", PROVIDER_IN_FLIGHT.format("anthropic")) == 1
+
+
+@pytest.mark.parametrize("name", EXITS)
+async def test_places_in_flight_are_freed_however_it_ends(
+    tmp_path: Path, upstream: ScriptedUpstream, name: str
+) -> None:
+    """After every end of an exchange no place in flight is taken, of the actor or the provider, and no record left."""
+    script, headers, status = EXITS[name]
+    upstream.scripts[ANTHROPIC_MODEL] = script
+    upstream.scripts["other"] = Script(api_key=ANTHROPIC_KEY)
+    async with open_bounded_gateway(tmp_path, upstream) as gateway, open_http(gateway) as client:
+        for _ in range(4):
+            try:
+                answer = await client.post(PATH, json=build_body(PATH, max_tokens=1_000), headers=headers)
+            except httpx.RemoteProtocolError:
+                assert status is None
+            else:
+                assert answer.status_code == status
+            await wait_nothing_held(gateway)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("events", [0, 4], ids=["before the first byte", "streaming"])
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+async def test_places_in_flight_are_freed_when_the_client_leaves(
+    tmp_path: Path, upstream: ScriptedUpstream, http2: bool, events: int, stream: bool
+) -> None:
+    """A client that leaves gives its place back, whatever the gateway waits for."""
+    delay = 0 if events and stream else 30
+    upstream.scripts[ANTHROPIC_MODEL] = Script(LONG, head_delay_seconds=delay, api_key=ANTHROPIC_KEY)
+    async with (
+        open_bounded_gateway(tmp_path, upstream) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers=HEADERS, http1=not http2, http2=http2) as client,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: client.post(PATH, json=build_body(PATH, stream=stream, max_tokens=1_000)))
+            seen = await upstream.wait_request()
+            await wait_held(gateway)
+            if delay == 0:
+                await seen.wait_events_sent(events)
+            nursery.cancel_scope.cancel()
+        await client.aclose()  # httpx does not reset a stream that is cancelled
+        await wait_nothing_held(gateway)
+        assert await get_usage(gateway) == (1 if delay == 0 else 0)
+
+
+async def test_a_bug_gives_everything_back(
+    tmp_path: Path, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of cgw's own between admission and answer is a 500 that holds no place and costs nothing."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with open_bounded_gateway(tmp_path, upstream) as gateway, open_http(gateway) as client:
+        monkeypatch.setattr(UpstreamPool, "open_response", fail)
+        answer = await client.post(PATH, json=build_body(PATH))
+        assert (answer.status_code, answer.json()) == (500, {"error": "internal error"})
+        await wait_nothing_held(gateway)
+        assert await get_usage(gateway) == 0
+
+
+async def test_a_place_that_comes_free_is_there_at_once(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """With one place in flight, requests one after the other are never refused: the next finds the place free."""
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, chat_lines="max_in_flight = 1") as gateway,
+        open_http(gateway) as client,
+    ):
+        for number in range(30):
+            path = list(ROUTES)[number % 4]
+            answer = await client.post(path, json=build_body(path, stream=number % 3 == 0))
+            assert answer.status_code == 200
+
+
+async def test_a_long_stream_keeps_its_place(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A stream that lasts longer than its lease holds its place by heartbeats to its end, not beyond."""
+    slow_down(upstream, "word " * 20)
+    more = {"CODY_GATEWAY_IN_FLIGHT_HEARTBEAT": "100ms"}
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, chat_lines="max_in_flight = 1", more=more) as gateway,
+        open_http(gateway) as client,
+        client.stream("POST", PATH, json=build_body(PATH)) as answer,
+    ):
+        refused = 0
+        async for _ in answer.aiter_raw():
+            other = await client.post(PATH, json=build_body(PATH, stream=False))
+            if other.status_code == 200:
+                break  # the stream is over, but for what the client has not read yet
+            assert other.status_code == 429
+            refused += 1
+        assert refused > 15
+        await wait_nothing_held(gateway)
+
+
+# --- limits that change -----------------------------------------------------------------------------------------------
+
+
+async def ask_until(gateway: Service, status: int, seconds: float = 5) -> None:
+    """Ask until the answer has ``status``."""
+    async with open_http(gateway) as client:
+        with trio.fail_after(seconds):
+            while (await client.post(PATH, json=build_body(PATH, stream=False))).status_code != status:
+                pass
+
+
+async def test_a_raised_limit_acts_without_restart(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Once an operator has raised a quota in the file, its next refusal has it read, and soon requests get through."""
+    async with open_patient_gateway(tmp_path, upstream.url, limit=1) as gateway, open_http(gateway) as client:
+        assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 200
+        (tmp_path / "actors.toml").write_text(build_actors(limit=5))
+        refused = await client.post(PATH, json=build_body(PATH, stream=False))
+        assert refused.status_code == 429
+        await ask_until(gateway, 200)
+        limits = (await client.get("/v1/limits")).json()["chat_completions"]
+        assert (limits["limit"], limits["usage"], limits["remaining"]) == (5, 2, 3)
+
+
+async def test_a_broken_file_changes_nothing_and_is_logged(
+    tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the file is wrong the limits of before hold, and the log says once what is wrong with it, by name."""
+    async with open_patient_gateway(tmp_path, upstream.url, limit=1) as gateway, open_http(gateway) as client:
+        assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 200
+        (tmp_path / "actors.toml").write_text(build_actors(limit=0))
+        for _ in range(3):
+            assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 429
+        await wait_until(lambda: gateway.services.refresher.statistics().failed == 1)
+        code = {"x-sourcegraph-feature": "code_completions"}
+        assert (await client.post(PATH, json=build_body(PATH, stream=False), headers=code)).status_code == 200
+    lines = [record.getMessage() for record in caplog.records if record.name == "cgw.actors"]
+    assert len(lines) == 1
+    assert "actor[0].limits.chat_completions.limit: must be at least 1, not 0" in lines[0]
+
+
+async def test_limits_that_cannot_be_held_are_refused_at_the_start(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Limits of 0, negative, too large or per no time: cgw names each, by its key in the file, and exits with 1."""
+    environ = build_environ(tmp_path, upstream.url)
+    lines = 'max_in_flight = 0\nconcurrent_requests_interval = "0s"'
+    text = build_actors(limit=0, concurrent_requests=-1, chat_lines=lines)
+    text = text.replace("limit = 1000", f"limit = {2**60}")
+    (tmp_path / "actors.toml").write_text(text)
+    process = start_cgw(environ, tmp_path / "log")
+    await wait_until(lambda: process.poll() is not None, seconds=20)
+    assert process.returncode == 1
+    problems = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("cgw: ")]
+    chat, code = "actor[0].limits.chat_completions", "actor[0].limits.code_completions"
+    for start in (
+        f"{chat}.limit: must be at least 1, not 0",
+        f"{chat}.concurrent_requests: must be at least 1, not -1",
+        f"{chat}.max_in_flight: must be from 1 to",
+        f"{chat}.concurrent_requests_interval: ",
+        f"{code}.limit: ",
+    ):
+        assert any(f"actors.toml: {start}" in problem for problem in problems), (start, problems)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+# --- Redis ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_request_with_less_time_than_redis(tmp_path: Path, upstream: ScriptedUpstream, path: str) -> None:
+    """X-Timeout-Ms shorter than Redis's deadline: 504 within its time, in the dialect, and nothing stays reserved."""
+    with run_redis_server(tmp_path) as server:
+        more = {"REDIS_ENDPOINT": server.url, "CODY_GATEWAY_REDIS_TIMEOUT": "5s", **PROVIDER_BOUND}
+        async with (
+            open_patient_gateway(tmp_path, upstream.url, chat_lines=BOUNDED, more=more) as gateway,
+            open_http(gateway, x_timeout_ms="200") as client,
+        ):
+            await gateway.redis.execute_command("CLIENT", "PAUSE", "700", "ALL")
+            started = trio.current_time()
+            answer = await client.post(path, json=build_body(path))
+            took = trio.current_time() - started
+            assert answer.status_code == 504
+            error = answer.json()["error"]
+            assert "time was over" in (error if isinstance(error, str) else error["message"])
+            assert 0.2 <= took < 0.5
+            assert await get_usage(gateway) == 0
+            await wait_nothing_held(gateway)
+            assert await gateway.redis.execute_command("KEYS", "cgw:*") == []
+    assert upstream.request_count == 0
+
+
+@pytest.mark.parametrize("when_down", ["local", "open", "closed"])
+async def test_a_key_of_another_type_costs_its_own_limit_only(
+    tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, when_down: str
+) -> None:
+    """A foreign value under a quota's name: that limit is as if Redis were away; one line says so, by name."""
+    more = {"CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN": when_down}
+    async with (
+        open_patient_gateway(tmp_path, upstream.url, limit=3, more=more) as gateway,
+        open_http(gateway) as client,
+    ):
+        await gateway.redis.execute_command("RPUSH", QUOTA, "not ours")
+        body = build_body(PATH, stream=False)
+        statuses = [(await client.post(PATH, json=body)).status_code for _ in range(4)]
+        expected = {"local": [200, 200, 200, 429], "open": [200] * 4, "closed": [503] * 4}
+        assert statuses == expected[when_down]
+        code = {"x-sourcegraph-feature": "code_completions"}
+        other = await client.post(PATH, json=body, headers=code)
+        assert (other.status_code, other.headers["x-ratelimit-remaining"]) == (200, "999")
+        health = await client.get("/-/healthz")
+        assert (health.status_code, health.text) == (200, "healthz: ok")
+        if when_down != "closed":
+            await wait_until(lambda: gateway.services.limiter.untold == 0)
+        lines = [record.getMessage() for record in caplog.records if record.name == "cgw.limits"]
+        assert len(lines) == 1, lines
+        assert QUOTA in lines[0]
+        await gateway.redis.execute_command("DEL", QUOTA)
+        await ask_until(gateway, 200)
