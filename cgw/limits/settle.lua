@@ -60,13 +60,17 @@ function settle.window(key, limit, period, difference)
   return used
 end
 
+local count = (#ARGV - 3) / 5
+-- Places first: whatever becomes of the rest (a key that holds no limit ends the script), they must come free.
+for i = 1, count do
+  if ARGV[5 * i - 1] == 'lease' then call('ZREM', KEYS[i + 1], ARGV[1]) end
+end
+
 local first_used
-for i = 1, (#ARGV - 3) / 5 do
+for i = 1, count do
   local at = 5 * i - 1
   local kind, reserved, used = ARGV[at], ARGV[at + 3], ARGV[at + 4]
-  if kind == 'lease' then
-    call('ZREM', KEYS[i + 1], ARGV[1])
-  elseif record and reserved ~= used then
+  if record and kind ~= 'lease' and reserved ~= used then
     now = now or now_ms()
     local amount = settle[kind](KEYS[i + 1], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), used - reserved)
     if i == 1 then first_used = amount end

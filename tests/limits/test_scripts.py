@@ -522,6 +522,17 @@ def test_a_lease_ends_by_itself_or_is_freed(store: Store) -> None:
     assert store.peek([limit]) == [(2, 0, 0)]
 
 
+def test_a_place_comes_free_whatever_became_of_the_other_limits(store: Store) -> None:
+    """A key that came to hold something else ends the settlement, but not before the place in flight is free."""
+    store.reset()
+    quota, lease = Limit("{t}:q", "bucket", 5, 60_000), Limit("{t}:l", "lease", 2, 1_000)
+    store.admit("one", [(quota, 1), (lease, 1)])
+    store.client.set(quota.key, "something else")
+    with pytest.raises(redis.ResponseError, match="holds no bucket"):
+        store.settle("one", [(quota, 1, 0), (lease, 1, 1)])
+    assert store.peek([lease]) == [(2, 0, 0)]
+
+
 def test_a_lease_is_kept_and_taken_again(store: Store) -> None:
     """A heartbeat keeps a lease, takes a lost one again, and says so; a lease without one ends."""
     store.reset()
