@@ -52,6 +52,7 @@ SHOWN_HEADERS = (
     "ratelimit-policy",
 )
 
+SETTLE_SECONDS = 1.0
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
@@ -100,6 +101,13 @@ def choose_port(port: int | None) -> int:
 def _open_log(level: str) -> AbstractContextManager[Logs]:
     """The log as people read it, on standard error; coloured where that is a terminal."""
     return open_logging(sys.stderr, is_terminal=True, has_colour=has_colour(sys.stderr), level=level)
+
+
+async def _wait_settled(service: Service) -> None:
+    """Let the tour's own exchanges come to their end, so that what follows in log and spool is the visitor's."""
+    with trio.move_on_after(SETTLE_SECONDS):
+        while service.server.connection_count:  # noqa: ASYNC110 - at most a few turns
+            await trio.sleep(0.005)
 
 
 def _explain(error: BaseException) -> tuple[list[str], int | None]:
@@ -201,6 +209,7 @@ class _Tour:
                 await self._show_answer(service)
                 await self._show_overhead(service, upstream)
                 self._show_snippets(service)
+                await _wait_settled(service)
                 self._tour_seq = await trio.to_thread.run_sync(read_last_seq, service.spool_path)
                 self._is_given = True
                 if not self._once:
