@@ -20,9 +20,7 @@ from benchmarks.scenarios import PROFILES, SCENARIOS, AnyCase, LimitsCase
 
 __all__ = ["main"]
 
-DEFAULT_SUBJECTS = (
-    "direct,cgw,cgw-tick0,nginx,haproxy,go,litellm,litellm-messages,portkey,redis-py-threads,redis-py-asyncio"
-)
+DEFAULT_SUBJECTS = "direct,cgw,cgw-tick0,nginx,haproxy,go,litellm,litellm-messages,portkey,redis-py-threads,redis-py-trio,redis-py-asyncio"
 EPILOG = """\
 Exit status: 0 when all went well; 1 when a comparison is past its tolerance, a goal is not met (with --strict), or
 nothing could be measured; 2 for a wrong command line; 130 when interrupted. docs/benchmarks.md explains the figures.
@@ -71,7 +69,8 @@ RUN_HELP = f"""Measure, print tables, and write the results as JSON (and a repor
 \b
 Subjects: direct (no gateway), cgw, cgw-tick0 (without coalescing), nginx, haproxy, go,
 litellm (its chat completions), litellm-messages (/v1/messages), litellm-raw (passing through), portkey.
-The scenario limits has others: cgw (its limiter alone), redis-py-threads, redis-py-asyncio.
+The scenario limits has others: cgw (its limiter alone), redis-py-threads (no Trio), redis-py-trio (each call
+in a thread), redis-py-asyncio.
 What is not installed is left out; benchmarks/README.md says how to install each.
 """
 

@@ -27,7 +27,7 @@ TAILS = ("latency_us.p99", "first_byte_us.p99", "upstream_closed_ms.p99", "pair_
 RATES = {"flood": "events_per_second", "requests": "requests_per_second", "limits": "pairs_per_second"}
 """Where the rate is what the subject can do; elsewhere it is what was offered."""
 REFERENCES = ("go", "nginx", "haproxy", "direct")
-LIMITS_REFERENCES = ("redis-py-threads", "redis-py-asyncio")
+LIMITS_REFERENCES = ("redis-py-threads", "redis-py-trio", "redis-py-asyncio")
 """For the scenario ``limits``, which gateways have no part in."""
 
 

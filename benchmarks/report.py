@@ -25,6 +25,7 @@ COLOURS = {
     "litellm-raw": ("#8f5a2b", "#d8a36f"),
     "portkey": ("#7a3fc4", "#bd93f5"),
     "redis-py-threads": ("#c2410c", "#ff9563"),
+    "redis-py-trio": ("#0f766e", "#5eead4"),
     "redis-py-asyncio": ("#7a3fc4", "#bd93f5"),
     "direct": ("#6b7280", "#9ca3af"),
 }

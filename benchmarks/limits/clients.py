@@ -139,6 +139,47 @@ def _serve_callers(
             wanted_at[place] = tally.note(number, wanted_at[place], began_at, admitted_at)
 
 
+def run_trio_threads(order: Order) -> ClientReport:
+    """redis-py's client as a Trio program would use it: each call goes to a thread, at most 50 at a time."""
+    return trio.run(_run_trio_threads, order)
+
+
+async def _run_trio_threads(order: Order) -> ClientReport:
+    window, tally, scripts, ids = Window(order), Tally(), load_scripts(), ReservationIds()
+    groups = [build_group(actor, order.limits) for actor in build_actors()]
+    count = min(order.callers, MAX_THREADS)
+    limiter = trio.CapacityLimiter(count)
+    pool = redis.ConnectionPool(
+        connection_class=redis.UnixDomainSocketConnection, path=order.socket, max_connections=count
+    )
+    client = redis.Redis(connection_pool=pool)
+    admit, settle = (client.register_script(script.text) for script in (scripts.admit, scripts.settle))
+
+    async def call_again(caller: int) -> None:
+        number = caller % len(groups)
+        began_at = time.perf_counter_ns()
+        while not window.is_over:
+            reservation = ask_reservation(groups[number], ids)
+            call = reservation.build_admit(scripts)
+            answer = await trio.to_thread.run_sync(admit, call.keys, call.args, limiter=limiter)
+            if answer[0] != 1:
+                raise NotAdmittedError("a limit was used up")
+            admitted_at = time.perf_counter_ns()
+            call = reservation.build_settle(scripts, is_charged=True)
+            await trio.to_thread.run_sync(settle, call.keys, call.args, limiter=limiter)
+            began_at = tally.note(number, began_at, began_at, admitted_at)
+
+    async with trio.open_nursery() as callers:
+        for caller in range(order.callers):
+            callers.start_soon(call_again, caller)
+        await trio.sleep(order.warm_ms / 1000)
+        window.open()
+        await trio.sleep(order.window_ms / 1000)
+        window.close()
+    pool.disconnect()
+    return window.report([tally])
+
+
 def run_asyncio(order: Order) -> ClientReport:
     """redis-py's asyncio client: one task and at most one connection for each caller."""
     return asyncio.run(_run_asyncio(order))
@@ -180,6 +221,7 @@ async def _run_asyncio(order: Order) -> ClientReport:
 CLIENTS: dict[str, Callable[[Order], ClientReport]] = {
     "cgw": run_cgw,
     "redis-py-threads": run_threads,
+    "redis-py-trio": run_trio_threads,
     "redis-py-asyncio": run_asyncio,
 }
 

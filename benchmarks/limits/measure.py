@@ -40,6 +40,7 @@ def describe_versions(clients: Sequence[str]) -> dict[str, str]:
     versions = {
         "cgw": f"cgw {__version__}",
         "redis-py-threads": f"{peer}, {MAX_THREADS} threads at most",
+        "redis-py-trio": f"{peer}, called from Trio, {MAX_THREADS} threads at most",
         "redis-py-asyncio": f"{peer}, one connection for each caller",
     }
     line = ask_version([str(find_server()), "--version"])

@@ -166,8 +166,8 @@ def test_limits_have_subjects_of_their_own() -> None:
     )
 
     assert plan.names_for(cases[0]) == ["direct", "cgw"]
-    assert plan.names_for(cases[-1]) == ["cgw", "redis-py-threads", "redis-py-asyncio"]
-    assert plan.steps == 2 + 3 * 3
+    assert plan.names_for(cases[-1]) == ["cgw", "redis-py-threads", "redis-py-trio", "redis-py-asyncio"]
+    assert plan.steps == 2 + 3 * 4
 
 
 def pairs(rate: float) -> Metrics:
