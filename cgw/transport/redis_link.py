@@ -9,6 +9,7 @@ allocated per call but that place; deadlines are kept by one watchdog per link.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import takewhile
@@ -26,6 +27,10 @@ from cgw.transport.redis_connect import NEED_DATA, Connection, pack_command
 RECEIVE_BYTES = 65_536
 MAX_TIMEOUTS_IN_A_ROW = 8
 """After this many calls without an answer in time the link is replaced: the circuit is open until a PING is quick."""
+
+SENT_EARLY = 16
+"""So many commands are not kept for one large write: the server would idle while their callers run, and they while it
+works (50 callers: 12,000 pairs of calls a second, and 22,000 so; benchmark ``limits``, 2026-11-23)."""
 
 STALL_SECONDS = 0.01
 """When a deadline is noticed later than this, the delay was ours: the server gets that much time to show itself."""
@@ -63,6 +68,11 @@ class ScriptCall:
     def pack_eval(self) -> bytes:
         """The command that runs it on any server, and makes it known there."""
         return pack_command(("EVAL", self.script.text, len(self.keys), *self.keys, *self.args))
+
+
+def _get_descriptor(stream: trio.abc.Stream) -> int | None:
+    """What bytes can be written to as they are: not with TLS in between."""
+    return stream.socket.fileno() if isinstance(stream, trio.SocketStream) else None
 
 
 class LinkCounters:
@@ -125,6 +135,8 @@ class Link:
         self._posted_calls = posted_calls
         self._calls: deque[_Call] = deque()
         self._unsent: list[bytes] = []
+        self._is_sending = False
+        self._descriptor = _get_descriptor(connection.stream)
         self._parked_writer: trio.lowlevel.Task | None = None
         self._parked_watchdog: trio.lowlevel.Task | None = None
         self._received_at = trio.current_time()
@@ -209,12 +221,25 @@ class Link:
         self._counters.calls += 1
         self._calls.append(call)
         self._unsent.append(data)
+        if len(self._unsent) >= SENT_EARLY:
+            self._send_early()
         if self._parked_writer is not None:
             trio.lowlevel.reschedule(self._parked_writer)
             self._parked_writer = None
         if self._parked_watchdog is not None:
             trio.lowlevel.reschedule(self._parked_watchdog)
             self._parked_watchdog = None
+
+    def _send_early(self) -> None:
+        """Send what has gathered, as far as it goes: the server works on it while more callers come along."""
+        if self._is_sending or self._descriptor is None:
+            return
+        data = b"".join(self._unsent)
+        try:
+            sent = os.write(self._descriptor, data)
+        except OSError:
+            return  # the kernel takes no more, or the connection broke: the writer will find out
+        self._unsent = [data[sent:]] if sent < len(data) else []
 
     def _abandon(self, call: _Call) -> None:
         """Leave the call's place in the queue to nobody."""
@@ -240,12 +265,14 @@ class Link:
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
-            if not self._unsent:
+            while not self._unsent:
                 self._parked_writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
             data = b"".join(self._unsent)
             self._unsent.clear()
+            self._is_sending = True
             await self._stream.send_all(data)
+            self._is_sending = False
 
     async def _read(self) -> None:
         receive, feed, next_reply = self._stream.receive_some, self._replies.feed, self._replies.gets
