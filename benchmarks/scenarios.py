@@ -30,7 +30,7 @@ class Profile:
 
 
 SHORT = Profile(
-    "short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, (1, 50, 500), "under 10 minutes with four subjects"
+    "short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, (1, 50, 500), "under 15 minutes with four subjects"
 )
 FULL = Profile("full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, (1, 50, 500), "about 20 minutes for each subject")
 SMOKE = Profile("smoke", 1, 300, 100, 50, (2,), 5, (5,), "whether everything works; its figures mean nothing")
