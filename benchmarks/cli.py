@@ -20,7 +20,10 @@ from benchmarks.scenarios import PROFILES, SCENARIOS, AnyCase, LimitsCase
 
 __all__ = ["main"]
 
-DEFAULT_SUBJECTS = "direct,cgw,cgw-tick0,nginx,haproxy,go,litellm,litellm-messages,portkey,redis-py-threads,redis-py-trio,redis-py-asyncio"
+DEFAULT_SUBJECTS = (
+    "direct,cgw,cgw-tick0,nginx,haproxy,go,litellm,litellm-messages,portkey,"
+    "redis-py-threads,redis-py-trio,redis-py-asyncio"
+)
 EPILOG = """\
 Exit status: 0 when all went well; 1 when a comparison is past its tolerance, a goal is not met (with --strict), or
 nothing could be measured; 2 for a wrong command line; 130 when interrupted. docs/benchmarks.md explains the figures.
