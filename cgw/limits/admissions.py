@@ -17,6 +17,9 @@ from cgw.transport.redis_links import ScriptCall
 RESERVATION_TTL_MS = 25 * 3_600_000
 """How long a reservation can be settled, in ms: longer than any exchange. What is never settled stays charged."""
 
+UNDO_TTL_MS = 600_000
+"""How long Redis remembers an admission that was given up, in ms: so late may it come over a lost connection."""
+
 
 class ReservationIds:
     """Ids that no other process makes: a random beginning, then a count. They are no secret."""
@@ -53,6 +56,10 @@ class Reservation:
         """The call that reserves."""
         arguments = (self.id, RESERVATION_TTL_MS, *self.group.admit_arguments)
         return ScriptCall(scripts.admit, self.keys, arguments)
+
+    def build_undo(self, scripts: LimitScripts) -> ScriptCall:
+        """The call that gives up an admission whose answer nobody got, whether it has come to Redis yet or not."""
+        return ScriptCall(scripts.settle, self.keys, (self.id, -UNDO_TTL_MS, *self.group.refund_arguments))
 
     def build_settle(self, scripts: LimitScripts, *, is_charged: bool, tokens: int | None = None) -> ScriptCall:
         """The call that settles; without a charge it gives everything back."""

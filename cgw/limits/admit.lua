@@ -11,7 +11,7 @@
 -- Guarantees
 --   All or nothing: a refusal consumes nothing of any limit. No limit is exceeded, whoever else calls.
 --   An admitted reservation id gets the same answer again, without consuming, while its record lives (a string of
---   doubles, the answer).
+--   doubles, the answer). One that was given up by settle before it came here is an error, and consumes nothing.
 --   The order of the limits does not matter, but for the notices. Integers are exact (see state.lua).
 --   Each threshold is returned once per interval: here when the first limit refuses (it is used up), and by settle
 --   when what was charged reached it.
@@ -103,6 +103,7 @@ end
 local function recall()
   local record = call('GET', record_key)
   if not record then return nil end
+  if record == 'void' then error('reservation ' .. ARGV[1] .. ' was given up', 0) end
   local numbers = {unpack_numbers('<' .. string.rep('d', #record / 8), record)}
   numbers[#numbers] = nil -- the position after the last one
   return numbers

@@ -92,6 +92,12 @@ class Backlog:
             self.dropped += 1
         self._outage.attention.set()
 
+    def add_free(self, claim: Claim, reservation_id: str) -> None:
+        """Free the place in flight of a request that Redis did not admit."""
+        keys = (f"{claim.key}:{reservation_id}", claim.key)
+        arguments = (reservation_id, 0, "", claim.kind, claim.limit, claim.period_ms, claim.cost, 0)
+        self.add_settlement(ScriptCall(self._scripts.settle, keys, arguments))
+
     async def flush(self) -> None:
         """Tell Redis all of it. Raises :exc:`StoreUnavailable`; what was not confirmed is kept. Cancel-safe."""
         await self._send_settlements()

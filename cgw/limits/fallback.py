@@ -29,6 +29,7 @@ class Fallback:
         self._backlog = backlog
         self._limits = LocalLimits()
         self._ids = ReservationIds()
+        self._taken: set[str] = set()
 
     def admit(
         self, actor: Actor, feature: Feature, plan: Plan, groups: Sequence[ClaimGroup], error: StoreUnavailable
@@ -62,8 +63,11 @@ class Fallback:
             used = [(claim, claim.count_used(is_charged=is_charged, tokens=tokens)) for claim in group.claims]
             self._limits.settle(reservation.id, used, _now_ms())
             for claim, amount in used:
-                if amount and claim.kind != "lease":
+                if claim.kind != "lease" and amount:
                     self._backlog.add_charge(group.record_prefix, claim, amount, debt=debts.get(claim.key, 0))
+                elif claim.kind == "lease" and reservation.id in self._taken:
+                    self._backlog.add_free(claim, reservation.id)
+            self._taken.discard(reservation.id)
 
     def peek(self, claims: Iterable[Claim]) -> list[int]:
         """How limits stand, as far as this process knows; the numbers of ``peek.lua``."""
@@ -77,6 +81,7 @@ class Fallback:
 
     def free(self, reservation: Reservation) -> None:
         """Note that they are free."""
+        self._taken.discard(reservation.id)
         for claim in reservation.group.claims:
             if claim.kind == "lease":
                 self._limits.free(claim.key, reservation.id)
@@ -87,6 +92,10 @@ class Fallback:
         for held in self._limits.leases.values():
             held.update(dict.fromkeys(held, ends_at))
         return {key: tuple(held) for key, held in self._limits.leases.items()}
+
+    def note_taken(self, ids: Iterable[str]) -> None:
+        """These reservations get their places in Redis after all: those that it never heard of must be freed there."""
+        self._taken.update(ids)
 
     def select_held(self, key: str, ids: Sequence[str]) -> list[str]:
         """Those of ``ids`` that still have a place."""

@@ -234,7 +234,7 @@ class Limiter:
 
     async def _claim_group(self, group: ClaimGroup) -> Reservation:
         asked = Reservation(group, (), self._ids.next())
-        undo = asked.build_settle(self._scripts, is_charged=False)
+        undo = asked.build_undo(self._scripts)
         answer = await self._run(asked.build_admit(self._scripts), undo)
         if answer[0] != 1:
             raise build_exceeded(group.claims, answer)

@@ -1,19 +1,26 @@
 -- renew: keep the leases of reservations that are still under way.
 --
 -- KEYS     [1] the key of a limit of kind lease
--- ARGV     [1] the length of a lease in ms; [2..n+1] reservation ids
--- Returns  how many of them had lost their lease
+-- ARGV     [1] the length of a lease in ms; [2] keep | take; [3..n+2] reservation ids
+-- Returns  the ids that have no lease here: it ended while this server was away, or the server came back empty
 -- Guarantees
---   Each lease ends one length from now. One that was lost (it ended while this server was away, or the server came
---   back empty) is taken again, also beyond the limit: what is under way is under way, and must be counted.
---   Nothing else is changed. Not to be called for a reservation once its settlement was sent.
+--   keep: each lease that is there ends one length from now. What was freed stays free, however late this call comes.
+--   take: those that are not there are taken again, also beyond the limit: what is under way is under way, and must
+--   be counted. Not to be called for a reservation once its settlement was sent.
+--   Nothing else is changed.
 
 local key, length = KEYS[1], tonumber(ARGV[1])
 local now = now_ms()
-local ends, lost = text(now + length), 0
+local ends, lost = text(now + length), {}
 read('ZCARD', key)
-for i = 2, #ARGV do
-  lost = lost + call('ZADD', key, ends, ARGV[i])
+for i = 3, #ARGV do
+  if ARGV[2] == 'take' then
+    call('ZADD', key, ends, ARGV[i])
+  elseif not call('ZSCORE', key, ARGV[i]) then
+    lost[#lost + 1] = ARGV[i]
+  else
+    call('ZADD', key, 'XX', ends, ARGV[i])
+  end
 end
 call('ZREMRANGEBYSCORE', key, '-inf', text(now))
 call('PEXPIRE', key, text(length + SLACK_MS))

@@ -2,8 +2,9 @@
 --
 -- KEYS     as given to admit: [1] the reservation's record; [2..n+1] one key per limit; [n+2] the notices' key, if
 --          ARGV[3] names thresholds
--- ARGV     [1] reservation id; [2] 0, or, for what was admitted elsewhere while this server was away, ms to remember
---          that it is settled; [3] thresholds as for admit; then 5 per limit:
+-- ARGV     [1] reservation id; [2] 0 for what was admitted here; > 0 for what was admitted elsewhere while this server
+--          was away: ms to remember that it is settled; < 0 to give up an admission whose answer never came: ms to
+--          remember that, as it may still be on its way here over another connection; [3] thresholds as for admit; then 5 per limit:
 --          kind (bucket | window | lease), limit, period in ms, reserved, used
 -- Returns  {1 when it was settled now, 0 when it had been settled before, was never admitted, or its record expired;
 --          threshold that was reached just now or 0}
@@ -17,11 +18,15 @@
 
 local now -- most settlements need no clock
 local record, admitted_at, first_remaining
-if ARGV[2] == '0' then
+local remember = tonumber(ARGV[2])
+if remember <= 0 then
   record = call('GETDEL', KEYS[1])
+  if record == 'void' then record = false end -- it was given up before it came
   if record then
     local _
     _, admitted_at, _, first_remaining = unpack_numbers('<dddd', record)
+  elseif remember < 0 then
+    call('SET', KEYS[1], 'void', 'PX', text(-remember))
   end
 else
   -- There is no record of it here, but must be one of its settlement.

@@ -59,11 +59,13 @@ class Upkeep:
                     await self._renew(key, ids[first : first + RENEWED_AT_ONCE])
 
     async def _renew(self, key: str, ids: Sequence[str]) -> None:
-        held = self.fallback.select_held(key, ids)  # those that ended while we waited must not be taken again
-        if not held:
-            return
+        """Keep these leases; those that Redis has lost are taken again, unless they were freed meanwhile."""
         try:
-            await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, *held])
+            lost = await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, "keep", *ids])
+            held = self.fallback.select_held(key, [reservation_id.decode() for reservation_id in lost])
+            if held:
+                self.fallback.note_taken(held)
+                await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, "take", *held])
         except StoreUnavailable as error:
             self.outage.failed(error)
         except ResponseError as error:

@@ -242,5 +242,6 @@ async def test_a_stream_whose_client_left_is_charged_and_recorded(gateway: Servi
         await seen.wait_over()
     await wait_until(lambda: gateway.services.spool.statistics().recorded == 2)
     actor = await gateway.services.sources.get(TOKEN)
-    states = await gateway.services.limiter.peek(actor)
-    assert states[Feature.CHAT_COMPLETIONS].usage == 1
+    with trio.fail_after(5):  # what was not charged is given back once that is on record
+        while (await gateway.services.limiter.peek(actor))[Feature.CHAT_COMPLETIONS].usage != 1:
+            await trio.sleep(0.01)

@@ -48,10 +48,12 @@ class Setup:
 
 
 @asynccontextmanager
-async def open_setup(folder: Path, when_down: WhenDown = "local") -> AsyncIterator[Setup]:
+async def open_setup(
+    folder: Path, when_down: WhenDown = "local", *, heartbeat_seconds: float = 0.2
+) -> AsyncIterator[Setup]:
     with run_redis_server(folder) as server:
         async with open_redis(server.url, timeout_seconds=0.1) as links, trio.open_nursery() as nursery:
-            limiter = Limiter(links, LimiterOptions(when_down=when_down, heartbeat_seconds=0.2))
+            limiter = Limiter(links, LimiterOptions(when_down=when_down, heartbeat_seconds=heartbeat_seconds))
             nursery.start_soon(limiter.run)
             yield Setup(limiter, server)
             nursery.cancel_scope.cancel()
@@ -89,7 +91,8 @@ async def _has_remaining(setup: Setup, limit: RateLimit, remaining: int) -> bool
 
 async def test_local_holds_places_in_flight(tmp_path: Path) -> None:
     """Requests under way when Redis goes away count on, those that begin meanwhile too, and in Redis afterwards."""
-    async with open_setup(tmp_path) as setup:
+    # Leases of 3 s: what is freed within the second that this waits was freed, and did not end by itself.
+    async with open_setup(tmp_path, heartbeat_seconds=1) as setup:
         held = [await setup.limiter.admit(ACTOR, CHAT, LIMIT) for _ in range(2)]
         setup.stop_server()
         held += [await setup.limiter.admit(ACTOR, CHAT, LIMIT) for _ in range(3)]
@@ -103,7 +106,7 @@ async def test_local_holds_places_in_flight(tmp_path: Path) -> None:
             await wait_until(lambda: _counts(client, 4))
             for admission in held:
                 await setup.limiter.settle(admission, is_charged=True)
-            await wait_until(lambda: _counts(client, 0))
+            await wait_until(lambda: _counts(client, 0), seconds=1)
 
 
 async def _counts(client: redis.Redis, places: int) -> bool:

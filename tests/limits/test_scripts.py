@@ -106,7 +106,15 @@ class Store:
         return threshold, is_settled == 1
 
     def renew(self, limit: Limit, rids: Sequence[str]) -> int:
-        return int(self._renew([limit.key], [limit.period, *rids]))
+        """Keep leases, and take again those that were lost; returns how many those were."""
+        lost = self._renew([limit.key], [limit.period, "keep", *rids])
+        if lost:
+            assert self._renew([limit.key], [limit.period, "take", *lost]) == []
+        return len(lost)
+
+    def keep(self, limit: Limit, rids: Sequence[str]) -> list[bytes]:
+        kept: list[bytes] = self._renew([limit.key], [limit.period, "keep", *rids])
+        return kept
 
     def queue(self, pipeline: Any, rid: str, limit: Limit, *, reserved: int, used: int) -> None:
         """Put an admission and its settlement into a pipeline."""
@@ -546,6 +554,34 @@ def test_a_lease_is_kept_and_taken_again(store: Store) -> None:
     store.client.delete(limit.key)
     assert store.renew(limit, ["one", "three"]) == 2
     assert not store.admit("four", [(limit, 1)])[0]
+
+
+def test_a_late_heartbeat_takes_nothing(store: Store) -> None:
+    """What was freed stays free when a heartbeat comes late, over a connection that was lost."""
+    store.reset()
+    limit = Limit("{t}:l", "lease", 2, 1_000)
+    store.admit("one", [(limit, 1)])
+    store.settle("one", [(limit, 1, 1)])
+    assert store.keep(limit, ["one"]) == [b"one"]
+    assert store.peek([limit])[0][0] == 2
+
+
+def test_an_admission_that_was_given_up_before_it_came_is_void(store: Store) -> None:
+    """Over two connections the undo may overtake what it undoes: that consumes nothing then, however often it comes."""
+    store.reset()
+    quota, lease = Limit("{t}:q", "bucket", 2, 86_400_000), Limit("{t}:l", "lease", 2, 1_000)
+    spent = [(quota, 1, 0), (lease, 1, 0)]
+    for _ in range(2):
+        assert store.settle_noting("late", spent, "", mark_ms=-60_000) == (0, False)
+    for _ in range(2):
+        with pytest.raises(redis.ResponseError, match="late was given up"):
+            store.admit("late", [(quota, 1), (lease, 1)])
+    assert [left for left, _, _ in store.peek([quota, lease])] == [2, 2]
+    assert 50_000 < store.client.pttl(RECORD + "late") <= 60_000
+    store.admit("early", [(quota, 1), (lease, 1)])
+    for is_first in (True, False):
+        assert store.settle_noting("early", spent, "", mark_ms=-60_000) == (0, is_first)
+    assert [left for left, _, _ in store.peek([quota, lease])] == [2, 2]
 
 
 def test_thresholds_are_told_once_per_interval(store: Store) -> None:
