@@ -14,6 +14,7 @@ from attrs import define, field
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.model import Actor, Feature, RateLimit
 from cgw.transport.redis_links import Redis, open_redis
+from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 CHAT = Feature.CHAT_COMPLETIONS
@@ -70,7 +71,7 @@ async def list_leftovers(links: Redis) -> list[bytes]:
     for key in keys:
         if key.endswith(b":in_flight"):
             left += [key] * int(await links.zcard(key))
-        elif b":reservation:" in key and await links.get(key) not in (b"void", b"settled"):
+        elif b":reservation:" in key and await links.get(key) not in MARKS:
             left.append(key)
     return left
 

@@ -24,6 +24,7 @@ from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, o
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, build_actors, build_environ
 from tests.support.limits import (
     IN_FLIGHT,
+    MARKS,
     PROVIDER_IN_FLIGHT,
     QUOTA,
     Held,
@@ -549,7 +550,8 @@ async def test_a_request_with_less_time_than_redis(tmp_path: Path, upstream: Scr
             assert 0.2 <= took < 0.5
             assert await get_usage(gateway) == 0
             await wait_nothing_held(gateway)
-            assert await gateway.redis.execute_command("KEYS", "cgw:*") == []
+            keys = await gateway.redis.execute_command("KEYS", "cgw:*")
+            assert all([await gateway.redis.execute_command("GET", key) in MARKS for key in keys])
     assert upstream.request_count == 0
 
 

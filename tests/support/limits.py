@@ -76,6 +76,11 @@ async def get_usage(gateway: Service, feature: str = "chat_completions") -> int:
     return usage
 
 
+MARKS = (b"settled", b"void")
+"""What stands for a reservation that holds nothing: what was used while Redis was away leaves a mark, so that it is
+charged once, and so does an admission that was given up, in case it comes later."""
+
+
 @frozen
 class Held:
     """What is held in Redis for requests under way."""
@@ -90,8 +95,7 @@ async def count_held(gateway: Service) -> Held:
     keys: Sequence[bytes] = await ask("KEYS", "cgw:*")
     places = [await ask("ZCARD", key) for key in keys if key.endswith(b":in_flight")]
     records = [await ask("GET", key) for key in keys if b":reservation:" in key]
-    # What was used while Redis was away leaves a mark, so that it is charged once.
-    return Held(sum(places), sum(record not in (None, b"settled") for record in records))
+    return Held(sum(places), sum(record not in (None, *MARKS) for record in records))
 
 
 async def wait_nothing_held(gateway: Service, seconds: float = 1.0) -> None:
