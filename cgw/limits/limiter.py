@@ -25,7 +25,7 @@ from cgw.limits.plans import Plan
 from cgw.limits.scripts import PEEKED_PER_LIMIT, LimitScripts, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
-from cgw.model import Actor, Feature, RateLimit
+from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.transport.redis_links import ScriptCall, Store
 
 CUT_OFF_SOURCES = frozenset({"dotcom-product-subscriptions", "dotcom-user"})
@@ -148,8 +148,8 @@ class Limiter:
         if admission.is_settled:
             return
         admission.is_settled = True
-        if not is_charged:
-            admission.plan.forget_refusal()
+        if not is_charged or admission.plan.rate_limit.unit is LimitUnit.TOKENS:
+            admission.plan.forget_refusal()  # something may have come back
         if admission.is_local:
             self._fallback.settle(admission, is_charged=is_charged, tokens=tokens)
             return
