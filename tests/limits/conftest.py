@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from tests.support.limit_store import Store
 from tests.support.redis_server import RedisServer, run_redis_server
 
 
@@ -29,3 +30,9 @@ def client(shared_server: RedisServer) -> Iterator[redis.Redis]:
     """A plain client beside cgw's own."""
     with redis.Redis(unix_socket_path=str(shared_server.path)) as connected:
         yield connected
+
+
+@pytest.fixture(scope="module")
+def store(client: redis.Redis) -> Store:
+    """The scripts on the server, with a clock to set."""
+    return Store(client)

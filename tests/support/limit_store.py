@@ -1,0 +1,130 @@
+"""The limits' Lua on a real server, with a clock of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import redis
+from attrs import frozen
+
+from cgw.limits.claims import Claim, LimitKind
+from cgw.limits.scripts import load_scripts
+from cgw.transport.redis_links import Script
+
+START_MS = 1_800_000_000_000
+CLOCK = "test:clock"
+RECORD = "{t}:record:"
+NOTICE = "{t}:notice"
+
+
+@frozen
+class Limit:
+    """One limit as the scripts take it."""
+
+    key: str
+    kind: str
+    limit: int
+    period: int
+
+
+@frozen
+class Answer:
+    """What one limit says: remaining, reset, more, wait."""
+
+    remaining: int
+    reset: int
+    more: int
+    wait: int
+
+
+class Store:
+    """The shipped scripts, but for two words: the clock is a key, and keys live long enough for a slow machine."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        scripts = load_scripts()
+        shipped = (scripts.admit, scripts.settle, scripts.renew, scripts.peek)
+        self._admit, self._settle, self._renew, self._peek = (
+            client.register_script(with_test_clock(script)) for script in shipped
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """An empty server at the first moment."""
+        self.client.flushall()
+        self.set_clock(START_MS)
+
+    def set_clock(self, milliseconds: int) -> None:
+        self.now = milliseconds
+        self.client.delete(CLOCK)
+        self.client.rpush(CLOCK, milliseconds // 1000, milliseconds % 1000 * 1000 + 999)
+
+    def dump(self) -> dict[bytes, bytes | None]:
+        """All keys and what they hold."""
+        return {key: self.client.dump(key) for key in self.client.scan_iter()}
+
+    def admit(self, rid: str, claims: Sequence[tuple[Limit, int]]) -> tuple[bool, list[Answer]]:
+        return self.admit_noting(rid, claims, "")[1:]
+
+    def admit_noting(
+        self, rid: str, claims: Sequence[tuple[Limit, int]], thresholds: str
+    ) -> tuple[int, bool, list[Answer]]:
+        keys = [RECORD + rid, *(limit.key for limit, _ in claims), *([NOTICE] if thresholds else [])]
+        args: list[Any] = [rid, 3_600_000, thresholds]
+        for limit, cost in claims:
+            args += [limit.kind, limit.limit, limit.period, cost]
+        reply = self._admit(keys, args)
+        assert len(reply) == 3 + 4 * len(claims)
+        return reply[2], reply[0] == 1, [Answer(*reply[at : at + 4]) for at in range(3, len(reply), 4)]
+
+    def settle(self, rid: str, claims: Sequence[tuple[Limit, int, int]]) -> bool:
+        return self.settle_noting(rid, claims, "")[1]
+
+    def settle_noting(
+        self, rid: str, claims: Sequence[tuple[Limit, int, int]], thresholds: str, mark_ms: int = 0
+    ) -> tuple[int, bool]:
+        keys = [RECORD + rid, *(limit.key for limit, _, _ in claims), *([NOTICE] if thresholds else [])]
+        args: list[Any] = [rid, mark_ms, thresholds]
+        for limit, reserved, used in claims:
+            args += [limit.kind, limit.limit, limit.period, reserved, used]
+        is_settled, threshold = self._settle(keys, args)
+        return threshold, is_settled == 1
+
+    def renew(self, limit: Limit, rids: Sequence[str]) -> int:
+        """Keep leases, and take again those that were lost; returns how many those were."""
+        lost = self._renew([limit.key], [limit.period, "keep", *rids])
+        if lost:
+            assert self._renew([limit.key], [limit.period, "take", *lost]) == []
+        return len(lost)
+
+    def keep(self, limit: Limit, rids: Sequence[str]) -> list[bytes]:
+        kept: list[bytes] = self._renew([limit.key], [limit.period, "keep", *rids])
+        return kept
+
+    def queue(self, pipeline: Any, rid: str, limit: Limit, *, reserved: int, used: int) -> None:
+        """Put an admission and its settlement into a pipeline."""
+        keys = [RECORD + rid, limit.key]
+        claim: list[Any] = [limit.kind, limit.limit, limit.period, reserved]
+        self._admit(keys, [rid, 3_600_000, "", *claim], client=pipeline)
+        self._settle(keys, [rid, 0, "", *claim, used], client=pipeline)
+
+    def peek(self, limits: Sequence[Limit]) -> list[tuple[int, int, int]]:
+        args = [part for limit in limits for part in (limit.kind, limit.limit, limit.period)]
+        reply = self._peek([limit.key for limit in limits], args)
+        return [tuple(reply[at : at + 3]) for at in range(1, len(reply), 3)]
+
+
+def with_test_clock(script: Script) -> str:
+    for old, new in (
+        ("call('TIME')", f"call('LRANGE', '{CLOCK}', 0, 1)"),
+        ("SLACK_MS = 1000", "SLACK_MS = 3600000"),
+    ):
+        assert script.text.count(old) == 1
+        script = Script.from_text(script.text.replace(old, new))
+    return script.text
+
+
+def as_claim(limit: Limit, cost: int) -> Claim:
+    """The same, as cgw's own."""
+    return Claim("quota", cast(LimitKind, limit.kind), limit.key, limit.limit, limit.period, cost)
