@@ -15,10 +15,9 @@ import trio
 
 from cgw.app import Service
 from cgw.demo.upstream import ScriptedUpstream
-from tests.gateway.test_limits import slow_down
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
 from tests.support.gateway import open_gateway
-from tests.support.limits import count_held, get_usage, open_http, wait_nothing_held
+from tests.support.limits import count_held, get_usage, open_http, slow_down, wait_nothing_held
 from tests.support.redis_server import RedisServer, run_redis_server
 from tests.support.requests import ROUTES, build_body
 

@@ -14,7 +14,9 @@ import trio
 from attrs import frozen
 
 from cgw.app import Service
-from tests.support.gateway import open_gateway
+from cgw.demo.script import Script
+from cgw.demo.upstream import ScriptedUpstream
+from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, open_gateway
 from tests.support.requests import HEADERS
 
 CHAT_PREFIX = "cgw:{static:acme}:chat_completions:"
@@ -76,6 +78,10 @@ async def get_usage(gateway: Service, feature: str = "chat_completions") -> int:
     return usage
 
 
+BOUNDED = "max_in_flight = 3"
+PROVIDER_BOUND = {"CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "5"}
+"""Bounds on what is in flight: a line of an actor's limits, and a setting."""
+
 MARKS = (b"settled", b"void")
 """What stands for a reservation that holds nothing: what was used while Redis was away leaves a mark, so that it is
 charged once, and so does an admission that was given up, in case it comes later."""
@@ -106,3 +112,9 @@ async def wait_nothing_held(gateway: Service, seconds: float = 1.0) -> None:
             await trio.sleep(0.005)
             held = await count_held(gateway)
     assert held == Held(0, 0)
+
+
+def slow_down(upstream: ScriptedUpstream, answer: str = "word " * 40) -> None:
+    """Have answers stream for a long time."""
+    for model, key in ((ANTHROPIC_MODEL, ANTHROPIC_KEY), (OPENAI_MODEL, OPENAI_KEY)):
+        upstream.scripts[model] = Script(answer=answer, tokens_per_second=20, api_key=key)
