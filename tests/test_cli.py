@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -219,16 +218,6 @@ def wait_until_asleep(pid: int) -> None:
         assert time.monotonic() < give_up_at
 
 
-def interrupt(process: subprocess.Popen[bytes]) -> bytes:
-    """Press Ctrl-C until the process has ended; its standard error. One that comes just before a system call that
-    waits is noticed only after that call, as in any Python program: hence the second one."""
-    for _ in range(3):
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=TIMEOUT_SECONDS / 3)[1]
-    raise AssertionError("it did not end")
-
-
 def test_an_interrupt_exits_with_130_and_no_traceback(environ: dict[str, str]) -> None:
     """Ctrl-C while ``cgw config`` waits for its reader ends it, although output is left that nobody takes."""
     read_end, write_end = os.pipe()
@@ -238,7 +227,8 @@ def test_an_interrupt_exits_with_130_and_no_traceback(environ: dict[str, str]) -
         os.close(write_end)
         assert os.read(read_end, 1)
         wait_until_asleep(process.pid)
-        errors = interrupt(process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
         process.kill()
         process.wait()
