@@ -243,7 +243,7 @@ class Exchange:
         self.journal.move(Phase.OPENING)
         with trio.move_on_at(deadline):  # the deadline scope
             return await self._relay(prepared, admission)
-        self.journal.upstream_failed(Outcome.TIMEOUT, "the exchange took longer than its time")
+        self.journal.upstream_failed(Outcome.TIMEOUT, "the exchange's time was over")
         if not self._client.is_response_started:
             raise self._timed_out()
         return None
