@@ -11,17 +11,17 @@
 
 local key, length = KEYS[1], tonumber(ARGV[1])
 local now = now_ms()
-local ends, lost = text(now + length), {}
-read('ZCARD', key)
+local ends, lost, pairs_to_add = text(now + length), {}, {}
+local scores = read('ZMSCORE', key, unpack(ARGV, 3))
 for i = 3, #ARGV do
-  if ARGV[2] == 'take' then
-    call('ZADD', key, ends, ARGV[i])
-  elseif not call('ZSCORE', key, ARGV[i]) then
-    lost[#lost + 1] = ARGV[i]
+  if scores[i - 2] or ARGV[2] == 'take' then
+    pairs_to_add[#pairs_to_add + 1] = ends
+    pairs_to_add[#pairs_to_add + 1] = ARGV[i]
   else
-    call('ZADD', key, 'XX', ends, ARGV[i])
+    lost[#lost + 1] = ARGV[i]
   end
 end
+if #pairs_to_add > 0 then call('ZADD', key, unpack(pairs_to_add)) end
 call('ZREMRANGEBYSCORE', key, '-inf', text(now))
 call('PEXPIRE', key, text(length + SLACK_MS))
 return lost
