@@ -16,6 +16,7 @@ from tests.support.limits import get_usage, wait_nothing_held
 from tests.support.raw_client import open_client
 from tests.support.replicas import open_gated_upstream
 from tests.support.requests import build_request
+from tests.support.stalls import Stalls
 
 POLICIES = ("local", "open", "closed")
 DEADLINE_SECONDS = 0.1
@@ -82,14 +83,17 @@ class Drill:
     lines: list[Line]
     load_scope: trio.CancelScope
     load_ended: trio.Event
+    stalls: Stalls
     began_at: float = field(factory=trio.current_time)
     failed_at: float = 0.0
+    stalled_before: float = 0.0
     recovered_at: float = 0.0
 
     async def wait_calm(self) -> None:
         """Take the measure of how it is without a fault. The fault begins when this returns."""
         await self._wait(lambda: all(len(line.samples) >= 15 for line in self.lines))
         self.failed_at = trio.current_time()
+        self.stalled_before = self.stalls.total_seconds
 
     def recovered(self) -> None:
         """The fault is over now."""
@@ -117,6 +121,11 @@ class Drill:
                 await trio.sleep(0.002)
 
     # --- figures ------------------------------------------------------------------------------------------------------
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long this process was held up since the fault: not the gateways' fault."""
+        return self.stalls.total_seconds - self.stalled_before
 
     def usual_seconds(self, line: Line) -> float:
         """How long a request takes without a fault: the median."""
@@ -191,5 +200,7 @@ async def open_drill(name: str, folder: Path, redis_url: str) -> AsyncIterator[D
                 load_ended.set()
 
             nursery.start_soon(send)
-            yield Drill(name, lines, load_scope, load_ended)
+            stalls = Stalls()
+            nursery.start_soon(stalls.watch)
+            yield Drill(name, lines, load_scope, load_ended, stalls)
             nursery.cancel_scope.cancel()
