@@ -10,13 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 from rich.console import Console
 
 from benchmarks.results import Results, ResultsError
 from benchmarks.scenarios import PROFILES, SCENARIOS, AnyCase, LimitsCase
+
+if TYPE_CHECKING:
+    from benchmarks.subjects.base import Subject
 
 __all__ = ["main"]
 
@@ -120,24 +123,12 @@ def run(
     from benchmarks.limits.clients import CLIENTS
     from benchmarks.limits.measure import describe_versions
     from benchmarks.runner import Plan, find_subjects, run_plan
-    from benchmarks.subjects.base import Subject
-    from benchmarks.subjects.registry import DIRECT, known_subjects, parse_subject
+    from benchmarks.subjects.registry import DIRECT
     from benchmarks.terminal import print_results, show_progress
 
     console = _console()
     cases = _pick_cases(profile, scenarios, case_filter)
-    known: dict[str, Subject] = known_subjects()
-    names = [name.strip() for name in subjects.split(",") if name.strip()]
-    for text in commands:
-        try:
-            added = parse_subject(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="'--subject'") from error
-        known[added.name] = added
-        names.append(added.name)
-    unknown = [name for name in names if name not in known and name not in CLIENTS and name != DIRECT]
-    if unknown:
-        raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="'--subjects'")
+    names, known = _pick_subjects(subjects, commands)
     try:
         tools = build_tools(cast(Literal["auto", "c", "python"], tool_choice))
     except RuntimeError as error:
@@ -175,6 +166,26 @@ def run(
     if "(interrupted)" in results.left_out:
         return EXIT_INTERRUPTED
     return 0 if any(not m.metrics.failed for m in results.measurements) else EXIT_FAILURE
+
+
+def _pick_subjects(subjects: str, commands: Sequence[str]) -> tuple[list[str], dict[str, Subject]]:
+    """The names that are asked for, and all gateways that are known by name, those of ``commands`` included."""
+    from benchmarks.limits.clients import CLIENTS
+    from benchmarks.subjects.registry import DIRECT, known_subjects, parse_subject
+
+    known = known_subjects()
+    names = [name.strip() for name in subjects.split(",") if name.strip()]
+    for text in commands:
+        try:
+            added = parse_subject(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="'--subject'") from error
+        known[added.name] = added
+        names.append(added.name)
+    unknown = [name for name in names if name not in known and name not in CLIENTS and name != DIRECT]
+    if unknown:
+        raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="'--subjects'")
+    return names, known
 
 
 def _raise_file_limit() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 
 import attrs
 import click
@@ -15,8 +14,9 @@ from cgw.actors.anonymous import AnonymousSource
 from cgw.actors.static import load_static_actors
 from cgw.config import Settings
 from cgw.config_values import format_duration
+from cgw.limits.claims import bound_in_flight
 from cgw.limits.maintenance import LimitReading, read_limits, reset_limits
-from cgw.model import Actor, Feature, RateLimit
+from cgw.model import Actor, Feature
 from cgw.observe.tables import Column, render_table, write_figure
 from cgw.transport.redis_embedded import find_embedded_redis
 from cgw.transport.redis_links import Store, open_redis
@@ -88,15 +88,13 @@ async def list_known_actors(settings: Settings) -> list[Actor]:
         known.append(await anonymous.get(""))
     if actors.file is not None:
         known += load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms).actors
-    bound = partial(_bound_in_flight, settings.limits.max_in_flight)
+    most = settings.limits.max_in_flight
     return [
-        attrs.evolve(actor, rate_limits={feature: bound(limit) for feature, limit in actor.rate_limits.items()})
+        attrs.evolve(
+            actor, rate_limits={feature: bound_in_flight(limit, most) for feature, limit in actor.rate_limits.items()}
+        )
         for actor in known
     ]
-
-
-def _bound_in_flight(max_in_flight: int | None, rate_limit: RateLimit) -> RateLimit:
-    return attrs.evolve(rate_limit, max_in_flight=rate_limit.max_in_flight or max_in_flight)
 
 
 def _use_store(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import OrderedDict, deque
 
@@ -11,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.claims import Claim
+from cgw.limits.local import Bucket
 from cgw.limits.outage import Outage, build_broken_limit
 from cgw.limits.scripts import LimitScripts
 from cgw.transport.redis_links import ScriptCall, Store
@@ -23,38 +25,35 @@ MARK_TTL_MS = 24 * 3_600_000
 """How long Redis remembers that a charge was settled, in ms: longer than any of its repeats may follow."""
 _CALLS_AT_ONCE = 16
 
+_logger = logging.getLogger("cgw.limits")
+
 
 @define(eq=False)
 class _Charge:
-    """What was ``used`` of a limit without Redis, as a bucket: ``debt`` (tokens × ms) is what would be owed at ``at``
-    (ms), had Redis been told all along. Time pays it off, so that a long outage is not charged to a short interval.
+    """What was ``used`` of a limit without Redis. The debt of ``bucket`` is what would be owed, had Redis been told all
+    along: time pays it off, so that a long outage is not charged to a short interval.
     """
 
     record_prefix: str
     claim: Claim
-    debt: int
-    at: int
+    bucket: Bucket
     used: int = 0
 
     def add(self, claim: Claim, used: int, now: int) -> None:
         """Use some more, by the limit's present numbers."""
-        self._pay(now)
+        self.bucket.advance(now)
         if claim.period_ms != self.claim.period_ms:
-            self.debt = -(-self.debt // self.claim.period_ms) * claim.period_ms
-        self.claim = claim
+            self.bucket.debt = -(-self.bucket.debt // self.claim.period_ms) * claim.period_ms
+        self.claim, self.bucket.limit, self.bucket.period = claim, claim.limit, claim.period_ms
         self.used += used
-        self.debt += used * claim.period_ms
+        self.bucket.debt += used * claim.period_ms
 
     def count_owed(self, now: int) -> int:
         """How much Redis has to be told now: of a bucket, what time has not paid off."""
         if self.claim.kind != "bucket":
             return self.used
-        self._pay(now)
-        return min(self.used, -(-self.debt // self.claim.period_ms))
-
-    def _pay(self, now: int) -> None:
-        self.debt = max(0, self.debt - (now - self.at) * self.claim.limit)
-        self.at = now
+        self.bucket.advance(now)
+        return min(self.used, -(-self.bucket.debt // self.claim.period_ms))
 
 
 class Backlog:
@@ -70,26 +69,29 @@ class Backlog:
         self._settlements: deque[ScriptCall] = deque(maxlen=MAX_SETTLEMENTS)
         self._charges: OrderedDict[str, _Charge] = OrderedDict()
         self.dropped = 0
-        """Settlements and charges that there was no room for."""
+        """Settlements and charges that there was no room for, since Redis was last told all."""
 
     def __len__(self) -> int:
         return len(self._settlements) + len(self._charges)
 
     def add_settlement(self, call: ScriptCall) -> None:
         """Keep a settlement whose answer did not come."""
-        self.dropped += len(self._settlements) == MAX_SETTLEMENTS
+        if len(self._settlements) == MAX_SETTLEMENTS:
+            self._note_drop()
         self._settlements.append(call)
         self._outage.attention.set()
 
     def add_charge(self, record_prefix: str, claim: Claim, used: int, *, debt: int = 0) -> None:
         """Add ``used`` to what was used of a limit without Redis, which is owed ``debt`` (tokens × ms) besides."""
-        now = _now_ms()
-        charge = self._charges.pop(claim.key, None) or _Charge(record_prefix, claim, debt, now)
+        now = now_ms()
+        charge = self._charges.pop(claim.key, None)
+        if charge is None:
+            charge = _Charge(record_prefix, claim, Bucket(debt, now, claim.limit, claim.period_ms))
         charge.add(claim, used, now)
         self._charges[claim.key] = charge
         if len(self._charges) > MAX_CHARGED_LIMITS:
             self._charges.popitem(last=False)
-            self.dropped += 1
+            self._note_drop()
         self._outage.attention.set()
 
     def add_free(self, claim: Claim, reservation_id: str) -> None:
@@ -106,13 +108,21 @@ class Backlog:
             for _ in range(min(_CALLS_AT_ONCE, len(self._charges))):
                 self._settle_charge(self._charges.popitem(last=False)[1])
             await self._send_settlements()
+        if self.dropped:
+            _logger.error("%d settlements of limits were lost while Redis was away", self.dropped)
+            self.dropped = 0
+
+    def _note_drop(self) -> None:
+        if not self.dropped:
+            _logger.error("Redis has been away for too long: settlements of limits are being dropped, the oldest first")
+        self.dropped += 1
 
     def _settle_charge(self, charge: _Charge) -> None:
         """Make a charge a settlement with an id of its own, so that it can be repeated.
 
         Each has one limit: a limit that is broken must not take others along.
         """
-        claim, owed = charge.claim, charge.count_owed(_now_ms())
+        claim, owed = charge.claim, charge.count_owed(now_ms())
         if owed:
             charge_id = secrets.token_hex(12)
             arguments = (charge_id, MARK_TTL_MS, "", claim.kind, claim.limit, claim.period_ms, 0, owed)
@@ -142,5 +152,6 @@ class Backlog:
                 raise
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """The clock of what is counted without Redis: Trio's, in milliseconds."""
     return int(trio.current_time() * 1000)

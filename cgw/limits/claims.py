@@ -109,6 +109,11 @@ def build_key_prefix(source: str, actor_id: str) -> str:
     return f"cgw:{{{quote(source, safe='')}:{quote(actor_id, safe='')}}}:"
 
 
+def bound_in_flight(rate_limit: RateLimit, max_in_flight: int | None) -> RateLimit:
+    """The same limits, with the operator's bound on requests in flight where they bring none of their own."""
+    return rate_limit if rate_limit.max_in_flight is not None else evolve(rate_limit, max_in_flight=max_in_flight)
+
+
 def build_claims(prefix: str, feature: Feature, rate_limit: RateLimit, lease_ms: int) -> tuple[Claim, ...]:
     """What one request of ``feature`` claims: of the quota, of the short-term rate, and a place in flight."""
     quota = Claim(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import trio
 from attrs import evolve
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission, Reservation, ReservationIds
-from cgw.limits.backlog import Backlog
+from cgw.limits.backlog import Backlog, now_ms
 from cgw.limits.claims import Claim, ClaimGroup
 from cgw.limits.local import LocalLimits
 from cgw.limits.outage import WhenDown
@@ -39,7 +38,7 @@ class Fallback:
             raise error
         if self._when_down == "open":
             return Admission(actor, feature, plan, tuple(Reservation(group, (), "") for group in groups), is_local=True)
-        now = _now_ms()
+        now = now_ms()
         for claim, debt in plan.recall_debts():
             self._limits.seed(claim, debt, now)
         claims = tuple(claim for group in groups for claim in group.claims)
@@ -61,7 +60,7 @@ class Fallback:
         for reservation in admission.reservations:
             group = reservation.group
             used = [(claim, claim.count_used(is_charged=is_charged, tokens=tokens)) for claim in group.claims]
-            self._limits.settle(reservation.id, used, _now_ms())
+            self._limits.settle(reservation.id, used, now_ms())
             for claim, amount in used:
                 if claim.kind != "lease" and amount:
                     self._backlog.add_charge(group.record_prefix, claim, amount, debt=debts.get(claim.key, 0))
@@ -71,13 +70,13 @@ class Fallback:
 
     def peek(self, claims: Iterable[Claim]) -> list[int]:
         """How limits stand, as far as this process knows; the numbers of ``peek.lua``."""
-        return self._limits.peek(claims, _now_ms())
+        return self._limits.peek(claims, now_ms())
 
     def hold(self, reservation: Reservation) -> None:
         """Note the places in flight that a reservation has in Redis."""
         for claim in reservation.group.claims:
             if claim.kind == "lease":
-                self._limits.hold(claim.key, reservation.id, _now_ms() + claim.period_ms)
+                self._limits.hold(claim.key, reservation.id, now_ms() + claim.period_ms)
 
     def free(self, reservation: Reservation) -> None:
         """Note that they are free."""
@@ -88,7 +87,7 @@ class Fallback:
 
     def renew_leases(self, lease_ms: int) -> Mapping[str, tuple[str, ...]]:
         """Keep on all places that are held, here; returns them, for Redis: by key, the reservations' ids."""
-        ends_at = _now_ms() + lease_ms
+        ends_at = now_ms() + lease_ms
         for held in self._limits.leases.values():
             held.update(dict.fromkeys(held, ends_at))
         return {key: tuple(held) for key, held in self._limits.leases.items()}
@@ -101,7 +100,3 @@ class Fallback:
         """Those of ``ids`` that still have a place."""
         held = self._limits.leases.get(key, {})
         return [reservation_id for reservation_id in ids if reservation_id in held]
-
-
-def _now_ms() -> int:
-    return int(trio.current_time() * 1000)

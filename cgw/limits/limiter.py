@@ -11,18 +11,25 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission, Reservation, ReservationIds
 from cgw.limits.backlog import Backlog
-from cgw.limits.claims import Claim, ClaimGroup, build_actor_group, build_provider_claim, group_claims
+from cgw.limits.claims import (
+    Claim,
+    ClaimGroup,
+    bound_in_flight,
+    build_actor_group,
+    build_provider_claim,
+    group_claims,
+)
 from cgw.limits.fallback import Fallback
 from cgw.limits.notices import NOTIFIED_SOURCES, Notice
 from cgw.limits.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
 from cgw.limits.plans import Plan
-from cgw.limits.scripts import PEEKED_PER_LIMIT, LimitScripts, build_exceeded, build_state, load_scripts
+from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
@@ -72,12 +79,11 @@ class Limiter:
         options: LimiterOptions | None = None,
         *,
         on_notice: Callable[[Notice], None] = _ignore,
-        scripts: LimitScripts | None = None,
     ) -> None:
         self._redis = redis
         self._options = options or LimiterOptions()
         self._on_notice = on_notice
-        self._scripts = scripts or load_scripts()
+        self._scripts = load_scripts()
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
         self._plans: OrderedDict[tuple[str, str, Feature, str], Plan] = OrderedDict()
         self._ids = ReservationIds()
@@ -211,9 +217,8 @@ class Limiter:
         return plan
 
     def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> Plan:
-        options, bounded = self._options, rate_limit
-        if rate_limit.max_in_flight is None:
-            bounded = evolve(rate_limit, max_in_flight=options.max_in_flight)
+        options = self._options
+        bounded = bound_in_flight(rate_limit, options.max_in_flight)
         thresholds = self._thresholds if actor.source in NOTIFIED_SOURCES else ""
         group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
         most = options.provider_max_in_flight.get(provider)

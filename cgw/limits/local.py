@@ -25,7 +25,7 @@ def _ceil(numerator: int, denominator: int) -> int:
 
 
 @define
-class _Bucket:
+class Bucket:
     """A token bucket; see ``state.lua``. ``debt`` in tokens × milliseconds."""
 
     debt: int
@@ -76,7 +76,7 @@ class _Plan:
 class LocalLimits:
     """Limits of one process. Times are milliseconds of whichever clock the caller keeps to. Nothing here waits."""
 
-    _buckets: OrderedDict[str, _Bucket] = field(factory=OrderedDict)
+    _buckets: OrderedDict[str, Bucket] = field(factory=OrderedDict)
     _windows: OrderedDict[str, _Window] = field(factory=OrderedDict)
     _leases: dict[str, dict[str, int]] = field(factory=dict)
     _records: dict[str, tuple[int, list[int]]] = field(factory=dict)
@@ -148,16 +148,16 @@ class LocalLimits:
         """All leases: by key, the reservations and when their leases end. Not to be changed."""
         return self._leases
 
-    def _load_bucket(self, claim: Claim, now: int) -> _Bucket:
+    def _load_bucket(self, claim: Claim, now: int) -> Bucket:
         found = self._buckets.get(claim.key)
         if found is None:
-            return _Bucket(0, now, claim.limit, claim.period_ms)
+            return Bucket(0, now, claim.limit, claim.period_ms)
         bucket = copy(found)
         bucket.advance(now)
         bucket.convert(claim.limit, claim.period_ms)
         return bucket
 
-    def _save_bucket(self, key: str, bucket: _Bucket) -> None:
+    def _save_bucket(self, key: str, bucket: Bucket) -> None:
         """An unused limit needs no memory."""
         self._buckets.pop(key, None)
         if bucket.debt > 0:
@@ -198,7 +198,7 @@ class LocalLimits:
         if found is None:
             if difference < 0:
                 return
-            bucket = _Bucket(0, now, claim.limit, claim.period_ms, now)
+            bucket = Bucket(0, now, claim.limit, claim.period_ms, now)
         else:
             bucket = copy(found)
             bucket.advance(now)

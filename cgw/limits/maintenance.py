@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 
 from attrs import evolve, field, frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import CgwError
 from cgw.limits.claims import Claim, build_actor_group
-from cgw.limits.outage import BrokenLimit
+from cgw.limits.outage import BrokenLimit, describe_script_error
+from cgw.limits.scripts import load_script
 from cgw.limits.states import LimitName
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.transport.redis_links import Script, Store
+from cgw.transport.redis_links import Store
 
 KNOWN_SOURCES = ("static", "anonymous", "dotcom-user", "dotcom-product-subscriptions")
 """The names of all sources that there are, under which an id may be counted."""
@@ -204,13 +204,6 @@ class _FeatureKeys:
         return (*limits, _Key("notice", self.notice_key, 0, 0))
 
 
-def _load_examine() -> Script:
-    room = files("cgw.limits")
-    return Script.from_text(
-        f"{room.joinpath('state.lua').read_text('utf-8')}\n{room.joinpath('examine.lua').read_text('utf-8')}"
-    )
-
-
 async def _examine(
     store: Store,
     source: str,
@@ -228,9 +221,9 @@ async def _examine(
     for key in keys:
         arguments += (key.kind, key.limit, key.period_ms)
     try:
-        answer: Sequence[int] = await store.run_script(_load_examine(), [key.key for key in keys], arguments)
+        answer: Sequence[int] = await store.run_script(load_script("examine.lua"), [key.key for key in keys], arguments)
     except ResponseError as error:
-        reason = str(error).partition(" script: ")[0].removeprefix("ERR ")
+        reason = describe_script_error(error)
         raise BrokenLimit(f"a limit can't be read: {reason}; `cgw limits reset` deletes it") from error
     now_ms, figures = answer[0], iter(answer[1:])
     readings = []

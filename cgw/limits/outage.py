@@ -35,8 +35,12 @@ class BrokenLimit(StoreUnavailable):
 
 def build_broken_limit(error: ResponseError) -> BrokenLimit:
     """What follows from a script's error; the same whichever script found out, so that it is said once."""
-    reason = str(error).partition(" script: ")[0].removeprefix("ERR ")
-    return BrokenLimit(f"a limit can't be counted: {reason}")
+    return BrokenLimit(f"a limit can't be counted: {describe_script_error(error)}")
+
+
+def describe_script_error(error: ResponseError) -> str:
+    """What a script of this room had to say, without Redis's words about where it stood."""
+    return str(error).partition(" script: ")[0].removeprefix("ERR ")
 
 
 class Outage:

@@ -41,10 +41,7 @@ class Plan:
             return
         refused_at, refused_tokens, exceeded = self._refusal
         elapsed_ms = (trio.current_time() - refused_at) * 1000
-        most_ms = min(
-            LONGEST_DENIAL_MS, LONGEST_DENIAL_MS if exceeded.retry_after_ms is None else exceeded.retry_after_ms
-        )
-        if elapsed_ms >= most_ms:
+        if elapsed_ms >= min(LONGEST_DENIAL_MS, exceeded.retry_after_ms or LONGEST_DENIAL_MS):
             self._refusal = None
         elif tokens >= refused_tokens or self.rate_limit.unit is LimitUnit.REQUESTS:
             raise exceeded.after(int(elapsed_ms))

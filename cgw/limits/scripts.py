@@ -29,14 +29,14 @@ class LimitScripts:
 
 
 def load_scripts() -> LimitScripts:
-    """The scripts as shipped in this package. Each is ``state.lua`` followed by its own file."""
+    """The scripts as shipped in this package."""
+    return LimitScripts(*map(load_script, ("admit.lua", "settle.lua", "renew.lua", "peek.lua")))
+
+
+def load_script(name: str) -> Script:
+    """One script of this room: ``state.lua`` followed by its own file."""
     room = files("cgw.limits")
-    state = room.joinpath("state.lua").read_text("utf-8")
-
-    def load(name: str) -> Script:
-        return Script.from_text(f"{state}\n{room.joinpath(name).read_text('utf-8')}")
-
-    return LimitScripts(load("admit.lua"), load("settle.lua"), load("renew.lua"), load("peek.lua"))
+    return Script.from_text("\n".join(room.joinpath(part).read_text("utf-8") for part in ("state.lua", name)))
 
 
 def read_states(claims: Sequence[Claim], answer: Sequence[int]) -> tuple[LimitState, ...]:

@@ -11,11 +11,11 @@ import trio.testing
 from attrs import evolve
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.backlog import Backlog
+from cgw.limits.backlog import MAX_SETTLEMENTS, Backlog
 from cgw.limits.claims import Claim
 from cgw.limits.outage import Outage
 from cgw.limits.scripts import LimitScripts, load_scripts
-from cgw.transport.redis_links import Redis, open_redis
+from cgw.transport.redis_links import Redis, ScriptCall, open_redis
 from tests.support.redis_server import RedisServer, run_redis_server
 
 PREFIX = "cgw:{static:acme}:"
@@ -117,3 +117,19 @@ async def test_an_outage_does_not_fill_the_backlog(tmp_path: Path) -> None:
                         except StoreUnavailable:
                             await trio.sleep(0.01)
                 assert await count_used(links, scripts, quota) == 100
+
+
+async def test_what_there_is_no_room_for_is_said(
+    links: Redis, scripts: LimitScripts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond the bound the oldest settlements are dropped: one line when that begins, one with their number after."""
+    backlog = Backlog(links, scripts, Outage("local"))
+    call = ScriptCall(scripts.settle, ["{t}:record", "{t}:place"], ["r", 0, "", "lease", 1, 1_000, 1, 0])
+    for _ in range(MAX_SETTLEMENTS + 3):
+        backlog.add_settlement(call)
+    assert len(backlog) == MAX_SETTLEMENTS
+    await backlog.flush()
+    assert (len(backlog), backlog.dropped) == (0, 0)
+    first, last = [record.getMessage() for record in caplog.records if record.name == "cgw.limits"]
+    assert "being dropped" in first
+    assert last.startswith("3 settlements")
