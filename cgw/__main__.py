@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cgw.cli import main
+from cgw.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Writes ``docs/settings.md`` from what ``cgw/config.py`` declares: ``python -m docs.generate_settings``."""
+"""Write ``docs/settings.md`` from the declarations of all settings: ``python -m docs.generate_settings``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from pathlib import Path
 
 import attrs
 
-from cgw.config import SettingRow, Settings, describe_settings
+from cgw.config.declare import list_group_classes
+from cgw.config.describe import SettingRow, describe_settings
+from cgw.service.settings import Settings
 
 PAGE = Path(__file__).with_name("settings.md")
 
 INTRODUCTION = """\
 # Settings
 
-Every setting is an environment variable. This page is generated from `cgw/config.py` by
+Every setting is an environment variable. This page is generated from their declarations by
 `python -m docs.generate_settings`, and a test holds it up to date. `cgw config` prints the same list with the values
 that are in effect, secrets masked.
 
@@ -34,10 +36,7 @@ def build_page() -> str:
     """The whole page, in Markdown."""
     rows = iter(describe_settings(Settings()))
     parts = [INTRODUCTION]
-    for group in attrs.fields(Settings):
-        settings_class = group.metadata.get("group")
-        if settings_class is None:
-            continue
+    for settings_class in list_group_classes(Settings):
         title = settings_class.__name__.removesuffix("Settings")
         about = str(settings_class.__doc__).replace("``", "`")
         parts.append(f"\n## {title}\n\n{about}\n\n| variable | default | meaning |\n|---|---|---|\n")

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from cgw.cli import cli
-from cgw.config import Settings, describe_settings
+from cgw.cli.main import cli
+from cgw.config.describe import describe_settings
+from cgw.service.settings import Settings
 from docs.generate_settings import PAGE, build_page
 
 ROOT = Path(__file__).parents[1]

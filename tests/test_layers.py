@@ -1,4 +1,4 @@
-"""The order of the rooms: each imports only from rooms below it, wherever in a file the import stands."""
+"""The order of the layers: a package imports only from layers below its own, wherever in a file the import stands."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ LEVELS = {
     "__init__": 0,  # the version
     "errors": 1,
     "model": 1,
+    "lifetime": 1,  # structured concurrency, nothing of cgw's
     "config": 2,
     "wire": 3,
-    "observe": 4,
-    "transport": 4,
-    "actors": 5,
-    "events": 5,
-    "limits": 5,
-    "providers": 5,
-    "gateway": 6,
-    "control": 7,  # beside the gateway; its ASGI adapter runs the gateway's exchanges, never the other way round
-    "app": 8,
-    "demo": 9,  # runs the whole service
-    "cli": 10,
-    "__main__": 11,
+    "telemetry": 4,
+    "redis": 5,
+    "transport": 5,
+    "actors": 6,
+    "events": 6,
+    "limits": 6,
+    "providers": 6,
+    "gateway": 7,
+    "control": 8,  # above the gateway: its ASGI adapter runs the gateway's exchanges, never the other way round
+    "service": 9,
+    "testing": 9,
+    "demo": 10,  # runs the whole service
+    "cli": 11,
+    "__main__": 12,
 }
-ROOMS_OF_SEVERAL_FILES = {"cli", "config"}
-FORBIDDEN_IN_ROOM = {
+FORBIDDEN_IN_PACKAGE = {
     "wire": ("trio", "socket", "ssl", "asyncio", "hypercorn", "httpx"),
     "providers": ("trio", "socket", "ssl", "httpx", "h11", "cgw.transport"),
 }
-ONLY_IN_ROOM = {"sentry_sdk": "observe", "opentelemetry": "observe"}
+ONLY_IN_PACKAGE = {"sentry_sdk": "telemetry", "opentelemetry": "telemetry"}
 READS_ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
-MAY_READ_ENVIRONMENT = {"config", "cli"}
+MAY_READ_ENVIRONMENT = {"cli"}
 
 
 @frozen
@@ -50,12 +52,10 @@ class Import:
     line: int
 
 
-def room_of(module: str) -> str:
-    """The room that a module of cgw belongs to: ``cgw.wire.sse`` → ``wire``, ``cgw.config_values`` → ``config``."""
+def package_of(module: str) -> str:
+    """Return the package that a module of cgw belongs to: ``cgw.wire.sse`` → ``wire``, ``cgw.model`` → ``model``."""
     parts = module.split(".")
-    name = parts[1] if len(parts) > 1 else "__init__"
-    room, separator, _ = name.partition("_")
-    return room if separator and room in ROOMS_OF_SEVERAL_FILES else name
+    return parts[1] if len(parts) > 1 else "__init__"
 
 
 def read_imports(tree: ast.AST) -> Iterator[Import]:
@@ -82,48 +82,48 @@ def reads_of_environment(tree: ast.AST) -> Iterator[int]:
             yield from (node.lineno for alias in node.names if alias.name in READS_ENVIRONMENT)
 
 
-def explain_import(room: str, imported: Import) -> str | None:
-    """Why ``room`` must not import this, or ``None``."""
+def explain_import(package: str, imported: Import) -> str | None:
+    """Why ``package`` must not import this, or ``None``."""
     top = imported.module.partition(".")[0]
-    for forbidden in FORBIDDEN_IN_ROOM.get(room, ()):
+    for forbidden in FORBIDDEN_IN_PACKAGE.get(package, ()):
         if imported.module == forbidden or imported.module.startswith(forbidden + "."):
-            return f"{room} must not import {forbidden.removeprefix('cgw.')}"
-    if ONLY_IN_ROOM.get(top, room) != room:
-        return f"only {ONLY_IN_ROOM[top]} may import {top}"
+            return f"{package} must not import {forbidden.removeprefix('cgw.')}"
+    if ONLY_IN_PACKAGE.get(top, package) != package:
+        return f"only {ONLY_IN_PACKAGE[top]} may import {top}"
     if top != "cgw":
         return None
-    other = room_of(imported.module)
+    other = package_of(imported.module)
     if other not in LEVELS:
-        return f"{other} has no place in the order of rooms"
-    if other != room and LEVELS[other] >= LEVELS[room]:
-        return f"{room} must not import {other}"
+        return f"{other} has no level in the order of layers"
+    if other != package and LEVELS[other] >= LEVELS[package]:
+        return f"{package} must not import {other}"
     return None
 
 
-def find_violations(package: Path) -> list[str]:
-    """Every breach of the order in the package at ``package``, as ``file:line: why``."""
+def find_violations(root: Path) -> list[str]:
+    """Every breach of the order in the tree at ``root``, as ``file:line: why``."""
     violations = []
-    for path in sorted(package.rglob("*.py")):
-        module_path = path.relative_to(package)
+    for path in sorted(root.rglob("*.py")):
+        module_path = path.relative_to(root)
         name = module_path.parts[0].removesuffix(".py")
-        room = room_of(f"cgw.{name}")
-        if room not in LEVELS:
-            violations.append(f"{module_path}:1: {room} has no place in the order of rooms")
+        package = package_of(f"cgw.{name}")
+        if package not in LEVELS:
+            violations.append(f"{module_path}:1: {package} has no level in the order of layers")
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         for imported in read_imports(tree):
-            why = explain_import(room, imported)
+            why = explain_import(package, imported)
             if why is not None:
                 violations.append(f"{module_path}:{imported.line}: {why}")
-        if room not in MAY_READ_ENVIRONMENT:
+        if package not in MAY_READ_ENVIRONMENT:
             violations += [
-                f"{module_path}:{line}: only config may read the environment" for line in reads_of_environment(tree)
+                f"{module_path}:{line}: only cli may read the environment" for line in reads_of_environment(tree)
             ]
     return violations
 
 
 def test_rooms_import_only_from_rooms_below() -> None:
-    """No module of cgw imports from a room that is not below its own."""
+    """No module of cgw imports from a package that is not below its own."""
     assert find_violations(PACKAGE) == []
 
 
@@ -131,14 +131,14 @@ def test_every_room_is_found() -> None:
     """The walk covers the whole package, so that an empty list of violations means something."""
     modules = list(PACKAGE.rglob("*.py"))
     assert len(modules) > 20
-    assert {"wire", "transport", "gateway", "config"} <= {room_of(f"cgw.{path.stem}") for path in modules} | {
+    assert {"wire", "transport", "gateway", "config"} <= {package_of(f"cgw.{path.stem}") for path in modules} | {
         path.parent.name for path in modules
     }
 
 
 def test_the_command_line_only_hands_the_environment_on() -> None:
     """The command line touches the environment at one place: where it passes it to ``load_settings``."""
-    tree = ast.parse("\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob("cli*.py"))))
+    tree = ast.parse("\n".join(path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "cli").glob("*.py"))))
     calls = [
         node
         for node in ast.walk(tree)
@@ -160,15 +160,16 @@ def test_the_command_line_only_hands_the_environment_on() -> None:
         ("providers/a.py", "from cgw.transport import upstream", "providers must not import transport"),
         ("gateway/a.py", "from cgw.control.adapter import x", "gateway must not import control"),
         ("gateway/a.py", "from cgw import control", "gateway must not import control"),
-        ("config_values.py", "from cgw.wire import messages", "config must not import wire"),
+        ("config/kinds.py", "from cgw.wire import messages", "config must not import wire"),
         ("model.py", "import cgw.errors", "model must not import errors"),
-        ("app.py", "from cgw import cli_limits", "app must not import cli"),
-        ("app.py", "import sentry_sdk.integrations", "only observe may import sentry_sdk"),
-        ("gateway/a.py", "from opentelemetry import trace", "only observe may import opentelemetry"),
-        ("gateway/a.py", "import os\nos.environ['A']", "only config may read the environment"),
-        ("events/a.py", "from os import getenv", "only config may read the environment"),
-        ("gateway/a.py", "import cgw.misc", "misc has no place in the order of rooms"),
-        ("misc/a.py", "", "misc has no place in the order of rooms"),
+        ("service/a.py", "from cgw.cli import limits", "service must not import cli"),
+        ("redis/a.py", "from cgw.transport import sockets", "redis must not import transport"),
+        ("service/a.py", "import sentry_sdk.integrations", "only telemetry may import sentry_sdk"),
+        ("gateway/a.py", "from opentelemetry import trace", "only telemetry may import opentelemetry"),
+        ("gateway/a.py", "import os\nos.environ['A']", "only cli may read the environment"),
+        ("events/a.py", "from os import getenv", "only cli may read the environment"),
+        ("gateway/a.py", "import cgw.misc", "misc has no level in the order of layers"),
+        ("misc/a.py", "", "misc has no level in the order of layers"),
     ],
 )
 def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) -> None:
@@ -183,14 +184,15 @@ def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) 
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("observe/sentry.py", "import sentry_sdk"),
+        ("telemetry/sentry.py", "import sentry_sdk"),
         ("control/adapter.py", "from cgw.gateway.exchange import run_exchange"),
         ("transport/a.py", "import trio\nfrom cgw import __version__\nfrom cgw.transport import b"),
-        ("config.py", "import os\nos.environ"),
+        ("cli/process.py", "import os\nos.environ"),
+        ("transport/b.py", "from cgw.telemetry import logs"),
     ],
 )
 def test_what_is_allowed_is_no_violation(tmp_path: Path, file: str, source: str) -> None:
-    """Imports from below, from the same room, and of a room's own vendor packages are fine."""
+    """Imports from below, from the same package, and of a package's own vendor packages are fine."""
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(source, encoding="utf-8")

@@ -36,7 +36,7 @@ from cgw.limits.limiter import Limiter
 from cgw.limits.plans import Plan
 from cgw.limits.scripts import LimitScripts, load_scripts
 from cgw.model import Actor, Feature, RateLimit
-from cgw.transport.redis_links import Store, open_redis
+from cgw.redis.opening import Store, open_redis
 
 __all__ = ["CLIENTS", "MAX_THREADS", "NotAdmittedError", "run_client"]
 

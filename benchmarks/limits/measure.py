@@ -25,7 +25,7 @@ from benchmarks.scenarios import LimitsCase
 from benchmarks.subjects.base import ask_version
 from cgw import __version__
 from cgw.limits.scripts import PEEKED_PER_LIMIT, load_scripts
-from cgw.transport.redis_embedded import find_server
+from cgw.redis.embedded import find_server
 
 __all__ = ["describe_versions", "find_miscounts", "judge_report", "measure_limits", "run_store"]
 

@@ -10,16 +10,16 @@ from contextlib import suppress
 import trio
 from hypercorn.utils import UnexpectedMessageError
 
-from cgw.control.engine import CONNECTION_KEY, HandedConnection, Receive, Scope, Send
+from cgw.control.hypercorn_engine import CONNECTION_KEY, HandedConnection, Receive, Scope, Send
 from cgw.errors import ClientGone, Headers, Refusal
-from cgw.transport.client import ClientLimits
+from cgw.transport.client_side import ClientLimits
 from cgw.wire.messages import RequestHead
 
 BREAK_OFF_SECONDS = 1.0
 
 
 class AsgiClient:
-    """One ASGI request as a :class:`~cgw.transport.client.ClientSide`. ``pump`` must run beside the exchange."""
+    """One ASGI request as a :class:`~cgw.transport.client_side.ClientSide`. ``pump`` must run beside the exchange."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: ClientLimits) -> None:
         self._scope = scope
@@ -74,7 +74,7 @@ class AsgiClient:
         self._body_ended.set()
 
     async def receive_body(self) -> bytes:
-        """See :meth:`~cgw.transport.client.ClientSide.receive_body`."""
+        """See :meth:`~cgw.transport.client_side.ClientSide.receive_body`."""
         announced = self.head.header(b"content-length") or b"0"
         if announced.isdigit() and int(announced) > self._limits.max_body_bytes:
             self._is_too_large = True
@@ -96,19 +96,19 @@ class AsgiClient:
         """Nothing: Hypercorn itself closes an HTTP/1.1 connection whose request it has not read to the end."""
 
     async def send_response(self, status: int, headers: Headers, body: bytes) -> None:
-        """See :meth:`~cgw.transport.client.ClientSide.send_response`."""
+        """See :meth:`~cgw.transport.client_side.ClientSide.send_response`."""
         await self.send_head(status, [*headers, (b"content-length", b"%d" % len(body))], is_stream=False)
         await self.finish(body)
 
     async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
-        """See :meth:`~cgw.transport.client.ClientSide.send_head`."""
+        """See :meth:`~cgw.transport.client_side.ClientSide.send_head`."""
         self.is_response_started = True
         # Hypercorn writes a date of its own.
         fields = [field for field in headers if field[0] != b"date"]
         await self._send_message({"type": "http.response.start", "status": status, "headers": fields})
 
     async def send_chunk(self, data: bytes) -> None:
-        """See :meth:`~cgw.transport.client.ClientSide.send_chunk`."""
+        """See :meth:`~cgw.transport.client_side.ClientSide.send_chunk`."""
         await self._send_message({"type": "http.response.body", "body": data, "more_body": True})
         self.bytes_sent += len(data)
 
@@ -124,7 +124,7 @@ class AsgiClient:
         raise NotImplementedError
 
     async def finish(self, last: bytes = b"") -> None:
-        """See :meth:`~cgw.transport.client.ClientSide.finish`."""
+        """See :meth:`~cgw.transport.client_side.ClientSide.finish`."""
         self._is_finishing = True
         await self._send_message({"type": "http.response.body", "body": last, "more_body": False})
         self.is_response_complete = True
@@ -144,7 +144,7 @@ class AsgiClient:
             raise ClientGone
 
     def break_off(self) -> None:
-        """See :meth:`~cgw.transport.client.ClientSide.break_off`."""
+        """See :meth:`~cgw.transport.client_side.ClientSide.break_off`."""
         self.is_broken_off = True
 
     async def cut(self) -> None:
@@ -153,7 +153,7 @@ class AsgiClient:
             await self.connection.break_off(self._scope)
 
     async def wait_gone(self) -> None:
-        """See :meth:`~cgw.transport.client.ClientSide.wait_gone`."""
+        """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""
         await self._gone.wait()
 
 

@@ -16,14 +16,14 @@ from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
 from cgw.control.adapter import AsgiClient, build_request_head
 from cgw.control.durations import format_duration
-from cgw.control.engine import Receive, Scope, Send
+from cgw.control.hypercorn_engine import Receive, Scope, Send
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.answer import allowed_methods
-from cgw.gateway.engine import Routes
-from cgw.gateway.exchange import Services, run_exchange
+from cgw.gateway.exchange import Gateway, run_exchange
+from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect, ErrorStyle
-from cgw.transport.client import ClientLimits
+from cgw.transport.client_side import ClientLimits
 from cgw.wire.messages import RequestHead
 
 JSON: Headers = ((b"content-type", b"application/json"),)
@@ -31,7 +31,7 @@ TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 
 @frozen
-class Answer:
+class ControlResponse:
     """A small response."""
 
     status: int
@@ -39,7 +39,7 @@ class Answer:
     body: bytes
 
 
-Handler = Callable[[RequestHead], Awaitable[Answer]]
+Handler = Callable[[RequestHead], Awaitable[ControlResponse]]
 
 
 @frozen
@@ -51,7 +51,7 @@ class ControlApp:
     open: it tells nothing but whether the service works.
     """
 
-    services: Services
+    gateway: Gateway
     routes: Routes
     limits: ClientLimits
     errors: ErrorStyle
@@ -70,7 +70,7 @@ class ControlApp:
             # The hot engine refuses it before it is one; Hypercorn lets it through (RFC 9112 §6.1: smuggling).
             text = "malformed request: a request must not have both content-length and transfer-encoding"
             headers, body = self.errors.render(Refusal(400, text))
-            await _send_answer(send, Answer(400, (*headers, (b"connection", b"close")), body))
+            await _send_answer(send, ControlResponse(400, (*headers, (b"connection", b"close")), body))
             return
         dialect = self.routes.find(head.path)
         if dialect is not None and head.method == b"POST":
@@ -84,22 +84,22 @@ class ControlApp:
             request_nursery.start_soon(client.pump)
             with client.connection.exchange():
                 try:
-                    await run_exchange(self.services, dialect, client)
+                    await run_exchange(self.gateway, dialect, client)
                 finally:
                     if client.is_broken_off or not client.is_response_complete:
                         with trio.CancelScope(shield=True):
                             await client.cut()
             request_nursery.cancel_scope.cancel()
 
-    async def _answer(self, head: RequestHead, dialect: Dialect | None) -> Answer:
+    async def _answer(self, head: RequestHead, dialect: Dialect | None) -> ControlResponse:
         errors = self.errors if dialect is None else dialect.errors
         try:
             return await self._route(head, dialect)
         except Refusal as refusal:
             headers, body = errors.render(refusal)
-            return Answer(refusal.status, (*headers, *refusal.headers), body)
+            return ControlResponse(refusal.status, (*headers, *refusal.headers), body)
 
-    async def _route(self, head: RequestHead, dialect: Dialect | None) -> Answer:
+    async def _route(self, head: RequestHead, dialect: Dialect | None) -> ControlResponse:
         path = head.path.decode("latin-1")
         reads: dict[str, Handler] = {
             "/v1/limits": self._limits,
@@ -119,42 +119,42 @@ class ControlApp:
             raise _wrong_method(head, methods)
         return await handler(head)
 
-    async def _version(self, head: RequestHead) -> Answer:
-        return Answer(200, TEXT, self.version.encode("utf-8"))
+    async def _version(self, head: RequestHead) -> ControlResponse:
+        return ControlResponse(200, TEXT, self.version.encode("utf-8"))
 
-    async def _healthz(self, head: RequestHead) -> Answer:
+    async def _healthz(self, head: RequestHead) -> ControlResponse:
         """Whether requests are served; a second line says how, while Redis is away."""
         if self.diagnostics_secret is not None:
             token = extract_token(head.headers)
             if not hmac.compare_digest(
                 token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
             ):
-                return Answer(401, TEXT, b"")
-        limiter = self.services.limiter
+                return ControlResponse(401, TEXT, b"")
+        limiter = self.gateway.limiter
         try:
             await self.check_store()
         except StoreUnavailable as error:
             limiter.outage.failed(error)
         detail = limiter.outage.describe()
         if detail is None:
-            return Answer(200, TEXT, b"healthz: ok")
+            return ControlResponse(200, TEXT, b"healthz: ok")
         if limiter.serves_without_redis:
-            return Answer(200, TEXT, f"healthz: ok\n{detail}".encode())
-        return Answer(500, TEXT, f"healthz: err\n{detail}".encode())
+            return ControlResponse(200, TEXT, f"healthz: ok\n{detail}".encode())
+        return ControlResponse(500, TEXT, f"healthz: err\n{detail}".encode())
 
     async def _find_actor(self, head: RequestHead) -> Actor:
         try:
-            actor = await self.services.sources.get(extract_token(head.headers))
+            actor = await self.gateway.sources.get(extract_token(head.headers))
         except (NotFromSource, AccessTokenDenied) as error:
             raise Refusal(401, str(error)) from None
         check_access(actor, head.path.decode("latin-1"))
         return actor
 
-    async def _refresh_limits(self, head: RequestHead) -> Answer:
+    async def _refresh_limits(self, head: RequestHead) -> ControlResponse:
         """Fetch the actor anew from its source, so that changed limits act at once (the reference's §5)."""
         actor = await self._find_actor(head)
         try:
-            await self.services.refresher.refresh(actor)
+            await self.gateway.refresher.refresh(actor)
         except ActorRecentlyUpdated as error:
             retry_after = (b"retry-after", b"%d" % math.ceil(error.retry_after_seconds))
             raise Refusal(429, str(error), code="recently_updated", headers=[retry_after]) from None
@@ -163,13 +163,13 @@ class ControlApp:
         except CgwError:
             # What a source says of its trouble is for the log, where the refresher has put it.
             raise Refusal(500, "the actor could not be refreshed: its source can't tell now") from None
-        return Answer(200, TEXT, b"")
+        return ControlResponse(200, TEXT, b"")
 
-    async def _limits(self, head: RequestHead) -> Answer:
+    async def _limits(self, head: RequestHead) -> ControlResponse:
         """What is left of each feature's quota, in the reference's shape, for features that have one."""
         actor = await self._find_actor(head)
         try:
-            states = await self.services.limiter.peek(actor)
+            states = await self.gateway.limiter.peek(actor)
         except StoreUnavailable:
             retry_after = (b"retry-after", b"1")
             raise Refusal(503, "limits cannot be read right now, please retry", headers=[retry_after]) from None
@@ -191,10 +191,10 @@ class ControlApp:
                 expiry = now + timedelta(milliseconds=state.reset_ms)
                 entry["expiry"] = expiry.isoformat(timespec="seconds").replace("+00:00", "Z")
             answer[feature.value] = entry
-        return Answer(200, JSON, json.dumps(answer).encode("utf-8"))
+        return ControlResponse(200, JSON, json.dumps(answer).encode("utf-8"))
 
 
-async def _send_answer(send: Send, answer: Answer) -> None:
+async def _send_answer(send: Send, answer: ControlResponse) -> None:
     fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
     await send({"type": "http.response.start", "status": answer.status, "headers": fields})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})

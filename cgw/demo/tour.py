@@ -20,17 +20,17 @@ import trio
 from attrs import frozen
 
 from cgw.actors.tokens import hash_token, new_token
-from cgw.app import Service, open_service
-from cgw.config import load_settings
-from cgw.demo.client import Client, Overhead, RequestFailed, Target, measure_overhead, open_client
 from cgw.demo.paste import CLAUDE, build_snippets
 from cgw.demo.recorded import RecordedEvent, count_completions, read_last_completion, read_last_seq
 from cgw.demo.screen import Screen, has_colour
-from cgw.demo.script import Script
-from cgw.demo.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.demo.tour_client import Client, Overhead, RequestFailed, Target, measure_overhead, open_client
 from cgw.errors import CgwError, ConfigError
 from cgw.events.database import describe
-from cgw.observe.logs import Logs, open_logging
+from cgw.service.lifecycle import Service, open_service
+from cgw.service.settings import load_settings
+from cgw.telemetry.logs import Logs, open_logging
+from cgw.testing.script import Script
+from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
 from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import FrameParser
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-import attrs
-import msgspec
 from attrs import frozen
 
 from cgw.errors import SpoolError
 from cgw.events.database import describe, read_version
 from cgw.model import EventName
-from cgw.observe import tables
-from cgw.observe.tables import Column, write_figure
 
 
 @frozen
@@ -98,26 +93,3 @@ def summarise(
 
 def _stored_form(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def render_json(rows: Sequence[UsageRow]) -> str:
-    """``rows`` as a JSON list of flat objects whose keys are :class:`UsageRow`'s fields."""
-    return msgspec.json.format(msgspec.json.encode([attrs.asdict(row) for row in rows]), indent=2).decode()
-
-
-def render_table(rows: Sequence[UsageRow], *, is_terminal: bool = False, width: int | None = None) -> str:
-    """``rows`` as a table for people, ending in a newline.
-
-    On a terminal of ``width`` columns it wraps what is too long; else it is plain text that is never cut or wrapped.
-    """
-    columns = [Column("day", is_whole=True), *map(Column, ("actor", "feature", "model"))]
-    columns += [Column(title, is_figure=True) for title in ("requests", "errors", "tokens in", "tokens out")]
-    cells = []
-    for row in rows:
-        figures = (row.requests, row.errors, row.prompt_tokens, row.completion_tokens)
-        cells.append((row.day, _name_actor(row), row.feature, row.model, *map(write_figure, figures)))
-    return tables.render_table(columns, cells, is_terminal=is_terminal, width=width)
-
-
-def _name_actor(row: UsageRow) -> str:
-    return f"{row.actor_name} ({row.actor})" if row.actor_name and row.actor_name != row.actor else row.actor

@@ -35,20 +35,20 @@ from cgw.gateway.answer import (
     select_feature,
 )
 from cgw.gateway.journal import Journal
+from cgw.gateway.phases import Phase
 from cgw.limits.admissions import Admission
 from cgw.limits.headers import build_limit_headers, build_limit_refusal
 from cgw.limits.limiter import Limiter
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import count_tokens, estimate_tokens
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
-from cgw.observe.exchanges import Outcome
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.providers.models import check_model, evaluate_allowed_models
-from cgw.transport.client import ClientSide
+from cgw.telemetry.exchange_log import Outcome
+from cgw.transport.client_side import ClientSide
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
 from cgw.transport.upstream import UpstreamPool, UpstreamResponse
-from cgw.wire.phases import Phase
 from cgw.wire.windows import BodyWindowCollector
 
 CONCLUDE_SECONDS = 10.0
@@ -60,7 +60,7 @@ logger = logging.getLogger("cgw.exchange")
 
 
 @frozen
-class Services:
+class Gateway:
     """What exchanges share. Times in seconds; ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for."""
 
     sources: Sources
@@ -73,13 +73,13 @@ class Services:
     max_timeout_seconds: float = 600
 
 
-async def run_exchange(services: Services, dialect: Dialect, client: ClientSide) -> None:
+async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
     """Carry one exchange from its head to its settlement, in a nursery of its own, and log it.
 
     Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer. What was admitted is on
     record and settled either way.
     """
-    exchange = Exchange(services, dialect, client)
+    exchange = Exchange(gateway, dialect, client)
     try:
         async with trio.open_nursery() as exchange_nursery:
             await exchange.run(exchange_nursery)
@@ -95,8 +95,8 @@ async def run_exchange(services: Services, dialect: Dialect, client: ClientSide)
 class Exchange:
     """The state of one exchange. ``client_scope`` is cancelled by the client, when it leaves."""
 
-    def __init__(self, services: Services, dialect: Dialect, client: ClientSide) -> None:
-        self._services = services
+    def __init__(self, gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
+        self._gateway = gateway
         self._dialect = dialect
         self._client = client
         self._window = BodyWindowCollector()
@@ -142,10 +142,10 @@ class Exchange:
         await self._client.send_response(refusal.status, fields, body)
 
     async def _serve(self, exchange_nursery: trio.Nursery) -> None:
-        head, services = self._client.head, self._services
+        head, gateway = self._client.head, self._gateway
         actor = await self._authenticate()
         feature = select_feature(head, self._dialect)
-        timeout_seconds = read_timeout_seconds(head, services.timeout_seconds, services.max_timeout_seconds)
+        timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         body = await self._client.receive_body()
         deadline = trio.current_time() + timeout_seconds
         exchange_nursery.start_soon(self._watch_client)
@@ -161,9 +161,9 @@ class Exchange:
         await self._forward(actor, feature, prepared, admission, deadline)
 
     async def _authenticate(self) -> Actor:
-        head, spool = self._client.head, self._services.spool
+        head, spool = self._client.head, self._gateway.spool
         try:
-            actor = await self._services.sources.get(extract_token(head.headers))
+            actor = await self._gateway.sources.get(extract_token(head.headers))
         except NotFromSource as error:
             raise Refusal(401, str(error)) from None
         except AccessTokenDenied as error:
@@ -188,18 +188,18 @@ class Exchange:
     async def _admit(
         self, actor: Actor, feature: Feature, rate_limit: RateLimit, prepared: PreparedRequest
     ) -> Admission:
-        services = self._services
+        gateway = self._gateway
         tokens = estimate_tokens(prepared.prompt_character_count, prepared.max_completion_tokens)
         try:
-            return await services.limiter.admit(
+            return await gateway.limiter.admit(
                 actor, feature, rate_limit, provider=self._dialect.provider, tokens=tokens
             )
         except LimitExceeded as exceeded:
             if exceeded.cause == "quota":
-                services.refresher.request(actor)  # its limits may have been raised meanwhile
+                gateway.refresher.request(actor)  # its limits may have been raised meanwhile
             refusal = build_limit_refusal(exceeded, feature, self.journal.now())
             event = records.rate_limited(actor, feature, error=refusal.message, cause=exceeded.cause)
-            await self._record(services.spool, event)
+            await self._record(gateway.spool, event)
             raise refusal from None
         except StoreUnavailable:
             # Why is said by the limiter, once for all requests that it happens to.
@@ -250,7 +250,7 @@ class Exchange:
 
     async def _relay(self, prepared: PreparedRequest, admission: Admission) -> RelayOutcome:
         try:
-            async with self._services.pool.open_response(prepared.upstream) as response:
+            async with self._gateway.pool.open_response(prepared.upstream) as response:
                 return await self._pass_on(response, prepared, admission)
         except UpstreamTimeout as error:
             self.journal.upstream_failed(Outcome.TIMEOUT, str(error))
@@ -278,7 +278,7 @@ class Exchange:
             answer_status(head.status), headers, is_stream=is_event_stream(head) and content_length != 0
         )
         outcome = await relay_response(
-            self._services.relay,
+            self._gateway.relay,
             response,
             self._client,
             self._window,
@@ -299,7 +299,7 @@ class Exchange:
             self._used_tokens = count_tokens(usage, body.total_bytes)
         event = journal.completions_finished(actor, feature, self._dialect.provider, prepared, usage)
         with trio.move_on_after(CONCLUDE_SECONDS, shield=True) as record_scope:
-            await self._record(self._services.spool, event)
+            await self._record(self._gateway.spool, event)
         if record_scope.cancelled_caught:
             logger.error("a usage event was not committed within %g seconds: %s", CONCLUDE_SECONDS, event)
 
@@ -309,7 +309,7 @@ class Exchange:
             return
         self.journal.move(Phase.DONE)
         with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
-            await self._services.limiter.settle(admission, is_charged=self.journal.is_charged, tokens=self._used_tokens)
+            await self._gateway.limiter.settle(admission, is_charged=self.journal.is_charged, tokens=self._used_tokens)
 
     async def _record(self, spool: Spool, event: UsageEvent) -> None:
         """Make ``event`` durable. If that fails, the log is the last resort, and serving goes on."""

@@ -9,13 +9,13 @@ import trio
 from cgw.errors import Refusal
 from cgw.events import records
 from cgw.gateway.answer import answer_status
+from cgw.gateway.phases import Phase, move
 from cgw.model import Actor, Feature, Usage, UsageEvent
-from cgw.observe.exchanges import ExchangeRecord, Outcome, log_exchange
 from cgw.providers.dialect import PreparedRequest
-from cgw.transport.client import ClientSide
+from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
+from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome
 from cgw.wire.messages import RequestHead, ResponseHead
-from cgw.wire.phases import Phase, move
 
 CLIENT_CLOSED_REQUEST = 499
 """What stands for a status in usage events when the client left before there was one; nginx's convention."""

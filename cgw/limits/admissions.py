@@ -12,7 +12,7 @@ from cgw.limits.plans import Plan
 from cgw.limits.scripts import LimitScripts, read_states
 from cgw.limits.states import LimitState
 from cgw.model import Actor, Feature
-from cgw.transport.redis_links import ScriptCall
+from cgw.redis.opening import ScriptCall
 
 RESERVATION_TTL_MS = 25 * 3_600_000
 """How long a reservation can be settled, in ms: longer than any exchange. What is never settled stays charged."""

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission, Reservation, ReservationIds
-from cgw.limits.backlog import Backlog
+from cgw.limits.alerts import NOTIFIED_SOURCES, Notice
 from cgw.limits.claims import (
     Claim,
     ClaimGroup,
@@ -25,15 +25,15 @@ from cgw.limits.claims import (
     build_provider_claim,
     group_claims,
 )
-from cgw.limits.fallback import Fallback
-from cgw.limits.notices import NOTIFIED_SOURCES, Notice
-from cgw.limits.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
+from cgw.limits.offline.backlog import Backlog
+from cgw.limits.offline.fallback import Fallback
+from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
 from cgw.limits.plans import Plan
 from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.transport.redis_links import ScriptCall, Store
+from cgw.redis.opening import ScriptCall, Store
 
 CUT_OFF_SOURCES = frozenset({"dotcom-product-subscriptions", "dotcom-user"})
 """Sources whose abuse handling sets a limit of 1 to mean "cut off" (reference §5). Elsewhere 1 means 1."""

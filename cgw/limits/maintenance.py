@@ -13,11 +13,11 @@ from redis.exceptions import ResponseError
 
 from cgw.errors import CgwError
 from cgw.limits.claims import Claim, build_actor_group
-from cgw.limits.outage import BrokenLimit, describe_script_error
+from cgw.limits.offline.outage import BrokenLimit, describe_script_error
 from cgw.limits.scripts import load_script
 from cgw.limits.states import LimitName
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.transport.redis_links import Store
+from cgw.redis.opening import Store
 
 KNOWN_SOURCES = ("static", "anonymous", "dotcom-user", "dotcom-product-subscriptions")
 """The names of all sources that there are, under which an id may be counted."""

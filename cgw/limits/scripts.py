@@ -9,7 +9,7 @@ from attrs import frozen
 
 from cgw.limits.claims import Claim
 from cgw.limits.states import LimitExceeded, LimitState
-from cgw.transport.redis_links import Script
+from cgw.redis.opening import LuaScript
 
 FIELDS_PER_LIMIT = 4
 """What ``admit`` says of each limit: remaining, reset, more, wait."""
@@ -22,10 +22,10 @@ PEEKED_PER_LIMIT = 3
 class LimitScripts:
     """The Lua of this room."""
 
-    admit: Script
-    settle: Script
-    renew: Script
-    peek: Script
+    admit: LuaScript
+    settle: LuaScript
+    renew: LuaScript
+    peek: LuaScript
 
 
 def load_scripts() -> LimitScripts:
@@ -33,10 +33,10 @@ def load_scripts() -> LimitScripts:
     return LimitScripts(*map(load_script, ("admit.lua", "settle.lua", "renew.lua", "peek.lua")))
 
 
-def load_script(name: str) -> Script:
+def load_script(name: str) -> LuaScript:
     """One script of this room: ``state.lua`` followed by its own file."""
-    room = files("cgw.limits")
-    return Script.from_text("\n".join(room.joinpath(part).read_text("utf-8") for part in ("state.lua", name)))
+    room = files("cgw.limits") / "lua"
+    return LuaScript.from_text("\n".join(room.joinpath(part).read_text("utf-8") for part in ("state.lua", name)))
 
 
 def read_states(claims: Sequence[Claim], answer: Sequence[int]) -> tuple[LimitState, ...]:

@@ -11,11 +11,11 @@ from attrs import frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.backlog import Backlog
-from cgw.limits.fallback import Fallback
-from cgw.limits.outage import Outage, build_broken_limit
+from cgw.limits.offline.backlog import Backlog
+from cgw.limits.offline.fallback import Fallback
+from cgw.limits.offline.outage import Outage, build_broken_limit
 from cgw.limits.scripts import LimitScripts
-from cgw.transport.redis_links import Store
+from cgw.redis.opening import Store
 
 FLUSH_SECONDS = 0.1
 """How often Redis is tried while it is away, or has something still to be told."""

@@ -1,62 +1,28 @@
-"""All dialects, from plain settings."""
+"""All providers. A new one is a package beside this file, and one line here."""
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from collections.abc import Mapping
 
-from cgw.providers.anthropic_messages import DEFAULT_MAX_TOKENS_CAP, AnthropicMessages, AnthropicSdkMessages
+from cgw.providers.anthropic.provider import ANTHROPIC
 from cgw.providers.dialect import Dialect
-from cgw.providers.models import ANTHROPIC_MODELS, OPENAI_MODELS, add_prefix
-from cgw.providers.openai_chat import OpenAIChat, OpenAISdkChat
+from cgw.providers.openai.provider import OPENAI
+from cgw.providers.provider import Provider, ProviderSettings
+
+PROVIDERS: tuple[Provider, ...] = (
+    ANTHROPIC,
+    OPENAI,
+)
 
 
-@frozen
-class AnthropicProvider:
-    """How to reach Anthropic. Without ``access_token`` it has no routes; ``models`` are without prefix."""
+def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, ...]:
+    """Return the dialects of all providers that have a key, each with a route of its own.
 
-    api_url: str = "https://api.anthropic.com"
-    access_token: str | None = field(default=None, repr=False)
-    models: tuple[str, ...] = ANTHROPIC_MODELS
-    max_tokens_cap: int = DEFAULT_MAX_TOKENS_CAP
-    """For the reference's route; the SDK route has no cap."""
-
-
-@frozen
-class OpenAIProvider:
-    """How to reach OpenAI. Without ``access_token`` it has no routes; ``models`` are without prefix."""
-
-    api_url: str = "https://api.openai.com"
-    access_token: str | None = field(default=None, repr=False)
-    models: tuple[str, ...] = OPENAI_MODELS
-    organization: str | None = None
-
-
-def build_dialects(anthropic: AnthropicProvider, openai: OpenAIProvider) -> tuple[Dialect, ...]:
-    """The dialects of all providers that have a key, each with a route of its own.
-
-    cattrs compiles its functions here, some milliseconds for each dialect: do it once. Raises :exc:`ValueError`, with
-    a sentence that holds no secret, for a base URL that is none or a key that cannot be sent.
+    ``settings`` are the providers' by name. Raises as :class:`~cgw.providers.provider.Provider` says.
     """
-    return (*_build_anthropic(anthropic), *_build_openai(openai))
-
-
-def _build_anthropic(settings: AnthropicProvider) -> tuple[Dialect, ...]:
-    if settings.access_token is None:
-        return ()
-    url, token = settings.api_url, settings.access_token
-    models = tuple(add_prefix("anthropic", model) for model in settings.models)
-    return (
-        AnthropicMessages(url, token, models, max_tokens_cap=settings.max_tokens_cap),
-        AnthropicSdkMessages(url, token, models),
-    )
-
-
-def _build_openai(settings: OpenAIProvider) -> tuple[Dialect, ...]:
-    if settings.access_token is None:
-        return ()
-    url, token, organization = settings.api_url, settings.access_token, settings.organization
-    models = tuple(add_prefix("openai", model) for model in settings.models)
-    return (
-        OpenAIChat(url, token, models, organization=organization),
-        OpenAISdkChat(url, token, models, organization=organization),
+    return tuple(
+        dialect
+        for provider in PROVIDERS
+        if settings[provider.name].access_token is not None
+        for dialect in provider.build_dialects(settings[provider.name])
     )

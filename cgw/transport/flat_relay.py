@@ -28,7 +28,7 @@ import trio
 from attrs import frozen
 
 from cgw.transport.sockets import RECEIVE_BYTES, Scratch
-from cgw.wire.following import ChunkedFollower, CountedFollower, Follower, Standing
+from cgw.wire.framers import ChunkedFramer, Framer, LengthFramer, Standing
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
 
@@ -102,11 +102,11 @@ class Carried:
     reason: str = ""
 
     @classmethod
-    def of_standing(cls, standing: Standing, follower: Follower) -> Carried:
-        """The end that a follower has come to."""
+    def of_standing(cls, standing: Standing, framer: Framer) -> Carried:
+        """The end that a framer has come to."""
         if standing is Standing.MALFORMED:
             return cls(Ending.BROKEN, b"", "the upstream broke the framing of its body")
-        return cls(Ending.COMPLETE if standing is Standing.COMPLETE else Ending.UNUSUAL, follower.held)
+        return cls(Ending.COMPLETE if standing is Standing.COMPLETE else Ending.UNUSUAL, framer.held)
 
 
 @frozen
@@ -126,7 +126,7 @@ class _Stream:
 
     __slots__ = (
         "active_at",
-        "follower",
+        "framer",
         "on_first",
         "reader_fd",
         "receive",
@@ -142,14 +142,14 @@ class _Stream:
         reader: Reader,
         receive: Callable[[int], bytes],
         writer: Writer,
-        follower: Follower,
+        framer: Framer,
         on_first: Callable[[float], None] | None,
     ) -> None:
         self.reader_fd = reader.fileno()
         self.writer_fd = writer.fileno()
         self.receive = receive
         self.send = writer.send
-        self.follower = follower
+        self.framer = framer
         self.on_first = on_first
         self.task: trio.lowlevel.Task | None = None
         self.unsent = b""
@@ -181,16 +181,16 @@ class FlatRelay:
         self._clock: Callable[[], float] = trio.current_time
         self._call_trio: Callable[..., object] = _call
 
-    def choose_follower(
+    def choose_framer(
         self, head: ResponseHead, content_length: int | None, collector: BodyWindowCollector
-    ) -> Follower | None:
+    ) -> Framer | None:
         """What follows a body with this head, or ``None`` for one that the flat relay does not carry."""
         if head.status in (204, 304):
             return None
         if content_length is not None:
-            return CountedFollower(collector, content_length) if content_length else None
+            return LengthFramer(collector, content_length) if content_length else None
         if head.http_version == b"1.1" and (head.header(b"transfer-encoding") or b"").lower() == b"chunked":
-            return ChunkedFollower(collector, self._sizes)
+            return ChunkedFramer(collector, self._sizes)
         return None
 
     def statistics(self) -> RelayStatistics:
@@ -202,7 +202,7 @@ class FlatRelay:
         )
 
     async def carry(
-        self, reader: Reader, writer: Writer, follower: Follower, on_first: Callable[[float], None] | None = None
+        self, reader: Reader, writer: Writer, framer: Framer, on_first: Callable[[float], None] | None = None
     ) -> Carried:
         """Carry what is still to come of one body.
 
@@ -211,7 +211,7 @@ class FlatRelay:
         at once; what was sent by then is unknown to the caller.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        stream = _Stream(reader, reader.open_reading(self._scratch), writer, follower, on_first)
+        stream = _Stream(reader, reader.open_reading(self._scratch), writer, framer, on_first)
         stream.active_at = trio.current_time()
         stream.task = trio.lowlevel.current_task()
         with self._lock:
@@ -323,11 +323,11 @@ class FlatRelay:
                 continue
             self._events += 1
             stream.active_at = now
-            follower = stream.follower
-            if follower.held:
-                data = follower.held + data
+            framer = stream.framer
+            if framer.held:
+                data = framer.held + data
             size = len(data)
-            passable, standing = follower.follow(data, size)
+            passable, standing = framer.follow(data, size)
             if passable != size or standing is not still_open or stream.on_first is not None:
                 self._pass_on(stream, data[:passable], standing)
                 continue
@@ -343,7 +343,7 @@ class FlatRelay:
 
     def _pass_on(self, stream: _Stream, data: bytes, standing: Standing) -> None:
         """Send ``data``, which may be only part of what came, and see to the end if this is it."""
-        if stream.on_first is not None and stream.follower.has_begun:
+        if stream.on_first is not None and stream.framer.has_begun:
             stream.on_first(self._now)
             stream.on_first = None
         stream.standing = standing
@@ -359,7 +359,7 @@ class FlatRelay:
                 self._keep(stream, data[sent:])
                 return
         if standing is not Standing.OPEN:
-            self._wake(stream, Carried.of_standing(standing, stream.follower))
+            self._wake(stream, Carried.of_standing(standing, stream.framer))
 
     def _keep(self, stream: _Stream, unsent: bytes) -> None:
         """The client does not take more: wait for it, and do not read on. At most one read's worth is kept."""
@@ -383,7 +383,7 @@ class FlatRelay:
         if stream.standing is Standing.OPEN:
             self._register(stream, stream.reader_fd, _READ)
         else:
-            self._wake(stream, Carried.of_standing(stream.standing, stream.follower))
+            self._wake(stream, Carried.of_standing(stream.standing, stream.framer))
 
     async def _sweep_for_ever(self) -> None:
         shortest = min(self.silence_seconds, self.stall_seconds)

@@ -14,10 +14,10 @@ import trio
 from attrs import frozen
 
 from cgw.errors import ClientGone, UpstreamError, UpstreamTimeout
-from cgw.transport.client import ClientSide
+from cgw.transport.client_side import ClientSide
 from cgw.transport.flat_relay import Carried, Ending, FlatRelay
 from cgw.transport.upstream import UpstreamResponse
-from cgw.wire.following import Follower, Standing
+from cgw.wire.framers import Framer, Standing
 from cgw.wire.windows import BodyWindowCollector
 
 
@@ -51,10 +51,10 @@ async def relay_response(
 
     As :func:`relay_body` in all else.
     """
-    follower = flat.choose_follower(response.head, content_length, window)
-    sock = None if follower is None else client.pass_raw(content_length)
-    if follower is not None and sock is not None:
-        outcome = await _relay_raw(flat, response, client, follower, sock, window, on_first_chunk)
+    framer = flat.choose_framer(response.head, content_length, window)
+    sock = None if framer is None else client.pass_raw(content_length)
+    if framer is not None and sock is not None:
+        outcome = await _relay_raw(flat, response, client, framer, sock, window, on_first_chunk)
         if outcome is not None:
             return outcome
     return await relay_body(response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
@@ -64,35 +64,35 @@ async def _relay_raw(
     flat: FlatRelay,
     response: UpstreamResponse,
     client: ClientSide,
-    follower: Follower,
+    framer: Framer,
     sock: socket.socket,
     window: BodyWindowCollector,
     on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome | None:
     """The flat path; ``None`` where the plain one has to go on."""
     unread = response.connection.take_unread()
-    passable, standing = follower.follow(unread, len(unread))
+    passable, standing = framer.follow(unread, len(unread))
     if window.total_bytes:
         on_first_chunk(trio.current_time())
     if standing is Standing.OPEN or passable:
         # A body that is whole already leaves together with its head, when it is released.
-        await client.send_raw(unread[:passable], window.total_bytes - len(follower.held_body))
+        await client.send_raw(unread[:passable], window.total_bytes - len(framer.held_body))
     if standing is Standing.OPEN:
         carried = await flat.carry(
-            response.connection.transport, sock, follower, None if window.total_bytes else on_first_chunk
+            response.connection.transport, sock, framer, None if window.total_bytes else on_first_chunk
         )
     else:
-        carried = Carried.of_standing(standing, follower)
-    client.raw_passed(window.total_bytes - len(follower.held_body), is_stalled=carried.ending is Ending.STALLED)
-    return _conclude_raw(carried, response, client, follower)
+        carried = Carried.of_standing(standing, framer)
+    client.raw_passed(window.total_bytes - len(framer.held_body), is_stalled=carried.ending is Ending.STALLED)
+    return _conclude_raw(carried, response, client, framer)
 
 
 def _conclude_raw(
-    carried: Carried, response: UpstreamResponse, client: ClientSide, follower: Follower
+    carried: Carried, response: UpstreamResponse, client: ClientSide, framer: Framer
 ) -> RelayOutcome | None:
     if carried.ending is Ending.COMPLETE:
-        response.end_of_raw_body(follower.surplus_bytes)
-        return RelayOutcome(RelayEnd.COMPLETE, held_back=follower.held_body)
+        response.end_of_raw_body(framer.surplus_bytes)
+        return RelayOutcome(RelayEnd.COMPLETE, held_back=framer.held_body)
     if carried.ending is Ending.UNUSUAL:
         response.connection.go_on_after(carried.held)
         return None

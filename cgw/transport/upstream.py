@@ -205,7 +205,7 @@ class UpstreamPool:
             while connections and connections[0].idle_since <= latest:
                 connections.popleft().close()
 
-    async def run_reaper(self) -> None:
+    async def run(self) -> None:
         """Close connections that have been idle for too long, until cancelled; then close all that are idle."""
         try:
             while True:

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cgw.app import Service
-from cgw.demo.upstream import ScriptedUpstream
+from cgw.service.lifecycle import Service
+from cgw.testing.upstream import ScriptedUpstream
 from tests.support.gateway import DISABLED_TOKEN, TOKEN, build_actors
 from tests.support.limits import open_http, open_patient_gateway
 from tests.support.requests import build_body
@@ -140,7 +140,7 @@ async def test_tokens_that_nobody_knows(gateway: Service, headers: Mapping[str, 
         for answer in (await client.get("/v1/limits"), await client.post(REFRESH)):
             assert answer.status_code == 401
             assert list(answer.json()) == ["error"]
-    assert gateway.services.refresher.statistics().updated == 0
+    assert gateway.gateway.refresher.statistics().updated == 0
 
 
 async def test_actors_whose_access_is_off(gateway: Service) -> None:

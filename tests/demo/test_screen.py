@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cgw.demo.paste import Snippet, build_snippets
 from cgw.demo.screen import Screen, WordFlow, has_colour
-from cgw.demo.script import DEFAULT_ANSWER, split_tokens
+from cgw.testing.script import DEFAULT_ANSWER, split_tokens
 
 
 class Terminal(io.StringIO):

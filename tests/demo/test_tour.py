@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cgw.demo.script import DEFAULT_ANSWER, split_tokens
+from cgw.testing.script import DEFAULT_ANSWER, split_tokens
 
 ROOT = Path(__file__).parents[2]
 TOKENS = len(split_tokens(DEFAULT_ANSWER))

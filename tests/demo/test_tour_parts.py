@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from cgw.demo.client import RequestFailed, Target, measure_overhead, open_client
 from cgw.demo.recorded import count_completions, read_last_completion, read_last_seq
-from cgw.demo.script import Script
 from cgw.demo.tour import choose_port
-from cgw.demo.upstream import open_scripted_upstream
+from cgw.demo.tour_client import RequestFailed, Target, measure_overhead, open_client
 from cgw.errors import ConfigError
 from cgw.events.spool import open_spool
 from cgw.model import EventName, UsageEvent
+from cgw.testing.script import Script
+from cgw.testing.upstream import open_scripted_upstream
 
 BODY = b'{"model": "claude-3-haiku-20240307", "max_tokens": 9, "stream": true, "messages": [{"role": "user"}]}'
 HEADERS = {"x-api-key": "sk-right", "anthropic-version": "2023-06-01"}

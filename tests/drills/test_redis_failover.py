@@ -13,7 +13,7 @@ import trio
 from redis.crc import key_slot
 
 from cgw.errors import StoreUnavailable
-from cgw.transport.redis_links import Script, open_redis
+from cgw.redis.opening import LuaScript, open_redis
 from tests.support.redis_callers import run_drill
 from tests.support.redis_cluster import (
     ClusterNode,
@@ -28,7 +28,7 @@ from tests.support.redis_server import ask_server, wait_until
 PATIENT = 30.0
 MOVERS_KEYS = 40
 
-ADD_BOTH = Script.from_text(
+ADD_BOTH = LuaScript.from_text(
     "local a = redis.call('INCR', KEYS[1]) local b = redis.call('INCR', KEYS[2]) return {a, b, ARGV[1]}"
 )
 

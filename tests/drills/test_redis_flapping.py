@@ -13,7 +13,7 @@ from attrs import define, field
 
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.model import Actor, Feature, RateLimit
-from cgw.transport.redis_links import Redis, open_redis
+from cgw.redis.opening import Redis, open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 

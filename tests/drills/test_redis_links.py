@@ -19,7 +19,7 @@ import trio
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.transport.redis_links import Redis, open_redis
+from cgw.redis.opening import Redis, open_redis
 from tests.support.redis_callers import GRACE, run_drill
 from tests.support.redis_cluster import find_free_ports
 from tests.support.redis_server import RedisServer, ask_server, run_redis_server

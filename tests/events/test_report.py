@@ -12,8 +12,9 @@ from typing import Any
 import attrs
 import pytest
 
+from cgw.cli.usage_report import render_json, render_table
 from cgw.errors import ConfigError, SpoolError
-from cgw.events.report import UsageRow, render_json, render_table, summarise
+from cgw.events.report import UsageRow, summarise
 from cgw.events.spool import open_spool
 from cgw.model import EventName, UsageEvent
 

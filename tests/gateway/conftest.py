@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cgw.app import Service
-from cgw.demo.script import Script
-from cgw.demo.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.service.lifecycle import Service
+from cgw.testing.script import Script
+from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, open_gateway
 
 

@@ -17,7 +17,7 @@ from cgw.gateway.answer import (
     select_feature,
 )
 from cgw.model import Feature
-from cgw.providers.anthropic_messages import AnthropicMessages, AnthropicSdkMessages
+from cgw.providers.anthropic.messages import AnthropicMessages, AnthropicSdkMessages
 from cgw.wire.messages import RequestHead, ResponseHead
 
 REFERENCE = AnthropicMessages("http://upstream", "key-of-tests", ("anthropic/claude",))

@@ -14,8 +14,8 @@ import pytest
 from attrs import evolve
 
 from cgw.actors.tokens import hash_token
-from cgw.app import Service
-from cgw.demo.upstream import ScriptedUpstream
+from cgw.service.lifecycle import Service
+from cgw.testing.upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, DISABLED_TOKEN, OPENAI_KEY, TOKEN, open_gateway
 from tests.support.raw_client import Answer, open_client
 from tests.support.raw_client import ask as ask_raw
@@ -119,7 +119,7 @@ async def test_who_is_not_let_in(gateway: Service, caplog: pytest.LogCaptureFixt
     assert read_events(gateway) == [("AccessDenied", "initech")] * len(ROUTES)
     lines = len(NOT_LET_IN) * len(ROUTES)
     await wait_until(lambda: [record.name for record in caplog.records].count("cgw.exchange") == lines)
-    assert gateway.services.pool.statistics().opened == 0
+    assert gateway.gateway.pool.statistics().opened == 0
 
 
 async def test_feature_must_be_known(gateway: Service) -> None:

@@ -13,10 +13,10 @@ import pytest
 import trio
 import trio.testing
 
-from cgw.app import Service
-from cgw.demo.script import Script
-from cgw.demo.upstream import ScriptedUpstream, SeenRequest
 from cgw.model import Feature
+from cgw.service.lifecycle import Service
+from cgw.testing.script import Script
+from cgw.testing.upstream import ScriptedUpstream, SeenRequest
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, TOKEN, open_gateway
 from tests.support.http2 import Http2Client
 from tests.support.raw_server import open_raw_server
@@ -240,8 +240,8 @@ async def test_a_stream_whose_client_left_is_charged_and_recorded(gateway: Servi
         seen = await upstream.wait_request(2)
         leave()
         await seen.wait_over()
-    await wait_until(lambda: gateway.services.spool.statistics().recorded == 2)
-    actor = await gateway.services.sources.get(TOKEN)
+    await wait_until(lambda: gateway.gateway.spool.statistics().recorded == 2)
+    actor = await gateway.gateway.sources.get(TOKEN)
     with trio.fail_after(5):  # what was not charged is given back once that is on record
-        while (await gateway.services.limiter.peek(actor))[Feature.CHAT_COMPLETIONS].usage != 1:  # noqa: ASYNC110 - of another process
+        while (await gateway.gateway.limiter.peek(actor))[Feature.CHAT_COMPLETIONS].usage != 1:  # noqa: ASYNC110 - of another process
             await trio.sleep(0.01)

@@ -15,9 +15,9 @@ import pytest
 import trio
 from attrs import field, frozen
 
-from cgw.app import Service
-from cgw.demo.script import Script
-from cgw.demo.upstream import ScriptedUpstream
+from cgw.service.lifecycle import Service
+from cgw.testing.script import Script
+from cgw.testing.upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_actors, build_environ
 from tests.support.limits import (
@@ -352,7 +352,7 @@ async def test_a_broken_file_changes_nothing_and_is_logged(
         (tmp_path / "actors.toml").write_text(build_actors(limit=0))
         for _ in range(3):
             assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 429
-        await wait_until(lambda: gateway.services.refresher.statistics().failed == 1)
+        await wait_until(lambda: gateway.gateway.refresher.statistics().failed == 1)
         code = {"x-sourcegraph-feature": "code_completions"}
         assert (await client.post(PATH, json=build_body(PATH, stream=False), headers=code)).status_code == 200
     lines = [record.getMessage() for record in caplog.records if record.name == "cgw.actors"]
@@ -431,7 +431,7 @@ async def test_a_key_of_another_type_costs_its_own_limit_only(
         health = await client.get("/-/healthz")
         assert (health.status_code, health.text) == (200, "healthz: ok")
         if when_down != "closed":
-            await wait_until(lambda: gateway.services.limiter.untold == 0)
+            await wait_until(lambda: gateway.gateway.limiter.untold == 0)
         lines = [record.getMessage() for record in caplog.records if record.name == "cgw.limits"]
         assert len(lines) == 1, lines
         assert QUOTA in lines[0]

@@ -13,8 +13,8 @@ import openai
 import pytest
 import trio
 
-from cgw.app import Service
-from cgw.demo.upstream import ScriptedUpstream
+from cgw.service.lifecycle import Service
+from cgw.testing.upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
 from tests.support.gateway import open_gateway
 from tests.support.limits import count_held, get_usage, open_http, slow_down, wait_nothing_held
@@ -175,7 +175,7 @@ async def test_streams_outlive_the_outage(tmp_path: Path, upstream: ScriptedUpst
         assert statuses == [200, 200, 200]
         await wait_usage(gateway, 3)
         await wait_nothing_held(gateway)
-        assert gateway.services.limiter.untold == 0
+        assert gateway.gateway.limiter.untold == 0
 
 
 async def test_a_server_that_came_back_empty_is_counted_on(tmp_path: Path, upstream: ScriptedUpstream) -> None:

@@ -11,9 +11,9 @@ import httpx
 import pytest
 import trio
 
-from cgw.app import Service
-from cgw.demo.script import Breakage, Script
-from cgw.demo.upstream import ScriptedUpstream
+from cgw.service.lifecycle import Service
+from cgw.testing.script import Breakage, Script
+from cgw.testing.upstream import ScriptedUpstream
 from cgw.transport.upstream import UpstreamPool
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL
 from tests.support.limits import (

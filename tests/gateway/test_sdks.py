@@ -9,10 +9,10 @@ import anthropic
 import openai
 import pytest
 
-from cgw.app import Service
-from cgw.demo.script import Breakage, Script
-from cgw.demo.upstream import ScriptedUpstream
 from cgw.events.report import summarise
+from cgw.service.lifecycle import Service
+from cgw.testing.script import Breakage, Script
+from cgw.testing.upstream import ScriptedUpstream
 from tests.support.gateway import (
     ANTHROPIC_KEY,
     ANTHROPIC_MODEL,

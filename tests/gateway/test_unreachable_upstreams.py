@@ -37,7 +37,7 @@ async def test_upstream_that_cannot_be_reached_is_502(tmp_path: Path) -> None:
             folder.mkdir()
             async with open_gateway(folder, url) as gateway:
                 await check_502(Bench(gateway, Upstream()), name, words)
-                assert gateway.services.pool.statistics().opened == 0
+                assert gateway.gateway.pool.statistics().opened == 0
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def test_tls_upstream_is_served_with_its_authority(tmp_path: Path) -> None
             answer = await bench.ask(stream=stream)
             assert (answer.status, answer.body) == (200, ANTHROPIC)
         await bench.check("TLS", resolved=200, upstream=200, count=3)
-        assert bench.gateway.services.pool.statistics().opened == 1
+        assert bench.gateway.gateway.pool.statistics().opened == 1
 
 
 async def test_bad_certificate_is_502(tmp_path: Path) -> None:

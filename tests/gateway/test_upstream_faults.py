@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from h2.events import StreamEnded, StreamReset
 
-from cgw.observe.exchanges import ExchangeRecord
+from cgw.telemetry.exchange_log import ExchangeRecord
 from tests.support.fault_bench import EVENTS, OK, PART, PATH, WHOLE, Bench, check_502, open_bench, read_message
 from tests.support.http2 import Http2Client
 from tests.support.raw_client import open_client
@@ -48,7 +48,7 @@ async def test_upstream_that_sends_no_response_is_502(bench: Bench) -> None:
             bench.upstream.answer, bench.upstream.is_reset = answer, is_reset
             await check_502(bench, name, "the upstream" if is_reset else words)
     assert bench.upstream.requests == 2 * len(ROUTES) * len(BROKEN_HEADS)
-    assert bench.gateway.services.pool.statistics().idle == 0
+    assert bench.gateway.gateway.pool.statistics().idle == 0
 
 
 BROKEN_STREAMS = {
@@ -319,7 +319,7 @@ async def test_stale_connection_costs_the_client_nothing(bench: Bench) -> None:
     bench.upstream.handler = play
     assert [(await bench.ask()).status for _ in range(3)] == [200, 200, 502]
     assert requests == 4
-    statistics = bench.gateway.services.pool.statistics()
+    statistics = bench.gateway.gateway.pool.statistics()
     assert (statistics.opened, statistics.reused, statistics.retried, statistics.idle) == (2, 2, 1, 0)
     await bench.wait_rest()
     assert [event["resolved_status_code"] for event in bench.read_events()] == [200, 200, 502]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cgw.app import Service
+from cgw.service.lifecycle import Service
 from tests.support.counting import CallCounter
 from tests.support.gateway import open_gateway
 from tests.support.raw_client import open_client
@@ -102,10 +102,10 @@ async def test_hops_between_threads(tmp_path: Path, is_stream: bool) -> None:
     """An exchange goes to another thread once, with its record, and comes back from one for that and for its stream."""
     counter = CallCounter()
     async with open_warm_gateway(tmp_path) as gateway:
-        before = gateway.services.spool.statistics()
+        before = gateway.gateway.spool.statistics()
         with counter.count():
             await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
-        after = gateway.services.spool.statistics()
+        after = gateway.gateway.spool.statistics()
     assert after.recorded - before.recorded == EXCHANGES
     assert counter.calls["_queue.SimpleQueue.put"] == EXCHANGES
     assert counter.calls["trio._threads:to_thread_run_sync"] == 0

@@ -32,7 +32,7 @@ CALLS_INTO_C = 8.1
 `min`, and two `len`. The lock is left out: interpreters differ in what they show of a ``with``."""
 
 CALLS_OF_PYTHON = 3.1
-"""Python functions that one event runs through: the event's own, the follower, the window."""
+"""Python functions that one event runs through: the event's own, the framer, the window."""
 
 GROWTH_BLOCKS = 64
 GROWTH_BYTES = 128 * 1024

@@ -11,11 +11,11 @@ import trio.testing
 from attrs import evolve
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.backlog import MAX_SETTLEMENTS, Backlog
 from cgw.limits.claims import Claim
-from cgw.limits.outage import Outage
+from cgw.limits.offline.backlog import MAX_SETTLEMENTS, Backlog
+from cgw.limits.offline.outage import Outage
 from cgw.limits.scripts import LimitScripts, load_scripts
-from cgw.transport.redis_links import Redis, ScriptCall, open_redis
+from cgw.redis.opening import Redis, ScriptCall, open_redis
 from tests.support.redis_server import RedisServer, run_redis_server
 
 PREFIX = "cgw:{static:acme}:"

@@ -12,12 +12,12 @@ from redis.crc import key_slot
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission
+from cgw.limits.alerts import Notice
 from cgw.limits.claims import build_key_prefix
 from cgw.limits.limiter import Limiter, LimiterOptions
-from cgw.limits.notices import Notice
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.transport.redis_links import Redis, open_redis
+from cgw.redis.opening import Redis, open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, wait_until
 

@@ -15,10 +15,10 @@ from attrs import evolve, frozen
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.limiter import Limiter, LimiterOptions
-from cgw.limits.outage import WhenDown
+from cgw.limits.offline.outage import WhenDown
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.transport.redis_links import open_redis
+from cgw.redis.opening import open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 

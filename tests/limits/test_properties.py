@@ -11,7 +11,7 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cgw.limits.local import LocalLimits
+from cgw.limits.offline.local import LocalLimits
 from tests.support.limit_model import Model
 from tests.support.limit_store import Answer, Limit, Store, as_claim
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from cgw.config.kinds import Secret
 from cgw.errors import Headers
 from cgw.model import Feature
+from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
-from cgw.providers.registry import AnthropicProvider, OpenAIProvider, build_dialects
+from cgw.providers.openai.settings import OpenAISettings
+from cgw.providers.registry import build_dialects
 from cgw.wire.messages import RequestHead
 
 Prepare = Callable[..., PreparedRequest]
@@ -21,8 +24,19 @@ Prepare = Callable[..., PreparedRequest]
 def dialects() -> dict[str, Dialect]:
     """All dialects by their path, with marked keys and base URLs that have path prefixes."""
     built = build_dialects(
-        AnthropicProvider("https://anthropic.test/base/", "KEY-anthropic", ("claude-a", "anthropic/claude-b"), 4000),
-        OpenAIProvider("http://127.0.0.1:8080", "KEY-openai", ("gpt-a",), "org-1"),
+        {
+            "anthropic": AnthropicSettings(
+                api_url="https://anthropic.test/base/",
+                access_token=Secret("KEY-anthropic"),
+                allowed_models=("claude-a", "anthropic/claude-b"),
+            ),
+            "openai": OpenAISettings(
+                api_url="http://127.0.0.1:8080",
+                access_token=Secret("KEY-openai"),
+                allowed_models=("gpt-a",),
+                org_id="org-1",
+            ),
+        }
     )
     return {dialect.path: dialect for dialect in built}
 

@@ -11,7 +11,7 @@ from anthropic.types import message_create_params
 
 from cgw.errors import Refusal
 from cgw.model import Feature
-from cgw.providers.anthropic_messages import BODY_FIELDS, AnthropicMessages, AnthropicSdkMessages
+from cgw.providers.anthropic.messages import BODY_FIELDS, AnthropicMessages, AnthropicSdkMessages
 from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.wire.messages import Origin
 

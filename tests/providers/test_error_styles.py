@@ -10,8 +10,10 @@ import openai
 import pytest
 
 from cgw.errors import Refusal
+from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.dialect import ErrorStyle
-from cgw.providers.error_styles import AnthropicErrors, OpenAIErrors, ReferenceErrors
+from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.openai.errors import OpenAIErrors
 
 STYLES = pytest.mark.parametrize("style", [ReferenceErrors(), AnthropicErrors(), OpenAIErrors()])
 

@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 from openai.types.shared.chat_model import ChatModel
 
 from cgw.errors import Refusal
-from cgw.providers.models import (
-    ANTHROPIC_MODELS,
-    OPENAI_MODELS,
-    add_prefix,
-    check_model,
-    evaluate_allowed_models,
-)
+from cgw.providers.anthropic.models import ANTHROPIC_MODELS
+from cgw.providers.models import add_prefix, check_model, evaluate_allowed_models
+from cgw.providers.openai.models import OPENAI_MODELS
 
 MASTER = ("anthropic/claude-2", "anthropic/claude-3", "openai/gpt-4")
 

@@ -12,7 +12,7 @@ from openai.types.chat import completion_create_params
 from cgw.errors import Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Dialect, PreparedRequest
-from cgw.providers.openai_chat import BODY_FIELDS, OpenAIChat, OpenAISdkChat
+from cgw.providers.openai.chat import BODY_FIELDS, OpenAIChat, OpenAISdkChat
 from cgw.wire.messages import Origin
 
 REFERENCE = "/v1/completions/openai"

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgw.config.kinds import Secret
 from cgw.model import BodyWindow, Feature, Usage, UsageQuality
+from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
-from cgw.providers.registry import AnthropicProvider, OpenAIProvider, build_dialects
+from cgw.providers.openai.settings import OpenAISettings
+from cgw.providers.registry import build_dialects
 from cgw.wire.messages import RequestHead, ResponseHead
 
 EXACT, PARTIAL, ESTIMATED = UsageQuality.EXACT, UsageQuality.PARTIAL, UsageQuality.ESTIMATED
@@ -20,7 +23,10 @@ JSON = ResponseHead(200, [(b"content-type", b"application/json")])
 STREAM = ResponseHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
 
 ANTHROPIC, ANTHROPIC_SDK, OPENAI, OPENAI_SDK = build_dialects(
-    AnthropicProvider(access_token="KEY"), OpenAIProvider(access_token="KEY")
+    {
+        "anthropic": AnthropicSettings(access_token=Secret("KEY")),
+        "openai": OpenAISettings(access_token=Secret("KEY")),
+    }
 )
 
 

@@ -9,10 +9,10 @@ import trio
 from attrs import define, field
 
 from cgw.errors import Refusal, UpstreamError
-from cgw.transport.client import ClientLimits
-from cgw.transport.connection import Connection, ConnectionService
+from cgw.transport.client_side import ClientLimits
 from cgw.transport.flat_relay import FlatRelay
-from cgw.transport.hot_client import HotClient
+from cgw.transport.http1_client import Http1Client
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
 from cgw.transport.server import Server, open_listeners
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
@@ -48,7 +48,7 @@ async def open_bare_gateway(
     pool = pool or UpstreamPool(build_tls_context(None), deadlines or UpstreamDeadlines())
     limits = limits or ClientLimits()
 
-    async def handle(client: HotClient) -> None:
+    async def handle(client: Http1Client) -> None:
         try:
             body = await client.receive_body()
             request = UpstreamRequest(origin, client.head.target, (), body)
@@ -61,17 +61,17 @@ async def open_bare_gateway(
             await client.send_response(refusal.status, (), refusal.message.encode())
 
     async def serve_connection(stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        await Connection(stream, service).serve()
+        await Http1Connection(stream, service).serve()
 
     async def hand_over(stream: object) -> None:
         raise AssertionError("nothing here is handed over")
 
-    def is_hot(head: RequestHead) -> bool:
+    def is_fast_path(head: RequestHead) -> bool:
         return head.method == b"POST"
 
-    service = ConnectionService(
+    service = ConnectionCallbacks(
         limits=limits,
-        is_hot=is_hot,
+        is_fast_path=is_fast_path,
         handle=handle,
         hand_over=hand_over,
         render_refusal=lambda refusal: ((), refusal.message.encode()),
@@ -81,7 +81,7 @@ async def open_bare_gateway(
     gateway = BareGateway(server.port, pool, server)
     async with trio.open_nursery() as service_nursery:
         service_nursery.start_soon(server.run, serve_connection)
-        service_nursery.start_soon(pool.run_reaper)
+        service_nursery.start_soon(pool.run)
         if flat is not None:
             service_nursery.start_soon(flat.run)
         try:
@@ -90,7 +90,7 @@ async def open_bare_gateway(
             service_nursery.cancel_scope.cancel()
 
 
-async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None) -> None:
+async def forward(client: Http1Client, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None) -> None:
     """Relay one answer, as an exchange does, with nothing around it."""
     window = BodyWindowCollector()
     try:
@@ -118,7 +118,7 @@ async def forward(client: HotClient, request: UpstreamRequest, pool: UpstreamPoo
 
 
 async def forward_until_gone(
-    client: HotClient, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None
+    client: Http1Client, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None
 ) -> None:
     """Like :func:`forward`, beside a task that ends it when the client leaves."""
     client_scope = trio.CancelScope()

@@ -15,8 +15,8 @@ import trio
 import trio.testing
 from attrs import define, field
 
-from cgw.app import Service
 from cgw.model import Feature
+from cgw.service.lifecycle import Service
 from tests.support.gateway import TOKEN, open_gateway
 from tests.support.raw_client import Answer, AnswerCut, ask, open_client
 from tests.support.raw_server import Handler, open_raw_server, read_request
@@ -97,7 +97,7 @@ class Bench:
 
     async def wait_rest(self) -> None:
         """Wait until no client's connection, no upstream's, and no stream of the relay is left."""
-        services = self.gateway.services
+        services = self.gateway.gateway
         await wait_until(
             lambda: (
                 (self.gateway.server.connection_count, services.pool.statistics().busy) == (0, 0)

@@ -12,7 +12,7 @@ from attrs import define, field
 
 from cgw.transport.flat_relay import Carried, FlatRelay
 from cgw.transport.sockets import PlainTransport
-from cgw.wire.following import ChunkedFollower
+from cgw.wire.framers import ChunkedFramer
 from cgw.wire.windows import BodyWindowCollector
 
 
@@ -44,9 +44,9 @@ async def open_legs(
 
     async def carry(index: int, reader: socket.socket, writer: socket.socket) -> None:
         leg = legs[index]
-        follower = ChunkedFollower(leg.collector, {})
+        framer = ChunkedFramer(leg.collector, {})
         with leg.scope:
-            leg.carried = await flat.carry(PlainTransport(reader), writer, follower, lambda _: on_first(index))
+            leg.carried = await flat.carry(PlainTransport(reader), writer, framer, lambda _: on_first(index))
 
     with open_pairs(count) as pairs:
         async with trio.open_nursery() as nursery:

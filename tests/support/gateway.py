@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cgw.actors.tokens import hash_token
-from cgw.app import Service, open_service
-from cgw.config import load_settings
+from cgw.service.lifecycle import Service, open_service
+from cgw.service.settings import load_settings
 
 TOKEN = "cgw_test-token-of-acme"
 DISABLED_TOKEN = "cgw_test-token-of-initech"

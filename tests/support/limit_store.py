@@ -10,7 +10,7 @@ from attrs import frozen
 
 from cgw.limits.claims import Claim, LimitKind
 from cgw.limits.scripts import load_scripts
-from cgw.transport.redis_links import Script
+from cgw.redis.opening import LuaScript
 
 START_MS = 1_800_000_000_000
 CLOCK = "test:clock"
@@ -115,13 +115,13 @@ class Store:
         return [tuple(reply[at : at + 3]) for at in range(1, len(reply), 3)]
 
 
-def with_test_clock(script: Script) -> str:
+def with_test_clock(script: LuaScript) -> str:
     for old, new in (
         ("call('TIME')", f"call('LRANGE', '{CLOCK}', 0, 1)"),
         ("SLACK_MS = 1000", "SLACK_MS = 3600000"),
     ):
         assert script.text.count(old) == 1
-        script = Script.from_text(script.text.replace(old, new))
+        script = LuaScript.from_text(script.text.replace(old, new))
     return script.text
 
 

@@ -13,9 +13,9 @@ import httpx
 import trio
 from attrs import frozen
 
-from cgw.app import Service
-from cgw.demo.script import Script
-from cgw.demo.upstream import ScriptedUpstream
+from cgw.service.lifecycle import Service
+from cgw.testing.script import Script
+from cgw.testing.upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, open_gateway
 from tests.support.requests import HEADERS
 

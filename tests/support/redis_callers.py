@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from cgw.errors import StoreUnavailable
-from cgw.transport.redis_links import Redis, Script, open_redis
+from cgw.redis.opening import LuaScript, Redis, open_redis
 from tests.support.redis_server import wait_until
 from tests.support.stalls import watch_stalls
 
@@ -18,7 +18,7 @@ GRACE = 0.15
 """What a busy machine may add before a drill fails; the promise is 20 ms, see the figures."""
 BACK_SECONDS = 1.0
 
-_WRITE = Script.from_text("redis.call('SET', KEYS[1], ARGV[1]) return ARGV[1]")
+_WRITE = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return ARGV[1]")
 _CALLERS = 8
 _PAUSE_SECONDS = 0.002
 

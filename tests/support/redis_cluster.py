@@ -12,7 +12,7 @@ from pathlib import Path
 import redis
 from attrs import frozen
 
-from cgw.transport.redis_slots import SLOTS
+from cgw.redis.slots import SLOTS
 from tests.support.redis_server import RedisServer, ask_server, run_redis_server
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 from attrs import define, field, frozen
 
-from cgw.app import Service
+from cgw.service.lifecycle import Service
 from tests.support.gateway import ANTHROPIC_KEY, open_gateway
 from tests.support.limits import get_usage, wait_nothing_held
 from tests.support.raw_client import open_client
@@ -105,13 +105,13 @@ class Drill:
         await trio.sleep(0.2)
         self.load_scope.cancel()
         await self.load_ended.wait()
-        await self._wait(lambda: all(line.gateway.services.limiter.untold == 0 for line in self.lines))
+        await self._wait(lambda: all(line.gateway.gateway.limiter.untold == 0 for line in self.lines))
         await wait_nothing_held(self.lines[0].gateway)
 
     def _is_back(self) -> bool:
         now = trio.current_time()
         for line in self.lines:
-            if line.healthy_at is None and not line.gateway.services.limiter.outage.is_on:
+            if line.healthy_at is None and not line.gateway.gateway.limiter.outage.is_on:
                 line.healthy_at = now
         return all(line.healthy_at and line.first_counted_after(self.recovered_at) for line in self.lines)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from cgw.transport.redis_address import RedisAddress
+from cgw.redis.address import RedisAddress
 from tests.support.redis_cluster import find_free_ports
 from tests.support.redis_server import RedisServer, ask_server, run_redis_server, run_server_process, wait_until
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from cgw.transport.redis_address import RedisAddress
-from cgw.transport.redis_connect import ask, connect
-from cgw.transport.redis_embedded import find_server
+from cgw.redis.address import RedisAddress
+from cgw.redis.embedded import find_server
+from cgw.redis.handshake import ask, connect
 
 
 @frozen

@@ -17,10 +17,10 @@ from attrs import define, field, frozen
 
 from cgw.errors import ClientGone
 from cgw.model import BodyWindow
-from cgw.transport.client import ClientLimits
-from cgw.transport.connection import Connection, ConnectionService
+from cgw.transport.client_side import ClientLimits
 from cgw.transport.flat_relay import FlatRelay
-from cgw.transport.hot_client import HotClient
+from cgw.transport.http1_client import Http1Client
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body, relay_response
 from cgw.transport.upstream import UpstreamPool
 from cgw.wire.heads import select_response_headers
@@ -49,7 +49,7 @@ class RelayRun:
     held_back: bytes = b""
     window: BodyWindow = field(factory=lambda: BodyWindow(b"", b"", 0, False))
     first_chunks: int = 0
-    hot_client: HotClient | None = None
+    hot_client: Http1Client | None = None
     received: bytes = b""
     is_client_closed: bool = False
     _unsent: bytes = b""
@@ -185,22 +185,22 @@ async def open_relay_run(
         origin = Origin("http" if tls is None else "https", "127.0.0.1", port)
         run = RelayRun(theirs, theirs, tls)  # its upstream is known once it has been asked
 
-        async def handle(client: HotClient) -> None:
+        async def handle(client: Http1Client) -> None:
             if run.hot_client is not None:
                 run.scope, run.end = trio.CancelScope(), None  # the next exchange of this connection
             run.hot_client = client
             await _Exchange(run, client, pool, flat, origin, is_stream).run()
 
-        service = ConnectionService(
+        service = ConnectionCallbacks(
             limits=limits or ClientLimits(),
-            is_hot=lambda head: True,
+            is_fast_path=lambda head: True,
             handle=handle,
             hand_over=_refuse_hand_over,
             render_refusal=lambda refusal: ((), refusal.message.encode()),
             is_draining=lambda: False,
         )
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        nursery.start_soon(Connection(stream, service).serve)
+        nursery.start_soon(Http1Connection(stream, service).serve)
         try:
             theirs.send(REQUEST)
             await has_asked.wait()
@@ -226,7 +226,7 @@ class _Exchange:
     def __init__(
         self,
         run: RelayRun,
-        client: HotClient,
+        client: Http1Client,
         pool: UpstreamPool,
         flat: FlatRelay | None,
         origin: Origin,

@@ -9,12 +9,12 @@ import pytest
 import trio
 import trio.testing
 
-from cgw.transport.client import ClientLimits
+from cgw.transport.client_side import ClientLimits
 from cgw.transport.flat_relay import COALESCE_ABOVE, COALESCE_BELOW, MAX_EVENTS, Carried, Ending, FlatRelay
 from cgw.transport.relay import RelayEnd
 from cgw.transport.sockets import RECEIVE_BYTES, PlainTransport
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
-from cgw.wire.following import ChunkedFollower
+from cgw.wire.framers import ChunkedFramer
 from cgw.wire.windows import BodyWindowCollector
 from tests.support.flat_legs import Leg, open_legs, open_pairs
 from tests.support.relay_run import REQUEST, RelayRun, open_relay_run
@@ -380,7 +380,7 @@ async def test_carrying_under_a_cancelled_scope_registers_nothing() -> None:
     flat = FlatRelay(tick_seconds=0)
     with open_pairs(1) as [(_, ours, writer, _)], trio.CancelScope() as scope:
         scope.cancel()
-        await flat.carry(PlainTransport(ours), writer, ChunkedFollower(BodyWindowCollector(), {}))
+        await flat.carry(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
     assert scope.cancelled_caught
     assert flat.statistics().registrations == 0
     flat.close()

@@ -13,7 +13,7 @@ import trio.testing
 
 from cgw.transport.flat_relay import Carried, Ending, FlatRelay
 from cgw.transport.sockets import PlainTransport
-from cgw.wire.following import ChunkedFollower
+from cgw.wire.framers import ChunkedFramer
 from cgw.wire.windows import BodyWindowCollector
 from tests.support.descriptors import count_descriptors
 from tests.support.flat_legs import open_legs, open_pairs
@@ -108,8 +108,8 @@ async def test_descriptors_that_are_used_again_at_once() -> None:
                 async with trio.open_nursery() as nursery:
 
                     async def carry() -> None:
-                        follower = ChunkedFollower(collector, {})
-                        carried.append(await flat.carry(PlainTransport(ours), writer, follower))
+                        framer = ChunkedFramer(collector, {})
+                        carried.append(await flat.carry(PlainTransport(ours), writer, framer))
 
                     nursery.start_soon(carry)
                     for _ in range(5):
@@ -183,7 +183,7 @@ async def test_a_pass_that_fails_ends_the_relay() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flat.run)
                 upstream.send(build_event(0))
-                await flat.carry(PlainTransport(ours), writer, ChunkedFollower(BodyWindowCollector(), {}), fail)
+                await flat.carry(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}), fail)
 
     with pytest.raises(ExceptionGroup) as raised:
         await carry()
@@ -200,7 +200,7 @@ async def test_two_runs_after_one_another() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flat.run)
                 upstream.send(build_event(number) + END)
-                carried = await flat.carry(PlainTransport(ours), writer, ChunkedFollower(BodyWindowCollector(), {}))
+                carried = await flat.carry(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
                 assert carried == Carried(Ending.COMPLETE, END)
                 assert client.recv(65536) == build_event(number)
                 nursery.cancel_scope.cancel()

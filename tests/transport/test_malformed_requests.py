@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from cgw.transport.client import ClientLimits
-from tests.support.hot_engine import CHUNKED, HEAD, open_engine, read_refusal
+from cgw.transport.client_side import ClientLimits
+from tests.support.http_engine import CHUNKED, HEAD, open_engine, read_refusal
 from tests.support.raw_client import open_client
 
 MALFORMED_HEADS = {

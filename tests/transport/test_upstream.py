@@ -402,7 +402,7 @@ async def test_idle_connections_are_bounded_in_number_and_time() -> None:
                 while await response.receive_chunk() is not None:
                     pass
         assert (pool.statistics().idle, pool.statistics().opened) == (2, 3)
-        nursery.start_soon(pool.run_reaper)
+        nursery.start_soon(pool.run)
         await wait_until(lambda: pool.statistics().idle == 0)
         await fetch(pool, build_request(port))
         nursery.cancel_scope.cancel()

@@ -1,0 +1,86 @@
+"""``cgw limits``: the options of its commands; their work is in :mod:`cgw.cli.limits_report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cgw.cli.process import EPILOG, end_quietly_on_closed_pipe, load_settings_of_process, terminal_width
+
+if TYPE_CHECKING:
+    from cgw.model import Feature
+
+
+@click.group()
+def limits() -> None:
+    """The limits of an actor, as Redis counts them for all gateways.
+
+    They are read from the store of the settings: REDIS_ENDPOINT, or the embedded store of the gateway that runs with
+    CODY_GATEWAY_DATA_DIR.
+    """
+
+
+def _parse_feature(context: click.Context, parameter: click.Parameter, value: str | None) -> Feature | None:
+    from cgw.model import Feature
+
+    name = _check_choice(value, [feature.value for feature in Feature])
+    return None if name is None else Feature(name)
+
+
+def _check_source(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from cgw.limits.maintenance import KNOWN_SOURCES
+
+    return _check_choice(value, KNOWN_SOURCES)
+
+
+def _check_choice(value: str | None, choices: Sequence[str]) -> str | None:
+    if value is not None and value not in choices:
+        raise click.BadParameter(f"must be one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+ACTOR_OPTION = click.option("--actor", "actor_id", required=True, metavar="ID", help="The actor's id, as limits count.")
+FEATURE_OPTION = click.option("--feature", metavar="NAME", callback=_parse_feature, help="Only this feature's limits.")
+SOURCE_OPTION = click.option("--source", metavar="NAME", callback=_check_source, help="Only the actor of this source.")
+
+
+@limits.command(name="show", epilog=EPILOG)
+@ACTOR_OPTION
+@FEATURE_OPTION
+@SOURCE_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of flat objects instead of a table.")
+def show_limits(actor_id: str, feature: Feature | None, source: str | None, as_json: bool) -> None:
+    """Print how the limits of an actor stand; changes nothing.
+
+    Of an actor that no local source knows, what is counted now is shown: unused limits are not.
+    """
+    end_quietly_on_closed_pipe()
+    settings = load_settings_of_process()
+    from cgw.cli import limits_report
+
+    width = terminal_width()
+    limits_report.show(settings, actor_id, feature=feature, source=source, as_json=as_json, width=width)
+
+
+@limits.command(name="reset", epilog=EPILOG)
+@ACTOR_OPTION
+@FEATURE_OPTION
+@SOURCE_OPTION
+@click.option(
+    "--in-flight",
+    "has_in_flight",
+    is_flag=True,
+    help="Free the places of requests in flight too. Those really under way are counted again with their gateway's "
+    "next heartbeat: this is for what a dead one left, which three heartbeats end anyway.",
+)
+def reset_limits(actor_id: str, feature: Feature | None, source: str | None, has_in_flight: bool) -> None:
+    """Make the limits of an actor unused: quota, short-term rate, and which notices were told.
+
+    What is under way is under way: places in flight stay, unless --in-flight is given. Prints what was used.
+    """
+    settings = load_settings_of_process()
+    from cgw.cli import limits_report
+
+    limits_report.reset(settings, actor_id, feature=feature, source=source, has_in_flight=has_in_flight)

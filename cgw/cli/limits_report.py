@@ -1,0 +1,170 @@
+"""What ``cgw limits`` does with the settings: finding the store and the actors, and saying how the limits stand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+
+import attrs
+import click
+import msgspec
+import trio
+
+from cgw.actors.anonymous import AnonymousSource
+from cgw.actors.static import load_static_actors
+from cgw.cli.tables import Column, render_table, write_figure
+from cgw.config.kinds import format_duration
+from cgw.limits.claims import bound_in_flight
+from cgw.limits.maintenance import LimitReading, read_limits, reset_limits
+from cgw.model import Actor, Feature
+from cgw.redis.embedded import find_embedded_redis
+from cgw.redis.opening import Store, open_redis
+from cgw.service.settings import Settings
+
+CONNECT_SECONDS = 5.0
+LEAST_TIMEOUT_SECONDS = 5.0
+"""Nobody's request waits for these calls: they may take longer than the gateway's own."""
+
+_COLUMNS = (
+    Column("source"),
+    Column("feature"),
+    Column("limit"),
+    Column("size"),
+    Column("used", is_figure=True),
+    Column("remaining", is_figure=True),
+    Column("unused again"),
+    Column("notices"),
+)
+
+
+def show(
+    settings: Settings, actor_id: str, *, feature: Feature | None, source: str | None, as_json: bool, width: int
+) -> None:
+    """Print how the limits of an actor stand. Raises :exc:`~cgw.errors.CgwError` when that can't be told."""
+
+    async def read(store: Store, known: Sequence[Actor]) -> list[LimitReading]:
+        return await read_limits(store, known, actor_id, feature=feature, source=source)
+
+    readings = _use_store(settings, read)
+    if as_json:
+        rows = [attrs.asdict(reading) for reading in readings]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        return
+    cells = [_write_cells(reading) for reading in readings]
+    click.echo(render_table(_COLUMNS, cells, is_terminal=sys.stdout.isatty(), width=width), nl=False)
+
+
+def reset(
+    settings: Settings, actor_id: str, *, feature: Feature | None, source: str | None, has_in_flight: bool
+) -> None:
+    """Reset the limits of an actor, and print which were used. Raises :exc:`~cgw.errors.CgwError` when it can't."""
+
+    async def write(store: Store, known: Sequence[Actor]) -> list[LimitReading]:
+        return await reset_limits(
+            store,
+            known,
+            actor_id,
+            feature=feature,
+            source=source,
+            has_in_flight=has_in_flight,
+        )
+
+    used = _use_store(settings, write)
+    for reading in used:
+        click.echo(_describe_reset(reading))
+    click.echo(f"{len(used)} limit{'' if len(used) == 1 else 's'} reset{'' if used else ': none was used'}")
+
+
+async def list_known_actors(settings: Settings) -> list[Actor]:
+    """The actors of local sources, with the limits that a gateway with these settings holds. Blocks to read a file.
+
+    Raises :exc:`~cgw.errors.ConfigError` for an actors file that is not as it should be.
+    """
+    actors = settings.actors
+    percentage, interval_ms = actors.concurrency_percentage, actors.concurrency_interval_ms
+    known: list[Actor] = []
+    if actors.allow_anonymous:
+        anonymous = AnonymousSource(is_allowed=True, percentage=percentage, interval_ms=interval_ms)
+        known.append(await anonymous.get(""))
+    if actors.file is not None:
+        known += load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms).actors
+    most = settings.limits.max_in_flight
+    return [
+        attrs.evolve(
+            actor, rate_limits={feature: bound_in_flight(limit, most) for feature, limit in actor.rate_limits.items()}
+        )
+        for actor in known
+    ]
+
+
+def _use_store(
+    settings: Settings, work: Callable[[Store, Sequence[Actor]], Awaitable[list[LimitReading]]]
+) -> list[LimitReading]:
+    """Run ``work`` with the store that the gateway uses, and the actors of local sources."""
+
+    async def run() -> list[LimitReading]:
+        known = await list_known_actors(settings)
+        endpoint = settings.redis.endpoint
+        url = await find_embedded_redis(settings.data.directory) if endpoint is None else endpoint.reveal()
+        timeout_seconds = max(settings.redis.timeout_seconds, LEAST_TIMEOUT_SECONDS)
+        async with open_redis(url, timeout_seconds=timeout_seconds, connect_timeout_seconds=CONNECT_SECONDS) as store:
+            return await work(store, known)
+
+    try:
+        return trio.run(run)
+    except BaseExceptionGroup as errors:
+        if errors.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from None
+
+
+# --- what people read -------------------------------------------------------------------------------------------------
+
+
+def _write_cells(reading: LimitReading) -> tuple[str, ...]:
+    return (
+        reading.source,
+        reading.feature.value,
+        reading.name.replace("_", " "),
+        _write_size(reading),
+        write_figure(reading.used),
+        write_figure(reading.remaining),
+        _write_unused_again(reading),
+        _write_notice(reading),
+    )
+
+
+def _write_size(reading: LimitReading) -> str:
+    """``1,000 requests per 24h``, ``20 requests at once``."""
+    if reading.limit is None:
+        return "–"
+    unit = "" if reading.unit is None else f" {reading.unit}"
+    when = "at once" if reading.interval_ms is None else f"per {format_duration(reading.interval_ms / 1000)}"
+    return f"{reading.limit:,}{unit} {when}"
+
+
+def _write_unused_again(reading: LimitReading) -> str:
+    if reading.unused_in_ms is None or reading.unused_at is None:
+        return "–"
+    if reading.unused_in_ms == 0:
+        return "now"
+    seconds = -(-reading.unused_in_ms // 1000)
+    return f"{reading.unused_at:%Y-%m-%d %H:%M:%S}Z, in {format_duration(seconds)}"
+
+
+def _write_notice(reading: LimitReading) -> str:
+    """Which percentage was told of last, and when: the first notice of an interval begins it."""
+    if reading.notice_percent is None or reading.notice_until is None:
+        return ""
+    since = "" if reading.notice_since is None else f", since {reading.notice_since:%Y-%m-%d %H:%M:%S}Z"
+    return f"{reading.notice_percent} % told{since}, again from {reading.notice_until:%Y-%m-%d %H:%M:%S}Z"
+
+
+def _describe_reset(reading: LimitReading) -> str:
+    """``static acme chat_completions quota: 12 of 1,000 requests per 24h used``."""
+    name = f"{reading.source} {reading.actor} {reading.feature} {reading.name.replace('_', ' ')}"
+    if reading.used is None:
+        return f"{name}: what its key held could not be read"
+    limit = "" if reading.limit is None else f" of {_write_size(reading)}"
+    notice = "" if reading.notice_percent is None else f"; {reading.notice_percent} % had been told"
+    return f"{name}: {reading.used:,}{limit} used{notice}"

@@ -1,0 +1,61 @@
+"""The command ``cgw``. Commands import what they use when they run: ``cgw --help`` answers within 0.3 s."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from cgw import __version__
+from cgw.cli.config import config
+from cgw.cli.limits import limits
+from cgw.cli.process import EPILOG, discard_output
+from cgw.cli.serve import demo, serve
+from cgw.cli.tokens import token
+from cgw.cli.usage import usage
+from cgw.errors import CgwError, ConfigError
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``cgw`` with ``arguments`` (default: the process's own), and exit with its status."""
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    if status == EXIT_INTERRUPTED:
+        discard_output()
+    sys.exit(status)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``cgw`` and return its exit status; what went wrong stands on standard error, without a traceback."""
+    try:
+        status = cli.main(list(arguments), prog_name="cgw", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"cgw: {problem}", err=True)
+        return EXIT_FAILURE
+    except CgwError as error:
+        click.echo(f"cgw: {error}", err=True)
+        return EXIT_FAILURE
+    return status if isinstance(status, int) else 0
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cgw", message="%(prog)s %(version)s")
+def cli() -> None:
+    """cgw, a managed proxy for LLM traffic: it authenticates, limits, streams and records completions.
+
+    All settings are environment variables; `cgw config` lists them.
+    """
+
+
+for command in (serve, demo, usage, config, token, limits):
+    cli.add_command(command)

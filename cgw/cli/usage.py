@@ -1,0 +1,40 @@
+"""``cgw usage``: recorded completions, summed up."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from cgw.cli.process import EPILOG, end_quietly_on_closed_pipe, load_settings_of_process, terminal_width
+
+
+@click.command(epilog=EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of flat objects instead of a table.")
+@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The first day (UTC).")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The last day (UTC), included.")
+@click.option("--actor", metavar="ID", help="Only this actor's completions.")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Instead of CODY_GATEWAY_DATA_DIR.")
+def usage(
+    as_json: bool, since: datetime | None, until: datetime | None, actor: str | None, data_dir: Path | None
+) -> None:
+    """Sum up the recorded completions by day, actor, feature and model."""
+    end_quietly_on_closed_pipe()
+    from cgw.cli.usage_report import render_json, render_table
+    from cgw.events.report import summarise
+
+    path = (data_dir or load_settings_of_process().data.directory) / "events.sqlite"
+    rows = summarise(
+        path,
+        since=since and since.replace(tzinfo=UTC),
+        until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
+        actor=actor,
+    )
+    if as_json:
+        click.echo(render_json(rows))
+        return
+    click.echo(render_table(rows, is_terminal=sys.stdout.isatty(), width=terminal_width()), nl=False)
+    if not rows:
+        click.echo(f"no such completions are recorded in {path}", err=True)

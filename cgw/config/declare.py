@@ -1,0 +1,107 @@
+"""Declaring settings: attrs classes whose fields know their variable, kind, default and help text.
+
+A *group* is a class of settings that belong together (``ServerSettings``). A *root* class has one field for each
+group; :mod:`cgw.config.environment` reads a root class, :mod:`cgw.config.describe` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from attrs import Attribute, field, fields, frozen
+
+from cgw.config.kinds import Kind
+
+T = TypeVar("T")
+
+_VARIABLE = "variable"
+_GROUP = "group"
+_NAMED_GROUPS = "named groups"
+
+
+@frozen
+class Variable:
+    """The environment variable of one field."""
+
+    name: str
+    kind: Kind[Any]
+    help: str
+    default_text: str | None
+
+
+def setting(
+    name: str,
+    kind: Kind[T],
+    default: T | None,
+    help: str,
+    *,
+    factory: Callable[[], T] | None = None,
+    default_text: str | None = None,
+) -> T:
+    """Declare a field of a group that is read from the environment variable ``name``.
+
+    Annotate the field ``| None`` where the default is ``None``; the return type is for type checkers alone, as with
+    :func:`attrs.field`. ``factory`` computes the default when it is needed, instead of ``default``.
+    """
+    make_default: Callable[[], Any] = factory or (lambda: default)
+    variable = Variable(name, kind, help, default_text)
+    made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})
+    return made
+
+
+def group(settings_class: type[T]) -> T:
+    """Declare a field of a root class that holds one group."""
+    made: T = field(factory=settings_class, kw_only=True, metadata={_GROUP: settings_class})
+    return made
+
+
+def named_groups(settings_classes: Mapping[str, type[T]]) -> Mapping[str, T]:
+    """Declare a field of a root class that holds several groups by name: one for each provider."""
+
+    def make_default() -> Mapping[str, T]:
+        return {name: settings_class() for name, settings_class in settings_classes.items()}
+
+    made: Mapping[str, T] = field(factory=make_default, kw_only=True, metadata={_NAMED_GROUPS: settings_classes})
+    return made
+
+
+def list_group_classes(root: type[Any]) -> list[type[Any]]:
+    """Return the classes of all groups of a root class, in the order of declaration."""
+    classes: list[type[Any]] = []
+    for attribute in fields(root):
+        if _GROUP in attribute.metadata:
+            classes.append(attribute.metadata[_GROUP])
+        elif _NAMED_GROUPS in attribute.metadata:
+            classes += attribute.metadata[_NAMED_GROUPS].values()
+    return classes
+
+
+def list_groups(settings: Any) -> list[Any]:
+    """Return all groups of an instance of a root class, in the order of :func:`list_group_classes`."""
+    groups: list[Any] = []
+    for attribute in fields(type(settings)):
+        value = getattr(settings, attribute.name)
+        if _GROUP in attribute.metadata:
+            groups.append(value)
+        elif _NAMED_GROUPS in attribute.metadata:
+            groups += (value[name] for name in attribute.metadata[_NAMED_GROUPS])
+    return groups
+
+
+def build_root(root: type[T], build_group: Callable[[type[Any]], Any]) -> T:
+    """Build an instance of a root class from ``build_group(settings_class)`` of each of its groups."""
+    values: dict[str, Any] = {}
+    for attribute in fields(root):  # type: ignore[arg-type]  # attrs' own bound cannot be said of a plain type[T]
+        if _GROUP in attribute.metadata:
+            values[attribute.name] = build_group(attribute.metadata[_GROUP])
+        elif _NAMED_GROUPS in attribute.metadata:
+            classes = attribute.metadata[_NAMED_GROUPS]
+            values[attribute.name] = {name: build_group(settings_class) for name, settings_class in classes.items()}
+    return root(**values)
+
+
+def list_variables(settings_class: type[Any]) -> Iterator[tuple[Attribute[Any], Variable]]:
+    """Yield the fields of a group with their variables, in the order of declaration."""
+    for attribute in fields(settings_class):
+        yield attribute, attribute.metadata[_VARIABLE]

@@ -1,0 +1,53 @@
+"""Reading settings from environment variables: all problems at once, and warnings about names that do nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from cgw.config.declare import build_root, list_group_classes, list_variables
+from cgw.errors import ConfigError
+
+T = TypeVar("T")
+
+PREFIX = "CODY_GATEWAY_"
+"""Variables that begin so are meant for this program: an unknown one is probably misspelt."""
+
+
+def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
+    """Build an instance of the root class ``root`` from ``environ``.
+
+    A variable that is empty or blank counts as unset. Raises :exc:`~cgw.errors.ConfigError` with every problem, each
+    beginning with the variable's name.
+    """
+    problems: list[str] = []
+
+    def read_group(settings_class: type[Any]) -> Any:
+        values: dict[str, Any] = {}
+        for attribute, variable in list_variables(settings_class):
+            text = environ.get(variable.name, "").strip()
+            if not text:
+                continue
+            try:
+                values[attribute.name] = variable.kind.parse(text)
+            except ValueError as problem:
+                problems.append(f"{variable.name}: {problem}")
+        return settings_class(**values)
+
+    settings = build_root(root, read_group)
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def find_unknown_variables(root: type[Any], environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each ``CODY_GATEWAY_*`` name that is no setting of ``root``, with the nearest that is."""
+    known = [variable.name for group in list_group_classes(root) for _, variable in list_variables(group)]
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            warnings.append(f"{name} is not a setting of this version, and is ignored{hint}")
+    return warnings

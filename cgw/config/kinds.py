@@ -1,0 +1,291 @@
+"""The kinds of value that a setting can have: how each is written in an environment variable, and shown again."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+from attrs import field, frozen
+
+T = TypeVar("T")
+
+MASK = "****"
+
+KIB = 1024
+MIB = 1024 * KIB
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+
+
+@frozen(repr=False)
+class Secret:
+    """A value that must not be shown. ``reveal()`` gives it; ``repr`` and ``str`` give ``shown`` instead."""
+
+    _value: str
+    shown: str = field(default=MASK, eq=False)
+
+    def reveal(self) -> str:
+        """The value itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({self.shown})"
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+@frozen
+class Kind(Generic[T]):
+    """One kind of value. ``parse`` takes stripped, non-empty text.
+
+    ``parse`` raises :exc:`ValueError` whose text goes on after the variable's name (``must be …``); it quotes the
+    text it was given only where that can't be a secret. ``show`` is the way back: ``parse(show(x)) == x``, except
+    for secrets.
+    """
+
+    parse: Callable[[str], T]
+    show: Callable[[T], str] = str
+
+
+def _quote(text: str) -> str:
+    """``text`` for an error, unless it is so long that it may be a key in the wrong variable."""
+    return repr(text) if len(text) <= 24 else f"a text of {len(text)} characters"
+
+
+# --- durations -----------------------------------------------------------------------------------------------------
+
+_SECONDS_PER_UNIT = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from Go's notation (``1m30s``, ``500ms``; as ``time.ParseDuration``, without sign) or plain seconds.
+
+    Raises :exc:`ValueError` for anything else, also for what is too large to be counted in milliseconds.
+    """
+    if _PLAIN_NUMBER.fullmatch(text):
+        seconds = float(text)
+    else:
+        parts = list(_DURATION_PART.finditer(text))
+        if not parts or "".join(part[0] for part in parts) != text:
+            raise ValueError(f"must be a duration such as 10s, 1m30s or 500ms, not {_quote(text)}")
+        seconds = sum(float(part[1]) * _SECONDS_PER_UNIT[part[2]] for part in parts)
+    if seconds * 1000 >= 2**53:
+        raise ValueError(f"must be a shorter duration than {_quote(text)}")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest of Go's notations for a duration, to the millisecond: ``24h``, ``1m30s``, ``100ms``, ``0s``."""
+    whole, milliseconds = divmod(round(seconds * 1000), 1000)
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    parts = [(hours, "h"), (minutes, "m"), (rest, "s"), (milliseconds, "ms")]
+    return "".join(f"{count}{unit}" for count, unit in parts if count) or "0s"
+
+
+def duration(*, least: float = 0.001, most: float = 24 * 3600.0) -> Kind[float]:
+    """A duration in seconds, from ``least`` to ``most``."""
+
+    def parse(text: str) -> float:
+        seconds = parse_duration(text)
+        if not least <= seconds <= most:
+            raise ValueError(f"must be from {format_duration(least)} to {format_duration(most)}, not {_quote(text)}")
+        return seconds
+
+    return Kind(parse, format_duration)
+
+
+def duration_ms(*, least: float, most: float) -> Kind[int]:
+    """A duration in whole milliseconds; ``least`` and ``most`` are in seconds."""
+    seconds = duration(least=least, most=most)
+    return Kind(lambda text: round(seconds.parse(text) * 1000), lambda value: format_duration(value / 1000))
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+_BYTES_PER_UNIT = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SIZE = re.compile(r"([0-9]{1,15}) *([A-Za-z]*)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with or without unit: ``33554432``, ``32MiB``, ``64 KiB``, ``1MB`` (10⁶)."""
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _BYTES_PER_UNIT:
+        raise ValueError(f"must be a size such as 32MiB, 64KiB or 1048576, not {_quote(text)}")
+    return int(match[1]) * _BYTES_PER_UNIT[match[2].lower()]
+
+
+def format_size(size_bytes: int) -> str:
+    """A size in the largest binary unit that it is a whole number of: ``32MiB``, ``65537``."""
+    for unit in ("GiB", "MiB", "KiB"):
+        count, rest = divmod(size_bytes, _BYTES_PER_UNIT[unit.lower()])
+        if count and not rest:
+            return f"{count}{unit}"
+    return str(size_bytes)
+
+
+def size(*, least: int, most: int) -> Kind[int]:
+    """A number of bytes, from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        size_bytes = parse_size(text)
+        if not least <= size_bytes <= most:
+            raise ValueError(f"must be from {format_size(least)} to {format_size(most)}, not {_quote(text)}")
+        return size_bytes
+
+    return Kind(parse, format_size)
+
+
+def integer(*, least: int, most: int | float = math.inf) -> Kind[int]:
+    """A whole number in decimal, from ``least`` to ``most``."""
+    allowed = f"from {least} to {most}" if most != math.inf else f"at least {least}"
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise ValueError(f"must be a whole number, {allowed}, not {_quote(text)}")
+        return int(text)
+
+    return Kind(parse)
+
+
+# --- choices, text ---------------------------------------------------------------------------------------------------
+
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _parse_boolean(text: str) -> bool:
+    try:
+        return _TRUTH[text.lower()]
+    except KeyError:
+        raise ValueError(f"must be true or false, not {_quote(text)}") from None
+
+
+BOOLEAN: Kind[bool] = Kind(_parse_boolean, lambda value: str(value).lower())
+
+
+def choice(*names: str) -> Kind[str]:
+    """One of ``names``, whose case does not matter; the value has the case that is given here."""
+    by_folded = {name.casefold(): name for name in names}
+
+    def parse(text: str) -> str:
+        try:
+            return by_folded[text.casefold()]
+        except KeyError:
+            raise ValueError(f"must be one of {', '.join(names)}, not {_quote(text)}") from None
+
+    return Kind(parse)
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ValueError("must name at least one, separated by commas")
+    return names
+
+
+NAMES: Kind[tuple[str, ...]] = Kind(_parse_names, ",".join)
+"""A comma-separated list; blanks around names and repetitions don't count (the reference does not trim)."""
+
+
+def _parse_thresholds(text: str) -> tuple[int, ...]:
+    if text.casefold() == "off":
+        return ()
+    parts = [part.strip().removesuffix("%") for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,3}", part) and 1 <= int(part) <= 100 for part in parts):
+        raise ValueError(f"must be percentages from 1 to 100, separated by commas, or off, not {_quote(text)}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+THRESHOLDS: Kind[tuple[int, ...]] = Kind(_parse_thresholds, lambda values: ",".join(map(str, values)) or "off")
+"""Percentages in ascending order; ``off`` is none."""
+
+
+def _parse_host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.:_%-]+", text):
+        raise ValueError(f"must be a host name or an IP address, without brackets or port, not {_quote(text)}")
+    return text
+
+
+HOST: Kind[str] = Kind(_parse_host)
+
+
+# --- secrets, URLs, files: what is wrong is said without repeating the value -----------------------------------------
+
+
+def _parse_visible(text: str) -> str:
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("must consist of visible ASCII characters, without spaces or line breaks")
+    return text
+
+
+VISIBLE_TEXT: Kind[str] = Kind(_parse_visible)
+"""Text that can stand in a header field."""
+
+SECRET: Kind[Secret] = Kind(lambda text: Secret(_parse_visible(text)), str)
+
+
+def check_url(text: str, schemes: Sequence[str]) -> str:
+    """``text``, if it is a URL of one of ``schemes`` with a valid port; its scheme's name must not hold a secret."""
+    try:
+        parts = urlsplit(text)
+        is_valid = parts.scheme in schemes and parts.port != 0 and bool(parts.hostname or parts.scheme == "unix")
+    except ValueError:
+        is_valid = False
+    if not is_valid or not text.isprintable() or " " in text:
+        raise ValueError(
+            f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)} and a host"
+        )
+    return text
+
+
+def _parse_api_url(text: str) -> str:
+    parts = urlsplit(check_url(text, ("https", "http")))
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must have no user, query or fragment")
+    return text.rstrip("/")
+
+
+API_URL: Kind[str] = Kind(_parse_api_url)
+"""An http(s) URL with a host, without a slash at its end."""
+
+
+def _parse_webhook_url(text: str) -> Secret:
+    parts = urlsplit(check_url(text, ("https", "http")))
+    return Secret(text, f"{parts.scheme}://{parts.hostname}/{MASK}")
+
+
+WEBHOOK_URL: Kind[Secret] = Kind(_parse_webhook_url, str)
+"""An http(s) URL whose path is the secret; shown with its host alone."""
+
+
+def _parse_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("must be a path; its ~ stands for no known home directory") from None
+
+
+PATH: Kind[Path] = Kind(_parse_path)
+
+
+def _parse_ca_file(text: str) -> Path:
+    path = _parse_path(text)
+    import ssl  # here, since it takes 10 ms and most installations don't set this
+
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except ssl.SSLError:
+        raise ValueError(f"must name a file of certificates in PEM form; {text} holds none that can be read") from None
+    except OSError as error:
+        raise ValueError(f"must name a file of certificates in PEM form; {text}: {error.strerror}") from None
+    return path
+
+
+CA_FILE: Kind[Path] = Kind(_parse_ca_file)

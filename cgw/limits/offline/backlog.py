@@ -1,0 +1,157 @@
+"""What Redis has still to be told once it is back: settlements that failed, and what was used without it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import OrderedDict, deque
+
+import trio
+from attrs import define
+from redis.exceptions import ResponseError
+
+from cgw.errors import StoreUnavailable
+from cgw.limits.claims import Claim
+from cgw.limits.offline.local import Bucket
+from cgw.limits.offline.outage import Outage, build_broken_limit
+from cgw.limits.scripts import LimitScripts
+from cgw.redis.opening import ScriptCall, Store
+
+MAX_SETTLEMENTS = 10_000
+"""How many settlements are kept; then the oldest are dropped, and what they reserved stays charged."""
+MAX_CHARGED_LIMITS = 20_000
+"""Of how many limits the usage is kept."""
+MARK_TTL_MS = 24 * 3_600_000
+"""How long Redis remembers that a charge was settled, in ms: longer than any of its repeats may follow."""
+_CALLS_AT_ONCE = 16
+
+_logger = logging.getLogger("cgw.limits")
+
+
+@define(eq=False)
+class _Charge:
+    """What was ``used`` of a limit without Redis. The debt of ``bucket`` is what would be owed, had Redis been told all
+    along: time pays it off, so that a long outage is not charged to a short interval.
+    """
+
+    record_prefix: str
+    claim: Claim
+    bucket: Bucket
+    used: int = 0
+
+    def add(self, claim: Claim, used: int, now: int) -> None:
+        """Use some more, by the limit's present numbers."""
+        self.bucket.advance(now)
+        if claim.period_ms != self.claim.period_ms:
+            self.bucket.debt = -(-self.bucket.debt // self.claim.period_ms) * claim.period_ms
+        self.claim, self.bucket.limit, self.bucket.period = claim, claim.limit, claim.period_ms
+        self.used += used
+        self.bucket.debt += used * claim.period_ms
+
+    def count_owed(self, now: int) -> int:
+        """How much Redis has to be told now: of a bucket, what time has not paid off."""
+        if self.claim.kind != "bucket":
+            return self.used
+        self.bucket.advance(now)
+        return min(self.used, -(-self.bucket.debt // self.claim.period_ms))
+
+
+class Backlog:
+    """Kept in memory only, within bounds. Every call is safe to repeat: it counts once.
+
+    ``outage`` hears of limits that Redis can't count, and has its attention drawn to what is kept.
+    """
+
+    def __init__(self, redis: Store, scripts: LimitScripts, outage: Outage) -> None:
+        self._redis = redis
+        self._scripts = scripts
+        self._outage = outage
+        self._settlements: deque[ScriptCall] = deque(maxlen=MAX_SETTLEMENTS)
+        self._charges: OrderedDict[str, _Charge] = OrderedDict()
+        self.dropped = 0
+        """Settlements and charges that there was no room for, since Redis was last told all."""
+
+    def __len__(self) -> int:
+        return len(self._settlements) + len(self._charges)
+
+    def add_settlement(self, call: ScriptCall) -> None:
+        """Keep a settlement whose answer did not come."""
+        if len(self._settlements) == MAX_SETTLEMENTS:
+            self._note_drop()
+        self._settlements.append(call)
+        self._outage.attention.set()
+
+    def add_charge(self, record_prefix: str, claim: Claim, used: int, *, debt: int = 0) -> None:
+        """Add ``used`` to what was used of a limit without Redis, which is owed ``debt`` (tokens × ms) besides."""
+        now = now_ms()
+        charge = self._charges.pop(claim.key, None)
+        if charge is None:
+            charge = _Charge(record_prefix, claim, Bucket(debt, now, claim.limit, claim.period_ms))
+        charge.add(claim, used, now)
+        self._charges[claim.key] = charge
+        if len(self._charges) > MAX_CHARGED_LIMITS:
+            self._charges.popitem(last=False)
+            self._note_drop()
+        self._outage.attention.set()
+
+    def add_free(self, claim: Claim, reservation_id: str) -> None:
+        """Free the place in flight of a request that Redis did not admit."""
+        keys = (f"{claim.key}:{reservation_id}", claim.key)
+        arguments = (reservation_id, 0, "", claim.kind, claim.limit, claim.period_ms, claim.cost, 0)
+        self.add_settlement(ScriptCall(self._scripts.settle, keys, arguments))
+
+    async def flush(self) -> None:
+        """Tell Redis all of it. Raises :exc:`StoreUnavailable`; what was not confirmed is kept. Cancel-safe."""
+        await self._send_settlements()
+        while self._charges:
+            # Few at a time: while Redis is away, charges stay what they are, and go on adding up.
+            for _ in range(min(_CALLS_AT_ONCE, len(self._charges))):
+                self._settle_charge(self._charges.popitem(last=False)[1])
+            await self._send_settlements()
+        if self.dropped:
+            _logger.error("%d settlements of limits were lost while Redis was away", self.dropped)
+            self.dropped = 0
+
+    def _note_drop(self) -> None:
+        if not self.dropped:
+            _logger.error("Redis has been away for too long: settlements of limits are being dropped, the oldest first")
+        self.dropped += 1
+
+    def _settle_charge(self, charge: _Charge) -> None:
+        """Make a charge a settlement with an id of its own, so that it can be repeated.
+
+        Each has one limit: a limit that is broken must not take others along.
+        """
+        claim, owed = charge.claim, charge.count_owed(now_ms())
+        if owed:
+            charge_id = secrets.token_hex(12)
+            arguments = (charge_id, MARK_TTL_MS, "", claim.kind, claim.limit, claim.period_ms, 0, owed)
+            keys = (charge.record_prefix + charge_id, claim.key)
+            self.add_settlement(ScriptCall(self._scripts.settle, keys, arguments))
+
+    async def _send_settlements(self) -> None:
+        failures: list[StoreUnavailable] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_CALLS_AT_ONCE, len(self._settlements))):
+                nursery.start_soon(self._send, failures)
+        if failures:
+            raise failures[0]
+
+    async def _send(self, failures: list[StoreUnavailable]) -> None:
+        while self._settlements and not failures:
+            call = self._settlements.popleft()
+            try:
+                await self._redis.run_script(call.script, call.keys, call.args)
+            except StoreUnavailable as error:
+                self._settlements.append(call)
+                failures.append(error)
+            except ResponseError as error:
+                self._outage.failed(build_broken_limit(error))
+            except BaseException:
+                self._settlements.append(call)
+                raise
+
+
+def now_ms() -> int:
+    """The clock of what is counted without Redis: Trio's, in milliseconds."""
+    return int(trio.current_time() * 1000)

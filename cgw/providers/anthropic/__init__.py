@@ -1,0 +1,1 @@
+"""Anthropic: settings, models, dialects, usage readers."""

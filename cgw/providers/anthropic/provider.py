@@ -1,0 +1,22 @@
+"""The provider ``anthropic`` as the registry lists it."""
+
+from __future__ import annotations
+
+from cgw.providers.anthropic.messages import PROVIDER, AnthropicMessages, AnthropicSdkMessages
+from cgw.providers.anthropic.models import ANTHROPIC_MODELS
+from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.providers.dialect import Dialect
+from cgw.providers.models import add_prefix
+from cgw.providers.provider import Provider, reveal_access_token
+
+
+def _build_dialects(settings: AnthropicSettings) -> tuple[Dialect, ...]:
+    url, token = settings.api_url, reveal_access_token(settings)
+    models = tuple(add_prefix(PROVIDER, model) for model in settings.allowed_models or ANTHROPIC_MODELS)
+    return (
+        AnthropicMessages(url, token, models, max_tokens_cap=settings.max_tokens_to_sample),
+        AnthropicSdkMessages(url, token, models),
+    )
+
+
+ANTHROPIC = Provider(PROVIDER, AnthropicSettings, _build_dialects)

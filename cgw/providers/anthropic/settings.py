@@ -1,0 +1,44 @@
+"""Settings of the provider ``anthropic``."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from cgw.config.declare import setting
+from cgw.config.kinds import API_URL, NAMES, SECRET, Secret, integer
+from cgw.model import MAX_IN_FLIGHT
+from cgw.providers.models import BUILT_IN_MODELS
+
+
+@frozen
+class AnthropicSettings:
+    """The provider ``anthropic``: it has routes when its access token is set."""
+
+    api_url: str = setting(
+        "CODY_GATEWAY_ANTHROPIC_API_URL",
+        API_URL,
+        "https://api.anthropic.com",
+        "The base URL of Anthropic's API, without /v1.",
+    )
+    access_token: Secret | None = setting(
+        "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN", SECRET, None, "The key for Anthropic's API; without it, no routes to it."
+    )
+    allowed_models: tuple[str, ...] | None = setting(
+        "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",
+        NAMES,
+        None,
+        "The models that may be used at all: names as Anthropic has them, separated by commas.",
+        default_text=BUILT_IN_MODELS,
+    )
+    max_tokens_to_sample: int = setting(
+        "CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE",
+        integer(least=1, most=10_000_000),
+        4000,
+        "The largest max_tokens that a request may ask for on the reference's routes; more gets 400.",
+    )
+    max_in_flight: int | None = setting(
+        "CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT",
+        integer(least=1, most=MAX_IN_FLIGHT),
+        None,
+        "How many requests may be under way to Anthropic at once, by all replicas together; unset is no bound.",
+    )

@@ -1,0 +1,1 @@
+"""OpenAI: settings, models, dialects, usage readers."""

@@ -1,0 +1,41 @@
+"""Settings of the provider ``openai``."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from cgw.config.declare import setting
+from cgw.config.kinds import API_URL, NAMES, SECRET, VISIBLE_TEXT, Secret, integer
+from cgw.model import MAX_IN_FLIGHT
+from cgw.providers.models import BUILT_IN_MODELS
+
+
+@frozen
+class OpenAISettings:
+    """The provider ``openai``: it has routes when its access token is set."""
+
+    api_url: str = setting(
+        "CODY_GATEWAY_OPENAI_API_URL", API_URL, "https://api.openai.com", "The base URL of OpenAI's API, without /v1."
+    )
+    access_token: Secret | None = setting(
+        "CODY_GATEWAY_OPENAI_ACCESS_TOKEN", SECRET, None, "The key for OpenAI's API; without it, no routes to it."
+    )
+    org_id: str | None = setting(
+        "CODY_GATEWAY_OPENAI_ORG_ID",
+        VISIBLE_TEXT,
+        None,
+        "The organisation that OpenAI bills, as org-….",
+    )
+    allowed_models: tuple[str, ...] | None = setting(
+        "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",
+        NAMES,
+        None,
+        "The models that may be used at all: names as OpenAI has them, separated by commas.",
+        default_text=BUILT_IN_MODELS,
+    )
+    max_in_flight: int | None = setting(
+        "CODY_GATEWAY_OPENAI_MAX_IN_FLIGHT",
+        integer(least=1, most=MAX_IN_FLIGHT),
+        None,
+        "How many requests may be under way to OpenAI at once, by all replicas together; unset is no bound.",
+    )

@@ -1,0 +1,178 @@
+"""One connection to a Redis or Valkey server: how to open and greet it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+import hiredis
+import trio
+from attrs import evolve, frozen
+from redis.exceptions import InvalidResponse, ResponseError
+
+from cgw.errors import StoreUnavailable
+from cgw.redis.address import RedisAddress
+from cgw.redis.replies import build_reply_error, get_server_text
+
+NEED_DATA = object()
+"""What a reader gives when no reply is whole yet."""
+
+_NOT_READY_CODES = ("LOADING", "BUSY", "MASTERDOWN")
+_NOT_READY_PAUSE_SECONDS = 0.01
+
+
+def pack_command(command: tuple[bytes | str | int | float, ...]) -> bytes:
+    """One command in Redis's protocol. Raises :exc:`TypeError` for arguments of other types."""
+    # hiredis's own annotation speaks of a tuple of one.
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    return packed
+
+
+@frozen
+class RedisConnection:
+    """A greeted connection: the stream, and the reader that holds what came of the next reply.
+
+    ``mode`` is what the server says it is (``standalone``, ``cluster``, ``sentinel``) and ``role`` its part in
+    replication (``master``, ``replica``); both are empty for a server without RESP3.
+    """
+
+    stream: trio.abc.Stream
+    reader: hiredis.Reader
+    address: RedisAddress
+    mode: str = ""
+    role: str = ""
+
+
+async def connect(
+    address: RedisAddress, connect_timeout_seconds: float, ping_timeout_seconds: float
+) -> RedisConnection:
+    """Open a connection, authenticate, select the database, and see one PING answered in time.
+
+    Waits, within ``connect_timeout_seconds``, for a server that is still loading. Raises
+    :exc:`StoreUnavailable` with one sentence naming the server. Cancel-safe: leaves no socket behind.
+    """
+    stream: trio.abc.Stream | None = None
+    try:
+        with trio.fail_after(connect_timeout_seconds):
+            stream = await _open_stream(address)
+            connection = RedisConnection(stream, _build_reader(), address)
+            greeting = await _greet(connection, address)
+            await _wait_ready(connection, ping_timeout_seconds)
+    except BaseException as error:
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
+        reason = _describe_failure(error, connect_timeout_seconds)
+        if reason is None:
+            raise
+        raise StoreUnavailable(f"Redis at {address.display_name} {reason}") from error
+    mode, role = (greeting.get(name, b"").decode("ascii", "replace") for name in (b"mode", b"role"))
+    return evolve(connection, mode=mode, role=role)
+
+
+def _build_reader() -> hiredis.Reader:
+    return hiredis.Reader(protocolError=InvalidResponse, replyError=build_reply_error, notEnoughData=NEED_DATA)
+
+
+async def _open_stream(address: RedisAddress) -> trio.abc.Stream:
+    if address.path is not None:
+        return await trio.open_unix_socket(address.path)
+    tcp = await trio.open_tcp_stream(address.host, address.port)
+    if address.tls is None:
+        return tcp
+    stream = trio.SSLStream(tcp, address.tls, server_hostname=address.host)
+    try:
+        await stream.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream
+
+
+async def ask(connection: RedisConnection, *command: str | int) -> Any:
+    """Send one command and read its one reply; an error reply is returned as an exception."""
+    await connection.stream.send_all(pack_command(command))
+    while (reply := connection.reader.gets()) is NEED_DATA or isinstance(reply, hiredis.PushNotification):
+        if reply is NEED_DATA:
+            data = await connection.stream.receive_some(4096)
+            if not data:
+                raise trio.BrokenResourceError("closed the connection")
+            connection.reader.feed(bytes(data))
+    return reply
+
+
+async def _greet(connection: RedisConnection, address: RedisAddress) -> Mapping[bytes, Any]:
+    """Say who we are; returns what the server says of itself."""
+    credentials: tuple[str, ...] = ()
+    if address.password is not None:
+        credentials = ("AUTH", address.username or "default", address.password)
+    reply = await ask(connection, "HELLO", 3, *credentials, "SETNAME", "cgw")
+    greeting = reply if isinstance(reply, dict) else {}
+    if isinstance(reply, ResponseError) and str(reply).startswith(("NOPROTO", "ERR")):
+        # A server (or a proxy before it) without RESP3: the older way.
+        reply = b"OK"
+        if address.password is not None:
+            names = (address.username,) if address.username else ()
+            reply = await ask(connection, "AUTH", *names, address.password)
+    if not isinstance(reply, Exception) and address.database:
+        reply = await ask(connection, "SELECT", address.database)
+    if isinstance(reply, Exception):
+        raise _Refused(get_server_text(reply))
+    return greeting
+
+
+async def _wait_ready(connection: RedisConnection, ping_timeout_seconds: float) -> None:
+    """See a PING answered in time; wait while the server is still loading."""
+    while True:
+        asked_at = trio.current_time()
+        reply = await ask(connection, "PING")
+        if isinstance(reply, Exception):
+            text = get_server_text(reply)
+            if not text.startswith(_NOT_READY_CODES):
+                raise _Refused(text)
+            await trio.sleep(_NOT_READY_PAUSE_SECONDS)
+        elif trio.current_time() - asked_at > ping_timeout_seconds:
+            raise _Refused(f"it took longer than {ping_timeout_seconds * 1000:.0f} ms to answer a PING")
+        else:
+            return
+
+
+def describe_refusal(reply: object) -> str:
+    """The end of a sentence that begins with the server's name: why ``reply`` is not what was asked for."""
+    if isinstance(reply, Exception):
+        return f"refused us: {get_server_text(reply)}"
+    return "answered something else than what was asked"
+
+
+class _Refused(Exception):
+    """The server's own words for not serving us."""
+
+
+def _describe_failure(error: BaseException, connect_timeout_seconds: float) -> str | None:
+    """The end of a sentence that begins with the server's name; ``None`` for what is no failure of the server."""
+    if isinstance(error, _Refused):
+        return f"refused us: {error}"
+    if isinstance(error, trio.TooSlowError):
+        return f"did not answer within {connect_timeout_seconds:g} s"
+    if isinstance(error, InvalidResponse):
+        return "does not speak Redis's protocol"
+    if isinstance(error, (OSError, trio.BrokenResourceError, ssl.CertificateError)):
+        return f"can't be reached: {_root_reason(error)}"
+    return None
+
+
+def _root_reason(error: BaseException) -> str:
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, (OSError, ssl.SSLError)):
+        error = cause
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
+        return os.strerror(error.errno)  # without the addresses that Trio adds
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or "the connection broke"

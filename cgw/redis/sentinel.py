@@ -1,0 +1,93 @@
+"""Finding the master that Sentinels watch over, anew for each connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from cgw.errors import StoreUnavailable
+from cgw.redis.address import RedisAddress, SentinelAddress
+from cgw.redis.handshake import RedisConnection, ask, connect, describe_refusal
+
+_STEP_SECONDS = 0.4
+"""Most that one Sentinel, or the master that it names, may take: one that is stopped must not hold up the way to the
+next, or to the new master."""
+
+
+class MasterFinder:
+    """Connects to the master of a service. The Sentinel that answered last is asked first the next time."""
+
+    def __init__(self, address: SentinelAddress, timeout_seconds: float) -> None:
+        self._address = address
+        self._sentinels = list(address.sentinels)
+        self._timeout_seconds = timeout_seconds
+        self._step_seconds = max(_STEP_SECONDS, 2 * timeout_seconds)
+
+    @property
+    def display_name(self) -> str:
+        """What people may read."""
+        return f"the master of {self._address.service} (by Sentinel)"
+
+    async def connect(self, connect_timeout_seconds: float) -> RedisConnection:
+        """A connection to the master of now, which has said that it is one.
+
+        Raises :exc:`StoreUnavailable` with one sentence when no Sentinel answers or the master does not. Cancel-safe.
+        """
+        step_seconds = min(connect_timeout_seconds, self._step_seconds)
+        reasons = []
+        for sentinel in tuple(self._sentinels):
+            try:
+                address = await self._ask_sentinel(sentinel, step_seconds)
+            except StoreUnavailable as error:
+                reasons.append(str(error))
+                # To the end: its likes will be asked first.
+                self._sentinels.remove(sentinel)
+                self._sentinels.append(sentinel)
+            else:
+                return await self._connect_master(address, step_seconds)
+        raise StoreUnavailable("no Sentinel knows the master: " + "; ".join(reasons))
+
+    async def _ask_sentinel(self, sentinel: RedisAddress, step_seconds: float) -> RedisAddress:
+        connection = await connect(sentinel, step_seconds, step_seconds)
+        try:
+            with trio.fail_after(step_seconds):
+                reply = await ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.service)
+        except (trio.TooSlowError, trio.BrokenResourceError) as error:
+            raise StoreUnavailable(f"the Sentinel at {sentinel.display_name} gave no answer") from error
+        finally:
+            await trio.aclose_forcefully(connection.stream)
+        return self._read_master(sentinel, reply)
+
+    def _read_master(self, sentinel: RedisAddress, reply: Any) -> RedisAddress:
+        match reply:
+            case [bytes(host), bytes(port)] if port.isdigit():
+                return self._address.master.at(host.decode("utf-8", "replace"), int(port))
+            case None:
+                raise StoreUnavailable(
+                    f"the Sentinel at {sentinel.display_name} knows no service {self._address.service}"
+                )
+        raise StoreUnavailable(f"the Sentinel at {sentinel.display_name} {describe_refusal(reply)}")
+
+    async def _connect_master(self, address: RedisAddress, step_seconds: float) -> RedisConnection:
+        connection = await connect(address, step_seconds, self._timeout_seconds)
+        try:
+            with trio.fail_after(step_seconds):
+                role = connection.role or await _ask_role(connection)
+        except BaseException as error:
+            await trio.aclose_forcefully(connection.stream)
+            if isinstance(error, (trio.TooSlowError, trio.BrokenResourceError)):
+                raise StoreUnavailable(f"Redis at {address.display_name} did not tell its role") from error
+            raise
+        if role != "master":
+            await trio.aclose_forcefully(connection.stream)
+            raise StoreUnavailable(f"Redis at {address.display_name} is not the master (yet, or any more): {role}")
+        return connection
+
+
+async def _ask_role(connection: RedisConnection) -> str:
+    """The role of a server that does not tell it in its greeting."""
+    reply = await ask(connection, "ROLE")
+    if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
+        return reply[0].decode("ascii", "replace")
+    return describe_refusal(reply)

@@ -1,0 +1,1 @@
+"""Build everything from the settings, run it, and end it in order."""

@@ -1,0 +1,110 @@
+"""``cgw serve``: the process around the service: logging, signals, interpreter settings, exit status."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import trio
+
+from cgw import __version__
+from cgw.config.describe import list_secrets
+from cgw.errors import ConfigError, StoreUnavailable
+from cgw.providers.registry import PROVIDERS
+from cgw.service.lifecycle import Service, open_service
+from cgw.service.settings import Settings
+from cgw.telemetry.logs import open_logging
+
+EXIT_OK = 0
+
+SWITCH_SECONDS = 0.0005
+"""How long one thread may keep the interpreter from another that wants it."""
+
+GC_THRESHOLDS = (10_000, 10, 10)
+"""Allocations, and collections of younger generations, before each generation is collected; see :mod:`gc`."""
+
+logger = logging.getLogger("cgw.service")
+
+
+def run_service(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status.
+
+    Raises :exc:`~cgw.errors.ConfigError`, with a sentence for each thing that keeps the service from starting.
+    """
+    # The relay's thread must not wait long while the Trio thread runs a long piece of Python (the default is 5 ms).
+    sys.setswitchinterval(SWITCH_SECONDS)
+    logs = settings.logs
+    is_terminal = {"text": True, "json": False}.get(logs.format)
+    with open_logging(
+        sys.stderr,
+        is_terminal=is_terminal,
+        has_colour=sys.stderr.isatty() and logs.no_color is None,
+        level=logs.level,
+        secrets=list_secrets(settings),
+    ):
+        for warning in settings.warnings:
+            logger.warning("%s", warning)
+        try:
+            trio.run(_serve_until_signal, settings)
+        except* (ConfigError, StoreUnavailable) as errors:
+            raise ConfigError([problem for error in _leaves(errors) for problem in _list_problems(error)]) from None
+    return EXIT_OK
+
+
+async def _serve_until_signal(settings: Settings) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_service(settings) as service:
+            _log_start(service)
+            _spare_garbage_collection()
+            number = await anext(signals)
+            seconds = settings.server.drain_timeout_seconds
+            logger.info("%s: draining for up to %g seconds", signal.Signals(number).name, seconds)
+            async with trio.open_nursery() as drain_nursery:
+                drain_nursery.start_soon(_cut_on_signal, signals, service)
+                await service.drain(seconds)
+                drain_nursery.cancel_scope.cancel()
+    logger.info("ended")
+
+
+async def _cut_on_signal(signals: AsyncIterator[int], service: Service) -> None:
+    """Cut open responses on a second signal: whoever asks twice does not want to wait."""
+    number = await anext(signals)
+    logger.info("%s again: cutting what is left", signal.Signals(number).name)
+    service.server.cut()
+
+
+def _log_start(service: Service) -> None:
+    """Log what is served and from where, and what is not and why."""
+    settings = service.settings
+    for provider in PROVIDERS:
+        if settings.providers[provider.name].access_token is None:
+            logger.warning("provider %s has no routes: %s is not set", provider.name, provider.access_token_variable)
+    if settings.actors.file is None and not settings.actors.allow_anonymous:
+        logger.warning("nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE or CODY_GATEWAY_ALLOW_ANONYMOUS")
+    logger.info("usage events are kept in %s", service.spool_path)
+    logger.info("cgw %s is serving on %s", __version__, service.url)
+
+
+def _spare_garbage_collection() -> None:
+    """Exclude what start-up has allocated from every later collection, and collect less often.
+
+    A full collection that walks all modules takes some 20 ms, which every stream would feel as a gap.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _list_problems(error: BaseException) -> tuple[str, ...]:
+    return error.problems if isinstance(error, ConfigError) else (str(error),)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -1,0 +1,69 @@
+"""All settings of the gateway, composed from the packages that they configure.
+
+Names and defaults are the reference's where it has the setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from cgw.actors.settings import ActorSettings
+from cgw.config.declare import group, named_groups, setting
+from cgw.config.environment import find_unknown_variables, read_settings
+from cgw.config.kinds import PATH
+from cgw.limits.settings import LimitSettings
+from cgw.providers.provider import ProviderSettings
+from cgw.providers.registry import PROVIDERS
+from cgw.redis.settings import RedisSettings
+from cgw.telemetry.settings import LogSettings
+from cgw.transport.settings import ServerSettings, UpstreamSettings
+
+
+def _default_data_dir() -> Path:
+    import platformdirs  # imported here, because only commands that use the directory need it
+
+    return platformdirs.user_state_path("cgw", appauthor=False)
+
+
+@frozen
+class DataSettings:
+    """Where files are kept."""
+
+    directory: Path = setting(
+        "CODY_GATEWAY_DATA_DIR",
+        PATH,
+        None,
+        "Where usage events and the embedded server's data are kept; created when it is missing.",
+        factory=_default_data_dir,
+        default_text="the user's state directory, as ~/.local/state/cgw",
+    )
+
+
+@frozen
+class Settings:
+    """Everything that can be set; ``Settings()`` has all defaults. ``warnings`` are for the operator to read."""
+
+    server: ServerSettings = group(ServerSettings)
+    upstream: UpstreamSettings = group(UpstreamSettings)
+    providers: Mapping[str, ProviderSettings] = named_groups(
+        {provider.name: provider.settings_class for provider in PROVIDERS}
+    )
+    actors: ActorSettings = group(ActorSettings)
+    limits: LimitSettings = group(LimitSettings)
+    redis: RedisSettings = group(RedisSettings)
+    data: DataSettings = group(DataSettings)
+    logs: LogSettings = group(LogSettings)
+    warnings: tuple[str, ...] = ()
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Return the settings that ``environ`` describes.
+
+    Raises :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the variable's name. Unknown
+    ``CODY_GATEWAY_*`` names are ignored, with a warning each.
+    """
+    settings = read_settings(Settings, environ)
+    return evolve(settings, warnings=tuple(find_unknown_variables(Settings, environ)))

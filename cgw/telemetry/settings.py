@@ -1,0 +1,26 @@
+"""Settings of the log."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from cgw.config.declare import setting
+from cgw.config.kinds import VISIBLE_TEXT, choice
+
+
+@frozen
+class LogSettings:
+    """What cgw says while it runs, on standard error."""
+
+    level: str = setting(
+        "CODY_GATEWAY_LOG_LEVEL", choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "The least severe lines to log."
+    )
+    format: str = setting(
+        "CODY_GATEWAY_LOG_FORMAT",
+        choice("auto", "text", "json"),
+        "auto",
+        "text for people, json for machines; auto is text on a terminal and json elsewhere.",
+    )
+    no_color: str | None = setting(
+        "NO_COLOR", VISIBLE_TEXT, None, "Set to anything, no colours are used on a terminal (no-color.org)."
+    )

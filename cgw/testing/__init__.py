@@ -1,0 +1,1 @@
+"""The scripted upstream that the tour, the tests and the benchmarks share."""

@@ -1,0 +1,360 @@
+"""A small upstream that plays scripts: Anthropic's Messages and OpenAI's Chat Completions over HTTP/1.1.
+
+For the tour and for tests: it needs no key and no network, keeps to its timetable, writes down all it saw, and
+notices within milliseconds that its peer hung up, also while it waits for the next token to be due.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from functools import partial
+from typing import Any
+
+import h11
+import trio
+from attrs import define, field
+
+from cgw.errors import Headers
+from cgw.testing.dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
+from cgw.testing.script import EVERY_MODEL, Answer, Breakage, Script
+from cgw.wire.messages import find_header
+
+MAX_BODY_BYTES = 64 * 2**20
+MAX_PIPELINED_BYTES = 64 * 2**10
+_RECEIVE_BYTES = 64 * 2**10
+_RST_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class _Broken(Exception):
+    """The connection is over: the peer left, or the script says so."""
+
+
+@define(eq=False)
+class SeenRequest:
+    """One whole request that reached the upstream, and what became of its answer.
+
+    Times are :func:`trio.current_time` seconds; ``None`` until it happens. ``peer_closed_at`` is set only when the
+    peer hung up before it had been sent the whole answer. ``connection`` numbers the connections from 1, so that
+    reuse shows. The request's headers are as they came, names in lower case, keys included; they are not in ``repr``.
+    """
+
+    connection: int
+    method: str
+    target: str
+    headers: Headers = field(repr=False)
+    body: bytes = field(repr=False)
+    http_version: str
+    received_at: float
+    status: int | None = None
+    events_sent: int = 0
+    answered_at: float | None = None
+    peer_closed_at: float | None = None
+    is_over: bool = False
+    _changes: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot, repr=False)
+
+    def header(self, name: str) -> str | None:
+        """The value of the first field called ``name`` (lower case), or ``None``."""
+        value = find_header(self.headers, name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    async def wait_events_sent(self, count: int) -> None:
+        """Wait until ``count`` pieces of the body (events of a stream) have left, or the exchange is over."""
+        await self._wait(lambda: self.events_sent >= count or self.is_over)
+
+    async def wait_over(self) -> None:
+        """Wait until the answer is out whole, the peer has hung up, or the script has broken it off."""
+        await self._wait(lambda: self.is_over)
+
+    async def _wait(self, is_true: Callable[[], bool]) -> None:
+        await trio.lowlevel.checkpoint()
+        while not is_true():
+            await self._changes.park()
+
+    def wake_waiters(self) -> None:
+        """Let those who wait on this request look again."""
+        self._changes.unpark_all()
+
+
+class ScriptedUpstream:
+    """What :func:`open_scripted_upstream` yields: where it listens and what it has seen."""
+
+    def __init__(self, scripts: Mapping[str, Script], keep_requests: int | None) -> None:
+        self.url = ""
+        """The base URL, without a trailing slash: ``http://127.0.0.1:12345``."""
+        self.scripts = dict(scripts)
+        """Script by model name; ``"*"`` is for all other models. May be changed while it runs."""
+        self.requests: list[SeenRequest] = []
+        """The requests seen, oldest first; only the newest ones if ``keep_requests`` says so."""
+        self.request_count = 0
+        """How many requests came in all."""
+        self.connection_count = 0
+        """How many connections were accepted in all."""
+        self.open_connections = 0
+        """How many connections are open now."""
+        self._keep_requests = keep_requests
+        self._dialects: tuple[ScriptedDialect, ...] = (ScriptedMessages(), ScriptedChat())
+        self._changes = trio.lowlevel.ParkingLot()
+
+    async def wait_request(self, count: int = 1) -> SeenRequest:
+        """Wait until ``count`` requests have come in all; return the newest."""
+        await trio.lowlevel.checkpoint()
+        while self.request_count < count:
+            await self._changes.park()
+        return self.requests[-1]
+
+    async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
+        """Answer requests on ``stream`` until either side ends it. Nothing that the peer does makes it raise."""
+        self.connection_count += 1
+        self.open_connections += 1
+        try:
+            await _Connection(self, stream, self.connection_count).serve()
+        except (_Broken, trio.BrokenResourceError):
+            pass  # the peer is gone, or the script has ended it: nobody is left to tell
+        finally:
+            self.open_connections -= 1
+            await trio.aclose_forcefully(stream)
+
+    def saw(self, request: SeenRequest) -> None:
+        """Note a request that came in whole."""
+        self.request_count += 1
+        self.requests.append(request)
+        if self._keep_requests is not None:
+            del self.requests[: -self._keep_requests]
+        self._changes.unpark_all()
+
+    def answer(self, request: SeenRequest) -> Answer:
+        """What a request is answered with. Pure but for the scripts."""
+        path = request.target.partition("?")[0]
+        dialect = self._dialect_of(path, request)
+        serial = self.request_count
+        if path != dialect.path:
+            return dialect.render_error(404, f"Invalid URL ({request.method} {path})", serial)
+        if request.method != "POST":
+            refused = dialect.render_error(405, f"Not allowed to {request.method} on {path}.", serial)
+            return Answer(405, (*refused.headers, (b"allow", b"POST")), refused.pieces)
+        return self._answer_post(dialect, request, serial)
+
+    def _answer_post(self, dialect: ScriptedDialect, request: SeenRequest, serial: int) -> Answer:
+        headers = dict(request.headers)
+        key = dialect.read_key(headers)
+        if key not in {script.api_key for script in self.scripts.values()}:
+            return dialect.render_error(401, "invalid API key" if key else "no API key was given", serial)
+        try:
+            body = _parse_body(request.body)
+            script = self.scripts.get(body["model"], self.scripts.get(EVERY_MODEL))
+            if script is None:
+                message, code = f"model: {body['model']}", "model_not_found"
+                return dialect.render_error(404, message, serial, code=code, param="model")
+            if key != script.api_key:
+                return dialect.render_error(401, "invalid API key", serial)
+            dialect.check(headers, body)
+        except RequestError as error:
+            return dialect.render_error(400, error.message, serial, param=error.param)
+        if script.status == 200:
+            return dialect.render_answer(script, body, serial)
+        refused = dialect.render_error(script.status, script.error_message, serial)
+        extra = tuple((name.lower().encode(), value.encode()) for name, value in script.error_headers)
+        head_at = script.head_delay_seconds
+        return Answer(script.status, (*refused.headers, *extra), refused.pieces, head_at_seconds=head_at)
+
+    def _dialect_of(self, path: str, request: SeenRequest) -> ScriptedDialect:
+        anthropic, openai = self._dialects
+        is_anthropic = path.startswith(anthropic.path) or request.header("anthropic-version") is not None
+        return anthropic if is_anthropic else openai
+
+
+def _parse_body(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise RequestError("We could not parse the JSON body of your request.") from error
+    if not isinstance(value, dict):
+        raise RequestError("The body of your request must be a JSON object.")
+    if not isinstance(value.get("model"), str):
+        raise RequestError("model: Field required", "model")
+    return value
+
+
+class _Connection:
+    """One connection: h11 in the role of the server, one request after the other."""
+
+    def __init__(self, upstream: ScriptedUpstream, stream: trio.abc.HalfCloseableStream, number: int) -> None:
+        self._upstream = upstream
+        self._stream = stream
+        self._number = number
+        self._h11 = h11.Connection(h11.SERVER)
+        self._is_ending = False  # the last bytes of an answer are on their way: from now on the peer may close
+
+    async def serve(self) -> None:
+        while True:
+            try:
+                request = await self._receive_request()
+            except h11.RemoteProtocolError as error:
+                await self._refuse(error)
+                return
+            if request is None:
+                return
+            self._upstream.saw(request)
+            try:
+                await self._play(self._upstream.answer(request), request)
+            finally:
+                request.is_over = True
+                request.wake_waiters()
+            if self._h11.our_state is h11.MUST_CLOSE:
+                await self._close_gently()
+                return
+            self._h11.start_next_cycle()
+
+    async def _receive_request(self) -> SeenRequest | None:
+        """The next whole request; ``None`` if the peer is done with the connection."""
+        event = await self._next_event()
+        if not isinstance(event, h11.Request):
+            return None
+        body = bytearray()
+        while not isinstance(part := await self._next_event(), h11.EndOfMessage):
+            if not isinstance(part, h11.Data):
+                raise _Broken
+            body += part.data
+            if len(body) > MAX_BODY_BYTES:
+                raise h11.RemoteProtocolError("request body too large", error_status_hint=413)
+        return SeenRequest(
+            connection=self._number,
+            method=event.method.decode("ascii"),
+            target=event.target.decode("latin-1"),
+            headers=tuple(event.headers),
+            body=bytes(body),
+            http_version=event.http_version.decode("ascii"),
+            received_at=trio.current_time(),
+        )
+
+    async def _next_event(self) -> h11.Event:
+        while True:
+            if self._h11.they_are_waiting_for_100_continue:
+                await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+            event = self._h11.next_event()
+            if isinstance(event, h11.Event):
+                return event
+            self._h11.receive_data(bytes(await self._stream.receive_some(_RECEIVE_BYTES)))
+
+    async def _refuse(self, error: h11.RemoteProtocolError) -> None:
+        """Answer what is no proper request, and close (RFC 9112 §9.6)."""
+        if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        text = b"This is no proper HTTP/1.1 request.\n"
+        headers = [("content-type", "text/plain"), ("content-length", str(len(text))), ("connection", "close")]
+        await self._send(h11.Response(status_code=error.error_status_hint, headers=headers))
+        await self._send(h11.Data(data=text))
+        await self._send(h11.EndOfMessage())
+        await self._close_gently()
+
+    async def _close_gently(self) -> None:
+        """Half-close and read on for a moment: bytes that nobody read would turn the close into a reset."""
+        with trio.move_on_after(1):
+            await self._stream.send_eof()
+            while await self._stream.receive_some(_RECEIVE_BYTES):
+                pass
+
+    async def _play(self, answer: Answer, request: SeenRequest) -> None:
+        """Send ``answer`` by its timetable. Raises :exc:`_Broken` when the peer hangs up or the script breaks off."""
+        self._is_ending = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_peer, request, nursery.cancel_scope)
+            try:
+                if await self._perform(answer, request):
+                    request.answered_at = trio.current_time()
+            except trio.BrokenResourceError:
+                self._peer_closed(request)
+            nursery.cancel_scope.cancel()
+        if request.answered_at is None:
+            raise _Broken
+
+    async def _watch_peer(self, request: SeenRequest, answer_scope: trio.CancelScope) -> None:
+        """Cancel ``answer_scope`` as soon as the peer hangs up. Bytes of a next request are kept, up to a bound."""
+        pipelined_bytes = 0
+        while pipelined_bytes < MAX_PIPELINED_BYTES:
+            try:
+                data = bytes(await self._stream.receive_some(_RECEIVE_BYTES))
+            except trio.BrokenResourceError:
+                data = b""
+            if not data:
+                if not self._is_ending:
+                    self._peer_closed(request)
+                    answer_scope.cancel()
+                return
+            self._h11.receive_data(data)
+            pipelined_bytes += len(data)
+
+    def _peer_closed(self, request: SeenRequest) -> None:
+        if request.peer_closed_at is None:
+            request.peer_closed_at = trio.current_time()
+
+    async def _perform(self, answer: Answer, request: SeenRequest) -> bool:
+        """Send head and body; whether to their proper end."""
+        await trio.sleep_until(request.received_at + answer.head_at_seconds)
+        headers = [*answer.headers, (b"date", format_datetime(datetime.now(UTC), usegmt=True).encode())]
+        if answer.has_length:
+            headers.append((b"content-length", str(answer.body_bytes).encode()))
+        await self._send(h11.Response(status_code=answer.status, headers=headers))
+        request.status = answer.status
+        is_chunked = not answer.has_length and request.http_version == "1.1"
+        for piece in answer.pieces:
+            if answer.breakage is not None and request.events_sent >= answer.break_after_pieces:
+                break
+            self._is_ending = not is_chunked and piece is answer.pieces[-1]
+            await self._send_piece(request.received_at + piece.at_seconds, piece.data, request)
+        if answer.breakage in (Breakage.RESET, Breakage.CLOSE):
+            if answer.breakage is Breakage.RESET and isinstance(self._stream, trio.SocketStream):
+                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+            return False
+        self._is_ending = True
+        await self._send(h11.EndOfMessage())
+        return True
+
+    async def _send_piece(self, due: float, data: bytes, request: SeenRequest) -> None:
+        if due > trio.current_time():
+            await trio.sleep_until(due)
+        await self._send(h11.Data(data=data))
+        request.events_sent += 1
+        request.wake_waiters()
+
+    async def _send(self, event: h11.Event) -> None:
+        data = self._h11.send(event)
+        if data:
+            await self._stream.send_all(data)
+
+
+@asynccontextmanager
+async def open_scripted_upstream(
+    scripts: Script | Mapping[str, Script],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    keep_requests: int | None = None,
+) -> AsyncIterator[ScriptedUpstream]:
+    """Serve ``scripts`` on ``host`` and ``port`` (0: a free one) until the block is left.
+
+    A mapping has a script by model name, and under ``"*"`` the one for all other models; a single script is for all.
+    ``keep_requests`` bounds how many seen requests are kept (default: all). Leaving the block, also by cancellation,
+    closes every connection. Raises :exc:`OSError` when the port is taken.
+    """
+    by_model = {EVERY_MODEL: scripts} if isinstance(scripts, Script) else scripts
+    upstream = ScriptedUpstream(by_model, keep_requests)
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    bound_port = listeners[0].socket.getsockname()[1]
+    upstream.url = f"http://{f'[{host}]' if ':' in host else host}:{bound_port}"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_listeners, upstream.serve_connection, listeners))
+        try:
+            yield upstream
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,237 @@
+"""The command line, as a user runs it: in a process of its own, with nothing of this one's environment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import attrs
+import pytest
+
+import cgw
+from cgw.actors.static import load_static_actors
+from cgw.config.describe import describe_settings
+from cgw.events.records import completions_finished
+from cgw.events.spool import open_spool
+from cgw.model import Actor, Feature, Usage, UsageQuality
+from cgw.service.settings import Settings
+
+ROOT = Path(cgw.__file__).parent.parent
+COMMAND = (sys.executable, "-m", "cgw")
+TIMEOUT_SECONDS = 30
+
+Completed = subprocess.CompletedProcess[str]
+RunCgw = Callable[..., Completed]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """The environment of a fresh installation; nothing of the developer's own gets in."""
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+
+@pytest.fixture
+def run_cgw(environ: dict[str, str]) -> RunCgw:
+    """Runs ``cgw`` to its end; variables of the environment are given by name."""
+
+    def run(*arguments: str, **variables: str) -> Completed:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=environ | variables,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+def test_help_names_every_command_and_the_exit_statuses(run_cgw: RunCgw) -> None:
+    """``cgw --help`` is the way in."""
+    completed = run_cgw("--help")
+    assert completed.returncode == 0
+    for command in ("serve", "demo", "usage", "limits", "config", "token", "Exit status"):
+        assert command in completed.stdout
+
+
+def test_help_is_quick(run_cgw: RunCgw) -> None:
+    """``cgw --help`` takes under 0.3 s of processor time (the best of three; the rest is up to the machine's load)."""
+
+    def measure() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run_cgw("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(measure() for _ in range(3)) < 0.3
+
+
+def test_the_command_line_loads_nothing_that_help_does_not_need() -> None:
+    """What makes cold starts slow is imported by the commands that use it."""
+    code = "import sys, cgw.cli.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"trio", "h11", "hypercorn", "httpx", "redis", "attrs", "cattrs", "msgspec", "rich", "ssl", "sqlite3"}
+    assert heavy.isdisjoint(loaded.stdout.split())
+
+
+def test_the_version_is_printed(run_cgw: RunCgw) -> None:
+    """``cgw --version`` prints the package's version."""
+    assert run_cgw("--version").stdout == f"cgw {cgw.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["serve", "--nonsense"],
+        ["usage", "--since", "yesterday"],
+        ["token", "new"],
+        ["token", "new", "--id", "a b"],
+        ["token", "new", "--id", "a", "--name", "a\nb"],
+        ["demo", "--port", "65536"],
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(run_cgw: RunCgw, arguments: list[str]) -> None:
+    """The reason is on standard error, and standard output stays empty."""
+    completed = run_cgw(*arguments)
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "Error: " in completed.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "config", "usage"])
+def test_wrong_settings_exit_with_1_and_all_problems(run_cgw: RunCgw, command: str) -> None:
+    """Each problem is one line on standard error that names its variable; nothing else is said."""
+    completed = run_cgw(command, PORT="x", CODY_GATEWAY_LOG_FORMAT="xml")
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.splitlines() == [
+        "cgw: PORT: must be a whole number, from 0 to 65535, not 'x'",
+        "cgw: CODY_GATEWAY_LOG_FORMAT: must be one of auto, text, json, not 'xml'",
+    ]
+
+
+def test_config_lists_every_setting_with_secrets_masked(run_cgw: RunCgw) -> None:
+    """Each setting has a line with its effective value; a warning about an unknown name goes to standard error."""
+    completed = run_cgw("config", CODY_GATEWAY_OPENAI_ACCESS_TOKEN="CANARY", PORT="8080", CODY_GATEWAY_PROT="1")
+    assert completed.returncode == 0
+    lines = {line.split()[0]: line for line in completed.stdout.splitlines()}
+    assert {row.name for row in describe_settings(Settings())} <= lines.keys()
+    assert re.match(r"PORT +8080 +9992 +The port", lines["PORT"])
+    assert re.match(r"CODY_GATEWAY_OPENAI_ACCESS_TOKEN +\*{4} ", lines["CODY_GATEWAY_OPENAI_ACCESS_TOKEN"])
+    assert "CANARY" not in completed.stdout + completed.stderr
+    assert "\x1b" not in completed.stdout
+    assert completed.stderr.startswith("cgw: warning: CODY_GATEWAY_PROT is not a setting")
+
+
+async def test_a_new_token_works_with_its_entry(run_cgw: RunCgw, tmp_path: Path) -> None:
+    """What ``cgw token new`` prints can be pasted, and the token it shows is the entry's."""
+    completed = run_cgw("token", "new", "--id", "acme", "--name", "Acme Inc.")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    tokens = re.findall(r"^cgw_[0-9a-f]{64}$", completed.stdout, re.MULTILINE)
+    assert len(tokens) == 1
+    path = tmp_path / "actors.toml"
+    path.write_text(completed.stdout[completed.stdout.index("[[actor]]") :])
+    actor = await load_static_actors(path, percentage=50, interval_ms=10_000).get(tokens[0])
+    assert (actor.id, actor.name) == ("acme", "Acme Inc.")
+
+
+async def record_completions(data_dir: Path, moments: Mapping[datetime, str]) -> None:
+    """Put one completion for each moment, by the actor with that id, into the spool of ``data_dir``."""
+    async with open_spool(data_dir / "events.sqlite") as spool:
+        for moment, actor_id in moments.items():
+            event = completions_finished(
+                Actor(id=actor_id, name="", source="static", access_enabled=True),
+                feature=Feature.CHAT_COMPLETIONS,
+                model="openai/gpt-4o",
+                provider="openai",
+                usage=Usage(prompt_token_count=3, completion_token_count=5, quality=UsageQuality.EXACT),
+                resolved_status=200,
+            )
+            await spool.record(attrs.evolve(event, created_at=moment))
+
+
+async def test_usage_sums_up_what_is_recorded(run_cgw: RunCgw, tmp_path: Path) -> None:
+    """The data directory comes from the settings or from the option; the days are inclusive, the actor exact."""
+    day = datetime(2024, 5, 1, tzinfo=UTC)
+    late = timedelta(hours=23, minutes=59)
+    await record_completions(
+        tmp_path, {day - timedelta(days=1): "acme", day: "acme", day + late: "other", day + timedelta(days=1): "acme"}
+    )
+    completed = run_cgw("usage", "--json", CODY_GATEWAY_DATA_DIR=str(tmp_path))
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert [(row["day"], row["actor"], row["requests"]) for row in json.loads(completed.stdout)] == [
+        ("2024-04-30", "acme", 1),
+        ("2024-05-01", "acme", 1),
+        ("2024-05-01", "other", 1),
+        ("2024-05-02", "acme", 1),
+    ]
+    option = f"--data-dir={tmp_path}"
+    completed = run_cgw("usage", "--json", "--since=2024-05-01", "--until=2024-05-01", "--actor=other", option)
+    assert [row["actor"] for row in json.loads(completed.stdout)] == ["other"]
+    table = run_cgw("usage", option).stdout
+    assert "2024-05-01" in table
+    assert "openai/gpt-4o" in table
+
+
+def test_usage_without_records_says_so(run_cgw: RunCgw, tmp_path: Path) -> None:
+    """No spool is no error: the JSON list is empty, and the table comes with a remark on standard error."""
+    option = f"--data-dir={tmp_path}"
+    assert run_cgw("usage", "--json", option).stdout == "[]\n"
+    completed = run_cgw("usage", option)
+    assert completed.returncode == 0
+    assert "no such completions" in completed.stderr
+
+
+def test_usage_of_a_broken_spool_is_one_sentence(run_cgw: RunCgw, tmp_path: Path) -> None:
+    """A file that is no spool gives exit status 1 and no traceback."""
+    (tmp_path / "events.sqlite").write_text("this is no database, though it is long enough to be looked at" * 20)
+    completed = run_cgw("usage", f"--data-dir={tmp_path}")
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.startswith("cgw: ")
+    assert len(completed.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_no_error(environ: dict[str, str]) -> None:
+    """``cgw config | head`` is quiet: the process ends by SIGPIPE, as any filter."""
+    read_end, write_end = os.pipe()
+    with subprocess.Popen([*COMMAND, "config"], env=environ, stdout=write_end, stderr=subprocess.PIPE) as process:
+        os.close(write_end)
+        os.close(read_end)
+        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert (process.returncode, errors) == (-signal.SIGPIPE, b"")
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Return once the process waits in a system call, as its state in ``proc(5)`` tells."""
+    give_up_at = time.monotonic() + TIMEOUT_SECONDS
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < give_up_at
+
+
+def test_an_interrupt_exits_with_130_and_no_traceback(environ: dict[str, str]) -> None:
+    """Ctrl-C while ``cgw config`` waits for its reader ends it, although output is left that nobody takes."""
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)  # less than the table has, so that the process has to wait
+    process = subprocess.Popen([*COMMAND, "config"], env=environ, stdout=write_end, stderr=subprocess.PIPE)
+    try:
+        os.close(write_end)
+        assert os.read(read_end, 1)
+        wait_until_asleep(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read_end)
+    assert (process.returncode, errors.strip()) == (130, b"")

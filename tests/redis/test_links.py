@@ -1,0 +1,411 @@
+"""The shared links: right replies, deadlines, cancellation, and every way a server can fail."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+from redis.exceptions import ResponseError
+
+from cgw.errors import StoreUnavailable
+from cgw.redis.link import MAX_TIMEOUTS_IN_A_ROW
+from cgw.redis.opening import LuaScript, Redis, ScriptCall, open_redis
+from tests.support.raw_server import open_raw_server
+from tests.support.redis_server import RedisServer, run_redis_server, wait_until
+
+PATIENT = 5.0
+"""The deadline of tests that are not about deadlines: a busy machine must not fail them."""
+TIMEOUT = 0.1
+GRACE = 0.15
+"""What a busy machine may add to a deadline before a test fails."""
+
+MARK = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return 1")
+UNMARK = LuaScript.from_text("return redis.call('DEL', KEYS[1])")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    with run_redis_server(tmp_path) as server:
+        yield server
+
+
+async def _answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.execute_command("PING") == b"PONG")
+    except StoreUnavailable:
+        return False
+
+
+async def _expect_unavailable(call: Callable[[], Awaitable[object]], match: str) -> float:
+    """The call fails as unavailable; returns how long that took."""
+    started = trio.current_time()
+    with pytest.raises(StoreUnavailable, match=match):
+        await call()
+    return trio.current_time() - started
+
+
+async def test_commands_are_redis_pys(server: RedisServer) -> None:
+    """redis-py's command methods work and give the server's own replies."""
+    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
+        assert await redis.set("name", "value", px=60_000) == b"OK"
+        assert await redis.get("name") == b"value"
+        assert await redis.hset("hash", mapping={"a": 1}) == 1
+        assert await redis.hgetall("hash") == {b"a": b"1"}
+        assert redis.statistics().links_up == 2
+
+
+async def test_wrong_command_is_the_callers_error(server: RedisServer) -> None:
+    """An error reply that is about the command reaches its caller, and nobody else."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        await redis.set("text", "x")
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await redis.lpush("text", "y")
+        assert await redis.get("text") == b"x"
+
+
+@pytest.mark.parametrize("command", ["SUBSCRIBE", "multi", "CLIENT", "BLPOP"])
+async def test_commands_that_hold_a_connection_are_refused(server: RedisServer, command: str) -> None:
+    """A command that would change what others on the link get is refused, before it is sent."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        if command == "CLIENT":
+            assert b"name=cgw" in await redis.execute_command("CLIENT INFO")
+        else:
+            with pytest.raises(ValueError, match="shared"):
+                await redis.execute_command(command, "x")
+
+
+async def test_script_runs_known_or_not(server: RedisServer) -> None:
+    """A script runs by its digest, and by its text when the server has forgotten it."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        for _ in range(2):
+            assert await redis.run_script(MARK, ["a"], ["1"]) == 1
+        await redis.script_flush()
+        assert await redis.run_script(MARK, ["b"], [2]) == 1
+        assert await redis.mget("a", "b") == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("takes_too_long", [False, True])
+async def test_one_deadline_for_all_trips(takes_too_long: bool) -> None:
+    """A script that its server doesn't know takes two trips, but no more than one deadline."""
+    delay = TIMEOUT * (0.7 if takes_too_long else 0.1)
+
+    async def play(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            if b"HELLO" in data or b"PING" in data:
+                await stream.send_all(b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n")
+            else:
+                await trio.sleep(delay)
+                await stream.send_all(b"-NOSCRIPT No matching script.\r\n" if b"EVALSHA" in data else b":1\r\n")
+
+    async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}", timeout_seconds=TIMEOUT) as redis:
+        if takes_too_long:
+            took = await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "within 100 ms; .*NOSCRIPT")
+            assert TIMEOUT <= took < TIMEOUT + delay
+            assert (redis.statistics().timeouts, redis.statistics().cancelled) == (1, 0)
+        else:
+            assert await redis.run_script(MARK, ["a"], [1]) == 1
+        await wait_until(lambda: _is_quiet(redis))
+
+
+async def _is_quiet(redis: Redis) -> bool:
+    await trio.lowlevel.checkpoint()
+    return redis.statistics().waiting_calls == 0
+
+
+async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: RedisServer) -> None:
+    """A call whose answer was lost with the link is undone once there is a link again."""
+    async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
+        await redis.run_script(MARK, ["other"], [1])
+        server.send_signal(signal.SIGSTOP)
+        undo = ScriptCall(UNMARK, ["mark"], [])
+        await _expect_unavailable(lambda: redis.run_script(MARK, ["mark"], [1], undo=undo), "silent")
+        assert redis.statistics().kept_calls == 1
+        server.send_signal(signal.SIGCONT)
+        await wait_until(lambda: _answers(redis))
+        assert redis.statistics().kept_calls == 0
+        assert await redis.mget("other", "mark") == [b"1", None]
+
+
+async def test_posted_call_is_made_known_and_sent_again_while_refused(server: RedisServer) -> None:
+    """A call that nobody waits for runs though its script is unknown, and after the server was full."""
+
+    async def is_marked(redis: Redis, text: bytes) -> bool:
+        return bool(await redis.get("mark") == text)
+
+    async def is_kept(redis: Redis) -> bool:
+        await trio.lowlevel.checkpoint()
+        return redis.statistics().kept_calls == 1
+
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        redis.send_later(ScriptCall(MARK, ["mark"], ["first"]))
+        await wait_until(lambda: is_marked(redis, b"first"))
+        await redis.config_set("maxmemory", "1")
+        redis.send_later(ScriptCall(MARK, ["mark"], ["second"]))
+        await wait_until(lambda: is_kept(redis))
+        await redis.config_set("maxmemory", "0")
+        await wait_until(lambda: is_marked(redis, b"second"))
+        assert redis.statistics().kept_calls == 0
+        redis.send_later(ScriptCall(LuaScript.from_text("return redis.call('LPUSH', KEYS[1], 1)"), ["mark"], []))
+        await redis.ping()
+        await wait_until(lambda: _is_quiet(redis))
+        assert redis.statistics().kept_calls == 0  # its error is nobody's
+
+
+@pytest.mark.parametrize(
+    ("commands", "code"),
+    [
+        (["CONFIG SET min-replicas-to-write 1"], "NOREPLICAS"),
+        (["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"], "MASTERDOWN"),
+        (["REPLICAOF 127.0.0.1 1"], "READONLY"),
+        (["CONFIG SET maxmemory 1"], "OOM"),
+    ],
+)
+async def test_refusals_are_outages_in_scripts_too(server: RedisServer, commands: Sequence[str], code: str) -> None:
+    """A server that can't serve says so to commands and to scripts: both are unavailable."""
+    script = LuaScript.from_text("return redis.call('GET', KEYS[1])") if code == "MASTERDOWN" else MARK
+    async with (
+        open_redis(server.url, timeout_seconds=PATIENT) as redis,
+        open_redis(server.url, timeout_seconds=PATIENT) as other,
+    ):
+        for command in commands:
+            await redis.execute_command(*command.split())
+        await _expect_unavailable(lambda: redis.get("a") if code == "MASTERDOWN" else redis.set("a", 1), code)
+        await _expect_unavailable(lambda: other.run_script(script, ["a"], [1]), code)
+
+
+async def test_missing_right_is_an_outage_in_scripts_too(server: RedisServer) -> None:
+    """A user who may run scripts but not write is told NOPERM: unavailable."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as operator:
+        await operator.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-set")
+        async with open_redis(f"unix://reader:secret@{server.path}", timeout_seconds=PATIENT) as redis:
+            await _expect_unavailable(lambda: redis.set("a", 1), "NOPERM")
+            await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "NOPERM")
+
+
+async def test_failed_snapshots_are_an_outage_in_scripts_too(tmp_path: Path) -> None:
+    """MISCONF: a server that is to save and can't takes no writes."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    async def is_failed() -> bool:
+        return "rdb_last_bgsave_status:err" in str(await redis.execute_command("INFO", "persistence"))
+
+    with run_redis_server(tmp_path, "--save", "3600 1", "--dir", str(folder)) as server:
+        folder.rmdir()
+        async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+            await redis.execute_command("BGSAVE")
+            await wait_until(is_failed)
+            await _expect_unavailable(lambda: redis.set("a", 1), "MISCONF")
+            await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "MISCONF")
+
+
+async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServer) -> None:
+    """Calls to a stopped server fail at their deadline, the next at once; all is well when it goes on."""
+    async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
+        server.send_signal(signal.SIGSTOP)
+        took = await _expect_unavailable(redis.ping, "silent for 100 ms")
+        assert TIMEOUT <= took < TIMEOUT + GRACE
+        await _expect_unavailable(redis.ping, "no link")
+        server.send_signal(signal.SIGCONT)
+        await wait_until(lambda: _answers(redis), seconds=2)
+        statistics = redis.statistics()
+        assert (statistics.timeouts, statistics.reconnects) == (1, 1)
+        assert statistics.failed_fast > 0
+
+
+async def test_paused_server_comes_back(server: RedisServer) -> None:
+    """CLIENT PAUSE is an outage like any other."""
+    async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
+        await redis.client_pause(300)
+        took = await _expect_unavailable(redis.ping, "silent")
+        assert took < TIMEOUT + GRACE
+        await wait_until(lambda: _answers(redis), seconds=2)
+
+
+async def test_killed_connection_is_replaced(server: RedisServer) -> None:
+    """A connection that the server ends fails the waiting callers at once and is replaced."""
+    async with (
+        open_redis(server.url, timeout_seconds=PATIENT) as redis,
+        open_redis(server.url, timeout_seconds=PATIENT) as operator,
+    ):
+        await operator.execute_command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes")
+        await wait_until(lambda: _answers(redis))
+        assert redis.statistics().reconnects == 1
+
+
+async def test_killed_server_is_found_again(tmp_path: Path) -> None:
+    """kill -9 fails the calls at once; an empty server at the same place is taken up, its scripts loaded anew."""
+    with run_redis_server(tmp_path) as first:
+        async with open_redis(first.url, timeout_seconds=PATIENT) as redis:
+            await redis.run_script(MARK, ["a"], [1])
+            first.send_signal(signal.SIGKILL)
+            first.process.wait()
+            assert await _expect_unavailable(redis.ping, "Redis at") < GRACE
+            with run_redis_server(tmp_path):
+                await wait_until(lambda: _answers(redis))
+                assert await redis.run_script(MARK, ["a"], [1]) == 1
+
+
+async def test_read_only_server_is_unavailable_and_looked_up_again(server: RedisServer) -> None:
+    """READONLY is an outage, and the link is made anew: after a failover the name leads elsewhere."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+        await _expect_unavailable(lambda: redis.set("a", 1), "READONLY")
+        await wait_until(lambda: _answers(redis))
+        assert redis.statistics().reconnects == 1
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        assert await redis.set("a", 1) == b"OK"
+
+
+async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
+    """BUSY is an outage that ends with the script that caused it."""
+    async with trio.open_nursery() as nursery:
+        with run_redis_server(tmp_path, "--lua-time-limit", "5") as server:
+            async with (
+                open_redis(server.url, timeout_seconds=PATIENT) as redis,
+                open_redis(server.url, timeout_seconds=30) as other,
+            ):
+                nursery.start_soon(_run_forever, other)
+                await wait_until(lambda: _is_busy(redis))
+                await redis.script_kill()
+                await wait_until(lambda: _answers(redis))
+
+
+async def _run_forever(redis: Redis) -> None:
+    with pytest.raises(ResponseError, match="killed"):
+        await redis.eval("while true do end", 0)
+
+
+async def _is_busy(redis: Redis) -> bool:
+    try:
+        await redis.ping()
+    except StoreUnavailable as error:
+        return "BUSY" in str(error)
+    return False
+
+
+async def test_slow_server_opens_the_circuit() -> None:
+    """A server that answers steadily but far too late for most is dropped: until it is quick, calls fail at once."""
+    delay = 0.0
+
+    async def play(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            for _ in range(max(1, data.count(b"PING"))):
+                await trio.sleep(delay)
+                await stream.send_all(b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n")
+
+    async def call(redis: Redis) -> None:
+        try:
+            await redis.ping()
+        except StoreUnavailable as error:
+            reasons.append(str(error))
+
+    reasons: list[str] = []
+    async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}", timeout_seconds=0.2) as redis:
+        delay = 0.04  # much less than the deadline, so that the machine's own pauses don't look like silence
+        async with trio.open_nursery() as callers_nursery:
+            for _ in range(MAX_TIMEOUTS_IN_A_ROW * 3):
+                callers_nursery.start_soon(call, redis)
+        delay = 0.8
+        assert len(reasons) >= MAX_TIMEOUTS_IN_A_ROW
+        assert redis.statistics().timeouts >= MAX_TIMEOUTS_IN_A_ROW
+        await wait_until(lambda: _is_down(redis))
+        await _expect_unavailable(redis.ping, "no link")
+        assert redis.statistics().failed_fast >= 1
+        delay = 0.0
+        await wait_until(lambda: _answers(redis))
+
+
+async def _is_down(redis: Redis) -> bool:
+    await trio.lowlevel.checkpoint()
+    return redis.statistics().links_up == 0
+
+
+@pytest.mark.parametrize("garbage", [b"?what\r\n", b"+PONG\r\n+ONE TOO MANY\r\n"])
+async def test_broken_protocol_costs_the_link_only(garbage: bytes) -> None:
+    """A server that breaks the protocol loses its connection; the next one is taken up."""
+    connections = 0
+
+    async def play(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        is_first, pings = connections == 1, 0
+        async for data in stream:
+            pings += b"PING" in data
+            reply = b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n"
+            await stream.send_all(garbage if is_first and pings == 2 else reply)
+
+    async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}") as redis:
+        try:
+            await redis.ping()
+        except StoreUnavailable as error:
+            assert "protocol" in str(error)
+        await wait_until(lambda: _is_reconnected(redis))
+        assert await redis.execute_command("PING") == b"PONG"
+
+
+async def _is_reconnected(redis: Redis) -> bool:
+    await trio.lowlevel.checkpoint()
+    statistics = redis.statistics()
+    return statistics.reconnects == 1 and statistics.links_up == 1
+
+
+async def test_own_stall_is_not_the_servers_fault(server: RedisServer) -> None:
+    """When this process is held up for longer than the deadline, what the server answered in time still counts."""
+    async with open_redis(server.url, timeout_seconds=0.05) as redis, trio.open_nursery() as nursery:
+        replies: list[object] = []
+
+        async def call() -> None:
+            replies.append(await redis.echo("x"))
+
+        for _ in range(10):
+            await redis.echo("y")  # whose deadline passes during the stall
+            nursery.start_soon(call)
+            await trio.lowlevel.checkpoint()
+            time.sleep(0.08)  # noqa: ASYNC251 - the stall is the point
+            await wait_until(lambda: _is_quiet(redis))
+        assert (redis.statistics().timeouts, redis.statistics().reconnects) == (0, 0)
+    assert replies == [b"x"] * 10
+
+
+async def test_cleanup_can_still_use_the_links(server: RedisServer) -> None:
+    """A cancelled block can settle its affairs: the links outlive it."""
+    with trio.CancelScope() as client_scope:
+        async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+            try:
+                client_scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.move_on_after(1, shield=True):
+                    await redis.set("settled", 1)
+    assert client_scope.cancelled_caught
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        assert await redis.get("settled") == b"1"
+
+
+async def test_errors_of_the_block_come_out_as_they_are(server: RedisServer) -> None:
+    """What the block raises is not wrapped in an exception group."""
+    with pytest.raises(KeyError, match="mine"):
+        async with open_redis(server.url, timeout_seconds=PATIENT):
+            raise KeyError("mine")
+
+
+async def test_nothing_is_left_when_the_block_ends(server: RedisServer) -> None:
+    """The end of the block closes every connection and leaves no task behind."""
+    async with trio.open_nursery() as nursery:
+        async with open_redis(server.url, links=3, timeout_seconds=PATIENT) as redis:
+            assert len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 3
+        assert not nursery.child_tasks
+        with pytest.raises(StoreUnavailable, match="no link"):
+            await redis.ping()
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        await wait_until(lambda: _is_alone(redis))
+
+
+async def _is_alone(redis: Redis) -> bool:
+    return len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 1

@@ -1,0 +1,288 @@
+"""Settings: how they are read, what is refused and how, and how they are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgw.config.describe import describe_settings
+from cgw.config.kinds import Secret, format_duration, format_size, parse_duration, parse_size
+from cgw.errors import ConfigError
+from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.service.settings import Settings, load_settings
+
+
+def problems_of(environ: dict[str, str]) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(environ)
+    return caught.value.problems
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    """Without any variable the settings are the defaults of the reference and of the design."""
+    settings = load_settings({})
+    assert settings == Settings()
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 9992)
+    assert settings.server.max_body_bytes == 32 * 1024 * 1024
+    assert settings.server.max_head_bytes == 64 * 1024
+    assert settings.server.header_timeout_seconds == 10
+    assert settings.server.drain_timeout_seconds == 30
+    assert settings.upstream.request_timeout_seconds == 600
+    assert settings.providers["anthropic"].api_url == "https://api.anthropic.com"
+    assert settings.providers["anthropic"].access_token is None
+    anthropic = settings.providers["anthropic"]
+    assert isinstance(anthropic, AnthropicSettings)
+    assert anthropic.max_tokens_to_sample == 4000
+    assert settings.providers["openai"].api_url == "https://api.openai.com"
+    assert settings.actors.allow_anonymous is False
+    assert (settings.actors.concurrency_percentage, settings.actors.concurrency_interval_ms) == (50, 10_000)
+    assert settings.redis.endpoint is None
+    assert settings.redis.timeout_seconds == 0.1
+    assert settings.data.directory.name == "cgw"
+    assert settings.warnings == ()
+
+
+def test_every_kind_of_value_is_read() -> None:
+    """Numbers, durations, sizes, truth values, lists, URLs, secrets and paths arrive in their own types."""
+    settings = load_settings(
+        {
+            "PORT": "0",
+            "CODY_GATEWAY_MAX_BODY_BYTES": "1MiB",
+            "CODY_GATEWAY_BODY_TIMEOUT": "1m30s",
+            "CODY_GATEWAY_DRAIN_TIMEOUT": "0",
+            "CODY_GATEWAY_ALLOW_ANONYMOUS": "Yes",
+            "CODY_GATEWAY_OPENAI_API_URL": "http://127.0.0.1:8080/base/",
+            "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": " sk-secret\n",
+            "CODY_GATEWAY_OPENAI_ALLOWED_MODELS": "gpt-4o, gpt-4,,gpt-4o",
+            "CODY_GATEWAY_ACTORS_FILE": "/etc/cgw/actors.toml",
+            "CODY_GATEWAY_ACTOR_CONCURRENCY_LIMIT_INTERVAL": "500ms",
+            "CODY_GATEWAY_LOG_LEVEL": "debug",
+        }
+    )
+    assert settings.server.port == 0
+    assert settings.server.max_body_bytes == 1024 * 1024
+    assert settings.server.body_timeout_seconds == 90
+    assert settings.server.drain_timeout_seconds == 0
+    assert settings.actors.allow_anonymous is True
+    assert settings.providers["openai"].api_url == "http://127.0.0.1:8080/base"
+    assert settings.providers["openai"].access_token == Secret("sk-secret")
+    assert settings.providers["openai"].allowed_models == ("gpt-4o", "gpt-4")
+    assert settings.actors.file == Path("/etc/cgw/actors.toml")
+    assert settings.actors.concurrency_interval_ms == 500
+    assert settings.logs.level == "DEBUG"
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n"])
+def test_an_empty_variable_counts_as_unset(text: str) -> None:
+    """A variable that is set to nothing has its default, as deployment files often leave it so."""
+    assert load_settings({"PORT": text, "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": text}) == Settings()
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    """Each wrong variable gives one sentence that begins with its name and says what is allowed."""
+    problems = problems_of(
+        {
+            "PORT": "65536",
+            "CODY_GATEWAY_HEADER_TIMEOUT": "10 sec",
+            "CODY_GATEWAY_MAX_BODY_BYTES": "1 byte",
+            "CODY_GATEWAY_ALLOW_ANONYMOUS": "perhaps",
+            "CODY_GATEWAY_LOG_FORMAT": "xml",
+            "CODY_GATEWAY_UPSTREAM_CA_FILE": "/nonexistent/ca.pem",
+        }
+    )
+    assert problems == (
+        "PORT: must be a whole number, from 0 to 65535, not '65536'",
+        "CODY_GATEWAY_MAX_BODY_BYTES: must be a size such as 32MiB, 64KiB or 1048576, not '1 byte'",
+        "CODY_GATEWAY_HEADER_TIMEOUT: must be a duration such as 10s, 1m30s or 500ms, not '10 sec'",
+        "CODY_GATEWAY_UPSTREAM_CA_FILE: must name a file of certificates in PEM form; "
+        "/nonexistent/ca.pem: No such file or directory",
+        "CODY_GATEWAY_ALLOW_ANONYMOUS: must be true or false, not 'perhaps'",
+        "CODY_GATEWAY_LOG_FORMAT: must be one of auto, text, json, not 'xml'",
+    )
+
+
+@pytest.mark.parametrize("name", [row.name for row in describe_settings(Settings())])
+def test_no_setting_takes_just_any_text(name: str) -> None:
+    """Every setting in turn either refuses a line that makes no sense for it, naming itself, or takes any path."""
+    environ = {name: "\x00 no / good ://:99999999"}
+    if name in {"CODY_GATEWAY_ACTORS_FILE", "CODY_GATEWAY_DATA_DIR", *MODEL_LISTS}:
+        assert load_settings(environ) != Settings()
+    else:
+        assert [problem.partition(":")[0] for problem in problems_of(environ)] == [name]
+
+
+MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALLOWED_MODELS"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PORT", "-1"),
+        ("PORT", "1e3"),
+        ("PORT", "٣"),
+        ("CODY_GATEWAY_MAX_HEAD_BYTES", "1GiB"),
+        ("CODY_GATEWAY_HEADER_TIMEOUT", "0s"),
+        ("CODY_GATEWAY_HEADER_TIMEOUT", "-1s"),
+        ("CODY_GATEWAY_HEADER_TIMEOUT", "25h"),
+        ("CODY_GATEWAY_HEADER_TIMEOUT", "1s2"),
+        ("CODY_GATEWAY_HEADER_TIMEOUT", "s"),
+        ("CODY_GATEWAY_ACTOR_CONCURRENCY_LIMIT_PERCENTAGE", "101"),
+        ("CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE", "0"),
+        ("CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", " , "),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", "api.anthropic.com"),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", "ftp://api.anthropic.com"),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host:99999"),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host/?a=b"),
+        ("CODY_GATEWAY_HOST", "[::1]"),
+        ("REDIS_ENDPOINT", "http://localhost:6379"),
+        ("REDIS_ENDPOINT", "localhost"),
+        ("REDIS_ENDPOINT", "redis+cluster://"),
+        ("REDIS_ENDPOINT", "redis+cluster://a:1,,b:2"),
+        ("REDIS_ENDPOINT", "redis+cluster://a:70000"),
+        ("REDIS_ENDPOINT", "redis+sentinel://a:26379"),
+        ("REDIS_ENDPOINT", "redis+sentinel://a:26379/service/x"),
+        ("REDIS_ENDPOINT", "redis+proxy://a:1"),
+        ("REDIS_ENDPOINT", "unix+cluster://a:1"),
+        ("CODY_GATEWAY_DATA_DIR", "~no-such-user/cgw"),
+        ("CODY_GATEWAY_UPSTREAM_CA_FILE", "~no-such-user/ca.pem"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(name: str, text: str) -> None:
+    """What can't work is refused at the start, with the variable's name."""
+    (problem,) = problems_of({name: text})
+    assert problem.startswith(f"{name}: must ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("CODY_GATEWAY_OPENAI_ACCESS_TOKEN", "CANARY key"),
+        ("CODY_GATEWAY_OPENAI_API_URL", "https://user:CANARY@host/"),
+        ("REDIS_ENDPOINT", "redis//:CANARY@host"),
+        ("REDIS_ENDPOINT", "redis+cluster://:CANARY@host:port"),
+        ("REDIS_ENDPOINT", "redis+sentinel://:CANARY@host:1?sentinel_password=CANARY"),
+        ("PORT", "sk-ant-CANARY-0123456789abcdef"),
+        ("CODY_GATEWAY_LOG_LEVEL", "sk-ant-CANARY-0123456789abcdef"),
+    ],
+)
+def test_no_problem_repeats_a_secret(name: str, text: str) -> None:
+    """A key that is wrong, or that was put into the wrong variable, is not repeated in the error."""
+    (problem,) = problems_of({name: text})
+    assert "CANARY" not in problem
+
+
+def test_secrets_are_masked_wherever_settings_are_shown() -> None:
+    """Neither ``repr`` nor the table of settings holds a key or a password."""
+    settings = load_settings(
+        {
+            "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "CANARY1",
+            "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN": "CANARY2",
+            "CODY_GATEWAY_DIAGNOSTICS_SECRET": "CANARY3",
+            "REDIS_ENDPOINT": "rediss://user:CANARY4@redis.example:6380/1?password=CANARY5",
+        }
+    )
+    shown = f"{settings!r} {settings} {describe_settings(settings)}"
+    assert "CANARY" not in shown
+    rows = {row.name: row for row in describe_settings(settings)}
+    assert rows["CODY_GATEWAY_OPENAI_ACCESS_TOKEN"].value == "****"
+    assert rows["REDIS_ENDPOINT"].value == "rediss://user:****@redis.example:6380/1?****"
+    assert settings.providers["openai"].access_token is not None
+    assert settings.providers["openai"].access_token.reveal() == "CANARY1"
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("redis.internal:6379", "redis://redis.internal:6379"),
+        (":6379", "redis://localhost:6379"),
+        ("[::1]:6379", "redis://[::1]:6379"),
+        ("redis://host/2", "redis://host/2"),
+        ("unix:///run/valkey.sock?db=1", "unix:///run/valkey.sock?db=1"),
+        ("redis+cluster://a:1,b,[::1]:3", "redis+cluster://a:1,b,[::1]:3"),
+        ("rediss+sentinel://u:p@a:26379,b:26379/my.service/1", "rediss+sentinel://u:p@a:26379,b:26379/my.service/1"),
+    ],
+)
+def test_redis_is_named_by_address_or_url(text: str, url: str) -> None:
+    """``REDIS_ENDPOINT`` takes host:port, as in the reference, or a URL; its value is always a URL."""
+    endpoint = load_settings({"REDIS_ENDPOINT": text}).redis.endpoint
+    assert endpoint is not None
+    assert endpoint.reveal() == url
+
+
+def test_password_of_a_cluster_or_sentinels_is_not_shown() -> None:
+    """The login and the query of an address of several servers are masked like those of one."""
+    address = "rediss+sentinel://user:CANARY@a:1,b:2/service/1?sentinel_password=CANARY"
+    settings = load_settings({"REDIS_ENDPOINT": address})
+    rows = {row.name: row for row in describe_settings(settings)}
+    assert rows["REDIS_ENDPOINT"].value == "rediss+sentinel://user:****@a:1,b:2/service/1?****"
+    assert "CANARY" not in repr(settings)
+
+
+def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
+    """A misspelt ``CODY_GATEWAY_*`` name is no error, but is named, with what was probably meant."""
+    settings = load_settings(
+        {"CODY_GATEWAY_ALOW_ANONYMOUS": "true", "CODY_GATEWAY_XYZZY": "1", "OTHER": "1", "CODY_GATEWAY_HOST": "::"}
+    )
+    assert settings.warnings == (
+        "CODY_GATEWAY_ALOW_ANONYMOUS is not a setting of this version, and is ignored; "
+        "did you mean CODY_GATEWAY_ALLOW_ANONYMOUS?",
+        "CODY_GATEWAY_XYZZY is not a setting of this version, and is ignored",
+    )
+
+
+def test_a_ca_file_must_hold_certificates(tmp_path: Path) -> None:
+    """A file without a certificate is refused at the start rather than at the first request."""
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_text("no certificate")
+    (problem,) = problems_of({"CODY_GATEWAY_UPSTREAM_CA_FILE": str(ca_file)})
+    assert problem.endswith("holds none that can be read")
+    trustme.CA().cert_pem.write_to_path(str(ca_file))
+    assert load_settings({"CODY_GATEWAY_UPSTREAM_CA_FILE": str(ca_file)}).upstream.ca_file == ca_file
+
+
+def test_every_setting_is_described() -> None:
+    """Each row has a help text that is a sentence, and names are unique."""
+    rows = describe_settings(Settings())
+    assert len({row.name for row in rows}) == len(rows) > 30
+    assert all(row.help.endswith(".") and row.default and row.is_default for row in rows)
+
+
+def test_defaults_can_be_written_as_they_are_shown() -> None:
+    """What the table shows as a default, put into the environment, gives that default again."""
+    without_text = {"REDIS_ENDPOINT", "CODY_GATEWAY_DATA_DIR", *MODEL_LISTS}
+    rows = [row for row in describe_settings(Settings()) if row.default != "(not set)" and row.name not in without_text]
+    assert load_settings({row.name: row.default for row in rows}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("1m30s", 90), ("24h", 86400), ("500ms", 0.5), ("1.5h", 5400), ("75", 75), (".5s", 0.5), ("0", 0)],
+)
+def test_durations_are_written_as_in_go(text: str, seconds: float) -> None:
+    """Go's notation and plain seconds are read."""
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@given(st.integers(min_value=0, max_value=10**12))
+def test_durations_survive_being_shown(milliseconds: int) -> None:
+    """A duration that is shown reads as the same number of milliseconds."""
+    assert round(parse_duration(format_duration(milliseconds / 1000)) * 1000) == milliseconds
+
+
+@given(st.integers(min_value=0, max_value=10**12))
+def test_sizes_survive_being_shown(size_bytes: int) -> None:
+    """A size that is shown reads as the same number of bytes."""
+    assert parse_size(format_size(size_bytes)) == size_bytes
+
+
+@given(st.dictionaries(st.sampled_from([row.name for row in describe_settings(Settings())]), st.text(max_size=20)))
+def test_any_text_gives_settings_or_problems(environ: dict[str, str]) -> None:
+    """No text in any variable makes loading fail in any way but with problems that name variables that were set."""
+    try:
+        load_settings(environ)
+    except ConfigError as error:
+        assert {problem.partition(":")[0] for problem in error.problems} <= environ.keys()

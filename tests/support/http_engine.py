@@ -1,0 +1,110 @@
+"""Connections of clients as the hot engine serves them, with a handler of the test's own in the place of exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+from attrs import define, field
+
+from cgw.errors import Refusal
+from cgw.providers.error_styles import ReferenceErrors
+from cgw.transport.client_side import ClientLimits
+from cgw.transport.http1_client import Http1Client
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.replay import ReplayedStream
+from cgw.transport.server import Server, open_listeners
+from tests.support.raw_client import RawClient
+from tests.support.waiting import wait_until
+
+ERRORS = ReferenceErrors()
+HEAD = b"POST /hot HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+Handler = Callable[[Http1Client], Awaitable[None]]
+
+
+async def echo(client: Http1Client) -> None:
+    """Answer with the target and the body, or with the refusal that reading it came to."""
+    try:
+        body = await client.receive_body()
+    except Refusal as refusal:
+        assert refusal.must_close
+        client.close_after_response()
+        headers, body = ERRORS.render(refusal)
+        await client.send_response(refusal.status, headers, body)
+    else:
+        await client.send_response(200, [(b"content-type", b"text/plain")], client.head.target + b" " + body)
+
+
+@define
+class Engine:
+    """Connections with nothing above them. ``handed_over`` is what the other engine got to read, by connection."""
+
+    handler: Handler
+    limits: ClientLimits
+    server: Server = field(init=False)
+    connections: list[Http1Connection] = field(factory=list)
+    handed_over: list[bytes] = field(factory=list)
+    handled: int = 0
+    is_draining: bool = False
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    async def serve_connection(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        service = ConnectionCallbacks(
+            limits=self.limits,
+            is_fast_path=lambda head: head.path == b"/hot",
+            handle=self.handle,
+            hand_over=self.take_over,
+            render_refusal=ERRORS.render,
+            is_draining=lambda: self.is_draining,
+        )
+        connection = Http1Connection(stream, service)
+        self.connections.append(connection)
+        await connection.serve()
+
+    async def handle(self, client: Http1Client) -> None:
+        self.handled += 1
+        await self.handler(client)
+
+    async def take_over(self, stream: ReplayedStream) -> None:
+        index = len(self.handed_over)
+        self.handed_over.append(b"")
+        while data := await stream.receive_some():
+            self.handed_over[index] += data
+
+    def drain(self) -> None:
+        """As the hot engine does it."""
+        self.is_draining = True
+        for connection in self.connections:
+            if connection.is_idle:
+                connection.idle_scope.cancel()
+
+
+@asynccontextmanager
+async def open_engine(handler: Handler = echo, limits: ClientLimits | None = None) -> AsyncIterator[Engine]:
+    """Serve connections on a free port. At the end none may be left, since every client has left by then."""
+    engine = Engine(handler, limits or ClientLimits())
+    engine.server = Server(await open_listeners("127.0.0.1", 0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.server.run, engine.serve_connection)
+        try:
+            yield engine
+            await wait_until(lambda: engine.server.connection_count == 0)
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def read_refusal(client: RawClient, status: int) -> str:
+    """The text of a refusal, which must be JSON, be the last answer on its connection, and end it properly."""
+    answer = await client.read_answer()
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["connection"] == "close"
+    assert await client.read_end() == b""
+    text: str = answer.json()["error"]
+    return text

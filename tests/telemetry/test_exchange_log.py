@@ -1,0 +1,76 @@
+"""The line of an exchange: its level, its text, and its price when nobody reads it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
+
+
+def build_record(outcome: Outcome = Outcome.OK, **changes: object) -> ExchangeRecord:
+    fields: dict[str, object] = {"method": "POST", "path": "/v1/completions/openai", "duration_ms": 12.4, "status": 200}
+    return ExchangeRecord(**fields | {"outcome": outcome} | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("record", "level"),
+    [
+        (build_record(upstream_status=200), logging.INFO),
+        (build_record(status=400, upstream_status=400), logging.INFO),
+        (build_record(status=500, upstream_status=500), logging.WARNING),
+        (build_record(status=503, upstream_status=429), logging.WARNING),
+        (build_record(Outcome.REFUSED, status=429), logging.INFO),
+        (build_record(Outcome.REFUSED, status=503), logging.WARNING),
+        (build_record(Outcome.REFUSED, status=500), logging.ERROR),
+        (build_record(Outcome.CLIENT_GONE, status=None), logging.INFO),
+        (build_record(Outcome.UPSTREAM_UNREACHABLE, status=502), logging.WARNING),
+        (build_record(Outcome.UPSTREAM_BROKE), logging.WARNING),
+        (build_record(Outcome.TIMEOUT, status=504), logging.WARNING),
+        (build_record(Outcome.SHUTDOWN), logging.WARNING),
+        (build_record(Outcome.INTERNAL_ERROR, status=500), logging.ERROR),
+    ],
+)
+def test_level_fits_the_outcome(record: ExchangeRecord, level: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Callers' doings are INFO, the upstream's faults and our overload WARNING, our mistakes ERROR; one line each."""
+    caplog.set_level(logging.DEBUG)
+    log_exchange(record)
+    assert [(entry.name, entry.levelno) for entry in caplog.records] == [("cgw.exchange", level)]
+
+
+def test_text_tells_what_is_known() -> None:
+    """The readable line has what was reached, in a fixed order, and the error at its end."""
+    assert str(build_record()) == "POST /v1/completions/openai 200 ok 12 ms"
+    record = build_record(
+        Outcome.UPSTREAM_BROKE,
+        actor="acme",
+        feature="chat_completions",
+        model="openai/gpt-4o",
+        stream=True,
+        upstream_status=201,
+        first_byte_ms=3.2,
+        response_bytes=77,
+        error="the body ended before its end",
+    )
+    assert str(record) == (
+        "POST /v1/completions/openai 200 upstream_broke acme chat_completions openai/gpt-4o stream 12 ms"
+        " first byte 3 ms upstream 201 77 bytes: the body ended before its end"
+    )
+    assert str(build_record(Outcome.CLIENT_GONE, status=None)) == "POST /v1/completions/openai – client_gone 12 ms"
+
+
+def test_error_is_attached(caplog: pytest.LogCaptureFixture) -> None:
+    """The exception of an internal error goes with the line, so that its traceback can be reported."""
+    error = ValueError("odd")
+    log_exchange(build_record(Outcome.INTERNAL_ERROR, status=500), error)
+    (entry,) = caplog.records
+    assert entry.exc_info is not None
+    assert entry.exc_info[1] is error
+
+
+def test_nothing_is_formatted_below_the_level(caplog: pytest.LogCaptureFixture) -> None:
+    """With the level off, not even a log record is made."""
+    with caplog.at_level(logging.WARNING, logger="cgw.exchange"):
+        log_exchange(build_record())
+    assert caplog.records == []

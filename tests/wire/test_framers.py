@@ -1,0 +1,104 @@
+"""Following framing in bytes that are passed on as they are."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgw.wire.framers import ChunkedFramer, Framer, LengthFramer, Standing
+from cgw.wire.windows import BodyWindowCollector
+
+CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
+STEPS = st.lists(st.integers(min_value=1, max_value=12), min_size=1, max_size=60)
+
+
+def encode(chunks: list[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+def follow(framer: Framer, data: bytes, steps: list[int]) -> tuple[bytes, Standing, bytes]:
+    """Feed ``data`` in ``steps``; what was passed on, where it ended, and what was never given."""
+    passed, position, turn, standing = b"", 0, 0, Standing.OPEN
+    while standing is Standing.OPEN and position < len(data):
+        piece = framer.held + data[position : position + steps[turn % len(steps)]]
+        position += steps[turn % len(steps)]
+        turn += 1
+        count, standing = framer.follow(piece, len(piece))
+        passed += piece[:count]
+        if standing is Standing.OPEN:
+            assert piece[count:] == framer.held
+    return passed, standing, data[position:]
+
+
+@given(CHUNKS, st.binary(max_size=8), STEPS)
+def test_chunks_pass_and_the_end_is_held(chunks: list[bytes], surplus: bytes, steps: list[int]) -> None:
+    """However it is cut, all but the last chunk is passed on, the payload is collected, and the end is noticed."""
+    collector = BodyWindowCollector()
+    framer = ChunkedFramer(collector, {})
+    data = encode(chunks)
+    passed, standing, rest = follow(framer, data + surplus, steps)
+    assert standing is Standing.COMPLETE
+    assert passed == data[: -len(b"0\r\n\r\n")]
+    assert framer.held.startswith(b"0\r\n\r\n")
+    assert framer.surplus_bytes + len(rest) == len(surplus)
+    window = collector.close(is_complete=True)
+    assert window.head + window.tail == b"".join(chunks)
+
+
+@given(st.binary(min_size=1, max_size=80), st.binary(max_size=8), STEPS)
+def test_counted_bodies_hold_their_last_piece(body: bytes, surplus: bytes, steps: list[int]) -> None:
+    """However it is cut, a counted body is passed on but for its last piece; what follows is surplus."""
+    collector = BodyWindowCollector()
+    framer = LengthFramer(collector, len(body))
+    passed, standing, rest = follow(framer, body + surplus, steps)
+    assert standing is Standing.COMPLETE
+    assert passed + framer.held == body
+    assert framer.held
+    assert framer.surplus_bytes + len(rest) == len(surplus)
+    assert collector.total_bytes == len(body)
+
+
+@pytest.mark.parametrize(
+    "unusual", [b"3;a=b\r\nabc\r\n0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b" 3\r\n", b"3 \r\n", b"+3\r\n"]
+)
+@given(chunks=CHUNKS, steps=STEPS)
+def test_what_is_unusual_is_left_at_a_boundary(unusual: bytes, chunks: list[bytes], steps: list[int]) -> None:
+    """Extensions, trailers and what is no plain size line are held from their first byte on, with nothing lost."""
+    framer = ChunkedFramer(BodyWindowCollector(), {})
+    plain = encode(chunks)[: -len(b"0\r\n\r\n")]
+    passed, standing, rest = follow(framer, plain + unusual, steps)
+    assert standing is Standing.UNUSUAL
+    assert passed == plain
+    assert framer.held + rest == unusual
+
+
+@pytest.mark.parametrize("bad", [b"3\r\nabcd\r\n", b"3\r\nabc\n\n", b"3\r\nabc\r\r", b"1\r\nabcdef"])
+@given(steps=STEPS)
+def test_missing_line_ends_are_malformed(bad: bytes, steps: list[int]) -> None:
+    """A chunk that is not followed by CR LF is an error, however it is cut."""
+    _, standing, _ = follow(ChunkedFramer(BodyWindowCollector(), {}), bad, steps)
+    assert standing is Standing.MALFORMED
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60), STEPS)
+def test_agrees_with_h11_on_arbitrary_bytes(data: bytes, steps: list[int]) -> None:
+    """What is passed on of arbitrary bytes is a valid beginning of a chunked body to h11, with the same payload."""
+    collector = BodyWindowCollector()
+    passed, _, _ = follow(ChunkedFramer(collector, {}), data, steps)
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + passed)
+    payload = b""
+    try:
+        while isinstance(event := connection.next_event(), h11.Response | h11.Data):
+            if isinstance(event, h11.Data):
+                payload += bytes(event.data)
+    except h11.RemoteProtocolError:
+        # Only the CR LF after a chunk is noticed later than its bytes have been passed on.
+        pass
+    window = collector.close(is_complete=False)
+    assert (window.head + window.tail).startswith(payload) or payload.startswith(window.head + window.tail)
