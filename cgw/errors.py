@@ -5,6 +5,7 @@ A :class:`Refusal` carries everything that a dialect needs to answer the caller;
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -76,3 +77,23 @@ class StoreUnavailable(CgwError):
 
 class SpoolError(CgwError):
     """A usage event could not be made durable."""
+
+
+def explain_os_error(error: BaseException) -> str:
+    """Return why an operation of the system failed, in its own words, without the path or address it names.
+
+    Looks through what wraps the error (``__cause__``, the first of a group): Trio, httpx and asyncio wrap the errors
+    of each address that was tried.
+    """
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    verify_message: str | None = getattr(cause, "verify_message", None)  # ssl.SSLCertVerificationError
+    if verify_message:
+        return f"the certificate is not valid: {verify_message}"
+    has_own_numbers = isinstance(cause, OSError) and type(cause).__module__ in ("ssl", "_ssl", "socket")
+    if isinstance(cause, OSError) and cause.errno and not has_own_numbers:
+        return os.strerror(cause.errno)  # an error of Trio's repeats the address in its text
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

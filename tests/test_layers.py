@@ -17,7 +17,9 @@ LEVELS = {
     "__init__": 0,  # the version
     "errors": 1,
     "model": 1,
-    "lifetime": 1,  # structured concurrency, nothing of cgw's
+    "durations": 1,
+    "file_lock": 1,
+    "lifetime": 1,
     "config": 2,
     "wire": 3,
     "telemetry": 4,

@@ -30,7 +30,8 @@ from attrs import define, field, frozen
 from cgw.actors.concurrency import derive_concurrent_requests
 from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, NAME_RULE, is_valid_name
 from cgw.actors.toml_table import TableReader
-from cgw.config.kinds import choice, parse_duration
+from cgw.config.kinds import choice
+from cgw.durations import parse_duration
 from cgw.errors import ConfigError
 from cgw.model import ANY_MODEL, MAX_IN_FLIGHT, Actor, Feature, LimitUnit, RateLimit, rate_limit_problems
 

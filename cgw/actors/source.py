@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, runtime_checkable
 
-from cgw.config.kinds import format_duration
+from cgw.durations import format_duration
 from cgw.errors import CgwError
 from cgw.model import Actor
 

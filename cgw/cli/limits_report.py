@@ -13,7 +13,7 @@ import trio
 from cgw.actors.anonymous import AnonymousSource
 from cgw.actors.static import load_static_actors
 from cgw.cli.tables import Column, render_table, write_figure
-from cgw.config.kinds import format_duration
+from cgw.durations import format_duration
 from cgw.limits.claims import bound_in_flight
 from cgw.limits.maintenance import LimitReading, read_limits, reset_limits
 from cgw.model import Actor, Feature

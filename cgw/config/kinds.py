@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
+from cgw.durations import format_duration, parse_duration, quote_value
+
 T = TypeVar("T")
 
 MASK = "****"
@@ -52,42 +54,7 @@ class Kind(Generic[T]):
     show: Callable[[T], str] = str
 
 
-def _quote(text: str) -> str:
-    """``text`` for an error, unless it is so long that it may be a key in the wrong variable."""
-    return repr(text) if len(text) <= 24 else f"a text of {len(text)} characters"
-
-
 # --- durations -----------------------------------------------------------------------------------------------------
-
-_SECONDS_PER_UNIT = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from Go's notation (``1m30s``, ``500ms``; as ``time.ParseDuration``, without sign) or plain seconds.
-
-    Raises :exc:`ValueError` for anything else, also for what is too large to be counted in milliseconds.
-    """
-    if _PLAIN_NUMBER.fullmatch(text):
-        seconds = float(text)
-    else:
-        parts = list(_DURATION_PART.finditer(text))
-        if not parts or "".join(part[0] for part in parts) != text:
-            raise ValueError(f"must be a duration such as 10s, 1m30s or 500ms, not {_quote(text)}")
-        seconds = sum(float(part[1]) * _SECONDS_PER_UNIT[part[2]] for part in parts)
-    if seconds * 1000 >= 2**53:
-        raise ValueError(f"must be a shorter duration than {_quote(text)}")
-    return seconds
-
-
-def format_duration(seconds: float) -> str:
-    """The shortest of Go's notations for a duration, to the millisecond: ``24h``, ``1m30s``, ``100ms``, ``0s``."""
-    whole, milliseconds = divmod(round(seconds * 1000), 1000)
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    parts = [(hours, "h"), (minutes, "m"), (rest, "s"), (milliseconds, "ms")]
-    return "".join(f"{count}{unit}" for count, unit in parts if count) or "0s"
 
 
 def duration(*, least: float = 0.001, most: float = 24 * 3600.0) -> Kind[float]:
@@ -96,7 +63,9 @@ def duration(*, least: float = 0.001, most: float = 24 * 3600.0) -> Kind[float]:
     def parse(text: str) -> float:
         seconds = parse_duration(text)
         if not least <= seconds <= most:
-            raise ValueError(f"must be from {format_duration(least)} to {format_duration(most)}, not {_quote(text)}")
+            raise ValueError(
+                f"must be from {format_duration(least)} to {format_duration(most)}, not {quote_value(text)}"
+            )
         return seconds
 
     return Kind(parse, format_duration)
@@ -118,7 +87,7 @@ def parse_size(text: str) -> int:
     """Bytes from a number with or without unit: ``33554432``, ``32MiB``, ``64 KiB``, ``1MB`` (10⁶)."""
     match = _SIZE.fullmatch(text)
     if match is None or match[2].lower() not in _BYTES_PER_UNIT:
-        raise ValueError(f"must be a size such as 32MiB, 64KiB or 1048576, not {_quote(text)}")
+        raise ValueError(f"must be a size such as 32MiB, 64KiB or 1048576, not {quote_value(text)}")
     return int(match[1]) * _BYTES_PER_UNIT[match[2].lower()]
 
 
@@ -137,7 +106,7 @@ def size(*, least: int, most: int) -> Kind[int]:
     def parse(text: str) -> int:
         size_bytes = parse_size(text)
         if not least <= size_bytes <= most:
-            raise ValueError(f"must be from {format_size(least)} to {format_size(most)}, not {_quote(text)}")
+            raise ValueError(f"must be from {format_size(least)} to {format_size(most)}, not {quote_value(text)}")
         return size_bytes
 
     return Kind(parse, format_size)
@@ -149,7 +118,7 @@ def integer(*, least: int, most: int | float = math.inf) -> Kind[int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
-            raise ValueError(f"must be a whole number, {allowed}, not {_quote(text)}")
+            raise ValueError(f"must be a whole number, {allowed}, not {quote_value(text)}")
         return int(text)
 
     return Kind(parse)
@@ -164,7 +133,7 @@ def _parse_boolean(text: str) -> bool:
     try:
         return _TRUTH[text.lower()]
     except KeyError:
-        raise ValueError(f"must be true or false, not {_quote(text)}") from None
+        raise ValueError(f"must be true or false, not {quote_value(text)}") from None
 
 
 BOOLEAN: Kind[bool] = Kind(_parse_boolean, lambda value: str(value).lower())
@@ -178,7 +147,7 @@ def choice(*names: str) -> Kind[str]:
         try:
             return by_folded[text.casefold()]
         except KeyError:
-            raise ValueError(f"must be one of {', '.join(names)}, not {_quote(text)}") from None
+            raise ValueError(f"must be one of {', '.join(names)}, not {quote_value(text)}") from None
 
     return Kind(parse)
 
@@ -199,7 +168,7 @@ def _parse_thresholds(text: str) -> tuple[int, ...]:
         return ()
     parts = [part.strip().removesuffix("%") for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,3}", part) and 1 <= int(part) <= 100 for part in parts):
-        raise ValueError(f"must be percentages from 1 to 100, separated by commas, or off, not {_quote(text)}")
+        raise ValueError(f"must be percentages from 1 to 100, separated by commas, or off, not {quote_value(text)}")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -209,7 +178,7 @@ THRESHOLDS: Kind[tuple[int, ...]] = Kind(_parse_thresholds, lambda values: ",".j
 
 def _parse_host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.:_%-]+", text):
-        raise ValueError(f"must be a host name or an IP address, without brackets or port, not {_quote(text)}")
+        raise ValueError(f"must be a host name or an IP address, without brackets or port, not {quote_value(text)}")
     return text
 
 

@@ -15,8 +15,8 @@ from cgw.actors.authorization import check_access, extract_token
 from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
 from cgw.control.adapter import AsgiClient, build_request_head
-from cgw.control.durations import format_duration
 from cgw.control.hypercorn_engine import Receive, Scope, Send
+from cgw.durations import format_go_duration
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.exchange import Gateway, run_exchange
@@ -181,7 +181,7 @@ class ControlApp:
                 continue
             entry: dict[str, object] = {
                 "limit": rate_limit.limit,
-                "interval": format_duration(rate_limit.interval_ms),
+                "interval": format_go_duration(rate_limit.interval_ms),
                 "usage": state.usage,
                 "remaining": state.remaining,
                 "unit": rate_limit.unit.value,

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 import trio
 from attrs import frozen
 
-from cgw.config.kinds import format_duration
+from cgw.durations import format_duration
 from cgw.errors import CgwError
 from cgw.model import Actor, Feature, LimitUnit
 

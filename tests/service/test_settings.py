@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgw.config.describe import describe_settings
-from cgw.config.kinds import Secret, format_duration, format_size, parse_duration, parse_size
+from cgw.config.kinds import Secret, format_size, parse_size
+from cgw.durations import format_duration, parse_duration
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.service.settings import Settings, load_settings

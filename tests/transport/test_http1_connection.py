@@ -275,7 +275,7 @@ async def test_client_that_leaves_is_noticed(is_half_closed: bool, pipelined: by
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.2"])
 async def test_upgrades_are_ignored_on_hot_routes(protocol: bytes) -> None:
     """A server may answer in the present protocol instead (RFC 9110 §7.8)."""
-    upgrade = b"Http1Connection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 2\r\n\r\nok" % protocol
+    upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 2\r\n\r\nok" % protocol
     async with open_engine() as engine, open_client(engine.port) as client:
         for _ in range(2):
             answer = await client.ask(HEAD + upgrade)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.control.durations import format_duration
+from cgw.durations import format_go_duration
 
 UNIT_MS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 
@@ -42,10 +42,10 @@ def parse_go_duration(text: str) -> Fraction:
 )
 def test_durations_are_written_as_go_prints_them(milliseconds: int, text: str) -> None:
     """Each form is the one that Go's ``Duration.String`` gives for the same time."""
-    assert format_duration(milliseconds) == text
+    assert format_go_duration(milliseconds) == text
 
 
 @given(st.integers(min_value=0, max_value=10**13))
 def test_no_duration_loses_a_millisecond(milliseconds: int) -> None:
     """What is written reads back, by Go's grammar, as exactly the same time."""
-    assert parse_go_duration(format_duration(milliseconds)) == milliseconds
+    assert parse_go_duration(format_go_duration(milliseconds)) == milliseconds
