@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from cgw.errors import Headers, Refusal
-from cgw.gateway.exchange import Gateway, run_exchange
+from cgw.gateway.exchange import run_exchange
+from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.providers.dialect import ErrorStyle
 from cgw.transport.client_side import ClientLimits
