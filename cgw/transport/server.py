@@ -1,89 +1,250 @@
-"""The listener, and the nursery that every client's connection lives in."""
+"""The listener: accepts connections within bounds, and owns the nursery in which each of them is served."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
-from attrs import define, field
+from attrs import frozen
 
-ServeConnection = Callable[[trio.SocketStream, trio.Nursery], Awaitable[None]]
+from cgw.errors import explain_os_error
+from cgw.transport.client_address import AddressBound, TrustedProxies
+
+ServeConnection = Callable[["AcceptedConnection"], Awaitable[None]]
+
+RETRY_AFTER_SECONDS = 1
+
+TURNING_AWAY_SECONDS = 1.0
+"""How long a connection above a bound may take to read its answer."""
+
+MAX_TURNING_AWAY = 64
+"""How many connections above a bound may read their answer at once; more are closed without one."""
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.02, 1.0
+
+_PEER_FAULTS = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+"""Errors of accept(2) that concern the connection that was to be accepted; all others mean "not now"."""
+
+_BODY = b'{"error":"too many connections, please retry"}\n'
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: %d\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (RETRY_AFTER_SECONDS, len(_BODY), _BODY)
+)
 
 logger = logging.getLogger("cgw.server")
 
 
-@define(eq=False)
-class Server:
-    """Accepts connections and serves each in a nursery of its own, until it drains.
+@frozen(eq=False)
+class AcceptedConnection:
+    """A connection that was accepted: its non-blocking socket, and the peer's address."""
 
-    ``drained`` is set once accepting has stopped and every connection has ended.
+    sock: socket.socket
+    peer: str
+
+
+@frozen
+class ServerStatistics:
+    """Connections ``open`` now; ``accepted`` and, above a bound, ``turned_away`` since the start."""
+
+    open: int
+    accepted: int
+    turned_away: int
+
+
+class Server:
+    """Accepts connections and serves each in a task of its own, until it drains.
+
+    At most ``max_connections`` are open at once, and ``max_per_address`` of one address (``None``: no bound; proxies
+    in ``trusted`` are exempt, as they stand for many). Above a bound a connection gets a 503 and is closed. ``drained``
+    is set once accepting has stopped and every connection has ended.
     """
 
-    listeners: list[trio.SocketListener]
-    _accepting_scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
-    _serving_scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
-    is_draining: bool = field(default=False, init=False)
-    connection_count: int = field(default=0, init=False)
-    drained: trio.Event = field(factory=trio.Event, init=False)
+    def __init__(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        *,
+        max_connections: int = 100_000,
+        max_per_address: int | None = None,
+        trusted: TrustedProxies | None = None,
+    ) -> None:
+        self._listeners = list(listeners)
+        self._max_connections = max_connections
+        self._trusted = trusted or TrustedProxies()
+        self.addresses = AddressBound(max_per_address)
+        self._accepting_scope = trio.CancelScope()  # cancelled by the drain
+        self._serving_scope = trio.CancelScope()  # cancelled at the end of the drain
+        self._accepted = self._turned_away = self._turning_away = 0
+        self.is_draining = False
+        self.connection_count = 0
+        self.drained = trio.Event()
 
     @property
     def port(self) -> int:
-        """The port that was bound: the one that was asked for, or, for 0, the one that was free."""
-        return int(self.listeners[0].socket.getsockname()[1])
+        """The bound port: the one that was asked for, or, for 0, the one that was free."""
+        return int(self._listeners[0].socket.getsockname()[1])
+
+    def statistics(self) -> ServerStatistics:
+        """Return a snapshot of the counters."""
+        return ServerStatistics(self.connection_count, self._accepted, self._turned_away)
 
     async def run(self, serve_connection: ServeConnection) -> None:
         """Serve until :meth:`stop_accepting` was called and all connections have ended, or until cancelled.
 
-        ``serve_connection`` gets each stream and its connection's nursery; the stream is closed when it returns.
+        ``serve_connection`` owns the socket that it is given, and closes it.
         """
         try:
             with self._serving_scope:
-                async with trio.open_nursery() as connections_nursery:
-                    with self._accepting_scope:
-                        await trio.serve_listeners(
-                            partial(self._serve_stream, serve_connection),
-                            self.listeners,
-                            handler_nursery=connections_nursery,
-                        )
+                async with trio.open_nursery() as nursery:
+                    for listener in self._listeners:
+                        nursery.start_soon(self._accept_for_ever, listener.socket, serve_connection, nursery)
         finally:
-            for listener in self.listeners:
-                listener.socket.close()
+            self._close_listeners()
             self.drained.set()
 
     def stop_accepting(self) -> None:
-        """Close the port. Connections go on; the service tells the idle ones to end."""
+        """Close the port. Open connections go on; their engine ends them when they are idle.
+
+        What the kernel has accepted already is served: closing the port would reset it.
+        """
         self.is_draining = True
         self._accepting_scope.cancel()
-        for listener in self.listeners:
-            listener.socket.close()
 
     def cut(self) -> None:
-        """End the connections that are left, under way or not."""
+        """End the connections that are left, whatever they are doing."""
         self._serving_scope.cancel()
 
-    async def _serve_stream(self, serve_connection: ServeConnection, stream: trio.SocketStream) -> None:
-        self.connection_count += 1
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.socket.close()
+
+    async def _accept_for_ever(
+        self, listener: trio.socket.SocketType, serve_connection: ServeConnection, nursery: trio.Nursery
+    ) -> None:
         try:
-            async with trio.open_nursery() as connection_nursery:
-                await serve_connection(stream, connection_nursery)
-                connection_nursery.cancel_scope.cancel()
+            with self._accepting_scope:
+                await self._accept_until_cancelled(listener, serve_connection, nursery)
+        finally:
+            if self.is_draining:
+                self._accept_backlog(listener, serve_connection, nursery)
+            listener.close()
+
+    async def _accept_until_cancelled(
+        self, listener: trio.socket.SocketType, serve_connection: ServeConnection, nursery: trio.Nursery
+    ) -> None:
+        pause_seconds = 0.0
+        while True:
+            try:
+                accepted, address = await listener.accept()
+            except OSError as error:
+                if error.errno in _PEER_FAULTS:
+                    continue
+                # Logged once, not for each try: a full table of descriptors may last for minutes.
+                if not pause_seconds:
+                    logger.error("connections cannot be accepted for now: %s", explain_os_error(error))
+                pause_seconds = min(max(2 * pause_seconds, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+                await trio.sleep(pause_seconds)
+                continue
+            if pause_seconds:
+                logger.warning("connections are accepted again")
+                pause_seconds = 0.0
+            self._admit(accepted, address, serve_connection, nursery)
+
+    def _accept_backlog(
+        self, listener: trio.socket.SocketType, serve_connection: ServeConnection, nursery: trio.Nursery
+    ) -> None:
+        """Take what the kernel has accepted so far: closing the listener would reset it."""
+        with socket.socket(fileno=socket.dup(listener.fileno())) as duplicate:
+            duplicate.setblocking(False)
+            while True:
+                try:
+                    accepted, address = duplicate.accept()
+                except OSError:
+                    return
+                self._admit(trio.socket.from_stdlib_socket(accepted), address, serve_connection, nursery)
+
+    def _admit(
+        self,
+        accepted: trio.socket.SocketType,
+        address: object,
+        serve_connection: ServeConnection,
+        nursery: trio.Nursery,
+    ) -> None:
+        peer = str(address[0]) if isinstance(address, tuple) and address else "unix"
+        sock = socket.socket(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        sock.setblocking(False)
+        is_exempt = self._trusted.trusts(peer)
+        if self.connection_count >= self._max_connections or not (is_exempt or self.addresses.acquire(peer)):
+            self._turned_away += 1
+            if self._turning_away < MAX_TURNING_AWAY:
+                self._turning_away += 1
+                nursery.start_soon(self._turn_away, sock)
+            else:
+                sock.close()
+            return
+        self._accepted += 1
+        self.connection_count += 1
+        connection = AcceptedConnection(sock, peer)
+        nursery.start_soon(self._serve, connection, serve_connection, None if is_exempt else peer)
+
+    async def _serve(
+        self, connection: AcceptedConnection, serve_connection: ServeConnection, counted_address: str | None
+    ) -> None:
+        try:
+            await serve_connection(connection)
         except* OSError as group:
             logger.warning("a connection ended with an error: %s", group.exceptions[0])
         except* Exception:
-            # One connection's bug must not end the others; it is an error that somebody has to look at.
+            # The boundary between one connection and all others: a bug that somebody has to look at.
             logger.exception("a connection failed")
         finally:
             self.connection_count -= 1
-            stream.socket.close()
+            if counted_address is not None:
+                self.addresses.release(counted_address)
+            connection.sock.close()
+
+    async def _turn_away(self, sock: socket.socket) -> None:
+        """Answer 503, and wait a moment for the client to read it: a reset would make it forget the answer unread."""
+        try:
+            with trio.move_on_after(TURNING_AWAY_SECONDS), sock:
+                sock.send(_TOO_MANY)
+                sock.shutdown(socket.SHUT_WR)
+                while True:
+                    await trio.lowlevel.wait_readable(sock)
+                    if not sock.recv(65_536):
+                        return
+        except OSError:
+            return
+        finally:
+            self._turning_away -= 1
 
 
 async def open_listeners(host: str, port: int, *, backlog: int = 2048) -> list[trio.SocketListener]:
-    """Listen on ``host`` (a name, an address, or ``""`` for all). Raises :exc:`OSError` when the port is taken."""
+    """Listen on ``host`` (a name, an address, or ``""`` for all). Raises :exc:`OSError` when the port is taken.
+
+    ``::`` serves IPv4 as well (RFC 3493 §5.3).
+    """
+    if host == "::":
+        return [_open_dual_stack_listener(port, backlog)]
     listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=backlog)
     for listener in listeners:
         # Accepted sockets inherit it: an answer's last, small segment never waits for an acknowledgement.
         listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listeners
+
+
+def _open_dual_stack_listener(port: int, backlog: int) -> trio.SocketListener:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind(("::", port))
+        sock.listen(backlog)
+        sock.setblocking(False)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise
