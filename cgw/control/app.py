@@ -19,7 +19,8 @@ from cgw.control.hypercorn_engine import Receive, Scope, Send
 from cgw.durations import format_go_duration
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.answer import allowed_methods
-from cgw.gateway.exchange import Gateway, run_exchange
+from cgw.gateway.exchange import run_exchange
+from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect, ErrorStyle

@@ -17,8 +17,8 @@ from cgw.control.app import ControlApp
 from cgw.control.hypercorn_engine import HypercornEngine
 from cgw.errors import ConfigError
 from cgw.events.spool import Spool
-from cgw.gateway.exchange import Gateway
 from cgw.gateway.http_engine import HttpEngine
+from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.limits.alerts import Notifier
 from cgw.limits.limiter import Limiter, LimiterOptions

@@ -21,8 +21,8 @@ from attrs import frozen
 from cgw.control.hypercorn_engine import HypercornEngine
 from cgw.errors import ConfigError
 from cgw.events.spool import open_spool
-from cgw.gateway.exchange import Gateway
 from cgw.gateway.http_engine import HttpEngine
+from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
 from cgw.limits.alerts import Notifier
 from cgw.providers.registry import build_dialects
