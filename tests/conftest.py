@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Set-up of all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Let programs under test be interrupted, also where the tests run in the background of a shell, which ignores
-    SIGINT for all that it starts there."""
+    """Restore SIGINT, which shells ignore in background jobs, so that programs under test can be interrupted."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Durations read as Go's: what ``time.ParseDuration`` takes, in the form that ``Duration.String`` gives."""
+"""Durations as in Go: ``time.ParseDuration`` accepts them, and they look like the output of ``Duration.String``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNIT_MS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 
 
 def parse_go_duration(text: str) -> Fraction:
-    """Milliseconds, by the grammar of Go's ``time.ParseDuration``."""
+    """Return the milliseconds of ``text``, by the grammar of Go's ``time.ParseDuration``."""
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|m|s)", text)
     assert "".join(number + unit for number, unit in parts) == text
     return sum((Fraction(number) * UNIT_MS[unit] for number, unit in parts), Fraction(0))
@@ -41,11 +41,11 @@ def parse_go_duration(text: str) -> Fraction:
     ],
 )
 def test_durations_are_written_as_go_prints_them(milliseconds: int, text: str) -> None:
-    """Each form is the one that Go's ``Duration.String`` gives for the same time."""
+    """Each text equals the output of Go's ``Duration.String`` for the same time."""
     assert format_go_duration(milliseconds) == text
 
 
 @given(st.integers(min_value=0, max_value=10**13))
 def test_no_duration_loses_a_millisecond(milliseconds: int) -> None:
-    """What is written reads back, by Go's grammar, as exactly the same time."""
+    """Each text parses, by Go's grammar, to exactly the same time."""
     assert parse_go_duration(format_go_duration(milliseconds)) == milliseconds

@@ -1,4 +1,4 @@
-"""The order of the layers: a package imports only from layers below its own, wherever in a file the import stands."""
+"""The order of the layers: a package imports only from layers below its own, also inside functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEVELS = {
     "limits": 6,
     "providers": 6,
     "gateway": 7,
-    "control": 8,  # above the gateway: its ASGI adapter runs the gateway's exchanges, never the other way round
+    "control": 8,  # above the gateway: its ASGI adapter runs the gateway's exchanges
     "service": 9,
     "testing": 9,
     "demo": 10,  # runs the whole service
@@ -85,7 +85,7 @@ def reads_of_environment(tree: ast.AST) -> Iterator[int]:
 
 
 def explain_import(package: str, imported: Import) -> str | None:
-    """Why ``package`` must not import this, or ``None``."""
+    """Return the reason why ``package`` must not import this, or ``None``."""
     top = imported.module.partition(".")[0]
     for forbidden in FORBIDDEN_IN_PACKAGE.get(package, ()):
         if imported.module == forbidden or imported.module.startswith(forbidden + "."):
@@ -103,7 +103,7 @@ def explain_import(package: str, imported: Import) -> str | None:
 
 
 def find_violations(root: Path) -> list[str]:
-    """Every breach of the order in the tree at ``root``, as ``file:line: why``."""
+    """Return every violation of the order in the tree at ``root``, as ``file:line: why``."""
     violations = []
     for path in sorted(root.rglob("*.py")):
         module_path = path.relative_to(root)
@@ -124,13 +124,13 @@ def find_violations(root: Path) -> list[str]:
     return violations
 
 
-def test_rooms_import_only_from_rooms_below() -> None:
-    """No module of cgw imports from a package that is not below its own."""
+def test_packages_import_only_from_layers_below() -> None:
+    """No module of cgw imports from a package of its own layer or of one above it."""
     assert find_violations(PACKAGE) == []
 
 
-def test_every_room_is_found() -> None:
-    """The walk covers the whole package, so that an empty list of violations means something."""
+def test_every_package_is_found() -> None:
+    """The walk covers all of cgw, so that an empty list of violations is meaningful."""
     modules = list(PACKAGE.rglob("*.py"))
     assert len(modules) > 20
     assert {"wire", "transport", "gateway", "config"} <= {package_of(f"cgw.{path.stem}") for path in modules} | {
@@ -138,16 +138,16 @@ def test_every_room_is_found() -> None:
     }
 
 
-def test_the_command_line_only_hands_the_environment_on() -> None:
-    """The command line touches the environment at one place: where it passes it to ``load_settings``."""
+def test_the_command_line_only_passes_the_environment_on() -> None:
+    """The command line uses the environment in one place: where it passes it to ``load_settings``."""
     tree = ast.parse("\n".join(path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "cli").glob("*.py"))))
     calls = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_settings"
     ]
-    handed_on = [ast.unparse(argument) for call in calls for argument in call.args]
-    assert handed_on == ["os.environ"]
+    passed_on = [ast.unparse(argument) for call in calls for argument in call.args]
+    assert passed_on == ["os.environ"]
     assert len(list(reads_of_environment(tree))) == 1
 
 
@@ -175,7 +175,7 @@ def test_the_command_line_only_hands_the_environment_on() -> None:
     ],
 )
 def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) -> None:
-    """A breach of the order, of whatever form, is reported with its reason."""
+    """A violation of the order, in any form, is reported with its reason."""
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(source, encoding="utf-8")
@@ -193,8 +193,8 @@ def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) 
         ("transport/b.py", "from cgw.telemetry import logs"),
     ],
 )
-def test_what_is_allowed_is_no_violation(tmp_path: Path, file: str, source: str) -> None:
-    """Imports from below, from the same package, and of a package's own vendor packages are fine."""
+def test_allowed_imports_are_not_reported(tmp_path: Path, file: str, source: str) -> None:
+    """Imports from below, from the same package, and of vendor packages where they are allowed, are not reported."""
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(source, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Background services and the block that uses them."""
+"""Background tasks and the block that uses them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cgw.lifetime import open_background_task
 
 
 async def test_services_end_with_the_block(autojump_clock: trio.testing.MockClock) -> None:
-    """The services run while the block does, and are over when it is."""
+    """Background tasks run for the length of the block, and have ended when it has."""
     log: list[str] = []
 
     async def serve() -> None:
@@ -25,7 +25,7 @@ async def test_services_end_with_the_block(autojump_clock: trio.testing.MockCloc
 
 
 async def test_cancellation_reaches_the_block_first(autojump_clock: trio.testing.MockClock) -> None:
-    """While the block cleans up after a cancellation, its services still run."""
+    """While the block cleans up after a cancellation, its background tasks still run."""
     log: list[str] = []
 
     async def serve() -> None:
@@ -56,7 +56,7 @@ async def test_error_of_the_block_is_not_wrapped() -> None:
 
 
 async def test_failing_service_cancels_the_block() -> None:
-    """A service that fails ends the block, and its error is what comes out."""
+    """A background task that fails cancels the block, and its error comes out."""
 
     async def fail() -> None:
         raise RuntimeError("broken")

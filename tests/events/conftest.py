@@ -1,4 +1,4 @@
-"""What the tests of the event spool share: a place for it, ways to look into it, and a disk that is held up."""
+"""Fixtures of the event spool: its path, queries on it, and a disk that blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def query(path: Path) -> Callable[[str], list[tuple[object, ...]]]:
-    """Run a query on the spool through a connection of its own, as an operator would."""
+    """Return a function that queries the spool through a connection of its own, as an operator would."""
 
     def run(sql: str) -> list[tuple[object, ...]]:
         with closing(sqlite3.connect(path)) as connection:
@@ -32,7 +32,7 @@ def query(path: Path) -> Callable[[str], list[tuple[object, ...]]]:
 
 @pytest.fixture
 def hold_writes(path: Path) -> Callable[[], object]:
-    """A context manager during which no other connection can commit to the spool."""
+    """Return a context manager during which no other connection can commit to the spool."""
 
     @contextmanager
     def hold() -> Iterator[None]:
@@ -46,7 +46,7 @@ def hold_writes(path: Path) -> Callable[[], object]:
 
 @pytest.fixture
 def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a Python script in a process of its own, which does not outlive the test."""
+    """Return a function that starts a Python script in a process that does not outlive the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(script: str, *arguments: str) -> subprocess.Popen[str]:

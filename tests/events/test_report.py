@@ -74,13 +74,13 @@ async def test_completions_are_summed_by_day_actor_feature_and_model(path: Path)
 
 
 async def test_missing_status_is_an_error(path: Path) -> None:
-    """A completion without a known status was not answered 2xx."""
+    """A completion without a known status counts as an error."""
     await record(path, finished(resolved_status_code=None), finished(resolved_status_code=299))
     assert [row.errors for row in summarise(path)] == [1]
 
 
 async def test_report_can_be_narrowed(path: Path) -> None:
-    """since is included, until is not, and actor is an exact id."""
+    """``since`` is inclusive, ``until`` exclusive, and ``actor`` an exact id."""
     await record(path, finished(day=21), finished(day=22), finished(day=23), finished("acme2", day=22))
     days = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in (22, 23)]
     assert [row.day for row in summarise(path, since=days[0], actor="acme")] == ["2026-11-22", "2026-11-23"]
@@ -89,7 +89,7 @@ async def test_report_can_be_narrowed(path: Path) -> None:
 
 
 async def test_open_spool_can_be_read(path: Path) -> None:
-    """The report sees what is committed while the spool is open for writing, and does not disturb it."""
+    """The report reads committed events while the spool is open for writing, and does not disturb it."""
     async with open_spool(path) as spool:
         await spool.record(finished())
         assert [row.requests for row in summarise(path)] == [1]
@@ -98,13 +98,13 @@ async def test_open_spool_can_be_read(path: Path) -> None:
 
 
 def test_absent_spool_is_no_usage(path: Path) -> None:
-    """No file means no rows, and none is created."""
+    """A missing file means no rows, and it is not created."""
     assert summarise(path) == []
     assert not path.parent.exists()
 
 
-def test_what_is_no_spool_is_refused(path: Path) -> None:
-    """A file that is no database, and a database that is no spool, are named."""
+def test_other_files_are_refused(path: Path) -> None:
+    """A file that is not a database, and a database that is not a spool, are refused by name."""
     path.parent.mkdir()
     path.write_text("hello " * 1000)
     with pytest.raises(SpoolError, match="cannot be read: file is not a database"):
@@ -117,13 +117,13 @@ def test_what_is_no_spool_is_refused(path: Path) -> None:
 
 
 def test_json_is_a_list_of_flat_objects() -> None:
-    """The JSON has the row's fields as they are, with null where a sum is unknown."""
+    """The JSON has the fields of each row, with null where a sum is unknown."""
     assert json.loads(render_json([ROW])) == [attrs.asdict(ROW)]
     assert json.loads(render_json([])) == []
 
 
 def test_plain_table_has_one_whole_line_for_each_row() -> None:
-    """Piped, the table is a header and a line for each row, neither coloured nor cut."""
+    """In a pipe, the table is a header and a line for each row, neither coloured nor truncated."""
     model = "openai/" + "long" * 50
     lines = render_table([ROW, attrs.evolve(ROW, actor_name="", model=model)]).splitlines()
     assert [line.split()[0] for line in lines] == ["day", "2026-11-23", "2026-11-23"]
@@ -141,7 +141,7 @@ def test_terminal_table_fits_its_width() -> None:
 
 
 def test_names_cannot_drive_the_terminal() -> None:
-    """Control characters and markup in names are shown, not obeyed."""
+    """Control characters and markup in names are escaped."""
     row = attrs.evolve(ROW, actor_name="\x1b[2J[bold]x\r\n")
     for is_terminal in (True, False):
         table = render_table([row], is_terminal=is_terminal, width=200)

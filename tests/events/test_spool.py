@@ -1,4 +1,4 @@
-"""The spool: durable when record() returns, few transactions, and honest about what it could not keep."""
+"""The spool: durable when record() returns, few transactions, and every loss is reported."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def build_event(identifier: str = "acme", **metadata: Any) -> UsageEvent:
 
 
 async def wait_handed_over(spool: Spool, count: int) -> None:
-    """Wait until ``count`` events are on their way and every task is parked."""
+    """Wait until ``count`` events are in the queue and every task is parked."""
     while spool.statistics().pending < count:
         await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_recorded_event_is_committed_when_record_returns(path: Path, query: Query) -> None:
-    """Another connection sees the whole event as soon as record() has returned."""
+    """Another connection reads the complete event as soon as record() has returned."""
     event = build_event(feature="chat_completions", stream=True, prompt_token_count=7)
     async with open_spool(path) as spool:
         await spool.record(event)
@@ -48,7 +48,7 @@ async def test_recorded_event_is_committed_when_record_returns(path: Path, query
 
 
 async def test_time_is_stored_as_utc_text_of_fixed_width(path: Path, query: Query) -> None:
-    """Times sort as text, also those on a whole second and those that came in another zone."""
+    """Times sort as text, also those on a whole second and those given in another time zone."""
     zone = timezone(timedelta(hours=2))
     moments = (datetime(2026, 11, 23, 1, 30, tzinfo=zone), datetime(2026, 11, 22, 23, 30, 0, 5, tzinfo=UTC))
     async with open_spool(path) as spool:
@@ -61,7 +61,7 @@ async def test_time_is_stored_as_utc_text_of_fixed_width(path: Path, query: Quer
 
 
 async def test_concurrent_callers_share_transactions(path: Path, query: Query, hold_writes: Hold) -> None:
-    """Events that arrive while a transaction waits for the disk all go into the next one."""
+    """Events that arrive while a transaction waits for the disk all go into the next transaction."""
     async with open_spool(path) as spool, trio.open_nursery() as nursery:
         with hold_writes():
             for _ in range(200):
@@ -85,7 +85,7 @@ async def test_same_id_is_kept_once(path: Path, query: Query) -> None:
 
 
 async def test_event_of_a_cancelled_caller_is_recorded(path: Path, query: Query, hold_writes: Hold) -> None:
-    """Cancelling record() ends the waiting at once; the event reaches the disk all the same."""
+    """Cancelling record() returns at once; the event is still written."""
     async with open_spool(path) as spool:
         with hold_writes():
             async with trio.open_nursery() as nursery:
@@ -100,7 +100,7 @@ async def test_event_of_a_cancelled_caller_is_recorded(path: Path, query: Query,
 
 
 async def test_blank_identifier_is_dropped_and_counted(path: Path, query: Query) -> None:
-    """An event without identifier is not kept and not an error, as in the reference; record() still checkpoints."""
+    """An event without identifier is dropped without an error, as in the reference; record() still is a checkpoint."""
     async with open_spool(path) as spool:
         with trio.testing.assert_checkpoints():
             await spool.record(build_event("  "))
@@ -117,7 +117,7 @@ async def test_blank_identifier_is_dropped_and_counted(path: Path, query: Query)
     ],
 )
 async def test_unusable_metadata_is_refused(path: Path, metadata: dict[str, Any], reason: str) -> None:
-    """Metadata that is no JSON, or too much of it, is the caller's error and disturbs nobody else."""
+    """Metadata that cannot be JSON, or is too large, raises to its caller and does not affect other events."""
     async with open_spool(path) as spool:
         with pytest.raises(SpoolError, match=reason):
             await spool.record(build_event(**metadata))
@@ -126,7 +126,7 @@ async def test_unusable_metadata_is_refused(path: Path, metadata: dict[str, Any]
 
 
 async def test_half_surrogate_pairs_do_not_hinder_recording(path: Path, query: Query) -> None:
-    """Text that cannot be UTF-8 is stored with question marks instead of failing a whole batch."""
+    """Text that is not valid UTF-8 is stored with question marks instead of failing a whole batch."""
     async with open_spool(path) as spool:
         await spool.record(build_event("a\ud800", model="m\udfff"))
     assert query("SELECT identifier, json_extract(metadata, '$.model') FROM events") == [("a?", "m?")]
@@ -161,10 +161,10 @@ async def test_flood_is_bounded(path: Path, hold_writes: Hold, caplog: pytest.Lo
     assert (spool.statistics().recorded, spool.statistics().dropped_when_full) == (11, 16)
 
 
-async def test_commit_that_fails_is_told_to_its_callers_only(
+async def test_failed_commit_raises_to_its_callers_only(
     path: Path, query: Query, hold_writes: Hold, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A disk that is held up for too long fails the waiting callers; later ones succeed, and the log says both."""
+    """A disk that blocks for too long fails the waiting callers; later ones succeed, and both are logged."""
     async with open_spool(path, busy_timeout_seconds=0.05) as spool:
         with hold_writes():
             for _ in range(2):
@@ -177,7 +177,7 @@ async def test_commit_that_fails_is_told_to_its_callers_only(
 
 
 async def test_closing_is_bounded(path: Path, hold_writes: Hold, caplog: pytest.LogCaptureFixture) -> None:
-    """A disk that does not come back holds closing up for its deadline only, and the log says what is missing."""
+    """A disk that stays blocked delays closing until its deadline only, and the lost events are logged."""
     with hold_writes_once_open(path) as held:
         async with open_spool(path, busy_timeout_seconds=30, close_timeout_seconds=0.05) as spool:
             held.execute("BEGIN IMMEDIATE")
@@ -195,7 +195,7 @@ def hold_writes_once_open(path: Path) -> closing[sqlite3.Connection]:
 
 
 async def test_closed_spool_refuses(path: Path) -> None:
-    """What comes after closing is refused, not parked for ever."""
+    """An event after closing raises instead of waiting for ever."""
     async with open_spool(path) as spool:
         pass
     with pytest.raises(SpoolError, match="closed"):
@@ -226,7 +226,7 @@ trio.run(main)
 
 
 async def test_recorded_events_survive_kill_9(path: Path, query: Query, start_python: StartPython) -> None:
-    """Every event whose record() returned is in the file after kill -9 under load, and the file opens again."""
+    """After kill -9 under load the file opens again, and has every event whose record() returned."""
     process = start_python(RECORD_UNTIL_KILLED, str(path))
     assert process.stdout is not None
     announced = [process.stdout.readline().strip() for _ in range(500)]
@@ -291,7 +291,7 @@ trio.run(main)
 
 
 async def test_full_disk_fails_until_there_is_space(path: Path, query: Query, start_python: StartPython) -> None:
-    """Where files may not grow, record() raises; once they may, it works again, and nothing committed is lost."""
+    """On a full disk record() raises; with space it works again, and nothing committed is lost."""
     process = start_python(FILL_DISK, str(path))
     output, _ = await trio.to_thread.run_sync(process.communicate)
     assert process.returncode == 0
@@ -325,7 +325,7 @@ def overwrite(path: Path, start: int) -> None:
 async def test_damaged_file_is_set_aside(
     path: Path, query: Query, start: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A damaged spool is renamed, with a clear error in the log, and a fresh one serves."""
+    """A damaged spool is renamed, with an error in the log, and a new one is started."""
     await fill(path)
     overwrite(path, start)
     damaged = read_bytes(path)
@@ -341,7 +341,7 @@ async def test_damaged_file_is_set_aside(
 async def test_damage_found_while_running_is_handled(
     path: Path, query: Query, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Damage that appears under a running spool costs no event: it goes on in a fresh file."""
+    """Damage to an open spool loses no event: the spool continues in a new file."""
     async with open_spool(path) as spool:
         for _ in range(50):
             await spool.record(build_event(x="y" * 1000))
@@ -353,7 +353,7 @@ async def test_damage_found_while_running_is_handled(
 
 
 async def test_removed_file_is_noticed(path: Path, query: Query, caplog: pytest.LogCaptureFixture) -> None:
-    """Events do not vanish into a file that somebody deleted."""
+    """Events are not written to a file that was deleted."""
     async with open_spool(path) as spool:
         await spool.record(build_event())
         for file in path.parent.glob("events.sqlite*"):
@@ -364,7 +364,7 @@ async def test_removed_file_is_noticed(path: Path, query: Query, caplog: pytest.
 
 
 async def test_foreign_database_is_left_alone(path: Path) -> None:
-    """A SQLite file that is not a spool is refused, and not changed."""
+    """A SQLite file of another program is refused, and not changed."""
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE accounts (id)")
@@ -376,7 +376,7 @@ async def test_foreign_database_is_left_alone(path: Path) -> None:
 
 
 async def test_newer_schema_is_refused(path: Path) -> None:
-    """A spool of a newer cgw is refused with both versions named, and not set aside."""
+    """A spool of a newer cgw is refused with both versions named, and not renamed."""
     await fill(path, 1)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
@@ -387,7 +387,7 @@ async def test_newer_schema_is_refused(path: Path) -> None:
 
 
 async def test_unusable_folder_is_a_config_error(tmp_path: Path) -> None:
-    """A folder that cannot be had is named in one sentence."""
+    """A folder that cannot be created is named in one sentence."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"event spool .*/file/events.sqlite cannot be used: "):
         async with open_spool(tmp_path / "file" / "events.sqlite"):
@@ -395,7 +395,7 @@ async def test_unusable_folder_is_a_config_error(tmp_path: Path) -> None:
 
 
 async def test_folder_in_place_of_the_file_is_a_config_error(tmp_path: Path) -> None:
-    """A folder under the spool's name is refused in one sentence."""
+    """A folder at the spool's path is refused in one sentence."""
     with pytest.raises(ConfigError, match="cannot be used: "):
         async with open_spool(tmp_path):
             pass
