@@ -119,11 +119,11 @@ def run(
     tool_choice: str,
     writes_report: bool,
 ) -> int:
-    from benchmarks.build import build_tools
+    from benchmarks.binaries import build_tools
     from benchmarks.limits.clients import CLIENTS
     from benchmarks.limits.measure import describe_versions
-    from benchmarks.runner import Plan, find_subjects, run_plan
-    from benchmarks.subjects.registry import DIRECT
+    from benchmarks.runner import RunPlan, find_subjects, run_plan
+    from benchmarks.subjects.known import DIRECT
     from benchmarks.terminal import print_results, show_progress
 
     console = _console()
@@ -140,7 +140,7 @@ def run(
     if clients:
         versions = describe_versions(clients) | versions
     count = rounds or PROFILES[profile].rounds
-    plan = Plan(
+    plan = RunPlan(
         cases=cases,
         subjects=found,
         clients=clients,
@@ -171,7 +171,7 @@ def run(
 def _pick_subjects(subjects: str, commands: Sequence[str]) -> tuple[list[str], dict[str, Subject]]:
     """The names that are asked for, and all gateways that are known by name, those of ``commands`` included."""
     from benchmarks.limits.clients import CLIENTS
-    from benchmarks.subjects.registry import DIRECT, known_subjects, parse_subject
+    from benchmarks.subjects.known import DIRECT, known_subjects, parse_subject
 
     known = known_subjects()
     names = [name.strip() for name in subjects.split(",") if name.strip()]
@@ -211,7 +211,7 @@ def _pick_cases(profile: str, scenarios: tuple[str, ...], case_filter: str | Non
 
 
 def _write_report(results: Results, path: Path, console: Console) -> None:
-    from benchmarks.report import render_report
+    from benchmarks.html_report import render_report
 
     path.write_text(render_report(results), encoding="utf-8")
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
@@ -240,7 +240,7 @@ def report(results_file: Path, output: Path | None) -> int:
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def plot(results_file: Path, output: Path) -> int:
     """Write the plot of CPU per event against streams as an SVG file."""
-    from benchmarks.report import render_cpu_plot
+    from benchmarks.html_report import render_cpu_plot
 
     output.write_text(render_cpu_plot(Results.read(results_file)), encoding="utf-8")
     return 0

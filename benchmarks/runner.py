@@ -10,21 +10,21 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.build import REPOSITORY, Tools
+from benchmarks.binaries import REPOSITORY, Tools
+from benchmarks.gateway_bench import GatewayBench
 from benchmarks.limits.measure import measure_limits
 from benchmarks.machine import describe_machine, pick_cores
-from benchmarks.measure import Bench
 from benchmarks.processes import pinned
 from benchmarks.results import SCHEMA, Measurement, Metrics, Results
-from benchmarks.scenarios import AnyCase, Case, LimitsCase
+from benchmarks.scenarios import AnyCase, GatewayCase, LimitsCase
 from benchmarks.subjects.base import MissingSubjectError, Subject
-from benchmarks.subjects.registry import DIRECT
+from benchmarks.subjects.known import DIRECT
 
-__all__ = ["Plan", "find_subjects", "read_commit", "run_plan"]
+__all__ = ["RunPlan", "find_subjects", "read_commit", "run_plan"]
 
 
 @frozen(kw_only=True)
-class Plan:
+class RunPlan:
     """What to measure. ``subjects`` are in order; ``None`` stands for no gateway. ``clients`` are limits' subjects."""
 
     cases: Sequence[AnyCase]
@@ -51,7 +51,7 @@ class Plan:
         return [name for name, subject in self.subjects.items() if can_run(subject, case)]
 
 
-def can_run(subject: Subject | None, case: Case) -> bool:
+def can_run(subject: Subject | None, case: GatewayCase) -> bool:
     """A TLS upstream is only for subjects that the suite can configure for it; the load itself speaks plain HTTP."""
     return not case.is_tls or (subject is not None and subject.has_tls)
 
@@ -81,7 +81,7 @@ def find_subjects(
 
 
 def run_plan(
-    plan: Plan,
+    plan: RunPlan,
     versions: dict[str, str],
     left_out: dict[str, str],
     on_step: Callable[[str], None],
@@ -108,7 +108,7 @@ def run_plan(
     with (
         pinned(cores.load),  # this process, too, stays off the subject's core
         tempfile.TemporaryDirectory(prefix="cgw-bench-") as directory,
-        Bench(plan.tools, cores, Path(directory)) as bench,
+        GatewayBench(plan.tools, cores, Path(directory)) as bench,
     ):
         try:
             _measure_all(plan, bench, results, on_step, on_measured)
@@ -118,8 +118,8 @@ def run_plan(
 
 
 def _measure_all(
-    plan: Plan,
-    bench: Bench,
+    plan: RunPlan,
+    bench: GatewayBench,
     results: Results,
     on_step: Callable[[str], None],
     on_measured: Callable[[Measurement], None],
@@ -147,7 +147,7 @@ def _measure_all(
                 on_measured(measurement)
 
 
-def _measure(plan: Plan, bench: Bench, name: str, case: AnyCase) -> Metrics:
+def _measure(plan: RunPlan, bench: GatewayBench, name: str, case: AnyCase) -> Metrics:
     if isinstance(case, LimitsCase):
         return measure_limits(name, case, bench.cores, bench.directory)
     return bench.measure(plan.subjects[name], case)

@@ -7,7 +7,18 @@ from typing import Literal
 
 from attrs import field, frozen
 
-__all__ = ["FULL", "PROFILES", "SCENARIOS", "SHORT", "SMOKE", "AnyCase", "Case", "LimitsCase", "Profile", "Scenario"]
+__all__ = [
+    "FULL",
+    "PROFILES",
+    "SCENARIOS",
+    "SHORT",
+    "SMOKE",
+    "AnyCase",
+    "GatewayCase",
+    "LimitsCase",
+    "Profile",
+    "Scenario",
+]
 
 MS = 1_000_000
 LONGEST_STREAM_SECONDS = 120
@@ -38,7 +49,7 @@ PROFILES = {profile.name: profile for profile in (SHORT, FULL, SMOKE)}
 
 
 @frozen(kw_only=True)
-class Case:
+class GatewayCase:
     """One measurement's settings. ``upstream`` and ``second`` are the names of ``tools/upstream``'s profiles a and b,
     ``load`` the options of ``tools/load``."""
 
@@ -87,7 +98,7 @@ class LimitsCase:
         return (self.warm_ms + self.window_ms) / 1000 + 0.6
 
 
-AnyCase = Case | LimitsCase
+AnyCase = GatewayCase | LimitsCase
 
 
 @frozen
@@ -105,9 +116,9 @@ def _phases(profile: Profile, window_ms: int) -> dict[str, int | float | str]:
 
 def _paced(
     profile: Profile, scenario: str, streams: int, rate: int, *, parameters: dict[str, Parameter] | None = None
-) -> Case:
+) -> GatewayCase:
     """``streams`` streams of ``rate`` events/s each, which the upstream ends after the window."""
-    return Case(
+    return GatewayCase(
         scenario=scenario,
         parameters={"streams": streams, "rate": rate} if parameters is None else parameters,
         upstream={"stream": 1, "events": rate * LONGEST_STREAM_SECONDS, "interval": 1_000_000_000 // rate, "first": 0},
@@ -124,20 +135,20 @@ def _paced(
     )
 
 
-def _steady(profile: Profile) -> Iterator[Case]:
+def _steady(profile: Profile) -> Iterator[GatewayCase]:
     for streams in profile.streams:
         yield _paced(profile, "steady", streams, 50)
 
 
-def _throughput(profile: Profile) -> Iterator[Case]:
+def _throughput(profile: Profile) -> Iterator[GatewayCase]:
     streams = min(100, profile.streams[-1])
     yield _paced(profile, "throughput", streams, 200)
 
 
-def _flood(profile: Profile) -> Iterator[Case]:
+def _flood(profile: Profile) -> Iterator[GatewayCase]:
     streams = min(100, profile.streams[-1])
     for burst in (1, 16):
-        yield Case(
+        yield GatewayCase(
             scenario="flood",
             parameters={"streams": streams, "burst": burst},
             upstream={
@@ -159,7 +170,7 @@ def _flood(profile: Profile) -> Iterator[Case]:
         )
 
 
-def _requests(profile: Profile) -> Iterator[Case]:
+def _requests(profile: Profile) -> Iterator[GatewayCase]:
     upstream = {"stream": 0, "first": 0, "bytes": 400}
     window_ms = min(profile.window_ms, 4000)
     common: dict[str, int | float | str] = {
@@ -168,7 +179,7 @@ def _requests(profile: Profile) -> Iterator[Case]:
         "window-ms": window_ms,
         "drain-ms": 2000,
     }
-    yield Case(
+    yield GatewayCase(
         scenario="requests",
         parameters={"rate": 200},
         upstream=upstream,
@@ -176,7 +187,7 @@ def _requests(profile: Profile) -> Iterator[Case]:
         window_ms=window_ms,
         counts="requests",
     )
-    yield Case(
+    yield GatewayCase(
         scenario="requests",
         parameters={"connections": 32},
         upstream=upstream,
@@ -186,16 +197,16 @@ def _requests(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _first_byte(profile: Profile) -> Iterator[Case]:
+def _first_byte(profile: Profile) -> Iterator[GatewayCase]:
     yield _one_at_a_time(profile, "first-byte", {}, events=2)
 
 
 def _one_at_a_time(
     profile: Profile, scenario: str, parameters: dict[str, Parameter], *, events: int, body_bytes: int = 0
-) -> Case:
+) -> GatewayCase:
     """One short stream after the other on one connection: what a subject adds when nothing else is to be done."""
     window_ms = min(profile.window_ms, 4000)
-    return Case(
+    return GatewayCase(
         scenario=scenario,
         parameters=parameters,
         upstream={"stream": 1, "events": events, "interval": MS, "first": 0},
@@ -213,9 +224,9 @@ def _one_at_a_time(
     )
 
 
-def _idle(profile: Profile) -> Iterator[Case]:
+def _idle(profile: Profile) -> Iterator[GatewayCase]:
     lasts_ms = profile.ramp_ms * 4 + profile.warm_ms + 2000
-    yield Case(
+    yield GatewayCase(
         scenario="idle",
         parameters={"streams": profile.idle_streams},
         upstream={"stream": 1, "events": 2, "interval": lasts_ms * MS, "first": 0},
@@ -234,7 +245,7 @@ def _idle(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _cancel(profile: Profile) -> Iterator[Case]:
+def _cancel(profile: Profile) -> Iterator[GatewayCase]:
     window_ms = min(profile.window_ms * 4 // 3, 6000)
     phases: dict[str, tuple[int, int]] = {
         # phase: delay of the first event, gap between events
@@ -243,7 +254,7 @@ def _cancel(profile: Profile) -> Iterator[Case]:
         "quiet": (0, 3000 * MS),
     }
     for phase, (first, interval) in phases.items():
-        yield Case(
+        yield GatewayCase(
             scenario="cancel",
             parameters={"phase": phase},
             upstream={"stream": 1, "events": 1000 if phase == "streaming" else 2, "interval": interval, "first": first},
@@ -262,10 +273,10 @@ def _cancel(profile: Profile) -> Iterator[Case]:
         )
 
 
-def _slow_reader(profile: Profile) -> Iterator[Case]:
+def _slow_reader(profile: Profile) -> Iterator[GatewayCase]:
     streams, slow = min(200, profile.streams[-1]), 10
     smooth = _paced(profile, "slow-reader", streams, 50, parameters={"streams": streams, "rate": 50, "slow": slow})
-    yield Case(
+    yield GatewayCase(
         scenario="slow-reader",
         parameters=smooth.parameters,
         upstream=smooth.upstream,
@@ -278,16 +289,16 @@ def _slow_reader(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _large_prompt(profile: Profile) -> Iterator[Case]:
+def _large_prompt(profile: Profile) -> Iterator[GatewayCase]:
     for kilobytes in (100, 1000):
         parameters: dict[str, Parameter] = {"kilobytes": kilobytes}
         yield _one_at_a_time(profile, "large-prompt", parameters, events=5, body_bytes=kilobytes * 1000)
 
 
-def _tls(profile: Profile) -> Iterator[Case]:
+def _tls(profile: Profile) -> Iterator[GatewayCase]:
     streams = min(200, profile.streams[-1])
     plain = _paced(profile, "tls", streams, 50)
-    yield Case(
+    yield GatewayCase(
         scenario="tls",
         parameters=plain.parameters,
         upstream=plain.upstream,
@@ -299,9 +310,9 @@ def _tls(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _churn(profile: Profile) -> Iterator[Case]:
+def _churn(profile: Profile) -> Iterator[GatewayCase]:
     rate = 100
-    yield Case(
+    yield GatewayCase(
         scenario="churn",
         parameters={"rate": rate, "events": 10},
         upstream={"stream": 1, "events": 10, "interval": 5 * MS, "first": 0},

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from benchmarks.results import Measurement, Results, read_metric
 
-__all__ = ["COLUMNS", "Column", "columns_of", "print_results", "show_progress"]
+__all__ = ["COLUMNS", "MetricColumn", "columns_of", "print_results", "show_progress"]
 
 
 @frozen
-class Column:
+class MetricColumn:
     """A metric as a column: its dotted name, a title with the unit, and how to write a value."""
 
     metric: str
@@ -28,24 +28,24 @@ class Column:
 
 
 COLUMNS = (
-    Column("cpu_us_per_event", "CPU µs/event", 1),
-    Column("cpu_us_per_request", "CPU µs/request"),
-    Column("events_per_second", "events/s"),
-    Column("requests_per_second", "requests/s"),
-    Column("latency_us.p50", "event p50 µs"),
-    Column("latency_us.p99", "event p99 µs"),
-    Column("first_byte_us.p50", "first byte p50 µs"),
-    Column("first_byte_us.p99", "first byte p99 µs"),
-    Column("rss_kib_per_stream", "KiB/stream", 1),
-    Column("rss_growth_kib", "memory growth KiB"),
-    Column("upstream_closed_ms.p50", "closed p50 ms", 2),
-    Column("upstream_closed_ms.p99", "closed p99 ms", 2),
-    Column("upstream_never_closed", "never closed"),
-    Column("pairs_per_second", "pairs/s"),
-    Column("cpu_us_per_pair", "CPU µs/pair", 1),
-    Column("store_cpu_us_per_pair", "store CPU µs/pair", 1),
+    MetricColumn("cpu_us_per_event", "CPU µs/event", 1),
+    MetricColumn("cpu_us_per_request", "CPU µs/request"),
+    MetricColumn("events_per_second", "events/s"),
+    MetricColumn("requests_per_second", "requests/s"),
+    MetricColumn("latency_us.p50", "event p50 µs"),
+    MetricColumn("latency_us.p99", "event p99 µs"),
+    MetricColumn("first_byte_us.p50", "first byte p50 µs"),
+    MetricColumn("first_byte_us.p99", "first byte p99 µs"),
+    MetricColumn("rss_kib_per_stream", "KiB/stream", 1),
+    MetricColumn("rss_growth_kib", "memory growth KiB"),
+    MetricColumn("upstream_closed_ms.p50", "closed p50 ms", 2),
+    MetricColumn("upstream_closed_ms.p99", "closed p99 ms", 2),
+    MetricColumn("upstream_never_closed", "never closed"),
+    MetricColumn("pairs_per_second", "pairs/s"),
+    MetricColumn("cpu_us_per_pair", "CPU µs/pair", 1),
+    MetricColumn("store_cpu_us_per_pair", "store CPU µs/pair", 1),
     *(
-        Column(f"{what}_us.{percentile}", f"{what} {percentile} µs")
+        MetricColumn(f"{what}_us.{percentile}", f"{what} {percentile} µs")
         for what in ("pair", "call")
         for percentile in ("p50", "p99")
     ),
@@ -70,7 +70,7 @@ BY_SCENARIO = {
 }
 
 
-def columns_of(scenario: str) -> list[Column]:
+def columns_of(scenario: str) -> list[MetricColumn]:
     """The columns that matter for a scenario, the most important first."""
     by_name = {column.metric: column for column in COLUMNS}
     return [by_name[name] for name in BY_SCENARIO.get(scenario, by_name)]

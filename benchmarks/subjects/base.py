@@ -9,7 +9,7 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from benchmarks.load import Target
+from benchmarks.tool_processes import Target
 
 __all__ = ["Address", "MissingSubjectError", "Start", "Subject", "ask_version"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.build import cache_dir
-from benchmarks.load import Target
+from benchmarks.binaries import cache_dir
 from benchmarks.subjects.base import Address, MissingSubjectError, Start, ask_version
 from benchmarks.subjects.proxies import find_program
+from benchmarks.tool_processes import Target
 
 __all__ = ["LiteLLM", "Portkey"]
 

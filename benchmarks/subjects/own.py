@@ -9,9 +9,9 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from benchmarks.build import REPOSITORY
-from benchmarks.load import Target
+from benchmarks.binaries import REPOSITORY
 from benchmarks.subjects.base import Address, Start, ask_version
+from benchmarks.tool_processes import Target
 
 __all__ = ["Cgw"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-__all__ = ["Body", "FramingError", "Head", "split_head"]
+__all__ = ["FramingError", "MessageBody", "MessageHead", "split_head"]
 
 HEAD_LIMIT = 65536
 LINE_LIMIT = 4096
@@ -15,7 +15,7 @@ class FramingError(Exception):
     """The peer's bytes are not HTTP/1.1."""
 
 
-class Head:
+class MessageHead:
     """A start line and headers; names in lower case."""
 
     def __init__(self, raw: bytes) -> None:
@@ -33,22 +33,22 @@ class Head:
         return self.headers.get("connection", "").lower() != "close"
 
 
-def split_head(buffer: bytearray) -> Head | None:
+def split_head(buffer: bytearray) -> MessageHead | None:
     """Take a whole head off the front of ``buffer``; ``None`` while it is incomplete."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         if len(buffer) > HEAD_LIMIT:
             raise FramingError("the head is too long")
         return None
-    head = Head(bytes(buffer[:end]))
+    head = MessageHead(bytes(buffer[:end]))
     del buffer[: end + 4]
     return head
 
 
-class Body:
+class MessageBody:
     """One message's body, fed with what follows its head."""
 
-    def __init__(self, head: Head, without: Literal["none", "until-close"]) -> None:
+    def __init__(self, head: MessageHead, without: Literal["none", "until-close"]) -> None:
         self._left = 0
         self._at: Literal["size", "data", "data-end", "trailer"] = "size"
         self.done = False

@@ -13,7 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from cgw.demo.paste import Snippet
+from cgw.demo.snippets import Snippet
 
 READING_WIDTH = 96
 """Prose and streamed words are kept to this many columns, however wide the terminal is."""
@@ -27,7 +27,7 @@ def has_colour(file: TextIO) -> bool:
     return console.color_system is not None and not console.no_color
 
 
-class WordFlow:
+class WordWrapper:
     """Breaks words that come one by one into lines of at most ``width`` columns."""
 
     def __init__(self, width: int) -> None:
@@ -92,15 +92,15 @@ class Screen:
             longest = max(len(name) for name, _ in rows)
             self._write("".join(f"{name:<{longest}}  {value}\n" for name, value in rows))
 
-    def open_flow(self) -> WordFlow:
+    def begin_text(self) -> WordWrapper:
         """Begin a text that comes word by word, for :meth:`show_token`."""
-        return WordFlow(self._width)
+        return WordWrapper(self._width)
 
-    def show_token(self, flow: WordFlow, token: str) -> None:
+    def show_token(self, flow: WordWrapper, token: str) -> None:
         """Print one token of a text as it arrives."""
         self._write(flow.place(token), "green")
 
-    def end_flow(self) -> None:
+    def end_text(self) -> None:
         """End the line of the last token."""
         self._write("\n")
 

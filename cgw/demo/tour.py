@@ -20,17 +20,17 @@ import trio
 from attrs import frozen
 
 from cgw.actors.tokens import hash_token, new_token
-from cgw.demo.paste import CLAUDE, build_snippets
-from cgw.demo.recorded import RecordedEvent, count_completions, read_last_completion, read_last_seq
+from cgw.demo.recorded_events import RecordedEvent, count_completions, read_last_completion, read_last_seq
 from cgw.demo.screen import Screen, has_colour
-from cgw.demo.tour_client import Client, Overhead, RequestFailed, Target, measure_overhead, open_client
+from cgw.demo.snippets import CLAUDE, build_snippets
+from cgw.demo.tour_client import Overhead, RequestFailed, TourClient, TourRequest, measure_overhead, open_tour_client
 from cgw.errors import CgwError, ConfigError
 from cgw.events.database import describe
 from cgw.service.lifecycle import Service, open_service
 from cgw.service.settings import load_settings
 from cgw.telemetry.logs import Logs, open_logging
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import FrameParser
 
@@ -257,7 +257,7 @@ class _Tour:
         screen = self._screen
         screen.show_section("A streaming answer, as it arrives")
         screen.say(f'POST {ROUTE} as the actor "{self._actors.shown_id}": {QUESTION}', "dim")
-        async with open_client(service.url) as client:
+        async with open_tour_client(service.url) as client:
             target = self._target(service.url, self._actors.shown_token, CLAUDE)
             started = time.perf_counter()
             await client.send(target.path, target.headers, target.body)
@@ -279,15 +279,15 @@ class _Tour:
             raise RequestFailed("the answer is whole, but its usage event is not in the spool")
         self._show_event(event)
 
-    async def _show_tokens(self, client: Client) -> list[float]:
-        parser, flow, arrivals = FrameParser(), self._screen.open_flow(), []
+    async def _show_tokens(self, client: TourClient) -> list[float]:
+        parser, flow, arrivals = FrameParser(), self._screen.begin_text(), []
         while chunk := await client.receive_chunk():
             now = time.perf_counter()
             for frame in parser.feed(chunk):
                 if frame.event == b"content_block_delta":
                     arrivals.append(now)
                     self._screen.show_token(flow, json.loads(frame.data)["delta"]["text"])
-        self._screen.end_flow()
+        self._screen.end_text()
         return arrivals
 
     def _show_limits(self, head: ResponseHead) -> None:
@@ -308,11 +308,11 @@ class _Tour:
         self._screen.show_section("What cgw adds to the first byte")
         through = self._target(service.url, self._actors.measuring_token, MEASURED_MODEL)
         headers = {"x-api-key": self._upstream_key, "anthropic-version": "2023-06-01"}
-        direct = Target(upstream.url, "/v1/messages", headers, through.body)
+        direct = TourRequest(upstream.url, "/v1/messages", headers, through.body)
         overhead = await measure_overhead(through, direct, rounds=MEASURED_ROUNDS)
         self._screen.say(_tell_overhead(overhead))
 
-    def _target(self, url: str, token: str, model: str) -> Target:
+    def _target(self, url: str, token: str, model: str) -> TourRequest:
         content = [{"type": "text", "text": QUESTION}]
         body = {
             "model": model,
@@ -325,7 +325,7 @@ class _Tour:
             "x-sourcegraph-feature": "chat_completions",
             "content-type": "application/json",
         }
-        return Target(url, ROUTE, headers, json.dumps(body).encode())
+        return TourRequest(url, ROUTE, headers, json.dumps(body).encode())
 
     def _show_snippets(self, service: Service) -> None:
         self._screen.show_section("Try it yourself")

@@ -21,8 +21,8 @@ class RequestFailed(CgwError):
     """A request of the tour was not answered with 200."""
 
 
-class Client:
-    """One connection; one request at a time. Made by :func:`open_client`."""
+class TourClient:
+    """One connection; one request at a time. Made by :func:`open_tour_client`."""
 
     def __init__(self, stream: trio.SocketStream, authority: bytes) -> None:
         self._stream = stream
@@ -67,16 +67,16 @@ class Client:
 
 
 @asynccontextmanager
-async def open_client(url: str) -> AsyncIterator[Client]:
+async def open_tour_client(url: str) -> AsyncIterator[TourClient]:
     """Connect to the origin of ``url``."""
     origin, _ = parse_base_url(url)
     stream = await trio.open_tcp_stream(origin.host, origin.port)
     async with stream:
-        yield Client(stream, origin.authority)
+        yield TourClient(stream, origin.authority)
 
 
 @frozen
-class Target:
+class TourRequest:
     """A request that can be repeated: where to, as whom, and what."""
 
     url: str
@@ -99,10 +99,12 @@ class Overhead:
         return self.through_seconds - self.direct_seconds
 
 
-async def measure_overhead(through: Target, direct: Target, *, rounds: int, warm_up_rounds: int = 3) -> Overhead:
+async def measure_overhead(
+    through: TourRequest, direct: TourRequest, *, rounds: int, warm_up_rounds: int = 3
+) -> Overhead:
     """Time both ways in turn, each on one warm connection, so that a busy moment of the machine hits both alike."""
     through_seconds, direct_seconds = [], []
-    async with open_client(through.url) as gateway, open_client(direct.url) as upstream:
+    async with open_tour_client(through.url) as gateway, open_tour_client(direct.url) as upstream:
         for number in range(-warm_up_rounds, rounds):
             seconds = await _time_first_byte(upstream, direct), await _time_first_byte(gateway, through)
             if number >= 0:
@@ -111,7 +113,7 @@ async def measure_overhead(through: Target, direct: Target, *, rounds: int, warm
     return Overhead(median(direct_seconds), median(through_seconds), rounds)
 
 
-async def _time_first_byte(client: Client, target: Target) -> float:
+async def _time_first_byte(client: TourClient, target: TourRequest) -> float:
     started = time.perf_counter()
     await client.send(target.path, target.headers, target.body)
     await client.receive_head()

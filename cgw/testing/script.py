@@ -80,7 +80,7 @@ def split_tokens(text: str) -> tuple[str, ...]:
 
 
 @frozen
-class Piece:
+class BodyPiece:
     """Bytes of a body that leave together, ``at_seconds`` after the request."""
 
     at_seconds: float
@@ -88,12 +88,12 @@ class Piece:
 
 
 @frozen
-class Answer:
+class ScriptedAnswer:
     """A whole response with its timetable. ``headers`` hold no framing; ``has_length`` asks for a content-length."""
 
     status: int
     headers: Headers
-    pieces: tuple[Piece, ...]
+    pieces: tuple[BodyPiece, ...]
     head_at_seconds: float = 0.0
     has_length: bool = True
     breakage: Breakage | None = None

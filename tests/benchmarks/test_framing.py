@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.tools.framing import Body, FramingError, split_head
+from benchmarks.tools.framing import FramingError, MessageBody, split_head
 
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=8)
 
@@ -20,7 +20,7 @@ def feed(wire: bytes, cuts: list[int]) -> tuple[bytes, bool, bytes]:
         start = place
         if body is None:
             head = split_head(buffer)
-            body = Body(head, "until-close") if head else None
+            body = MessageBody(head, "until-close") if head else None
         if body is not None and not body.done:
             data += b"".join(body.take(buffer))
     assert body is not None

@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks.charts import log_ticks, nice_ticks
 from benchmarks.compare import compare_results, print_changes
 from benchmarks.goals import check_goals
-from benchmarks.report import render_cpu_plot, render_report
+from benchmarks.html_report import render_cpu_plot, render_report
 from benchmarks.results import Distribution, Metrics, Results, ResultsError
 
 STEADY = {"streams": 200, "rate": 50}

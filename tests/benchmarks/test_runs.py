@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.build import REPOSITORY
+from benchmarks.binaries import REPOSITORY
 from benchmarks.histogram import bucket_index
 from benchmarks.results import Results
 

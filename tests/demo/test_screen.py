@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cgw.demo.paste import Snippet, build_snippets
-from cgw.demo.screen import Screen, WordFlow, has_colour
+from cgw.demo.screen import Screen, WordWrapper, has_colour
+from cgw.demo.snippets import Snippet, build_snippets
 from cgw.testing.script import DEFAULT_ANSWER, split_tokens
 
 
@@ -26,10 +26,10 @@ def show_everything(screen: Screen) -> None:
     screen.show_section("Section")
     screen.say("Some prose [with brackets]. " * 6, "dim")
     screen.show_facts([("name", "value"), ("longer name", "x" * 150)])
-    flow = screen.open_flow()
+    flow = screen.begin_text()
     for token in split_tokens(DEFAULT_ANSWER):
         screen.show_token(flow, token)
-    screen.end_flow()
+    screen.end_text()
     for snippet in build_snippets("http://127.0.0.1:9992", "cgw_" + "0" * 64):
         screen.show_snippet(snippet)
 
@@ -85,7 +85,7 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 @example("aaaa a ", 6)  # a text's last blanks may stand beyond the edge, where nobody sees them
 def test_streamed_words_are_broken_only_between_words(text: str, width: int) -> None:
     """Whatever the width, the words come out in order and whole, and a line is too long only by a single word."""
-    flow = WordFlow(width)
+    flow = WordWrapper(width)
     printed = "".join(flow.place(token) for token in split_tokens(text))
     assert printed.split() == text.split()
     for line in printed.splitlines():

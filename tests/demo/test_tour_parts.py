@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from cgw.demo.recorded import count_completions, read_last_completion, read_last_seq
+from cgw.demo.recorded_events import count_completions, read_last_completion, read_last_seq
 from cgw.demo.tour import choose_port
-from cgw.demo.tour_client import RequestFailed, Target, measure_overhead, open_client
+from cgw.demo.tour_client import RequestFailed, TourRequest, measure_overhead, open_tour_client
 from cgw.errors import ConfigError
 from cgw.events.spool import open_spool
 from cgw.model import EventName, UsageEvent
 from cgw.testing.script import Script
-from cgw.testing.upstream import open_scripted_upstream
+from cgw.testing.scripted_upstream import open_scripted_upstream
 
 BODY = b'{"model": "claude-3-haiku-20240307", "max_tokens": 9, "stream": true, "messages": [{"role": "user"}]}'
 HEADERS = {"x-api-key": "sk-right", "anthropic-version": "2023-06-01"}
@@ -23,7 +23,7 @@ HEADERS = {"x-api-key": "sk-right", "anthropic-version": "2023-06-01"}
 async def test_the_client_reads_answer_after_answer_on_one_connection() -> None:
     """The connection is used again after a whole answer, refused or not."""
     script = Script(answer="One two", tokens_per_second=0, api_key="sk-right")
-    async with open_scripted_upstream(script) as upstream, open_client(upstream.url) as client:
+    async with open_scripted_upstream(script) as upstream, open_tour_client(upstream.url) as client:
         for _ in range(2):
             await client.send("/v1/messages", HEADERS, BODY)
             head = await client.receive_head()
@@ -44,8 +44,8 @@ async def test_overhead_is_the_difference_of_medians_measured_in_turn() -> None:
     slow = Script(answer="One", tokens_per_second=0, api_key="sk-right", head_delay_seconds=0.1)
     async with open_scripted_upstream(fast) as direct, open_scripted_upstream(slow) as through:
         overhead = await measure_overhead(
-            Target(through.url, "/v1/messages", HEADERS, BODY),
-            Target(direct.url, "/v1/messages", HEADERS, BODY),
+            TourRequest(through.url, "/v1/messages", HEADERS, BODY),
+            TourRequest(direct.url, "/v1/messages", HEADERS, BODY),
             rounds=5,
             warm_up_rounds=2,
         )

@@ -12,11 +12,11 @@ import msgspec
 from attrs import frozen
 from msgspec import Struct
 
-from benchmarks.build import REPOSITORY
+from benchmarks.binaries import REPOSITORY
 from benchmarks.histogram import Histogram
 from benchmarks.processes import Child, ChildError
 
-__all__ = ["LoadReport", "Target", "Upstream", "UpstreamStats", "WindowCounts", "run_load"]
+__all__ = ["LoadReport", "Target", "UpstreamProcess", "UpstreamStats", "WindowCounts", "run_load"]
 
 COMMAND_SECONDS = 10.0
 
@@ -68,7 +68,7 @@ class Target:
     model: str = "gpt-4o"
 
 
-class Upstream:
+class UpstreamProcess:
     """The fake provider, told what to do before each measurement."""
 
     def __init__(

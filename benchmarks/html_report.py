@@ -31,7 +31,7 @@ COLOURS = {
 }
 OTHER_COLOURS = (("#4d5b2a", "#b4c67e"), ("#b00020", "#ff7b8a"), ("#37474f", "#b0bec5"))
 
-STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("html_report.css")
 
 METHOD = """\
 Open loop: the upstream sends each event when it is due, and each event carries the time at which it was sent.

@@ -12,14 +12,14 @@ import pytest
 import trio
 
 from cgw.testing.script import Breakage, Script, split_tokens
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 
 KEY = "sk-right"
 FAST = Script(answer="One two three.", tokens_per_second=0, api_key=KEY)
 MODEL = "claude-3-5-sonnet-20240620"
 
 
-class RawClient:
+class H11Client:
     """One connection to the upstream, spoken by h11, so that framing and connection closing can be looked at."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
@@ -51,9 +51,9 @@ class RawClient:
 
 
 @asynccontextmanager
-async def open_raw_client(upstream: ScriptedUpstream) -> AsyncIterator[RawClient]:
+async def open_h11_client(upstream: ScriptedUpstream) -> AsyncIterator[H11Client]:
     async with await trio.open_tcp_stream("127.0.0.1", int(upstream.url.rpartition(":")[2])) as stream:
-        yield RawClient(stream)
+        yield H11Client(stream)
 
 
 def chat_request(body: bytes, **headers: str) -> h11.Request:
@@ -76,7 +76,7 @@ async def receive_until_closed(stream: trio.SocketStream) -> tuple[bytes, bool]:
     return answer, False
 
 
-async def ask(client: RawClient, body: bytes, **headers: str) -> tuple[h11.Response, bytes]:
+async def ask(client: H11Client, body: bytes, **headers: str) -> tuple[h11.Response, bytes]:
     await client.send(chat_request(body, **headers), body)
     return await client.receive_head(), await client.receive_body()
 
@@ -98,7 +98,7 @@ def test_a_script_never_shows_its_key() -> None:
 
 async def test_streams_are_chunked_event_by_event_and_the_connection_is_kept() -> None:
     """Each event is a chunk of its own, and the next request finds the connection open."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True)
         for round_number in range(2):
             await client.send(chat_request(body), body)
@@ -116,7 +116,7 @@ async def test_streams_are_chunked_event_by_event_and_the_connection_is_kept() -
 
 async def test_a_stream_can_have_a_content_length() -> None:
     """``use_content_length`` sends the same body with its length instead of chunked."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         _, chunked = await ask(client, chat_body(stream=True))
         client.h11.start_next_cycle()
         upstream.scripts["*"] = Script(answer=FAST.answer, tokens_per_second=0, api_key=KEY, use_content_length=True)
@@ -127,7 +127,7 @@ async def test_a_stream_can_have_a_content_length() -> None:
 
 async def test_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
     """A client of HTTP/1.0 gets no chunks; the closing ends the body."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True)
         head = (
             f"POST /v1/chat/completions HTTP/1.0\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -168,7 +168,7 @@ async def test_tokens_keep_to_their_timetable(autojump_clock: trio.testing.MockC
 
 async def test_what_it_saw_is_recorded() -> None:
     """Method, target, headers and body of each request are kept, and what became of it."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True, user="acme:7")
         await ask(client, body, **{"x-extra": "1"})
         seen = await upstream.wait_request()
@@ -196,7 +196,7 @@ async def test_what_it_saw_is_recorded() -> None:
 async def test_a_peer_that_hangs_up_is_noticed_within_milliseconds(script: Script, is_stream: bool) -> None:
     """In each phase of an answer the peer's closing ends it, and the time of it is recorded."""
     async with open_scripted_upstream(script) as upstream:
-        async with open_raw_client(upstream) as client:
+        async with open_h11_client(upstream) as client:
             body = chat_body(stream=is_stream)
             await client.send(chat_request(body), body)
             seen = await upstream.wait_request()
@@ -215,7 +215,7 @@ async def test_pipelined_requests_are_no_hang_up_and_are_answered_in_order() -> 
     body = chat_body(stream=True)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         await client.stream.send_all(request)
         await (await upstream.wait_request()).wait_events_sent(1)
         await client.stream.send_all(request)
@@ -230,7 +230,7 @@ async def test_pipelined_requests_are_no_hang_up_and_are_answered_in_order() -> 
 async def test_a_stream_breaks_off_after_so_many_events(breakage: Breakage) -> None:
     """``break_after_events`` lets exactly so many events out and then ends the connection, as ``breakage`` says."""
     script = Script(api_key=KEY, tokens_per_second=0, break_after_events=2, breakage=breakage)
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True)
         await client.send(chat_request(body), body)
         answer, was_reset = await receive_until_closed(client.stream)
@@ -246,7 +246,7 @@ async def test_a_stream_breaks_off_after_so_many_events(breakage: Breakage) -> N
 async def test_a_body_can_end_properly_but_too_early() -> None:
     """``Breakage.END`` ends the HTTP body as it should be, without the API's final marker."""
     script = Script(api_key=KEY, tokens_per_second=0, break_after_events=2, breakage=Breakage.END)
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         _, answer = await ask(client, chat_body(stream=True))
     assert answer.count(b"data: ") == 2
     assert b"[DONE]" not in answer
@@ -255,7 +255,7 @@ async def test_a_body_can_end_properly_but_too_early() -> None:
 async def test_a_body_that_is_not_streamed_breaks_in_its_middle() -> None:
     """Without streaming, a scripted break leaves the body shorter than its content-length."""
     script = Script(api_key=KEY, tokens_per_second=0, break_after_events=0, breakage=Breakage.CLOSE)
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         with pytest.raises(h11.RemoteProtocolError, match="without sending complete message body"):
             await ask(client, chat_body())
 
@@ -273,7 +273,7 @@ async def test_unknown_routes_and_methods_get_the_apis_own_errors(
     path: str, method: str, status: int, kind: str | None
 ) -> None:
     """404, and 405 with ``allow``, in the shape of the API that the path belongs to."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         await client.send(h11.Request(method=method, target=path, headers=[("host", "x")]), b"")
         head, body = await client.receive_head(), await client.receive_body()
     error = json.loads(body)["error"]
@@ -288,7 +288,7 @@ async def test_unknown_routes_and_methods_get_the_apis_own_errors(
 )
 async def test_bad_bodies_get_400(body: bytes) -> None:
     """What the API requires and the body lacks is refused in the API's shape; the connection stays usable."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         head, answer = await ask(client, body)
         client.h11.start_next_cycle()
         good, _ = await ask(client, chat_body())
@@ -303,18 +303,18 @@ async def test_bad_bodies_get_400(body: bytes) -> None:
 async def test_malformed_requests_get_400_and_are_closed(data: bytes) -> None:
     """What is no HTTP/1.1 request is refused, the connection is closed, and others are served as before."""
     async with open_scripted_upstream(FAST) as upstream:
-        async with open_raw_client(upstream) as client:
+        async with open_h11_client(upstream) as client:
             await client.stream.send_all(data)
             answer, _ = await receive_until_closed(client.stream)
         assert answer.startswith(b"HTTP/1.1 400")
         assert upstream.requests == []
-        async with open_raw_client(upstream) as client:
+        async with open_h11_client(upstream) as client:
             assert (await ask(client, chat_body()))[0].status_code == 200
 
 
 async def test_expect_100_continue_is_answered() -> None:
     """A client that waits for permission to send its body gets it (RFC 9110 §10.1.1)."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body()
         await client.stream.send_all(client.h11.send(chat_request(body, expect="100-continue")))
         assert isinstance(await client.next_event(), h11.InformationalResponse)
@@ -325,7 +325,7 @@ async def test_expect_100_continue_is_answered() -> None:
 
 async def test_only_the_newest_requests_are_kept_when_told_so() -> None:
     """``keep_requests`` bounds the record, not the count."""
-    async with open_scripted_upstream(FAST, keep_requests=2) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST, keep_requests=2) as upstream, open_h11_client(upstream) as client:
         for number in range(4):
             await ask(client, chat_body(user=str(number)))
             client.h11.start_next_cycle()
@@ -338,7 +338,7 @@ async def test_leaving_the_block_closes_all_connections() -> None:
     body = chat_body(stream=True)
     async with AsyncExitStack() as after:
         async with open_scripted_upstream(Script(api_key=KEY, first_token_delay_seconds=600)) as upstream:
-            client = await after.enter_async_context(open_raw_client(upstream))
+            client = await after.enter_async_context(open_h11_client(upstream))
             await client.send(chat_request(body), body)
             await (await upstream.wait_request()).wait_events_sent(1)
             port = int(upstream.url.rpartition(":")[2])
@@ -355,7 +355,7 @@ async def test_leaving_the_block_closes_all_connections() -> None:
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Basic eA=="}, {"x-api-key": ""}])
 async def test_a_missing_key_gets_401(path: str, headers: dict[str, str]) -> None:
     """Without a key, or with none that the API knows how to read, a request is refused in the API's shape."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         fields = {"host": "x", "content-length": "2"} | headers
         await client.send(h11.Request(method="POST", target=path, headers=list(fields.items())), b"{}")
         head, body = await client.receive_head(), await client.receive_body()

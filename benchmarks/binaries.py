@@ -41,8 +41,8 @@ def cache_dir() -> Path:
 
 def python_tools() -> Tools:
     """The same tools in Python: slower by a factor of ten, for machines without a compiler and for tests."""
-    upstream = (sys.executable, "-m", "benchmarks.tools.upstream")
-    return Tools(upstream, upstream, (sys.executable, "-m", "benchmarks.tools.load"), "Python")
+    upstream = (sys.executable, "-m", "benchmarks.tools.fake_upstream")
+    return Tools(upstream, upstream, (sys.executable, "-m", "benchmarks.tools.load_generator"), "Python")
 
 
 def build_tools(choice: Literal["auto", "c", "python"] = "auto") -> Tools:
@@ -57,8 +57,10 @@ def build_tools(choice: Literal["auto", "c", "python"] = "auto") -> Tools:
         raise RuntimeError("no C compiler (cc) was found")
     into = cache_dir() / f"tools-{_digest()}"
     load, upstream, plain = into / "load", into / "upstream-tls", into / "upstream"
-    has_tls = upstream.exists() or _compile(compiler, "upstream.c", upstream, ["-DWITH_TLS"], ["-lssl", "-lcrypto"])
-    for source, binary in (("load.c", load), ("upstream.c", plain)):
+    has_tls = upstream.exists() or _compile(
+        compiler, "fake_upstream.c", upstream, ["-DWITH_TLS"], ["-lssl", "-lcrypto"]
+    )
+    for source, binary in (("load_generator.c", load), ("fake_upstream.c", plain)):
         if not binary.exists() and not _compile(compiler, source, binary):
             if choice == "auto":
                 return python_tools()
@@ -74,7 +76,7 @@ def build_tools(choice: Literal["auto", "c", "python"] = "auto") -> Tools:
 
 def _digest() -> str:
     digest = hashlib.sha256()
-    for name in ("wire.h", "upstream.c", "load.c"):
+    for name in ("wire.h", "fake_upstream.c", "load_generator.c"):
         digest.update((SOURCES / name).read_bytes())
     return digest.hexdigest()[:16]
 

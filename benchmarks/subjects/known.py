@@ -7,11 +7,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.load import Target
 from benchmarks.subjects.base import Address, Start, Subject
 from benchmarks.subjects.gateways import LITELLM_ROUTES, LiteLLM, Portkey
 from benchmarks.subjects.own import Cgw
 from benchmarks.subjects.proxies import GoReverseProxy, Haproxy, Nginx
+from benchmarks.tool_processes import Target
 
 __all__ = ["DIRECT", "CommandSubject", "known_subjects", "parse_subject"]
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from attrs import define, field, frozen
 
-from benchmarks.build import Tools
+from benchmarks.binaries import Tools
 from benchmarks.histogram import Histogram
-from benchmarks.load import LoadReport, Target, Upstream, UpstreamStats, run_load
 from benchmarks.machine import Cores, process_tree, read_cpu, read_memory
 from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
 from benchmarks.results import Distribution, Metrics
-from benchmarks.scenarios import Case
+from benchmarks.scenarios import GatewayCase
 from benchmarks.subjects.base import Address, Start, Subject
+from benchmarks.tool_processes import LoadReport, Target, UpstreamProcess, UpstreamStats, run_load
 
-__all__ = ["Bench", "Running"]
+__all__ = ["GatewayBench", "Running"]
 
 WARM_UP_MS = 700
 CLOSES_WAIT_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Running:
 
 
 @define
-class _Window:
+class _WindowReadings:
     """Readings at the edges of the measured window."""
 
     opened: dict[tuple[int, str], int] = field(factory=dict)
@@ -54,19 +54,19 @@ class _Window:
 
 
 @define
-class Bench:
+class GatewayBench:
     """The upstreams, and what is needed to start subjects and measure them. A context manager: it ends them all."""
 
     tools: Tools
     cores: Cores
     directory: Path
     _stack: contextlib.ExitStack = field(factory=contextlib.ExitStack, init=False)
-    _upstreams: dict[bool, Upstream] = field(factory=dict, init=False)
+    _upstreams: dict[bool, UpstreamProcess] = field(factory=dict, init=False)
     _running: dict[tuple[str, bool], tuple[Running, contextlib.ExitStack]] = field(factory=dict, init=False)
     _started: int = field(default=0, init=False)
     _loads: int = field(default=0, init=False)
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> GatewayBench:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,16 +76,16 @@ class Bench:
         finally:
             self._stack.close()
 
-    def upstream(self, is_tls: bool) -> Upstream:
+    def upstream(self, is_tls: bool) -> UpstreamProcess:
         """The fake provider, started when it is first needed."""
         if is_tls not in self._upstreams:
             tls = self._certificate() if is_tls else None
             command = self.tools.tls_upstream if is_tls else self.tools.upstream
             log = self.directory / f"upstream-{'tls' if is_tls else 'plain'}.log"
-            self._upstreams[is_tls] = self._stack.enter_context(Upstream(command, self.cores.upstream, log, tls))
+            self._upstreams[is_tls] = self._stack.enter_context(UpstreamProcess(command, self.cores.upstream, log, tls))
         return self._upstreams[is_tls]
 
-    def measure(self, subject: Subject | None, case: Case) -> Metrics:
+    def measure(self, subject: Subject | None, case: GatewayCase) -> Metrics:
         """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``.
 
         A subject that failed, or does not come to rest afterwards, is started anew for its next measurement.
@@ -105,14 +105,14 @@ class Bench:
             self._stop(key)
         return metrics
 
-    def _measure(self, running: Running, case: Case) -> Metrics:
+    def _measure(self, running: Running, case: GatewayCase) -> Metrics:
         upstream = self.upstream(case.is_tls)
         upstream.behave("a", case.upstream)
         upstream.behave("b", case.second)
         upstream.reset()
         tree = running.tree()
         before = read_memory(tree) if case.reads_memory else None
-        window = _Window()
+        window = _WindowReadings()
 
         def at_window(is_open: bool, load: int) -> None:
             tools = sum(read_cpu([load, upstream.pid]).values())
@@ -148,7 +148,9 @@ class Bench:
         return metrics
 
     @staticmethod
-    def _add_memory(metrics: Metrics, window: _Window, rss_before: int, pss_before: int, case: Case) -> None:
+    def _add_memory(
+        metrics: Metrics, window: _WindowReadings, rss_before: int, pss_before: int, case: GatewayCase
+    ) -> None:
         rss, pss = window.memory_at_close
         if not rss:
             return
@@ -178,7 +180,7 @@ class Bench:
             self._running[key] = running, stack.pop_all()
         return running
 
-    def _launch(self, subject: Subject, upstream: Upstream, stack: contextlib.ExitStack) -> Running:
+    def _launch(self, subject: Subject, upstream: UpstreamProcess, stack: contextlib.ExitStack) -> Running:
         self._started += 1
         directory = self.directory / f"{subject.name}-{self._started}"
         directory.mkdir(parents=True)
@@ -197,7 +199,7 @@ class Bench:
         wait_until_answers(child, start.target.port, subject.start_seconds)
         return Running(child, start.target)
 
-    def _warm_up(self, subject: Subject, running: Running, upstream: Upstream) -> None:
+    def _warm_up(self, subject: Subject, running: Running, upstream: UpstreamProcess) -> None:
         """Streams until the first succeeds and for a moment more; raises :exc:`ChildError` when none does."""
         upstream.behave("a", {"stream": 1, "events": 20, "interval": 2_000_000, "first": 0})
         settings: dict[str, int | float | str] = {
@@ -268,7 +270,9 @@ def _plain_environ() -> dict[str, str]:
     }
 
 
-def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: Case, *, has_subject: bool) -> Metrics:
+def _describe(
+    report: LoadReport, stats: UpstreamStats, window: _WindowReadings, case: GatewayCase, *, has_subject: bool
+) -> Metrics:
     seconds = report.window_ns / 1e9
     metrics = Metrics(
         window_seconds=seconds,
@@ -302,7 +306,7 @@ def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: C
     return metrics
 
 
-def _add_cpu(metrics: Metrics, report: LoadReport, window: _Window, case: Case) -> None:
+def _add_cpu(metrics: Metrics, report: LoadReport, window: _WindowReadings, case: GatewayCase) -> None:
     used: dict[str, int] = {}
     for (pid, name), nanoseconds in window.closed.items():
         used[name] = used.get(name, 0) + nanoseconds - window.opened.get((pid, name), 0)
@@ -316,7 +320,7 @@ def _add_cpu(metrics: Metrics, report: LoadReport, window: _Window, case: Case) 
         metrics.cpu_us_per_request = total / 1000 / exchanges
 
 
-def _add_closes(metrics: Metrics, upstream: Upstream, report: LoadReport) -> None:
+def _add_closes(metrics: Metrics, upstream: UpstreamProcess, report: LoadReport) -> None:
     """Match the load's cancels with the upstream's closes; those that are not closed within a second never count."""
     deadline = time.monotonic() + CLOSES_WAIT_SECONDS
     while True:

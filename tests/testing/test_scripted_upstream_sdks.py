@@ -9,7 +9,7 @@ from anthropic.types import MessageParam
 from openai.types.chat import ChatCompletionChunk
 
 from cgw.testing.script import Breakage, Script
-from cgw.testing.upstream import open_scripted_upstream
+from cgw.testing.scripted_upstream import open_scripted_upstream
 
 # openai leaves its stream's async generators unclosed when it has read `[DONE]`; Trio remarks on that.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")

@@ -16,9 +16,9 @@ from benchmarks.limits.measure import find_miscounts, judge_report, measure_limi
 from benchmarks.limits.workload import ClientReport, Order, Tally, Window, ask_reservation, build_actors, build_group
 from benchmarks.machine import pick_cores
 from benchmarks.results import Metrics, Results
-from benchmarks.runner import Plan
+from benchmarks.runner import RunPlan
 from benchmarks.scenarios import LimitsCase
-from benchmarks.subjects.registry import known_subjects
+from benchmarks.subjects.known import known_subjects
 from cgw.limits.admissions import Reservation, ReservationIds
 from cgw.limits.scripts import load_scripts
 
@@ -151,11 +151,11 @@ def test_a_caller_that_never_got_its_turn_is_seen() -> None:
 
 def test_limits_have_subjects_of_their_own() -> None:
     """Gateways are not measured in it, nor its clients elsewhere."""
-    from benchmarks.build import python_tools
+    from benchmarks.binaries import python_tools
     from benchmarks.scenarios import SCENARIOS, SMOKE
 
     cases = [case for name in ("steady", "limits") for case in SCENARIOS[name].build(SMOKE)]
-    plan = Plan(
+    plan = RunPlan(
         cases=cases,
         subjects={"direct": None, "cgw": known_subjects()["cgw"]},
         clients=list(CLIENTS),

@@ -21,8 +21,8 @@ import trio
 from attrs import define, field
 
 from cgw.errors import Headers
-from cgw.testing.dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
-from cgw.testing.script import EVERY_MODEL, Answer, Breakage, Script
+from cgw.testing.script import EVERY_MODEL, Breakage, Script, ScriptedAnswer
+from cgw.testing.scripted_dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
 from cgw.wire.messages import find_header
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -117,7 +117,7 @@ class ScriptedUpstream:
         self.connection_count += 1
         self.open_connections += 1
         try:
-            await _Connection(self, stream, self.connection_count).serve()
+            await _ScriptedConnection(self, stream, self.connection_count).serve()
         except (_Broken, trio.BrokenResourceError):
             pass  # the peer is gone, or the script has ended it: nobody is left to tell
         finally:
@@ -132,7 +132,7 @@ class ScriptedUpstream:
             del self.requests[: -self._keep_requests]
         self._changes.unpark_all()
 
-    def answer(self, request: SeenRequest) -> Answer:
+    def answer(self, request: SeenRequest) -> ScriptedAnswer:
         """What a request is answered with. Pure but for the scripts."""
         path = request.target.partition("?")[0]
         dialect = self._dialect_of(path, request)
@@ -141,10 +141,10 @@ class ScriptedUpstream:
             return dialect.render_error(404, f"Invalid URL ({request.method} {path})", serial)
         if request.method != "POST":
             refused = dialect.render_error(405, f"Not allowed to {request.method} on {path}.", serial)
-            return Answer(405, (*refused.headers, (b"allow", b"POST")), refused.pieces)
+            return ScriptedAnswer(405, (*refused.headers, (b"allow", b"POST")), refused.pieces)
         return self._answer_post(dialect, request, serial)
 
-    def _answer_post(self, dialect: ScriptedDialect, request: SeenRequest, serial: int) -> Answer:
+    def _answer_post(self, dialect: ScriptedDialect, request: SeenRequest, serial: int) -> ScriptedAnswer:
         headers = dict(request.headers)
         key = dialect.read_key(headers)
         if key not in {script.api_key for script in self.scripts.values()}:
@@ -165,7 +165,7 @@ class ScriptedUpstream:
         refused = dialect.render_error(script.status, script.error_message, serial)
         extra = tuple((name.lower().encode(), value.encode()) for name, value in script.error_headers)
         head_at = script.head_delay_seconds
-        return Answer(script.status, (*refused.headers, *extra), refused.pieces, head_at_seconds=head_at)
+        return ScriptedAnswer(script.status, (*refused.headers, *extra), refused.pieces, head_at_seconds=head_at)
 
     def _dialect_of(self, path: str, request: SeenRequest) -> ScriptedDialect:
         anthropic, openai = self._dialects
@@ -185,7 +185,7 @@ def _parse_body(body: bytes) -> dict[str, Any]:
     return value
 
 
-class _Connection:
+class _ScriptedConnection:
     """One connection: h11 in the role of the server, one request after the other."""
 
     def __init__(self, upstream: ScriptedUpstream, stream: trio.abc.HalfCloseableStream, number: int) -> None:
@@ -264,7 +264,7 @@ class _Connection:
             while await self._stream.receive_some(_RECEIVE_BYTES):
                 pass
 
-    async def _play(self, answer: Answer, request: SeenRequest) -> None:
+    async def _play(self, answer: ScriptedAnswer, request: SeenRequest) -> None:
         """Send ``answer`` by its timetable. Raises :exc:`_Broken` when the peer hangs up or the script breaks off."""
         self._is_ending = False
         async with trio.open_nursery() as nursery:
@@ -298,7 +298,7 @@ class _Connection:
         if request.peer_closed_at is None:
             request.peer_closed_at = trio.current_time()
 
-    async def _perform(self, answer: Answer, request: SeenRequest) -> bool:
+    async def _perform(self, answer: ScriptedAnswer, request: SeenRequest) -> bool:
         """Send head and body; whether to their proper end."""
         await trio.sleep_until(request.received_at + answer.head_at_seconds)
         headers = [*answer.headers, (b"date", format_datetime(datetime.now(UTC), usegmt=True).encode())]

@@ -1,4 +1,4 @@
-"""The load generator in Python: the options and output of ``load.c``, which explains them."""
+"""The load generator in Python: the options and output of ``load_generator.c``, which explains them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import msgspec
 from attrs import define, field, fields
 
 from benchmarks.histogram import Histogram
-from benchmarks.load import LoadReport, WindowCounts
-from benchmarks.tools.framing import Body, FramingError, Head, split_head
+from benchmarks.tool_processes import LoadReport, WindowCounts
+from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, split_head
 
 MS = 1_000_000
 SLOW_FROM = 5_000_000_000
@@ -30,7 +30,7 @@ LASTS = (b"[DONE]", b"message_stop")
 
 
 @define
-class Options:
+class LoadOptions:
     """Named as on the command line, with ``_`` for ``-``."""
 
     port: int = 0
@@ -57,7 +57,7 @@ class Options:
     first_id: int = 0
 
     @classmethod
-    def parse(cls, arguments: list[str]) -> Options:
+    def parse(cls, arguments: list[str]) -> LoadOptions:
         kinds = {attribute.name: type(getattr(cls(), attribute.name)) for attribute in fields(cls)}
         made = cls()
         for name, value in zip(arguments[::2], arguments[1::2], strict=True):
@@ -72,7 +72,7 @@ class Options:
 
 
 @define(eq=False)
-class Connection:
+class LoadConnection:
     """A connection and the exchange on it."""
 
     slow: bool = False
@@ -83,25 +83,25 @@ class Connection:
     output: bytes = b""
     buffer: bytearray = field(factory=bytearray)
     text: bytearray = field(factory=bytearray)
-    head: Head | None = None
-    body: Body | None = None
+    head: MessageHead | None = None
+    body: MessageBody | None = None
     exchange: int = 0
     sequence: int = 0
     scheduled: int = 0
     due: int = 0
 
 
-class Load:
+class LoadGenerator:
     """The loop, and what it counts."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: LoadOptions) -> None:
         self.options = options
         self.selector = selectors.DefaultSelector()
         room = options.max_open if options.rate else options.slots
-        self.free = [Connection() for _ in range(room)]
-        self.slow = [Connection(slow=True) for _ in range(options.slow)]
-        self.idle: list[Connection] = []
-        self.timers: list[tuple[int, int, Connection]] = []
+        self.free = [LoadConnection() for _ in range(room)]
+        self.slow = [LoadConnection(slow=True) for _ in range(options.slow)]
+        self.idle: list[LoadConnection] = []
+        self.timers: list[tuple[int, int, LoadConnection]] = []
         self.armed = self.open = self.arrived = self.first_events = self.slow_bytes = 0
         self.next_id = options.first_id
         self.in_window = self.is_over = False
@@ -136,7 +136,7 @@ class Load:
         if self.in_window:
             setattr(self.window, name, getattr(self.window, name) + number)
 
-    def arm(self, connection: Connection, due: int) -> None:
+    def arm(self, connection: LoadConnection, due: int) -> None:
         self.armed += 1
         connection.due = due
         heapq.heappush(self.timers, (due, self.armed, connection))
@@ -149,7 +149,7 @@ class Load:
         else:
             self.errors["overflow"] += 1
 
-    def begin(self, connection: Connection, scheduled: int) -> None:
+    def begin(self, connection: LoadConnection, scheduled: int) -> None:
         connection.is_reused = connection.state == "idle"
         connection.scheduled, connection.in_window = scheduled, self.in_window
         if connection.slow:
@@ -178,7 +178,7 @@ class Load:
         if sock.connect_ex(("127.0.0.1", self.options.port)) not in (0, errno.EINPROGRESS):
             self.fail(connection, "refused")
 
-    def send(self, connection: Connection) -> None:
+    def send(self, connection: LoadConnection) -> None:
         assert connection.sock is not None
         try:
             sent = connection.sock.send(connection.output)
@@ -199,7 +199,7 @@ class Load:
         elif self.options.cancel == "waiting":
             self.arm(connection, time.monotonic_ns() + self.options.cancel_ms * MS)
 
-    def close(self, connection: Connection) -> None:
+    def close(self, connection: LoadConnection) -> None:
         assert connection.sock is not None
         if connection.state == "idle":
             self.idle.remove(connection)
@@ -212,7 +212,7 @@ class Load:
         if not connection.slow:
             self.free.append(connection)
 
-    def fail(self, connection: Connection, problem: str) -> None:
+    def fail(self, connection: LoadConnection, problem: str) -> None:
         is_retry = connection.is_reused and connection.head is None and not connection.buffer and problem == "truncated"
         again = self.options.repeat and not self.is_over and not connection.slow and problem != "refused"
         scheduled = connection.scheduled
@@ -224,7 +224,7 @@ class Load:
         if is_retry or again:
             self.arrive(scheduled if is_retry else time.monotonic_ns())
 
-    def finish(self, connection: Connection, now: int) -> None:
+    def finish(self, connection: LoadConnection, now: int) -> None:
         assert connection.head is not None
         assert connection.body is not None
         options = self.options
@@ -245,7 +245,7 @@ class Load:
             self.arrive(now)
 
     # --- what comes in
-    def on_ready(self, connection: Connection, mask: int) -> None:
+    def on_ready(self, connection: LoadConnection, mask: int) -> None:
         assert connection.sock is not None
         if connection.state == "connecting":
             if connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -272,7 +272,7 @@ class Load:
         else:
             self.fail(connection, "truncated")
 
-    def on_bytes(self, connection: Connection, got: bytes, now: int) -> None:
+    def on_bytes(self, connection: LoadConnection, got: bytes, now: int) -> None:
         self.count("bytes", len(got))
         connection.buffer += got
         try:
@@ -287,7 +287,7 @@ class Load:
         if connection.body.done:
             self.finish(connection, now)
 
-    def take_head(self, connection: Connection) -> bool:
+    def take_head(self, connection: LoadConnection) -> bool:
         connection.head = split_head(connection.buffer)
         if connection.head is None:
             return False
@@ -295,10 +295,10 @@ class Load:
             self.last_status = int(connection.head.start[1])
             self.fail(connection, "status")
             return False
-        connection.state, connection.body = "body", Body(connection.head, "until-close")
+        connection.state, connection.body = "body", MessageBody(connection.head, "until-close")
         return True
 
-    def scan(self, connection: Connection, piece: bytes, now: int) -> None:
+    def scan(self, connection: LoadConnection, piece: bytes, now: int) -> None:
         text = connection.text
         text += piece
         end = 0
@@ -310,7 +310,7 @@ class Load:
             self.on_event(connection, now, stamp)
         del text[: max(end, len(text) - TAIL)]
 
-    def on_event(self, connection: Connection, now: int, stamp: int) -> None:
+    def on_event(self, connection: LoadConnection, now: int, stamp: int) -> None:
         self.count("events")
         if self.in_window:
             self.latency.append(now - stamp)
@@ -323,7 +323,7 @@ class Load:
         if self.options.cancel == "streaming":
             self.arm(connection, now + self.options.cancel_ms * MS)
 
-    def on_timer(self, connection: Connection) -> None:
+    def on_timer(self, connection: LoadConnection) -> None:
         assert connection.sock is not None
         if not connection.slow:
             self.cancels.append((connection.exchange, time.monotonic_ns()))
@@ -410,7 +410,7 @@ class Load:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    print(msgspec.json.encode(Load(Options.parse(sys.argv[1:])).run()).decode())
+    print(msgspec.json.encode(LoadGenerator(LoadOptions.parse(sys.argv[1:])).run()).decode())
 
 
 if __name__ == "__main__":

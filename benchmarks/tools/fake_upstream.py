@@ -1,4 +1,4 @@
-"""The fake provider in Python: the options, commands and output of ``upstream.c``, which explains them.
+"""The fake provider in Python: the options, commands and output of ``fake_upstream.c``, which explains them.
 
 For machines without a C compiler, or (with ``--cert``) without OpenSSL's headers.
 """
@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from benchmarks.histogram import Histogram
-from benchmarks.tools.framing import Body, FramingError, Head, split_head
+from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, split_head
 
 ID_PREFIX = b"bench-id:"
 SECOND_PROFILE_FROM = 5_000_000_000
@@ -70,7 +70,7 @@ class GoneError(Exception):
     """The peer has closed the connection, or does not speak HTTP/1.1."""
 
 
-class Profile:
+class AnswerProfile:
     """How requests are answered; times in nanoseconds."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("stream", "events", "interval", "first", "duration", "burst", "bytes")
@@ -90,20 +90,20 @@ class Profile:
             self.values[name] for name in self.NAMES
         )
 
-    def changed(self, words: list[str]) -> Profile:
+    def changed(self, words: list[str]) -> AnswerProfile:
         pairs = (word.partition("=") for word in words)
-        return Profile({**self.values, **{name: int(value) for name, _, value in pairs if name in self.NAMES}})
+        return AnswerProfile({**self.values, **{name: int(value) for name, _, value in pairs if name in self.NAMES}})
 
 
-class Connection:
+class UpstreamConnection:
     """One client, from accept to close."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: FakeUpstream, sock: socket.socket) -> None:
         self.server, self.sock = server, sock
         self.is_shaking_hands = isinstance(sock, ssl.SSLSocket)
         self.input, self.output = bytearray(), bytearray()
-        self.head: Head | None = None
-        self.body: Body | None = None
+        self.head: MessageHead | None = None
+        self.body: MessageBody | None = None
         self.start_of_body = bytearray()
         self.profile = server.profiles["a"]
         self.is_answering = self.is_blocked = self.is_closed = False
@@ -134,7 +134,7 @@ class Connection:
             self.head = split_head(self.input)
             if self.head is None:
                 return
-            self.body = Body(self.head, "none")
+            self.body = MessageBody(self.head, "none")
             self.start_of_body.clear()
         assert self.body is not None
         for piece in self.body.take(self.input):
@@ -189,7 +189,7 @@ class Connection:
         self.server.events += 1
 
     def answer(self, *, was_blocked: bool) -> None:
-        """Send what is due; ``answer`` in ``upstream.c`` says which time events carry."""
+        """Send what is due; ``answer`` in ``fake_upstream.c`` says which time events carry."""
         profile, now = self.profile, time.monotonic_ns()
         if not profile.stream:
             self.append_json()
@@ -244,17 +244,17 @@ class Connection:
             self.answer(was_blocked=True)
 
 
-class Server:
+class FakeUpstream:
     """The loop: connections, what is due, and the commands on standard input."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self.context = context
         self.selector = selectors.DefaultSelector()
-        self.profiles = {"a": Profile(), "b": Profile()}
+        self.profiles = {"a": AnswerProfile(), "b": AnswerProfile()}
         self.late: list[int] = []
         self.closes: list[tuple[int, int]] = []
         self.requests = self.events = self.open = self.ended_at = 0
-        self.due: list[tuple[int, int, Connection]] = []
+        self.due: list[tuple[int, int, UpstreamConnection]] = []
         self.armed = 0
         self.commands = bytearray()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -262,7 +262,7 @@ class Server:
         self.selector.register(self.listener, READ)
         self.selector.register(sys.stdin.fileno(), READ)
 
-    def arm(self, connection: Connection, due: int) -> None:
+    def arm(self, connection: UpstreamConnection, due: int) -> None:
         self.armed += 1
         connection.due = due
         heapq.heappush(self.due, (due, self.armed, connection))
@@ -274,7 +274,7 @@ class Server:
             ready = self.selector.select(max(left, 0))
             now = time.monotonic_ns()
             for key, mask in ready:
-                if isinstance(key.data, Connection):
+                if isinstance(key.data, UpstreamConnection):
                     self.step(key.data, now, is_readable=bool(mask & READ), is_writable=bool(mask & WRITE))
                 elif key.fileobj is self.listener:
                     self.accept()
@@ -282,7 +282,9 @@ class Server:
                     return
             self.fire()
 
-    def step(self, connection: Connection, now: int, *, is_readable: bool = False, is_writable: bool = False) -> None:
+    def step(
+        self, connection: UpstreamConnection, now: int, *, is_readable: bool = False, is_writable: bool = False
+    ) -> None:
         try:
             if is_readable:
                 connection.on_readable()
@@ -312,10 +314,10 @@ class Server:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.context:
                 sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            self.selector.register(sock, READ, Connection(self, sock))
+            self.selector.register(sock, READ, UpstreamConnection(self, sock))
             self.open += 1
 
-    def end(self, connection: Connection, now: int) -> None:
+    def end(self, connection: UpstreamConnection, now: int) -> None:
         if connection.is_answering:
             self.closes.append((connection.exchange, now))
         self.selector.unregister(connection.sock)
@@ -364,7 +366,7 @@ def main() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options["--cert"], options["--key"])
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    Server(context).run()
+    FakeUpstream(context).run()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.machine import process_tree, read_cpu, read_memory
 from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
-from benchmarks.subjects.registry import known_subjects, parse_subject
+from benchmarks.subjects.known import known_subjects, parse_subject
 
 STUBBORN = """
 import os, signal, subprocess, sys

@@ -1,6 +1,6 @@
 """How Anthropic's Messages API and OpenAI's Chat Completions API look from outside, as far as a script needs it.
 
-Pure: a request's JSON in, an :class:`~cgw.testing.script.Answer` out. Shapes are those that the APIs' own pages show
+Pure: a request's JSON in, a :class:`~cgw.testing.script.ScriptedAnswer` out. Shapes are those that the APIs' own pages show
 (https://docs.claude.com/en/api/messages-streaming, https://platform.openai.com/docs/api-reference/chat). Token counts
 are counts of words, because there is no tokenizer here.
 """
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from cgw.errors import Headers
-from cgw.testing.script import Answer, Piece, Script, split_tokens
+from cgw.testing.script import BodyPiece, Script, ScriptedAnswer, split_tokens
 
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -51,13 +51,13 @@ class ScriptedDialect(Protocol):
         """Raise :exc:`RequestError` for what the API requires and the request lacks."""
         ...
 
-    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> Answer:
+    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
         """The scripted answer to a checked request."""
         ...
 
     def render_error(
         self, status: int, message: str, serial: int, *, code: str | None = None, param: str | None = None
-    ) -> Answer:
+    ) -> ScriptedAnswer:
         """An error in the API's own shape."""
         ...
 
@@ -81,7 +81,7 @@ class ScriptedMessages:
         if not body["messages"]:
             raise RequestError("messages: at least one message is required")
 
-    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> Answer:
+    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
         tokens, is_cut = _cut_answer(script, body["max_tokens"])
         message: dict[str, Any] = {
             "id": f"msg_scripted_{serial:06d}",
@@ -109,24 +109,24 @@ class ScriptedMessages:
 
     def _events(
         self, script: Script, message: dict[str, Any], stop: dict[str, Any], tokens: tuple[str, ...]
-    ) -> Iterator[Piece]:
+    ) -> Iterator[BodyPiece]:
         start = script.head_delay_seconds
-        yield Piece(start, _event({"type": "message_start", "message": message}))
+        yield BodyPiece(start, _event({"type": "message_start", "message": message}))
         block = {"type": "text", "text": ""}
-        yield Piece(start, _event({"type": "content_block_start", "index": 0, "content_block": block}))
-        yield Piece(start, _event({"type": "ping"}))
+        yield BodyPiece(start, _event({"type": "content_block_start", "index": 0, "content_block": block}))
+        yield BodyPiece(start, _event({"type": "ping"}))
         for index, token in enumerate(tokens):
             delta = {"type": "text_delta", "text": token}
             data = _event({"type": "content_block_delta", "index": 0, "delta": delta})
-            yield Piece(script.token_at_seconds(index), data)
+            yield BodyPiece(script.token_at_seconds(index), data)
         end = script.token_at_seconds(max(0, len(tokens) - 1))
-        yield Piece(end, _event({"type": "content_block_stop", "index": 0}))
-        yield Piece(end, _event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": len(tokens)}}))
-        yield Piece(end, _event({"type": "message_stop"}))
+        yield BodyPiece(end, _event({"type": "content_block_stop", "index": 0}))
+        yield BodyPiece(end, _event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": len(tokens)}}))
+        yield BodyPiece(end, _event({"type": "message_stop"}))
 
     def render_error(
         self, status: int, message: str, serial: int, *, code: str | None = None, param: str | None = None
-    ) -> Answer:
+    ) -> ScriptedAnswer:
         error = {"type": _ANTHROPIC_ERROR_TYPES.get(status, "api_error"), "message": message}
         body = {"type": "error", "error": error, "request_id": f"req_scripted_{serial:06d}"}
         return build_json(status, self._headers(serial), body)
@@ -172,7 +172,7 @@ class ScriptedChat:
         if not body["messages"]:
             raise RequestError("Invalid 'messages': empty array. Expected an array with minimum length 1.", "messages")
 
-    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> Answer:
+    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
         max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
         tokens, is_cut = _cut_answer(script, max_tokens if isinstance(max_tokens, int) else None)
         frame: dict[str, Any] = {
@@ -210,7 +210,7 @@ class ScriptedChat:
         finish_reason: str,
         tokens: tuple[str, ...],
         usage: dict[str, Any] | None,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[BodyPiece]:
         null_usage: dict[str, Any] = {} if usage is None else {"usage": None}
 
         def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
@@ -218,18 +218,18 @@ class ScriptedChat:
             return _data(frame | {"choices": [choice]} | null_usage)
 
         first_delta = {"role": "assistant", "content": "", "refusal": None}
-        yield Piece(script.head_delay_seconds, chunk(first_delta))
+        yield BodyPiece(script.head_delay_seconds, chunk(first_delta))
         for index, token in enumerate(tokens):
-            yield Piece(script.token_at_seconds(index), chunk({"content": token}))
+            yield BodyPiece(script.token_at_seconds(index), chunk({"content": token}))
         end = script.token_at_seconds(max(0, len(tokens) - 1))
-        yield Piece(end, chunk({}, finish_reason))
+        yield BodyPiece(end, chunk({}, finish_reason))
         if usage is not None:
-            yield Piece(end, _data(frame | {"choices": [], "usage": usage}))
-        yield Piece(end, b"data: [DONE]\n\n")
+            yield BodyPiece(end, _data(frame | {"choices": [], "usage": usage}))
+        yield BodyPiece(end, b"data: [DONE]\n\n")
 
     def render_error(
         self, status: int, message: str, serial: int, *, code: str | None = None, param: str | None = None
-    ) -> Answer:
+    ) -> ScriptedAnswer:
         kind, usual_code = _OPENAI_ERROR_TYPES.get(status, ("invalid_request_error", None))
         error = {"message": message, "type": kind, "param": param, "code": code or usual_code}
         return build_json(status, self._headers(serial), {"error": error})
@@ -282,9 +282,9 @@ def _cut_answer(script: Script, max_tokens: int | None) -> tuple[tuple[str, ...]
     return tokens[: max(0, max_tokens)], True
 
 
-def build_stream(script: Script, headers: Headers, pieces: tuple[Piece, ...]) -> Answer:
+def build_stream(script: Script, headers: Headers, pieces: tuple[BodyPiece, ...]) -> ScriptedAnswer:
     """An event stream as ``script`` wants it: its framing, its delays, its break."""
-    return Answer(
+    return ScriptedAnswer(
         status=200,
         headers=(EVENT_STREAM_TYPE, (b"cache-control", b"no-cache"), *headers),
         pieces=pieces,
@@ -295,25 +295,25 @@ def build_stream(script: Script, headers: Headers, pieces: tuple[Piece, ...]) ->
     )
 
 
-def build_whole(script: Script, headers: Headers, body: Mapping[str, Any], token_count: int) -> Answer:
+def build_whole(script: Script, headers: Headers, body: Mapping[str, Any], token_count: int) -> ScriptedAnswer:
     """An answer in one JSON body, due when its last token would have been."""
     due = script.token_at_seconds(token_count)
     data = _dump(body)
-    halves = (Piece(due, data[: len(data) // 2]), Piece(due, data[len(data) // 2 :]))
+    halves = (BodyPiece(due, data[: len(data) // 2]), BodyPiece(due, data[len(data) // 2 :]))
     is_broken = script.break_after_events is not None
-    return Answer(
+    return ScriptedAnswer(
         status=200,
         headers=(JSON_TYPE, *headers),
-        pieces=halves if is_broken else (Piece(due, data),),
+        pieces=halves if is_broken else (BodyPiece(due, data),),
         head_at_seconds=due,
         breakage=script.breakage if is_broken else None,
         break_after_pieces=1,
     )
 
 
-def build_json(status: int, headers: Headers, body: Mapping[str, Any]) -> Answer:
+def build_json(status: int, headers: Headers, body: Mapping[str, Any]) -> ScriptedAnswer:
     """A JSON body that is due at once."""
-    return Answer(status=status, headers=(JSON_TYPE, *headers), pieces=(Piece(0.0, _dump(body)),))
+    return ScriptedAnswer(status=status, headers=(JSON_TYPE, *headers), pieces=(BodyPiece(0.0, _dump(body)),))
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:
