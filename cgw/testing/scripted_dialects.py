@@ -1,6 +1,6 @@
-"""How Anthropic's Messages API and OpenAI's Chat Completions API look from outside, as far as a script needs it.
+"""Anthropic's Messages API and OpenAI's Chat Completions API, as far as scripts need them.
 
-Pure: a request's JSON in, a :class:`~cgw.testing.script.ScriptedAnswer` out. Shapes are those that the APIs' own pages show
+Pure: a request's JSON in, a :class:`~cgw.testing.script.ScriptedAnswer` out. Formats are those of the APIs' own pages
 (https://docs.claude.com/en/api/messages-streaming, https://platform.openai.com/docs/api-reference/chat). Token counts
 are counts of words, because there is no tokenizer here.
 """
@@ -23,11 +23,11 @@ _EDGE_HEADERS: Headers = (
     (b"set-cookie", b"__cf_bm=scripted; path=/; HttpOnly; Secure"),
     (b"alt-svc", b'h3=":443"; ma=86400'),
 )
-"""What the content delivery network before both APIs adds."""
+"""Headers that the content delivery network in front of both APIs adds."""
 
 
 class RequestError(Exception):
-    """A body that the API would refuse with 400. ``param`` is OpenAI's name of the offending field."""
+    """The API would refuse this request with 400. ``param`` is OpenAI's name of the field that is wrong."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -36,35 +36,35 @@ class RequestError(Exception):
 
 
 class ScriptedDialect(Protocol):
-    """One API, as a scripted upstream speaks it. ``serial`` numbers requests; ids are made from it."""
+    """One API of the scripted upstream. ``serial`` is the number of the request; ids are made from it."""
 
     @property
     def path(self) -> str:
-        """The only route that is answered."""
+        """The API's only route."""
         ...
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
-        """The API key that a request carries; ``""`` for none."""
+        """Return the API key in ``headers``, or ``""``."""
         ...
 
     def check(self, headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> None:
-        """Raise :exc:`RequestError` for what the API requires and the request lacks."""
+        """Raise :exc:`RequestError` if a field or header that the API requires is missing or empty."""
         ...
 
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
-        """The scripted answer to a checked request."""
+        """Return the scripted answer to a request that passed :meth:`check`."""
         ...
 
     def render_error(
         self, status: int, message: str, serial: int, *, code: str | None = None, param: str | None = None
     ) -> ScriptedAnswer:
-        """An error in the API's own shape."""
+        """Return an error in the API's own format."""
         ...
 
 
 @frozen
 class ScriptedMessages:
-    """``POST /v1/messages``; the key comes in ``x-api-key``, or from the newer SDKs as a bearer token."""
+    """``POST /v1/messages``. The key is read from ``x-api-key``, or from the bearer token that newer SDKs send."""
 
     path: str = "/v1/messages"
 
@@ -95,7 +95,7 @@ class ScriptedMessages:
                 "input_tokens": count_prompt_tokens(body),
                 "cache_creation_input_tokens": 0,
                 "cache_read_input_tokens": 0,
-                "output_tokens": min(1, len(tokens)),
+                "output_tokens": min(1, len(tokens)),  # the API counts the first token here, all in message_delta
                 "service_tier": "standard",
             },
         }
@@ -159,7 +159,7 @@ _ANTHROPIC_ERROR_TYPES = {
 
 @frozen
 class ScriptedChat:
-    """``POST /v1/chat/completions``; one choice, whatever ``n`` says."""
+    """``POST /v1/chat/completions``. There is always one choice; ``n`` is ignored."""
 
     path: str = "/v1/chat/completions"
 
@@ -211,6 +211,7 @@ class ScriptedChat:
         tokens: tuple[str, ...],
         usage: dict[str, Any] | None,
     ) -> Iterator[BodyPiece]:
+        # With `include_usage`, every chunk but the last has `"usage": null`.
         null_usage: dict[str, Any] = {} if usage is None else {"usage": None}
 
         def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
@@ -224,6 +225,7 @@ class ScriptedChat:
         end = script.token_at_seconds(max(0, len(tokens) - 1))
         yield BodyPiece(end, chunk({}, finish_reason))
         if usage is not None:
+            # The usage has a chunk of its own, without choices, after the one with the finish reason.
             yield BodyPiece(end, _data(frame | {"choices": [], "usage": usage}))
         yield BodyPiece(end, b"data: [DONE]\n\n")
 
@@ -260,7 +262,7 @@ def _bearer_token(headers: Mapping[bytes, bytes]) -> str:
 
 
 def count_prompt_tokens(body: Mapping[str, Any]) -> int:
-    """How many words a request's messages and system prompt hold; what isn't text counts nothing."""
+    """Count the words of a request's messages and system prompt. Parts that are not text count 0."""
     contents = [body.get("system")]
     contents += [message.get("content") for message in body["messages"] if isinstance(message, dict)]
     return sum(len(text.split()) for content in contents for text in _texts(content))
@@ -283,7 +285,7 @@ def _cut_answer(script: Script, max_tokens: int | None) -> tuple[tuple[str, ...]
 
 
 def build_stream(script: Script, headers: Headers, pieces: tuple[BodyPiece, ...]) -> ScriptedAnswer:
-    """An event stream as ``script`` wants it: its framing, its delays, its break."""
+    """Build an event stream with the framing, the delays and the break of ``script``."""
     return ScriptedAnswer(
         status=200,
         headers=(EVENT_STREAM_TYPE, (b"cache-control", b"no-cache"), *headers),
@@ -296,9 +298,10 @@ def build_stream(script: Script, headers: Headers, pieces: tuple[BodyPiece, ...]
 
 
 def build_whole(script: Script, headers: Headers, body: Mapping[str, Any], token_count: int) -> ScriptedAnswer:
-    """An answer in one JSON body, due when its last token would have been."""
+    """Build an answer that is not streamed: one JSON body, due when the last of its tokens is."""
     due = script.token_at_seconds(token_count)
     data = _dump(body)
+    # A break happens between two pieces, so a body that breaks off needs two.
     halves = (BodyPiece(due, data[: len(data) // 2]), BodyPiece(due, data[len(data) // 2 :]))
     is_broken = script.break_after_events is not None
     return ScriptedAnswer(
@@ -312,7 +315,7 @@ def build_whole(script: Script, headers: Headers, body: Mapping[str, Any], token
 
 
 def build_json(status: int, headers: Headers, body: Mapping[str, Any]) -> ScriptedAnswer:
-    """A JSON body that is due at once."""
+    """Build an answer with a JSON body that is due at once."""
     return ScriptedAnswer(status=status, headers=(JSON_TYPE, *headers), pieces=(BodyPiece(0.0, _dump(body)),))
 
 
