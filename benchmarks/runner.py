@@ -1,4 +1,4 @@
-"""A run: rounds over cases over subjects, interleaved, so that what the machine does meanwhile falls on all alike."""
+"""A run: rounds of cases of subjects, interleaved, so that changes of the machine's speed affect all subjects alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ __all__ = ["RunPlan", "find_subjects", "read_commit", "run_plan"]
 
 @frozen(kw_only=True)
 class RunPlan:
-    """What to measure. ``subjects`` are in order; ``None`` stands for no gateway. ``clients`` are limits' subjects."""
+    """The measurements to make.
+
+    ``subjects`` are gateways by name, in order; ``None`` is no gateway at all. ``clients`` are the subjects of the scenario
+    ``limits``.
+    """
 
     cases: Sequence[AnyCase]
     subjects: dict[str, Subject | None]
@@ -41,27 +45,31 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
-        """About how long it takes, when nothing is saturated."""
+        """The estimated duration when no subject is saturated."""
         return self.rounds * sum(len(self.names_for(case)) * (case.seconds + 0.3) for case in self.cases)
 
     def names_for(self, case: AnyCase) -> list[str]:
-        """Who is measured in ``case``."""
+        """Return the names of the subjects measured in ``case``."""
         if isinstance(case, LimitsCase):
             return list(self.clients)
         return [name for name, subject in self.subjects.items() if can_run(subject, case)]
 
 
 def can_run(subject: Subject | None, case: GatewayCase) -> bool:
-    """A TLS upstream is only for subjects that the suite can configure for it; the load itself speaks plain HTTP."""
+    """Return whether ``subject`` can be measured in ``case``.
+
+    A TLS upstream needs a subject that can be configured for it. The load generator speaks plain HTTP, so ``direct``
+    cannot be measured either.
+    """
     return not case.is_tls or (subject is not None and subject.has_tls)
 
 
 def find_subjects(
     names: Sequence[str], known: dict[str, Subject]
 ) -> tuple[dict[str, Subject | None], dict[str, str], dict[str, str]]:
-    """Those of ``names`` that are installed, their versions, and why others are left out.
+    """Return the installed subjects of ``names``, their versions, and the reasons why others are left out.
 
-    Raises :exc:`KeyError` for a name that is not known.
+    Raises :exc:`KeyError` for an unknown name.
     """
     found: dict[str, Subject | None] = {}
     versions: dict[str, str] = {}
@@ -87,9 +95,9 @@ def run_plan(
     on_step: Callable[[str], None],
     on_measured: Callable[[Measurement], None],
 ) -> Results:
-    """Measure all of ``plan``. ``on_step`` hears what comes next, ``on_measured`` each result.
+    """Make all measurements of ``plan``. ``on_step`` is called before each one, ``on_measured`` with its result.
 
-    A Ctrl-C ends the run early; what was measured up to then is returned.
+    Ctrl-C ends the run early: the measurements so far are returned.
     """
     cores = pick_cores()
     results = Results(
@@ -106,7 +114,7 @@ def run_plan(
         measurements=[],
     )
     with (
-        pinned(cores.load),  # this process, too, stays off the subject's core
+        pinned(cores.load),  # keeps this process off the subject's core
         tempfile.TemporaryDirectory(prefix="cgw-bench-") as directory,
         GatewayBench(plan.tools, cores, Path(directory)) as bench,
     ):
@@ -154,13 +162,13 @@ def _measure(plan: RunPlan, bench: GatewayBench, name: str, case: AnyCase) -> Me
 
 
 def _rotated(names: list[str], round_number: int) -> list[str]:
-    """In each round another subject comes first, so that none always follows the same one."""
+    """Start each round with another subject: none is always the first, on an idle machine."""
     start = (round_number - 1) % len(names) if names else 0
     return names[start:] + names[:start]
 
 
 def read_commit() -> str:
-    """The checkout's commit, with ``+changes`` when the work tree differs from it; ``unknown`` without git."""
+    """Return the commit, with ``+changes`` if the work tree differs from it; ``unknown`` without git."""
     try:
         commit = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no")

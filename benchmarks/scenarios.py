@@ -1,4 +1,4 @@
-"""The scenarios: what the upstream does, what the load does, and what is read while they do it."""
+"""The scenarios: settings of the fake upstream and of the load generator, and the metrics to read."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ __all__ = [
 
 MS = 1_000_000
 LONGEST_STREAM_SECONDS = 120
+"""Longer than any window: streams are ended by a command, never by themselves."""
 Parameter = int | float | str | bool
 
 
 @frozen
 class Profile:
-    """How long things take. Times in milliseconds."""
+    """Sizes and durations of a run, in milliseconds."""
 
     name: str
     rounds: int
@@ -44,14 +45,19 @@ SHORT = Profile(
     "short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, (1, 50, 500), "under 15 minutes with four subjects"
 )
 FULL = Profile("full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, (1, 50, 500), "about 20 minutes for each subject")
-SMOKE = Profile("smoke", 1, 300, 100, 50, (2,), 5, (5,), "whether everything works; its figures mean nothing")
+SMOKE = Profile(
+    "smoke", 1, 300, 100, 50, (2,), 5, (5,), "only to check that everything works; its figures mean nothing"
+)
 PROFILES = {profile.name: profile for profile in (SHORT, FULL, SMOKE)}
 
 
 @frozen(kw_only=True)
 class GatewayCase:
-    """One measurement's settings. ``upstream`` and ``second`` are the names of ``tools/upstream``'s profiles a and b,
-    ``load`` the options of ``tools/load``."""
+    """Settings of one measurement of a gateway.
+
+    ``upstream`` and ``second`` set the profiles a and b of ``tools/fake_upstream.c``; ``load`` has the options of
+    ``tools/load_generator.c``.
+    """
 
     scenario: str
     parameters: dict[str, Parameter] = field(factory=dict)
@@ -65,14 +71,15 @@ class GatewayCase:
     needs_fresh_subject: bool = False
     reads_memory: bool = False
     ends_with_window: bool = False
-    """The upstream ends all streams as the window closes; the load checks that each ends in order."""
+    """The upstream ends all streams when the window closes; the load checks that each ends correctly."""
     leaves_open: bool = False
-    """The load goes away while its streams are open; that they are unfinished is no error."""
+    """The load ends while its streams are open: unfinished streams are not errors."""
     awaits_closes: bool = False
+    """The load cancels its streams; the upstream records when each connection is closed."""
 
     @property
     def seconds(self) -> float:
-        """How long the load runs when the subject keeps up."""
+        """The estimated duration when the subject is not saturated."""
         load = self.load
         total = int(load.get("ramp-ms", 0)) + int(load["warm-ms"]) + self.window_ms
         return total / 1000 + (1.2 if self.needs_fresh_subject else 0.4)
@@ -80,7 +87,7 @@ class GatewayCase:
 
 @frozen(kw_only=True)
 class LimitsCase:
-    """One measurement of limits alone: so many callers, each of which admits and settles without a pause."""
+    """Settings of one measurement of limits alone: ``callers`` that admit and settle without a pause."""
 
     scenario: str = "limits"
     callers: int
@@ -94,7 +101,7 @@ class LimitsCase:
 
     @property
     def seconds(self) -> float:
-        """How long it takes, with the start of a client and of a store."""
+        """The estimated duration, with the start of a client and a store."""
         return (self.warm_ms + self.window_ms) / 1000 + 0.6
 
 
@@ -103,7 +110,7 @@ AnyCase = GatewayCase | LimitsCase
 
 @frozen
 class Scenario:
-    """A name, what it is for, and its cases in a profile."""
+    """A name, a line for ``--help``, and a function that builds the cases for a profile."""
 
     name: str
     help: str
@@ -117,7 +124,7 @@ def _phases(profile: Profile, window_ms: int) -> dict[str, int | float | str]:
 def _paced(
     profile: Profile, scenario: str, streams: int, rate: int, *, parameters: dict[str, Parameter] | None = None
 ) -> GatewayCase:
-    """``streams`` streams of ``rate`` events/s each, which the upstream ends after the window."""
+    """Build a case with ``streams`` streams of ``rate`` events/s each, which the upstream ends after the window."""
     return GatewayCase(
         scenario=scenario,
         parameters={"streams": streams, "rate": rate} if parameters is None else parameters,
@@ -125,7 +132,7 @@ def _paced(
         load={
             **_phases(profile, profile.window_ms),
             "slots": streams,
-            # All streams end at once; up to this long, until each one's end has come.
+            # All streams end at once; a saturated subject needs time to forward what it has buffered.
             "drain-ms": 6000,
             "open-limit-ms": 3000,
         },
@@ -161,7 +168,7 @@ def _flood(profile: Profile) -> Iterator[GatewayCase]:
             load={
                 **_phases(profile, profile.window_ms),
                 "slots": streams,
-                # What the sockets' buffers hold by then may be hundreds of megabytes.
+                # The sockets' buffers may hold hundreds of megabytes when the window closes.
                 "drain-ms": 8000,
                 "open-limit-ms": 1000,
             },
@@ -204,7 +211,7 @@ def _first_byte(profile: Profile) -> Iterator[GatewayCase]:
 def _one_at_a_time(
     profile: Profile, scenario: str, parameters: dict[str, Parameter], *, events: int, body_bytes: int = 0
 ) -> GatewayCase:
-    """One short stream after the other on one connection: what a subject adds when nothing else is to be done."""
+    """Build a case of short streams, one after the other on one connection: the latency of an idle subject."""
     window_ms = min(profile.window_ms, 4000)
     return GatewayCase(
         scenario=scenario,
@@ -263,7 +270,7 @@ def _cancel(profile: Profile) -> Iterator[GatewayCase]:
                 "warm-ms": 0,
                 "window-ms": window_ms,
                 "cancel": "waiting" if phase == "waiting" else "streaming",
-                "cancel-ms": 30,
+                "cancel-ms": 30,  # after the request (waiting), or after the first event
                 "drain-ms": 500,
                 "max-open": 1024,
             },
@@ -343,17 +350,23 @@ SCENARIOS = {
         Scenario("throughput", "100 streams of 200 events/s: 20,000 events/s", _throughput),
         Scenario(
             "flood",
-            "100 streams without a pause, 1 or 16 events per write of the upstream: the most that goes through",
+            "100 streams without a pause, 1 or 16 events per write of the upstream: highest throughput",
             _flood,
         ),
-        Scenario("requests", "without streaming: latency at 200/s, and the most that a core does", _requests),
+        Scenario("requests", "without streaming: latency at 200/s, highest rate of one core", _requests),
         Scenario("first-byte", "one stream at a time: from the request to its first event", _first_byte),
-        Scenario("idle", "1000 open streams in silence: memory for each", _idle),
-        Scenario("cancel", "the client leaves (waiting, streaming, quiet): time until the upstream is closed", _cancel),
-        Scenario("slow-reader", "200 smooth streams beside 10 clients that read 1 byte/s of a flood", _slow_reader),
+        Scenario("idle", "1000 open streams without events: memory per stream", _idle),
+        Scenario(
+            "cancel",
+            "the client disconnects (waiting, streaming, quiet): time until the upstream connection is closed",
+            _cancel,
+        ),
+        Scenario("slow-reader", "200 steady streams beside 10 clients that read 1 byte/s of a flood", _slow_reader),
         Scenario("large-prompt", "request bodies of 100 KB and 1 MB: first event, CPU per request", _large_prompt),
         Scenario("tls", "200 streams of 50 events/s from a TLS upstream", _tls),
         Scenario("churn", "100 short streams a second, each on a new connection", _churn),
-        Scenario("limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, beside redis-py", _limits),
+        Scenario(
+            "limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, compared to redis-py", _limits
+        ),
     )
 }

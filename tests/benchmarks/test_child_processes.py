@@ -45,7 +45,7 @@ def test_a_child_ends_with_its_descendants(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_silent_child_is_waited_for_until_the_deadline() -> None:
     """A child that says nothing, or ends, is an error that names it."""
     silent = Child("silent", ["sleep", "1000"], cores=CORES, has_pipes=True)
-    with silent, pytest.raises(ChildError, match="silent said nothing in time"):
+    with silent, pytest.raises(ChildError, match="silent printed nothing before the deadline"):
         silent.read_line(time.monotonic() + 0.05)
     brief = Child("brief", ["true"], cores=CORES, has_pipes=True)
     with brief, pytest.raises(ChildError, match="brief ended"):
