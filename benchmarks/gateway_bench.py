@@ -1,4 +1,4 @@
-"""One measurement: one subject, one case, one round; and the subjects that are kept running for it."""
+"""Measurements of gateways: one subject in one case at a time. Subjects are kept running between measurements."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from benchmarks.scenarios import GatewayCase
 from benchmarks.subjects.base import Address, Start, Subject
 from benchmarks.tool_processes import LoadReport, Target, UpstreamProcess, UpstreamStats, run_load
 
-__all__ = ["GatewayBench", "Running"]
+__all__ = ["GatewayBench"]
 
 WARM_UP_MS = 700
 CLOSES_WAIT_SECONDS = 1.0
+"""An upstream connection that is open for longer after the client's disconnect counts as never closed."""
 IDS_PER_LOAD = 1_000_000
 SETTLE_SECONDS = 2.0
 IDLE_SHARE = 0.15
+"""A subject that uses less of its core than this is idle."""
 CARRIED_SHARE = 0.97
-"""A subject that carries less of what is offered counts as saturated."""
+"""A subject that carries a smaller share of the offered load counts as saturated."""
 
 
 @frozen
 class Running:
-    """A subject that listens; ``child`` is ``None`` for no gateway at all."""
+    """A subject that accepts connections. ``child`` is ``None`` for no gateway at all."""
 
     child: Child | None
     target: Target
@@ -43,7 +45,7 @@ class Running:
 
 @define
 class _WindowReadings:
-    """Readings at the edges of the measured window."""
+    """CPU (ns) and memory (KiB) when the measured window opened and closed."""
 
     opened: dict[tuple[int, str], int] = field(factory=dict)
     closed: dict[tuple[int, str], int] = field(factory=dict)
@@ -55,7 +57,7 @@ class _WindowReadings:
 
 @define
 class GatewayBench:
-    """The upstreams, and what is needed to start subjects and measure them. A context manager: it ends them all."""
+    """Starts upstreams and subjects, and measures them. Leaving the context manager ends all of them."""
 
     tools: Tools
     cores: Cores
@@ -77,7 +79,7 @@ class GatewayBench:
             self._stack.close()
 
     def upstream(self, is_tls: bool) -> UpstreamProcess:
-        """The fake provider, started when it is first needed."""
+        """Return the fake upstream, started on first use."""
         if is_tls not in self._upstreams:
             tls = self._certificate() if is_tls else None
             command = self.tools.tls_upstream if is_tls else self.tools.upstream
@@ -86,9 +88,9 @@ class GatewayBench:
         return self._upstreams[is_tls]
 
     def measure(self, subject: Subject | None, case: GatewayCase) -> Metrics:
-        """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``.
+        """Measure ``subject``, or the upstream directly for ``None``. Failures are in ``Metrics.failed``.
 
-        A subject that failed, or does not come to rest afterwards, is started anew for its next measurement.
+        A subject that failed, or does not become idle afterwards, is restarted for its next measurement.
         """
         key = (subject.name, case.is_tls) if subject else ("direct", case.is_tls)
         try:
@@ -115,10 +117,12 @@ class GatewayBench:
         window = _WindowReadings()
 
         def at_window(is_open: bool, load: int) -> None:
+            # First of all: CPU that is used after the edge of the window would be counted on the wrong side.
             tools = sum(read_cpu([load, upstream.pid]).values())
             if is_open:
                 window.opened, window.load_opened = read_cpu(tree), tools
                 return
+            # The tree is read again: processes started within the window count too.
             window.closed, window.load_closed = read_cpu(running.tree()), tools
             window.requests_at_close = upstream.stats().requests
             if case.ends_with_window:
@@ -139,6 +143,7 @@ class GatewayBench:
         )
         stats = upstream.stats()
         metrics = _describe(report, stats, window, case, has_subject=bool(tree))
+        # Only when all streams have ended: events of an unfinished one may still be in a buffer.
         if case.ends_with_window and report.finished == report.started and stats.events != report.events:
             metrics.errors["lost"] = stats.events - report.events
         if before:
@@ -167,7 +172,7 @@ class GatewayBench:
 
     # --- subjects
     def _start(self, subject: Subject | None, is_tls: bool) -> Running:
-        """The subject in front of the upstream; started, and warmed up, unless it runs already."""
+        """Return the subject in front of the upstream, started and warmed up unless it is running."""
         upstream = self.upstream(is_tls)
         if subject is None:
             return Running(None, Target(upstream.port))
@@ -177,7 +182,7 @@ class GatewayBench:
         with contextlib.ExitStack() as stack:
             running = self._launch(subject, upstream, stack)
             self._warm_up(subject, running, upstream)
-            self._running[key] = running, stack.pop_all()
+            self._running[key] = running, stack.pop_all()  # from here on `_stop` ends it
         return running
 
     def _launch(self, subject: Subject, upstream: UpstreamProcess, stack: contextlib.ExitStack) -> Running:
@@ -200,7 +205,7 @@ class GatewayBench:
         return Running(child, start.target)
 
     def _warm_up(self, subject: Subject, running: Running, upstream: UpstreamProcess) -> None:
-        """Streams until the first succeeds and for a moment more; raises :exc:`ChildError` when none does."""
+        """Run short loads until one finishes streams; raise :exc:`ChildError` after the subject's ``start_seconds``."""
         upstream.behave("a", {"stream": 1, "events": 20, "interval": 2_000_000, "first": 0})
         settings: dict[str, int | float | str] = {
             "slots": 20,
@@ -225,7 +230,9 @@ class GatewayBench:
             if time.monotonic() > deadline:
                 problems = ", ".join(f"{count} {name}" for name, count in report.errors.items() if count)
                 status = f"; last status {report.last_status}" if report.last_status else ""
-                raise ChildError(f"{subject.name} served nothing: {problems}{status}")
+                raise ChildError(
+                    f"{subject.name} finished no stream within {subject.start_seconds:g} s: {problems}{status}"
+                )
             time.sleep(0.3)
 
     def _stop(self, key: tuple[str, bool]) -> None:
@@ -234,8 +241,8 @@ class GatewayBench:
             entry[1].close()
 
     def _certificate(self) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1, made for this run; its CA is in ``ca.pem``."""
-        import trustme  # here, since only the TLS scenario needs it
+        """Create a certificate for 127.0.0.1, with its CA in ``ca.pem``; return the paths of chain and key."""
+        import trustme  # only the TLS scenario needs it
 
         authority = trustme.CA()
         certificate = authority.issue_cert("127.0.0.1", "localhost")
@@ -248,7 +255,7 @@ class GatewayBench:
 
 
 def _settles(running: Running) -> bool:
-    """Whether the subject comes to rest, so that it takes nothing from the next one on its core. At most 2 s."""
+    """Return whether the subject becomes idle within 2 s, so that it takes no CPU from the next one on its core."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while running.child:
         before, started = sum(read_cpu(running.tree()).values()), time.monotonic_ns()
@@ -262,7 +269,7 @@ def _settles(running: Running) -> bool:
 
 
 def _plain_environ() -> dict[str, str]:
-    """The suite's environment without what would configure cgw, or send a subject's traffic through a proxy."""
+    """Return the environment without cgw's settings, and without variables that would send traffic through a proxy."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -288,7 +295,7 @@ def _describe(
         },
     )
     if report.duration.count and case.counts == "events":
-        metrics.duration_us = None  # how long a stream lasted says what the upstream did
+        metrics.duration_us = None  # the upstream decides how long its streams last
     if case.counts == "events":
         metrics.events_per_second = report.window.events / seconds
         metrics.offered_events_per_second = case.offered_events_per_second
@@ -321,7 +328,7 @@ def _add_cpu(metrics: Metrics, report: LoadReport, window: _WindowReadings, case
 
 
 def _add_closes(metrics: Metrics, upstream: UpstreamProcess, report: LoadReport) -> None:
-    """Match the load's cancels with the upstream's closes; those that are not closed within a second never count."""
+    """Match the load's cancels with the upstream's closes. Those not closed within a second count as never closed."""
     deadline = time.monotonic() + CLOSES_WAIT_SECONDS
     while True:
         closed = dict(upstream.closes())

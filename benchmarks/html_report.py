@@ -38,8 +38,8 @@ Open loop: the upstream sends each event when it is due, and each event carries 
 Latency is the time of receipt minus that timestamp. CPU is the time of all processes and threads of the subject,
 counted by the kernel's scheduler while the window was open. Subjects take turns within each round. Saturated: the
 subject carried less than 97 % of the offered load, so its latencies are those of a growing queue. Figures of different
-runs cannot be compared; ratios within a run can. The scenario limits differs: clients use a store on the load's core in a closed loop;
-a pair is an admit and its settle, and its time starts when its caller is ready to send it."""
+runs cannot be compared; ratios within a run can. The scenario limits differs: clients use a store on the load's core in
+a closed loop; a pair is an admit and its settle, and its time starts when its caller is ready to send it."""
 
 HEADLINES: tuple[tuple[str, str, dict[str, int | str], str, int], ...] = (
     # title, scenario, parameters, metric, decimals

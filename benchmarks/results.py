@@ -68,7 +68,7 @@ class Distribution(Struct, kw_only=True, omit_defaults=True):
 
 
 class Metrics(Struct, kw_only=True, omit_defaults=True):
-    """The figures of one measurement; ``None`` where one does not apply. CPU is that of all of the subject's processes."""
+    """The figures of one measurement, ``None`` where they do not apply. CPU is that of all the subject's processes."""
 
     window_seconds: float = 0.0
     events_per_second: float | None = None

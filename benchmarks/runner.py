@@ -27,8 +27,8 @@ __all__ = ["RunPlan", "find_subjects", "read_commit", "run_plan"]
 class RunPlan:
     """The measurements to make.
 
-    ``subjects`` are gateways by name, in order; ``None`` is no gateway at all. ``clients`` are the subjects of the scenario
-    ``limits``.
+    ``subjects`` are gateways by name, in order; ``None`` is no gateway at all. ``clients`` are the subjects of the
+    scenario ``limits``.
     """
 
     cases: Sequence[AnyCase]
@@ -162,7 +162,7 @@ def _measure(plan: RunPlan, bench: GatewayBench, name: str, case: AnyCase) -> Me
 
 
 def _rotated(names: list[str], round_number: int) -> list[str]:
-    """Start each round with another subject: none is always the first, on an idle machine."""
+    """Return ``names`` rotated, so that each round starts with another subject."""
     start = (round_number - 1) % len(names) if names else 0
     return names[start:] + names[:start]
 

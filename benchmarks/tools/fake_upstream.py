@@ -1,4 +1,4 @@
-"""The fake provider in Python: the options, commands and output of ``fake_upstream.c``, which explains them.
+"""The fake upstream in Python. ``fake_upstream.c`` documents options, commands and output.
 
 For machines without a C compiler, or (with ``--cert``) without OpenSSL's headers.
 """
@@ -23,7 +23,7 @@ from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, spl
 ID_PREFIX = b"bench-id:"
 SECOND_PROFILE_FROM = 5_000_000_000
 KEPT_BODY = 4096
-FLOOD_TURN = 65536
+FLOOD_TURN = 65536  # bytes that one stream of a flood sends before others have their turn
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
@@ -71,7 +71,7 @@ class GoneError(Exception):
 
 
 class AnswerProfile:
-    """How requests are answered; times in nanoseconds."""
+    """Settings of answers. Times are in nanoseconds."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("stream", "events", "interval", "first", "duration", "burst", "bytes")
 
@@ -189,7 +189,7 @@ class UpstreamConnection:
         self.server.events += 1
 
     def answer(self, *, was_blocked: bool) -> None:
-        """Send what is due; ``answer`` in ``fake_upstream.c`` says which time events carry."""
+        """Send what is due. ``answer`` in ``fake_upstream.c`` explains the timestamps."""
         profile, now = self.profile, time.monotonic_ns()
         if not profile.stream:
             self.append_json()
@@ -245,7 +245,7 @@ class UpstreamConnection:
 
 
 class FakeUpstream:
-    """The loop: connections, what is due, and the commands on standard input."""
+    """The event loop: connections, timers, and commands from standard input."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self.context = context
@@ -253,7 +253,7 @@ class FakeUpstream:
         self.profiles = {"a": AnswerProfile(), "b": AnswerProfile()}
         self.late: list[int] = []
         self.closes: list[tuple[int, int]] = []
-        self.requests = self.events = self.open = self.ended_at = 0
+        self.requests = self.events = self.ended_at = 0
         self.due: list[tuple[int, int, UpstreamConnection]] = []
         self.armed = 0
         self.commands = bytearray()
@@ -265,6 +265,7 @@ class FakeUpstream:
     def arm(self, connection: UpstreamConnection, due: int) -> None:
         self.armed += 1
         connection.due = due
+        # `armed` breaks ties, as connections cannot be ordered. `fire` ignores entries that no longer apply.
         heapq.heappush(self.due, (due, self.armed, connection))
 
     def run(self) -> None:
@@ -297,7 +298,7 @@ class FakeUpstream:
 
     def fire(self) -> None:
         now = time.monotonic_ns()
-        for _ in range(512):
+        for _ in range(512):  # then sockets and commands have their turn again
             if not self.due or self.due[0][0] > now:
                 return
             due, _, connection = heapq.heappop(self.due)
@@ -315,7 +316,6 @@ class FakeUpstream:
             if self.context:
                 sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             self.selector.register(sock, READ, UpstreamConnection(self, sock))
-            self.open += 1
 
     def end(self, connection: UpstreamConnection, now: int) -> None:
         if connection.is_answering:
@@ -323,7 +323,6 @@ class FakeUpstream:
         self.selector.unregister(connection.sock)
         connection.sock.close()
         connection.is_closed = True
-        self.open -= 1
 
     def read_commands(self) -> bool:
         got = os.read(sys.stdin.fileno(), 4096)
@@ -345,12 +344,7 @@ class FakeUpstream:
                 self.late.clear()
                 self.closes.clear()
             case ["stats"]:
-                counts = {
-                    "requests": self.requests,
-                    "events": self.events,
-                    "open": self.open,
-                    "aborted": len(self.closes),
-                }
+                counts = {"requests": self.requests, "events": self.events}
                 return msgspec.json.encode({**counts, "late": Histogram.of(self.late)}).decode()
             case ["closes"]:
                 return msgspec.json.encode(self.closes).decode()

@@ -1,4 +1,4 @@
-"""The load generator in Python: the options and output of ``load_generator.c``, which explains them."""
+"""The load generator in Python. ``load_generator.c`` documents options, phases and output."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from benchmarks.tool_processes import LoadReport, WindowCounts
 from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, split_head
 
 MS = 1_000_000
-SLOW_FROM = 5_000_000_000
+SLOW_FROM = 5_000_000_000  # exchanges from this number on are answered by the upstream's profile b
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 MARK = re.compile(rb"@(\d+) (\d+) (\d+)~")
-TAIL = 64
+TAIL = 64  # longer than a mark, so that one that is split between pieces is found
 PROBLEMS = ("refused", "status", "truncated", "corrupt", "unfinished", "overflow")
 LASTS = (b"[DONE]", b"message_stop")
 
 
 @define
 class LoadOptions:
-    """Named as on the command line, with ``_`` for ``-``."""
+    """Options, named as on the command line with ``_`` for ``-``."""
 
     port: int = 0
     path: str = "/v1/chat/completions"
@@ -73,7 +73,10 @@ class LoadOptions:
 
 @define(eq=False)
 class LoadConnection:
-    """A connection and the exchange on it."""
+    """A connection and its current exchange.
+
+    States: free → connecting → sending → head → body → idle → sending (keep-alive); any state → free when it is closed.
+    """
 
     slow: bool = False
     sock: socket.socket | None = None
@@ -92,21 +95,21 @@ class LoadConnection:
 
 
 class LoadGenerator:
-    """The loop, and what it counts."""
+    """The event loop, its timers and its counts."""
 
     def __init__(self, options: LoadOptions) -> None:
         self.options = options
         self.selector = selectors.DefaultSelector()
-        room = options.max_open if options.rate else options.slots
-        self.free = [LoadConnection() for _ in range(room)]
+        limit = options.max_open if options.rate else options.slots
+        self.free = [LoadConnection() for _ in range(limit)]
         self.slow = [LoadConnection(slow=True) for _ in range(options.slow)]
         self.idle: list[LoadConnection] = []
         self.timers: list[tuple[int, int, LoadConnection]] = []
-        self.armed = self.open = self.arrived = self.first_events = self.slow_bytes = 0
+        self.armed = self.open = self.arrived = self.first_events = 0
         self.next_id = options.first_id
         self.in_window = self.is_over = False
-        self.counts = WindowCounts(0, 0, 0, 0)
-        self.window = WindowCounts(0, 0, 0, 0)
+        self.counts = WindowCounts(0, 0, 0)
+        self.window = WindowCounts(0, 0, 0)
         self.errors = dict.fromkeys(PROBLEMS, 0)
         self.cancels: list[tuple[int, int]] = []
         self.latency: list[int] = []
@@ -131,14 +134,16 @@ class LoadGenerator:
         )
 
     # --- exchanges
-    def count(self, name: str, number: int = 1) -> None:
-        setattr(self.counts, name, getattr(self.counts, name) + number)
+    def count(self, name: str) -> None:
+        setattr(self.counts, name, getattr(self.counts, name) + 1)
         if self.in_window:
-            setattr(self.window, name, getattr(self.window, name) + number)
+            setattr(self.window, name, getattr(self.window, name) + 1)
 
     def arm(self, connection: LoadConnection, due: int) -> None:
         self.armed += 1
         connection.due = due
+        # `armed` breaks ties, as connections cannot be ordered. Timers are never removed: one whose time differs from
+        # its connection's `due` is stale, and ignored.
         heapq.heappush(self.timers, (due, self.armed, connection))
 
     def arrive(self, scheduled: int) -> None:
@@ -172,7 +177,7 @@ class LoadGenerator:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if connection.slow:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the kernel must not read ahead for a slow reader
         connection.state = "connecting"
         self.selector.register(sock, WRITE, connection)
         if sock.connect_ex(("127.0.0.1", self.options.port)) not in (0, errno.EINPROGRESS):
@@ -213,6 +218,7 @@ class LoadGenerator:
             self.free.append(connection)
 
     def fail(self, connection: LoadConnection, problem: str) -> None:
+        # The server may close an idle connection just as a request is sent on it: not a failure (RFC 9112 §9.3.1).
         is_retry = connection.is_reused and connection.head is None and not connection.buffer and problem == "truncated"
         again = self.options.repeat and not self.is_over and not connection.slow and problem != "refused"
         scheduled = connection.scheduled
@@ -273,7 +279,6 @@ class LoadGenerator:
             self.fail(connection, "truncated")
 
     def on_bytes(self, connection: LoadConnection, got: bytes, now: int) -> None:
-        self.count("bytes", len(got))
         connection.buffer += got
         try:
             if connection.head is None and not self.take_head(connection):
@@ -306,7 +311,7 @@ class LoadGenerator:
             end = mark.end()
             stamp, exchange, sequence = map(int, mark.groups())
             if (exchange, sequence) != (connection.exchange, connection.sequence):
-                raise FramingError("this event is not the next one of this exchange")
+                raise FramingError("an event of another exchange, or out of order")
             self.on_event(connection, now, stamp)
         del text[: max(end, len(text) - TAIL)]
 
@@ -339,7 +344,6 @@ class LoadGenerator:
         if not got:
             self.close(connection)
             return
-        self.slow_bytes += 1
         self.arm(connection, time.monotonic_ns() + self.options.slow_ms * MS)
 
     # --- phases
@@ -396,8 +400,6 @@ class LoadGenerator:
             started=self.counts.started,
             finished=self.counts.finished,
             events=self.counts.events,
-            bytes=self.counts.bytes,
-            slow_bytes=self.slow_bytes,
             last_status=self.last_status,
             window=self.window,
             errors=self.errors,
