@@ -45,7 +45,7 @@ class Change:
 
     @property
     def worse(self) -> float:
-        """By how much the second run is worse: 0.1 for 10 %, negative when it is better."""
+        """The relative change for the worse: 0.1 for 10 %, negative for an improvement."""
         if self.metric in HIGHER_IS_BETTER:
             return self.before / self.after - 1 if self.after else float("inf")
         return self.after / self.before - 1 if self.before else float("inf")

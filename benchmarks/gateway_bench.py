@@ -111,7 +111,7 @@ class GatewayBench:
         upstream = self.upstream(case.is_tls)
         upstream.behave("a", case.upstream)
         upstream.behave("b", case.second)
-        upstream.reset()
+        upstream.reset()  # counts and closes of the previous measurement
         tree = running.tree()
         before = read_memory(tree) if case.reads_memory else None
         window = _WindowReadings()
@@ -125,6 +125,7 @@ class GatewayBench:
             # The tree is read again: processes started within the window count too.
             window.closed, window.load_closed = read_cpu(running.tree()), tools
             window.requests_at_close = upstream.stats().requests
+            # After CPU and counts are read: ending all streams at once is work that is not measured.
             if case.ends_with_window:
                 upstream.end()
             if case.reads_memory:
@@ -163,6 +164,7 @@ class GatewayBench:
         metrics.rss_growth_kib = rss - rss_before
         if case.scenario == "idle":
             slots = int(case.load["slots"])
+            # Only streams that reached the upstream: a subject may queue or refuse some of them.
             streams = min(window.requests_at_close, slots)
             metrics.saturated = streams < CARRIED_SHARE * slots
             if not streams:
@@ -302,6 +304,7 @@ def _describe(
         if case.offered_events_per_second:
             metrics.saturated = metrics.events_per_second < CARRIED_SHARE * case.offered_events_per_second
     else:
+        # Cancelled exchanges do not finish, so the started ones count.
         metrics.requests_per_second = (
             report.window.finished if not case.awaits_closes else report.window.started
         ) / seconds
@@ -316,6 +319,7 @@ def _describe(
 def _add_cpu(metrics: Metrics, report: LoadReport, window: _WindowReadings, case: GatewayCase) -> None:
     used: dict[str, int] = {}
     for (pid, name), nanoseconds in window.closed.items():
+        # A process that ended within the window is missing in `closed`: its CPU is lost, never negative.
         used[name] = used.get(name, 0) + nanoseconds - window.opened.get((pid, name), 0)
     total = sum(used.values())
     metrics.cpu_share = total / report.window_ns
@@ -337,6 +341,7 @@ def _add_closes(metrics: Metrics, upstream: UpstreamProcess, report: LoadReport)
         time.sleep(0.05)
     delays = list(_delays(report.cancels, closed))
     limit = int(CLOSES_WAIT_SECONDS * 1e9)
+    # Negative: the upstream was closed before the cancel, so not because of it.
     in_time = [delay for delay in delays if delay is not None and 0 <= delay < limit]
     metrics.upstream_closed_ms = Distribution.of(Histogram.of(in_time), 1_000_000)
     metrics.upstream_never_closed = len(delays) - len(in_time)

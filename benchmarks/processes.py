@@ -80,8 +80,8 @@ class Child:
                         stderr=output,
                         env=dict(environ) if environ is not None else None,
                         cwd=cwd,
-                        start_new_session=True,
-                        bufsize=0,
+                        start_new_session=True,  # Ctrl-C in the terminal then reaches only this process, which ends it
+                        bufsize=0,  # `read_line` reads the descriptor itself, so nothing may sit in a buffer
                     )
             except OSError as error:
                 raise ChildError(f"{name}: {error}") from error
@@ -136,6 +136,7 @@ class Child:
         # stays with the process, so another one that gets the same pid later is not killed.
         descendants = [_open_pidfd(pid) for pid in process_tree(self.pid)[1:]] if self.is_alive else []
         try:
+            # The whole group first: most children end their own children when they get SIGTERM.
             self._signal_group(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(TERM_GRACE_SECONDS)

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 SCHEMA = "cgw-benchmarks/1"
-"""Change it when a file of the old schema would be read wrongly. A new optional metric is no reason."""
+"""Change it when a file of the old schema would be read wrongly. New optional metrics need no new schema."""
 
 
 class ResultsError(Exception):

@@ -34,7 +34,7 @@ class Address:
 
 @frozen(kw_only=True)
 class Start:
-    """How to start a subject and where to send requests. ``environ`` is added to the suite's environment."""
+    """A command that starts a subject, and the target of requests. ``environ`` is added to the suite's environment."""
 
     command: tuple[str, ...]
     target: Target

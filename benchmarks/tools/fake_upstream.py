@@ -126,6 +126,7 @@ class UpstreamConnection:
             if not got:
                 raise GoneError
             self.input += got
+            # While answering, bytes of a next request wait in `input`; `finish` parses them.
             if not self.is_answering:
                 self.parse()
 
@@ -198,6 +199,7 @@ class UpstreamConnection:
             self.flood(now)
         else:
             due = self.started + profile.first + self.sequence * profile.interval
+            # At the next event, not at once: all streams ending in the same instant would be a burst of their own.
             is_over = self.started < self.server.ended_at and due <= now
             while due <= now and self.sequence < profile.events:
                 if not was_blocked:
@@ -222,7 +224,7 @@ class UpstreamConnection:
                 self.append_event(now)
             sent += len(self.output)
             self.flush()
-            if self.is_blocked:
+            if self.is_blocked:  # `on_writable` continues
                 return
             now = time.monotonic_ns()
         self.server.arm(self, now)
@@ -318,7 +320,7 @@ class FakeUpstream:
             self.selector.register(sock, READ, UpstreamConnection(self, sock))
 
     def end(self, connection: UpstreamConnection, now: int) -> None:
-        if connection.is_answering:
+        if connection.is_answering:  # otherwise it was idle, which is no abort
             self.closes.append((connection.exchange, now))
         self.selector.unregister(connection.sock)
         connection.sock.close()
@@ -359,7 +361,7 @@ def main() -> None:
     if "--cert" in options:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options["--cert"], options["--key"])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end quietly, without a traceback of KeyboardInterrupt
     FakeUpstream(context).run()
 
 

@@ -155,7 +155,7 @@ class LoadGenerator:
             self.errors["overflow"] += 1
 
     def begin(self, connection: LoadConnection, scheduled: int) -> None:
-        connection.is_reused = connection.state == "idle"
+        connection.is_reused = connection.state == "idle"  # `fail` then retries if the server has just closed it
         connection.scheduled, connection.in_window = scheduled, self.in_window
         if connection.slow:
             connection.exchange = SLOW_FROM + self.options.first_id + self.slow.index(connection)
@@ -177,7 +177,9 @@ class LoadGenerator:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if connection.slow:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the kernel must not read ahead for a slow reader
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # the kernel must not read ahead for a slow reader
         connection.state = "connecting"
         self.selector.register(sock, WRITE, connection)
         if sock.connect_ex(("127.0.0.1", self.options.port)) not in (0, errno.EINPROGRESS):
@@ -210,6 +212,7 @@ class LoadGenerator:
             self.idle.remove(connection)
         else:
             self.open -= 1
+        # A slow reader is not registered once its request is sent: a timer reads for it.
         if not connection.slow or connection.state in ("connecting", "sending"):
             self.selector.unregister(connection.sock)
         connection.sock.close()
@@ -269,7 +272,7 @@ class LoadGenerator:
         except OSError:
             got = b""
         now = time.monotonic_ns()
-        if connection.state == "idle":
+        if connection.state == "idle":  # the server closed it, or sent bytes that belong to no answer
             self.close(connection)
         elif got:
             self.on_bytes(connection, got, now)
@@ -313,6 +316,7 @@ class LoadGenerator:
             if (exchange, sequence) != (connection.exchange, connection.sequence):
                 raise FramingError("an event of another exchange, or out of order")
             self.on_event(connection, now, stamp)
+        # Kept: the start of a mark that is split between pieces, and the end of the body, which `finish` checks.
         del text[: max(end, len(text) - TAIL)]
 
     def on_event(self, connection: LoadConnection, now: int, stamp: int) -> None:

@@ -87,6 +87,7 @@ def choose_port(port: int | None) -> int:
     """
     wanted = port or DEFAULT_PORT
     with socket.socket() as probe:
+        # As the gateway will do: connections in TIME_WAIT from an earlier tour must not make the port look taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, wanted))
@@ -115,6 +116,7 @@ def _explain(error: BaseException) -> tuple[list[str], int | None]:
     """Return sentences for people and an exit status; the status is ``None`` for errors that need a traceback."""
     if isinstance(error, BaseExceptionGroup):
         parts = [_explain(part) for part in error.exceptions]
+        # One error without a sentence is enough for a traceback of the whole group.
         statuses = [status for _, status in parts]
         status = None if None in statuses else max(status for status in statuses if status is not None)
         return [sentence for sentences, _ in parts for sentence in sentences], status
@@ -212,6 +214,7 @@ class _Tour:
                 await self._show_overhead(service, upstream)
                 self._show_snippets(service)
                 await _wait_settled(service)
+                # Read after the last of the tour's own events: only later ones count as served to the visitor.
                 self._tour_seq = await trio.to_thread.run_sync(read_last_seq, service.spool_path)
                 self._is_complete = True
                 if not self._once:
@@ -225,6 +228,7 @@ class _Tour:
             first_token_delay_seconds=FIRST_TOKEN_SECONDS,
             api_key=self._upstream_key,
         )
+        # The overhead is measured without pacing, so that a delay of the script is not part of it.
         at_once = Script(answer="At once.", tokens_per_second=0, api_key=self._upstream_key)
         return {"*": paced, MEASURED_MODEL: at_once}
 

@@ -101,6 +101,7 @@ class ScriptedMessages:
         }
         stop: dict[str, Any] = {"stop_reason": "max_tokens" if is_cut else "end_turn", "stop_sequence": None}
         headers = self._headers(serial)
+        # `message_start` carries the message without content; without streaming it is completed here.
         if body.get("stream") is True:
             return build_stream(script, headers, tuple(self._events(script, message, stop, tokens)))
         message |= {"content": [{"type": "text", "text": "".join(tokens)}], **stop}
@@ -173,6 +174,7 @@ class ScriptedChat:
             raise RequestError("Invalid 'messages': empty array. Expected an array with minimum length 1.", "messages")
 
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
+        # `max_tokens` is the older name, which OpenAI still accepts for most models.
         max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
         tokens, is_cut = _cut_answer(script, max_tokens if isinstance(max_tokens, int) else None)
         frame: dict[str, Any] = {

@@ -78,7 +78,7 @@ class SeenRequest:
         await self._wait(lambda: self.is_over)
 
     async def _wait(self, is_true: Callable[[], bool]) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()  # also when there is nothing to wait for, as in Trio's own API
         while not is_true():
             await self._changes.park()
 
@@ -124,6 +124,7 @@ class ScriptedUpstream:
             pass  # the peer has closed the connection, or the script breaks it off here: an ordinary end
         finally:
             self.open_connections -= 1
+            # Without waiting: this also runs when the upstream is cancelled.
             await trio.aclose_forcefully(stream)
 
     def record_request(self, request: SeenRequest) -> None:
@@ -214,6 +215,7 @@ class _ScriptedConnection:
             finally:
                 request.is_over = True
                 request.wake_waiters()
+            # HTTP/1.0, or `connection: close` from the peer.
             if self._h11.our_state is h11.MUST_CLOSE:
                 await self._close_gently()
                 return
@@ -226,7 +228,7 @@ class _ScriptedConnection:
             return None
         body = bytearray()
         while not isinstance(part := await self._next_event(), h11.EndOfMessage):
-            if not isinstance(part, h11.Data):
+            if not isinstance(part, h11.Data):  # h11 raises for a peer that closes early: no other event is expected
                 raise _Broken
             body += part.data
             if len(body) > MAX_BODY_BYTES:
@@ -252,6 +254,7 @@ class _ScriptedConnection:
 
     async def _refuse(self, error: h11.RemoteProtocolError) -> None:
         """Answer a malformed request, and close the connection (RFC 9112 §9.6)."""
+        # In any other state a response has begun already, and h11 would not let another one follow.
         if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         text = b"This is not a valid HTTP/1.1 request.\n"
@@ -278,19 +281,22 @@ class _ScriptedConnection:
         """
         self._is_ending = False
         async with trio.open_nursery() as nursery:
+            # Reads while the answer is sent: otherwise a close would be noticed only by a failing send, after a delay
+            # until the next token and a round trip.
             nursery.start_soon(self._watch_peer, request, nursery.cancel_scope)
             try:
                 if await self._perform(answer, request):
                     request.answered_at = trio.current_time()
             except trio.BrokenResourceError:
                 self._peer_closed(request)
-            nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()  # ends the watcher
         if request.answered_at is None:
             raise _Broken
 
     async def _watch_peer(self, request: SeenRequest, answer_scope: trio.CancelScope) -> None:
         """Cancel ``answer_scope`` when the peer closes. Bytes of a pipelined request are kept, up to a bound."""
         pipelined_bytes = 0
+        # Beyond the bound nothing is read until the next request is due: TCP's flow control stops the peer.
         while pipelined_bytes < MAX_PIPELINED_BYTES:
             try:
                 data = bytes(await self._stream.receive_some(_RECEIVE_BYTES))
@@ -312,6 +318,7 @@ class _ScriptedConnection:
         """Send head and body. Returns ``False`` if the connection must now be broken off."""
         await trio.sleep_until(request.received_at + answer.head_at_seconds)
         headers = [*answer.headers, (b"date", format_datetime(datetime.now(UTC), usegmt=True).encode())]
+        # Without a length h11 picks chunked framing for HTTP/1.1, and the end of the connection for HTTP/1.0.
         if answer.has_length:
             headers.append((b"content-length", str(answer.body_bytes).encode()))
         await self._send(h11.Response(status_code=answer.status, headers=headers))
@@ -361,7 +368,7 @@ async def open_scripted_upstream(
     by_model = {EVERY_MODEL: scripts} if isinstance(scripts, Script) else scripts
     upstream = ScriptedUpstream(by_model, keep_requests)
     listeners = await trio.open_tcp_listeners(port, host=host)
-    bound_port = listeners[0].socket.getsockname()[1]
+    bound_port = listeners[0].socket.getsockname()[1]  # one listener: an address, not a name with several
     upstream.url = f"http://{f'[{host}]' if ':' in host else host}:{bound_port}"
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(trio.serve_listeners, upstream.serve_connection, listeners))
