@@ -95,7 +95,7 @@ class AnswerProfile:
         return AnswerProfile({**self.values, **{name: int(value) for name, _, value in pairs if name in self.NAMES}})
 
 
-class UpstreamConnection:
+class FakeConnection:
     """One client, from accept to close."""
 
     def __init__(self, server: FakeUpstream, sock: socket.socket) -> None:
@@ -256,7 +256,7 @@ class FakeUpstream:
         self.late: list[int] = []
         self.closes: list[tuple[int, int]] = []
         self.requests = self.events = self.ended_at = 0
-        self.due: list[tuple[int, int, UpstreamConnection]] = []
+        self.due: list[tuple[int, int, FakeConnection]] = []
         self.armed = 0
         self.commands = bytearray()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -264,7 +264,7 @@ class FakeUpstream:
         self.selector.register(self.listener, READ)
         self.selector.register(sys.stdin.fileno(), READ)
 
-    def arm(self, connection: UpstreamConnection, due: int) -> None:
+    def arm(self, connection: FakeConnection, due: int) -> None:
         self.armed += 1
         connection.due = due
         # `armed` breaks ties, as connections cannot be ordered. `fire` ignores entries that no longer apply.
@@ -277,7 +277,7 @@ class FakeUpstream:
             ready = self.selector.select(max(left, 0))
             now = time.monotonic_ns()
             for key, mask in ready:
-                if isinstance(key.data, UpstreamConnection):
+                if isinstance(key.data, FakeConnection):
                     self.step(key.data, now, is_readable=bool(mask & READ), is_writable=bool(mask & WRITE))
                 elif key.fileobj is self.listener:
                     self.accept()
@@ -286,7 +286,7 @@ class FakeUpstream:
             self.fire()
 
     def step(
-        self, connection: UpstreamConnection, now: int, *, is_readable: bool = False, is_writable: bool = False
+        self, connection: FakeConnection, now: int, *, is_readable: bool = False, is_writable: bool = False
     ) -> None:
         try:
             if is_readable:
@@ -317,9 +317,9 @@ class FakeUpstream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.context:
                 sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            self.selector.register(sock, READ, UpstreamConnection(self, sock))
+            self.selector.register(sock, READ, FakeConnection(self, sock))
 
-    def end(self, connection: UpstreamConnection, now: int) -> None:
+    def end(self, connection: FakeConnection, now: int) -> None:
         if connection.is_answering:  # otherwise it was idle, which is no abort
             self.closes.append((connection.exchange, now))
         self.selector.unregister(connection.sock)
