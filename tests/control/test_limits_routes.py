@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from cgw.service.lifecycle import Service
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import DISABLED_TOKEN, TOKEN, build_actors
 from tests.support.limits import open_http, open_patient_gateway
 from tests.support.requests import build_body

@@ -11,7 +11,7 @@ import trio
 
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, open_gateway
 from tests.support.requests import HEADERS, ROUTES, build_body, build_request, read_to_end
 

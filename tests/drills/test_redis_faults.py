@@ -21,7 +21,7 @@ import redis
 import trio
 
 from cgw.testing.script import Script
-from cgw.testing.upstream import open_scripted_upstream
+from cgw.testing.scripted_upstream import open_scripted_upstream
 from tests.support.gateway import build_environ
 from tests.support.process import start_cgw
 from tests.support.redis_cluster import find_free_ports
