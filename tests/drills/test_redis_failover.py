@@ -74,9 +74,9 @@ async def _is_failed_over(group: SentinelGroup) -> bool:
 async def test_slots_move_under_load(tmp_path: Path) -> None:
     """A slot moves to and fro key by key while callers count on two of its keys: all are served, none twice."""
     with run_redis_cluster(tmp_path) as cluster:
-        async with open_redis(cluster.url, links=2, timeout_seconds=PATIENT) as redis:
+        async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
             slot = key_slot(b"{load}")
-            await redis.mset({f"{{load}}:filler:{number}": number for number in range(MOVERS_KEYS)})
+            await redis.commands.mset({f"{{load}}:filler:{number}": number for number in range(MOVERS_KEYS)})
             counted = [0, 0]
             longest = 0.0
 
@@ -106,7 +106,7 @@ async def test_slots_move_under_load(tmp_path: Path) -> None:
             assert statistics.redirections > 0
             assert statistics.retries > 0
             for pair in range(2):
-                values = await redis.mget(f"{{load}}:{pair}:a", f"{{load}}:{pair}:b")
+                values = await redis.commands.mget(f"{{load}}:{pair}:a", f"{{load}}:{pair}:b")
                 # A call that was cancelled in the end may have counted.
                 assert values[0] == values[1]
                 assert counted[pair] <= int(values[0] or 0) <= counted[pair] + 4

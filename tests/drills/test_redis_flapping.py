@@ -13,7 +13,7 @@ from attrs import define, field
 
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.model import Actor, Feature, RateLimit
-from cgw.redis.opening import Redis, open_redis
+from cgw.redis.opening import Store, open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
@@ -64,14 +64,14 @@ async def flap(server: RedisServer, dice: random.Random) -> None:
         server.send_signal(signal.SIGCONT)
 
 
-async def list_leftovers(links: Redis) -> list[bytes]:
+async def list_leftovers(links: Store) -> list[bytes]:
     """Reservations that were never settled or given up, and places that are still taken."""
     left: list[bytes] = []
     keys: list[bytes] = await links.execute_command("KEYS", "cgw:*")
     for key in keys:
         if key.endswith(b":in_flight"):
-            left += [key] * int(await links.zcard(key))
-        elif b":reservation:" in key and await links.get(key) not in MARKS:
+            left += [key] * int(await links.commands.zcard(key))
+        elif b":reservation:" in key and await links.commands.get(key) not in MARKS:
             left.append(key)
     return left
 

@@ -17,7 +17,8 @@ from cgw.limits.claims import build_key_prefix
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.redis.opening import Redis, open_redis
+from cgw.redis.opening import Store as Redis
+from cgw.redis.opening import open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, wait_until
 
@@ -159,7 +160,7 @@ async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Redis)
         await limiter.settle(admission, is_charged=False)
     assert await _has_usage(limiter, actor, 0)
     records: list[bytes] = await links.execute_command("KEYS", "*reservation*")
-    assert all([await links.get(key) in MARKS for key in records])
+    assert all([await links.commands.get(key) in MARKS for key in records])
 
 
 async def _has_usage(limiter: Limiter, actor: Actor, usage: int) -> bool:
@@ -178,7 +179,7 @@ async def test_two_calls_an_exchange(limiter: Limiter, links: Redis) -> None:
 async def test_forgotten_scripts_are_sent_again(limiter: Limiter, links: Redis) -> None:
     """SCRIPT FLUSH between two calls goes unnoticed."""
     admission = await limiter.admit(_actor(), CHAT, LIMIT)
-    await links.script_flush()
+    await links.commands.script_flush()
     await limiter.settle(admission, is_charged=False)
     assert (await limiter.admit(_actor(), CHAT, LIMIT)).states[0].remaining == 99
 

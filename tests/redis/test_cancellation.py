@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cgw.redis.opening import LuaScript, Redis, ScriptCall, open_redis
+from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 PATIENT = 5.0
@@ -38,12 +38,12 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-async def _is_quiet(redis: Redis) -> bool:
+async def _is_quiet(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     return redis.statistics().waiting_calls == 0
 
 
-async def _run_fuzz(call: Callable[[str], Awaitable[object]], redis: Redis) -> int:
+async def _run_fuzz(call: Callable[[str], Awaitable[object]], redis: Store) -> int:
     """Run ``call`` from all tasks with texts of their own, cancelled at random; returns how many had their answer."""
     answered = 0
 
@@ -71,20 +71,20 @@ async def _run_fuzz(call: Callable[[str], Awaitable[object]], redis: Redis) -> i
 
 async def test_replies_reach_their_own_callers_under_cancellation(server: RedisServer) -> None:
     """40 tasks, cancelled at random moments, never get another's reply, and the links stay."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
-        await _run_fuzz(redis.echo, redis)
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        await _run_fuzz(redis.commands.echo, redis)
 
 
 async def test_cancelled_takes_are_given_back(server: RedisServer) -> None:
     """40 tasks take by script, cancelled at random: what is left taken is exactly what was answered."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
 
         async def take(text: str) -> object:
             undo = ScriptCall(GIVE_BACK, ["taken", "count"], [text])
             return await redis.run_script(TAKE, ["taken", "count"], [text], undo=undo)
 
         answered = await _run_fuzz(take, redis)
-        assert int(await redis.get("count") or 0) == await redis.scard("taken") == answered
+        assert int(await redis.commands.get("count") or 0) == await redis.commands.scard("taken") == answered
 
 
 async def test_cancelled_before_the_call_sends_nothing(server: RedisServer) -> None:
@@ -92,14 +92,14 @@ async def test_cancelled_before_the_call_sends_nothing(server: RedisServer) -> N
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         with trio.CancelScope() as client_scope:
             client_scope.cancel()
-            await redis.set("touched", 1)
+            await redis.commands.set("touched", 1)
         assert client_scope.cancelled_caught
-        assert await redis.get("touched") is None
+        assert await redis.commands.get("touched") is None
 
 
 async def test_undo_follows_a_cancelled_call(server: RedisServer) -> None:
     """What a cancelled caller's script did is undone on the same link, right after it."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         undo = ScriptCall(UNMARK, ["mark"], [])
         for _ in range(20):
             with trio.CancelScope() as client_scope:
@@ -112,6 +112,6 @@ async def test_undo_follows_a_cancelled_call(server: RedisServer) -> None:
                     nursery.start_soon(leave)
                     await redis.run_script(MARK, ["mark"], [1], undo=undo)
                     nursery.cancel_scope.cancel()
-        await redis.set("mark", "last")  # one more trip on each link, so that all before it has been done
-        await redis.delete("mark")
+        await redis.commands.set("mark", "last")  # one more trip on each link, so that all before it has been done
+        await redis.commands.delete("mark")
         assert redis.statistics().kept_calls == 0

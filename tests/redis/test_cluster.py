@@ -17,8 +17,8 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.redis import cluster as redis_cluster
-from cgw.redis.opening import LuaScript, Redis, ScriptCall, Store, open_redis
+from cgw.redis import cluster_store
+from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.raw_server import open_raw_server
 from tests.support.redis_cluster import (
     ClusterNode,
@@ -50,16 +50,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
         yield cluster
 
 
-async def _is_quiet(redis: Redis) -> bool:
+async def _is_quiet(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     statistics = redis.statistics()
     return statistics.waiting_calls == 0 and statistics.kept_calls == 0
 
 
-async def _has_nodes(redis: Redis, count: int) -> bool:
+async def _has_nodes(redis: Store, count: int) -> bool:
     await trio.lowlevel.checkpoint()
     statistics = redis.statistics()
-    return (statistics.nodes, statistics.links_up) == (count, count)
+    return (statistics.links, statistics.links_up) == (count, count)
 
 
 async def test_address_forms_lead_to_the_whole_cluster(cluster: RedisCluster) -> None:
@@ -72,15 +72,15 @@ async def test_address_forms_lead_to_the_whole_cluster(cluster: RedisCluster) ->
         f"redis://{second.place}",
         first.server.url,
     ):
-        async with open_redis(url, links=2, timeout_seconds=PATIENT) as redis:
+        async with open_redis(url, timeout_seconds=PATIENT) as redis:
             store: Store = redis
             assert store.is_cluster
             statistics = store.statistics()
-            assert (statistics.nodes, statistics.links, statistics.links_up) == (3, 6, 6)
+            assert (statistics.links, statistics.links_up) == (3, 3)
             for number in range(20):
-                await redis.set(f"form:{number}", number)
+                await redis.commands.set(f"form:{number}", number)
                 assert await store.run_script(MARK, [f"form:{number}"], [number]) == 1
-                assert await redis.get(f"form:{number}") == b"%d" % number
+                assert await redis.commands.get(f"form:{number}") == b"%d" % number
             await store.check()
             assert redis.statistics().redirections == 0
 
@@ -104,9 +104,9 @@ async def test_commands_go_by_their_first_key(cluster: RedisCluster) -> None:
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         for number in range(10):
             key = f"first:{number}"
-            await redis.set(key, number)
+            await redis.commands.set(key, number)
             assert await redis.execute_command("OBJECT", "REFCOUNT", key) is not None
-            assert await redis.eval("return redis.call('GET', KEYS[1])", 1, key) == b"%d" % number
+            assert await redis.commands.eval("return redis.call('GET', KEYS[1])", 1, key) == b"%d" % number
             assert await redis.execute_command("PING") == b"PONG"
         assert redis.statistics().redirections == 0
 
@@ -123,14 +123,14 @@ async def test_moved_slots_are_followed(cluster: RedisCluster) -> None:
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         key = "moved"
         slot = key_slot(key.encode())
-        await redis.set(key, "here")
+        await redis.commands.set(key, "here")
         source = await cluster.find_owner(slot)
         target = cluster.others(source)[0]
         for node in cluster.nodes:
             await node.ask("SCRIPT", "FLUSH")
         await cluster.move_slot(slot, source, target)
         assert await redis.run_script(MARK, [key], ["there"]) == 1
-        assert await redis.get(key) == b"there"
+        assert await redis.commands.get(key) == b"there"
         assert redis.statistics().redirections == 1
         assert await target.ask("GET", key) == b"there"
 
@@ -148,12 +148,12 @@ async def test_one_redirection_renews_the_whole_table(cluster: RedisCluster) -> 
         async def is_read() -> bool:
             return await _count_table_reads(cluster) > reads
 
-        await redis.set(keys[0], 1)
+        await redis.commands.set(keys[0], 1)
         assert redis.statistics().redirections == 1
         await wait_until(is_read)
         await wait_until(partial(_is_quiet, redis))
         for key in keys:
-            await redis.set(key, 2)
+            await redis.commands.set(key, 2)
         assert redis.statistics().redirections == 1
 
 
@@ -169,12 +169,12 @@ async def test_asked_calls_leave_others_on_the_link_alone(cluster: RedisCluster)
         source = await cluster.find_owner(slot)
         target = cluster.others(source)[0]
         other_key = await _find_key(cluster, target)
-        await redis.mset({f"{{ask}}:{number}": number for number in range(20)})
+        await redis.commands.mset({f"{{ask}}:{number}": number for number in range(20)})
         await cluster.begin_move(slot, source, target)
         await cluster.move_keys(slot, source, target)
 
         async def read(number: int) -> None:
-            assert await redis.get(f"{{ask}}:{number % 20}") == b"%d" % (number % 20)
+            assert await redis.commands.get(f"{{ask}}:{number % 20}") == b"%d" % (number % 20)
 
         async def echo(number: int) -> None:
             script = LuaScript.from_text("return ARGV[1]")
@@ -227,7 +227,7 @@ async def test_call_on_a_torn_slot_is_tried_again(cluster: RedisCluster) -> None
             await wait_until(has_retried)
             await cluster.move_keys(slot, source, target)
             await cluster.end_move(slot, target)
-        assert await redis.mget(keys) == [b"7", b"7"]
+        assert await redis.commands.mget(keys) == [b"7", b"7"]
 
 
 async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
@@ -235,7 +235,7 @@ async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
     slot = key_slot(b"{undo}")
     done: set[bytes] = set()
 
-    async def mark(redis: Redis, number: int) -> None:
+    async def mark(redis: Store, number: int) -> None:
         key = f"{{undo}}:{number}"
         dice = random.Random(number)
         with trio.move_on_after(dice.random() * 0.004):
@@ -252,7 +252,7 @@ async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
                 nursery.start_soon(mark, redis, number)
                 if number % 20 == 0:
                     await trio.sleep(0.002)  # spread over the move
-        await redis.echo("x")
+        await redis.commands.echo("x")
         await wait_until(partial(_is_quiet, redis))
         left = await target.ask("CLUSTER", "GETKEYSINSLOT", slot, 1_000)
         assert isinstance(left, list)
@@ -261,7 +261,7 @@ async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
         assert redis.statistics().cancelled > 0
 
 
-async def _move_all(cluster: RedisCluster, redis: Redis, slot: int) -> None:
+async def _move_all(cluster: RedisCluster, redis: Store, slot: int) -> None:
     source = await cluster.find_owner(slot)
     target = cluster.others(source)[0]
     for _ in range(10):
@@ -276,8 +276,8 @@ async def test_posted_call_follows_its_slot(cluster: RedisCluster) -> None:
     keys = ["{post}:a", "{post}:b"]
     slot = key_slot(b"{post}")
 
-    async def counts_to(redis: Redis, number: int) -> bool:
-        return bool(await redis.mget(keys) == [b"%d" % number] * 2)
+    async def counts_to(redis: Store, number: int) -> bool:
+        return bool(await redis.commands.mget(keys) == [b"%d" % number] * 2)
 
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         await redis.run_script(ADD_BOTH, keys, [1])
@@ -305,10 +305,10 @@ async def test_posted_call_follows_its_slot(cluster: RedisCluster) -> None:
 
 async def test_nodes_come_and_go(cluster: RedisCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that gets its first slot gets links when the first call is sent there; without slots it loses them."""
-    monkeypatch.setattr(redis_cluster, "_RETIRE_SECONDS", 0.05)
+    monkeypatch.setattr(cluster_store, "_RETIRE_SECONDS", 0.05)
     slot = key_slot(b"{guest}")
     async with open_redis(cluster.url, timeout_seconds=1) as redis:
-        await redis.set("{guest}", "kept")
+        await redis.commands.set("{guest}", "kept")
         home = await cluster.find_owner(slot)
         with run_cluster_node(tmp_path / "g", *find_node_ports(1)) as guest:
             await cluster.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", guest.port)
@@ -320,10 +320,10 @@ async def test_nodes_come_and_go(cluster: RedisCluster, tmp_path: Path, monkeypa
 
             await wait_until(know_guest, seconds=10)
             await cluster.move_slot(slot, home, guest)
-            assert await redis.get("{guest}") == b"kept"
+            assert await redis.commands.get("{guest}") == b"kept"
             await wait_until(partial(_has_nodes, redis, 4))
             await cluster.move_slot(slot, guest, home)
-            assert await redis.get("{guest}") == b"kept"
+            assert await redis.commands.get("{guest}") == b"kept"
             await wait_until(partial(_has_nodes, redis, 3))
         for node in cluster.nodes:
             await node.ask("CLUSTER", "FORGET", guest.id)
@@ -340,7 +340,7 @@ async def test_check_asks_every_master(cluster: RedisCluster) -> None:
             with pytest.raises(StoreUnavailable, match="silent"):
                 await redis.check()
             assert trio.current_time() - started < TIMEOUT + GRACE
-            assert await redis.set(key, 1) == b"OK"
+            assert await redis.commands.set(key, 1) == b"OK"
         finally:
             stopped.server.send_signal(signal.SIGCONT)
 
@@ -376,7 +376,7 @@ async def test_place_without_host_is_where_the_answer_came_from() -> None:
         open_redis(f"redis://127.0.0.1:{port}", timeout_seconds=PATIENT) as redis,
     ):
         assert redis.is_cluster
-        assert await redis.get("foo") == b"here"
+        assert await redis.commands.get("foo") == b"here"
     assert asked[-1] == b"*2\r\n$3\r\nGET\r\n$3\r\nfoo\r\n"
 
 
@@ -402,7 +402,7 @@ async def test_announced_host_names_are_verified(tmp_path: Path) -> None:
         url = f"rediss+cluster://127.0.0.1:{seed_port}?ssl_ca_certs={trusted}"
         place.append(b"%d" % named_port)
         async with open_redis(url, timeout_seconds=PATIENT) as redis:
-            assert await redis.get("foo") == b"here"
+            assert await redis.commands.get("foo") == b"here"
         place.append(b"%d" % seed_port)  # whose certificate is for the address only
         with pytest.raises(StoreUnavailable, match=f"nodes can be reached: localhost:{seed_port}"):
             async with open_redis(url, timeout_seconds=PATIENT, connect_timeout_seconds=0.5):

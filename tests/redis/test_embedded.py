@@ -16,9 +16,10 @@ import trio
 
 import cgw
 from cgw.errors import ConfigError, StoreUnavailable
-from cgw.redis.embedded import MAX_SOCKET_PATH_BYTES, find_server, open_embedded_redis
-from cgw.redis.opening import Redis, open_redis
-from cgw.redis.server_process import StoreProcess
+from cgw.redis.embedded import find_server, open_embedded_redis
+from cgw.redis.opening import Store, open_redis
+from cgw.redis.server_process import ServerProcess
+from cgw.redis.store_folder import MAX_SOCKET_PATH_BYTES
 from tests.support.redis_server import wait_until
 
 GATEWAY = """
@@ -29,7 +30,7 @@ from cgw.redis.opening import open_redis
 
 async def main():
     async with open_embedded_redis(Path(sys.argv[1])) as url, open_redis(url, timeout_seconds=5) as redis:
-        await redis.set("kept", "yes")
+        await redis.commands.set("kept", "yes")
         print((Path(sys.argv[1]) / "store" / "server.pid").read_text().strip(), flush=True)
         await trio.sleep_forever()
 
@@ -65,7 +66,7 @@ async def _is_gone(pid: int) -> bool:
     return await _has_state(pid, "Z")
 
 
-async def _answers(redis: Redis) -> bool:
+async def _answers(redis: Store) -> bool:
     try:
         return bool(await redis.execute_command("PING") == b"PONG")
     except StoreUnavailable:
@@ -84,22 +85,22 @@ async def test_private_to_this_user(tmp_path: Path) -> None:
 async def test_data_outlives_the_gateway(tmp_path: Path) -> None:
     """What was counted is there again at the next start, and nothing runs in between."""
     async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
-        await redis.set("kept", "yes")
+        await redis.commands.set("kept", "yes")
         pid = _server_pid(tmp_path)
     assert await _is_gone(pid)
     async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
-        assert await redis.get("kept") == b"yes"
+        assert await redis.commands.get("kept") == b"yes"
 
 
 async def test_server_that_dies_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A killed server is back within moments, with its data, under the same address; the log says so."""
     async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
-        await redis.set("kept", "yes")
+        await redis.commands.set("kept", "yes")
         first = _server_pid(tmp_path)
         os.kill(first, signal.SIGKILL)
         await wait_until(lambda: _is_gone(first))
         await wait_until(lambda: _answers(redis))
-        assert await redis.get("kept") == b"yes"
+        assert await redis.commands.get("kept") == b"yes"
         assert _server_pid(tmp_path) != first
     assert "the embedded store ended unexpectedly (status -9)" in caplog.text
 
@@ -125,10 +126,10 @@ async def test_long_directories_work(tmp_path: Path) -> None:
         socket = Path(url.removeprefix("unix://"))
         assert len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-        await redis.set("kept", "yes")
+        await redis.commands.set("kept", "yes")
     assert not socket.parent.exists()
     async with open_embedded_redis(deep) as url, open_redis(url, timeout_seconds=5) as redis:
-        assert await redis.get("kept") == b"yes"
+        assert await redis.commands.get("kept") == b"yes"
 
 
 async def test_socket_place_of_somebody_else_is_not_used(tmp_path: Path) -> None:
@@ -165,14 +166,14 @@ def test_server_from_path_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_server_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that ends at once is reported with its last words, and leaves the directory free."""
+    """A server that ends at once is reported with the end of its log, and leaves the directory free."""
     broken = tmp_path / "bin" / "valkey-server"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho 'Fatal: bad day'\nexit 3\n", "ascii")
     broken.chmod(0o755)
     with monkeypatch.context() as patched:
         patched.setenv("PATH", f"{broken.parent}:/bin:/usr/bin")
-        with pytest.raises(StoreUnavailable, match=r"(?s)ended with status 3; its last words:\nFatal: bad day"):
+        with pytest.raises(StoreUnavailable, match=r"(?s)ended with status 3; the end of its log:\nFatal: bad day"):
             async with open_embedded_redis(tmp_path / "data"):
                 raise AssertionError("opened")
     async with open_embedded_redis(tmp_path / "data"):
@@ -188,7 +189,7 @@ async def test_killed_gateway_leaves_no_orphan(tmp_path: Path) -> None:
         gateway.kill()
     await wait_until(lambda: _is_gone(pid), seconds=1)
     async with open_embedded_redis(tmp_path) as url, open_redis(url, timeout_seconds=5) as redis:
-        assert await redis.get("kept") == b"yes"
+        assert await redis.commands.get("kept") == b"yes"
 
 
 async def test_terminal_signals_reach_only_the_gateway(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ async def test_foreign_process_is_left_alone(tmp_path: Path) -> None:
 
 async def test_stopped_server_is_killed_in_time(tmp_path: Path) -> None:
     """A server that does not heed SIGTERM is killed when its time is up."""
-    process = StoreProcess.spawn(["/bin/sleep", "60"], tmp_path / "log")
+    process = ServerProcess.spawn(["/bin/sleep", "60"], tmp_path / "log")
     os.kill(process.pid, signal.SIGSTOP)
     await wait_until(lambda: _has_state(process.pid, "T"))
     started = trio.current_time()

@@ -157,7 +157,7 @@ async def test_server_of_another_protocol() -> None:
 async def test_password_and_user_are_accepted(locked_server: RedisServer, user: str) -> None:
     """A password alone, and user and password, log in."""
     async with open_redis(f"unix://{user}:{SECRET}@{locked_server.path}?db=1", timeout_seconds=5) as redis:
-        who = await redis.acl_whoami()
+        who = await redis.commands.acl_whoami()
         assert who == (user or "default").encode()
         assert b"db=1" in await redis.execute_command("CLIENT INFO")
 
@@ -183,7 +183,7 @@ async def test_server_without_resp3() -> None:
             await stream.send_all(answers.get(command, b"$5\r\nvalue\r\n"))
 
     async with open_raw_server(play) as port, open_redis(f"redis://:{SECRET}@127.0.0.1:{port}") as redis:
-        assert await redis.get("key") == b"value"
+        assert await redis.commands.get("key") == b"value"
     assert seen == [b"HELLO", b"AUTH", b"PING", b"GET"]
 
 
@@ -223,6 +223,6 @@ async def test_tls(server: RedisServer, tmp_path: Path) -> None:
     async with open_raw_server(partial(_tunnel, server.path, context)) as port:
         async with open_redis(f"rediss://127.0.0.1:{port}?ssl_ca_certs={trusted}", timeout_seconds=5) as redis:
             assert await redis.execute_command("PING") == b"PONG"
-        with pytest.raises(StoreUnavailable, match="its certificate is not valid"):
+        with pytest.raises(StoreUnavailable, match="the certificate is not valid"):
             async with open_redis(f"rediss://127.0.0.1:{port}"):
                 raise AssertionError("opened")

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.redis.link import MAX_TIMEOUTS_IN_A_ROW
-from cgw.redis.opening import LuaScript, Redis, ScriptCall, open_redis
+from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.raw_server import open_raw_server
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-async def _answers(redis: Redis) -> bool:
+async def _answers(redis: Store) -> bool:
     try:
         return bool(await redis.execute_command("PING") == b"PONG")
     except StoreUnavailable:
@@ -51,21 +51,21 @@ async def _expect_unavailable(call: Callable[[], Awaitable[object]], match: str)
 
 async def test_commands_are_redis_pys(server: RedisServer) -> None:
     """redis-py's command methods work and give the server's own replies."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
-        assert await redis.set("name", "value", px=60_000) == b"OK"
-        assert await redis.get("name") == b"value"
-        assert await redis.hset("hash", mapping={"a": 1}) == 1
-        assert await redis.hgetall("hash") == {b"a": b"1"}
-        assert redis.statistics().links_up == 2
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        assert await redis.commands.set("name", "value", px=60_000) == b"OK"
+        assert await redis.commands.get("name") == b"value"
+        assert await redis.commands.hset("hash", mapping={"a": 1}) == 1
+        assert await redis.commands.hgetall("hash") == {b"a": b"1"}
+        assert redis.statistics().links_up == 1
 
 
 async def test_wrong_command_is_the_callers_error(server: RedisServer) -> None:
     """An error reply that is about the command reaches its caller, and nobody else."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
-        await redis.set("text", "x")
+        await redis.commands.set("text", "x")
         with pytest.raises(ResponseError, match="WRONGTYPE"):
-            await redis.lpush("text", "y")
-        assert await redis.get("text") == b"x"
+            await redis.commands.lpush("text", "y")
+        assert await redis.commands.get("text") == b"x"
 
 
 @pytest.mark.parametrize("command", ["SUBSCRIBE", "multi", "CLIENT", "BLPOP"])
@@ -84,9 +84,9 @@ async def test_script_runs_known_or_not(server: RedisServer) -> None:
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         for _ in range(2):
             assert await redis.run_script(MARK, ["a"], ["1"]) == 1
-        await redis.script_flush()
+        await redis.commands.script_flush()
         assert await redis.run_script(MARK, ["b"], [2]) == 1
-        assert await redis.mget("a", "b") == [b"1", b"2"]
+        assert await redis.commands.mget("a", "b") == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("takes_too_long", [False, True])
@@ -112,7 +112,7 @@ async def test_one_deadline_for_all_trips(takes_too_long: bool) -> None:
         await wait_until(lambda: _is_quiet(redis))
 
 
-async def _is_quiet(redis: Redis) -> bool:
+async def _is_quiet(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     return redis.statistics().waiting_calls == 0
 
@@ -128,30 +128,30 @@ async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: Redis
         server.send_signal(signal.SIGCONT)
         await wait_until(lambda: _answers(redis))
         assert redis.statistics().kept_calls == 0
-        assert await redis.mget("other", "mark") == [b"1", None]
+        assert await redis.commands.mget("other", "mark") == [b"1", None]
 
 
 async def test_posted_call_is_made_known_and_sent_again_while_refused(server: RedisServer) -> None:
     """A call that nobody waits for runs though its script is unknown, and after the server was full."""
 
-    async def is_marked(redis: Redis, text: bytes) -> bool:
-        return bool(await redis.get("mark") == text)
+    async def is_marked(redis: Store, text: bytes) -> bool:
+        return bool(await redis.commands.get("mark") == text)
 
-    async def is_kept(redis: Redis) -> bool:
+    async def is_kept(redis: Store) -> bool:
         await trio.lowlevel.checkpoint()
         return redis.statistics().kept_calls == 1
 
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         redis.send_later(ScriptCall(MARK, ["mark"], ["first"]))
         await wait_until(lambda: is_marked(redis, b"first"))
-        await redis.config_set("maxmemory", "1")
+        await redis.commands.config_set("maxmemory", "1")
         redis.send_later(ScriptCall(MARK, ["mark"], ["second"]))
         await wait_until(lambda: is_kept(redis))
-        await redis.config_set("maxmemory", "0")
+        await redis.commands.config_set("maxmemory", "0")
         await wait_until(lambda: is_marked(redis, b"second"))
         assert redis.statistics().kept_calls == 0
         redis.send_later(ScriptCall(LuaScript.from_text("return redis.call('LPUSH', KEYS[1], 1)"), ["mark"], []))
-        await redis.ping()
+        await redis.commands.ping()
         await wait_until(lambda: _is_quiet(redis))
         assert redis.statistics().kept_calls == 0  # its error is nobody's
 
@@ -174,7 +174,9 @@ async def test_refusals_are_outages_in_scripts_too(server: RedisServer, commands
     ):
         for command in commands:
             await redis.execute_command(*command.split())
-        await _expect_unavailable(lambda: redis.get("a") if code == "MASTERDOWN" else redis.set("a", 1), code)
+        await _expect_unavailable(
+            lambda: redis.commands.get("a") if code == "MASTERDOWN" else redis.commands.set("a", 1), code
+        )
         await _expect_unavailable(lambda: other.run_script(script, ["a"], [1]), code)
 
 
@@ -183,7 +185,7 @@ async def test_missing_right_is_an_outage_in_scripts_too(server: RedisServer) ->
     async with open_redis(server.url, timeout_seconds=PATIENT) as operator:
         await operator.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-set")
         async with open_redis(f"unix://reader:secret@{server.path}", timeout_seconds=PATIENT) as redis:
-            await _expect_unavailable(lambda: redis.set("a", 1), "NOPERM")
+            await _expect_unavailable(lambda: redis.commands.set("a", 1), "NOPERM")
             await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "NOPERM")
 
 
@@ -200,7 +202,7 @@ async def test_failed_snapshots_are_an_outage_in_scripts_too(tmp_path: Path) -> 
         async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
             await redis.execute_command("BGSAVE")
             await wait_until(is_failed)
-            await _expect_unavailable(lambda: redis.set("a", 1), "MISCONF")
+            await _expect_unavailable(lambda: redis.commands.set("a", 1), "MISCONF")
             await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "MISCONF")
 
 
@@ -208,9 +210,9 @@ async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServ
     """Calls to a stopped server fail at their deadline, the next at once; all is well when it goes on."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
         server.send_signal(signal.SIGSTOP)
-        took = await _expect_unavailable(redis.ping, "silent for 100 ms")
+        took = await _expect_unavailable(redis.commands.ping, "silent for 100 ms")
         assert TIMEOUT <= took < TIMEOUT + GRACE
-        await _expect_unavailable(redis.ping, "no link")
+        await _expect_unavailable(redis.commands.ping, "no link")
         server.send_signal(signal.SIGCONT)
         await wait_until(lambda: _answers(redis), seconds=2)
         statistics = redis.statistics()
@@ -221,8 +223,8 @@ async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServ
 async def test_paused_server_comes_back(server: RedisServer) -> None:
     """CLIENT PAUSE is an outage like any other."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
-        await redis.client_pause(300)
-        took = await _expect_unavailable(redis.ping, "silent")
+        await redis.commands.client_pause(300)
+        took = await _expect_unavailable(redis.commands.ping, "silent")
         assert took < TIMEOUT + GRACE
         await wait_until(lambda: _answers(redis), seconds=2)
 
@@ -245,7 +247,7 @@ async def test_killed_server_is_found_again(tmp_path: Path) -> None:
             await redis.run_script(MARK, ["a"], [1])
             first.send_signal(signal.SIGKILL)
             first.process.wait()
-            assert await _expect_unavailable(redis.ping, "Redis at") < GRACE
+            assert await _expect_unavailable(redis.commands.ping, "Redis at") < GRACE
             with run_redis_server(tmp_path):
                 await wait_until(lambda: _answers(redis))
                 assert await redis.run_script(MARK, ["a"], [1]) == 1
@@ -255,11 +257,11 @@ async def test_read_only_server_is_unavailable_and_looked_up_again(server: Redis
     """READONLY is an outage, and the link is made anew: after a failover the name leads elsewhere."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
-        await _expect_unavailable(lambda: redis.set("a", 1), "READONLY")
+        await _expect_unavailable(lambda: redis.commands.set("a", 1), "READONLY")
         await wait_until(lambda: _answers(redis))
         assert redis.statistics().reconnects == 1
         await redis.execute_command("REPLICAOF", "NO", "ONE")
-        assert await redis.set("a", 1) == b"OK"
+        assert await redis.commands.set("a", 1) == b"OK"
 
 
 async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
@@ -272,18 +274,18 @@ async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
             ):
                 nursery.start_soon(_run_forever, other)
                 await wait_until(lambda: _is_busy(redis))
-                await redis.script_kill()
+                await redis.commands.script_kill()
                 await wait_until(lambda: _answers(redis))
 
 
-async def _run_forever(redis: Redis) -> None:
+async def _run_forever(redis: Store) -> None:
     with pytest.raises(ResponseError, match="killed"):
-        await redis.eval("while true do end", 0)
+        await redis.commands.eval("while true do end", 0)
 
 
-async def _is_busy(redis: Redis) -> bool:
+async def _is_busy(redis: Store) -> bool:
     try:
-        await redis.ping()
+        await redis.commands.ping()
     except StoreUnavailable as error:
         return "BUSY" in str(error)
     return False
@@ -299,9 +301,9 @@ async def test_slow_server_opens_the_circuit() -> None:
                 await trio.sleep(delay)
                 await stream.send_all(b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n")
 
-    async def call(redis: Redis) -> None:
+    async def call(redis: Store) -> None:
         try:
-            await redis.ping()
+            await redis.commands.ping()
         except StoreUnavailable as error:
             reasons.append(str(error))
 
@@ -315,13 +317,13 @@ async def test_slow_server_opens_the_circuit() -> None:
         assert len(reasons) >= MAX_TIMEOUTS_IN_A_ROW
         assert redis.statistics().timeouts >= MAX_TIMEOUTS_IN_A_ROW
         await wait_until(lambda: _is_down(redis))
-        await _expect_unavailable(redis.ping, "no link")
+        await _expect_unavailable(redis.commands.ping, "no link")
         assert redis.statistics().failed_fast >= 1
         delay = 0.0
         await wait_until(lambda: _answers(redis))
 
 
-async def _is_down(redis: Redis) -> bool:
+async def _is_down(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     return redis.statistics().links_up == 0
 
@@ -342,14 +344,14 @@ async def test_broken_protocol_costs_the_link_only(garbage: bytes) -> None:
 
     async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}") as redis:
         try:
-            await redis.ping()
+            await redis.commands.ping()
         except StoreUnavailable as error:
             assert "protocol" in str(error)
         await wait_until(lambda: _is_reconnected(redis))
         assert await redis.execute_command("PING") == b"PONG"
 
 
-async def _is_reconnected(redis: Redis) -> bool:
+async def _is_reconnected(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     statistics = redis.statistics()
     return statistics.reconnects == 1 and statistics.links_up == 1
@@ -361,10 +363,10 @@ async def test_own_stall_is_not_the_servers_fault(server: RedisServer) -> None:
         replies: list[object] = []
 
         async def call() -> None:
-            replies.append(await redis.echo("x"))
+            replies.append(await redis.commands.echo("x"))
 
         for _ in range(10):
-            await redis.echo("y")  # whose deadline passes during the stall
+            await redis.commands.echo("y")  # whose deadline passes during the stall
             nursery.start_soon(call)
             await trio.lowlevel.checkpoint()
             time.sleep(0.08)  # noqa: ASYNC251 - the stall is the point
@@ -382,10 +384,10 @@ async def test_cleanup_can_still_use_the_links(server: RedisServer) -> None:
                 await trio.sleep_forever()
             finally:
                 with trio.move_on_after(1, shield=True):
-                    await redis.set("settled", 1)
+                    await redis.commands.set("settled", 1)
     assert client_scope.cancelled_caught
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
-        assert await redis.get("settled") == b"1"
+        assert await redis.commands.get("settled") == b"1"
 
 
 async def test_errors_of_the_block_come_out_as_they_are(server: RedisServer) -> None:
@@ -398,14 +400,14 @@ async def test_errors_of_the_block_come_out_as_they_are(server: RedisServer) -> 
 async def test_nothing_is_left_when_the_block_ends(server: RedisServer) -> None:
     """The end of the block closes every connection and leaves no task behind."""
     async with trio.open_nursery() as nursery:
-        async with open_redis(server.url, links=3, timeout_seconds=PATIENT) as redis:
-            assert len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 3
+        async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+            assert len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 1
         assert not nursery.child_tasks
         with pytest.raises(StoreUnavailable, match="no link"):
-            await redis.ping()
+            await redis.commands.ping()
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         await wait_until(lambda: _is_alone(redis))
 
 
-async def _is_alone(redis: Redis) -> bool:
+async def _is_alone(redis: Store) -> bool:
     return len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 1

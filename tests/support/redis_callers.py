@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from cgw.errors import StoreUnavailable
-from cgw.redis.opening import LuaScript, Redis, open_redis
+from cgw.redis.opening import LuaScript, Store, open_redis
 from tests.support.redis_server import wait_until
 from tests.support.stalls import watch_stalls
 
@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 0.002
 class Drill:
     """Callers at work on ``redis``, and what they met."""
 
-    def __init__(self, name: str, redis: Redis, key: str) -> None:
+    def __init__(self, name: str, redis: Store, key: str) -> None:
         self.redis = redis
         self.answers = 0
         self.errors = 0
@@ -105,7 +105,7 @@ class Drill:
 @asynccontextmanager
 async def run_drill(name: str, url: str, *, key: str = "drill") -> AsyncIterator[Drill]:
     """Open the store at ``url`` with the default deadline and have it used while the block breaks and mends it."""
-    async with watch_stalls() as stalls, open_redis(url, links=2, timeout_seconds=TIMEOUT) as redis:
+    async with watch_stalls() as stalls, open_redis(url, timeout_seconds=TIMEOUT) as redis:
         drill = Drill(name, redis, key)
         async with trio.open_nursery() as callers_nursery:
             for caller in range(_CALLERS):
