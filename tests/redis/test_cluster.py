@@ -1,4 +1,4 @@
-"""The links to a cluster: each call at the node that has its slot, also while slots move."""
+"""A cluster: each call reaches the node that serves its slot, also while slots move."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tests.support.redis_cluster import (
 from tests.support.redis_server import wait_until
 
 PATIENT = 5.0
-"""The deadline of tests that are not about deadlines: a busy machine must not fail them."""
+"""The deadline in tests that are not about deadlines: long, so that a busy machine does not fail them."""
 TIMEOUT = 0.1
 GRACE = 0.15
-"""What a busy machine may add to a deadline before a test fails."""
+"""The most that a busy machine may add to a deadline before a test fails."""
 
 MARK = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return 1")
 UNMARK = LuaScript.from_text("return redis.call('DEL', KEYS[1])")
@@ -63,7 +63,7 @@ async def _has_nodes(redis: Store, count: int) -> bool:
 
 
 async def test_address_forms_lead_to_the_whole_cluster(cluster: RedisCluster) -> None:
-    """Any node's address, marked as a cluster's or not, gives links to all masters and all keys."""
+    """The address of any node, as redis+cluster:// or not, leads to links to all masters, and to all keys."""
     (closed_port,) = find_free_ports(1)
     first, second, _ = cluster.nodes
     for url in (
@@ -85,7 +85,7 @@ async def test_address_forms_lead_to_the_whole_cluster(cluster: RedisCluster) ->
             assert redis.statistics().redirections == 0
 
 
-async def test_one_server_is_no_cluster(cluster: RedisCluster, tmp_path: Path) -> None:
+async def test_single_server_is_not_a_cluster(cluster: RedisCluster, tmp_path: Path) -> None:
     """An address that names a cluster where there is a single server is refused in one sentence."""
 
     async def play(stream: trio.SocketStream) -> None:
@@ -100,7 +100,7 @@ async def test_one_server_is_no_cluster(cluster: RedisCluster, tmp_path: Path) -
 
 
 async def test_commands_go_by_their_first_key(cluster: RedisCluster) -> None:
-    """Commands find their node wherever their syntax has the key; those without go to any node."""
+    """Commands reach the node of their first key, wherever their syntax has it; those without key, any node."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         for number in range(10):
             key = f"first:{number}"
@@ -112,14 +112,14 @@ async def test_commands_go_by_their_first_key(cluster: RedisCluster) -> None:
 
 
 async def test_keys_of_several_slots_are_the_callers_error(cluster: RedisCluster) -> None:
-    """A call whose keys lie in several slots is wrong, not unavailable."""
+    """A call with keys in several slots raises ResponseError, not StoreUnavailable."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         with pytest.raises(ResponseError, match="CROSSSLOT"):
             await redis.run_script(ADD_BOTH, ["cross:a", "cross:b"], [1])
 
 
 async def test_moved_slots_are_followed(cluster: RedisCluster) -> None:
-    """After a slot moved with its keys one MOVED leads to it, its script is loaded there, and the way is remembered."""
+    """After a slot has moved, one MOVED is followed, the script is loaded there, and later calls go there directly."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         key = "moved"
         slot = key_slot(key.encode())
@@ -136,7 +136,7 @@ async def test_moved_slots_are_followed(cluster: RedisCluster) -> None:
 
 
 async def test_one_redirection_renews_the_whole_table(cluster: RedisCluster) -> None:
-    """A MOVED makes the table be read anew: other slots that moved as well cost no redirection then."""
+    """A MOVED makes the slot table be read again: other slots that have moved, too, cost no redirection then."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         keys = [f"table:{number}" for number in range(4)]
         for key in keys:
@@ -163,7 +163,7 @@ async def _count_table_reads(cluster: RedisCluster) -> int:
 
 
 async def test_asked_calls_leave_others_on_the_link_alone(cluster: RedisCluster) -> None:
-    """While a slot is on its way its calls ask at the target, whose link others share: all get their own replies."""
+    """Calls to a slot that is moving use ASKING on a link that other calls share: all get their own replies."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         slot = key_slot(b"{ask}")
         source = await cluster.find_owner(slot)
@@ -192,15 +192,15 @@ async def test_asked_calls_leave_others_on_the_link_alone(cluster: RedisCluster)
 
 
 async def _find_key(cluster: RedisCluster, node: ClusterNode) -> str:
-    """A key of a slot that this node has."""
+    """Return a key whose slot this node serves."""
     number = 0
     while await cluster.find_owner(key_slot(b"key:%d" % number)) is not node:
         number += 1
     return f"key:{number}"
 
 
-async def test_call_on_a_torn_slot_is_tried_again(cluster: RedisCluster) -> None:
-    """A script whose keys are on two nodes waits until the move is over; with little time it is unavailable in time."""
+async def test_call_with_keys_on_two_nodes_is_retried(cluster: RedisCluster) -> None:
+    """A script whose keys are on two nodes is retried until the move is over, or fails at its deadline."""
     keys = ["{torn}:a", "{torn}:b"]
     slot = key_slot(b"{torn}")
     async with (
@@ -231,7 +231,7 @@ async def test_call_on_a_torn_slot_is_tried_again(cluster: RedisCluster) -> None
 
 
 async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
-    """What a cancelled call did is undone wherever its slot is by then: whoever had no answer left no mark."""
+    """A cancelled call is undone wherever its slot is by then: only calls that had a reply leave a mark."""
     slot = key_slot(b"{undo}")
     done: set[bytes] = set()
 
@@ -272,7 +272,7 @@ async def _move_all(cluster: RedisCluster, redis: Store, slot: int) -> None:
 
 
 async def test_posted_call_follows_its_slot(cluster: RedisCluster) -> None:
-    """A call that nobody waits for goes where its slot is: by MOVED, by ASK, and after TRYAGAIN."""
+    """A posted call follows its slot: by MOVED, by ASK, and after TRYAGAIN."""
     keys = ["{post}:a", "{post}:b"]
     slot = key_slot(b"{post}")
 
@@ -304,7 +304,7 @@ async def test_posted_call_follows_its_slot(cluster: RedisCluster) -> None:
 
 
 async def test_nodes_come_and_go(cluster: RedisCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that gets its first slot gets links when the first call is sent there; without slots it loses them."""
+    """A node that gets its first slot gets a link when a call is redirected to it; without slots it loses the link."""
     monkeypatch.setattr(cluster_store, "_RETIRE_SECONDS", 0.05)
     slot = key_slot(b"{guest}")
     async with open_redis(cluster.url, timeout_seconds=1) as redis:
@@ -330,7 +330,7 @@ async def test_nodes_come_and_go(cluster: RedisCluster, tmp_path: Path, monkeypa
 
 
 async def test_check_asks_every_master(cluster: RedisCluster) -> None:
-    """One master that doesn't answer is enough for the check to fail, in time; the others' keys go on."""
+    """One master that does not answer makes the check fail within the deadline; the others' keys are still served."""
     async with open_redis(cluster.url, timeout_seconds=TIMEOUT) as redis:
         stopped = cluster.nodes[2]
         key = await _find_key(cluster, cluster.nodes[0])
@@ -354,8 +354,8 @@ async def test_check_asks_every_master(cluster: RedisCluster) -> None:
         await wait_until(is_well)
 
 
-async def test_place_without_host_is_where_the_answer_came_from() -> None:
-    """Nodes that don't know how they are reached name only ports: the host is the one that was asked."""
+async def test_redirection_without_host_is_to_the_node_that_sent_it() -> None:
+    """Nodes that don't know their own address send only ports: the host is that of the node that was asked."""
     asked: list[bytes] = []
 
     async def play_second(stream: trio.SocketStream) -> None:
@@ -381,7 +381,7 @@ async def test_place_without_host_is_where_the_answer_came_from() -> None:
 
 
 async def test_announced_host_names_are_verified(tmp_path: Path) -> None:
-    """Over TLS a node's certificate must be for the name that the cluster announces for it."""
+    """Over TLS the certificate of a node must be valid for the host name that the cluster announces for it."""
     authority = trustme.CA()
     trusted = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(trusted))

@@ -1,4 +1,4 @@
-"""The shared links: right replies, deadlines, cancellation, and every way a server can fail."""
+"""The shared link: right replies, deadlines, and every way a server can fail."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.support.raw_server import open_raw_server
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 PATIENT = 5.0
-"""The deadline of tests that are not about deadlines: a busy machine must not fail them."""
+"""The deadline in tests that are not about deadlines: long, so that a busy machine does not fail them."""
 TIMEOUT = 0.1
 GRACE = 0.15
-"""What a busy machine may add to a deadline before a test fails."""
+"""The most that a busy machine may add to a deadline before a test fails."""
 
 MARK = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return 1")
 UNMARK = LuaScript.from_text("return redis.call('DEL', KEYS[1])")
@@ -42,15 +42,15 @@ async def _answers(redis: Store) -> bool:
 
 
 async def _expect_unavailable(call: Callable[[], Awaitable[object]], match: str) -> float:
-    """The call fails as unavailable; returns how long that took."""
+    """Expect that the call raises StoreUnavailable; return the seconds it took."""
     started = trio.current_time()
     with pytest.raises(StoreUnavailable, match=match):
         await call()
     return trio.current_time() - started
 
 
-async def test_commands_are_redis_pys(server: RedisServer) -> None:
-    """redis-py's command methods work and give the server's own replies."""
+async def test_redis_py_commands(server: RedisServer) -> None:
+    """redis-py's command methods work and return the server's own replies."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         assert await redis.commands.set("name", "value", px=60_000) == b"OK"
         assert await redis.commands.get("name") == b"value"
@@ -60,7 +60,7 @@ async def test_commands_are_redis_pys(server: RedisServer) -> None:
 
 
 async def test_wrong_command_is_the_callers_error(server: RedisServer) -> None:
-    """An error reply that is about the command reaches its caller, and nobody else."""
+    """An error reply about a command is raised to its caller only."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         await redis.commands.set("text", "x")
         with pytest.raises(ResponseError, match="WRONGTYPE"):
@@ -70,7 +70,7 @@ async def test_wrong_command_is_the_callers_error(server: RedisServer) -> None:
 
 @pytest.mark.parametrize("command", ["SUBSCRIBE", "multi", "CLIENT", "BLPOP"])
 async def test_commands_that_hold_a_connection_are_refused(server: RedisServer, command: str) -> None:
-    """A command that would change what others on the link get is refused, before it is sent."""
+    """A command that would affect other callers of the link is refused before it is sent."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         if command == "CLIENT":
             assert b"name=cgw" in await redis.execute_command("CLIENT INFO")
@@ -80,7 +80,7 @@ async def test_commands_that_hold_a_connection_are_refused(server: RedisServer, 
 
 
 async def test_script_runs_known_or_not(server: RedisServer) -> None:
-    """A script runs by its digest, and by its text when the server has forgotten it."""
+    """A script runs by its SHA-1, and by its text when the server has not cached it."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         for _ in range(2):
             assert await redis.run_script(MARK, ["a"], ["1"]) == 1
@@ -90,8 +90,8 @@ async def test_script_runs_known_or_not(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("takes_too_long", [False, True])
-async def test_one_deadline_for_all_trips(takes_too_long: bool) -> None:
-    """A script that its server doesn't know takes two trips, but no more than one deadline."""
+async def test_one_deadline_for_all_round_trips(takes_too_long: bool) -> None:
+    """A script that the server has not cached takes two round trips, within one deadline."""
     delay = TIMEOUT * (0.7 if takes_too_long else 0.1)
 
     async def play(stream: trio.SocketStream) -> None:
@@ -118,7 +118,7 @@ async def _is_quiet(redis: Store) -> bool:
 
 
 async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: RedisServer) -> None:
-    """A call whose answer was lost with the link is undone once there is a link again."""
+    """A call whose reply was lost with the link is undone once there is a link again."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
         await redis.run_script(MARK, ["other"], [1])
         server.send_signal(signal.SIGSTOP)
@@ -131,8 +131,8 @@ async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: Redis
         assert await redis.commands.mget("other", "mark") == [b"1", None]
 
 
-async def test_posted_call_is_made_known_and_sent_again_while_refused(server: RedisServer) -> None:
-    """A call that nobody waits for runs though its script is unknown, and after the server was full."""
+async def test_posted_call_is_loaded_and_retried_while_refused(server: RedisServer) -> None:
+    """A posted call runs though its script is not cached, and after the server had no memory."""
 
     async def is_marked(redis: Store, text: bytes) -> bool:
         return bool(await redis.commands.get("mark") == text)
@@ -153,7 +153,7 @@ async def test_posted_call_is_made_known_and_sent_again_while_refused(server: Re
         redis.send_later(ScriptCall(LuaScript.from_text("return redis.call('LPUSH', KEYS[1], 1)"), ["mark"], []))
         await redis.commands.ping()
         await wait_until(lambda: _is_quiet(redis))
-        assert redis.statistics().kept_calls == 0  # its error is nobody's
+        assert redis.statistics().kept_calls == 0  # dropped: the error is the script's own
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ async def test_posted_call_is_made_known_and_sent_again_while_refused(server: Re
     ],
 )
 async def test_refusals_are_outages_in_scripts_too(server: RedisServer, commands: Sequence[str], code: str) -> None:
-    """A server that can't serve says so to commands and to scripts: both are unavailable."""
+    """Refusals that mean "can't serve now" are StoreUnavailable for commands and for scripts."""
     script = LuaScript.from_text("return redis.call('GET', KEYS[1])") if code == "MASTERDOWN" else MARK
     async with (
         open_redis(server.url, timeout_seconds=PATIENT) as redis,
@@ -181,7 +181,7 @@ async def test_refusals_are_outages_in_scripts_too(server: RedisServer, commands
 
 
 async def test_missing_right_is_an_outage_in_scripts_too(server: RedisServer) -> None:
-    """A user who may run scripts but not write is told NOPERM: unavailable."""
+    """NOPERM for a user who may run scripts but not write is StoreUnavailable."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as operator:
         await operator.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-set")
         async with open_redis(f"unix://reader:secret@{server.path}", timeout_seconds=PATIENT) as redis:
@@ -190,7 +190,7 @@ async def test_missing_right_is_an_outage_in_scripts_too(server: RedisServer) ->
 
 
 async def test_failed_snapshots_are_an_outage_in_scripts_too(tmp_path: Path) -> None:
-    """MISCONF: a server that is to save and can't takes no writes."""
+    """MISCONF: a server that can't save its snapshots refuses writes."""
     folder = tmp_path / "gone"
     folder.mkdir()
 
@@ -207,7 +207,7 @@ async def test_failed_snapshots_are_an_outage_in_scripts_too(tmp_path: Path) -> 
 
 
 async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServer) -> None:
-    """Calls to a stopped server fail at their deadline, the next at once; all is well when it goes on."""
+    """A call to a stopped server fails at its deadline, the next one at once; both work when it continues."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
         server.send_signal(signal.SIGSTOP)
         took = await _expect_unavailable(redis.commands.ping, "silent for 100 ms")
@@ -221,7 +221,7 @@ async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServ
 
 
 async def test_paused_server_comes_back(server: RedisServer) -> None:
-    """CLIENT PAUSE is an outage like any other."""
+    """CLIENT PAUSE is handled like any silence."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
         await redis.commands.client_pause(300)
         took = await _expect_unavailable(redis.commands.ping, "silent")
@@ -230,7 +230,7 @@ async def test_paused_server_comes_back(server: RedisServer) -> None:
 
 
 async def test_killed_connection_is_replaced(server: RedisServer) -> None:
-    """A connection that the server ends fails the waiting callers at once and is replaced."""
+    """A connection that the server closes fails the waiting callers at once and is replaced."""
     async with (
         open_redis(server.url, timeout_seconds=PATIENT) as redis,
         open_redis(server.url, timeout_seconds=PATIENT) as operator,
@@ -241,7 +241,7 @@ async def test_killed_connection_is_replaced(server: RedisServer) -> None:
 
 
 async def test_killed_server_is_found_again(tmp_path: Path) -> None:
-    """kill -9 fails the calls at once; an empty server at the same place is taken up, its scripts loaded anew."""
+    """kill -9 fails calls at once; an empty server at the same address is used, and scripts are loaded again."""
     with run_redis_server(tmp_path) as first:
         async with open_redis(first.url, timeout_seconds=PATIENT) as redis:
             await redis.run_script(MARK, ["a"], [1])
@@ -254,7 +254,7 @@ async def test_killed_server_is_found_again(tmp_path: Path) -> None:
 
 
 async def test_read_only_server_is_unavailable_and_looked_up_again(server: RedisServer) -> None:
-    """READONLY is an outage, and the link is made anew: after a failover the name leads elsewhere."""
+    """READONLY is an outage and replaces the link: after a failover the name leads elsewhere."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
         await _expect_unavailable(lambda: redis.commands.set("a", 1), "READONLY")
@@ -265,7 +265,7 @@ async def test_read_only_server_is_unavailable_and_looked_up_again(server: Redis
 
 
 async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
-    """BUSY is an outage that ends with the script that caused it."""
+    """BUSY is an outage until the script that causes it ends."""
     async with trio.open_nursery() as nursery:
         with run_redis_server(tmp_path, "--lua-time-limit", "5") as server:
             async with (
@@ -292,7 +292,7 @@ async def _is_busy(redis: Store) -> bool:
 
 
 async def test_slow_server_opens_the_circuit() -> None:
-    """A server that answers steadily but far too late for most is dropped: until it is quick, calls fail at once."""
+    """A link on which call after call times out is closed: until the server is quick, calls fail at once."""
     delay = 0.0
 
     async def play(stream: trio.SocketStream) -> None:
@@ -330,7 +330,7 @@ async def _is_down(redis: Store) -> bool:
 
 @pytest.mark.parametrize("garbage", [b"?what\r\n", b"+PONG\r\n+ONE TOO MANY\r\n"])
 async def test_broken_protocol_costs_the_link_only(garbage: bytes) -> None:
-    """A server that breaks the protocol loses its connection; the next one is taken up."""
+    """A reply that breaks the protocol closes the connection; the next one is used."""
     connections = 0
 
     async def play(stream: trio.SocketStream) -> None:
@@ -358,7 +358,7 @@ async def _is_reconnected(redis: Store) -> bool:
 
 
 async def test_own_stall_is_not_the_servers_fault(server: RedisServer) -> None:
-    """When this process is held up for longer than the deadline, what the server answered in time still counts."""
+    """When this process stalls for longer than the deadline, replies that came in time still count."""
     async with open_redis(server.url, timeout_seconds=0.05) as redis, trio.open_nursery() as nursery:
         replies: list[object] = []
 
@@ -376,7 +376,7 @@ async def test_own_stall_is_not_the_servers_fault(server: RedisServer) -> None:
 
 
 async def test_cleanup_can_still_use_the_links(server: RedisServer) -> None:
-    """A cancelled block can settle its affairs: the links outlive it."""
+    """A cancelled block can still use the store in its shielded cleanup."""
     with trio.CancelScope() as client_scope:
         async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
             try:
@@ -391,14 +391,14 @@ async def test_cleanup_can_still_use_the_links(server: RedisServer) -> None:
 
 
 async def test_errors_of_the_block_come_out_as_they_are(server: RedisServer) -> None:
-    """What the block raises is not wrapped in an exception group."""
+    """An exception of the block is not wrapped in an exception group."""
     with pytest.raises(KeyError, match="mine"):
         async with open_redis(server.url, timeout_seconds=PATIENT):
             raise KeyError("mine")
 
 
 async def test_nothing_is_left_when_the_block_ends(server: RedisServer) -> None:
-    """The end of the block closes every connection and leaves no task behind."""
+    """The end of the block closes the connection and leaves no task behind."""
     async with trio.open_nursery() as nursery:
         async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
             assert len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 1
