@@ -73,6 +73,8 @@ class ClusterStore(LinkedStore):
         Raises :exc:`StoreUnavailable` when there is no table to be had. Cancel-safe.
         """
         reasons = []
+        # ``connection`` is the one that showed that its server belongs to a cluster. It does not become a link: the
+        # links have the addresses that the table names, which may differ from the one in the settings.
         for seed in (connection.address,) if connection is not None else self._seeds:
             try:
                 asked = connection or await connect(seed, self._connect_timeout_seconds, self._timeout_seconds)
@@ -111,7 +113,7 @@ class ClusterStore(LinkedStore):
                 nursery.start_soon(self._keep_table)
                 nursery.start_soon(self._resend_refused)
         finally:
-            self._nursery = None
+            self._nursery = None  # a nursery that has ended starts no more tasks
 
     async def wait_up(self) -> None:
         """Wait until each node's link is up, at most the timeout for connecting.
@@ -120,7 +122,7 @@ class ClusterStore(LinkedStore):
         """
         nodes = list(self._nodes.values())
         with trio.move_on_after(self._connect_timeout_seconds):
-            for node in nodes:
+            for node in nodes:  # in sequence: they connect at the same time, and the timeout is for all together
                 await node.wait_link()
         if not any(node.find_link() for node in nodes):
             names = ", ".join(node.display_name for node in nodes)
@@ -134,6 +136,7 @@ class ClusterStore(LinkedStore):
         errors: list[Exception] = []
 
         async def ping(link: Link) -> None:
+            # Not by execute_command: PING has no key, so it would go to any one of the nodes.
             try:
                 reply = await link.request(_PACKED_PING, None, trio.current_time())
             except StoreUnavailable as error:
@@ -156,6 +159,7 @@ class ClusterStore(LinkedStore):
         slot = key_slot(key if isinstance(key, bytes) else str(key).encode())
         node = self._slots[slot]
         if node is None:
+            # A failover may be over by now: refresh the table at once.
             self._is_stale.set()
             self._counters.failed_fast += 1
             raise StoreUnavailable(f"slot {slot} of the Redis cluster has no master now")
@@ -183,6 +187,7 @@ class ClusterStore(LinkedStore):
             if call.redirections > QUICK_REDIRECTIONS:
                 await call.pause()
             call.is_asking = error.is_ask
+            # The link to a node that is new here is still connecting; the call's deadline limits the wait.
             return await self._follow_redirection(error, link).wait_link()
         if isinstance(error, TryAgain):
             # Some keys of the call have moved already and some have not: only the end of the move helps. Start again
@@ -192,6 +197,7 @@ class ClusterStore(LinkedStore):
             call.is_asking = False
             return self._route(call.key).get_link()
         if isinstance(error, ClusterDown):
+            # Not retried: a failover takes longer than the deadline of a call. The refresh finds the new master.
             self._is_stale.set()
         return await super()._find_next_link(call, link, error)
 
@@ -217,6 +223,7 @@ class ClusterStore(LinkedStore):
             if target is not None:
                 target.post(call, is_asking=error.is_ask)
                 return
+        # Redirected is a StoreUnavailable: without a link to its target, the call is kept and sent again later.
         super().handle_posted_error(link, call, error)
 
     def handle_link_lost(self) -> None:
@@ -228,6 +235,7 @@ class ClusterStore(LinkedStore):
     def _get_node(self, place: HostPort) -> SupervisedLink:
         node = self._nodes.get(place)
         if node is None:
+            # Login and TLS are the same for all nodes of a cluster, and only the configured address has them.
             address = self._seeds[0].at(*place)
 
             async def connect_node(seconds: float) -> RedisConnection:
@@ -247,6 +255,7 @@ class ClusterStore(LinkedStore):
             places.add(place)
             node = self._get_node(place)
             slots[entry.first : entry.last + 1] = [node] * (entry.last + 1 - entry.first)
+        # Replaced in one assignment: no caller routes by a table that is half old and half new.
         self._slots = slots
         now = trio.current_time()
         for place in list(self._nodes):
@@ -286,6 +295,7 @@ class ClusterStore(LinkedStore):
             if ranges:
                 self._use_table(ranges)
                 return
+        # No node answered over its link: all of them may have moved. Start again from the configured addresses.
         try:
             await self.load_slots()
         except StoreUnavailable as error:

@@ -148,6 +148,7 @@ async def _start(binary: Path, folder: StoreFolder) -> ServerProcess:
     except OSError as error:
         raise ConfigError([f"the embedded store {binary} can't be started: {error.strerror}"]) from error
     try:
+        # Before anything else: should the server outlive this process, the next gateway finds it by this file.
         folder.pid_file.write_text(f"{process.pid}\n", "ascii")
         with trio.move_on_after(START_SECONDS):
             while process.poll() is None:

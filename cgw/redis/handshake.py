@@ -83,7 +83,7 @@ async def _open_stream(address: RedisAddress) -> trio.abc.Stream:
     stream = trio.SSLStream(tcp, address.tls, server_hostname=address.host)
     try:
         await stream.do_handshake()
-    except BaseException:
+    except BaseException:  # also Cancelled: the caller has no stream to close yet
         await trio.aclose_forcefully(stream)
         raise
     return stream
@@ -96,6 +96,7 @@ async def ask(connection: RedisConnection, *command: str | int) -> Any:
     connection breaks. If it is cancelled the connection must be closed: the reply may still come.
     """
     await connection.stream.send_all(pack_command(command))
+    # RESP3 servers may send push notifications at any time; they are not replies.
     while (reply := connection.reader.gets()) is NEED_DATA or isinstance(reply, hiredis.PushNotification):
         if reply is NEED_DATA:
             data = await connection.stream.receive_some(4096)
@@ -109,6 +110,7 @@ async def _greet(connection: RedisConnection, address: RedisAddress) -> Mapping[
     """Switch to RESP3 and log in; return the server's reply to HELLO, empty for a server without RESP3."""
     credentials: tuple[str, ...] = ()
     if address.password is not None:
+        # HELLO takes a user always; a password alone is that of the user "default".
         credentials = ("AUTH", address.username or "default", address.password)
     reply = await ask(connection, "HELLO", 3, *credentials, "SETNAME", "cgw")
     greeting = reply if isinstance(reply, dict) else {}
@@ -133,7 +135,7 @@ async def _wait_ready(connection: RedisConnection, ping_timeout_seconds: float) 
             text = get_server_text(reply)
             if not text.startswith(_NOT_READY_CODES):
                 raise _Refused(text)
-            await trio.sleep(_NOT_READY_PAUSE_SECONDS)
+            await trio.sleep(_NOT_READY_PAUSE_SECONDS)  # until the caller's timeout
         elif trio.current_time() - asked_at > ping_timeout_seconds:
             raise _Refused(f"it took longer than {ping_timeout_seconds * 1000:.0f} ms to answer a PING")
         else:

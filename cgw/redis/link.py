@@ -135,7 +135,7 @@ class Link:
         self._descriptor = _get_descriptor(connection.stream)
         self._parked_writer: trio.lowlevel.Task | None = None
         self._parked_watchdog: trio.lowlevel.Task | None = None
-        self._received_at = trio.current_time()
+        self._received_at = trio.current_time()  # the handshake's PING has just been answered
         self._timeouts_in_a_row = 0
         self._scope = trio.CancelScope()
 
@@ -197,6 +197,7 @@ class Link:
         the deadline. Cancel-safe: the command may still be executed, and its reply is dropped. When the caller stops
         waiting, for whatever reason, ``undo`` is sent behind the command.
         """
+        # Before anything is sent: a caller that is cancelled already must not change anything on the server.
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.error is not None:
             raise self._build_unavailable()
@@ -301,7 +302,7 @@ class Link:
                     raise InvalidResponse("a reply without a command")
                 call = self._calls.popleft()
                 if call.task is not None:
-                    self._timeouts_in_a_row = 0
+                    self._timeouts_in_a_row = 0  # only by replies in time: late ones find no task
                     reschedule(call.task, outcome.Value(reply))
                 elif call.if_lost is not None and isinstance(reply, Exception):
                     self._handle_posted_error(call.if_lost, reply)

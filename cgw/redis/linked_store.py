@@ -92,6 +92,7 @@ class LinkedStore(ABC):
         """
         call = ScriptCall(script, keys, args)
         now = trio.current_time()
+        # All keys share a slot, so the first one is enough to find the node.
         link = self._route(keys[0] if keys else None).get_link()
         data = call.pack_evalsha()
         reply = await link.request(data, undo, now)
@@ -105,6 +106,7 @@ class LinkedStore(ABC):
 
         See :meth:`cgw.redis.store.Store.execute_command`.
         """
+        # redis-py's methods write subcommands so; the server wants separate words.
         if isinstance(args[0], str) and " " in args[0]:
             args = (*args[0].split(), *args[1:])
         if str(args[0]).upper() in NOT_ON_SHARED_LINKS:
@@ -202,6 +204,7 @@ class LinkedStore(ABC):
         while True:
             await self._has_refused_calls.wait()
             await trio.sleep(pause_seconds)
+            # Reset before sending, so that a refusal of the calls sent now is seen below.
             self._has_refused_calls = trio.Event()
             self.handle_link_up()
             # A call that is refused again is so within the deadline of a call, unless the link goes down.

@@ -120,12 +120,14 @@ def end_stale_process(pid_file: Path, folder: Path, names: Sequence[str]) -> Non
 
 
 def _program_name(process: Path) -> str:
+    # The kernel adds the suffix when the binary was replaced, as by an upgrade, while it runs.
     return os.path.basename(os.readlink(process / "exe")).removesuffix(" (deleted)")
 
 
 def _is_running(process: Path) -> bool:
     """Return True if the process exists and is not a zombie."""
     try:
+        # The state follows the program's name, which is in parentheses and may contain any character.
         return (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] not in {"Z", "X"}
     except (OSError, IndexError):
         return False

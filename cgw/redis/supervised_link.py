@@ -82,7 +82,7 @@ class SupervisedLink:
         """Make ``connection`` the link that calls use from now on."""
         link = self._link = Link(connection, self._timeout_seconds, self._counters, self._owner)
         self._came_up.set()
-        self._came_up = trio.Event()
+        self._came_up = trio.Event()  # events can't be cleared: the next outage waits for a new one
         self._owner.handle_link_up()
         return link
 
@@ -98,6 +98,7 @@ class SupervisedLink:
                 await self._serve(link)
                 _logger.warning("lost the link to Redis at %s: it %s", link.address.display_name, link.error)
                 self._owner.handle_link_lost()
+                # A server that accepts connections and drops them at once must not reset the backoff each time.
                 if trio.current_time() - up_since >= _STABLE_SECONDS:
                     backoff_seconds = 0.0
                 link, backoff_seconds = await self._reconnect(max(backoff_seconds, _FIRST_BACKOFF_SECONDS))
