@@ -15,8 +15,7 @@ from cgw.limits.claims import Claim
 from cgw.limits.offline.backlog import MAX_SETTLEMENTS, Backlog
 from cgw.limits.offline.outage import Outage
 from cgw.limits.scripts import LimitScripts, load_scripts
-from cgw.redis.opening import ScriptCall, open_redis
-from cgw.redis.opening import Store
+from cgw.redis.opening import ScriptCall, Store, open_redis
 from tests.support.redis_server import RedisServer, run_redis_server
 
 PREFIX = "cgw:{static:acme}:"

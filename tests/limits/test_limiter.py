@@ -17,8 +17,7 @@ from cgw.limits.claims import build_key_prefix
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.redis.opening import Store
-from cgw.redis.opening import open_redis
+from cgw.redis.opening import Store, open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, wait_until
 

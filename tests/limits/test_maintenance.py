@@ -15,8 +15,7 @@ from cgw.limits.claims import build_key_prefix
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.maintenance import AmbiguousActor, LimitReading, UnknownActor, read_limits, reset_limits
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.redis.opening import Store
-from cgw.redis.opening import open_redis
+from cgw.redis.opening import Store, open_redis
 from tests.support.redis_cluster import run_redis_cluster
 from tests.support.redis_server import RedisServer
 
