@@ -16,9 +16,9 @@ _POLL_SECONDS = 0.01
 def hold_file_lock(path: Path, *, timeout_seconds: float = 0) -> Iterator[int]:
     """Hold the lock on the file at ``path`` for the length of the block; yield a descriptor open for read and write.
 
-    Creates the file if it is missing (mode 0600), and never removes it. Raises :exc:`BlockingIOError` when another process
-    holds the lock for longer than ``timeout_seconds``, and other :exc:`OSError` when the file cannot be opened.
-    Blocks for up to the timeout: with one, call it off the Trio thread.
+    Creates the file if it is missing (mode 0600), and never removes it. Raises :exc:`BlockingIOError` when another
+    process holds the lock for longer than ``timeout_seconds``, and other :exc:`OSError` when the file cannot be
+    opened. Blocks for up to the timeout: with one, call it off the Trio thread.
     """
     # Removing the file would let a third process lock a new file of the same name while the second one holds the old.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

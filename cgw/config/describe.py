@@ -1,4 +1,4 @@
-"""Printing settings: a row for each, as `cgw config` and the documentation show them."""
+"""Describing settings: a row for each, for ``cgw config`` and the documentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgw.config.kinds import Secret
 
 @frozen
 class SettingRow:
-    """One setting for people: ``value`` and ``default`` are as they would be written, secrets masked."""
+    """One setting for people. ``value`` and ``default`` are written as in the environment, with secrets masked."""
 
     name: str
     value: str
