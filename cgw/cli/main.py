@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run ``cgw`` and return its exit status. Errors are reported on standard error, without a traceback."""
     try:
+        # Without the standalone mode, click raises instead of printing and exiting on its own.
         status = cli.main(list(arguments), prog_name="cgw", standalone_mode=False)
     except click.ClickException as error:
         error.show()

@@ -53,6 +53,7 @@ def setting(
     instead of ``default``. Annotate the field ``| None`` where the default is ``None``; the return type is for type
     checkers only, as with :func:`attrs.field`.
     """
+    # Always a factory, so that attrs does not compute defaults (a data directory, say) when the module is imported.
     make_default: Callable[[], Any] = factory or (lambda: default)
     variable = Variable(name, kind, help, default_text)
     made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})

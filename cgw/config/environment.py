@@ -35,6 +35,7 @@ def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
                 problems.append(f"{variable.name}: {problem}")
         return settings_class(**values)
 
+    # A group with problems is built from its other values, so that the problems of all groups are found.
     settings = build_root(root, read_group)
     if problems:
         raise ConfigError(problems)

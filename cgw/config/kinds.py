@@ -211,7 +211,7 @@ def check_url(text: str, schemes: Sequence[str]) -> str:
     Raises :exc:`ValueError`, without repeating ``text``, otherwise. A ``unix`` URL needs no host.
     """
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(text)  # raises for brackets that do not match; .port raises for a port above 65535
         is_valid = parts.scheme in schemes and parts.port != 0 and bool(parts.hostname or parts.scheme == "unix")
     except ValueError:
         is_valid = False

@@ -80,6 +80,9 @@ def _expected(what: str, value: object, path: str = "") -> NoReturn:
     raise Mismatch(f"expected {what}, got {name_of_type(value)}", path)
 
 
+# Structure hooks for cattrs. Its own ones convert instead of checking: 1 to "1", "false" to True.
+
+
 def _check_string(value: object, _: type) -> str:
     return value if isinstance(value, str) else _expected("a string", value)
 
@@ -89,7 +92,7 @@ def _check_boolean(value: object, _: type) -> bool:
 
 
 def _check_integer(value: object, _: type) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):  # in Python, True is an int
         if -MAX_INTEGER <= value <= MAX_INTEGER:
             return value
         raise Mismatch("number out of range")
@@ -138,6 +141,7 @@ def _check_content(value: object, _: type) -> Content:
             count += _count_tool_result(part.get("content"))
         elif not isinstance(kind, str):
             _expected_string_in(part, "type", index)
+        # Parts of other kinds (images, audio, tool calls) are passed on; the provider checks them.
     return Content(value, count)
 
 
@@ -292,6 +296,7 @@ def _decode_again(body: bytes, error: Exception) -> Any:
         raise _refuse_json("nested too deeply") from None
     if not body.strip():
         raise _refuse_json("the body is empty, expected a JSON object") from None
+    # The positions in msgspec's errors about UTF-8 are not those in the body.
     try:
         body.decode()
     except UnicodeDecodeError as not_utf8:

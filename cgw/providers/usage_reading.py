@@ -22,7 +22,7 @@ MAX_FIGURE = 2**53
 _MAX_USAGE_CANDIDATES = 8
 
 SCAN_BYTES = 8 * 1024
-"""How many bytes at each end of a long event stream are parsed."""
+"""The bytes at each end of a long event stream that are parsed."""
 
 _decoder = msgspec.json.Decoder()
 

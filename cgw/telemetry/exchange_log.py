@@ -11,7 +11,7 @@ logger = logging.getLogger("cgw.exchange")
 
 
 class Outcome(enum.StrEnum):
-    """How an exchange ended; the name says whose fault it was."""
+    """The end of an exchange; the name says whose fault it was."""
 
     OK = "ok"
     """The upstream's whole response was relayed, whatever its status."""

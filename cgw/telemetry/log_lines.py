@@ -186,5 +186,5 @@ def encode_json(fields: dict[str, Any]) -> bytes:
     """Return ``fields`` as JSON on one line, with a question mark for each lone surrogate."""
     try:
         return msgspec.json.encode(fields)
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # a lone surrogate; json is slower, but can be told to replace it
         return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")

@@ -30,7 +30,7 @@ __all__ = ["ExchangeRecord", "LogStatistics", "Logs", "Outcome", "log_exchange",
 MAX_BATCH = 500
 
 GATHER_SECONDS = 0.01
-"""How long the log thread lets lines gather: under load, one wake-up serves many lines instead of one each."""
+"""The pause in which lines gather: under load, one wake-up of the log thread serves many lines instead of one."""
 
 QUIET_LOGGERS = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "hpack": logging.WARNING}
 """Libraries that log every request, some of them with its headers."""
@@ -98,6 +98,7 @@ def _route_everything_to(handler: logging.Handler, level: str | int) -> Iterator
     root = logging.getLogger()
     former_handlers, former_level = root.handlers[:], root.level
     former_levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
+    # Replaced, not added to: an earlier handler would write each line a second time, unmasked.
     root.handlers[:] = [handler]
     root.setLevel(level)
     for name, quiet_level in QUIET_LOGGERS.items():

@@ -34,7 +34,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 """The longest pause that a ``retry-after`` can ask for."""
 
 MAX_ANSWER_BYTES = 4096
-"""How much of an answer is kept. Slack's answers are one word."""
+"""The part of an answer that is kept. Slack's answers are one word."""
 
 _REASON = re.compile(rb"[a-z_]{1,40}")
 
@@ -78,6 +78,7 @@ class SlackWebhook:
             if failure.is_final or attempt == MAX_ATTEMPTS:
                 attempts = "" if attempt == 1 else f"; tried {attempt} times"
                 raise SlackPostFailed(f"the Slack webhook at {self._url.host} {failure.reason}{attempts}")
+            # The jitter keeps replicas, which alert at the same time, from retrying at the same time.
             await trio.sleep(max(backoff_seconds * random.uniform(0.75, 1.25), failure.retry_after_seconds))
             backoff_seconds *= 2
 

@@ -42,7 +42,7 @@ class Bank:
 
 @frozen
 class Root:
-    """Groups, named groups, and a field that is no group."""
+    """Groups, named groups, and a field that is not a group."""
 
     server: Server = group(Server)
     shops: Mapping[str, Shop | Bank] = named_groups({"shop": Shop, "bank": Bank})
@@ -84,7 +84,7 @@ def test_only_names_with_the_prefix_are_warned_about() -> None:
 
 
 def test_groups_are_listed_in_the_order_of_declaration() -> None:
-    """Classes and instances come in the same order, without fields that are no groups."""
+    """Classes and instances come in the same order, without the other fields."""
     assert list_group_classes(Root) == [Server, Shop, Bank]
     assert list_groups(Root()) == [Server(), Shop(), Bank()]
 

@@ -319,6 +319,6 @@ def test_broken_stream_is_counted(pipe: tuple[int, io.TextIOWrapper]) -> None:
     os.close(reader)
     with open_logging(stream) as logs:
         os.close(spare)
-        logger.info("nobody reads this")
+        logger.info("lost")
     os.dup2(os.open(os.devnull, os.O_RDONLY), reader)
     assert logs.statistics().write_errors == 1

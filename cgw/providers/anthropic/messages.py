@@ -171,10 +171,12 @@ class AnthropicMessages(_MessagesRoute):
         parsed, raw, messages = self._read(body)
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
+        # Older clients send the system prompt as the first message, which that API does not accept.
         if messages[0].role == "system":
             del outgoing["messages"][0]
             _set_system(outgoing, parsed.system, messages[0].content)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
         return self._build_request(parsed, outgoing, headers=VERSION)
 
@@ -212,6 +214,7 @@ def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content)
             if part.get("type") != "text":
                 path = f"messages[0].content[{index}]"
                 raise Refusal(400, f"{path}: a system message may hold text only", param=path)
+    # An empty text block is an error for the API.
     if not message.character_count:
         return
     contents = [message] if own is None or not own.raw else [own, message]

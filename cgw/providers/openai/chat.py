@@ -175,6 +175,7 @@ class OpenAIChat(_ChatRoute):
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         outgoing["user"] = caller.identifier
+        # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
         return self._build_request(parsed, outgoing, choices=1)
