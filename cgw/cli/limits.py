@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cgw.cli.process import EPILOG, end_quietly_on_closed_pipe, load_settings_of_process, terminal_width
+from cgw.cli.process import EPILOG, exit_on_closed_pipe, load_process_settings, terminal_width
 
 if TYPE_CHECKING:
     from cgw.model import Feature
@@ -56,8 +56,8 @@ def show_limits(actor_id: str, feature: Feature | None, source: str | None, as_j
 
     Of an actor that no local source knows, what is counted now is shown: unused limits are not.
     """
-    end_quietly_on_closed_pipe()
-    settings = load_settings_of_process()
+    exit_on_closed_pipe()
+    settings = load_process_settings()
     from cgw.cli import limits_report
 
     width = terminal_width()
@@ -80,7 +80,7 @@ def reset_limits(actor_id: str, feature: Feature | None, source: str | None, has
 
     What is under way is under way: places in flight stay, unless --in-flight is given. Prints what was used.
     """
-    settings = load_settings_of_process()
+    settings = load_process_settings()
     from cgw.cli import limits_report
 
     limits_report.reset(settings, actor_id, feature=feature, source=source, has_in_flight=has_in_flight)

@@ -12,7 +12,7 @@ import trio
 
 from cgw.actors.anonymous import AnonymousSource
 from cgw.actors.static import load_static_actors
-from cgw.cli.tables import Column, render_table, write_figure
+from cgw.cli.tables import Column, format_figure, render_table
 from cgw.durations import format_duration
 from cgw.limits.claims import bound_in_flight
 from cgw.limits.maintenance import LimitReading, read_limits, reset_limits
@@ -127,8 +127,8 @@ def _write_cells(reading: LimitReading) -> tuple[str, ...]:
         reading.feature.value,
         reading.name.replace("_", " "),
         _write_size(reading),
-        write_figure(reading.used),
-        write_figure(reading.remaining),
+        format_figure(reading.used),
+        format_figure(reading.remaining),
         _write_unused_again(reading),
         _write_notice(reading),
     )

@@ -19,7 +19,7 @@ from cgw.limits.limiter import Limiter
 from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import open_redis
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, TOKEN, build_environ
 from tests.support.process import open_gateway_process
 from tests.support.redis_server import run_redis_server

@@ -17,11 +17,12 @@ from cgw.gateway.answer import (
     select_feature,
 )
 from cgw.model import Feature
-from cgw.providers.anthropic.messages import AnthropicMessages, AnthropicSdkMessages
+from cgw.providers.anthropic.messages import AnthropicMessages, AnthropicSdkMessages, build_endpoint
 from cgw.wire.messages import RequestHead, ResponseHead
 
-REFERENCE = AnthropicMessages("http://upstream", "key-of-tests", ("anthropic/claude",))
-SDK = AnthropicSdkMessages("http://upstream", "key-of-tests", ("anthropic/claude",))
+ENDPOINT = build_endpoint("http://upstream", "key-of-tests")
+REFERENCE = AnthropicMessages(ENDPOINT, ("anthropic/claude",))
+SDK = AnthropicSdkMessages(ENDPOINT, ("anthropic/claude",))
 OWN: Headers = ((b"x-ratelimit-limit", b"10"), (b"x-ratelimit-remaining", b"9"))
 
 

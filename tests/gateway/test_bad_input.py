@@ -15,7 +15,7 @@ from attrs import evolve
 
 from cgw.actors.tokens import hash_token
 from cgw.service.lifecycle import Service
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, DISABLED_TOKEN, OPENAI_KEY, TOKEN, open_gateway
 from tests.support.raw_client import Answer, open_client
 from tests.support.raw_client import ask as ask_raw

@@ -16,7 +16,7 @@ import trio.testing
 from cgw.model import Feature
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, SeenRequest
+from cgw.testing.scripted_upstream import ScriptedUpstream, SeenRequest
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, TOKEN, open_gateway
 from tests.support.http2 import Http2Client
 from tests.support.raw_server import open_raw_server

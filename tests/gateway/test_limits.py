@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_actors, build_environ
 from tests.support.limits import (

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from cgw.service.lifecycle import Service
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
 from tests.support.gateway import open_gateway
 from tests.support.limits import count_held, get_usage, open_http, slow_down, wait_nothing_held

@@ -13,7 +13,7 @@ import trio
 
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Breakage, Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from cgw.transport.upstream import UpstreamPool
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL
 from tests.support.limits import (

@@ -12,7 +12,7 @@ import pytest
 from cgw.events.report import summarise
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Breakage, Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import (
     ANTHROPIC_KEY,
     ANTHROPIC_MODEL,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.limits import open_http, open_patient_gateway
 from tests.support.raw_server import open_raw_server, read_request
 from tests.support.redis_server import RedisServer, run_redis_server

@@ -15,7 +15,7 @@ from cgw.limits.claims import Claim
 from cgw.limits.offline.backlog import MAX_SETTLEMENTS, Backlog
 from cgw.limits.offline.outage import Outage
 from cgw.limits.scripts import LimitScripts, load_scripts
-from cgw.redis.opening import Redis, ScriptCall, open_redis
+from cgw.redis.opening import ScriptCall, Store, open_redis
 from tests.support.redis_server import RedisServer, run_redis_server
 
 PREFIX = "cgw:{static:acme}:"
@@ -29,7 +29,7 @@ def clock() -> trio.testing.MockClock:
 
 
 @pytest.fixture
-async def links(clock: trio.testing.MockClock, server: RedisServer) -> AsyncIterator[Redis]:
+async def links(clock: trio.testing.MockClock, server: RedisServer) -> AsyncIterator[Store]:
     async with open_redis(server.url, timeout_seconds=5) as links:
         yield links
 
@@ -39,14 +39,14 @@ def scripts() -> LimitScripts:
     return load_scripts()
 
 
-async def count_used(links: Redis, scripts: LimitScripts, claim: Claim = RATE) -> int:
+async def count_used(links: Store, scripts: LimitScripts, claim: Claim = RATE) -> int:
     """What Redis counts of a limit, in whole tokens."""
     answer = await links.run_script(scripts.peek, [claim.key], [claim.kind, claim.limit, claim.period_ms])
     return claim.limit - int(answer[1])
 
 
 async def test_what_time_has_paid_off_is_not_charged(
-    clock: trio.testing.MockClock, links: Redis, scripts: LimitScripts
+    clock: trio.testing.MockClock, links: Store, scripts: LimitScripts
 ) -> None:
     """Of 8 used seven seconds ago and 4 used two seconds ago, at 10 per 10 s, 5 are still owed."""
     backlog = Backlog(links, scripts, Outage("local"))
@@ -60,7 +60,7 @@ async def test_what_time_has_paid_off_is_not_charged(
 
 
 async def test_an_outage_longer_than_the_interval_leaves_room(
-    clock: trio.testing.MockClock, links: Redis, scripts: LimitScripts
+    clock: trio.testing.MockClock, links: Store, scripts: LimitScripts
 ) -> None:
     """A steady use within the limit for a minute is not charged to the last ten seconds all at once."""
     backlog = Backlog(links, scripts, Outage("local"))
@@ -72,7 +72,7 @@ async def test_an_outage_longer_than_the_interval_leaves_room(
 
 
 async def test_what_was_owed_before_is_paid_off_first(
-    clock: trio.testing.MockClock, links: Redis, scripts: LimitScripts
+    clock: trio.testing.MockClock, links: Store, scripts: LimitScripts
 ) -> None:
     """As long as time pays for what Redis knows of, all that was used since is charged."""
     backlog = Backlog(links, scripts, Outage("local"))
@@ -83,7 +83,7 @@ async def test_what_was_owed_before_is_paid_off_first(
 
 
 async def test_a_limit_whose_numbers_change_keeps_its_use(
-    clock: trio.testing.MockClock, links: Redis, scripts: LimitScripts
+    clock: trio.testing.MockClock, links: Store, scripts: LimitScripts
 ) -> None:
     """Whole tokens are kept when a limit gets another interval amid an outage."""
     backlog = Backlog(links, scripts, Outage("local"))
@@ -120,7 +120,7 @@ async def test_an_outage_does_not_fill_the_backlog(tmp_path: Path) -> None:
 
 
 async def test_what_there_is_no_room_for_is_said(
-    links: Redis, scripts: LimitScripts, caplog: pytest.LogCaptureFixture
+    links: Store, scripts: LimitScripts, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Beyond the bound the oldest settlements are dropped: one line when that begins, one with their number after."""
     backlog = Backlog(links, scripts, Outage("local"))

@@ -17,7 +17,7 @@ from cgw.limits.claims import build_key_prefix
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.redis.opening import Redis, open_redis
+from cgw.redis.opening import Store, open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, wait_until
 
@@ -31,14 +31,14 @@ def _actor(**limits: RateLimit) -> Actor:
 
 
 @pytest.fixture
-async def links(server: RedisServer) -> AsyncIterator[Redis]:
+async def links(server: RedisServer) -> AsyncIterator[Store]:
     """Links to the emptied server."""
     async with open_redis(server.url, timeout_seconds=2) as connected:
         yield connected
 
 
 @pytest.fixture
-def limiter(links: Redis) -> Limiter:
+def limiter(links: Store) -> Limiter:
     """A limiter on them."""
     return Limiter(links)
 
@@ -140,7 +140,7 @@ async def test_exactly_the_limit_over_many_connections(server: RedisServer) -> N
     assert (len(outcomes), sum(outcomes)) == (200, 50)
 
 
-async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Redis) -> None:
+async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Store) -> None:
     """Callers who leave while they wait for Redis are not charged, wherever the answer was by then."""
     actor = _actor(chat_completions=evolve(LIMIT, concurrent_requests=1_000, limit=1_000))
     limit = actor.rate_limits[CHAT]
@@ -159,14 +159,14 @@ async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Redis)
         await limiter.settle(admission, is_charged=False)
     assert await _has_usage(limiter, actor, 0)
     records: list[bytes] = await links.execute_command("KEYS", "*reservation*")
-    assert all([await links.get(key) in MARKS for key in records])
+    assert all([await links.commands.get(key) in MARKS for key in records])
 
 
 async def _has_usage(limiter: Limiter, actor: Actor, usage: int) -> bool:
     return (await limiter.peek(actor))[CHAT].usage == usage
 
 
-async def test_two_calls_an_exchange(limiter: Limiter, links: Redis) -> None:
+async def test_two_calls_an_exchange(limiter: Limiter, links: Store) -> None:
     """One trip to admit, one to settle, once the server knows the scripts."""
     await limiter.settle(await limiter.admit(_actor(), CHAT, LIMIT), is_charged=True)
     before = links.statistics().calls
@@ -175,10 +175,10 @@ async def test_two_calls_an_exchange(limiter: Limiter, links: Redis) -> None:
     assert links.statistics().calls - before == 20
 
 
-async def test_forgotten_scripts_are_sent_again(limiter: Limiter, links: Redis) -> None:
+async def test_forgotten_scripts_are_sent_again(limiter: Limiter, links: Store) -> None:
     """SCRIPT FLUSH between two calls goes unnoticed."""
     admission = await limiter.admit(_actor(), CHAT, LIMIT)
-    await links.script_flush()
+    await links.commands.script_flush()
     await limiter.settle(admission, is_charged=False)
     assert (await limiter.admit(_actor(), CHAT, LIMIT)).states[0].remaining == 99
 
@@ -199,7 +199,7 @@ def test_sources_and_ids_cant_be_mixed_up() -> None:
 
 
 async def test_a_foreign_key_makes_the_limit_unavailable(
-    links: Redis, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    links: Store, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A key of another type under our name is an outage of that limit alone, and said clearly, once."""
     key = "cgw:{static:acme}:chat_completions:quota"
@@ -262,7 +262,7 @@ async def test_places_in_flight_are_bounded_and_freed(limiter: Limiter, client: 
     assert client.zcard("cgw:{static:acme}:chat_completions:in_flight") == 0
 
 
-async def test_the_settings_bound_actors_that_bring_no_bound(links: Redis) -> None:
+async def test_the_settings_bound_actors_that_bring_no_bound(links: Store) -> None:
     """What the operator set holds where the actor has no number of its own."""
     limiter = Limiter(links, LimiterOptions(max_in_flight=1))
     await limiter.admit(_actor(), CHAT, LIMIT)
@@ -272,7 +272,7 @@ async def test_the_settings_bound_actors_that_bring_no_bound(links: Redis) -> No
     assert (await limiter.admit(_actor(), CHAT, own)).states[2].limit == 3
 
 
-async def test_a_provider_is_bounded_for_all_actors_together(server: RedisServer, links: Redis) -> None:
+async def test_a_provider_is_bounded_for_all_actors_together(server: RedisServer, links: Store) -> None:
     """Requests of all actors and replicas to one provider count together; another provider is not affected."""
     options = LimiterOptions(provider_max_in_flight={"anthropic": 2})
     one, other = _actor(), evolve(_actor(), id="initech")
@@ -319,7 +319,7 @@ async def _is_admitted(limiter: Limiter, limit: RateLimit) -> bool:
     return True
 
 
-async def test_an_actor_that_hammers_spares_redis(limiter: Limiter, links: Redis) -> None:
+async def test_an_actor_that_hammers_spares_redis(limiter: Limiter, links: Store) -> None:
     """A refusal is repeated for up to 250 ms without asking; what is given back here ends that at once."""
     limit = evolve(LIMIT, limit=1)
     admission = await limiter.admit(_actor(), CHAT, limit)
@@ -335,7 +335,7 @@ async def test_an_actor_that_hammers_spares_redis(limiter: Limiter, links: Redis
     await limiter.admit(_actor(), CHAT, limit)
 
 
-async def test_people_are_told_once_over_all_replicas(server: RedisServer, links: Redis) -> None:
+async def test_people_are_told_once_over_all_replicas(server: RedisServer, links: Store) -> None:
     """Each threshold of a quota makes one notice, whichever replica reaches it; other sources make none."""
     notices: list[Notice] = []
     options = LimiterOptions(notify_thresholds=(50, 100))

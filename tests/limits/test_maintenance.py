@@ -15,7 +15,7 @@ from cgw.limits.claims import build_key_prefix
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.maintenance import AmbiguousActor, LimitReading, UnknownActor, read_limits, reset_limits
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.redis.opening import Redis, open_redis
+from cgw.redis.opening import Store, open_redis
 from tests.support.redis_cluster import run_redis_cluster
 from tests.support.redis_server import RedisServer
 
@@ -27,14 +27,14 @@ ACME = Actor("acme", "Acme Inc.", "static", True, {CHAT: REQUESTS, EMBEDDINGS: T
 
 
 @pytest.fixture
-async def links(server: RedisServer) -> AsyncIterator[Redis]:
+async def links(server: RedisServer) -> AsyncIterator[Store]:
     """Links to the emptied server."""
     async with open_redis(server.url, timeout_seconds=5) as connected:
         yield connected
 
 
 @pytest.fixture
-def limiter(links: Redis) -> Limiter:
+def limiter(links: Store) -> Limiter:
     """A limiter that tells of half a quota and of a whole one."""
     return Limiter(links, LimiterOptions(notify_thresholds=(50, 100)))
 
@@ -51,7 +51,7 @@ def name_used(readings: list[LimitReading]) -> list[tuple[str, str, int | None]]
     return [(reading.feature.value, reading.name, reading.used) for reading in readings]
 
 
-async def test_readings_are_what_the_limiter_counted(links: Redis, limiter: Limiter) -> None:
+async def test_readings_are_what_the_limiter_counted(links: Store, limiter: Limiter) -> None:
     """Quota, short-term rate, places in flight and the last notice stand as admitting and settling left them."""
     await use(limiter, 5)
     await limiter.admit(ACME, CHAT, REQUESTS)
@@ -70,14 +70,14 @@ async def test_readings_are_what_the_limiter_counted(links: Redis, limiter: Limi
     assert quota.notice_until == quota.notice_since + timedelta(days=1)
 
 
-async def test_unused_limits_of_a_known_actor_are_shown(links: Redis) -> None:
+async def test_unused_limits_of_a_known_actor_are_shown(links: Store) -> None:
     """An actor of the actors file has its limits before anything is counted."""
     readings = await read_limits(links, [ACME], "acme")
     assert [reading.remaining for reading in readings] == [10, 8, 4, 1000, 8, 4]
     assert {(reading.used, reading.notice_percent) for reading in readings} == {(0, None)}
 
 
-async def test_more_than_the_limit_is_shown_as_it_is(links: Redis, limiter: Limiter) -> None:
+async def test_more_than_the_limit_is_shown_as_it_is(links: Store, limiter: Limiter) -> None:
     """Tokens that were used beyond what was reserved count as used, and nothing remains."""
     admission = await limiter.admit(ACME, EMBEDDINGS, TOKENS, tokens=1)
     await limiter.settle(admission, is_charged=True, tokens=1500)
@@ -85,7 +85,7 @@ async def test_more_than_the_limit_is_shown_as_it_is(links: Redis, limiter: Limi
     assert (quota.used, quota.remaining, quota.unit) == (1500, 0, LimitUnit.TOKENS)
 
 
-async def test_an_actor_of_no_local_source_is_found_by_what_is_counted(links: Redis, limiter: Limiter) -> None:
+async def test_an_actor_of_no_local_source_is_found_by_what_is_counted(links: Store, limiter: Limiter) -> None:
     """Of another source's actor, what is counted is shown with the numbers it was counted with."""
     remote = evolve(ACME, id="a:{b} ü", source="dotcom-user")
     await use(limiter, 3, remote)
@@ -100,7 +100,7 @@ async def test_an_actor_of_no_local_source_is_found_by_what_is_counted(links: Re
         await read_limits(links, [ACME], remote.id, source="static")
 
 
-async def test_nothing_known_and_nothing_counted_is_said(links: Redis) -> None:
+async def test_nothing_known_and_nothing_counted_is_said(links: Store) -> None:
     """An id that nobody has, and an actor without limits, are told apart."""
     blocked = Actor("blocked", "", "static", False)
     for operation in (read_limits, reset_limits):
@@ -111,7 +111,7 @@ async def test_nothing_known_and_nothing_counted_is_said(links: Redis) -> None:
     assert await reset_limits(links, [ACME], "acme") == []
 
 
-async def test_reading_writes_nothing(links: Redis, limiter: Limiter, client: redis.Redis) -> None:
+async def test_reading_writes_nothing(links: Store, limiter: Limiter, client: redis.Redis) -> None:
     """The server counts no change, whatever was read."""
     await use(limiter, 5)
     changes = client.info("persistence")["rdb_changes_since_last_save"]
@@ -121,7 +121,7 @@ async def test_reading_writes_nothing(links: Redis, limiter: Limiter, client: re
     assert client.info("persistence")["rdb_changes_since_last_save"] == changes
 
 
-async def test_a_reset_leaves_what_is_under_way(links: Redis, limiter: Limiter) -> None:
+async def test_a_reset_leaves_what_is_under_way(links: Store, limiter: Limiter) -> None:
     """Quota, rate and notice are gone, the place in flight stays; settling it afterwards gives nothing back twice."""
     await use(limiter, 5)
     under_way = await limiter.admit(ACME, CHAT, REQUESTS)
@@ -137,7 +137,7 @@ async def test_a_reset_leaves_what_is_under_way(links: Redis, limiter: Limiter) 
     assert name_used(readings) == [(CHAT, "quota", 1), (CHAT, "concurrency", 1), (CHAT, "in_flight", 0)]
 
 
-async def test_places_in_flight_are_freed_when_asked(links: Redis, limiter: Limiter) -> None:
+async def test_places_in_flight_are_freed_when_asked(links: Store, limiter: Limiter) -> None:
     """With ``has_in_flight`` the places are reset too."""
     await limiter.admit(ACME, CHAT, REQUESTS)
     reset = await reset_limits(links, [ACME], "acme", has_in_flight=True)
@@ -145,7 +145,7 @@ async def test_places_in_flight_are_freed_when_asked(links: Redis, limiter: Limi
     assert {reading.used for reading in await read_limits(links, [ACME], "acme")} == {0}
 
 
-async def test_one_feature_is_reset_alone(links: Redis, limiter: Limiter) -> None:
+async def test_one_feature_is_reset_alone(links: Store, limiter: Limiter) -> None:
     """Other features keep what was used."""
     await use(limiter, 2)
     await use(limiter, 1, feature=EMBEDDINGS)
@@ -154,7 +154,7 @@ async def test_one_feature_is_reset_alone(links: Redis, limiter: Limiter) -> Non
     assert used == [2, 0]
 
 
-async def test_an_id_of_two_sources(links: Redis, limiter: Limiter) -> None:
+async def test_an_id_of_two_sources(links: Store, limiter: Limiter) -> None:
     """Both are shown; a reset wants to know which, and leaves the other one alone."""
     await use(limiter, 1)
     await use(limiter, 2, evolve(ACME, source="dotcom-user"))
@@ -167,7 +167,7 @@ async def test_an_id_of_two_sources(links: Redis, limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("content", ["no bucket", ["a list"]], ids=["text", "type"])
-async def test_a_key_that_holds_no_limit(links: Redis, client: redis.Redis, content: str | list[str]) -> None:
+async def test_a_key_that_holds_no_limit(links: Store, client: redis.Redis, content: str | list[str]) -> None:
     """Reading names the key; a reset removes what is there."""
     key = f"{build_key_prefix('static', 'acme')}{CHAT}:quota"
     if isinstance(content, str):

@@ -17,7 +17,7 @@ import trio
 
 from cgw.redis.embedded import open_embedded_redis
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
 from tests.support.limits import PATIENT, read_spool
 from tests.support.process import GatewayProcess, open_gateway_process, start_cgw

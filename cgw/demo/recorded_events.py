@@ -1,4 +1,7 @@
-"""Reading back what the gateway wrote down: its event spool, looked at from outside."""
+"""Read usage events back from the gateway's spool.
+
+The functions open the SQLite file read-only while the gateway writes it; WAL mode lets both work at once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from cgw.model import EventName
 
 @frozen
 class RecordedEvent:
-    """A usage event as the spool has it. ``seq`` is its place in the order of commits."""
+    """One row of the spool. ``seq`` numbers events in the order of their commits, from 1."""
 
     seq: int
     id: str
@@ -28,7 +31,7 @@ class RecordedEvent:
 
 
 def read_last_completion(spool_path: Path, identifier: str) -> RecordedEvent | None:
-    """The newest completion of the actor ``identifier``, or ``None``. Blocks on the disk."""
+    """Return the newest completion of the actor ``identifier``, or ``None``. Blocks on the disk."""
     query = """SELECT seq, id, name, source, identifier, created_at, metadata FROM events
         WHERE name = ? AND identifier = ? ORDER BY seq DESC LIMIT 1"""
     with _open_spool(spool_path) as connection:
@@ -40,7 +43,7 @@ def read_last_completion(spool_path: Path, identifier: str) -> RecordedEvent | N
 
 
 def count_completions(spool_path: Path, *, after_seq: int = 0) -> int:
-    """How many completions were recorded after the event ``after_seq``. Blocks on the disk."""
+    """Count the completions recorded after the event ``after_seq``. Blocks on the disk."""
     query = "SELECT count(*) FROM events WHERE name = ? AND seq > ?"
     with _open_spool(spool_path) as connection:
         count: int = connection.execute(query, (EventName.COMPLETIONS_FINISHED.value, after_seq)).fetchone()[0]
@@ -48,7 +51,7 @@ def count_completions(spool_path: Path, *, after_seq: int = 0) -> int:
 
 
 def read_last_seq(spool_path: Path) -> int:
-    """The place of the newest event, 0 for none. Blocks on the disk."""
+    """Return the ``seq`` of the newest event, 0 for none. Blocks on the disk."""
     with _open_spool(spool_path) as connection:
         seq: int = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
     return seq
@@ -56,5 +59,6 @@ def read_last_seq(spool_path: Path) -> int:
 
 @contextmanager
 def _open_spool(path: Path) -> Iterator[sqlite3.Connection]:
+    # `mode=ro`: a missing file is an error here, where the default would create an empty one.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         yield connection

@@ -1,4 +1,4 @@
-"""One measurement: one subject, one case, one round; and the subjects that are kept running for it."""
+"""Measurements of gateways: one subject in one case at a time. Subjects are kept running between measurements."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from pathlib import Path
 
 from attrs import define, field, frozen
 
-from benchmarks.build import Tools
+from benchmarks.binaries import Tools
 from benchmarks.histogram import Histogram
-from benchmarks.load import LoadReport, Target, Upstream, UpstreamStats, run_load
 from benchmarks.machine import Cores, process_tree, read_cpu, read_memory
 from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
 from benchmarks.results import Distribution, Metrics
-from benchmarks.scenarios import Case
+from benchmarks.scenarios import GatewayCase
 from benchmarks.subjects.base import Address, Start, Subject
+from benchmarks.tool_processes import LoadReport, Target, UpstreamProcess, UpstreamStats, run_load
 
-__all__ = ["Bench", "Running"]
+__all__ = ["GatewayBench"]
 
 WARM_UP_MS = 700
 CLOSES_WAIT_SECONDS = 1.0
+"""An upstream connection that is open for longer after the client's disconnect counts as never closed."""
 IDS_PER_LOAD = 1_000_000
 SETTLE_SECONDS = 2.0
 IDLE_SHARE = 0.15
+"""A subject that uses less of its core than this is idle."""
 CARRIED_SHARE = 0.97
-"""A subject that carries less of what is offered counts as saturated."""
+"""A subject that carries a smaller share of the offered load counts as saturated."""
 
 
 @frozen
 class Running:
-    """A subject that listens; ``child`` is ``None`` for no gateway at all."""
+    """A subject that accepts connections. ``child`` is ``None`` for no gateway at all."""
 
     child: Child | None
     target: Target
@@ -42,8 +44,8 @@ class Running:
 
 
 @define
-class _Window:
-    """Readings at the edges of the measured window."""
+class _WindowReadings:
+    """CPU (ns) and memory (KiB) when the measured window opened and closed."""
 
     opened: dict[tuple[int, str], int] = field(factory=dict)
     closed: dict[tuple[int, str], int] = field(factory=dict)
@@ -54,19 +56,19 @@ class _Window:
 
 
 @define
-class Bench:
-    """The upstreams, and what is needed to start subjects and measure them. A context manager: it ends them all."""
+class GatewayBench:
+    """Starts upstreams and subjects, and measures them. Leaving the context manager ends all of them."""
 
     tools: Tools
     cores: Cores
     directory: Path
     _stack: contextlib.ExitStack = field(factory=contextlib.ExitStack, init=False)
-    _upstreams: dict[bool, Upstream] = field(factory=dict, init=False)
+    _upstreams: dict[bool, UpstreamProcess] = field(factory=dict, init=False)
     _running: dict[tuple[str, bool], tuple[Running, contextlib.ExitStack]] = field(factory=dict, init=False)
     _started: int = field(default=0, init=False)
     _loads: int = field(default=0, init=False)
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> GatewayBench:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,19 +78,19 @@ class Bench:
         finally:
             self._stack.close()
 
-    def upstream(self, is_tls: bool) -> Upstream:
-        """The fake provider, started when it is first needed."""
+    def upstream(self, is_tls: bool) -> UpstreamProcess:
+        """Return the fake upstream, started on first use."""
         if is_tls not in self._upstreams:
             tls = self._certificate() if is_tls else None
             command = self.tools.tls_upstream if is_tls else self.tools.upstream
             log = self.directory / f"upstream-{'tls' if is_tls else 'plain'}.log"
-            self._upstreams[is_tls] = self._stack.enter_context(Upstream(command, self.cores.upstream, log, tls))
+            self._upstreams[is_tls] = self._stack.enter_context(UpstreamProcess(command, self.cores.upstream, log, tls))
         return self._upstreams[is_tls]
 
-    def measure(self, subject: Subject | None, case: Case) -> Metrics:
-        """``None`` measures the upstream directly. What goes wrong is in ``Metrics.failed``.
+    def measure(self, subject: Subject | None, case: GatewayCase) -> Metrics:
+        """Measure ``subject``, or the upstream directly for ``None``. Failures are in ``Metrics.failed``.
 
-        A subject that failed, or does not come to rest afterwards, is started anew for its next measurement.
+        A subject that failed, or does not become idle afterwards, is restarted for its next measurement.
         """
         key = (subject.name, case.is_tls) if subject else ("direct", case.is_tls)
         try:
@@ -105,22 +107,25 @@ class Bench:
             self._stop(key)
         return metrics
 
-    def _measure(self, running: Running, case: Case) -> Metrics:
+    def _measure(self, running: Running, case: GatewayCase) -> Metrics:
         upstream = self.upstream(case.is_tls)
         upstream.behave("a", case.upstream)
         upstream.behave("b", case.second)
-        upstream.reset()
+        upstream.reset()  # counts and closes of the previous measurement
         tree = running.tree()
         before = read_memory(tree) if case.reads_memory else None
-        window = _Window()
+        window = _WindowReadings()
 
         def at_window(is_open: bool, load: int) -> None:
+            # First of all: CPU that is used after the edge of the window would be counted on the wrong side.
             tools = sum(read_cpu([load, upstream.pid]).values())
             if is_open:
                 window.opened, window.load_opened = read_cpu(tree), tools
                 return
+            # The tree is read again: processes started within the window count too.
             window.closed, window.load_closed = read_cpu(running.tree()), tools
             window.requests_at_close = upstream.stats().requests
+            # After CPU and counts are read: ending all streams at once is work that is not measured.
             if case.ends_with_window:
                 upstream.end()
             if case.reads_memory:
@@ -139,6 +144,7 @@ class Bench:
         )
         stats = upstream.stats()
         metrics = _describe(report, stats, window, case, has_subject=bool(tree))
+        # Only when all streams have ended: events of an unfinished one may still be in a buffer.
         if case.ends_with_window and report.finished == report.started and stats.events != report.events:
             metrics.errors["lost"] = stats.events - report.events
         if before:
@@ -148,7 +154,9 @@ class Bench:
         return metrics
 
     @staticmethod
-    def _add_memory(metrics: Metrics, window: _Window, rss_before: int, pss_before: int, case: Case) -> None:
+    def _add_memory(
+        metrics: Metrics, window: _WindowReadings, rss_before: int, pss_before: int, case: GatewayCase
+    ) -> None:
         rss, pss = window.memory_at_close
         if not rss:
             return
@@ -156,6 +164,7 @@ class Bench:
         metrics.rss_growth_kib = rss - rss_before
         if case.scenario == "idle":
             slots = int(case.load["slots"])
+            # Only streams that reached the upstream: a subject may queue or refuse some of them.
             streams = min(window.requests_at_close, slots)
             metrics.saturated = streams < CARRIED_SHARE * slots
             if not streams:
@@ -165,7 +174,7 @@ class Bench:
 
     # --- subjects
     def _start(self, subject: Subject | None, is_tls: bool) -> Running:
-        """The subject in front of the upstream; started, and warmed up, unless it runs already."""
+        """Return the subject in front of the upstream, started and warmed up unless it is running."""
         upstream = self.upstream(is_tls)
         if subject is None:
             return Running(None, Target(upstream.port))
@@ -175,10 +184,10 @@ class Bench:
         with contextlib.ExitStack() as stack:
             running = self._launch(subject, upstream, stack)
             self._warm_up(subject, running, upstream)
-            self._running[key] = running, stack.pop_all()
+            self._running[key] = running, stack.pop_all()  # from here on `_stop` ends it
         return running
 
-    def _launch(self, subject: Subject, upstream: Upstream, stack: contextlib.ExitStack) -> Running:
+    def _launch(self, subject: Subject, upstream: UpstreamProcess, stack: contextlib.ExitStack) -> Running:
         self._started += 1
         directory = self.directory / f"{subject.name}-{self._started}"
         directory.mkdir(parents=True)
@@ -197,8 +206,8 @@ class Bench:
         wait_until_answers(child, start.target.port, subject.start_seconds)
         return Running(child, start.target)
 
-    def _warm_up(self, subject: Subject, running: Running, upstream: Upstream) -> None:
-        """Streams until the first succeeds and for a moment more; raises :exc:`ChildError` when none does."""
+    def _warm_up(self, subject: Subject, running: Running, upstream: UpstreamProcess) -> None:
+        """Run short loads until one finishes streams; raise :exc:`ChildError` after the subject's ``start_seconds``."""
         upstream.behave("a", {"stream": 1, "events": 20, "interval": 2_000_000, "first": 0})
         settings: dict[str, int | float | str] = {
             "slots": 20,
@@ -223,7 +232,9 @@ class Bench:
             if time.monotonic() > deadline:
                 problems = ", ".join(f"{count} {name}" for name, count in report.errors.items() if count)
                 status = f"; last status {report.last_status}" if report.last_status else ""
-                raise ChildError(f"{subject.name} served nothing: {problems}{status}")
+                raise ChildError(
+                    f"{subject.name} finished no stream within {subject.start_seconds:g} s: {problems}{status}"
+                )
             time.sleep(0.3)
 
     def _stop(self, key: tuple[str, bool]) -> None:
@@ -232,8 +243,8 @@ class Bench:
             entry[1].close()
 
     def _certificate(self) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1, made for this run; its CA is in ``ca.pem``."""
-        import trustme  # here, since only the TLS scenario needs it
+        """Create a certificate for 127.0.0.1, with its CA in ``ca.pem``; return the paths of chain and key."""
+        import trustme  # only the TLS scenario needs it
 
         authority = trustme.CA()
         certificate = authority.issue_cert("127.0.0.1", "localhost")
@@ -246,7 +257,7 @@ class Bench:
 
 
 def _settles(running: Running) -> bool:
-    """Whether the subject comes to rest, so that it takes nothing from the next one on its core. At most 2 s."""
+    """Return whether the subject becomes idle within 2 s, so that it takes no CPU from the next one on its core."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while running.child:
         before, started = sum(read_cpu(running.tree()).values()), time.monotonic_ns()
@@ -260,7 +271,7 @@ def _settles(running: Running) -> bool:
 
 
 def _plain_environ() -> dict[str, str]:
-    """The suite's environment without what would configure cgw, or send a subject's traffic through a proxy."""
+    """Return the environment without cgw's settings, and without variables that would send traffic through a proxy."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -268,7 +279,9 @@ def _plain_environ() -> dict[str, str]:
     }
 
 
-def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: Case, *, has_subject: bool) -> Metrics:
+def _describe(
+    report: LoadReport, stats: UpstreamStats, window: _WindowReadings, case: GatewayCase, *, has_subject: bool
+) -> Metrics:
     seconds = report.window_ns / 1e9
     metrics = Metrics(
         window_seconds=seconds,
@@ -284,13 +297,14 @@ def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: C
         },
     )
     if report.duration.count and case.counts == "events":
-        metrics.duration_us = None  # how long a stream lasted says what the upstream did
+        metrics.duration_us = None  # the upstream decides how long its streams last
     if case.counts == "events":
         metrics.events_per_second = report.window.events / seconds
         metrics.offered_events_per_second = case.offered_events_per_second
         if case.offered_events_per_second:
             metrics.saturated = metrics.events_per_second < CARRIED_SHARE * case.offered_events_per_second
     else:
+        # Cancelled exchanges do not finish, so the started ones count.
         metrics.requests_per_second = (
             report.window.finished if not case.awaits_closes else report.window.started
         ) / seconds
@@ -302,9 +316,10 @@ def _describe(report: LoadReport, stats: UpstreamStats, window: _Window, case: C
     return metrics
 
 
-def _add_cpu(metrics: Metrics, report: LoadReport, window: _Window, case: Case) -> None:
+def _add_cpu(metrics: Metrics, report: LoadReport, window: _WindowReadings, case: GatewayCase) -> None:
     used: dict[str, int] = {}
     for (pid, name), nanoseconds in window.closed.items():
+        # A process that ended within the window is missing in `closed`: its CPU is lost, never negative.
         used[name] = used.get(name, 0) + nanoseconds - window.opened.get((pid, name), 0)
     total = sum(used.values())
     metrics.cpu_share = total / report.window_ns
@@ -316,8 +331,8 @@ def _add_cpu(metrics: Metrics, report: LoadReport, window: _Window, case: Case) 
         metrics.cpu_us_per_request = total / 1000 / exchanges
 
 
-def _add_closes(metrics: Metrics, upstream: Upstream, report: LoadReport) -> None:
-    """Match the load's cancels with the upstream's closes; those that are not closed within a second never count."""
+def _add_closes(metrics: Metrics, upstream: UpstreamProcess, report: LoadReport) -> None:
+    """Match the load's cancels with the upstream's closes. Those not closed within a second count as never closed."""
     deadline = time.monotonic() + CLOSES_WAIT_SECONDS
     while True:
         closed = dict(upstream.closes())
@@ -326,6 +341,7 @@ def _add_closes(metrics: Metrics, upstream: Upstream, report: LoadReport) -> Non
         time.sleep(0.05)
     delays = list(_delays(report.cancels, closed))
     limit = int(CLOSES_WAIT_SECONDS * 1e9)
+    # Negative: the upstream was closed before the cancel, so not because of it.
     in_time = [delay for delay in delays if delay is not None and 0 <= delay < limit]
     metrics.upstream_closed_ms = Distribution.of(Histogram.of(in_time), 1_000_000)
     metrics.upstream_never_closed = len(delays) - len(in_time)

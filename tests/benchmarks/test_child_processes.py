@@ -1,4 +1,4 @@
-"""Child processes: they end with all that they started, and no wait is without an end."""
+"""Child processes: they end with their descendants, and every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.machine import process_tree, read_cpu, read_memory
 from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
-from benchmarks.subjects.registry import known_subjects, parse_subject
+from benchmarks.subjects.known import known_subjects, parse_subject
 
 STUBBORN = """
 import os, signal, subprocess, sys
@@ -31,7 +31,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_child_ends_with_its_descendants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that ignores SIGTERM ends, and so does one that it started in a session of its own."""
+    """A process that ignores SIGTERM is ended, and so is its child in a session of its own."""
     monkeypatch.setattr("benchmarks.processes.TERM_GRACE_SECONDS", 0.05)
     with Child("stubborn", [sys.executable, "-c", STUBBORN], cores=CORES, has_pipes=True) as child:
         descendant = int(child.read_line(time.monotonic() + 20))
@@ -43,17 +43,17 @@ def test_a_child_ends_with_its_descendants(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_silent_child_is_waited_for_until_the_deadline() -> None:
-    """A child that says nothing, or ends, is an error that names it."""
+    """A child that prints nothing, or ends, raises an error that names it."""
     silent = Child("silent", ["sleep", "1000"], cores=CORES, has_pipes=True)
-    with silent, pytest.raises(ChildError, match="silent said nothing in time"):
+    with silent, pytest.raises(ChildError, match="silent printed nothing before the deadline"):
         silent.read_line(time.monotonic() + 0.05)
     brief = Child("brief", ["true"], cores=CORES, has_pipes=True)
     with brief, pytest.raises(ChildError, match="brief ended"):
         brief.read_line(time.monotonic() + 20)
 
 
-def test_a_subject_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> None:
-    """What a subject printed before it ended is part of the error."""
+def test_a_subject_that_cannot_start_is_reported_with_its_last_output(tmp_path: Path) -> None:
+    """The error contains the last lines that a subject printed before it ended."""
     command = [sys.executable, "-c", "import sys; sys.exit('no such option: --port')"]
     child = Child("mine", command, cores=CORES, log=tmp_path / "log")
     with child, pytest.raises(ChildError, match="mine ended with status 1: no such option: --port"):
@@ -61,13 +61,13 @@ def test_a_subject_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> No
 
 
 def test_a_program_that_is_missing_is_an_error() -> None:
-    """A command that cannot be run at all raises the same error, not the operating system's."""
+    """A command that cannot be run raises ``ChildError``, not the operating system's error."""
     with pytest.raises(ChildError), Child("missing", ["/no/such/program"], cores=CORES, has_pipes=True) as child:
         child.read_line(time.monotonic() + 20)
 
 
 def test_cpu_and_memory_of_a_process_are_read() -> None:
-    """CPU grows with work, memory is that of the process, and a process that has ended counts nothing."""
+    """CPU grows with work, memory is that of the process, and a process that has ended counts as 0."""
     pid = os.getpid()
     before = sum(read_cpu([pid]).values())
     sum(number * number for number in range(200_000))
@@ -81,7 +81,7 @@ def test_cpu_and_memory_of_a_process_are_read() -> None:
 
 
 def test_a_command_on_the_command_line_becomes_a_subject() -> None:
-    """Name and command are told apart at the first equals sign, and braces that are no placeholder stay."""
+    """The first equals sign separates name and command, and braces that are not a placeholder stay."""
     subject = parse_subject("mine=./proxy --listen {port} --to http://h?a=b {other}")
 
     assert subject.name == "mine"

@@ -1,4 +1,4 @@
-"""The load generator in Python: the options and output of ``load.c``, which explains them."""
+"""The load generator in Python. ``load_generator.c`` documents options, phases and output."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ import msgspec
 from attrs import define, field, fields
 
 from benchmarks.histogram import Histogram
-from benchmarks.load import LoadReport, WindowCounts
-from benchmarks.tools.framing import Body, FramingError, Head, split_head
+from benchmarks.tool_processes import LoadReport, WindowCounts
+from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, split_head
 
 MS = 1_000_000
-SLOW_FROM = 5_000_000_000
+SLOW_FROM = 5_000_000_000  # exchanges from this number on are answered by the upstream's profile b
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 MARK = re.compile(rb"@(\d+) (\d+) (\d+)~")
-TAIL = 64
+TAIL = 64  # longer than a mark, so that one that is split between pieces is found
 PROBLEMS = ("refused", "status", "truncated", "corrupt", "unfinished", "overflow")
 LASTS = (b"[DONE]", b"message_stop")
 
 
 @define
-class Options:
-    """Named as on the command line, with ``_`` for ``-``."""
+class LoadOptions:
+    """Options, named as on the command line with ``_`` for ``-``."""
 
     port: int = 0
     path: str = "/v1/chat/completions"
@@ -57,7 +57,7 @@ class Options:
     first_id: int = 0
 
     @classmethod
-    def parse(cls, arguments: list[str]) -> Options:
+    def parse(cls, arguments: list[str]) -> LoadOptions:
         kinds = {attribute.name: type(getattr(cls(), attribute.name)) for attribute in fields(cls)}
         made = cls()
         for name, value in zip(arguments[::2], arguments[1::2], strict=True):
@@ -72,8 +72,11 @@ class Options:
 
 
 @define(eq=False)
-class Connection:
-    """A connection and the exchange on it."""
+class LoadConnection:
+    """A connection and its current exchange.
+
+    States: free → connecting → sending → head → body → idle → sending (keep-alive); any state → free when it is closed.
+    """
 
     slow: bool = False
     sock: socket.socket | None = None
@@ -83,30 +86,30 @@ class Connection:
     output: bytes = b""
     buffer: bytearray = field(factory=bytearray)
     text: bytearray = field(factory=bytearray)
-    head: Head | None = None
-    body: Body | None = None
+    head: MessageHead | None = None
+    body: MessageBody | None = None
     exchange: int = 0
     sequence: int = 0
     scheduled: int = 0
     due: int = 0
 
 
-class Load:
-    """The loop, and what it counts."""
+class LoadGenerator:
+    """The event loop, its timers and its counts."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: LoadOptions) -> None:
         self.options = options
         self.selector = selectors.DefaultSelector()
-        room = options.max_open if options.rate else options.slots
-        self.free = [Connection() for _ in range(room)]
-        self.slow = [Connection(slow=True) for _ in range(options.slow)]
-        self.idle: list[Connection] = []
-        self.timers: list[tuple[int, int, Connection]] = []
-        self.armed = self.open = self.arrived = self.first_events = self.slow_bytes = 0
+        limit = options.max_open if options.rate else options.slots
+        self.free = [LoadConnection() for _ in range(limit)]
+        self.slow = [LoadConnection(slow=True) for _ in range(options.slow)]
+        self.idle: list[LoadConnection] = []
+        self.timers: list[tuple[int, int, LoadConnection]] = []
+        self.armed = self.open = self.arrived = self.first_events = 0
         self.next_id = options.first_id
         self.in_window = self.is_over = False
-        self.counts = WindowCounts(0, 0, 0, 0)
-        self.window = WindowCounts(0, 0, 0, 0)
+        self.counts = WindowCounts(0, 0, 0)
+        self.window = WindowCounts(0, 0, 0)
         self.errors = dict.fromkeys(PROBLEMS, 0)
         self.cancels: list[tuple[int, int]] = []
         self.latency: list[int] = []
@@ -131,14 +134,16 @@ class Load:
         )
 
     # --- exchanges
-    def count(self, name: str, number: int = 1) -> None:
-        setattr(self.counts, name, getattr(self.counts, name) + number)
+    def count(self, name: str) -> None:
+        setattr(self.counts, name, getattr(self.counts, name) + 1)
         if self.in_window:
-            setattr(self.window, name, getattr(self.window, name) + number)
+            setattr(self.window, name, getattr(self.window, name) + 1)
 
-    def arm(self, connection: Connection, due: int) -> None:
+    def arm(self, connection: LoadConnection, due: int) -> None:
         self.armed += 1
         connection.due = due
+        # `armed` breaks ties, as connections cannot be ordered. Timers are never removed: one whose time differs from
+        # its connection's `due` is stale, and ignored.
         heapq.heappush(self.timers, (due, self.armed, connection))
 
     def arrive(self, scheduled: int) -> None:
@@ -149,8 +154,8 @@ class Load:
         else:
             self.errors["overflow"] += 1
 
-    def begin(self, connection: Connection, scheduled: int) -> None:
-        connection.is_reused = connection.state == "idle"
+    def begin(self, connection: LoadConnection, scheduled: int) -> None:
+        connection.is_reused = connection.state == "idle"  # `fail` then retries if the server has just closed it
         connection.scheduled, connection.in_window = scheduled, self.in_window
         if connection.slow:
             connection.exchange = SLOW_FROM + self.options.first_id + self.slow.index(connection)
@@ -172,13 +177,15 @@ class Load:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if connection.slow:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # the kernel must not read ahead for a slow reader
         connection.state = "connecting"
         self.selector.register(sock, WRITE, connection)
         if sock.connect_ex(("127.0.0.1", self.options.port)) not in (0, errno.EINPROGRESS):
             self.fail(connection, "refused")
 
-    def send(self, connection: Connection) -> None:
+    def send(self, connection: LoadConnection) -> None:
         assert connection.sock is not None
         try:
             sent = connection.sock.send(connection.output)
@@ -199,12 +206,13 @@ class Load:
         elif self.options.cancel == "waiting":
             self.arm(connection, time.monotonic_ns() + self.options.cancel_ms * MS)
 
-    def close(self, connection: Connection) -> None:
+    def close(self, connection: LoadConnection) -> None:
         assert connection.sock is not None
         if connection.state == "idle":
             self.idle.remove(connection)
         else:
             self.open -= 1
+        # A slow reader is not registered once its request is sent: a timer reads for it.
         if not connection.slow or connection.state in ("connecting", "sending"):
             self.selector.unregister(connection.sock)
         connection.sock.close()
@@ -212,7 +220,8 @@ class Load:
         if not connection.slow:
             self.free.append(connection)
 
-    def fail(self, connection: Connection, problem: str) -> None:
+    def fail(self, connection: LoadConnection, problem: str) -> None:
+        # The server may close an idle connection just as a request is sent on it: not a failure (RFC 9112 §9.3.1).
         is_retry = connection.is_reused and connection.head is None and not connection.buffer and problem == "truncated"
         again = self.options.repeat and not self.is_over and not connection.slow and problem != "refused"
         scheduled = connection.scheduled
@@ -224,7 +233,7 @@ class Load:
         if is_retry or again:
             self.arrive(scheduled if is_retry else time.monotonic_ns())
 
-    def finish(self, connection: Connection, now: int) -> None:
+    def finish(self, connection: LoadConnection, now: int) -> None:
         assert connection.head is not None
         assert connection.body is not None
         options = self.options
@@ -245,7 +254,7 @@ class Load:
             self.arrive(now)
 
     # --- what comes in
-    def on_ready(self, connection: Connection, mask: int) -> None:
+    def on_ready(self, connection: LoadConnection, mask: int) -> None:
         assert connection.sock is not None
         if connection.state == "connecting":
             if connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -263,7 +272,7 @@ class Load:
         except OSError:
             got = b""
         now = time.monotonic_ns()
-        if connection.state == "idle":
+        if connection.state == "idle":  # the server closed it, or sent bytes that belong to no answer
             self.close(connection)
         elif got:
             self.on_bytes(connection, got, now)
@@ -272,8 +281,7 @@ class Load:
         else:
             self.fail(connection, "truncated")
 
-    def on_bytes(self, connection: Connection, got: bytes, now: int) -> None:
-        self.count("bytes", len(got))
+    def on_bytes(self, connection: LoadConnection, got: bytes, now: int) -> None:
         connection.buffer += got
         try:
             if connection.head is None and not self.take_head(connection):
@@ -287,7 +295,7 @@ class Load:
         if connection.body.done:
             self.finish(connection, now)
 
-    def take_head(self, connection: Connection) -> bool:
+    def take_head(self, connection: LoadConnection) -> bool:
         connection.head = split_head(connection.buffer)
         if connection.head is None:
             return False
@@ -295,10 +303,10 @@ class Load:
             self.last_status = int(connection.head.start[1])
             self.fail(connection, "status")
             return False
-        connection.state, connection.body = "body", Body(connection.head, "until-close")
+        connection.state, connection.body = "body", MessageBody(connection.head, "until-close")
         return True
 
-    def scan(self, connection: Connection, piece: bytes, now: int) -> None:
+    def scan(self, connection: LoadConnection, piece: bytes, now: int) -> None:
         text = connection.text
         text += piece
         end = 0
@@ -306,11 +314,12 @@ class Load:
             end = mark.end()
             stamp, exchange, sequence = map(int, mark.groups())
             if (exchange, sequence) != (connection.exchange, connection.sequence):
-                raise FramingError("this event is not the next one of this exchange")
+                raise FramingError("an event of another exchange, or out of order")
             self.on_event(connection, now, stamp)
+        # Kept: the start of a mark that is split between pieces, and the end of the body, which `finish` checks.
         del text[: max(end, len(text) - TAIL)]
 
-    def on_event(self, connection: Connection, now: int, stamp: int) -> None:
+    def on_event(self, connection: LoadConnection, now: int, stamp: int) -> None:
         self.count("events")
         if self.in_window:
             self.latency.append(now - stamp)
@@ -323,7 +332,7 @@ class Load:
         if self.options.cancel == "streaming":
             self.arm(connection, now + self.options.cancel_ms * MS)
 
-    def on_timer(self, connection: Connection) -> None:
+    def on_timer(self, connection: LoadConnection) -> None:
         assert connection.sock is not None
         if not connection.slow:
             self.cancels.append((connection.exchange, time.monotonic_ns()))
@@ -339,7 +348,6 @@ class Load:
         if not got:
             self.close(connection)
             return
-        self.slow_bytes += 1
         self.arm(connection, time.monotonic_ns() + self.options.slow_ms * MS)
 
     # --- phases
@@ -396,8 +404,6 @@ class Load:
             started=self.counts.started,
             finished=self.counts.finished,
             events=self.counts.events,
-            bytes=self.counts.bytes,
-            slow_bytes=self.slow_bytes,
             last_status=self.last_status,
             window=self.window,
             errors=self.errors,
@@ -410,7 +416,7 @@ class Load:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    print(msgspec.json.encode(Load(Options.parse(sys.argv[1:])).run()).decode())
+    print(msgspec.json.encode(LoadGenerator(LoadOptions.parse(sys.argv[1:])).run()).decode())
 
 
 if __name__ == "__main__":

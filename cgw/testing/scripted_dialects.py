@@ -1,6 +1,6 @@
-"""How Anthropic's Messages API and OpenAI's Chat Completions API look from outside, as far as a script needs it.
+"""Anthropic's Messages API and OpenAI's Chat Completions API, as far as scripts need them.
 
-Pure: a request's JSON in, an :class:`~cgw.testing.script.Answer` out. Shapes are those that the APIs' own pages show
+Pure: a request's JSON in, a :class:`~cgw.testing.script.ScriptedAnswer` out. Formats are those of the APIs' own pages
 (https://docs.claude.com/en/api/messages-streaming, https://platform.openai.com/docs/api-reference/chat). Token counts
 are counts of words, because there is no tokenizer here.
 """
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from cgw.errors import Headers
-from cgw.testing.script import Answer, Piece, Script, split_tokens
+from cgw.testing.script import BodyPiece, Script, ScriptedAnswer, split_tokens
 
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -23,11 +23,11 @@ _EDGE_HEADERS: Headers = (
     (b"set-cookie", b"__cf_bm=scripted; path=/; HttpOnly; Secure"),
     (b"alt-svc", b'h3=":443"; ma=86400'),
 )
-"""What the content delivery network before both APIs adds."""
+"""Headers that the content delivery network in front of both APIs adds."""
 
 
 class RequestError(Exception):
-    """A body that the API would refuse with 400. ``param`` is OpenAI's name of the offending field."""
+    """The API would refuse this request with 400. ``param`` is OpenAI's name of the field that is wrong."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -36,35 +36,35 @@ class RequestError(Exception):
 
 
 class ScriptedDialect(Protocol):
-    """One API, as a scripted upstream speaks it. ``serial`` numbers requests; ids are made from it."""
+    """One API of the scripted upstream. ``serial`` is the number of the request; ids are made from it."""
 
     @property
     def path(self) -> str:
-        """The only route that is answered."""
+        """The API's only route."""
         ...
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
-        """The API key that a request carries; ``""`` for none."""
+        """Return the API key in ``headers``, or ``""``."""
         ...
 
     def check(self, headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> None:
-        """Raise :exc:`RequestError` for what the API requires and the request lacks."""
+        """Raise :exc:`RequestError` if a field or header that the API requires is missing or empty."""
         ...
 
-    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> Answer:
-        """The scripted answer to a checked request."""
+    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
+        """Return the scripted answer to a request that passed :meth:`check`."""
         ...
 
     def render_error(
         self, status: int, message: str, serial: int, *, code: str | None = None, param: str | None = None
-    ) -> Answer:
-        """An error in the API's own shape."""
+    ) -> ScriptedAnswer:
+        """Return an error in the API's own format."""
         ...
 
 
 @frozen
 class ScriptedMessages:
-    """``POST /v1/messages``; the key comes in ``x-api-key``, or from the newer SDKs as a bearer token."""
+    """``POST /v1/messages``. The key is read from ``x-api-key``, or from the bearer token that newer SDKs send."""
 
     path: str = "/v1/messages"
 
@@ -81,7 +81,7 @@ class ScriptedMessages:
         if not body["messages"]:
             raise RequestError("messages: at least one message is required")
 
-    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> Answer:
+    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
         tokens, is_cut = _cut_answer(script, body["max_tokens"])
         message: dict[str, Any] = {
             "id": f"msg_scripted_{serial:06d}",
@@ -95,12 +95,13 @@ class ScriptedMessages:
                 "input_tokens": count_prompt_tokens(body),
                 "cache_creation_input_tokens": 0,
                 "cache_read_input_tokens": 0,
-                "output_tokens": min(1, len(tokens)),
+                "output_tokens": min(1, len(tokens)),  # the API counts the first token here, all in message_delta
                 "service_tier": "standard",
             },
         }
         stop: dict[str, Any] = {"stop_reason": "max_tokens" if is_cut else "end_turn", "stop_sequence": None}
         headers = self._headers(serial)
+        # `message_start` carries the message without content; without streaming it is completed here.
         if body.get("stream") is True:
             return build_stream(script, headers, tuple(self._events(script, message, stop, tokens)))
         message |= {"content": [{"type": "text", "text": "".join(tokens)}], **stop}
@@ -109,24 +110,24 @@ class ScriptedMessages:
 
     def _events(
         self, script: Script, message: dict[str, Any], stop: dict[str, Any], tokens: tuple[str, ...]
-    ) -> Iterator[Piece]:
+    ) -> Iterator[BodyPiece]:
         start = script.head_delay_seconds
-        yield Piece(start, _event({"type": "message_start", "message": message}))
+        yield BodyPiece(start, _event({"type": "message_start", "message": message}))
         block = {"type": "text", "text": ""}
-        yield Piece(start, _event({"type": "content_block_start", "index": 0, "content_block": block}))
-        yield Piece(start, _event({"type": "ping"}))
+        yield BodyPiece(start, _event({"type": "content_block_start", "index": 0, "content_block": block}))
+        yield BodyPiece(start, _event({"type": "ping"}))
         for index, token in enumerate(tokens):
             delta = {"type": "text_delta", "text": token}
             data = _event({"type": "content_block_delta", "index": 0, "delta": delta})
-            yield Piece(script.token_at_seconds(index), data)
+            yield BodyPiece(script.token_at_seconds(index), data)
         end = script.token_at_seconds(max(0, len(tokens) - 1))
-        yield Piece(end, _event({"type": "content_block_stop", "index": 0}))
-        yield Piece(end, _event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": len(tokens)}}))
-        yield Piece(end, _event({"type": "message_stop"}))
+        yield BodyPiece(end, _event({"type": "content_block_stop", "index": 0}))
+        yield BodyPiece(end, _event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": len(tokens)}}))
+        yield BodyPiece(end, _event({"type": "message_stop"}))
 
     def render_error(
         self, status: int, message: str, serial: int, *, code: str | None = None, param: str | None = None
-    ) -> Answer:
+    ) -> ScriptedAnswer:
         error = {"type": _ANTHROPIC_ERROR_TYPES.get(status, "api_error"), "message": message}
         body = {"type": "error", "error": error, "request_id": f"req_scripted_{serial:06d}"}
         return build_json(status, self._headers(serial), body)
@@ -159,7 +160,7 @@ _ANTHROPIC_ERROR_TYPES = {
 
 @frozen
 class ScriptedChat:
-    """``POST /v1/chat/completions``; one choice, whatever ``n`` says."""
+    """``POST /v1/chat/completions``. There is always one choice; ``n`` is ignored."""
 
     path: str = "/v1/chat/completions"
 
@@ -172,7 +173,8 @@ class ScriptedChat:
         if not body["messages"]:
             raise RequestError("Invalid 'messages': empty array. Expected an array with minimum length 1.", "messages")
 
-    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> Answer:
+    def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
+        # `max_tokens` is the older name, which OpenAI still accepts for most models.
         max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
         tokens, is_cut = _cut_answer(script, max_tokens if isinstance(max_tokens, int) else None)
         frame: dict[str, Any] = {
@@ -210,7 +212,8 @@ class ScriptedChat:
         finish_reason: str,
         tokens: tuple[str, ...],
         usage: dict[str, Any] | None,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[BodyPiece]:
+        # With `include_usage`, every chunk but the last has `"usage": null`.
         null_usage: dict[str, Any] = {} if usage is None else {"usage": None}
 
         def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
@@ -218,18 +221,19 @@ class ScriptedChat:
             return _data(frame | {"choices": [choice]} | null_usage)
 
         first_delta = {"role": "assistant", "content": "", "refusal": None}
-        yield Piece(script.head_delay_seconds, chunk(first_delta))
+        yield BodyPiece(script.head_delay_seconds, chunk(first_delta))
         for index, token in enumerate(tokens):
-            yield Piece(script.token_at_seconds(index), chunk({"content": token}))
+            yield BodyPiece(script.token_at_seconds(index), chunk({"content": token}))
         end = script.token_at_seconds(max(0, len(tokens) - 1))
-        yield Piece(end, chunk({}, finish_reason))
+        yield BodyPiece(end, chunk({}, finish_reason))
         if usage is not None:
-            yield Piece(end, _data(frame | {"choices": [], "usage": usage}))
-        yield Piece(end, b"data: [DONE]\n\n")
+            # The usage has a chunk of its own, without choices, after the one with the finish reason.
+            yield BodyPiece(end, _data(frame | {"choices": [], "usage": usage}))
+        yield BodyPiece(end, b"data: [DONE]\n\n")
 
     def render_error(
         self, status: int, message: str, serial: int, *, code: str | None = None, param: str | None = None
-    ) -> Answer:
+    ) -> ScriptedAnswer:
         kind, usual_code = _OPENAI_ERROR_TYPES.get(status, ("invalid_request_error", None))
         error = {"message": message, "type": kind, "param": param, "code": code or usual_code}
         return build_json(status, self._headers(serial), {"error": error})
@@ -260,7 +264,7 @@ def _bearer_token(headers: Mapping[bytes, bytes]) -> str:
 
 
 def count_prompt_tokens(body: Mapping[str, Any]) -> int:
-    """How many words a request's messages and system prompt hold; what isn't text counts nothing."""
+    """Count the words of a request's messages and system prompt. Parts that are not text count 0."""
     contents = [body.get("system")]
     contents += [message.get("content") for message in body["messages"] if isinstance(message, dict)]
     return sum(len(text.split()) for content in contents for text in _texts(content))
@@ -282,9 +286,9 @@ def _cut_answer(script: Script, max_tokens: int | None) -> tuple[tuple[str, ...]
     return tokens[: max(0, max_tokens)], True
 
 
-def build_stream(script: Script, headers: Headers, pieces: tuple[Piece, ...]) -> Answer:
-    """An event stream as ``script`` wants it: its framing, its delays, its break."""
-    return Answer(
+def build_stream(script: Script, headers: Headers, pieces: tuple[BodyPiece, ...]) -> ScriptedAnswer:
+    """Build an event stream with the framing, the delays and the break of ``script``."""
+    return ScriptedAnswer(
         status=200,
         headers=(EVENT_STREAM_TYPE, (b"cache-control", b"no-cache"), *headers),
         pieces=pieces,
@@ -295,25 +299,26 @@ def build_stream(script: Script, headers: Headers, pieces: tuple[Piece, ...]) ->
     )
 
 
-def build_whole(script: Script, headers: Headers, body: Mapping[str, Any], token_count: int) -> Answer:
-    """An answer in one JSON body, due when its last token would have been."""
+def build_whole(script: Script, headers: Headers, body: Mapping[str, Any], token_count: int) -> ScriptedAnswer:
+    """Build an answer that is not streamed: one JSON body, due when the last of its tokens is."""
     due = script.token_at_seconds(token_count)
     data = _dump(body)
-    halves = (Piece(due, data[: len(data) // 2]), Piece(due, data[len(data) // 2 :]))
+    # A break happens between two pieces, so a body that breaks off needs two.
+    halves = (BodyPiece(due, data[: len(data) // 2]), BodyPiece(due, data[len(data) // 2 :]))
     is_broken = script.break_after_events is not None
-    return Answer(
+    return ScriptedAnswer(
         status=200,
         headers=(JSON_TYPE, *headers),
-        pieces=halves if is_broken else (Piece(due, data),),
+        pieces=halves if is_broken else (BodyPiece(due, data),),
         head_at_seconds=due,
         breakage=script.breakage if is_broken else None,
         break_after_pieces=1,
     )
 
 
-def build_json(status: int, headers: Headers, body: Mapping[str, Any]) -> Answer:
-    """A JSON body that is due at once."""
-    return Answer(status=status, headers=(JSON_TYPE, *headers), pieces=(Piece(0.0, _dump(body)),))
+def build_json(status: int, headers: Headers, body: Mapping[str, Any]) -> ScriptedAnswer:
+    """Build an answer with a JSON body that is due at once."""
+    return ScriptedAnswer(status=status, headers=(JSON_TYPE, *headers), pieces=(BodyPiece(0.0, _dump(body)),))
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""The fake provider in Python: the options, commands and output of ``upstream.c``, which explains them.
+"""The fake upstream in Python. ``fake_upstream.c`` documents options, commands and output.
 
 For machines without a C compiler, or (with ``--cert``) without OpenSSL's headers.
 """
@@ -18,12 +18,12 @@ from typing import ClassVar
 import msgspec
 
 from benchmarks.histogram import Histogram
-from benchmarks.tools.framing import Body, FramingError, Head, split_head
+from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, split_head
 
 ID_PREFIX = b"bench-id:"
 SECOND_PROFILE_FROM = 5_000_000_000
 KEPT_BODY = 4096
-FLOOD_TURN = 65536
+FLOOD_TURN = 65536  # bytes that one stream of a flood sends before others have their turn
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
@@ -70,8 +70,8 @@ class GoneError(Exception):
     """The peer has closed the connection, or does not speak HTTP/1.1."""
 
 
-class Profile:
-    """How requests are answered; times in nanoseconds."""
+class AnswerProfile:
+    """Settings of answers. Times are in nanoseconds."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("stream", "events", "interval", "first", "duration", "burst", "bytes")
 
@@ -90,20 +90,20 @@ class Profile:
             self.values[name] for name in self.NAMES
         )
 
-    def changed(self, words: list[str]) -> Profile:
+    def changed(self, words: list[str]) -> AnswerProfile:
         pairs = (word.partition("=") for word in words)
-        return Profile({**self.values, **{name: int(value) for name, _, value in pairs if name in self.NAMES}})
+        return AnswerProfile({**self.values, **{name: int(value) for name, _, value in pairs if name in self.NAMES}})
 
 
-class Connection:
+class FakeConnection:
     """One client, from accept to close."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: FakeUpstream, sock: socket.socket) -> None:
         self.server, self.sock = server, sock
         self.is_shaking_hands = isinstance(sock, ssl.SSLSocket)
         self.input, self.output = bytearray(), bytearray()
-        self.head: Head | None = None
-        self.body: Body | None = None
+        self.head: MessageHead | None = None
+        self.body: MessageBody | None = None
         self.start_of_body = bytearray()
         self.profile = server.profiles["a"]
         self.is_answering = self.is_blocked = self.is_closed = False
@@ -126,6 +126,7 @@ class Connection:
             if not got:
                 raise GoneError
             self.input += got
+            # While answering, bytes of a next request wait in `input`; `finish` parses them.
             if not self.is_answering:
                 self.parse()
 
@@ -134,7 +135,7 @@ class Connection:
             self.head = split_head(self.input)
             if self.head is None:
                 return
-            self.body = Body(self.head, "none")
+            self.body = MessageBody(self.head, "none")
             self.start_of_body.clear()
         assert self.body is not None
         for piece in self.body.take(self.input):
@@ -189,7 +190,7 @@ class Connection:
         self.server.events += 1
 
     def answer(self, *, was_blocked: bool) -> None:
-        """Send what is due; ``answer`` in ``upstream.c`` says which time events carry."""
+        """Send what is due. ``answer`` in ``fake_upstream.c`` explains the timestamps."""
         profile, now = self.profile, time.monotonic_ns()
         if not profile.stream:
             self.append_json()
@@ -198,6 +199,7 @@ class Connection:
             self.flood(now)
         else:
             due = self.started + profile.first + self.sequence * profile.interval
+            # At the next event, not at once: all streams ending in the same instant would be a burst of their own.
             is_over = self.started < self.server.ended_at and due <= now
             while due <= now and self.sequence < profile.events:
                 if not was_blocked:
@@ -222,7 +224,7 @@ class Connection:
                 self.append_event(now)
             sent += len(self.output)
             self.flush()
-            if self.is_blocked:
+            if self.is_blocked:  # `on_writable` continues
                 return
             now = time.monotonic_ns()
         self.server.arm(self, now)
@@ -244,17 +246,17 @@ class Connection:
             self.answer(was_blocked=True)
 
 
-class Server:
-    """The loop: connections, what is due, and the commands on standard input."""
+class FakeUpstream:
+    """The event loop: connections, timers, and commands from standard input."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self.context = context
         self.selector = selectors.DefaultSelector()
-        self.profiles = {"a": Profile(), "b": Profile()}
+        self.profiles = {"a": AnswerProfile(), "b": AnswerProfile()}
         self.late: list[int] = []
         self.closes: list[tuple[int, int]] = []
-        self.requests = self.events = self.open = self.ended_at = 0
-        self.due: list[tuple[int, int, Connection]] = []
+        self.requests = self.events = self.ended_at = 0
+        self.due: list[tuple[int, int, FakeConnection]] = []
         self.armed = 0
         self.commands = bytearray()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -262,9 +264,10 @@ class Server:
         self.selector.register(self.listener, READ)
         self.selector.register(sys.stdin.fileno(), READ)
 
-    def arm(self, connection: Connection, due: int) -> None:
+    def arm(self, connection: FakeConnection, due: int) -> None:
         self.armed += 1
         connection.due = due
+        # `armed` breaks ties, as connections cannot be ordered. `fire` ignores entries that no longer apply.
         heapq.heappush(self.due, (due, self.armed, connection))
 
     def run(self) -> None:
@@ -274,7 +277,7 @@ class Server:
             ready = self.selector.select(max(left, 0))
             now = time.monotonic_ns()
             for key, mask in ready:
-                if isinstance(key.data, Connection):
+                if isinstance(key.data, FakeConnection):
                     self.step(key.data, now, is_readable=bool(mask & READ), is_writable=bool(mask & WRITE))
                 elif key.fileobj is self.listener:
                     self.accept()
@@ -282,7 +285,9 @@ class Server:
                     return
             self.fire()
 
-    def step(self, connection: Connection, now: int, *, is_readable: bool = False, is_writable: bool = False) -> None:
+    def step(
+        self, connection: FakeConnection, now: int, *, is_readable: bool = False, is_writable: bool = False
+    ) -> None:
         try:
             if is_readable:
                 connection.on_readable()
@@ -295,7 +300,7 @@ class Server:
 
     def fire(self) -> None:
         now = time.monotonic_ns()
-        for _ in range(512):
+        for _ in range(512):  # then sockets and commands have their turn again
             if not self.due or self.due[0][0] > now:
                 return
             due, _, connection = heapq.heappop(self.due)
@@ -312,16 +317,14 @@ class Server:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.context:
                 sock = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            self.selector.register(sock, READ, Connection(self, sock))
-            self.open += 1
+            self.selector.register(sock, READ, FakeConnection(self, sock))
 
-    def end(self, connection: Connection, now: int) -> None:
-        if connection.is_answering:
+    def end(self, connection: FakeConnection, now: int) -> None:
+        if connection.is_answering:  # otherwise it was idle, which is no abort
             self.closes.append((connection.exchange, now))
         self.selector.unregister(connection.sock)
         connection.sock.close()
         connection.is_closed = True
-        self.open -= 1
 
     def read_commands(self) -> bool:
         got = os.read(sys.stdin.fileno(), 4096)
@@ -343,12 +346,7 @@ class Server:
                 self.late.clear()
                 self.closes.clear()
             case ["stats"]:
-                counts = {
-                    "requests": self.requests,
-                    "events": self.events,
-                    "open": self.open,
-                    "aborted": len(self.closes),
-                }
+                counts = {"requests": self.requests, "events": self.events}
                 return msgspec.json.encode({**counts, "late": Histogram.of(self.late)}).decode()
             case ["closes"]:
                 return msgspec.json.encode(self.closes).decode()
@@ -363,8 +361,8 @@ def main() -> None:
     if "--cert" in options:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options["--cert"], options["--key"])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    Server(context).run()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end quietly, without a traceback of KeyboardInterrupt
+    FakeUpstream(context).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lines to paste: the gateway's routes with ``curl``, and the SDKs with nothing changed but base URL and key."""
+"""Snippets to paste: the gateway's routes with ``curl``, and the SDKs with only base URL and key changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GPT = "gpt-4o"
 
 @frozen
 class Snippet:
-    """A few lines in ``language`` (``bash`` or ``python``) that work as they stand."""
+    """Complete lines of ``language`` (``bash`` or ``python``) that run without changes."""
 
     title: str
     language: str
@@ -18,7 +18,7 @@ class Snippet:
 
 
 def build_snippets(url: str, token: str) -> tuple[Snippet, ...]:
-    """All the lines, for the gateway at ``url`` and an actor's ``token``."""
+    """Return all snippets, for the gateway at ``url`` and an actor's ``token``."""
     return (
         Snippet("Anthropic's models, on the route that Sourcegraph instances use", "bash", _curl_anthropic(url, token)),
         Snippet("OpenAI's models, the same way", "bash", _curl_openai(url, token)),

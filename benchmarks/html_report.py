@@ -1,4 +1,4 @@
-"""A results file as one HTML page that needs no network and no script: plots, goals, and every table."""
+"""A results file as one HTML page without external resources or scripts: plots, goals, and all tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.histogram import Histogram, bucket_bounds
 from benchmarks.results import Measurement, Results, case_key
 from benchmarks.terminal import columns_of, describe_problems
 
-__all__ = ["render_report"]
+__all__ = ["render_cpu_plot", "render_report"]
 
 COLOURS = {
     "cgw": ("#0b5fd0", "#6fb1ff"),
@@ -31,15 +31,15 @@ COLOURS = {
 }
 OTHER_COLOURS = (("#4d5b2a", "#b4c67e"), ("#b00020", "#ff7b8a"), ("#37474f", "#b0bec5"))
 
-STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("html_report.css")
 
 METHOD = """\
 Open loop: the upstream sends each event when it is due, and each event carries the time at which it was sent.
-Latency is the time of receipt less that stamp. CPU is that of all processes and threads of the subject, from the
-scheduler's own count, while the window was open. Subjects take turns within each round. Saturated: the subject carried
-less than 97 % of what was offered, so that its latencies are those of a growing queue. Figures of different runs do not
-compare; ratios within a run do. The scenario limits is another one: clients of a store on the load's core, in a closed
-loop; a pair is an admit and its settle, and its time begins when its caller wanted it."""
+Latency is the time of receipt minus that timestamp. CPU is the time of all processes and threads of the subject,
+counted by the kernel's scheduler while the window was open. Subjects take turns within each round. Saturated: the
+subject carried less than 97 % of the offered load, so its latencies are those of a growing queue. Figures of different
+runs cannot be compared; ratios within a run can. The scenario limits differs: clients use a store on the load's core in
+a closed loop; a pair is an admit and its settle, and its time starts when its caller is ready to send it."""
 
 HEADLINES: tuple[tuple[str, str, dict[str, int | str], str, int], ...] = (
     # title, scenario, parameters, metric, decimals
@@ -56,7 +56,7 @@ HEADLINES: tuple[tuple[str, str, dict[str, int | str], str, int], ...] = (
 
 
 def render_report(results: Results) -> str:
-    """The whole page."""
+    """Return the whole page."""
     sections = (
         _render_head(results),
         _render_headlines(results),
@@ -118,7 +118,7 @@ def _list(cores: Iterable[int]) -> str:
 
 
 def _table(titles: Sequence[str], rows: Iterable[tuple[bool, Sequence[str]]], *, has_text: bool = False) -> str:
-    """``rows`` are pairs of "is cgw" and cells, which are HTML; the last cell is text when ``has_text``."""
+    """Return a table. ``rows`` are pairs of "is cgw" and HTML cells; with ``has_text`` the last one is a text cell."""
 
     def cells(tag: str, values: Sequence[str]) -> str:
         last = len(values) - 1 if has_text else -1
@@ -170,8 +170,8 @@ def _render_goals(results: Results) -> str:
 
 def _render_tables(results: Results) -> str:
     parts = [
-        "<h2>All figures</h2>\n<p>Medians over the rounds. “×” is cgw's first column divided by that subject's: "
-        "for CPU, latency and memory below 1 means that cgw takes less.</p>"
+        "<h2>All figures</h2>\n<p>Medians over the rounds. “×” is cgw's first column divided by the subject's: "
+        "for CPU, latency and memory, below 1 means that cgw needs less.</p>"
     ]
     parts += [_render_case(results, scenario, case) for scenario, case in results.cases]
     return "\n".join(parts)
@@ -219,8 +219,8 @@ def _render_plots(results: Results) -> str:
             results,
             "cancel",
             "upstream_closed_ms.p99",
-            "Client gone",
-            "ms until the upstream is closed, p99",
+            "Client disconnect",
+            "ms until the upstream connection is closed, p99",
             2,
             "streaming",
         ),
@@ -251,7 +251,7 @@ def _legend(series: Sequence[Series]) -> str:
 
 
 def render_cpu_plot(results: Results) -> str:
-    """CPU per event against streams as an SVG file of its own, for a page that has no style sheet, as a README."""
+    """Return the plot of CPU per event as a complete SVG file, for pages without the report's style sheet (README)."""
     chart, series = _chart_cpu(results)
     for subject in results.subjects:
         chart = chart.replace(_colour(results, subject), _colours(results, subject)[0])
@@ -295,7 +295,7 @@ def _chart_cpu(results: Results) -> tuple[str, list[Series]]:
 
 
 def _plot_latency(results: Results) -> str:
-    """The distribution at 200 streams, or at the most that the run has below."""
+    """Plot the distribution at 200 streams, or at the largest smaller number that the run has."""
     cases = [(next(results.select("steady", case)), case) for scenario, case in results.cases if scenario == "steady"]
     fitting = [pair for pair in cases if int(pair[0].parameters["streams"]) <= 200]
     if not fitting:
@@ -318,7 +318,7 @@ def _plot_latency(results: Results) -> str:
         has_dots=False,
     )
     title = f"Event latency, {example.parameters['streams']} streams"
-    return _figure(title, "all rounds together; each nine at the same distance", chart, _legend(series))
+    return _figure(title, "all rounds together; 90, 99, 99.9 at equal distances", chart, _legend(series))
 
 
 def _merge_latencies(measurements: Iterable[Measurement]) -> Histogram:
@@ -327,7 +327,7 @@ def _merge_latencies(measurements: Iterable[Measurement]) -> Histogram:
 
 
 def _distribution(histogram: Histogram) -> list[tuple[float, float]]:
-    """Pairs of percentile and latency (µs), one for each bucket up to the 99.9th."""
+    """Return pairs of percentile and latency (µs), one per bucket up to the 99.9th percentile."""
     points, seen = [], 0
     for index, count in histogram.buckets:
         points.append((100 * seen / histogram.count, max(bucket_bounds(index)[1], 1) / 1000))

@@ -1,4 +1,4 @@
-"""The scenario ``limits``: a tiny run of every client against a real store, and the check that it counted."""
+"""The scenario ``limits``: a short run of every client against a real store, and the check of the store's counts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from benchmarks.limits.measure import find_miscounts, judge_report, measure_limi
 from benchmarks.limits.workload import ClientReport, Order, Tally, Window, ask_reservation, build_actors, build_group
 from benchmarks.machine import pick_cores
 from benchmarks.results import Metrics, Results
-from benchmarks.runner import Plan
+from benchmarks.runner import RunPlan
 from benchmarks.scenarios import LimitsCase
-from benchmarks.subjects.registry import known_subjects
+from benchmarks.subjects.known import known_subjects
 from cgw.limits.admissions import Reservation, ReservationIds
 from cgw.limits.scripts import load_scripts
 
@@ -27,7 +27,7 @@ Make = Callable[..., Results]
 
 @pytest.fixture
 def store() -> Iterator[tuple[int, Path]]:
-    """A server of its own: its pid and its socket."""
+    """A server for one test: its pid and its socket."""
     with run_store(pick_cores().load) as (child, socket):
         yield child.pid, socket
 
@@ -48,20 +48,19 @@ def admit(connection: redis.Redis, limits: int) -> Reservation:
 
 
 def settle(connection: redis.Redis, reservation: Reservation, *, is_charged: bool) -> None:
-    """Settle it."""
     call = reservation.build_settle(load_scripts(), is_charged=is_charged)
     connection.eval(call.script.text, len(call.keys), *call.keys, *call.args)
 
 
 def charge(count: int) -> list[int]:
-    """What a client reports that charged the first actor alone."""
+    """Return the report of a client that charged only the first actor."""
     return [count] + [0] * (len(build_actors()) - 1)
 
 
 @pytest.mark.parametrize("limits", [1, 3, 6])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_client_is_measured_and_its_count_is_right(client: str, limits: int, tmp_path: Path) -> None:
-    """Rate, latencies and CPU of client and store are there and make sense; the store counted every pair."""
+    """Rate, latencies and CPU of client and store are present and plausible; the store counted every pair."""
     case = LimitsCase(callers=30, limits=limits, warm_ms=50, window_ms=150)
 
     metrics = measure_limits(client, case, pick_cores(), tmp_path)
@@ -82,7 +81,7 @@ def test_a_client_is_measured_and_its_count_is_right(client: str, limits: int, t
 
 
 def test_a_client_that_ends_is_a_failed_measurement(tmp_path: Path) -> None:
-    """A client that can't run is reported with its last words, and ends no suite."""
+    """A client that cannot run is reported with its last output, and the suite continues."""
     case = LimitsCase(callers=1, limits=1, warm_ms=1, window_ms=1)
 
     metrics = measure_limits("no-such-client", case, pick_cores(), tmp_path)
@@ -93,7 +92,7 @@ def test_a_client_that_ends_is_a_failed_measurement(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limits", [1, 3, 6])
 def test_what_was_charged_is_what_the_store_counts(connection: redis.Redis, limits: int) -> None:
-    """Charged pairs are found in every quota and rate, exactly; what was given back is not."""
+    """Every quota and rate counts exactly the charged pairs, and not the refunded ones."""
     for is_charged in (True, True, False, True):
         settle(connection, admit(connection, limits), is_charged=is_charged)
 
@@ -103,7 +102,7 @@ def test_what_was_charged_is_what_the_store_counts(connection: redis.Redis, limi
 
 
 def test_what_was_not_settled_is_found(connection: redis.Redis) -> None:
-    """A pair that was admitted and never settled shows: its place in flight is taken, its reservation is there."""
+    """A pair that was admitted and never settled is reported: its slot is taken and its reservation is left."""
     settle(connection, admit(connection, 3), is_charged=True)
     admit(connection, 3)
 
@@ -115,8 +114,8 @@ def test_what_was_not_settled_is_found(connection: redis.Redis) -> None:
     ]
 
 
-def test_a_client_that_lies_about_its_count_fails(store: tuple[int, Path], connection: redis.Redis) -> None:
-    """The same figures count when the report is true, and are a failure when one pair more is claimed."""
+def test_a_client_with_a_wrong_count_fails(store: tuple[int, Path], connection: redis.Redis) -> None:
+    """A report with one pair more than the store counted is a failure; the same report without it is not."""
     order = Order(str(store[1]), store[0], callers=3, limits=3, warm_ms=10, window_ms=50)
     report = CLIENTS["redis-py-threads"](order)
     assert judge_report(report, connection, 3).failed is None
@@ -128,8 +127,8 @@ def test_a_client_that_lies_about_its_count_fails(store: tuple[int, Path], conne
     assert failed.startswith("the store does not count what was charged: cgw:{static:bench-1}:chat_completions:quota")
 
 
-def test_a_caller_that_never_got_its_turn_is_seen() -> None:
-    """A pair under way as the window closed adds its latency, not to the rate; one from before it adds neither."""
+def test_a_caller_that_starves_raises_the_latency() -> None:
+    """A pair in progress when the window closes counts for latency but not for the rate; earlier pairs for neither."""
     window, tally = Window(Order("", 0, callers=2, limits=3, warm_ms=0, window_ms=0)), Tally()
     now = time.perf_counter_ns()
     tally.note(0, now - 1000, now - 1000, now)
@@ -150,12 +149,12 @@ def test_a_caller_that_never_got_its_turn_is_seen() -> None:
 
 
 def test_limits_have_subjects_of_their_own() -> None:
-    """Gateways are not measured in it, nor its clients elsewhere."""
-    from benchmarks.build import python_tools
+    """The scenario does not measure gateways, and others do not measure its clients."""
+    from benchmarks.binaries import python_tools
     from benchmarks.scenarios import SCENARIOS, SMOKE
 
     cases = [case for name in ("steady", "limits") for case in SCENARIOS[name].build(SMOKE)]
-    plan = Plan(
+    plan = RunPlan(
         cases=cases,
         subjects={"direct": None, "cgw": known_subjects()["cgw"]},
         clients=list(CLIENTS),
@@ -175,7 +174,7 @@ def pairs(rate: float) -> Metrics:
 
 
 def test_goals_of_limits(make_results: Make) -> None:
-    """The rate is that of the number of callers which suits cgw best; the ratio is to redis-py in threads."""
+    """The rate is the highest of all numbers of callers; the ratio is to redis-py in threads."""
     results = make_results(
         [
             ("limits", {"callers": 50, "limits": 3}, "cgw", pairs(9000)),
@@ -196,7 +195,7 @@ def test_goals_of_limits(make_results: Make) -> None:
 
 
 def test_limits_are_compared_to_redis_py(make_results: Make) -> None:
-    """Beside gateways, which are compared to Go, cgw's limiter is compared to redis-py in threads."""
+    """In one comparison, gateways have Go as the reference, and cgw's limiter has redis-py in threads."""
 
     def run(rate: float) -> Results:
         case = {"callers": 50, "limits": 3}

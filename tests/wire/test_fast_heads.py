@@ -1,4 +1,4 @@
-"""The one-pass parsers read heads as h11 does, or leave them to it."""
+"""The fast parser reads heads as h11 does, or leaves them to it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgw.wire.fast_heads import parse_fast_request, parse_fast_response
 from cgw.wire.heads import parse_request_head
-from cgw.wire.plain_heads import parse_plain_request, parse_plain_response
 
 REQUEST = b"POST /v1/completions/openai?x=y HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nX-Empty:\r\nB:  c d \r\n\r\n"
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX: \xe9\r\n\r\n"
@@ -73,21 +73,21 @@ STATUSES = st.sampled_from(
 
 
 def mutate(data: bytes, position: int, octet: int) -> bytes:
-    """``data`` with one byte replaced."""
+    """Replace one byte of ``data``."""
     position %= len(data)
     return data[:position] + bytes([octet]) + data[position + 1 :]
 
 
 def check_request(data: bytes) -> None:
-    """If ``data`` is plain, the strict path reads it the same way."""
-    head = parse_plain_request(data)
+    """If the fast parser reads ``data``, h11 and its checks read it the same way."""
+    head = parse_fast_request(data)
     if head is not None:
         assert head == parse_request_head(data, h11.Connection(h11.SERVER))
 
 
 def check_response(data: bytes) -> None:
-    """If ``data`` is plain, h11 reads it the same way."""
-    head = parse_plain_response(data)
+    """If the fast parser reads ``data``, h11 reads it the same way."""
+    head = parse_fast_response(data)
     if head is None:
         return
     connection = h11.Connection(h11.CLIENT)
@@ -103,16 +103,16 @@ def check_response(data: bytes) -> None:
 
 @settings(max_examples=400)
 @given(STARTS, st.lists(LINES, max_size=6))
-def test_plain_requests_are_read_as_h11_reads_them(start: bytes, lines: list[bytes]) -> None:
-    """Whatever head the one-pass parser accepts, the strict path accepts with the same result."""
+def test_requests_are_read_as_h11_reads_them(start: bytes, lines: list[bytes]) -> None:
+    """Every request head that the fast parser accepts is accepted by h11 and its checks with the same result."""
     check_request(b"\r\n".join([start, b"Host: z", *lines, b"", b""]))
     check_request(b"\r\n".join([start, *lines, b"", b""]))
 
 
 @settings(max_examples=400)
 @given(STATUSES, st.lists(LINES, max_size=6))
-def test_plain_responses_are_read_as_h11_reads_them(status: bytes, lines: list[bytes]) -> None:
-    """Whatever head the one-pass parser accepts, h11 accepts with the same result."""
+def test_responses_are_read_as_h11_reads_them(status: bytes, lines: list[bytes]) -> None:
+    """Every response head that the fast parser accepts is accepted by h11 with the same result."""
     check_response(b"\r\n".join([status, b"Content-Length: 3", *lines, b"", b""]))
     check_response(b"\r\n".join([status, *lines, b"", b""]))
 
@@ -125,16 +125,16 @@ def test_any_changed_byte_is_read_as_h11_reads_it(position: int, octet: int) -> 
     check_response(mutate(RESPONSE, position, octet))
 
 
-def test_usual_heads_are_plain() -> None:
-    """Heads as SDKs and providers send them take the fast way."""
-    head = parse_plain_request(REQUEST)
+def test_usual_heads_are_parsed() -> None:
+    """Heads as SDKs and providers send them are read by the fast parser."""
+    head = parse_fast_request(REQUEST)
     assert head is not None
     assert (head.path, head.header(b"x-empty"), head.header(b"b")) == (b"/v1/completions/openai", b"", b"c d")
-    assert parse_plain_response(RESPONSE) is not None
+    assert parse_fast_response(RESPONSE) is not None
 
 
 @pytest.mark.parametrize("tail", [b" " * 60_000 + b"\x7f", b"a " * 30_000 + b"\x7f", b"a" * 60_000 + b"\x7f"])
-def test_hostile_heads_are_left_at_once(tail: bytes) -> None:
-    """Heads made to make a regular expression backtrack are seen through in one pass."""
+def test_hostile_heads_are_rejected_at_once(tail: bytes) -> None:
+    """Heads that are made to cause backtracking are rejected in one pass."""
     data = b"POST / HTTP/1.1\r\nHost: x\r\nA: " + tail + b"\r\n\r\n"
-    assert parse_plain_request(data) is None
+    assert parse_fast_request(data) is None

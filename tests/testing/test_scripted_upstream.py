@@ -1,4 +1,4 @@
-"""The scripted upstream on the wire: timetable, framing, what it records, and how it notices that its peer left."""
+"""The scripted upstream on the wire: timing, framing, recorded requests, and detection of peers that close."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 import trio
 
 from cgw.testing.script import Breakage, Script, split_tokens
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 
 KEY = "sk-right"
 FAST = Script(answer="One two three.", tokens_per_second=0, api_key=KEY)
 MODEL = "claude-3-5-sonnet-20240620"
 
 
-class RawClient:
-    """One connection to the upstream, spoken by h11, so that framing and connection closing can be looked at."""
+class H11Client:
+    """One connection to the upstream, parsed by h11, for tests of framing and of closing."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -51,9 +51,9 @@ class RawClient:
 
 
 @asynccontextmanager
-async def open_raw_client(upstream: ScriptedUpstream) -> AsyncIterator[RawClient]:
+async def open_h11_client(upstream: ScriptedUpstream) -> AsyncIterator[H11Client]:
     async with await trio.open_tcp_stream("127.0.0.1", int(upstream.url.rpartition(":")[2])) as stream:
-        yield RawClient(stream)
+        yield H11Client(stream)
 
 
 def chat_request(body: bytes, **headers: str) -> h11.Request:
@@ -66,7 +66,7 @@ def chat_body(**fields: Any) -> bytes:
 
 
 async def receive_until_closed(stream: trio.SocketStream) -> tuple[bytes, bool]:
-    """All bytes up to the end of the connection, and whether it was a reset."""
+    """Return all bytes up to the end of the connection, and whether it was a reset."""
     answer = b""
     try:
         while data := await stream.receive_some(65536):
@@ -76,7 +76,7 @@ async def receive_until_closed(stream: trio.SocketStream) -> tuple[bytes, bool]:
     return answer, False
 
 
-async def ask(client: RawClient, body: bytes, **headers: str) -> tuple[h11.Response, bytes]:
+async def ask(client: H11Client, body: bytes, **headers: str) -> tuple[h11.Response, bytes]:
     await client.send(chat_request(body, **headers), body)
     return await client.receive_head(), await client.receive_body()
 
@@ -85,8 +85,8 @@ def field(response: h11.Response, name: bytes) -> bytes | None:
     return dict(response.headers).get(name)
 
 
-def test_tokens_are_the_text_cut_before_its_blanks() -> None:
-    """Tokens put together are the text again, also one that ends in blanks."""
+def test_tokens_are_words_with_their_leading_blanks() -> None:
+    """Joined tokens are the text again, also one that ends with blanks."""
     assert split_tokens("One two\n three. ") == ("One", " two", "\n three.", " ")
     assert split_tokens("") == ()
 
@@ -97,8 +97,8 @@ def test_a_script_never_shows_its_key() -> None:
 
 
 async def test_streams_are_chunked_event_by_event_and_the_connection_is_kept() -> None:
-    """Each event is a chunk of its own, and the next request finds the connection open."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    """Each event is a chunk of its own, and the connection is kept for the next request."""
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True)
         for round_number in range(2):
             await client.send(chat_request(body), body)
@@ -116,7 +116,7 @@ async def test_streams_are_chunked_event_by_event_and_the_connection_is_kept() -
 
 async def test_a_stream_can_have_a_content_length() -> None:
     """``use_content_length`` sends the same body with its length instead of chunked."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         _, chunked = await ask(client, chat_body(stream=True))
         client.h11.start_next_cycle()
         upstream.scripts["*"] = Script(answer=FAST.answer, tokens_per_second=0, api_key=KEY, use_content_length=True)
@@ -126,8 +126,8 @@ async def test_a_stream_can_have_a_content_length() -> None:
 
 
 async def test_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
-    """A client of HTTP/1.0 gets no chunks; the closing ends the body."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    """An HTTP/1.0 client gets no chunks; the end of the connection ends the body."""
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True)
         head = (
             f"POST /v1/chat/completions HTTP/1.0\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -138,12 +138,12 @@ async def test_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
     assert answer.endswith(b"data: [DONE]\n\n")
 
 
-async def test_tokens_keep_to_their_timetable(autojump_clock: trio.testing.MockClock) -> None:
-    """Tokens come at the script's rate after its delays, to the millisecond of the (virtual) clock."""
+async def test_tokens_are_sent_when_they_are_due(autojump_clock: trio.testing.MockClock) -> None:
+    """Tokens are sent after the script's delays and at its rate, exact to a millisecond of virtual time."""
     script = Script(
         answer="One two three.", tokens_per_second=4, head_delay_seconds=1, first_token_delay_seconds=2, api_key=KEY
     )
-    # Virtual time jumps only when nothing is under way, so real sockets would race it: a pair in memory does not.
+    # Virtual time jumps when all tasks wait, also while bytes are in a real socket: only streams in memory are exact.
     client_end, server_end = trio.testing.memory_stream_pair()
     upstream = ScriptedUpstream({"*": script}, None)
     client = h11.Connection(h11.CLIENT)
@@ -166,9 +166,9 @@ async def test_tokens_keep_to_their_timetable(autojump_clock: trio.testing.MockC
     assert [round(time - start, 3) for time in times] == [1, 1, 3, 3.25, 3.5, 3.5, 3.5]
 
 
-async def test_what_it_saw_is_recorded() -> None:
-    """Method, target, headers and body of each request are kept, and what became of it."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+async def test_requests_are_recorded() -> None:
+    """Method, target, headers and body of each request are kept, with the progress of its answer."""
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True, user="acme:7")
         await ask(client, body, **{"x-extra": "1"})
         seen = await upstream.wait_request()
@@ -193,10 +193,10 @@ async def test_what_it_saw_is_recorded() -> None:
         pytest.param(Script(api_key=KEY, answer="word " * 2_000_000, tokens_per_second=0), False, id="blocked in send"),
     ],
 )
-async def test_a_peer_that_hangs_up_is_noticed_within_milliseconds(script: Script, is_stream: bool) -> None:
-    """In each phase of an answer the peer's closing ends it, and the time of it is recorded."""
+async def test_a_peer_that_closes_is_detected_within_milliseconds(script: Script, is_stream: bool) -> None:
+    """In each phase of an answer, a close by the peer ends it, and its time is recorded."""
     async with open_scripted_upstream(script) as upstream:
-        async with open_raw_client(upstream) as client:
+        async with open_h11_client(upstream) as client:
             body = chat_body(stream=is_stream)
             await client.send(chat_request(body), body)
             seen = await upstream.wait_request()
@@ -209,13 +209,13 @@ async def test_a_peer_that_hangs_up_is_noticed_within_milliseconds(script: Scrip
     assert seen.answered_at is None
 
 
-async def test_pipelined_requests_are_no_hang_up_and_are_answered_in_order() -> None:
-    """A second request that comes during the first answer waits for its turn."""
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """A second request that arrives during the first answer is answered after it, and is not taken for a close."""
     script = Script(answer="a b", tokens_per_second=200, api_key=KEY)
     body = chat_body(stream=True)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         await client.stream.send_all(request)
         await (await upstream.wait_request()).wait_events_sent(1)
         await client.stream.send_all(request)
@@ -228,9 +228,9 @@ async def test_pipelined_requests_are_no_hang_up_and_are_answered_in_order() -> 
 
 @pytest.mark.parametrize("breakage", [Breakage.RESET, Breakage.CLOSE])
 async def test_a_stream_breaks_off_after_so_many_events(breakage: Breakage) -> None:
-    """``break_after_events`` lets exactly so many events out and then ends the connection, as ``breakage`` says."""
+    """``break_after_events`` sends exactly that many events and then ends the connection as ``breakage`` says."""
     script = Script(api_key=KEY, tokens_per_second=0, break_after_events=2, breakage=breakage)
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         body = chat_body(stream=True)
         await client.send(chat_request(body), body)
         answer, was_reset = await receive_until_closed(client.stream)
@@ -243,19 +243,19 @@ async def test_a_stream_breaks_off_after_so_many_events(breakage: Breakage) -> N
     assert seen.peer_closed_at is None
 
 
-async def test_a_body_can_end_properly_but_too_early() -> None:
-    """``Breakage.END`` ends the HTTP body as it should be, without the API's final marker."""
+async def test_a_body_can_end_correctly_but_too_early() -> None:
+    """``Breakage.END`` ends the HTTP body correctly, without the API's final event."""
     script = Script(api_key=KEY, tokens_per_second=0, break_after_events=2, breakage=Breakage.END)
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         _, answer = await ask(client, chat_body(stream=True))
     assert answer.count(b"data: ") == 2
     assert b"[DONE]" not in answer
 
 
 async def test_a_body_that_is_not_streamed_breaks_in_its_middle() -> None:
-    """Without streaming, a scripted break leaves the body shorter than its content-length."""
+    """Without streaming, a scripted break ends the body before its ``content-length``."""
     script = Script(api_key=KEY, tokens_per_second=0, break_after_events=0, breakage=Breakage.CLOSE)
-    async with open_scripted_upstream(script) as upstream, open_raw_client(upstream) as client:
+    async with open_scripted_upstream(script) as upstream, open_h11_client(upstream) as client:
         with pytest.raises(h11.RemoteProtocolError, match="without sending complete message body"):
             await ask(client, chat_body())
 
@@ -272,8 +272,8 @@ async def test_a_body_that_is_not_streamed_breaks_in_its_middle() -> None:
 async def test_unknown_routes_and_methods_get_the_apis_own_errors(
     path: str, method: str, status: int, kind: str | None
 ) -> None:
-    """404, and 405 with ``allow``, in the shape of the API that the path belongs to."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    """The upstream answers 404, and 405 with ``allow``, in the format of the API that the path belongs to."""
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         await client.send(h11.Request(method=method, target=path, headers=[("host", "x")]), b"")
         head, body = await client.receive_head(), await client.receive_body()
     error = json.loads(body)["error"]
@@ -287,8 +287,8 @@ async def test_unknown_routes_and_methods_get_the_apis_own_errors(
     "body", [b"{", b"[]", b'{"model": 1}', b'{"model": "gpt-4o"}', b'{"model": "gpt-4o", "messages": []}']
 )
 async def test_bad_bodies_get_400(body: bytes) -> None:
-    """What the API requires and the body lacks is refused in the API's shape; the connection stays usable."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    """A body without a required field is refused in the API's format; the connection stays usable."""
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         head, answer = await ask(client, body)
         client.h11.start_next_cycle()
         good, _ = await ask(client, chat_body())
@@ -301,20 +301,20 @@ async def test_bad_bodies_get_400(body: bytes) -> None:
     "data", [b"\x16\x03\x01\x02\x00\r\n\r\n", b"POST /v1/messages HTTP/1.1\r\nbad header: x\r\n\r\n", b"GET\r\n\r\n"]
 )
 async def test_malformed_requests_get_400_and_are_closed(data: bytes) -> None:
-    """What is no HTTP/1.1 request is refused, the connection is closed, and others are served as before."""
+    """A request that is not valid HTTP/1.1 gets 400, its connection is closed, and others are served as before."""
     async with open_scripted_upstream(FAST) as upstream:
-        async with open_raw_client(upstream) as client:
+        async with open_h11_client(upstream) as client:
             await client.stream.send_all(data)
             answer, _ = await receive_until_closed(client.stream)
         assert answer.startswith(b"HTTP/1.1 400")
         assert upstream.requests == []
-        async with open_raw_client(upstream) as client:
+        async with open_h11_client(upstream) as client:
             assert (await ask(client, chat_body()))[0].status_code == 200
 
 
 async def test_expect_100_continue_is_answered() -> None:
-    """A client that waits for permission to send its body gets it (RFC 9110 §10.1.1)."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    """A client that waits for 100 before it sends its body gets it (RFC 9110 §10.1.1)."""
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         body = chat_body()
         await client.stream.send_all(client.h11.send(chat_request(body, expect="100-continue")))
         assert isinstance(await client.next_event(), h11.InformationalResponse)
@@ -323,9 +323,9 @@ async def test_expect_100_continue_is_answered() -> None:
         assert (await client.receive_head()).status_code == 200
 
 
-async def test_only_the_newest_requests_are_kept_when_told_so() -> None:
-    """``keep_requests`` bounds the record, not the count."""
-    async with open_scripted_upstream(FAST, keep_requests=2) as upstream, open_raw_client(upstream) as client:
+async def test_keep_requests_bounds_the_record() -> None:
+    """With ``keep_requests``, only the newest requests are kept, and all are counted."""
+    async with open_scripted_upstream(FAST, keep_requests=2) as upstream, open_h11_client(upstream) as client:
         for number in range(4):
             await ask(client, chat_body(user=str(number)))
             client.h11.start_next_cycle()
@@ -334,11 +334,11 @@ async def test_only_the_newest_requests_are_kept_when_told_so() -> None:
 
 
 async def test_leaving_the_block_closes_all_connections() -> None:
-    """When the upstream ends, an answer in the making breaks off and its port is free again."""
+    """At the end of the block, an unfinished answer breaks off and the port is free again."""
     body = chat_body(stream=True)
     async with AsyncExitStack() as after:
         async with open_scripted_upstream(Script(api_key=KEY, first_token_delay_seconds=600)) as upstream:
-            client = await after.enter_async_context(open_raw_client(upstream))
+            client = await after.enter_async_context(open_h11_client(upstream))
             await client.send(chat_request(body), body)
             await (await upstream.wait_request()).wait_events_sent(1)
             port = int(upstream.url.rpartition(":")[2])
@@ -354,8 +354,8 @@ async def test_leaving_the_block_closes_all_connections() -> None:
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Basic eA=="}, {"x-api-key": ""}])
 async def test_a_missing_key_gets_401(path: str, headers: dict[str, str]) -> None:
-    """Without a key, or with none that the API knows how to read, a request is refused in the API's shape."""
-    async with open_scripted_upstream(FAST) as upstream, open_raw_client(upstream) as client:
+    """A request without a key, or with one in another scheme, is refused in the API's format."""
+    async with open_scripted_upstream(FAST) as upstream, open_h11_client(upstream) as client:
         fields = {"host": "x", "content-length": "2"} | headers
         await client.send(h11.Request(method="POST", target=path, headers=list(fields.items())), b"{}")
         head, body = await client.receive_head(), await client.receive_body()

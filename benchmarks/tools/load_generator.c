@@ -1,14 +1,14 @@
-/* The load generator: starts exchanges on a schedule that the server cannot slow down, and measures what comes back.
+/* The load generator: starts exchanges on a schedule that does not depend on the server, and measures the answers.
  *
  * Two kinds of arrival:
  *   --slots N    N connections; each starts once within --ramp-ms, and with --repeat 1 again as soon as it has ended
- *   --rate R     an exchange each 1/R seconds, on an idle connection (--keepalive 1) or a new one
- * Phases: ramp, --warm-ms, then the window (--window-ms) that is measured, then --drain-ms at most until all have ended.
- * With slots the window begins when all have had their first event, or --open-limit-ms after the ramp.
- * Prints `window-open NS` and `window-close NS` as they happen, and at the end one line of JSON.
+ *   --rate R     an exchange every 1/R seconds, on an idle connection (--keepalive 1) or a new one
+ * Phases: ramp, --warm-ms, then the measured window (--window-ms), then up to --drain-ms until all have ended.
+ * With slots, the window opens when all have received their first event, at most --open-limit-ms after --warm-ms.
+ * Prints `window-open NS` and `window-close NS` when they happen, and one line of JSON at the end.
  *
- * Latency of an event: receipt - stamp. First event: receipt - the time at which the exchange was scheduled.
- * Every event's exchange and sequence number is checked, and the framing and last event of every answer. */
+ * Latency of an event: receipt - timestamp. First event: receipt - the time for which the exchange was scheduled.
+ * The exchange and sequence number of every event are checked, and the framing and the last event of every answer. */
 #include "wire.h"
 
 #define SLOW_FROM 5000000000L
@@ -19,7 +19,7 @@ enum problem { REFUSED, STATUS, TRUNCATED, CORRUPT, UNFINISHED, OVERFLOW, PROBLE
 static const char *problem_names[] = {"refused", "status", "truncated", "corrupt", "unfinished", "overflow"};
 
 struct conn {
-    struct timer timer; /* first: the cancel, or the next byte of a slow reader */
+    struct timer timer; /* must be first; for the cancel, or the next byte of a slow reader */
     int fd, slow, keep_alive, tail_len, mark_len, in_window, reused, status, was_open;
     enum state state;
     char *out, head[HEAD_LIMIT + 1], mark[MARK_LIMIT + 1], tail[64];
@@ -42,8 +42,8 @@ static int epoll;
 static struct conn *conns, *idle_head;
 static long conns_room, open_exchanges, first_events, next_id, smooth_started;
 static struct histogram latency, first_event, duration;
-static long events_seen, bytes_seen, finished, started, problems[PROBLEMS], events_in_window, bytes_in_window, finished_in_window;
-static long started_in_window, slow_bytes;
+static long events_seen, finished, started, problems[PROBLEMS];
+static long events_in_window, finished_in_window, started_in_window;
 static int in_window, arrivals_over, last_status;
 static int64_t (*cancels)[2];
 static size_t cancels_len, cancels_room;
@@ -87,7 +87,8 @@ static void close_conn(struct conn *c) {
 
 static void begin(struct conn *c, int64_t scheduled);
 
-/* The exchange failed. A pooled connection that the server had closed meanwhile is no failure: it is tried anew. */
+/* Record a failure. A request on an idle connection that the server was just closing is not one: it is retried
+ * (RFC 9112 section 9.3.1). */
 static void fail(struct conn *c, enum problem why) {
     int retry = c->reused && c->head_len == 0 && why == TRUNCATED;
     int again = !retry && options.repeat && !arrivals_over && !c->slow && why != REFUSED;
@@ -116,7 +117,7 @@ static void send_request(struct conn *c) {
     else if (options.cancel && *options.cancel == 'w') arm(&c->timer, clock_ns() + options.cancel_ms * MILLISECOND);
 }
 
-/* Starts an exchange on `c`: on its connection if it has one, else on a new one. */
+/* Start an exchange on the idle connection of `c`, or on a new one. */
 static void begin(struct conn *c, int64_t scheduled) {
     int connected = c->state == IDLE;
     if (connected) leave_idle(c);
@@ -148,7 +149,7 @@ static void begin(struct conn *c, int64_t scheduled) {
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS) fail(c, REFUSED);
 }
 
-/* An exchange is due: on an idle connection, or a new one while there are fewer than --max-open. */
+/* Start an exchange that is due: on an idle connection, or on a new one if fewer than --max-open are in use. */
 static void arrive(int64_t scheduled) {
     struct conn *c = idle_head;
     for (long i = 0; !c && i < conns_room; i++)
@@ -183,7 +184,7 @@ static int on_event(struct conn *c, int64_t now) {
     return 0;
 }
 
-/* Finds the marks in a piece of the body; a mark may be split anywhere. -1: not what the upstream sent. */
+/* Find the marks in a piece of the body; a mark may be split between pieces. -1: not as the upstream sent it. */
 static int scan(struct conn *c, const char *at, size_t length, int64_t now) {
     size_t kept = length < sizeof c->tail ? length : sizeof c->tail, old = sizeof c->tail - kept;
     if (old > (size_t)c->tail_len) old = c->tail_len;
@@ -220,7 +221,7 @@ static void finish(struct conn *c, int64_t now) {
     if (options.repeat && !arrivals_over) begin(c, now);
 }
 
-/* Takes what belongs to the head; the rest is moved to *at. 0: all consumed, 1: the head is complete, -1: bad. */
+/* Read the head; *at is moved behind it. 0: incomplete, all input consumed; 1: complete; -1: not valid. */
 static int take_head(struct conn *c, const char **at, const char *end) {
     size_t here = end - *at, room = HEAD_LIMIT - c->head_len, before = c->head_len;
     if (here > room) here = room;
@@ -240,8 +241,6 @@ static int take_head(struct conn *c, const char **at, const char *end) {
 
 static void on_bytes(struct conn *c, const char *at, size_t length, int64_t now) {
     const char *end = at + length;
-    bytes_seen += length;
-    if (in_window) bytes_in_window += length;
     if (c->state == HEAD) {
         int head = take_head(c, &at, end);
         if (head < 0) fail(c, CORRUPT);
@@ -278,7 +277,7 @@ static void on_ready(struct conn *c, uint32_t ready) {
     int64_t now = clock_ns();
     if (n < 0 && errno == EAGAIN) return;
     if (c->state == IDLE) close_conn(c);
-    else if (n > 0 && c->state == SENDING) fail(c, CORRUPT); /* answered before it was asked */
+    else if (n > 0 && c->state == SENDING) fail(c, CORRUPT); /* an answer before the request was sent */
     else if (n > 0) on_bytes(c, buffer, n, now);
     else if (n == 0 && c->state == BODY && c->body.framing == UNTIL_CLOSE) finish(c, now);
     else fail(c, TRUNCATED);
@@ -291,7 +290,6 @@ static void on_timer(struct conn *c) {
         return;
     }
     ssize_t n = recv(c->fd, &byte, 1, MSG_DONTWAIT);
-    if (n > 0) slow_bytes++;
     if (n == 0 || (n < 0 && errno != EAGAIN)) close_conn(c);
     else arm(&c->timer, clock_ns() + options.slow_ms * MILLISECOND);
 }
@@ -304,13 +302,13 @@ static void say(const char *what, int64_t now) {
     fflush(stdout);
 }
 
-/* The arrivals that are due; returns when the next one is. */
+/* Start all exchanges that are due; return the time of the next one. */
 static int64_t arrivals(int64_t now) {
     if (arrivals_over) return NEVER;
     if (!options.rate) {
         for (; smooth_started < options.slots; smooth_started++) {
-            /* Somewhere in its own part of the ramp (the golden ratio's sequence): starts at even distances would
-             * make many streams' events fall on the same instants. */
+            /* At a spread-out position within its own part of the ramp (multiples of the golden ratio): with starts at
+             * equal distances, events of many streams would be due at the same instants. */
             double place = smooth_started + (uint32_t)(smooth_started * 2654435769u) / 4294967296.0;
             int64_t due = began + (int64_t)(options.ramp_ms * MILLISECOND * place / options.slots);
             if (due > now) return due;
@@ -325,7 +323,7 @@ static int64_t arrivals(int64_t now) {
     }
 }
 
-/* Opens and closes the window; returns when to look again, or 0 at the end. */
+/* Open and close the window; return the time of the next check, or 0 at the end. */
 static int64_t phases(int64_t now) {
     int64_t warm = began + (options.ramp_ms + options.warm_ms) * MILLISECOND;
     if (!window_opened) {
@@ -348,10 +346,10 @@ static int64_t phases(int64_t now) {
 }
 
 static void report(void) {
-    printf("{\"window_ns\":%ld,\"started\":%ld,\"finished\":%ld,\"events\":%ld,\"bytes\":%ld,\"slow_bytes\":%ld,\"last_status\":%d,",
-           (long)(window_closed - window_opened), started, finished, events_seen, bytes_seen, slow_bytes, last_status);
-    printf("\"window\":{\"started\":%ld,\"finished\":%ld,\"events\":%ld,\"bytes\":%ld},\"errors\":{", started_in_window,
-           finished_in_window, events_in_window, bytes_in_window);
+    printf("{\"window_ns\":%ld,\"started\":%ld,\"finished\":%ld,\"events\":%ld,\"last_status\":%d,",
+           (long)(window_closed - window_opened), started, finished, events_seen, last_status);
+    printf("\"window\":{\"started\":%ld,\"finished\":%ld,\"events\":%ld},\"errors\":{", started_in_window,
+           finished_in_window, events_in_window);
     for (int i = 0; i < PROBLEMS; i++) printf("%s\"%s\":%ld", i ? "," : "", problem_names[i], problems[i]);
     printf("},\"cancels\":[");
     for (size_t i = 0; i < cancels_len; i++) printf("%s[%ld,%ld]", i ? "," : "", (long)cancels[i][0], (long)cancels[i][1]);

@@ -1,4 +1,4 @@
-"""Running the suite's own tools: the fake upstream for a whole run, the load generator for each measurement."""
+"""Processes of the suite's own tools: the fake upstream for a whole run, the load generator for each measurement."""
 
 from __future__ import annotations
 
@@ -12,33 +12,30 @@ import msgspec
 from attrs import frozen
 from msgspec import Struct
 
-from benchmarks.build import REPOSITORY
+from benchmarks.binaries import REPOSITORY
 from benchmarks.histogram import Histogram
 from benchmarks.processes import Child, ChildError
 
-__all__ = ["LoadReport", "Target", "Upstream", "UpstreamStats", "WindowCounts", "run_load"]
+__all__ = ["LoadReport", "Target", "UpstreamProcess", "UpstreamStats", "WindowCounts", "run_load"]
 
 COMMAND_SECONDS = 10.0
 
 
 class WindowCounts(Struct):
-    """What happened while the window was open."""
+    """Counts of the time in which the window was open."""
 
     started: int
     finished: int
     events: int
-    bytes: int
 
 
 class LoadReport(Struct):
-    """What the load generator saw; ``cancels`` are pairs of exchange and time (ns)."""
+    """The load generator's report. ``cancels`` are pairs of exchange and time (CLOCK_MONOTONIC, ns)."""
 
     window_ns: int
     started: int
     finished: int
     events: int
-    bytes: int
-    slow_bytes: int
     last_status: int
     window: WindowCounts
     errors: dict[str, int]
@@ -49,18 +46,16 @@ class LoadReport(Struct):
 
 
 class UpstreamStats(Struct):
-    """Counts of the fake upstream since its last reset; ``late`` is by how much it sent events after they were due."""
+    """Counts of the fake upstream since its last reset. ``late`` has the delay of each event after it was due."""
 
     requests: int
     events: int
-    open: int
-    aborted: int
     late: Histogram
 
 
 @frozen
 class Target:
-    """Where requests go, and what stands in them."""
+    """The destination of requests: port, path, headers as ``name: value``, and the model named in the body."""
 
     port: int
     path: str = "/v1/chat/completions"
@@ -68,8 +63,8 @@ class Target:
     model: str = "gpt-4o"
 
 
-class Upstream:
-    """The fake provider, told what to do before each measurement."""
+class UpstreamProcess:
+    """The fake upstream's process. Each command is one line, and waits for one line of answer."""
 
     def __init__(
         self, command: Sequence[str], cores: Sequence[int], log: Path, tls: tuple[Path, Path] | None = None
@@ -95,26 +90,23 @@ class Upstream:
     def pid(self) -> int:
         return self._child.pid
 
-    @property
-    def url(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}"
-
     def behave(self, profile: str, settings: Mapping[str, int]) -> None:
-        """From now on, answer requests as ``settings`` say. ``profile`` is ``a``, or ``b`` for the slow readers."""
+        """Set how requests are answered from now on. ``profile`` is ``a``, or ``b`` for slow readers."""
         self._ask(f"set {profile} " + " ".join(f"{name}={value}" for name, value in settings.items()))
 
     def end(self) -> None:
-        """Every stream that is open now ends in order, at its next event."""
+        """End every stream that is open now correctly, at its next event."""
         self._ask("end")
 
     def reset(self) -> None:
+        """Set counts and closes back to zero."""
         self._ask("reset")
 
     def stats(self) -> UpstreamStats:
         return msgspec.json.decode(self._ask("stats"), type=UpstreamStats)
 
     def closes(self) -> list[tuple[int, int]]:
-        """Exchanges whose connection the peer closed before the end of the answer, and when (ns)."""
+        """Return exchanges whose connection was closed before the answer's end, with the time (CLOCK_MONOTONIC, ns)."""
         return msgspec.json.decode(self._ask("closes"), type=list[tuple[int, int]])
 
     def _ask(self, line: str) -> str:
@@ -135,11 +127,12 @@ def run_load(
     log: Path,
     at_window: Callable[[bool, int], None] = lambda is_open, pid: None,
 ) -> LoadReport:
-    """Run one load. Its exchanges count from ``first_id``: those of an earlier load that end late are told from them.
+    """Run one load.
 
-    ``at_window`` is called as the window opens (``True``) and closes, with the load's pid.
+    Its exchanges are numbered from ``first_id``, so that they differ from those of an earlier load that end late.
+    ``at_window`` is called when the window opens (``True``) and when it closes, with the load's pid.
 
-    Raises :exc:`~benchmarks.processes.ChildError` when it takes longer than its phases allow.
+    Raises :exc:`~benchmarks.processes.ChildError` when it takes 10 s longer than its phases.
     """
     arguments = ["--port", str(target.port), "--path", target.path, "--model", target.model]
     arguments += ["--first-id", str(first_id)]
@@ -157,4 +150,4 @@ def run_load(
         try:
             return msgspec.json.decode(line, type=LoadReport)
         except msgspec.MsgspecError as error:
-            raise ChildError(f"the load generator's report is not as expected: {error}") from error
+            raise ChildError(f"the load generator's report has not the expected format: {error}") from error

@@ -1,4 +1,4 @@
-"""The suite's own tools: compiled on the spot where there is a C compiler, in Python otherwise."""
+"""The suite's own tools: in C, compiled when first needed, or in Python where there is no compiler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPILE_SECONDS = 60
 
 @frozen
 class Tools:
-    """The commands that run the upstream and the load generator, and of what kind they are."""
+    """The commands of the fake upstream and the load generator, and a description of both."""
 
     upstream: tuple[str, ...]
     tls_upstream: tuple[str, ...]
@@ -32,7 +32,7 @@ class Tools:
 
 
 def cache_dir() -> Path:
-    """Where compiled tools and installed peers are: ``CGW_BENCH_CACHE``, else ``cgw-bench`` in the user's cache."""
+    """Return the folder of compiled tools and installed peers: ``CGW_BENCH_CACHE``, or ``~/.cache/cgw-bench``."""
     named = os.environ.get("CGW_BENCH_CACHE")
     if named:
         return Path(named).expanduser().resolve()
@@ -40,29 +40,31 @@ def cache_dir() -> Path:
 
 
 def python_tools() -> Tools:
-    """The same tools in Python: slower by a factor of ten, for machines without a compiler and for tests."""
-    upstream = (sys.executable, "-m", "benchmarks.tools.upstream")
-    return Tools(upstream, upstream, (sys.executable, "-m", "benchmarks.tools.load"), "Python")
+    """Return the tools in Python: ten times slower, for machines without a compiler and for tests."""
+    upstream = (sys.executable, "-m", "benchmarks.tools.fake_upstream")
+    return Tools(upstream, upstream, (sys.executable, "-m", "benchmarks.tools.load_generator"), "Python")
 
 
 def build_tools(choice: Literal["auto", "c", "python"] = "auto") -> Tools:
-    """The tools in C, compiled when the sources have changed; in Python without a compiler, or when asked for.
+    """Return the tools in C, compiled if their sources have changed, or in Python without a compiler or when asked for.
 
-    Raises :exc:`RuntimeError` when C is asked for and cannot be had.
+    Raises :exc:`RuntimeError` when C is asked for and cannot be compiled.
     """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if choice == "python" or (choice == "auto" and compiler is None):
         return python_tools()
     if compiler is None:
-        raise RuntimeError("no C compiler (cc) was found")
+        raise RuntimeError("no C compiler (cc) was found; install one, or use --tools python")
     into = cache_dir() / f"tools-{_digest()}"
     load, upstream, plain = into / "load", into / "upstream-tls", into / "upstream"
-    has_tls = upstream.exists() or _compile(compiler, "upstream.c", upstream, ["-DWITH_TLS"], ["-lssl", "-lcrypto"])
-    for source, binary in (("load.c", load), ("upstream.c", plain)):
+    has_tls = upstream.exists() or _compile(
+        compiler, "fake_upstream.c", upstream, ["-DWITH_TLS"], ["-lssl", "-lcrypto"]
+    )
+    for source, binary in (("load_generator.c", load), ("fake_upstream.c", plain)):
         if not binary.exists() and not _compile(compiler, source, binary):
             if choice == "auto":
                 return python_tools()
-            raise RuntimeError(f"{compiler} cannot compile {source}")
+            raise RuntimeError(f"{compiler} cannot compile benchmarks/tools/{source}; --tools python needs no compiler")
     fallback = python_tools().tls_upstream
     return Tools(
         (str(plain),),
@@ -74,7 +76,7 @@ def build_tools(choice: Literal["auto", "c", "python"] = "auto") -> Tools:
 
 def _digest() -> str:
     digest = hashlib.sha256()
-    for name in ("wire.h", "upstream.c", "load.c"):
+    for name in ("wire.h", "fake_upstream.c", "load_generator.c"):
         digest.update((SOURCES / name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -83,6 +85,7 @@ def _compile(
     compiler: str, source: str, binary: Path, flags: Sequence[str] = (), libraries: Sequence[str] = ()
 ) -> bool:
     binary.parent.mkdir(parents=True, exist_ok=True)
+    # Compiled under another name and renamed: runs at the same time never execute a half-written file.
     part = binary.with_suffix(f".{os.getpid()}")
     command = [compiler, "-O2", *flags, "-o", str(part), str(SOURCES / source), *libraries]
     try:

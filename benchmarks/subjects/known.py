@@ -1,4 +1,4 @@
-"""All subjects that the suite knows by name, and those that the command line adds."""
+"""The subjects that are known by name, and subjects from the command line."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.load import Target
 from benchmarks.subjects.base import Address, Start, Subject
 from benchmarks.subjects.gateways import LITELLM_ROUTES, LiteLLM, Portkey
 from benchmarks.subjects.own import Cgw
 from benchmarks.subjects.proxies import GoReverseProxy, Haproxy, Nginx
+from benchmarks.tool_processes import Target
 
 __all__ = ["DIRECT", "CommandSubject", "known_subjects", "parse_subject"]
 
 DIRECT = "direct"
-"""No gateway: the load generator talks to the upstream. What is left is the cost of the suite itself."""
+"""No gateway: the load generator connects to the upstream. Its figures are the cost of the suite itself."""
 
 DEFAULT_PATH = "/v1/chat/completions"
 
@@ -58,12 +58,14 @@ class CommandSubject:
 
 
 def parse_subject(text: str) -> CommandSubject:
-    """``name=command``. Raises :exc:`ValueError` with a sentence when it is not."""
+    """Parse ``name=command``. Raises :exc:`ValueError` with a sentence for people."""
     name, equals, command = text.partition("=")
     if not equals or not name.strip() or not command.strip():
-        raise ValueError("must be name=command, as 'mine=./proxy --listen {port} --to {upstream_host}:{upstream_port}'")
+        raise ValueError(
+            "must be name=command, for example 'mine=./proxy --listen {port} --to {upstream_host}:{upstream_port}'"
+        )
     if "{port}" not in command:
-        raise ValueError("the command must contain {port}, where it is to listen")
+        raise ValueError("the command must contain {port}, the port to listen on")
     try:
         shlex.split(command)
     except ValueError as error:

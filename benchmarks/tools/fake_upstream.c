@@ -1,16 +1,16 @@
-/* A fake provider: answers every POST with a stream of chat completion chunks, or with one JSON document.
+/* The fake upstream: answers every POST with a stream of chat completion chunks, or with one JSON document.
  *
- *   upstream [--cert FILE --key FILE]        prints `port N`, then obeys lines on standard input:
+ *   fake_upstream [--cert FILE --key FILE]   prints `port N`, then reads commands from standard input, one a line:
  *   set a|b name=value ...                   how requests are answered from now on; `b` is for exchanges from 5e9 on
  *       stream=0|1   events=N        interval=NS (0: flood)   first=NS (delay of the first event)
  *       duration=NS (of a flood)     burst=N (events per write of a flood)   bytes=N (text of a JSON answer)
- *   end                                      every stream that is open now ends in order: at its next event
- *   reset                                    forget counts and closes
- *   stats                                    print counts as JSON: requests, events, open, aborted, late (ns)
+ *   end                                      end every stream that is open now correctly, at its next event
+ *   reset                                    set counts and closes back to zero
+ *   stats                                    print counts as JSON: requests, events, late (ns)
  *   closes                                   print [[exchange, ns], ...]: when the peer closed before the answer's end
  *
- * A request whose path ends in /messages is answered in Anthropic's dialect, every other in OpenAI's. An exchange is
- * known by `bench-id:<digits>` in the request's body. It ends when standard input does. */
+ * Requests whose path ends in /messages are answered in Anthropic's dialect, all others in OpenAI's. The number of an
+ * exchange is `bench-id:<digits>` in the request's body. The program ends when standard input ends. */
 #include "wire.h"
 #ifdef WITH_TLS
 #include <openssl/err.h>
@@ -22,7 +22,7 @@ typedef void SSL;
 #define ID_PREFIX "bench-id:"
 #define SECOND_PROFILE_FROM 5000000000L
 #define KEPT_BODY 4096
-#define FLOOD_TURN 65536
+#define FLOOD_TURN 65536 /* bytes that one stream of a flood sends before others have their turn */
 
 struct profile {
     long stream, events, interval, first, duration, burst, bytes;
@@ -45,8 +45,8 @@ struct conn {
 static struct profile profiles[2] = {{1, 10, 20 * MILLISECOND, 0, SECOND, 16, 200}, {1, 10, 20 * MILLISECOND, 0, SECOND, 16, 200}};
 static int epoll, listener;
 static struct histogram late;
-static long requests, events_sent, open_conns, aborted;
-static int64_t ended_at; /* streams that started before end at their next event */
+static long requests, events_sent;
+static int64_t ended_at; /* streams that were started earlier end at their next event */
 static int64_t (*closes)[2];
 static size_t closes_len, closes_room;
 #ifdef WITH_TLS
@@ -74,7 +74,7 @@ static const char *DELTAS_END =
     "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\",\"stop_sequence\":null},"
     "\"usage\":{\"output_tokens\":12}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
 
-/* --- bytes in and out, through TLS or not: the count, 0 at the end, -1 with EAGAIN or another error */
+/* --- input and output, with or without TLS: return the count, 0 at the end, -1 with EAGAIN or another error */
 static ssize_t take(struct conn *c, char *into, size_t room) {
 #ifdef WITH_TLS
     if (c->ssl) {
@@ -108,15 +108,13 @@ static void end_conn(struct conn *c, int64_t now) {
         if (closes_len == closes_room) closes = grow(closes, (closes_room = 2 * closes_room + 64) * sizeof *closes);
         closes[closes_len][0] = c->exchange;
         closes[closes_len++][1] = now;
-        aborted++;
     }
     disarm(&c->timer);
 #ifdef WITH_TLS
     if (c->ssl) SSL_free(c->ssl);
 #endif
     close(c->fd);
-    c->fd = -1; /* freed after this turn's events: another of them may still name it */
-    open_conns--;
+    c->fd = -1; /* freed after this turn: a later event of the same turn may still point to it */
 }
 
 static void append(struct conn *c, const char *bytes, size_t length) {
@@ -132,7 +130,7 @@ static void append_chunk(struct conn *c, const char *bytes, size_t length) {
     append(c, "\r\n", 2);
 }
 
-/* Sends what is waiting; 0 if all went, 1 if the peer takes no more for now, -1 if it is gone. */
+/* Send pending output: 0 if all was sent, 1 if the socket is full, -1 if the peer has closed. */
 static int flush(struct conn *c) {
     while (c->out_at < c->out_len) {
         ssize_t n = put(c, c->out + c->out_at, c->out_len - c->out_at);
@@ -180,7 +178,7 @@ static void append_json(struct conn *c) {
 
 static int parse_requests(struct conn *c);
 
-/* The answer is complete: the connection waits for the next request, or parses it when it is there already. */
+/* End the answer; wait for the next request, or parse it if it has been received already (pipelining). */
 static int finish(struct conn *c) {
     const char *end = c->messages ? DELTAS_END : CHUNKS_END;
     if (c->profile.stream) {
@@ -199,15 +197,16 @@ static int flood(struct conn *c, int64_t now) {
         for (int i = 0; i < c->profile.burst; i++) append_event(c, now);
         sent += c->out_len;
         int blocked = flush(c);
-        if (blocked) return blocked < 0 ? -1 : 0; /* goes on when the peer takes more */
+        if (blocked) return blocked < 0 ? -1 : 0; /* continued by on_writable */
         now = clock_ns();
     }
     arm(&c->timer, now);
     return 0;
 }
 
-/* Sends what is due. An event that had to wait for the peer carries the time at which it was due: that waiting is the
- * peer's. Otherwise it carries the time of sending: this process's own lateness is no fault of the peer's. -1: gone. */
+/* Send what is due; -1 if the peer has closed. An event that waited because the peer did not read carries the time at
+ * which it was due, so that the wait counts as latency. Any other event carries the time of sending: this process's own
+ * lateness must not count. */
 static int answer(struct conn *c, int was_blocked) {
     struct profile *p = &c->profile;
     int64_t now = clock_ns();
@@ -252,7 +251,7 @@ static void drop_input(struct conn *c, size_t count) {
     memmove(c->in, c->in + count, c->in_len);
 }
 
-/* Consumes what has come in as far as it goes; -1 if it is not HTTP/1.1 or the peer is gone. */
+/* Parse the input received so far; -1 if it is not HTTP/1.1 or the peer has closed. */
 static int parse_requests(struct conn *c) {
     if (c->state == HEAD) {
         char *end = c->in_len ? memmem(c->in, c->in_len, "\r\n\r\n", 4) : NULL;
@@ -321,7 +320,6 @@ static void accept_all(void) {
         }
 #endif
         watch(epoll, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLRDHUP, c);
-        open_conns++;
     }
 }
 
@@ -346,11 +344,11 @@ static void obey(char *line) {
         ended_at = clock_ns();
         printf("ok\n");
     } else if (strcmp(line, "reset") == 0) {
-        requests = events_sent = aborted = closes_len = 0;
+        requests = events_sent = closes_len = 0;
         memset(&late, 0, sizeof late);
         printf("ok\n");
     } else if (strcmp(line, "stats") == 0) {
-        printf("{\"requests\":%ld,\"events\":%ld,\"open\":%ld,\"aborted\":%ld,", requests, events_sent, open_conns, aborted);
+        printf("{\"requests\":%ld,\"events\":%ld,", requests, events_sent);
         print_histogram("late", &late);
         printf("}\n");
     } else if (strcmp(line, "closes") == 0) {

@@ -1,4 +1,4 @@
-"""The scripted upstream, as the real SDKs see it when they are pointed straight at it."""
+"""The scripted upstream with the real SDKs as clients, without a gateway between them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from anthropic.types import MessageParam
 from openai.types.chat import ChatCompletionChunk
 
 from cgw.testing.script import Breakage, Script
-from cgw.testing.upstream import open_scripted_upstream
+from cgw.testing.scripted_upstream import open_scripted_upstream
 
-# openai leaves its stream's async generators unclosed when it has read `[DONE]`; Trio remarks on that.
+# openai does not close its stream's async generators after `[DONE]`, and Trio warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 
 FAST = Script(answer="One two three.", tokens_per_second=0, api_key="sk-right")
@@ -28,7 +28,7 @@ def openai_client(url: str, key: str = "sk-right", max_retries: int = 0) -> open
 
 
 async def test_anthropic_sdk_reads_a_stream_with_usage_and_stop_reason() -> None:
-    """The anthropic SDK accumulates a streamed message whole, with its text, its usage and its request id."""
+    """The anthropic SDK accumulates a streamed message with its text, usage and request id."""
     messages: list[MessageParam] = [{"role": "user", "content": "say four words please"}]
     async with (
         open_scripted_upstream(FAST) as upstream,
@@ -46,7 +46,7 @@ async def test_anthropic_sdk_reads_a_stream_with_usage_and_stop_reason() -> None
 
 
 async def test_anthropic_sdk_reads_a_whole_message_cut_at_max_tokens() -> None:
-    """Without streaming, the anthropic SDK gets one message, cut where ``max_tokens`` wants it."""
+    """Without streaming, the anthropic SDK gets one message, cut at ``max_tokens``."""
     async with open_scripted_upstream(FAST) as upstream, anthropic_client(upstream.url) as client:
         message = await client.messages.create(
             model=CLAUDE, max_tokens=2, system="Be brief", messages=[{"role": "user", "content": "count"}]
@@ -60,7 +60,7 @@ async def test_anthropic_sdk_reads_a_whole_message_cut_at_max_tokens() -> None:
 
 
 async def test_openai_sdk_reads_a_stream_with_role_content_finish_and_usage() -> None:
-    """The openai SDK gets role, tokens, finish reason and, asked for, the usage chunk, in this order."""
+    """The openai SDK gets role, tokens, finish reason and the requested usage chunk, in this order."""
     async with open_scripted_upstream(FAST) as upstream, openai_client(upstream.url) as client:
         stream = await client.chat.completions.create(
             model=GPT,
@@ -82,7 +82,7 @@ async def test_openai_sdk_reads_a_stream_with_role_content_finish_and_usage() ->
 
 
 async def test_openai_sdk_sees_no_usage_chunk_unless_it_asked() -> None:
-    """Without ``stream_options`` no chunk speaks of usage."""
+    """Without ``stream_options``, no chunk has usage."""
     async with open_scripted_upstream(FAST) as upstream, openai_client(upstream.url) as client:
         stream = await client.chat.completions.create(
             model=GPT, messages=[{"role": "user", "content": "hi"}], stream=True
@@ -106,7 +106,7 @@ async def test_openai_sdk_reads_a_whole_completion() -> None:
 
 
 async def test_a_wrong_key_is_an_authentication_error_to_both_sdks() -> None:
-    """A key that is not the configured one reaches each SDK as its own ``AuthenticationError``."""
+    """A wrong key makes each SDK raise its ``AuthenticationError``."""
     async with (
         open_scripted_upstream(FAST) as upstream,
         anthropic_client(upstream.url, "sk-wrong") as claude,
@@ -122,7 +122,7 @@ async def test_a_wrong_key_is_an_authentication_error_to_both_sdks() -> None:
 
 
 async def test_scripted_errors_reach_the_sdks_as_their_own_exceptions() -> None:
-    """429 with retry-after, 500 and 529 come as the exception types that the real APIs cause."""
+    """429 with ``retry-after``, 500 and 529 raise the exceptions that the real APIs cause."""
     scripts = {
         "busy": Script(api_key="sk-right", status=429, error_headers=(("retry-after", "7"),)),
         "broken": Script(api_key="sk-right", status=500),
@@ -148,7 +148,7 @@ async def test_scripted_errors_reach_the_sdks_as_their_own_exceptions() -> None:
 
 
 async def test_a_stream_that_breaks_off_looks_broken_to_the_sdk() -> None:
-    """A connection closed in mid-body raises in the SDK, after the events that had come before."""
+    """A connection that is closed within the body raises in the SDK, after the events before it."""
     script = Script(api_key="sk-right", tokens_per_second=0, break_after_events=3, breakage=Breakage.CLOSE)
     texts: list[str | None] = []
     async with open_scripted_upstream(script) as upstream, openai_client(upstream.url) as client:
@@ -162,4 +162,4 @@ async def test_a_stream_that_breaks_off_looks_broken_to_the_sdk() -> None:
 
 async def _read_into(texts: list[str | None], stream: openai.AsyncStream[ChatCompletionChunk]) -> None:
     async for chunk in stream:
-        texts.append(chunk.choices[0].delta.content)  # noqa: PERF401 - what came before the break is to be kept
+        texts.append(chunk.choices[0].delta.content)  # noqa: PERF401 - the chunks before the break must be kept
