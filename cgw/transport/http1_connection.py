@@ -1,105 +1,155 @@
-"""One HTTP/1.1 connection of a client: request heads are read and checked, one exchange after the other is run.
+"""One connection of a client: its request heads are read and checked, and one request after the other is served.
 
 ::
 
-                         ┌───────────────────── reusable, not draining ─────────────────────┐
-                         v                                                                  │
-    accepted ──> reading a head ── belongs to an exchange ──> exchange (Http1Client) ───────┤
-                    │    │ │                                                                │ otherwise
-                    │    │ └── HTTP/2, or any other route ──> handed over to Hypercorn ─────┤
+    accepted ──> PROXY header, TLS handshake (where configured)
+                         │
+                         v             ┌────────────── reusable, not draining ──────────────┐
+                  reading a head <─────┘                                                    │
+                    │    │ │                                                                │
+                    │    │ ├── a request ──> handle (Http1Client) ──────────────────────────┤ otherwise
+                    │    │ └── HTTP/2's preface ──> serve_http2, to the connection's end ───┤
                     │    └──── malformed, too large, too slow ──> 4xx, then linger ─────────┤
-                    └───────── idle for too long, client gone, idle_scope cancelled ────────┴──> closed
+                    └───────── idle for too long, client gone, draining ────────────────────┴──> closed
 
-No data is read for the next request while an exchange runs, so pipelined requests are answered in order, and a client
+No data is read for the next request while one is served, so pipelined requests are answered in order, and a client
 that sends many of them is slowed down by TCP.
 """
 
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Awaitable, Callable
 
 import trio
 from attrs import field, frozen
 
 from cgw.errors import ClientGone, Headers, Refusal
-from cgw.transport.client_side import ClientLimits
+from cgw.transport.client_address import TrustedProxies
+from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.http1_client import Http1Client, build_own_fields
-from cgw.transport.replay import ReplayedStream, linger
-from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, take_socket
+from cgw.transport.server import AcceptedConnection
+from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
+from cgw.transport.tls import TlsTransport
 from cgw.wire.heads import HTTP2_PREFACE, find_head_end, status_phrase
 from cgw.wire.messages import RequestHead
+from cgw.wire.proxy_protocol import may_be_proxy_header, parse_proxy_header
 from cgw.wire.server_codec import ServerCodec, parse_request
 
+MAX_BLANK_LINES = 8
+"""Empty lines before a request that are skipped; some clients send one after a body (RFC 9112 §2.2)."""
+
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
+
+ServeHttp2 = Callable[[Transport, bytes, str], Awaitable[None]]
+
+
+def _let_in(head: RequestHead) -> Refusal | None:
+    return None
 
 
 @frozen
 class ConnectionCallbacks:
     """Functions that a connection calls, and what all connections of a process share.
 
-    ``is_fast_path`` says whether a request is handled here; ``handle`` runs its exchange; ``hand_over`` serves the rest
-    of the connection by Hypercorn; ``render_refusal`` returns header fields and body for a request that was refused
-    before it became an exchange; ``is_draining`` says whether connections have to close.
+    ``handle`` serves one request; ``check_load`` returns a refusal for a request that is not to be served now;
+    ``render_refusal`` returns header fields and body for a request that was refused before it was served, by its path
+    where that is known (``b""`` otherwise); ``is_draining`` says whether connections have to close; ``serve_http2``
+    serves the rest of a connection that begins with HTTP/2's preface (``None``: it is refused), given the transport,
+    the data that was read, and the client's address. ``trusted`` proxies may tell the client's address.
+    ``tls_context`` returns the context to terminate TLS with, or ``None`` where the port is plain.
     """
 
     limits: ClientLimits
-    is_fast_path: Callable[[RequestHead], bool]
-    handle: Callable[[Http1Client], Awaitable[None]]
-    hand_over: Callable[[ReplayedStream], Awaitable[None]]
-    render_refusal: Callable[[Refusal], tuple[Headers, bytes]]
+    handle: Callable[[ClientSide], Awaitable[None]]
+    render_refusal: Callable[[Refusal, bytes], tuple[Headers, bytes]]
     is_draining: Callable[[], bool]
+    check_load: Callable[[RequestHead], Refusal | None] = _let_in
+    serve_http2: ServeHttp2 | None = None
+    trusted: TrustedProxies = field(factory=TrustedProxies)
+    tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
     """Scratch for reading; no data stays in it across an ``await``."""
+    scratch: Scratch = field(factory=Scratch, repr=False)
 
 
 class Http1Connection:
     """Serves one accepted connection. While ``is_idle`` is true, ``idle_scope`` may be cancelled to end it."""
 
-    def __init__(self, stream: trio.SocketStream, service: ConnectionCallbacks) -> None:
-        self._peer = _peer_name(stream)
-        self._transport = PlainTransport(take_socket(stream))
-        self._service = service
+    def __init__(self, accepted: AcceptedConnection, callbacks: ConnectionCallbacks) -> None:
+        self._peer = accepted.peer
+        self._transport: Transport = PlainTransport(accepted.sock)
+        self._callbacks = callbacks
         self._buffer = b""  # received, but not part of a request yet
+        self._blank_lines = 0
         self._client: Http1Client | None = None
         # A client that connects and sends nothing is not yet an idle keep-alive connection.
-        self._first_wait_seconds = service.limits.header_timeout_seconds
+        self._first_wait_seconds = callbacks.limits.header_timeout_seconds
         self.idle_scope = trio.CancelScope()
         self.is_idle = True
 
     async def serve(self) -> None:
-        """Serve until either side closes the connection; the stream is closed in any case. Cancel-safe."""
+        """Serve until either side closes the connection; the socket is closed in any case. Cancel-safe."""
         try:
-            with self.idle_scope:
+            if await self._prepare():
                 await self._serve_requests()
         except (ClientGone, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client has left; an exchange that ran has taken note of that itself
+            pass  # the client has left; a request that was served has taken note of that itself
         finally:
-            # Decided here, after everything that may cancel or break an exchange.
+            # Decided here, after everything that may cancel or break a request.
             if self._client is not None and self._client.needs_reset:
                 self._transport.reset()
             self._transport.close()
 
+    async def _prepare(self) -> bool:
+        """Read a PROXY header and agree on TLS, where configured; return whether HTTP can begin."""
+        with trio.move_on_after(self._callbacks.limits.header_timeout_seconds):
+            if self._callbacks.trusted.trusts(self._peer):
+                try:
+                    await self._read_proxy_header()
+                except Refusal as refusal:
+                    await self._refuse(refusal)
+                    return False
+            context = self._callbacks.tls_context()
+            if context is not None:
+                transport = TlsTransport(self._transport.sock, context, None, self._callbacks.scratch, self._buffer)
+                self._transport, self._buffer = transport, b""
+                await transport.do_handshake()
+            return True
+        return False  # too slow: there is no HTTP yet in which to say so
+
+    async def _read_proxy_header(self) -> None:
+        """Take the client's address from a PROXY header, if there is one."""
+        while may_be_proxy_header(self._buffer):
+            header = parse_proxy_header(self._buffer) if self._buffer else None
+            if header is not None:
+                self._buffer = self._buffer[header.size :]
+                self._peer = header.source or self._peer
+                return
+            if not await self._receive():
+                raise ClientGone
+
+    async def _receive(self) -> int:
+        size = await self._transport.receive_some(self._callbacks.buffer)
+        self._buffer += memoryview(self._callbacks.buffer)[:size]
+        return size
+
     async def _serve_requests(self) -> None:
         while True:
+            head: RequestHead | None = None
             try:
                 head_bytes = await self._receive_head()
                 if head_bytes is None:
                     return
                 if head_bytes == HTTP2_PREFACE:
-                    await self._hand_over(head_bytes)
+                    await self._serve_http2(head_bytes)
                     return
                 head, codec = parse_request(head_bytes)
             except Refusal as refusal:
                 await self._refuse(refusal)
                 return
-            if not self._service.is_fast_path(head):
-                if self._service.is_draining():
-                    await self._refuse(Refusal(503, "shutting down, please retry", must_close=True))
-                else:
-                    await self._hand_over(head_bytes)
-                return
-            if not await self._serve_fast_path(head, codec):
+            if not await self._serve_request(head, codec):
                 return
 
     async def _receive_head(self) -> bytes | None:
@@ -107,7 +157,8 @@ class Http1Connection:
 
         Data behind the head stays in the buffer. Raises :exc:`~cgw.errors.Refusal` 400, 408, 414 or 431.
         """
-        limits = self._service.limits
+        limits = self._callbacks.limits
+        self._blank_lines = 0
         self._skip_blank_lines()
         self.is_idle = not self._buffer
         scanned_to = 0  # so that a head that comes byte by byte is not searched from its start each time
@@ -115,12 +166,10 @@ class Http1Connection:
         with trio.move_on_after(seconds if self.is_idle else limits.header_timeout_seconds) as head_scope:
             while not (size := self._find_head(scanned_to)):
                 scanned_to = len(self._buffer)
-                size = await self._transport.receive_some(self._service.buffer)
-                if not size:
+                if not await self._receive_unless_drained():
                     if self._buffer:
                         raise Refusal(400, "malformed request: the head is incomplete", must_close=True)
                     return None
-                self._buffer += memoryview(self._service.buffer)[:size]
                 self._skip_blank_lines()
                 # A lone CR may be the first half of a blank line, which does not begin a request.
                 if self.is_idle and self._buffer not in (b"", b"\r"):
@@ -134,11 +183,27 @@ class Http1Connection:
         seconds = limits.header_timeout_seconds
         raise Refusal(408, f"the request head did not arrive within {seconds:g} seconds", must_close=True)
 
+    async def _receive_unless_drained(self) -> int:
+        """Receive more; while idle, until the drain. A request that is there by then is still served."""
+        if not self.is_idle:
+            return await self._receive()
+        with self.idle_scope:
+            return await self._receive()
+        try:
+            size = self._transport.receive_nowait(self._callbacks.buffer)
+        except BlockingIOError:
+            return 0
+        self._buffer += memoryview(self._callbacks.buffer)[:size]
+        return size
+
     def _skip_blank_lines(self) -> None:
-        """Discard empty lines before a request: some clients send them after a body (RFC 9112 §2.2)."""
+        """Discard empty lines before a request, so many of them at most. Raises :exc:`~cgw.errors.Refusal` 400."""
         blank = _BLANK_LINES.match(self._buffer)
         if blank is not None:
             self._buffer = self._buffer[blank.end() :]
+            self._blank_lines += blank.end() // 2
+            if self._blank_lines > MAX_BLANK_LINES:
+                raise Refusal(400, "malformed request: too many empty lines before it", must_close=True)
 
     def _find_head(self, scanned_to: int) -> int:
         """Return the size of the head, or HTTP/2 preface, at the start of the buffer; 0 while it is incomplete."""
@@ -153,66 +218,69 @@ class Http1Connection:
         start = max(0, scanned_to - 3)  # the end of a head may be cut, and is at most 4 bytes long
         end = find_head_end(self._buffer[start:])
         size = len(self._buffer) if end < 0 else start + end
-        maximum = self._service.limits.max_head_bytes
+        maximum = self._callbacks.limits.max_head_bytes
         if size > maximum:
             is_line = b"\n" not in self._buffer[:maximum]  # then it is the target that is too long
             status, what = (414, "line") if is_line else (431, "head")
             raise Refusal(status, f"the request {what} is larger than {maximum} bytes", must_close=True)
         return 0 if end < 0 else size
 
-    async def _serve_fast_path(self, head: RequestHead, codec: ServerCodec) -> bool:
-        """Run one exchange; return whether the connection can carry another one."""
-        service = self._service
+    async def _serve_request(self, head: RequestHead, codec: ServerCodec) -> bool:
+        """Serve one request; return whether the connection can carry another one."""
+        callbacks = self._callbacks
         self._client = client = Http1Client(
             self._transport,
             head,
             codec,
-            service.limits,
-            peer=self._peer,
-            buffer=service.buffer,
-            is_draining=service.is_draining,
+            callbacks.limits,
+            peer=callbacks.trusted.find_client(self._peer, head),
+            buffer=callbacks.buffer,
+            is_draining=callbacks.is_draining,
         )
         received, self._buffer = self._buffer, b""
         if received:
             client.feed(received)
         self.is_idle = False
-        await self._service.handle(client)
+        refusal = callbacks.check_load(head)
+        if refusal is None:
+            await callbacks.handle(client)
+        else:
+            await self._shed(client, refusal)
         self._buffer = client.unread  # pipelined data is the start of the next request
         if client.is_reusable:
-            return not self._service.is_draining()
+            return not callbacks.is_draining()
         if client.is_response_complete:
             # The request was not read to its end, or "close" was sent: the client must be able to read the response.
-            await linger(self._open_stream())
+            await self._transport.linger(callbacks.buffer)
         return False
 
-    async def _hand_over(self, head_bytes: bytes) -> None:
+    async def _shed(self, client: Http1Client, refusal: Refusal) -> None:
+        """Refuse a request that was not looked at; the connection is kept if its body is here already."""
+        client.discard_received_body()
+        headers, body = self._callbacks.render_refusal(refusal, client.head.path)
+        await client.send_response(refusal.status, [*headers, *refusal.headers], body)
+
+    async def _serve_http2(self, preface: bytes) -> None:
+        if self._callbacks.serve_http2 is None:
+            raise Refusal(400, "malformed request: HTTP/2 is not served on this port", must_close=True)
         self.is_idle = False
-        replayed = ReplayedStream(
-            self._open_stream(), head_bytes + self._buffer, self._service.limits.stall_timeout_seconds
-        )
-        self._buffer = b""
-        await self._service.hand_over(replayed)
+        data, self._buffer = preface + self._buffer, b""
+        await self._callbacks.serve_http2(self._transport, data, self._peer)
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Respond to a request that was refused on its head, and close so that the client can read the response."""
-        headers, body = self._service.render_refusal(refusal)
+        headers, body = self._callbacks.render_refusal(refusal, _guess_path(self._buffer))
         lines = [b"HTTP/1.1 %d %s" % (refusal.status, status_phrase(refusal.status))]
         lines += [
             name + b": " + value for name, value in (*headers, *build_own_fields(body), (b"connection", b"close"))
         ]
         # A client that does not read its refusal must not keep the connection.
-        with trio.move_on_after(self._service.limits.stall_timeout_seconds):
+        with trio.move_on_after(self._callbacks.limits.stall_timeout_seconds):
             await self._transport.send_all(b"\r\n".join([*lines, b"", body]))
-            await linger(self._open_stream())
-
-    def _open_stream(self) -> trio.SocketStream:
-        """Return the socket as a Trio stream, which Hypercorn and ``linger`` need."""
-        return trio.SocketStream(trio.socket.from_stdlib_socket(self._transport.sock))
+            await self._transport.linger(self._callbacks.buffer)
 
 
-def _peer_name(stream: trio.SocketStream) -> str:
-    try:
-        name = stream.socket.getpeername()
-    except OSError:
-        return "unknown"
-    return str(name[0]) if isinstance(name, tuple) else "unix"
+def _guess_path(data: bytes) -> bytes:
+    """Return the path of the request line that malformed ``data`` begins with, as far as there is one."""
+    words = data[:8192].split(b"\r\n", 1)[0].split(b" ", 2)
+    return words[1].partition(b"?")[0] if len(words) > 1 else b""

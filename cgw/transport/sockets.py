@@ -23,6 +23,14 @@ BUFFER_BYTES = RECEIVE_BYTES + 32 * 1024
 which was read before and could not be decrypted without its end."""
 
 
+MAX_READS_WITHOUT_WAIT = 4
+"""Reads of one connection, one after the other, that find data at once; after these other tasks get their turn. Without
+it a peer that sends as fast as it is read would keep the whole process to itself."""
+
+LINGER_SECONDS = 5.0
+LINGER_BYTES = 64 * 1024 * 1024
+
+
 class Scratch:
     """Buffers to read into, shared by many transports.
 
@@ -40,6 +48,7 @@ class Transport(abc.ABC):
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self._reads_without_wait = 0
 
     @abc.abstractmethod
     def open_reading(self, scratch: Scratch) -> Callable[[int], bytes]:
@@ -69,13 +78,36 @@ class Transport(abc.ABC):
 
         Raises :exc:`OSError` for a broken connection, and :exc:`trio.ClosedResourceError` when it is closed meanwhile.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._reads_without_wait < MAX_READS_WITHOUT_WAIT:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._reads_without_wait = 0
+            await trio.lowlevel.checkpoint()
         while True:
             # Try first, wait only if needed: a request's head is usually there already.
             try:
-                return self.receive_nowait(buffer)
+                size = self.receive_nowait(buffer)
             except BlockingIOError:
+                self._reads_without_wait = 0
                 await trio.lowlevel.wait_readable(self.sock)
+            else:
+                self._reads_without_wait += 1
+                return size
+
+    async def linger(self, buffer: bytearray) -> None:
+        """Let a peer that is still sending read our last response: end our side, then read and discard what comes.
+
+        Without this the kernel answers the peer's data with a reset, on which it forgets the response unread
+        (RFC 9112 §9.6). Bounded to five seconds and 64 MiB; the transport is left for the caller to close.
+        """
+        with trio.move_on_after(LINGER_SECONDS):
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+                discarded = 0
+                while discarded < LINGER_BYTES and (size := await self.receive_some(buffer)):
+                    discarded += size
+            except (OSError, trio.ClosedResourceError):
+                return
 
     async def _send_raw(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
@@ -140,13 +172,3 @@ def send_reset_on_close(sock: socket.socket | trio.socket.SocketType) -> None:
     """
     with suppress(OSError):  # closed already, or not a TCP socket
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def take_socket(stream: trio.SocketStream) -> socket.socket:
-    """Return the standard library's socket of ``stream``, non-blocking. The stream must not be used after that."""
-    trio_socket = stream.socket
-    # Given explicitly: otherwise Python asks the kernel, with three system calls per connection.
-    family, kind, protocol = trio_socket.family, trio_socket.type, trio_socket.proto
-    sock = socket.socket(family, kind, protocol, fileno=trio_socket.detach())
-    sock.setblocking(False)
-    return sock

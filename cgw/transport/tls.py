@@ -1,4 +1,4 @@
-"""TLS to upstreams over memory BIOs: the ciphertext is moved by us, so that it works without waiting, too.
+"""TLS over memory BIOs, of both sides: the ciphertext is moved by us, so that it works without waiting, too.
 
 ::
 
@@ -24,17 +24,29 @@ from cgw.transport.sockets import Scratch, Transport
 
 
 class TlsTransport(Transport):
-    """The client's side of a TLS connection. ``do_handshake`` must be called first.
+    """One side of a TLS connection: a client's with ``server_hostname``, otherwise a server's.
+
+    ``received`` is what was read of the socket before. ``do_handshake`` must be called first.
 
     A peer that ends the stream without close_notify raises :exc:`ssl.SSLEOFError` (an :exc:`OSError`) from reading: the
     data may have been truncated by an attacker (RFC 8446 §6.1).
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str, scratch: Scratch) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_hostname: str | None,
+        scratch: Scratch,
+        received: bytes = b"",
+    ) -> None:
         super().__init__(sock)
         self._scratch = scratch
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        is_server = server_hostname is None
+        if received:
+            self._incoming.write(received)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, is_server, server_hostname)
         self._unsent = b""  # ciphertext of TLS's own messages that the kernel did not take; goes before anything else
         self._is_ended = False
 
@@ -50,6 +62,11 @@ class TlsTransport(Transport):
                 # The last message is ours: the peer cannot begin before it has arrived.
                 await self._send_raw(self._outgoing.read())
                 return
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol that was agreed on by ALPN (RFC 7301), if any: ``h2``, ``http/1.1``."""
+        return self._tls.selected_alpn_protocol()
 
     async def _receive_raw(self) -> None:
         while True:

@@ -16,6 +16,11 @@ MAX_SIZE_LINE_BYTES = 256
 MAX_TRAILER_BYTES = 8192
 """The longest trailer section."""
 
+SMALL_CHUNKS = 1024
+SMALL_CHUNK_BYTES = 32
+"""A body of more than ``SMALL_CHUNKS`` chunks must have this many bytes of data per chunk in the mean: smaller chunks cost
+far more to read than to send."""
+
 # At most 16 digits fit in 64 bits. Extensions are skipped, but may not contain control characters: a bare CR or LF that
 # another parser takes for a line end would move the end of the body (request smuggling).
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n\Z")
@@ -28,26 +33,30 @@ class ChunkedFramingError(CgwError):
 class ChunkScanner:
     """Checks one chunked body.
 
-    ``body_bytes`` is the sum of all chunk sizes read so far: it grows before the data arrives, so that a limit can be
+    ``refuses_small_chunks``: see :data:`SMALL_CHUNK_BYTES`. ``body_bytes`` is the sum of all chunk sizes read so far: it grows before the data arrives, so that a limit can be
     applied early. ``is_complete`` becomes true at the end of the body; ``feed`` must not be called after that.
     """
 
     __slots__ = (
+        "_chunk_count",
         "_expects_line_end",
         "_in_trailer",
         "_line",
         "_remaining",
+        "_small_chunk_bytes",
         "_trailer_bytes",
         "body_bytes",
         "is_complete",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, refuses_small_chunks: bool = True) -> None:
+        self._small_chunk_bytes = SMALL_CHUNK_BYTES if refuses_small_chunks else 0
         self._line = bytearray()
         self._remaining = 0  # of the current chunk's data, without its CR LF
         self._expects_line_end = False
         self._in_trailer = False
         self._trailer_bytes = 0
+        self._chunk_count = 0
         self.body_bytes = 0
         self.is_complete = False
 
@@ -94,6 +103,9 @@ class ChunkScanner:
                 raise ChunkedFramingError("a chunk-size line is malformed")
             self._remaining = int(match[1], 16)
             self.body_bytes += self._remaining
+            self._chunk_count += 1
+            if self._chunk_count > SMALL_CHUNKS and self.body_bytes < self._chunk_count * self._small_chunk_bytes:
+                raise ChunkedFramingError(f"its chunks are smaller than {self._small_chunk_bytes} bytes in the mean")
             self._in_trailer = self._remaining == 0
 
     def _end_trailer_line(self, line: bytes) -> None:

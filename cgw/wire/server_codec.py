@@ -39,6 +39,11 @@ class ServerCodec(Protocol):
         ...
 
     @property
+    def is_chunked_request(self) -> bool:
+        """Whether the request's body is chunked: then reading it costs more than its bytes show."""
+        ...
+
+    @property
     def wants_continue(self) -> bool:
         """Whether the client waits for a 100 response before it sends the body (RFC 9110 §10.1.1)."""
         ...
@@ -108,8 +113,10 @@ class FastCodec:
 
     wants_continue = False
     is_close_delimited = False
+    is_chunked_request = False
 
     def __init__(self, head: RequestHead) -> None:
+        self._is_head = head.method == b"HEAD"
         self._parts: list[bytes] = []
         self._need = int(head.header(b"content-length") or 0)  # bytes of the request's body still to come
         self._keeps_alive = not has_connection_close(head)
@@ -160,6 +167,8 @@ class FastCodec:
             lines.append(b"transfer-encoding: chunked")
         elif self._length is None:
             self._length = 0
+        if self._is_head:
+            self._length = None  # no body follows, whatever the head says (RFC 9110 §9.3.2)
         # ``_need``: we answer before the body was read, and will not read it.
         if is_last or self._need or not self._keeps_alive:
             self._keeps_alive = False
@@ -172,6 +181,8 @@ class FastCodec:
 
     def encode(self, data: bytes) -> bytes:
         """See :class:`ServerCodec`."""
+        if self._is_head:
+            return b""
         if self._length is None:
             # A chunk of size 0 would end the body.
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
@@ -182,6 +193,8 @@ class FastCodec:
 
     def begin_raw_body(self, content_length: int | None) -> bool:
         """See :class:`ServerCodec`."""
+        if self._is_head or (content_length is None) != (self._length is None):
+            return False  # the client was told of another framing than the raw body has
         if content_length is not None:
             self._length = 0  # the caller counts
         return True
@@ -191,7 +204,7 @@ class FastCodec:
         if self._length:
             raise BodyMismatch("the body is shorter than its content-length")
         self._is_ended = True
-        return b"0\r\n\r\n" if self._length is None else b""
+        return b"0\r\n\r\n" if self._length is None and not self._is_head else b""
 
 
 class _RawBytes:
@@ -215,6 +228,7 @@ class H11Codec:
         self._parts: list[bytes] = []
         self._announced_bytes = int(head.header(b"content-length") or 0)
         self._is_ended = False
+        self._has_length = False
         self.is_request_complete = False
         self.is_close_delimited = False
         self._pull()
@@ -223,6 +237,11 @@ class H11Codec:
     def body_bytes(self) -> int:
         """See :class:`ServerCodec`."""
         return self._announced_bytes if self._scanner is None else self._scanner.body_bytes
+
+    @property
+    def is_chunked_request(self) -> bool:
+        """See :class:`ServerCodec`."""
+        return self._scanner is not None
 
     @property
     def wants_continue(self) -> bool:
@@ -281,13 +300,15 @@ class H11Codec:
         if is_last or not self.is_request_complete:
             fields.append((b"connection", b"close"))
         # HTTP/1.0 has no chunks: without a length h11 ends the body by closing the connection.
-        has_length = any(name == b"content-length" for name, _ in fields)
-        self.is_close_delimited = self._head.http_version == b"1.0" and not has_length
+        self._has_length = any(name == b"content-length" for name, _ in fields)
+        self.is_close_delimited = self._head.http_version == b"1.0" and not self._has_length
         response = h11.Response(status_code=status, headers=fields, reason=status_phrase(status))
         return self._h11.send(response) or b""
 
     def encode(self, data: bytes) -> bytes:
         """See :class:`ServerCodec`."""
+        if self._head.method == b"HEAD":
+            return b""
         try:
             return self._h11.send(h11.Data(data=data)) or b""
         except h11.LocalProtocolError:
@@ -295,6 +316,8 @@ class H11Codec:
 
     def begin_raw_body(self, content_length: int | None) -> bool:
         """See :class:`ServerCodec`."""
+        if (content_length is None) == self._has_length:
+            return False  # the client was told of another framing than the raw body has
         if content_length is not None:
             # h11 counts the body without seeing it: its documented way to use sendfile(2).
             self._h11.send_with_data_passthrough(h11.Data(data=cast("bytes", _RawBytes(content_length))))
