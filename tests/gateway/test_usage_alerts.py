@@ -84,7 +84,7 @@ async def test_each_threshold_is_posted_once_over_all_replicas(
 async def test_a_webhook_that_never_answers_delays_nothing(
     tmp_path: Path, server: RedisServer, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Requests and the end of the gateway are not delayed; the log has the lost alerts, without the webhook's secret."""
+    """Requests and the end of the gateway are not delayed; the log has the lost alerts, but no secret."""
     asked = trio.Event()
 
     async def never(stream: trio.SocketStream) -> None:

@@ -71,7 +71,7 @@ async def run_exchange(limiter: Limiter, limit: RateLimit = LIMIT, *, is_charged
     return True
 
 
-async def test_local_continues_from_redis_last_answer(tmp_path: Path) -> None:
+async def test_local_goes_on_counting_from_what_redis_last_said(tmp_path: Path) -> None:
     """Of 10 with 4 used before the outage, 6 are admitted during it; all 10 are counted in Redis afterwards."""
     limit = evolve(LIMIT, limit=10)
     async with open_setup(tmp_path) as setup:
