@@ -87,6 +87,7 @@ class ActorsFile:
             raise ConfigError([f"{self.path}: is not UTF-8 at byte {error.start}"]) from None
         except ValueError as error:  # a TOMLDecodeError, or a number with thousands of digits
             raise ConfigError([f"{self.path}: not valid TOML: {error}"]) from None
+        # Problems are collected, not raised: the operator sees all of them at once.
         reading = _Reading(self.percentage, self.interval_ms)
         actors_by_hash = reading.read(TableReader(document, "", reading.problems))
         if reading.problems:
@@ -132,6 +133,7 @@ class _Reading:
         max_in_flight = _read_max_in_flight(table)
         limits = self._read_limits(table, max_in_flight, is_required=access_enabled is not False)
         table.finish()
+        # Built from what could be read: the caller discards it if there are problems.
         actor = Actor(
             id=actor_id,
             name=name,
@@ -148,6 +150,7 @@ class _Reading:
             return ""
         if not ACTOR_ID.fullmatch(actor_id):
             table.add_problem("id", ACTOR_ID_RULE)
+        # The path of this entry, unless an earlier one has the same id.
         first = self.path_by_id.setdefault(actor_id, table.path_of("id"))
         if first != table.path_of("id"):
             table.add_problem("id", f"is the same as {first}; list all tokens of one actor in its token_sha256")
@@ -200,7 +203,7 @@ class _Reading:
         if concurrent_interval_ms is None:
             concurrent_interval_ms = self.interval_ms
         if concurrent_requests is None:
-            concurrent_requests = 1
+            concurrent_requests = 1  # stays so only if the intervals are wrong, which is a problem of its own
             if interval_ms > 0 and concurrent_interval_ms > 0:
                 concurrent_requests = derive_concurrent_requests(
                     limit, interval_ms, self.percentage, concurrent_interval_ms
@@ -259,7 +262,7 @@ def _read_models(table: TableReader) -> tuple[str, ...]:
             table.add_problem(f"allowed_models[{index}]", '"*" must stand alone')
         elif not _MODEL.fullmatch(model):
             table.add_problem(f"allowed_models[{index}]", "must be provider/model, as anthropic/claude-3-opus-20240229")
-    return tuple(dict.fromkeys(models))
+    return tuple(dict.fromkeys(models))  # without duplicates, in the file's order
 
 
 def _explain_hash(value: str) -> str:

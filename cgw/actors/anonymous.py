@@ -30,9 +30,10 @@ class AnonymousSource:
     def __init__(self, *, percentage: int, interval_ms: int) -> None:
         """``percentage`` and ``interval_ms`` are the settings of the short-term rate."""
         limits = {}
+        # One actor, built once: all callers without a token share its limits.
         for feature, (limit, models) in _LIMITS.items():
             concurrent_requests = derive_concurrent_requests(limit, DAY_MS, percentage, interval_ms)
-            if feature is Feature.EMBEDDINGS:
+            if feature is Feature.EMBEDDINGS:  # fixed in the reference (§2.4); its limit counts tokens, not requests
                 concurrent_requests = _EMBEDDINGS_CONCURRENT_REQUESTS
             limits[feature] = RateLimit(limit, DAY_MS, models, concurrent_requests, interval_ms, default_unit(feature))
         self._actor = Actor(

@@ -65,7 +65,7 @@ class Updater(Protocol):
 
     @property
     def cooldown_seconds(self) -> float:
-        """How long after an update, successful or not, the same actor is not fetched again."""
+        """The time after an update, successful or not, in which the same actor is not fetched again."""
         ...
 
     async def update(self, actor: Actor) -> None:
@@ -81,6 +81,7 @@ class Sources:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
+        # Looked up at every refusal by a quota, so found out once.
         self._updaters = {source.name: source for source in self._sources if isinstance(source, Updater)}
 
     def find_updater(self, actor: Actor) -> Updater | None:
@@ -99,6 +100,7 @@ class Sources:
             except NotFromSource:
                 continue
             except CgwError as error:
+                # A note, not a new error: callers tell a denial from a failure by the type.
                 error.add_note(f"from the actor source {source.name!r}")
                 raise
         raise NotFromSource("no source found for token" if token else "no token provided")

@@ -19,6 +19,7 @@ class TableReader:
 
     def __init__(self, table: Mapping[str, Any], path: str, problems: list[str]) -> None:
         self._table = table
+        # Keys that were read: the others are unknown, see `finish`.
         self._taken: set[str] = set()
         self._path = path
         self._problems = problems
@@ -84,6 +85,7 @@ class TableReader:
     def finish(self) -> None:
         """Add a problem for every key that was not taken, with the most similar one that was."""
         for key in self._table:
+            # A misspelt key would otherwise be ignored, and a limit with it.
             if key not in self._taken:
                 nearest = difflib.get_close_matches(key, sorted(self._taken), n=1)
                 self.add_problem(key, "unknown key" + (f"; did you mean {nearest[0]}?" if nearest else ""))

@@ -15,10 +15,10 @@ from cgw.model import Actor, Feature
 from cgw.redis.opening import ScriptCall
 
 RESERVATION_TTL_MS = 25 * 3_600_000
-"""How long a reservation can be settled: longer than any exchange. What is never settled stays charged."""
+"""The time in which a reservation can be settled: longer than any exchange. Without settlement it stays charged."""
 
 UNDO_TTL_MS = 600_000
-"""How long Redis remembers an admission that was given up: longer than a call can be delayed on a broken connection."""
+"""The time for which Redis remembers an admission that was given up: longer than a broken connection delays a call."""
 
 
 class ReservationIds:
@@ -50,7 +50,7 @@ class Reservation:
 
     @property
     def states(self) -> tuple[LimitState, ...]:
-        """How its limits stood once they were claimed; empty where nothing was counted."""
+        """The state of its limits after the claim; empty if nothing was counted."""
         return read_states(self.group.claims, self.answer) if self.answer else ()
 
     def build_admit(self, scripts: LimitScripts) -> ScriptCall:
@@ -63,10 +63,12 @@ class Reservation:
 
         It may reach Redis before or after the admission itself, or without it: in each case nothing stays reserved.
         """
+        # The negative time makes settle leave a `void` record if the admission has not arrived yet (see settle.lua).
         return ScriptCall(scripts.settle, self.keys, (self.id, -UNDO_TTL_MS, *self.group.refund_arguments))
 
     def build_settle(self, scripts: LimitScripts, *, is_charged: bool, tokens: int | None = None) -> ScriptCall:
         """Build the call that settles; without a charge it gives everything back."""
+        # Mode 0: admitted in Redis, which has a record.
         arguments = (self.id, 0, *self.group.settle_arguments(is_charged=is_charged, tokens=tokens))
         return ScriptCall(scripts.settle, self.keys, arguments)
 
@@ -87,5 +89,5 @@ class Admission:
 
     @property
     def states(self) -> tuple[LimitState, ...]:
-        """How the limits stood once they were claimed."""
+        """The state of all its limits after the claim."""
         return tuple(state for reservation in self.reservations for state in reservation.states)

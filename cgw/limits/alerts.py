@@ -38,7 +38,7 @@ class AlertStatistics:
 class AlertQueue:
     """A bounded queue of usage alerts, and the worker that delivers them one after the other, in order.
 
-    Whoever puts an alert in never waits for Slack.
+    Putting an alert in never waits for Slack.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]] | None, dotcom_api_url: str) -> None:
@@ -85,6 +85,8 @@ class AlertQueue:
                     if not self._waiting:
                         self._is_overflowing = False
         finally:
+            # Nothing can be added any more, as the receiver is closed. Not tried once more: Slack may be slow, and the
+            # gateway is stopping.
             self._dropped += self._waiting
             if self._waiting:
                 logger.warning("%d usage alerts were not delivered before the end", self._waiting)

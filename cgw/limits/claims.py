@@ -1,4 +1,4 @@
-"""What one request claims from which limits, and the keys that they are counted under. Plain records; no I/O."""
+"""The claims of one request on its limits, and the keys of these. Plain records; no I/O."""
 
 from __future__ import annotations
 
@@ -108,6 +108,7 @@ def build_key_prefix(source: str, actor_id: str) -> str:
 
     Characters with a meaning in keys (``{``, ``}``, ``:``) and all unusual ones are percent-encoded.
     """
+    # Encoded apart, so that a colon in an id cannot make it look like another source's.
     return f"cgw:{{{quote(source, safe='')}:{quote(actor_id, safe='')}}}:"
 
 
@@ -118,6 +119,7 @@ def bound_in_flight(rate_limit: RateLimit, max_in_flight: int | None) -> RateLim
 
 def build_claims(prefix: str, feature: Feature, rate_limit: RateLimit, lease_ms: int) -> tuple[Claim, ...]:
     """Build the claims of one request: on the quota, on the short-term rate, and on a slot if these are bounded."""
+    # The quota first: the scripts report thresholds of the first limit.
     quota = Claim(
         "quota",
         "bucket",
@@ -134,7 +136,7 @@ def build_claims(prefix: str, feature: Feature, rate_limit: RateLimit, lease_ms:
         rate_limit.concurrent_interval_ms,
     )
     if rate_limit.max_in_flight is None:
-        return quota, rate
+        return quota, rate  # no lease to keep up, and a third of the keys less
     return quota, rate, Claim("in_flight", "lease", f"{prefix}{feature}:in_flight", rate_limit.max_in_flight, lease_ms)
 
 

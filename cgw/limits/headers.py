@@ -1,4 +1,4 @@
-"""The header fields and refusals that tell clients how their limits stand. Pure."""
+"""The header fields and refusals that inform clients about their limits. Pure."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def build_limit_refusal(exceeded: LimitExceeded, feature: Feature, now: datetime
     ``now`` is an aware time. ``retry-after`` is an HTTP date (as in the reference, RFC 9110 §10.2.3), rounded up;
     ``retry-after-ms`` has the exact time. An actor that is cut off gets the reference's 403.
     """
+    # x-ratelimit-* are then about the limit that refused, and not always the quota.
     fields = list(_build_fields(exceeded.states, exceeded.refused))
     if exceeded.is_cut_off:
         return Refusal(
@@ -62,6 +63,7 @@ def _build_fields(states: Sequence[LimitState], shown: LimitState | None) -> Hea
     if shown is not None:
         fields.append((b"x-ratelimit-limit", b"%d" % shown.limit))
         fields.append((b"x-ratelimit-remaining", b"%d" % shown.remaining))
+    # A provider's limit is shared by all actors: how busy it is concerns no client.
     own = [state for state in states if state.name != "provider"]
     if own:
         policies, limits = map(_build_policy, own), map(_build_limit, own)

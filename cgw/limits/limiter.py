@@ -35,6 +35,7 @@ from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import ScriptCall, Store
 
+# A gateway keeps its slots if it misses two heartbeats, and loses them after three: it has died, or is cut off.
 HEARTBEATS_PER_LEASE = 3
 MAX_PLANS = 20_000
 """Plans in memory; of more, the oldest is dropped, and built again when it is needed."""
@@ -42,7 +43,7 @@ MAX_PLANS = 20_000
 
 @frozen
 class LimiterOptions:
-    """How limits are enforced, apart from the numbers that actors bring along.
+    """The settings of a :class:`Limiter`; the numbers of the limits come with the actors.
 
     ``max_in_flight`` bounds actors that bring no bound; ``provider_max_in_flight`` bounds the requests in flight to a
     provider, over all replicas. ``notify_thresholds`` are percentages of a quota, in ascending order.
@@ -56,7 +57,7 @@ class LimiterOptions:
 
     @property
     def lease_ms(self) -> int:
-        """How long a slot is held without a heartbeat."""
+        """The time that a slot is held without a heartbeat."""
         return round(self.heartbeat_seconds * 1000) * HEARTBEATS_PER_LEASE
 
 
@@ -64,7 +65,7 @@ class LimiterOptions:
 class LimiterStatistics:
     """The limiter's state, and counts since the start.
 
-    ``backlog`` settlements and charges are kept until Redis takes them; ``dropped`` ones were lost for want of room.
+    ``backlog`` settlements and charges are kept until Redis takes them; ``dropped`` ones found the backlog full.
     """
 
     is_redis_away: bool
@@ -103,7 +104,7 @@ class Limiter:
 
     @property
     def serves_without_redis(self) -> bool:
-        """Whether requests are admitted while Redis is away."""
+        """True if requests are admitted while Redis is away."""
         return self._options.when_down != "closed"
 
     def statistics(self) -> LimiterStatistics:
@@ -132,9 +133,11 @@ class Limiter:
         :exc:`~cgw.errors.StoreUnavailable` when Redis gave no answer and requests are to be refused then. Cancel-safe:
         a reservation whose answer is not waited for any more is given back.
         """
+        # Before the claims: nothing is counted for an actor that is cut off.
         if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
             raise _build_cut_off(rate_limit)
         plan = self._find_plan(actor, feature, rate_limit, provider)
+        # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
         groups = plan.price(tokens)
         try:
@@ -145,6 +148,7 @@ class Limiter:
                 self._alert(actor, feature, exceeded.threshold, exceeded.states)
             raise
         except StoreUnavailable as error:
+            # Not known whether Redis admitted it: the undo that went along gives that back, so it counts only locally.
             self.outage.failed(error)
             return self._fallback.admit(actor, feature, plan, groups, error)
         # No checkpoint from here on: a cancellation between the answer and the Admission would leak the reservation.
@@ -163,10 +167,12 @@ class Limiter:
         """
         if admission.is_settled:
             return
+        # Set before the first checkpoint: a second call, also by another task, must find it.
         admission.is_settled = True
         if not is_charged or admission.plan.rate_limit.unit is LimitUnit.TOKENS:
             admission.plan.forget_refusal()  # something may have been given back
         if admission.is_local:
+            # Also if Redis is back by now: it has no record to settle. The charge goes through the backlog.
             self._fallback.settle(admission, is_charged=is_charged, tokens=tokens)
             return
         calls = []
@@ -220,6 +226,7 @@ class Limiter:
         return answer
 
     def _find_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
+        # Not by the actor object: a refresh makes a new one, and the memory of refusals and debts must survive that.
         key = (actor.source, actor.id, feature, provider)
         plan = self._plans.get(key)
         # Limits that changed make a new plan. Usually it is the same object, which is faster to find out.
@@ -242,6 +249,7 @@ class Limiter:
         """Claim all groups, or none: what the first ones gave is given back when a later one refuses."""
         reservations: list[Reservation] = []
         try:
+            # One after the other, the actor's first: its refusals are the usual ones, and need no undo then.
             for group in groups:
                 reservations += [await self._claim_group(group)]
         except BaseException:
@@ -253,7 +261,7 @@ class Limiter:
 
     async def _claim_group(self, group: ClaimGroup) -> Reservation:
         asked = Reservation(group, (), self._ids.next())
-        # The link sends `undo` if nobody waits for the answer any more (cancelled, timed out, connection lost). It may
+        # The link sends `undo` if the answer does not reach us (cancelled, timed out, connection lost). It may
         # arrive before the admission, over another connection: then it leaves a `void` record, and admit fails on that.
         undo = asked.build_undo(self._scripts)
         answer = await self._run(asked.build_admit(self._scripts), undo)
@@ -269,6 +277,7 @@ class Limiter:
             self.outage.failed(error)
             return 0  # not kept: the key would be as broken for every retry
         except StoreUnavailable as error:
+            # Perhaps it was executed, but a repeated settlement changes nothing. An alert may be lost with the answer.
             self.outage.failed(error)
             self._backlog.add_settlement(call)
             return 0
@@ -282,7 +291,7 @@ class Limiter:
             raise build_broken_limit(error) from error
 
     def _alert(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
-        quota, now = states[0], datetime.now(UTC)
+        quota, now = states[0], datetime.now(UTC)  # the quota is the first claim of an actor
         self._on_alert(UsageAlert(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
 
 

@@ -78,6 +78,7 @@ class LimitMaintenance:
         if source is None:
             source = await self._find_only_source(actor_id, feature, has_in_flight)
         actor = self._find_known(actor_id, source)
+        # Delete without comparing with what was shown: a reset in one step counts no request that came in between.
         readings = await examine_limits(
             self.store,
             actor or _build_stranger(actor_id, source),
@@ -91,6 +92,7 @@ class LimitMaintenance:
         return used
 
     async def _find_only_source(self, actor_id: str, feature: Feature | None, has_in_flight: bool) -> str:
+        # Lenient: a key that can't be read is a reason to reset, and `examine.lua` deletes it.
         found = await self._find(actor_id, feature, None, has_in_flight=has_in_flight, is_lenient=True)
         if len(found) > 1:
             names = ", ".join(limits.source for limits in found)
@@ -125,6 +127,8 @@ class LimitMaintenance:
                     raise
                 found.append(_Found(name, ()))
                 continue
+            # Of an actor that is not known, every feature has readings: show those in use. Of a known one, also its
+            # unused limits.
             shown = [reading for reading in readings if reading.is_used or _is_limited(asked, reading)]
             if shown or actor is not None:
                 found.append(_Found(name, shown))

@@ -13,12 +13,12 @@ from cgw.limits.states import LimitExceeded
 from cgw.model import LimitUnit, RateLimit
 
 LONGEST_DENIAL_MS = 250
-"""How long a refusal is repeated without asking Redis: an actor that hammers costs Redis four calls a second."""
+"""The time for which a refusal is repeated without asking Redis. An actor that hammers costs it four calls a second."""
 
 
 @define(eq=False)
 class LimitPlan:
-    """What requests of one actor, feature and provider claim. Times are Trio's clock.
+    """The claims of requests of one actor, feature and provider. Times are Trio's clock.
 
     ``groups`` is one, or in a cluster one for each slot that the keys are in.
     """
@@ -26,9 +26,9 @@ class LimitPlan:
     rate_limit: RateLimit
     groups: Sequence[ClaimGroup]
     _refusal: tuple[float, int, LimitExceeded] | None = field(default=None, init=False)
-    """When a request was refused last, and the tokens that it asked for."""
+    """The last refusal: its time, the tokens that the request asked for, and the error."""
     _answer: tuple[float, Sequence[int]] | None = field(default=None, init=False)
-    """When ``admit`` answered last for the first group, and its answer."""
+    """The last answer of ``admit`` for the first group, with its time."""
 
     def price(self, tokens: int) -> Sequence[ClaimGroup]:
         """Return the groups for a request that reserves ``tokens``, if its quota counts tokens."""

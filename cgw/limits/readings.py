@@ -28,7 +28,7 @@ _FIGURES_PER_KEY = 4
 
 @frozen
 class LimitReading:
-    """How one limit of an actor stands, by the store's clock. ``None`` is unknown, or does not apply.
+    """The state of one limit of an actor, by the store's clock. ``None`` is unknown, or does not apply.
 
     ``limit`` times ``unit`` per ``interval_ms`` (``None`` for requests in flight: at once). ``used`` may exceed
     ``limit`` where more tokens were used than reserved. A quota also has its last alert: for which percentage
@@ -52,7 +52,7 @@ class LimitReading:
 
     @property
     def is_used(self) -> bool:
-        """Whether the store holds anything for the limit, even if that can't be read."""
+        """True if the store holds anything for the limit, even if that can't be read."""
         return self.used != 0 or self.alert_percent is not None
 
 
@@ -120,10 +120,12 @@ def _read_group(actor: Actor, group: _FeatureKeys, now_ms: int, figures: Iterato
 def _list_feature_keys(actor: Actor, feature: Feature, has_in_flight: bool) -> _FeatureKeys:
     rate_limit = actor.rate_limits.get(feature)
     asked = rate_limit or _UNKNOWN
+    # The claims of a request give the keys, so that they are those that the limiter counts under.
     # Leases may be left of a bound that was removed, so their key is always looked at.
     asked = evolve(asked, max_in_flight=asked.max_in_flight or 0)
     group = build_actor_group(actor, feature, asked, lease_ms=0, thresholds="")
     claims = [claim for claim in group.claims if has_in_flight or claim.kind != "lease"]
+    # Slots are left out by their keys, so that a reset does not delete them.
     return _FeatureKeys(feature, claims, group.alert_key, rate_limit is not None)
 
 

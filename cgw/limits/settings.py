@@ -11,7 +11,7 @@ from cgw.model import MAX_IN_FLIGHT
 
 @frozen
 class LimitSettings:
-    """How limits are enforced, and who receives usage alerts."""
+    """The settings of the limiter, and of usage alerts."""
 
     max_in_flight: int | None = setting(
         "CODY_GATEWAY_ACTOR_MAX_IN_FLIGHT",

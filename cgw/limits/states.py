@@ -1,4 +1,4 @@
-"""How limits stand, and the refusal when one is used up. Plain records; no I/O."""
+"""The state of limits, and the refusal when one is used up. Plain records; no I/O."""
 
 from __future__ import annotations
 

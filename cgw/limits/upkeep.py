@@ -18,11 +18,11 @@ from cgw.limits.scripts import LimitScripts
 from cgw.redis.opening import Store
 
 FLUSH_SECONDS = 0.1
-"""How often Redis is tried while it is away, or while there is a backlog."""
+"""The interval at which Redis is tried while it is away, or while there is a backlog."""
 LAST_FLUSH_SECONDS = 1.0
 PROBE_MS = 1_000
 RENEWED_AT_ONCE = 500
-"""How many leases one call renews: a script blocks the server for all clients, so it must be short."""
+"""Leases that one call renews: a script blocks the server for all clients, so it must be short."""
 
 _logger = logging.getLogger("cgw.limits")
 
@@ -57,6 +57,7 @@ class Upkeep:
     async def _keep_leases(self) -> None:
         while True:
             await trio.sleep(self.heartbeat_seconds)
+            # A snapshot: requests begin and end while the calls are under way.
             for key, ids in self.fallback.renew_leases(self.lease_ms).items():
                 for first in range(0, len(ids), RENEWED_AT_ONCE):
                     await self._renew(key, ids[first : first + RENEWED_AT_ONCE])
@@ -73,12 +74,13 @@ class Upkeep:
                 self.fallback.note_taken(held)
                 await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, "take", *held])
         except StoreUnavailable as error:
-            self.outage.failed(error)
+            self.outage.failed(error)  # the next heartbeat retries; a lease outlives two failures
         except ResponseError as error:
-            self.outage.failed(build_broken_limit(error))
+            self.outage.failed(build_broken_limit(error))  # other keys are renewed all the same
 
     async def _keep_flushing(self) -> None:
         while True:
+            # Nothing to do in normal times, so no timer runs then.
             await self.outage.attention.wait()
             await trio.sleep(FLUSH_SECONDS)
             await self._flush()

@@ -96,7 +96,7 @@ async def test_slots_are_freed_however_the_exchange_ends(tmp_path: Path, upstrea
 async def test_slots_are_freed_when_the_client_leaves(
     tmp_path: Path, upstream: ScriptedUpstream, http2: bool, events: int, stream: bool
 ) -> None:
-    """When the client leaves its slots are freed, whatever the gateway is waiting for."""
+    """The slots of a client that leaves are freed, whatever the gateway is waiting for."""
     delay = 0 if events and stream else 30
     upstream.scripts[ANTHROPIC_MODEL] = Script(LONG, head_delay_seconds=delay, api_key=ANTHROPIC_KEY)
     async with (

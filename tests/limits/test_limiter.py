@@ -72,7 +72,7 @@ async def test_quota_and_rate_refuse(limiter: Limiter) -> None:
 
 
 async def test_the_longer_wait_is_named(limiter: Limiter) -> None:
-    """When both limits refuse, the one with the longer wait is named."""
+    """If both limits refuse, the one with the longer wait is named."""
     both = evolve(LIMIT, limit=1, concurrent_requests=1)
     await limiter.admit(_actor(), CHAT, both)
     with pytest.raises(LimitExceeded) as refusal:

@@ -20,7 +20,7 @@ DRIFT_OPERATIONS = int(os.environ.get("CGW_DRIFT_OPERATIONS", "10_000"))
 
 
 def test_a_refusal_changes_nothing(store: LimitStore) -> None:
-    """When one limit refuses, no key of any other limit is written."""
+    """If one limit refuses, no key of any other limit is written."""
     store.reset()
     narrow, wide = Limit("{t}:n", "bucket", 1, 1_000), Limit("{t}:x", "bucket", 9, 1_000)
     lease = Limit("{t}:l", "lease", 3, 1_000)

@@ -9,7 +9,7 @@
 --          unused again, ms until more is available (0: all is), ms to wait before retrying (0: this limit did not
 --          refuse; -1: waiting is pointless)}. When leases end is unknown, so for them both times are 0.
 -- Guarantees
---   All or nothing: a refusal consumes nothing of any limit. No limit is exceeded, whoever else calls.
+--   All or nothing: a refusal consumes nothing of any limit. No limit is exceeded, however many callers there are.
 --   A retry with an admitted reservation id gets the first call's answer, without consuming, as long as its record
 --   lives. A reservation that settle has given up before admit arrived is an error, and consumes nothing.
 --   The order of the limits does not matter, except that alerts are about the first. Integers are exact (state.lua).

@@ -25,7 +25,7 @@ local now -- fetched when needed: settling exactly what was reserved needs no cl
 local record, admitted_at, first_remaining
 local mode = tonumber(ARGV[2])
 if mode <= 0 then
-  -- GETDEL makes it "once": whoever gets the record settles.
+  -- GETDEL makes it "once": only one call gets the record.
   record = call('GETDEL', KEYS[1])
   if record == 'void' then record = false end -- given up twice; it is written again below
   if record then

@@ -52,7 +52,7 @@ local function load_bucket(key, now)
 end
 
 -- Convert a debt to another limit or period: used tokens stay used (rounded up), but at most one full bucket of them,
--- so that lowering a limit makes nobody wait for longer than one period.
+-- so that after lowering a limit no wait is longer than one period.
 local function convert_debt(debt, old_limit, old_period, limit, period)
   if old_limit == limit and old_period == period then return debt end
   return min(ceil(debt / old_period), limit) * period

@@ -18,11 +18,11 @@ from cgw.limits.scripts import LimitScripts
 from cgw.redis.opening import ScriptCall, Store
 
 MAX_SETTLEMENTS = 10_000
-"""How many settlements are kept; of more, the oldest are dropped, and what they reserved stays charged."""
+"""Settlements that are kept; of more, the oldest are dropped, and what they reserved stays charged."""
 MAX_CHARGED_LIMITS = 20_000
-"""For how many limits the usage is kept; of more, the longest unused are dropped, and their usage is not charged."""
+"""Limits whose usage is kept; of more, the longest unused are dropped, and their usage is not charged."""
 MARK_TTL_MS = 24 * 3_600_000
-"""How long Redis remembers that a charge was settled: longer than any retry of it can be delayed."""
+"""The time for which Redis remembers a settled charge: longer than any retry of it can be delayed."""
 _CALLS_AT_ONCE = 16
 
 _logger = logging.getLogger("cgw.limits")
@@ -61,17 +61,19 @@ class _Charge:
 class Backlog:
     """A bounded backlog of calls, in memory only. Each call can be repeated: it counts once.
 
-    ``outage`` is told of limits that Redis cannot count; its ``attention`` is set when something is added.
+    Limits that Redis cannot count are reported to ``outage``; its ``attention`` is set when something is added.
     """
 
     def __init__(self, redis: Store, scripts: LimitScripts, outage: Outage) -> None:
         self._redis = redis
         self._scripts = scripts
         self._outage = outage
+        # Not a channel: settlements that fail are put back, and the oldest give way to new ones.
         self._settlements: deque[ScriptCall] = deque(maxlen=MAX_SETTLEMENTS)
+        # By the limit's key, those used last at the end.
         self._charges: OrderedDict[str, _Charge] = OrderedDict()
         self.dropped = 0
-        """Settlements and charges that there was no room for, since the backlog was last empty."""
+        """Settlements and charges dropped since the backlog was last empty: reported when it is empty again."""
         self.dropped_in_all = 0
         """The same, since the start."""
 
@@ -110,6 +112,7 @@ class Backlog:
 
     async def flush(self) -> None:
         """Send Redis all of it. Raises :exc:`StoreUnavailable`; what was not confirmed is kept. Cancel-safe."""
+        # Settlements first: they free slots and give back what new requests are waiting for.
         await self._send_settlements()
         while self._charges:
             # Few at a time: a charge that has become a settlement is no longer paid off by time, nor added up with
@@ -146,6 +149,7 @@ class Backlog:
             raise failures[0]
 
     async def _send(self, failures: list[StoreUnavailable]) -> None:
+        # After the first failure, stop: the others would each wait for their timeout too.
         while self._settlements and not failures:
             call = self._settlements.popleft()
             try:

@@ -63,10 +63,12 @@ class Fallback:
         for reservation in admission.reservations:
             group = reservation.group
             used = [(claim, claim.count_used(is_charged=is_charged, tokens=tokens)) for claim in group.claims]
+            # Without limits ("open") there is no reservation here, and this does nothing.
             self._limits.settle(reservation.id, used, now_ms())
             for claim, amount in used:
                 if claim.kind != "lease" and amount:
                     self._backlog.add_charge(group.record_prefix, claim, amount, debt=debts.get(claim.key, 0))
+                # A slot that was taken here is freed here; in Redis there is one only if a heartbeat created it.
                 elif claim.kind == "lease" and reservation.id in self._taken:
                     self._backlog.add_free(claim, reservation.id)
             self._taken.discard(reservation.id)
@@ -91,6 +93,7 @@ class Fallback:
     def renew_leases(self, lease_ms: int) -> Mapping[str, tuple[str, ...]]:
         """Renew all leases of this process; returns them, for Redis: by key, the reservations' ids."""
         ends_at = now_ms() + lease_ms
+        # Here all are kept, whatever Redis answers: the requests are really in flight.
         for held in self._limits.leases.values():
             held.update(dict.fromkeys(held, ends_at))
         return {key: tuple(held) for key, held in self._limits.leases.items()}

@@ -15,7 +15,7 @@ from attrs import define, field
 from cgw.limits.claims import Claim
 
 MAX_BUCKETS = 20_000
-"""How many buckets are remembered; of more, those that were used longest ago are forgotten."""
+"""Buckets in memory; of more, those that were used longest ago are forgotten."""
 
 _LONGEST_LEASE_WAIT_MS = 1000
 """Most leases are freed long before they end, so retrying within a second is worthwhile."""
@@ -34,7 +34,7 @@ class Bucket:
     limit: int
     period: int
     empty_at: int = 0
-    """When a claim last found no debt; nothing is given back of claims before that."""
+    """The time at which a claim last found no debt; claims before that are not given back."""
 
     def advance(self, now: int) -> None:
         """Refill up to ``now``."""
@@ -51,6 +51,7 @@ class Bucket:
     def measure(self, debt: int) -> tuple[int, int, int]:
         """Return what ``debt`` leaves: remaining tokens, ms until unused, ms until one more token is there."""
         full = self.limit * self.period
+        # Negative when overdrawn.
         remaining = max(0, (full - debt) // self.period)
         if debt <= 0:
             return remaining, 0, 0
@@ -59,7 +60,7 @@ class Bucket:
 
 @define
 class _Decision:
-    """What one claim would do.
+    """The effect of one claim, if it were made.
 
     ``wait`` is in ms (0: it fits, −1: it never will). ``measure`` returns how the limit stands with the claim
     (``True``) or without it; ``claim`` writes it.
@@ -203,7 +204,7 @@ class LocalLimits:
         return {name: end for name, end in self._leases.get(key, {}).items() if end > now}
 
     def _check_lease(self, claim: Claim, reservation_id: str, now: int) -> _Decision:
-        held = self._held(claim.key, now)
+        held = self._held(claim.key, now)  # without those that ended; saved so by a claim
         wait = 0
         if claim.cost > claim.limit:
             wait = -1

@@ -12,10 +12,10 @@ from redis.exceptions import ResponseError
 from cgw.errors import StoreUnavailable
 
 WhenDown = Literal["local", "open", "closed"]
-"""What happens to requests while Redis is away: counted in this process, admitted uncounted, or refused."""
+"""The treatment of requests while Redis is away: counted in this process, admitted uncounted, or refused."""
 
 CALM_SECONDS = 0.5
-"""How long nothing may have failed before Redis counts as back: a cluster with one failed node does not flap."""
+"""The time without a failure after which Redis counts as back, so that a half-broken cluster does not flap."""
 
 MAX_COMPLAINTS = 1_000
 """Broken limits that are remembered, so as to log each once."""
@@ -65,7 +65,7 @@ class Outage:
 
     @property
     def is_on(self) -> bool:
-        """Whether Redis is away."""
+        """True while Redis is away."""
         return self._since is not None
 
     def failed(self, reason: StoreUnavailable) -> None:
@@ -73,7 +73,7 @@ class Outage:
         if isinstance(reason, BrokenLimit):
             self._log_once(str(reason))
             return
-        self.attention.set()
+        self.attention.set()  # Upkeep finds out when Redis is back, also if no request comes
         self._failed_at = trio.current_time()
         if self._since is None:
             self._since = self._failed_at
@@ -81,6 +81,7 @@ class Outage:
 
     def succeeded(self) -> None:
         """Note that a call of Redis succeeded."""
+        # One success is not enough: with one failed node of a cluster, successes and failures alternate.
         if self._since is not None and trio.current_time() - self._failed_at >= CALM_SECONDS:
             seconds = trio.current_time() - self._since
             self._since = None
