@@ -104,7 +104,7 @@ def _bucket_problems(size_name: str, size: int, interval_name: str, interval_ms:
 
 @frozen
 class SourcePolicy:
-    """How limits and usage alerts treat the actors of one source. The default is neutral.
+    """The rules by which limits and usage alerts treat the actors of one source. The default is neutral.
 
     ``is_cut_off_at_one``: a limit of 1 means "no access"; otherwise 1 means 1. ``has_usage_alerts``: alerts are sent
     when a quota is used up to a threshold. ``admin_path`` is the path of an actor's page for Sourcegraph.com's

@@ -32,7 +32,7 @@ from cgw.service.settings import Settings
 from cgw.transport.server import Server, open_listeners
 
 CUT_SECONDS = 15.0
-"""How long connections that are cut at the end of a drain may take to record and settle."""
+"""The time that connections which are cut at the end of a drain may take to record and settle."""
 
 SPOOL_NAME = "events.sqlite"
 

@@ -133,7 +133,7 @@ async def test_without_a_store_it_is_one_sentence(tmp_path: Path, action: str) -
     ],
 )
 async def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
-    """What is missing, or no feature or source at all, is said before anything is looked at."""
+    """A missing actor, or an unknown feature or source, is reported before anything is read."""
     completed = await run_limits({}, *arguments)
     assert (completed.returncode, completed.stdout) == (2, b"")
     assert b"Error: " in completed.stderr

@@ -220,7 +220,7 @@ async def test_a_foreign_key_makes_the_limit_unavailable(
 
 
 async def test_tokens_are_reserved_and_settled(limiter: Limiter) -> None:
-    """Where tokens are counted, the estimate is reserved and replaced by the usage: less, more, or nothing."""
+    """With token counting, the estimate is reserved and replaced by the usage: less, more, or nothing."""
     limit = evolve(LIMIT, limit=1_000, unit=LimitUnit.TOKENS)
     actor = _actor(chat_completions=limit)
     for reserved, used, is_charged, left in ((400, 100, True, 900), (100, 250, True, 650), (300, 300, False, 650)):
