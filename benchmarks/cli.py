@@ -99,7 +99,8 @@ Subjects that are not installed are left out; benchmarks/README.md says how to i
     "commands",
     multiple=True,
     metavar="NAME=COMMAND",
-    help="Add any proxy. {port}, {upstream_host}, {upstream_port} and {path} in COMMAND are replaced by their values.",
+    help="Add any proxy. {port}, {upstream_host}, {upstream_port} and {path} in COMMAND are replaced by their values. "
+    "NAME=DIRECTORY adds the cgw of another checkout, to measure it beside this one.",
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), help="Number of rounds (default: the profile's).")
 @click.option(

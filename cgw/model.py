@@ -103,8 +103,28 @@ def _bucket_problems(size_name: str, size: int, interval_name: str, interval_ms:
 
 
 @frozen
+class SourcePolicy:
+    """The rules by which limits and usage alerts treat the actors of one source. The default is neutral.
+
+    ``is_cut_off_at_one``: a limit of 1 means "no access"; otherwise 1 means 1. ``has_usage_alerts``: alerts are sent
+    when a quota is used up to a threshold. ``admin_path`` is the path of an actor's page for Sourcegraph.com's
+    administrators, with ``{id}`` where the percent-encoded actor id stands; ``None`` if there is no such page.
+    """
+
+    is_cut_off_at_one: bool = False
+    has_usage_alerts: bool = False
+    admin_path: str | None = None
+
+
+NEUTRAL_POLICY = SourcePolicy()
+
+
+@frozen
 class Actor:
-    """The owner of requests. ``id`` names the pool that limits count on; it is not a secret. The token is not kept."""
+    """The owner of requests. ``id`` names the pool that limits count on; it is not a secret. The token is not kept.
+
+    ``source`` is the name of the source that the actor is from, ``policy`` is that source's.
+    """
 
     id: str
     name: str
@@ -113,6 +133,7 @@ class Actor:
     rate_limits: Mapping[Feature, RateLimit] = field(factory=dict)
     endpoint_access: Mapping[str, bool] = field(factory=dict)
     last_updated: datetime | None = None
+    policy: SourcePolicy = NEUTRAL_POLICY
 
     @property
     def display_name(self) -> str:

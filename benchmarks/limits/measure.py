@@ -95,9 +95,9 @@ def _run_client(name: str, order: Order, cores: Sequence[int], log: Path) -> Cli
 
 
 def find_miscounts(connection: redis.Redis, limits: int, charged: Sequence[int]) -> list[str]:
-    """What the store counts otherwise than the client charged, by actor, or has left over; empty when all is right.
+    """Return the differences between the store's counts and the client's, by actor; empty when all is right.
 
-    Quotas and rates must count what was charged, no place in flight may be taken, and no reservation left unsettled.
+    Quotas and rates must count what was charged, no slot in flight may be taken, and no reservation left unsettled.
     """
     peek = connection.register_script(load_scripts().peek.text)
     found, known = [], 0

@@ -1,4 +1,4 @@
-"""What every client of the scenario ``limits`` does: who asks, against which limits, and what is written down of it.
+"""The work of every client of the scenario ``limits``: actors, their limits, and the measurements.
 
 Limits are so large that all is admitted, and refill so slowly (one request in 100 s) that in the end the store must
 count exactly what was charged.
@@ -44,11 +44,11 @@ RATE_LIMIT = RateLimit(
 )
 OPTIONS = LimiterOptions(notify_thresholds=(90, 95, 100))
 FEATURES = (Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS)
-"""The first one's quota, rate and places in flight are the first three limits, the second one's the next three."""
+"""The first one's quota, rate and slots in flight are the first three limits, the second one's the next three."""
 
 
 class Order(Struct):
-    """What a client is told: where the store is, who calls, and for how long."""
+    """A client's instructions: the store, the calling actors, and the duration."""
 
     socket: str
     store_pid: int
@@ -59,7 +59,7 @@ class Order(Struct):
 
 
 class ClientReport(Struct):
-    """What a client says in the end. ``charged`` counts all pairs by actor, warm-up included; the rest is the window's.
+    """A client's report. ``charged`` counts all pairs by actor, warm-up included; the rest is the window's.
 
     CPU in nanoseconds: the client's own process, and the store's. ``pair`` is the time from when a caller wanted its
     pair, so waiting for a thread or a connection counts; ``admit`` and ``settle`` are the calls alone. Times are those
@@ -77,7 +77,7 @@ class ClientReport(Struct):
 
 
 def build_actors() -> list[Actor]:
-    """Static actors: those whose usage is held against the thresholds of notices, as cgw does unless told otherwise."""
+    """Static actors: those whose usage is held against the thresholds of alerts, as cgw does unless told otherwise."""
     return [
         Actor(f"bench-{number}", "", "static", True, dict.fromkeys(FEATURES, RATE_LIMIT))
         for number in range(ACTOR_COUNT)
@@ -101,7 +101,7 @@ def ask_reservation(group: ClaimGroup, ids: ReservationIds) -> Reservation:
 
 @define
 class Tally:
-    """What one thread, or one process of tasks, writes down. Times in nanoseconds of ``time.perf_counter_ns``."""
+    """The measurements of one thread, or of one process of tasks. Times in nanoseconds of ``time.perf_counter_ns``."""
 
     charged: list[int] = field(factory=lambda: [0] * ACTOR_COUNT)
     pairs: list[tuple[int, int, int, int]] = field(factory=list)
@@ -136,7 +136,7 @@ class Window:
         return time.perf_counter_ns(), time.process_time_ns(), store_ns
 
     def report(self, tallies: Sequence[Tally]) -> ClientReport:
-        """What was done between :meth:`open` and :meth:`close`."""
+        """Return the measurements between :meth:`open` and :meth:`close`."""
         opened_at, closed_at = self._opened[0], self._closed[0]
         pairs = [
             pair for tally in tallies for pair in tally.pairs if opened_at <= pair[0] and pair[0] - pair[1] < closed_at

@@ -57,13 +57,19 @@ class CommandSubject:
         return Start(command=command, target=Target(port))
 
 
-def parse_subject(text: str) -> CommandSubject:
-    """Parse ``name=command``. Raises :exc:`ValueError` with a sentence for people."""
+def parse_subject(text: str) -> Subject:
+    """Parse ``name=command``, or ``name=directory`` for the cgw of another checkout.
+
+    Raises :exc:`ValueError` with a sentence for people.
+    """
     name, equals, command = text.partition("=")
     if not equals or not name.strip() or not command.strip():
         raise ValueError(
             "must be name=command, for example 'mine=./proxy --listen {port} --to {upstream_host}:{upstream_port}'"
         )
+    checkout = Path(command.strip())
+    if (checkout / "cgw" / "__main__.py").is_file():
+        return Cgw(name.strip(), checkout=checkout.resolve())
     if "{port}" not in command:
         raise ValueError("the command must contain {port}, the port to listen on")
     try:

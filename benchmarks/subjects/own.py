@@ -31,10 +31,11 @@ concurrent_requests = 5_000_000
 
 @frozen
 class Cgw:
-    """This checkout's cgw. ``environ`` has the settings of a variant."""
+    """The cgw of ``checkout``, this one or another. ``environ`` has the settings of a variant."""
 
     name: str = "cgw"
     environ: dict[str, str] = field(factory=dict)
+    checkout: Path = REPOSITORY
     start_seconds: float = 20.0
     has_tls: bool = True
 
@@ -47,7 +48,7 @@ class Cgw:
         actors.write_text(ACTORS.format(digest=hashlib.sha256(token.encode()).hexdigest()))
         return Start(
             command=(sys.executable, "-m", "cgw", "serve"),
-            cwd=REPOSITORY,
+            cwd=self.checkout,
             environ={
                 "PORT": str(port),
                 "REDIS_ENDPOINT": "",

@@ -1,1 +1,1 @@
-"""The ASGI app that Hypercorn serves beside the hot engine, and the adapter that runs exchanges under it."""
+"""The ASGI app that Hypercorn serves beside the HTTP/1.1 engine, and the adapter that runs exchanges under it."""

@@ -61,7 +61,7 @@ CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def is_corruption(error: sqlite3.Error) -> bool:
-    """Whether ``error`` says that the file is damaged or no database."""
+    """True if ``error`` says that the file is damaged or no database."""
     code = getattr(error, "sqlite_errorcode", None)  # absent on errors of the Python module itself
     return code is not None and code & 0xFF in CORRUPTION_CODES
 

@@ -34,7 +34,7 @@ from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
 
 CONCLUDE_SECONDS = 10.0
-"""How long recording, and settling, may take once nothing else can cancel them."""
+"""The time that recording, and settling, may take each once nothing else can cancel them."""
 
 logger = logging.getLogger("cgw.exchange")
 
@@ -77,7 +77,7 @@ class _Exchange:
 
     @property
     def _is_charged(self) -> bool:
-        """Whether the exchange counts on the actor's limits: the upstream answered 2xx, whoever left after that."""
+        """True if the exchange counts on the actor's limits: the upstream answered 2xx, whoever left after that."""
         return self._upstream_head is not None and 200 <= self._upstream_head.status < 300
 
     async def run(self, exchange_nursery: trio.Nursery) -> None:

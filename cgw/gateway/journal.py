@@ -1,4 +1,4 @@
-"""What is noted of one exchange on its way, for its usage event and its log line. Nothing is decided here."""
+"""Notes of one exchange, for its usage event and its log line. Nothing is decided here."""
 
 from __future__ import annotations
 

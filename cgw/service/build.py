@@ -20,7 +20,7 @@ from cgw.events.spool import Spool
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
-from cgw.limits.alerts import Notifier
+from cgw.limits.alerts import AlertQueue
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
@@ -33,13 +33,13 @@ from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_co
 
 
 def build_gateway(
-    settings: Settings, sources: Sources, tls_context: ssl.SSLContext, redis: Store, notifier: Notifier, spool: Spool
+    settings: Settings, sources: Sources, tls_context: ssl.SSLContext, redis: Store, alerts: AlertQueue, spool: Spool
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
         sources=sources,
         refresher=Refresher(sources),
-        limiter=Limiter(redis, build_limiter_options(settings), on_notice=notifier.notify),
+        limiter=Limiter(redis, build_limiter_options(settings), on_alert=alerts.put),
         pool=UpstreamPool(tls_context, build_deadlines(settings)),
         relay=FlatRelay(
             tick_seconds=settings.upstream.relay_tick_seconds,
@@ -83,7 +83,7 @@ def build_sources(settings: Settings) -> Sources:
     sources: list[Source] = []
     if actors.allow_anonymous:
         # Without this source a request without a token gets 401: nobody was recognised, so nobody can be forbidden.
-        sources.append(AnonymousSource(is_allowed=True, percentage=percentage, interval_ms=interval_ms))
+        sources.append(AnonymousSource(percentage=percentage, interval_ms=interval_ms))
     if actors.file is not None:
         sources.append(load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms))
     return Sources(sources)

@@ -24,7 +24,7 @@ from cgw.events.spool import open_spool
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
-from cgw.limits.alerts import Notifier
+from cgw.limits.alerts import AlertQueue
 from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
 from cgw.service.build import build_engines, build_gateway, build_sources, build_upstream_tls
@@ -32,7 +32,7 @@ from cgw.service.settings import Settings
 from cgw.transport.server import Server, open_listeners
 
 CUT_SECONDS = 15.0
-"""How long connections that are cut at the end of a drain may take to record and settle."""
+"""The time that connections which are cut at the end of a drain may take to record and settle."""
 
 SPOOL_NAME = "events.sqlite"
 
@@ -101,12 +101,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         spool = await stack.enter_async_context(open_spool(data_dir / SPOOL_NAME))
         redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
         webhook = await _open_webhook(stack, settings, tls_context)
-        notifier = Notifier(webhook, settings.limits.dotcom_api_url)
-        gateway = build_gateway(settings, sources, tls_context, redis, notifier, spool)
+        alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
+        gateway = build_gateway(settings, sources, tls_context, redis, alerts, spool)
         stack.callback(gateway.relay.close)
         http_engine, hypercorn_engine = build_engines(settings, gateway, dialects, redis)
         server = Server(listeners)
-        background = (notifier.run, gateway.limiter.run, gateway.refresher.run, gateway.pool.run, gateway.relay.run)
+        background = (alerts.run, gateway.limiter.run, gateway.refresher.run, gateway.pool.run, gateway.relay.run)
         for run in background:
             await stack.enter_async_context(open_background_task(run))
         await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))

@@ -21,7 +21,7 @@ from cgw.telemetry.logs import open_logging
 EXIT_OK = 0
 
 SWITCH_SECONDS = 0.0005
-"""How long one thread may keep the interpreter from another that wants it."""
+"""The time that one thread may keep the interpreter from another that waits for it."""
 
 GC_THRESHOLDS = (10_000, 10, 10)
 """Allocations, and collections of younger generations, before each generation is collected; see :mod:`gc`."""

@@ -30,7 +30,7 @@ def _default_data_dir() -> Path:
 
 @frozen
 class DataSettings:
-    """Where files are kept."""
+    """The directory of cgw's files."""
 
     directory: Path = setting(
         "CODY_GATEWAY_DATA_DIR",

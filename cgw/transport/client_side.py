@@ -69,7 +69,7 @@ class ClientSide(Protocol):
 
     @property
     def is_response_started(self) -> bool:
-        """Whether ``send_head`` or ``send_response`` was called."""
+        """True if ``send_head`` or ``send_response`` was called."""
         ...
 
     @property

@@ -56,7 +56,7 @@ class StreamEnd(enum.Enum):
 
 @frozen
 class StreamOutcome:
-    """How a stream ended. ``held`` is data of the upstream's that was not forwarded; ``reason`` is for logs."""
+    """The end of a stream. ``held`` is data of the upstream's that was not forwarded; ``reason`` is for logs."""
 
     end: StreamEnd
     held: bytes

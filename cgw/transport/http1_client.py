@@ -57,12 +57,12 @@ class Http1Client:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the connection can carry another exchange (RFC 9112 §9.3)."""
+        """True if the connection can carry another exchange (RFC 9112 §9.3)."""
         return self.is_response_complete and not self.is_broken_off and self._codec.is_reusable
 
     @property
     def needs_reset(self) -> bool:
-        """Whether the connection must be reset, because an orderly end would look like a complete response."""
+        """True if the connection must be reset, because an orderly end would look like a complete response."""
         is_under_way = self.is_response_started and not self.is_response_complete
         # A stalled client has unread data in the kernel's send buffer: a reset frees it at once.
         return self._is_stalled or (self._codec.is_close_delimited and (is_under_way or self.is_broken_off))

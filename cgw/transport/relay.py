@@ -26,7 +26,7 @@ from cgw.wire.windows import BodyWindowCollector
 
 
 class RelayEnd(enum.Enum):
-    """How the upstream's body ended."""
+    """The ways in which the upstream's body can end."""
 
     COMPLETE = "complete"
     BROKEN = "broken"
@@ -35,7 +35,7 @@ class RelayEnd(enum.Enum):
 
 @frozen
 class RelayOutcome:
-    """How a relay ended. ``held_back`` is to be sent once the exchange is recorded; ``error`` is for logs."""
+    """The end of a relay. ``held_back`` is to be sent once the exchange is recorded; ``error`` is for logs."""
 
     end: RelayEnd
     held_back: bytes = b""

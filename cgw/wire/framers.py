@@ -57,7 +57,7 @@ class Framer(Protocol):
 
     @property
     def has_begun(self) -> bool:
-        """Whether any payload was seen."""
+        """True if any payload was seen."""
         ...
 
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:

@@ -30,7 +30,7 @@ class ServerCodec(Protocol):
 
     @property
     def is_request_complete(self) -> bool:
-        """Whether the whole body was fed."""
+        """True if the whole body was fed."""
         ...
 
     @property
@@ -45,7 +45,7 @@ class ServerCodec(Protocol):
 
     @property
     def wants_continue(self) -> bool:
-        """Whether the client waits for a 100 response before it sends the body (RFC 9110 §10.1.1)."""
+        """True if the client waits for a 100 response before it sends the body (RFC 9110 §10.1.1)."""
         ...
 
     @property
@@ -55,12 +55,12 @@ class ServerCodec(Protocol):
 
     @property
     def is_reusable(self) -> bool:
-        """Whether request and response are complete and the connection may carry another exchange (RFC 9112 §9.3)."""
+        """True if request and response are complete and the connection may carry another exchange (RFC 9112 §9.3)."""
         ...
 
     @property
     def is_close_delimited(self) -> bool:
-        """Whether only closing the connection ends the response's body (RFC 9112 §6.3, rule 8)."""
+        """True if only closing the connection ends the response's body (RFC 9112 §6.3, rule 8)."""
         ...
 
     def feed(self, data: bytes) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.machine import process_tree, read_cpu, read_memory
 from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
-from benchmarks.subjects.known import known_subjects, parse_subject
+from benchmarks.subjects.known import CommandSubject, known_subjects, parse_subject
+from benchmarks.subjects.own import Cgw
 
 STUBBORN = """
 import os, signal, subprocess, sys
@@ -84,9 +85,19 @@ def test_a_command_on_the_command_line_becomes_a_subject() -> None:
     """The first equals sign separates name and command, and braces that are not a placeholder stay."""
     subject = parse_subject("mine=./proxy --listen {port} --to http://h?a=b {other}")
 
+    assert isinstance(subject, CommandSubject)
     assert subject.name == "mine"
     assert subject.command == "./proxy --listen {port} --to http://h?a=b {other}"
     assert "mine" not in known_subjects()
+
+
+def test_another_checkout_becomes_a_subject(tmp_path: Path) -> None:
+    """A directory with a cgw in it is measured like this checkout's own, under the given name."""
+    (tmp_path / "cgw").mkdir()
+    (tmp_path / "cgw" / "__main__.py").touch()
+    subject = parse_subject(f"before={tmp_path}")
+    assert isinstance(subject, Cgw)
+    assert (subject.name, subject.checkout) == ("before", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["mine", "=cmd {port}", "mine=", "mine=./proxy", "mine='{port}"])

@@ -69,13 +69,16 @@ async def test_beside_a_gateway_with_its_embedded_store(
         assert (shown.returncode, shown.stderr) == (0, b"")
         quota, rate = json.loads(shown.stdout)
         assert (quota["name"], quota["source"], quota["limit"], quota["used"]) == ("quota", "static", 2, 2)
-        assert (quota["notice_percent"], rate["name"]) == (100, "concurrency")
+        assert (quota["alert_percent"], rate["name"]) == (100, "concurrency")
         table = (await run_limits(environ, "show", "--actor", "acme")).stdout.decode().splitlines()
         assert table[0].split()[:5] == ["source", "feature", "limit", "size", "used"]
         assert len(table) == 5
         reset = await run_limits(environ, "reset", "--actor", "acme")
         assert (reset.returncode, reset.stderr) == (0, b"")
-        assert "chat_completions quota: 2 of 2 requests per 24h used; 100 % had been told" in reset.stdout.decode()
+        assert (
+            "chat_completions quota: 2 of 2 requests per 24h used; alert of 100 % had been sent"
+            in reset.stdout.decode()
+        )
         with trio.fail_after(5):  # a gateway repeats a refusal for a moment without asking
             while (await client.post(PATH, json=body)).status_code != 200:
                 pass
@@ -130,7 +133,7 @@ async def test_without_a_store_it_is_one_sentence(tmp_path: Path, action: str) -
     ],
 )
 async def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
-    """What is missing, or no feature or source at all, is said before anything is looked at."""
+    """A missing actor, or an unknown feature or source, is reported before anything is read."""
     completed = await run_limits({}, *arguments)
     assert (completed.returncode, completed.stdout) == (2, b"")
     assert b"Error: " in completed.stderr

@@ -96,8 +96,8 @@ async def test_nothing_is_counted_twice_or_lost(tmp_path: Path, seed: int) -> No
 
             async def is_told() -> bool:
                 await trio.lowlevel.checkpoint()
-                statistics = links.statistics()
-                return not (limiter.untold or limiter.outage.is_on or statistics.waiting_calls or statistics.kept_calls)
+                limits, calls = limiter.statistics(), links.statistics()
+                return not (limits.backlog or limits.is_redis_away or calls.waiting_calls or calls.kept_calls)
 
             await wait_until(is_told)
             assert exchanges.local > 0

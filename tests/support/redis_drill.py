@@ -107,7 +107,7 @@ class GatewayDrill:
         await trio.sleep(0.2)
         self.load_scope.cancel()
         await self.load_ended.wait()
-        await self._wait(lambda: all(line.gateway.gateway.limiter.untold == 0 for line in self.lines))
+        await self._wait(lambda: all(line.gateway.gateway.limiter.statistics().backlog == 0 for line in self.lines))
         await wait_nothing_held(self.lines[0].gateway)
 
     def _is_back(self) -> bool:

@@ -74,7 +74,7 @@ class RelayRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether the exchange has ended."""
+        """True if the exchange has ended."""
         return self.end is not None
 
     def is_upstream_closed(self) -> bool:

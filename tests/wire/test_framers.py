@@ -85,7 +85,7 @@ def test_missing_line_ends_are_malformed(bad: bytes, steps: list[int]) -> None:
 @settings(max_examples=300)
 @given(st.binary(max_size=60), STEPS)
 def test_agrees_with_h11_on_arbitrary_bytes(data: bytes, steps: list[int]) -> None:
-    """What may be forwarded of arbitrary bytes is for h11 a valid start of a chunked body with the same payload."""
+    """The forwarded part of arbitrary bytes is for h11 a valid start of a chunked body with the same payload."""
     collector = BodyWindowCollector()
     passable, _, _ = feed_in_steps(ChunkedFramer(collector, {}), data, steps)
     connection = h11.Connection(h11.CLIENT)

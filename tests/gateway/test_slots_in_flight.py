@@ -1,4 +1,4 @@
-"""Requests under way, counted at once: each has its place, and frees it however it ends."""
+"""Limits on requests in flight: each request holds a slot, and frees it however it ends."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ EXITS: dict[str, tuple[Script, dict[str, str], int | None]] = {
 
 @asynccontextmanager
 async def open_bounded_gateway(folder: Path, upstream: ScriptedUpstream) -> AsyncIterator[Service]:
-    """A gateway that bounds what is in flight, of its actor and of its provider."""
+    """Run a gateway that bounds requests in flight, of its actor and to its provider."""
     async with open_patient_gateway(folder, upstream.url, chat_lines=BOUNDED, more=PROVIDER_BOUND) as gateway:
         yield gateway
 
 
 async def wait_held(gateway: Service) -> None:
-    """Return once one request has its places."""
+    """Wait until one request holds its slots."""
     with trio.fail_after(5):
         while await count_held(gateway) != Held(2, 1):  # noqa: ASYNC110 - it happens in Redis
             await trio.sleep(0.005)
@@ -74,10 +74,8 @@ async def wait_held(gateway: Service) -> None:
 
 
 @pytest.mark.parametrize("name", EXITS)
-async def test_places_in_flight_are_freed_however_it_ends(
-    tmp_path: Path, upstream: ScriptedUpstream, name: str
-) -> None:
-    """After every end of an exchange no place in flight is taken, of the actor or the provider, and no record left."""
+async def test_slots_are_freed_however_the_exchange_ends(tmp_path: Path, upstream: ScriptedUpstream, name: str) -> None:
+    """After any end of an exchange no slot is held, of the actor or the provider, and no record is left."""
     script, headers, status = EXITS[name]
     upstream.scripts[ANTHROPIC_MODEL] = script
     upstream.scripts["other"] = Script(api_key=ANTHROPIC_KEY)
@@ -95,10 +93,10 @@ async def test_places_in_flight_are_freed_however_it_ends(
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("events", [0, 4], ids=["before the first byte", "streaming"])
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
-async def test_places_in_flight_are_freed_when_the_client_leaves(
+async def test_slots_are_freed_when_the_client_leaves(
     tmp_path: Path, upstream: ScriptedUpstream, http2: bool, events: int, stream: bool
 ) -> None:
-    """A client that leaves gives its place back, whatever the gateway waits for."""
+    """The slots of a client that leaves are freed, whatever the gateway is waiting for."""
     delay = 0 if events and stream else 30
     upstream.scripts[ANTHROPIC_MODEL] = Script(LONG, head_delay_seconds=delay, api_key=ANTHROPIC_KEY)
     async with (
@@ -120,7 +118,7 @@ async def test_places_in_flight_are_freed_when_the_client_leaves(
 async def test_a_bug_gives_everything_back(
     tmp_path: Path, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of cgw's own between admission and answer is a 500 that holds no place and costs nothing."""
+    """A bug in cgw between admission and response is a 500 that holds no slot and is not charged."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
@@ -133,8 +131,8 @@ async def test_a_bug_gives_everything_back(
         assert await get_usage(gateway) == 0
 
 
-async def test_a_place_that_comes_free_is_there_at_once(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """With one place in flight, requests one after the other are never refused: the next finds the place free."""
+async def test_a_freed_slot_is_available_at_once(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """With one slot, requests one after the other are never refused."""
     async with (
         open_patient_gateway(tmp_path, upstream.url, chat_lines="max_in_flight = 1") as gateway,
         open_http(gateway) as client,
@@ -145,8 +143,8 @@ async def test_a_place_that_comes_free_is_there_at_once(tmp_path: Path, upstream
             assert answer.status_code == 200
 
 
-async def test_a_long_stream_keeps_its_place(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """A stream that lasts longer than its lease holds its place by heartbeats to its end, not beyond."""
+async def test_a_long_stream_keeps_its_slot(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A stream that is longer than its lease holds its slot by heartbeats until its end, and no longer."""
     slow_down(upstream, "word " * 20)
     more = {"CODY_GATEWAY_IN_FLIGHT_HEARTBEAT": "100ms"}
     async with (
