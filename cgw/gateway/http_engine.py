@@ -1,27 +1,40 @@
-"""The HTTP/1.1 engine: serves clients' connections, and hands those that it cannot serve to the other engine."""
+"""The engine of the public port: every connection of a client, and every request on it, runs here.
+
+A POST to a provider route runs as an exchange; every other request is ``serve_other``'s (the control app).
+"""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 
-import trio
+from attrs import frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.gateway.exchange import run_exchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
-from cgw.providers.dialect import ErrorStyle
-from cgw.transport.client_side import ClientLimits
-from cgw.transport.http1_client import Http1Client
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
-from cgw.transport.replay import ReplayedStream
-from cgw.transport.sockets import BUFFER_BYTES
+from cgw.transport.client_address import TrustedProxies
+from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, ServeHttp2
+from cgw.transport.overload import OverloadControl
+from cgw.transport.server import AcceptedConnection
+from cgw.wire.messages import RequestHead
 
-HandOver = Callable[[ReplayedStream, trio.Nursery], Awaitable[None]]
+CONTROL_PREFIX = b"/-/"
+"""Routes below it are answered under any load: whoever watches the service must see it."""
+
+
+@frozen
+class EngineStatistics:
+    """Exchanges ``in_flight`` now, and requests ``shed`` since the start."""
+
+    in_flight: int
+    shed: int
 
 
 class HttpEngine:
-    """Serves clients' connections. ``hand_over`` takes a connection whose next request is not for a provider route."""
+    """Serves clients' connections. At most ``max_exchanges`` run at once (``None``: no bound)."""
 
     def __init__(
         self,
@@ -29,52 +42,74 @@ class HttpEngine:
         routes: Routes,
         limits: ClientLimits,
         *,
-        errors: ErrorStyle,
-        hand_over: HandOver,
+        serve_other: Callable[[ClientSide], Awaitable[None]],
+        overload: OverloadControl,
+        max_exchanges: int | None = None,
+        trusted: TrustedProxies | None = None,
+        tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
+        serve_http2: ServeHttp2 | None = None,
     ) -> None:
         self._gateway = gateway
         self._routes = routes
-        self._limits = limits
-        self._errors = errors
-        self._hand_over = hand_over
+        self._serve_other = serve_other
+        self._overload = overload
+        self._max_exchanges = max_exchanges
         self._connections: set[Http1Connection] = set()
-        self._is_draining = False
-        self._buffer = bytearray(BUFFER_BYTES)
-
-    async def serve_connection(self, stream: trio.SocketStream, connection_nursery: trio.Nursery) -> None:
-        """Serve one connection to its end. Cancel-safe; the stream is closed in every case."""
-
-        async def hand_over(replayed: ReplayedStream) -> None:
-            await self._hand_over(replayed, connection_nursery)
-
-        service = ConnectionCallbacks(
-            buffer=self._buffer,
-            limits=self._limits,
-            is_fast_path=self._routes.is_fast_path,
-            handle=self._handle,
-            hand_over=hand_over,
-            render_refusal=self._render_refusal,
-            is_draining=lambda: self._is_draining,
+        self._in_flight = self._shed = 0
+        self.is_draining = False
+        self._callbacks = ConnectionCallbacks(
+            limits=limits,
+            handle=self.handle,
+            render_refusal=self.render_refusal,
+            is_draining=lambda: self.is_draining,
+            check_load=self.check_load,
+            serve_http2=serve_http2,
+            trusted=trusted or TrustedProxies(),
+            tls_context=tls_context,
         )
-        connection = Http1Connection(stream, service)
+
+    async def serve_connection(self, accepted: AcceptedConnection) -> None:
+        """Serve one connection to its end. Cancel-safe; the socket is closed in any case."""
+        connection = Http1Connection(accepted, self._callbacks)
         self._connections.add(connection)
         try:
             await connection.serve()
         finally:
             self._connections.discard(connection)
 
-    async def _handle(self, client: Http1Client) -> None:
+    async def handle(self, client: ClientSide) -> None:
+        """Serve one request."""
         dialect = self._routes.find(client.head.path)
-        if dialect is None:
-            raise RuntimeError("a request without a provider route was taken for the fast path")
-        await run_exchange(self._gateway, dialect, client)
+        if dialect is None or client.head.method != b"POST":
+            await self._serve_other(client)
+            return
+        self._in_flight += 1
+        try:
+            await run_exchange(self._gateway, dialect, client)
+        finally:
+            self._in_flight -= 1
 
-    def _render_refusal(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        return self._errors.render(refusal)
+    def check_load(self, head: RequestHead) -> Refusal | None:
+        """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""
+        if head.target.startswith(CONTROL_PREFIX):
+            return None
+        is_full = self._max_exchanges is not None and self._in_flight >= self._max_exchanges
+        if not is_full and not self._overload.must_shed():
+            return None
+        self._shed += 1
+        return self._overload.build_refusal()
+
+    def render_refusal(self, refusal: Refusal, path: bytes) -> tuple[Headers, bytes]:
+        """Render a refusal in the dialect that belongs to ``path``, the reference's where none does."""
+        return self._routes.find_errors(path).render(refusal)
+
+    def statistics(self) -> EngineStatistics:
+        """Return a snapshot of the counters."""
+        return EngineStatistics(self._in_flight, self._shed)
 
     def drain(self) -> None:
-        """End connections that wait for a request, and let each of the others end after its present exchange."""
-        self._is_draining = True
+        """End connections that wait for a request, and let each of the others end after its present one."""
+        self.is_draining = True
         for connection in list(self._connections):
             if connection.is_idle:
                 connection.idle_scope.cancel()
