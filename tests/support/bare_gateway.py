@@ -13,8 +13,9 @@ from cgw.transport.client_side import ClientLimits
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.http1_client import Http1Client
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.listeners import open_listeners
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
-from cgw.transport.server import Server, open_listeners
+from cgw.transport.server import Server
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import Origin, RequestHead, UpstreamRequest

@@ -13,8 +13,9 @@ from cgw.providers.error_styles import ReferenceErrors
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.http1_client import Http1Client
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.listeners import open_listeners
 from cgw.transport.replay import ReplayedStream
-from cgw.transport.server import Server, open_listeners
+from cgw.transport.server import Server
 from tests.support.raw_client import RawClient
 from tests.support.waiting import wait_until
 
