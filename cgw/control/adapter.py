@@ -11,9 +11,9 @@ import trio
 from hypercorn.utils import UnexpectedMessageError
 
 from cgw.control.hypercorn_engine import CONNECTION_KEY, HandedConnection, Receive, Scope, Send
+from cgw.control.scopes import build_request_head
 from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.client_side import ClientLimits
-from cgw.wire.messages import RequestHead
 
 BREAK_OFF_SECONDS = 1.0
 
@@ -155,12 +155,3 @@ class AsgiClient:
     async def wait_gone(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""
         await self._gone.wait()
-
-
-def build_request_head(scope: Scope) -> RequestHead:
-    """An ASGI HTTP scope as a request head."""
-    target = bytes(scope.get("raw_path") or scope["path"].encode("utf-8"))
-    if scope["query_string"]:
-        target += b"?" + scope["query_string"]
-    headers = tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
-    return RequestHead(scope["method"].encode("ascii"), target, headers, scope["http_version"].encode("ascii"))

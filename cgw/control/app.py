@@ -14,8 +14,10 @@ from attrs import field, frozen
 from cgw.actors.authorization import check_access, extract_token
 from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
-from cgw.control.adapter import AsgiClient, build_request_head
-from cgw.control.hypercorn_engine import Receive, Scope, Send
+from cgw.control.adapter import AsgiClient
+from cgw.control.hypercorn_engine import CONNECTION_KEY
+from cgw.control.scopes import build_request_head, run_lifespan
+from cgw.control.status import ServiceStatus
 from cgw.durations import format_go_duration
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.answer import allowed_methods
@@ -24,6 +26,7 @@ from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect, ErrorStyle
+from cgw.transport.asgi_host import Receive, Scope, Send
 from cgw.transport.client_side import ClientLimits
 from cgw.wire.messages import RequestHead
 
@@ -45,11 +48,12 @@ Handler = Callable[[RequestHead], Awaitable[ControlResponse]]
 
 @frozen
 class ControlApp:
-    """Serves everything that is not carried by the hot engine.
+    """Everything but exchanges, under any ASGI server: on the public port and on the admin port.
 
     ``errors`` shapes refusals of routes that belong to no dialect. ``check_store`` raises
     :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` is
-    open: it tells nothing but whether the service works.
+    open: it tells nothing but whether the service works. ``/-/readyz`` is always open: load balancers have no secret,
+    and it tells them nothing but ``status``.
     """
 
     gateway: Gateway
@@ -59,12 +63,16 @@ class ControlApp:
     version: str
     diagnostics_secret: str | None = field(repr=False)
     check_store: Callable[[], Awaitable[None]]
+    status: ServiceStatus
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "lifespan":
+            await run_lifespan(receive, send)
             return
         head = build_request_head(scope)
         if head.header(b"transfer-encoding") is not None and head.header(b"content-length") is not None:
@@ -74,7 +82,7 @@ class ControlApp:
             await _send_answer(send, ControlResponse(400, (*headers, (b"connection", b"close")), body))
             return
         dialect = self.routes.find(head.path)
-        if dialect is not None and head.method == b"POST":
+        if dialect is not None and head.method == b"POST" and CONNECTION_KEY in scope.get("state", {}):
             await self._run_exchange(dialect, AsgiClient(scope, receive, send, self.limits))
             return
         answer = await self._answer(head, dialect)
@@ -105,9 +113,14 @@ class ControlApp:
         reads: dict[str, Handler] = {
             "/v1/limits": self._limits,
             "/-/healthz": self._healthz,
+            "/-/readyz": self._readyz,
             "/-/__version": self._version,
         }
         writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits}
+        if dialect is not None and head.method == b"POST":
+            port = "" if self.status.public_port is None else f" {self.status.public_port}"
+            text = f"requests to providers are served on the public port{port} (PORT), not on the admin port"
+            raise Refusal(404, text, code="not_found")
         if dialect is not None:
             raise _wrong_method(head, ["POST"])
         if path in reads:
@@ -142,6 +155,12 @@ class ControlApp:
         if limiter.serves_without_redis:
             return ControlResponse(200, TEXT, f"healthz: ok\n{detail}".encode())
         return ControlResponse(500, TEXT, f"healthz: err\n{detail}".encode())
+
+    async def _readyz(self, head: RequestHead) -> ControlResponse:
+        """Answer load balancers: 503 while the service starts or drains, although it still serves."""
+        if self.status.is_ready:
+            return ControlResponse(200, TEXT, b"readyz: ok")
+        return ControlResponse(503, TEXT, f"readyz: {self.status.phase.value}".encode())
 
     async def _find_actor(self, head: RequestHead) -> Actor:
         try:
