@@ -157,19 +157,24 @@ async def test_a_failure_of_the_server_stays_within_it(
 async def test_a_client_that_reads_nothing_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that Hypercorn shields ends with the kernel's own timeout, and so does the server."""
     monkeypatch.setattr(admin, "WRITE_SECONDS", 0.5)
-    chunk = b"x" * 65_536
+    chunk, sent = b"x" * 65_536, 0
 
     async def flood(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
         if scope["type"] == "lifespan":
             raise NotImplementedError
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            sent += 1
 
-    started = trio.current_time()
     async with open_admin_server(flood, "127.0.0.1", 0) as port:
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        await trio.sleep(0.2)  # until the buffers of both sides are full
-    assert trio.current_time() - started < 5
+        seen = -1
+        while sent != seen:  # until the buffers of both sides are full
+            seen = sent
+            await trio.sleep(0.3)
+        ended = trio.current_time()
+    assert 0.1 < trio.current_time() - ended < 5
     stream.socket.close()
