@@ -60,11 +60,15 @@ class StaticSource:
         return tuple({actor.id: actor for actor in self._actors_by_hash.values()}.values())
 
     async def update(self, actor: Actor) -> None:
-        """Read the file again if it has changed since it was read last. All actors change at once, or none.
+        """See :meth:`reload`; ``actor`` does not matter, as the file has them all."""
+        await self.reload()
+
+    async def reload(self) -> None:
+        """Read the file again if it has changed since it was read last; the whole table changes at once, or not.
 
         Raises :exc:`~cgw.errors.ConfigError` with every problem (as :func:`load_static_actors`) while the file is
-        wrong or missing; what was read before stays in force. A wrong file is parsed once, however often this is
-        called. Cancel-safe: nothing changes then. ``actor`` does not matter, as the file has them all.
+        wrong or missing; what was read before stays in force. A wrong file is parsed once, however often it is
+        asked for. Cancel-safe: nothing changes then.
         """
         file = self._file
         async with self._updating:

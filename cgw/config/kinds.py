@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -190,7 +191,32 @@ def _parse_host(text: str) -> str:
 HOST: Kind[str] = Kind(_parse_host)
 
 
-# --- secrets, URLs, files: problems do not repeat the value, which may be or contain a secret -------------------------
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _parse_networks(text: str) -> tuple[Network, ...]:
+    networks = []
+    for part in (part.strip() for part in text.split(",")):
+        if not part:
+            continue
+        try:
+            networks.append(ipaddress.ip_network(part))
+        except ValueError:
+            # Without `strict=False` on purpose: 10.1.2.3/8 is more often a slip than meant as 10.0.0.0/8.
+            raise ValueError(
+                "must be IP addresses or networks such as 10.0.0.0/8, separated by commas, without host bits; "
+                f"wrong is {quote_value(part)}"
+            ) from None
+    if not networks:
+        raise ValueError("must name at least one address or network, separated by commas")
+    return tuple(dict.fromkeys(networks))
+
+
+NETWORKS: Kind[tuple[Network, ...]] = Kind(_parse_networks, lambda networks: ",".join(map(str, networks)) or "(none)")
+"""Comma-separated networks; a single address is a network of one."""
+
+
+# --- secrets, URLs, files: what is wrong is said without repeating the value -----------------------------------------
 
 
 def _parse_visible(text: str) -> str:

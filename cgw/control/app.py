@@ -8,23 +8,21 @@ import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
-import trio
 from attrs import field, frozen
 
 from cgw.actors.authorization import check_access, extract_token
 from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
-from cgw.control.adapter import AsgiClient, build_request_head
-from cgw.control.hypercorn_engine import Receive, Scope, Send
+from cgw.control.scopes import build_request_head, run_lifespan
+from cgw.control.status import ServiceStatus
 from cgw.durations import format_go_duration
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.answer import allowed_methods
-from cgw.gateway.exchange import run_exchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
-from cgw.providers.dialect import Dialect, ErrorStyle
-from cgw.transport.client_side import ClientLimits
+from cgw.providers.dialect import Dialect
+from cgw.transport.asgi_host import Receive, Scope, Send
 from cgw.wire.messages import RequestHead
 
 JSON: Headers = ((b"content-type", b"application/json"),)
@@ -45,20 +43,20 @@ Handler = Callable[[RequestHead], Awaitable[ControlResponse]]
 
 @frozen
 class ControlApp:
-    """Serves all requests that are not on the fast path.
+    """Everything but exchanges, under any ASGI server: on the public port and on the admin port.
 
-    ``errors`` renders refusals on routes without a dialect. ``check_store`` raises
-    :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` needs
-    no authorization.
+    ``routes`` tell the shape of refusals. ``check_store`` raises
+    :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` is
+    open: it tells nothing but whether the service works. ``/-/readyz`` is always open: load balancers have no secret,
+    and it tells them nothing but ``status``.
     """
 
     gateway: Gateway
     routes: Routes
-    limits: ClientLimits
-    errors: ErrorStyle
     version: str
     diagnostics_secret: str | None = field(repr=False)
     check_store: Callable[[], Awaitable[None]]
+    status: ServiceStatus
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection, HTTP or WebSocket."""
@@ -66,35 +64,16 @@ class ControlApp:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
             return
+        if scope["type"] == "lifespan":
+            await run_lifespan(receive, send)
+            return
         head = build_request_head(scope)
-        if head.header(b"transfer-encoding") is not None and head.header(b"content-length") is not None:
-            # Hypercorn accepts such a head; the fast path does not (RFC 9112 §6.1: request smuggling).
-            text = "malformed request: a request must not have both content-length and transfer-encoding"
-            headers, body = self.errors.render(Refusal(400, text))
-            await _send_answer(send, ControlResponse(400, (*headers, (b"connection", b"close")), body))
-            return
         dialect = self.routes.find(head.path)
-        if dialect is not None and head.method == b"POST":
-            await self._run_exchange(dialect, AsgiClient(scope, receive, send, self.limits))
-            return
         answer = await self._answer(head, dialect)
         await _send_answer(send, answer)
 
-    async def _run_exchange(self, dialect: Dialect, client: AsgiClient) -> None:
-        async with trio.open_nursery() as request_nursery:
-            request_nursery.start_soon(client.pump)
-            with client.connection.exchange():
-                try:
-                    await run_exchange(self.gateway, dialect, client)
-                finally:
-                    if client.is_broken_off or not client.is_response_complete:
-                        # Shielded: also a client whose exchange was cancelled must see that its body is incomplete.
-                        with trio.CancelScope(shield=True):
-                            await client.cut()
-            request_nursery.cancel_scope.cancel()
-
     async def _answer(self, head: RequestHead, dialect: Dialect | None) -> ControlResponse:
-        errors = self.errors if dialect is None else dialect.errors
+        errors = self.routes.find_errors(head.path)
         try:
             return await self._route(head, dialect)
         except Refusal as refusal:
@@ -106,9 +85,14 @@ class ControlApp:
         reads: dict[str, Handler] = {
             "/v1/limits": self._limits,
             "/-/healthz": self._healthz,
+            "/-/readyz": self._readyz,
             "/-/__version": self._version,
         }
         writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits}
+        if dialect is not None and head.method == b"POST":
+            port = "" if self.status.public_port is None else f" {self.status.public_port}"
+            text = f"requests to providers are served on the public port{port} (PORT), not on the admin port"
+            raise Refusal(404, text, code="not_found")
         if dialect is not None:
             raise _wrong_method(head, ["POST"])
         if path in reads:
@@ -144,6 +128,12 @@ class ControlApp:
         if limiter.serves_without_redis:
             return ControlResponse(200, TEXT, f"healthz: ok\n{detail}".encode())
         return ControlResponse(500, TEXT, f"healthz: err\n{detail}".encode())
+
+    async def _readyz(self, head: RequestHead) -> ControlResponse:
+        """Answer load balancers: 503 while the service starts or drains, although it still serves."""
+        if self.status.is_ready:
+            return ControlResponse(200, TEXT, b"readyz: ok")
+        return ControlResponse(503, TEXT, f"readyz: {self.status.phase.value}".encode())
 
     async def _find_actor(self, head: RequestHead) -> Actor:
         try:

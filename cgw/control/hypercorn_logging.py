@@ -17,5 +17,9 @@ class HypercornLogger(Logger):
         self.access_logger = None
         self.error_logger = logging.getLogger("cgw.control")
 
+    async def info(self, message: str, *args: Any, **kwargs: Any) -> None:
+        """Log as debugging: it is the start, with a hint for a terminal that does not apply here."""
+        await self.debug(message, *args, **kwargs)
+
     async def access(self, request: Any, response: Any, request_time: float) -> None:
         """Nothing."""

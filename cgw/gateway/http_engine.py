@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 
+import trio
 from attrs import frozen
 
 from cgw.errors import Headers, Refusal
@@ -23,6 +24,10 @@ from cgw.wire.messages import RequestHead
 
 CONTROL_PREFIX = b"/-/"
 """Routes below it are answered under any load: whoever watches the service must see it."""
+
+
+FIRST_REQUEST_GRACE_SECONDS = 0.5
+"""How long a connection that never carried a request is kept open for it once the drain has begun."""
 
 
 @frozen
@@ -108,8 +113,13 @@ class HttpEngine:
         return EngineStatistics(self._in_flight, self._shed)
 
     def drain(self) -> None:
-        """End connections that wait for a request, and let each of the others end after its present one."""
+        """End connections that wait for a request, and let each of the others end after its present one.
+
+        A connection that never carried a request gets a moment for its first: its client cannot know that it was closed
+        unused, and may not retry.
+        """
         self.is_draining = True
         for connection in list(self._connections):
             if connection.is_idle:
-                connection.idle_scope.cancel()
+                grace_seconds = 0.0 if connection.has_served else FIRST_REQUEST_GRACE_SECONDS
+                connection.idle_scope.deadline = trio.current_time() + grace_seconds

@@ -10,8 +10,8 @@ from cgw.providers.dialect import Dialect, ErrorStyle
 class Routes:
     """The provider routes: each path belongs to one dialect, and accepts POST.
 
-    ``errors`` is the shape of errors everywhere else. Below the first segment of an SDK route (``/openai/``) every error
-    has that route's shape, 404 included: SDKs show nothing of an error whose body is not in their API's shape.
+    ``errors`` is the shape of errors everywhere else. Below the first segment of an SDK route (``/openai/``) every
+    error has that route's shape, 404 included: SDKs show nothing of an error body in another shape than their API's.
     """
 
     def __init__(self, dialects: Iterable[Dialect], errors: ErrorStyle) -> None:

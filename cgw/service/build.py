@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
+
+import trio
 
 from cgw import __version__
 from cgw.actors.anonymous import AnonymousSource
 from cgw.actors.refresh import Refresher
 from cgw.actors.source import Source, Sources
-from cgw.actors.static import load_static_actors
+from cgw.actors.static import StaticSource, load_static_actors
 from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
-from cgw.control.hypercorn_engine import HypercornEngine
+from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.spool import Spool
 from cgw.gateway.http_engine import HttpEngine
@@ -26,9 +29,15 @@ from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.redis.opening import Store
+from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
 from cgw.service.settings import Settings
+from cgw.service.signals import Reload
+from cgw.transport.asgi_host import run_asgi_app
+from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.overload import OverloadControl
+from cgw.transport.server import Server
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 
 
@@ -52,41 +61,80 @@ def build_gateway(
     )
 
 
-def build_engines(
-    settings: Settings, gateway: Gateway, dialects: Sequence[Dialect], redis: Store
-) -> tuple[HttpEngine, HypercornEngine]:
-    """Return the engine of the provider routes, and the one that it hands all other connections to."""
-    limits = build_client_limits(settings)
-    routes = Routes({dialect.path.encode("ascii"): dialect for dialect in dialects})
-    errors = ReferenceErrors()
-    control_app = ControlApp(
+def build_control_app(
+    settings: Settings, gateway: Gateway, routes: Routes, redis: Store, status: ServiceStatus
+) -> ControlApp:
+    """Return the app of both ports."""
+    return ControlApp(
         gateway=gateway,
         routes=routes,
-        limits=limits,
-        errors=errors,
         version=__version__,
         diagnostics_secret=_reveal(settings.server.diagnostics_secret),
         check_store=redis.check,
+        status=status,
     )
-    hypercorn_engine = HypercornEngine(control_app, limits)
-    http_engine = HttpEngine(gateway, routes, limits, errors=errors, hand_over=hypercorn_engine.serve_connection)
-    return http_engine, hypercorn_engine
 
 
-def build_sources(settings: Settings) -> Sources:
-    """Return the sources of actors that the settings name, in the order in which they are asked.
+def build_routes(dialects: Sequence[Dialect]) -> Routes:
+    """Return the provider routes."""
+    return Routes(dialects, ReferenceErrors())
 
-    Blocks to read the actors file. Raises :exc:`~cgw.errors.ConfigError` with every problem in it.
+
+def build_engine(
+    settings: Settings, gateway: Gateway, routes: Routes, control_app: ControlApp, overload: OverloadControl
+) -> HttpEngine:
+    """Return the engine of the public port."""
+    return HttpEngine(
+        gateway,
+        routes,
+        build_client_limits(settings),
+        serve_other=partial(run_asgi_app, control_app, render_refusal=ReferenceErrors().render),
+        overload=overload,
+        max_exchanges=settings.overload.max_exchanges,
+        trusted=TrustedProxies(settings.server.trusted_proxies),
+    )
+
+
+def build_server(settings: Settings, listeners: Sequence[trio.SocketListener]) -> Server:
+    """Return the server of the public port, with its bounds."""
+    overload = settings.overload
+    return Server(
+        listeners,
+        max_connections=choose_max_connections(overload.max_connections, read_descriptor_limit()),
+        max_per_address=overload.max_connections_per_address,
+        trusted=TrustedProxies(settings.server.trusted_proxies),
+    )
+
+
+def build_static_source(settings: Settings) -> StaticSource | None:
+    """Return the source of the actors file; ``None`` where none is set.
+
+    Blocks to read the file. Raises :exc:`~cgw.errors.ConfigError` with every problem in it.
     """
+    actors = settings.actors
+    if actors.file is None:
+        return None
+    return load_static_actors(
+        actors.file, percentage=actors.concurrency_percentage, interval_ms=actors.concurrency_interval_ms
+    )
+
+
+def build_sources(settings: Settings, static_source: StaticSource | None) -> Sources:
+    """Return the sources of actors that the settings name, in the order in which they are asked."""
     actors = settings.actors
     percentage, interval_ms = actors.concurrency_percentage, actors.concurrency_interval_ms
     sources: list[Source] = []
     if actors.allow_anonymous:
         # Without this source a request without a token gets 401: nobody was recognised, so nobody can be forbidden.
         sources.append(AnonymousSource(percentage=percentage, interval_ms=interval_ms))
-    if actors.file is not None:
-        sources.append(load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms))
+    if static_source is not None:
+        sources.append(static_source)
     return Sources(sources)
+
+
+def build_reloads(static_source: StaticSource | None) -> list[Reload]:
+    """Return what SIGHUP reads again, in order; the log level is added by the signals themselves."""
+    return [] if static_source is None else [Reload("actors file", static_source.reload)]
 
 
 def build_upstream_tls(settings: Settings) -> ssl.SSLContext:

@@ -8,7 +8,8 @@ needs to record and to settle.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any
 import trio
 from attrs import frozen
 
-from cgw.control.hypercorn_engine import HypercornEngine
-from cgw.errors import ConfigError
+from cgw.control.status import Phase, ServiceStatus
+from cgw.errors import ConfigError, explain_os_error
 from cgw.events.spool import open_spool
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
@@ -27,9 +28,23 @@ from cgw.lifetime import open_background_task
 from cgw.limits.alerts import AlertQueue
 from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
-from cgw.service.build import build_engines, build_gateway, build_sources, build_upstream_tls
+from cgw.service.build import (
+    build_control_app,
+    build_engine,
+    build_gateway,
+    build_reloads,
+    build_routes,
+    build_server,
+    build_sources,
+    build_static_source,
+    build_upstream_tls,
+)
 from cgw.service.settings import Settings
-from cgw.transport.server import Server, open_listeners
+from cgw.service.signals import Reload
+from cgw.transport.asgi_host import AsgiApp
+from cgw.transport.listeners import adopt_listeners, open_listeners
+from cgw.transport.overload import OverloadControl
+from cgw.transport.server import Server
 
 CUT_SECONDS = 15.0
 """The time that connections which are cut at the end of a drain may take to record and settle."""
@@ -41,15 +56,22 @@ logger = logging.getLogger("cgw.service")
 
 @frozen
 class Service:
-    """A running gateway. ``spool_path`` is where its usage events are."""
+    """A running gateway.
+
+    ``spool_path`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
+    where the admin port is off.
+    """
 
     settings: Settings
+    host: str
     server: Server
     http_engine: HttpEngine
-    hypercorn_engine: HypercornEngine
     gateway: Gateway
     redis: Store
     spool_path: Path
+    status: ServiceStatus
+    reloads: Sequence[Reload]
+    admin_port: int | None
 
     @property
     def port(self) -> int:
@@ -59,27 +81,41 @@ class Service:
     @property
     def url(self) -> str:
         """The base URL that is served, for clients on this machine."""
-        host = self.settings.server.host
-        if host in ("0.0.0.0", "", "::"):
-            host = "127.0.0.1"
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return build_url(self.host, self.port)
 
-    async def drain(self, timeout_seconds: float) -> bool:
-        """Stop accepting, end idle connections, let exchanges finish, and cut those that are left at the deadline.
+    async def drain(self, timeout_seconds: float, *, delay_seconds: float = 0) -> bool:
+        """Fail readiness, close the port ``delay_seconds`` later, let exchanges finish, and cut those that are left.
 
-        Returns whether all finished in time.
+        ``timeout_seconds`` count from the closing of the port. Returns whether all finished in time. :meth:`cut` ends
+        every phase at once.
+
+            SERVING ──► DRAINING: readyz 503, all is served ──delay──► port closed, connections end one by one ──► cut
         """
+        self.status.phase = Phase.DRAINING
+        with trio.move_on_after(delay_seconds):
+            # Load balancers need some probes to notice; until then they still send requests, which are served.
+            await self.server.drained.wait()
         self.server.stop_accepting()
         self.http_engine.drain()
-        await self.hypercorn_engine.drain()
         with trio.move_on_after(timeout_seconds):
             await self.server.drained.wait()
             return True
         logger.warning("cutting %d connections that did not finish in time", self.server.connection_count)
-        self.server.cut()
+        self.cut()
         with trio.move_on_after(CUT_SECONDS):
             await self.server.drained.wait()
         return False
+
+    def cut(self) -> None:
+        """Close the port and end every connection now."""
+        self.server.cut()
+
+
+def build_url(host: str, port: int) -> str:
+    """Return the base URL of a listening address, for clients on this machine."""
+    if host in ("0.0.0.0", "", "::"):
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @asynccontextmanager
@@ -90,32 +126,79 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     start.
     """
     tls_context = build_upstream_tls(settings)
-    dialects, sources = build_dialects(settings.providers), build_sources(settings)
+    routes, static_source = build_routes(build_dialects(settings.providers)), build_static_source(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
+    status = ServiceStatus()
     async with AsyncExitStack() as stack:
-        listeners = await _listen(settings)
-        for listener in listeners:
-            stack.callback(listener.socket.close)
+        # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
+        # and they would wait for the start, or be reset if it fails.
+        listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
         spool = await stack.enter_async_context(open_spool(data_dir / SPOOL_NAME))
         redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
         webhook = await _open_webhook(stack, settings, tls_context)
         alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
+        sources = build_sources(settings, static_source)
         gateway = build_gateway(settings, sources, tls_context, redis, alerts, spool)
         stack.callback(gateway.relay.close)
-        http_engine, hypercorn_engine = build_engines(settings, gateway, dialects, redis)
-        server = Server(listeners)
-        background = (alerts.run, gateway.limiter.run, gateway.refresher.run, gateway.pool.run, gateway.relay.run)
+        control_app = build_control_app(settings, gateway, routes, redis, status)
+        overload = OverloadControl(
+            target_seconds=settings.overload.shed_target_seconds,
+            interval_seconds=settings.overload.shed_interval_seconds,
+        )
+        http_engine = build_engine(settings, gateway, routes, control_app, overload)
+        background = (
+            alerts.run,
+            gateway.limiter.run,
+            gateway.refresher.run,
+            gateway.pool.run,
+            gateway.relay.run,
+            overload.run,
+        )
         for run in background:
             await stack.enter_async_context(open_background_task(run))
+        # Opened before the public port is served, and so closed after it: operators can watch the drain.
+        admin_port = await _open_admin_port(stack, settings, control_app)
+        listeners = listeners or await _open_public_port(stack, settings)
+        server = build_server(settings, listeners)
+        status.public_port = server.port
         await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))
+        status.phase = Phase.SERVING
         try:
-            yield Service(settings, server, http_engine, hypercorn_engine, gateway, redis, data_dir / SPOOL_NAME)
+            yield Service(
+                settings=settings,
+                host=str(listeners[0].socket.getsockname()[0]) if is_activated(settings) else settings.server.host,
+                server=server,
+                http_engine=http_engine,
+                gateway=gateway,
+                redis=redis,
+                spool_path=data_dir / SPOOL_NAME,
+                status=status,
+                reloads=build_reloads(static_source),
+                admin_port=admin_port,
+            )
         finally:
+            status.phase = Phase.DRAINING
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CUT_SECONDS):
                 server.cut()
                 await server.drained.wait()
+
+
+async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiApp) -> int | None:
+    """Serve ``app`` on the admin port while ``stack`` is open; return the port, ``None`` where it is off."""
+    host, port = settings.admin.host, settings.admin.port
+    if port is None:
+        return None
+    from cgw.control.admin import open_admin_server  # imports Hypercorn's Trio worker
+
+    try:
+        return await stack.enter_async_context(open_admin_server(app, host, port))
+    except OSError as error:
+        reason = explain_os_error(error)
+        raise ConfigError(
+            [f"cannot listen on {host}:{port}: {reason}; see CODY_GATEWAY_ADMIN_PORT and CODY_GATEWAY_ADMIN_HOST"]
+        ) from None
 
 
 async def _open_webhook(
@@ -140,10 +223,39 @@ async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:
     return await stack.enter_async_context(open_embedded_redis(settings.data.directory))
 
 
-async def _listen(settings: Settings) -> list[trio.SocketListener]:
-    host, port = settings.server.host, settings.server.port
+def is_activated(settings: Settings) -> bool:
+    """Return whether systemd has passed listening sockets to this very process (sd_listen_fds(3))."""
+    server = settings.server
+    return server.passed_listeners > 0 and server.passed_to_pid == os.getpid()
+
+
+async def _open_public_port(stack: AsyncExitStack, settings: Settings) -> list[trio.SocketListener]:
+    """Return the listeners of the public port, which ``stack`` closes."""
+    server = settings.server
+    if is_activated(settings):
+        try:
+            listeners = adopt_listeners(server.passed_listeners)
+        except OSError as error:
+            raise ConfigError(
+                [f"LISTEN_FDS: cannot serve {server.passed_listeners} passed sockets: {error.strerror}"]
+            ) from None
+        logger.info("serving %d listening sockets that were passed (LISTEN_FDS)", len(listeners))
+    else:
+        if server.passed_listeners:
+            logger.warning(
+                "LISTEN_FDS is ignored: LISTEN_PID is %s, and this process is %d; a shell in between must `exec` cgw",
+                server.passed_to_pid,
+                os.getpid(),
+            )
+        listeners = await _bind_public_port(server.host, server.port, reuse_port=server.reuse_port)
+    for listener in listeners:
+        stack.callback(listener.socket.close)
+    return listeners
+
+
+async def _bind_public_port(host: str, port: int, *, reuse_port: bool) -> list[trio.SocketListener]:
     try:
-        return await open_listeners(host, port)
+        return await open_listeners(host, port, reuse_port=reuse_port)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError([f"cannot listen on {host}:{port}: {reason}; see PORT and CODY_GATEWAY_HOST"]) from None

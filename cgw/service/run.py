@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import trio
 
 from cgw import __version__
 from cgw.config.describe import list_secrets
 from cgw.errors import ConfigError, StoreUnavailable
+from cgw.lifetime import open_background_task
 from cgw.providers.registry import PROVIDERS
-from cgw.service.lifecycle import Service, open_service
+from cgw.service.descriptors import raise_descriptor_limit
+from cgw.service.lifecycle import Service, build_url, open_service
 from cgw.service.settings import Settings
+from cgw.service.signals import HANDLED_SIGNALS, LogLevel, SignalActions
 from cgw.telemetry.logs import open_logging
 
 EXIT_OK = 0
@@ -47,6 +50,7 @@ def run_service(settings: Settings) -> int:
     ):
         for warning in settings.warnings:
             logger.warning("%s", warning)
+        raise_descriptor_limit()
         try:
             trio.run(_serve_until_signal, settings)
         except* (ConfigError, StoreUnavailable) as errors:
@@ -55,25 +59,29 @@ def run_service(settings: Settings) -> int:
 
 
 async def _serve_until_signal(settings: Settings) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_service(settings) as service:
-            _log_start(service)
-            _spare_garbage_collection()
-            number = await anext(signals)
-            seconds = settings.server.drain_timeout_seconds
-            logger.info("%s: draining for up to %g seconds", signal.Signals(number).name, seconds)
-            async with trio.open_nursery() as drain_nursery:
-                drain_nursery.start_soon(_cut_on_signal, signals, service)
-                await service.drain(seconds)
-                drain_nursery.cancel_scope.cancel()
+    # Before anything else: from here on no signal but SIGTERM and SIGINT ends the process.
+    with trio.open_signal_receiver(*HANDLED_SIGNALS) as received:
+        actions = SignalActions(LogLevel())
+        async with open_background_task(partial(actions.run, received)):
+            with actions.start_scope:
+                await _serve(settings, actions)
     logger.info("ended")
 
 
-async def _cut_on_signal(signals: AsyncIterator[int], service: Service) -> None:
-    """Cut open responses on a second signal: whoever asks twice does not want to wait."""
-    number = await anext(signals)
-    logger.info("%s again: cutting what is left", signal.Signals(number).name)
-    service.server.cut()
+async def _serve(settings: Settings, actions: SignalActions) -> None:
+    async with open_service(settings) as service:
+        actions.begin_serving(reloads=service.reloads, cut=service.cut)
+        _log_start(service)
+        _spare_garbage_collection()
+        await actions.stopping.wait()
+        delay, timeout = settings.server.drain_delay_seconds, settings.server.drain_timeout_seconds
+        logger.info(
+            "%s: draining: the port closes in %g seconds, then open responses have up to %g seconds",
+            actions.stop_signal,
+            delay,
+            timeout,
+        )
+        await service.drain(timeout, delay_seconds=delay)
 
 
 def _log_start(service: Service) -> None:
@@ -85,6 +93,8 @@ def _log_start(service: Service) -> None:
     if settings.actors.file is None and not settings.actors.allow_anonymous:
         logger.warning("nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE or CODY_GATEWAY_ALLOW_ANONYMOUS")
     logger.info("usage events are kept in %s", service.spool_path)
+    if service.admin_port is not None:
+        logger.info("the admin port is %s", build_url(settings.admin.host, service.admin_port))
     logger.info("cgw %s is serving on %s", __version__, service.url)
 
 

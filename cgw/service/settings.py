@@ -19,7 +19,7 @@ from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import PROVIDERS
 from cgw.redis.settings import RedisSettings
 from cgw.telemetry.settings import LogSettings
-from cgw.transport.settings import ServerSettings, UpstreamSettings
+from cgw.transport.settings import AdminSettings, OverloadSettings, ServerSettings, TlsSettings, UpstreamSettings
 
 
 def _default_data_dir() -> Path:
@@ -47,6 +47,9 @@ class Settings:
     """Everything that can be set; ``Settings()`` has all defaults. ``warnings`` are for the operator to read."""
 
     server: ServerSettings = group(ServerSettings)
+    overload: OverloadSettings = group(OverloadSettings)
+    tls: TlsSettings = group(TlsSettings)
+    admin: AdminSettings = group(AdminSettings)
     upstream: UpstreamSettings = group(UpstreamSettings)
     providers: Mapping[str, ProviderSettings] = named_groups(
         {provider.name: provider.settings_class for provider in PROVIDERS}

@@ -15,7 +15,6 @@ from cgw.transport.sockets import PlainTransport, Transport
 from cgw.wire.messages import RequestHead
 from cgw.wire.server_codec import BodyMismatch, ServerCodec
 
-
 CHUNKED_SLICE_BYTES = 4096
 """How much of a chunked body is read before other tasks get their turn: some 700 chunks of one byte, in about 5 ms."""
 
@@ -122,7 +121,7 @@ class Http1Client:
             await self._feed(bytes(view[:size]))
 
     async def _feed(self, data: bytes) -> None:
-        """Give received data to the codec; of a chunked body in slices, as tiny chunks cost far more than their bytes."""
+        """Give received data to the codec; of a chunked body in slices, as tiny chunks cost more than their bytes."""
         if not self._codec.is_chunked_request:
             self._codec.feed(data)
             return

@@ -75,7 +75,11 @@ class ConnectionCallbacks:
 
 
 class Http1Connection:
-    """Serves one accepted connection. While ``is_idle`` is true, ``idle_scope`` may be cancelled to end it."""
+    """Serves one accepted connection.
+
+    While ``is_idle`` is true, ``idle_scope`` may be cancelled, or be given a deadline, to end it. ``has_served`` becomes
+    true with the first request.
+    """
 
     def __init__(self, accepted: AcceptedConnection, callbacks: ConnectionCallbacks) -> None:
         self._peer = accepted.peer
@@ -88,6 +92,7 @@ class Http1Connection:
         self._first_wait_seconds = callbacks.limits.header_timeout_seconds
         self.idle_scope = trio.CancelScope()
         self.is_idle = True
+        self.has_served = False
 
     async def serve(self) -> None:
         """Serve until either side closes the connection; the socket is closed in any case. Cancel-safe."""
@@ -241,6 +246,7 @@ class Http1Connection:
         if received:
             client.feed(received)
         self.is_idle = False
+        self.has_served = True
         refusal = callbacks.check_load(head)
         if refusal is None:
             await callbacks.handle(client)

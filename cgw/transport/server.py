@@ -219,32 +219,3 @@ class Server:
             return
         finally:
             self._turning_away -= 1
-
-
-async def open_listeners(host: str, port: int, *, backlog: int = 2048) -> list[trio.SocketListener]:
-    """Listen on ``host`` (a name, an address, or ``""`` for all). Raises :exc:`OSError` when the port is taken.
-
-    ``::`` serves IPv4 as well (RFC 3493 §5.3).
-    """
-    if host == "::":
-        return [_open_dual_stack_listener(port, backlog)]
-    listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=backlog)
-    for listener in listeners:
-        # Accepted sockets inherit it: an answer's last, small segment never waits for an acknowledgement.
-        listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listeners
-
-
-def _open_dual_stack_listener(port: int, backlog: int) -> trio.SocketListener:
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.bind(("::", port))
-        sock.listen(backlog)
-        sock.setblocking(False)
-        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    except BaseException:
-        sock.close()
-        raise

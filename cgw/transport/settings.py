@@ -7,7 +7,23 @@ from pathlib import Path
 from attrs import frozen
 
 from cgw.config.declare import setting
-from cgw.config.kinds import CA_FILE, HOST, HOUR, KIB, MIB, MINUTE, SECRET, Secret, duration, integer, size
+from cgw.config.kinds import (
+    BOOLEAN,
+    CA_FILE,
+    HOST,
+    HOUR,
+    KIB,
+    MIB,
+    MINUTE,
+    NETWORKS,
+    PATH,
+    SECRET,
+    Network,
+    Secret,
+    duration,
+    integer,
+    size,
+)
 
 
 @frozen
@@ -17,7 +33,42 @@ class ServerSettings:
     port: int = setting(
         "PORT", integer(least=0, most=65535), 9992, "The port to listen on; 0 takes any free one, and logs which."
     )
-    host: str = setting("CODY_GATEWAY_HOST", HOST, "127.0.0.1", "The address to listen on; 0.0.0.0 or :: means all.")
+    host: str = setting(
+        "CODY_GATEWAY_HOST",
+        HOST,
+        "127.0.0.1",
+        "The address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv4 and IPv6.",
+    )
+    reuse_port: bool = setting(
+        "CODY_GATEWAY_REUSE_PORT",
+        BOOLEAN,
+        False,
+        "Share the port with other processes of the same user that set it too (SO_REUSEPORT), "
+        "so that a successor can start before this process ends.",
+    )
+    passed_listeners: int = setting(
+        "LISTEN_FDS",
+        integer(least=0, most=64),
+        0,
+        "Set by systemd (socket activation): the number of listening sockets passed from descriptor 3 on; "
+        "they are served instead of PORT.",
+    )
+    passed_to_pid: int | None = setting(
+        "LISTEN_PID",
+        integer(least=1),
+        None,
+        "Set by systemd: the process that LISTEN_FDS is meant for; any other one ignores it.",
+    )
+    http2: bool = setting(
+        "CODY_GATEWAY_HTTP2", BOOLEAN, True, "Serve HTTP/2, by prior knowledge and over TLS, beside HTTP/1.1."
+    )
+    trusted_proxies: tuple[Network, ...] = setting(
+        "CODY_GATEWAY_TRUSTED_PROXIES",
+        NETWORKS,
+        (),
+        "Proxies whose word on the client's address is taken: Forwarded, X-Forwarded-For, PROXY protocol.",
+        default_text="none",
+    )
     max_body_bytes: int = setting(
         "CODY_GATEWAY_MAX_BODY_BYTES",
         size(least=KIB, most=1024 * MIB),
@@ -45,11 +96,17 @@ class ServerSettings:
         75.0,
         "How long a connection may be idle between requests before it is closed.",
     )
+    drain_delay_seconds: float = setting(
+        "CODY_GATEWAY_DRAIN_DELAY",
+        duration(least=0, most=HOUR),
+        0.0,
+        "How long everything is still served after SIGTERM while /-/readyz fails, before the port closes.",
+    )
     drain_timeout_seconds: float = setting(
         "CODY_GATEWAY_DRAIN_TIMEOUT",
         duration(least=0),
         30.0,
-        "How long open responses may continue after SIGTERM or SIGINT; after that they are cut.",
+        "How long open responses may go on once the port is closed after SIGTERM or SIGINT; then they are cut.",
     )
     client_stall_timeout_seconds: float = setting(
         "CODY_GATEWAY_CLIENT_STALL_TIMEOUT",
@@ -62,6 +119,83 @@ class ServerSettings:
         SECRET,
         None,
         "When set, /-/healthz answers only to `Authorization: Bearer` with this secret.",
+    )
+
+
+@frozen
+class OverloadSettings:
+    """Bounds of the public port; above each of them the answer is an early 503 with `retry-after`."""
+
+    max_connections: int | None = setting(
+        "CODY_GATEWAY_MAX_CONNECTIONS",
+        integer(least=1, most=1_000_000),
+        None,
+        "The most client connections that are open at once.",
+        default_text="half of the descriptor limit, less a reserve",
+    )
+    max_connections_per_address: int | None = setting(
+        "CODY_GATEWAY_MAX_CONNECTIONS_PER_ADDRESS",
+        integer(least=1, most=1_000_000),
+        None,
+        "The most connections of one client address; trusted proxies are exempt.",
+        default_text="no bound",
+    )
+    max_exchanges: int | None = setting(
+        "CODY_GATEWAY_MAX_EXCHANGES",
+        integer(least=1, most=1_000_000),
+        None,
+        "The most requests to providers that are under way at once.",
+        default_text="no bound",
+    )
+    max_buffered_bytes: int = setting(
+        "CODY_GATEWAY_MAX_BUFFERED_BYTES",
+        size(least=MIB, most=1024 * 1024 * MIB),
+        512 * MIB,
+        "The most memory for request bodies, all together; large ones wait for their turn before they are read.",
+    )
+    shed_target_seconds: float = setting(
+        "CODY_GATEWAY_SHED_TARGET",
+        duration(least=0, most=MINUTE),
+        0.025,
+        "New requests are refused while requests have waited inside longer than this for a whole shed interval; "
+        "0 is never.",
+    )
+    shed_interval_seconds: float = setting(
+        "CODY_GATEWAY_SHED_INTERVAL",
+        duration(most=MINUTE),
+        0.1,
+        "How long the waiting must be above the shed target before requests are refused.",
+    )
+
+
+@frozen
+class TlsSettings:
+    """TLS on the public port, where cgw terminates it itself; the files are read again on SIGHUP."""
+
+    cert_file: Path | None = setting(
+        "CODY_GATEWAY_TLS_CERT_FILE",
+        PATH,
+        None,
+        "The certificate chain in PEM form; with the key file, the public port serves TLS only.",
+    )
+    key_file: Path | None = setting(
+        "CODY_GATEWAY_TLS_KEY_FILE", PATH, None, "The private key of the certificate, in PEM form."
+    )
+
+
+@frozen
+class AdminSettings:
+    """The operators' port: health, version and limits, apart from users' requests."""
+
+    port: int | None = setting(
+        "CODY_GATEWAY_ADMIN_PORT",
+        integer(least=0, most=65535),
+        None,
+        "The port for operators; 0 takes any free one, and logs which.",
+        default_text="off",
+    )
+    host: str = setting(
+        "CODY_GATEWAY_ADMIN_HOST", HOST, "127.0.0.1", "The address of the admin port; it has no TLS of its own."
     )
 
 

@@ -18,7 +18,7 @@ MAX_TRAILER_BYTES = 8192
 
 SMALL_CHUNKS = 1024
 SMALL_CHUNK_BYTES = 32
-"""A body of more than ``SMALL_CHUNKS`` chunks must have this many bytes of data per chunk in the mean: smaller chunks cost
+"""A body of more than ``SMALL_CHUNKS`` chunks must have so many bytes of data per chunk in the mean: smaller ones cost
 far more to read than to send."""
 
 # At most 16 digits fit in 64 bits. Extensions are skipped, but may not contain control characters: a bare CR or LF that
@@ -33,8 +33,9 @@ class ChunkedFramingError(CgwError):
 class ChunkScanner:
     """Checks one chunked body.
 
-    ``refuses_small_chunks``: see :data:`SMALL_CHUNK_BYTES`. ``body_bytes`` is the sum of all chunk sizes read so far: it grows before the data arrives, so that a limit can be
-    applied early. ``is_complete`` becomes true at the end of the body; ``feed`` must not be called after that.
+    ``refuses_small_chunks``: see :data:`SMALL_CHUNK_BYTES`. ``body_bytes`` is the sum of all chunk sizes, which grows
+    before the data arrives, so that a limit can be applied early. ``is_complete`` becomes true at the end of the body;
+    ``feed`` must not be called after that.
     """
 
     __slots__ = (

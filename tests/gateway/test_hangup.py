@@ -76,7 +76,7 @@ async def send_with_pipelined(gateway: Service, stream: bool) -> AsyncIterator[L
 
 
 @asynccontextmanager
-async def send_after_hand_over(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
+async def send_after_control(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
     connection = await trio.open_tcp_stream("127.0.0.1", gateway.port)
     await connection.send_all(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
     await read_until(connection, b"\r\n\r\n")
@@ -86,7 +86,7 @@ async def send_after_hand_over(gateway: Service, stream: bool) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def send_after_hand_over_with_pipelined(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
+async def send_after_control_with_pipelined(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
     connection = await trio.open_tcp_stream("127.0.0.1", gateway.port)
     await connection.send_all(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
     await read_until(connection, b"\r\n\r\n")
@@ -121,8 +121,8 @@ SENDERS = {
     "HTTP/1.1": send_http1,
     "HTTP/1.1, half-closing": send_half_closing,
     "HTTP/1.1, with a pipelined request": send_with_pipelined,
-    "after a hand-over": send_after_hand_over,
-    "after a hand-over, with a pipelined request": send_after_hand_over_with_pipelined,
+    "after a control request": send_after_control,
+    "after a control request, with a pipelined request": send_after_control_with_pipelined,
     "HTTP/2, closing": send_http2_and_close,
     "HTTP/2, resetting": send_http2_and_reset,
 }

@@ -74,7 +74,7 @@ async def test_broken_stream_looks_broken(bench: Bench, is_reset: bool) -> None:
         bench.upstream.answer, bench.upstream.is_reset = answer, is_reset
         cuts = [
             await bench.ask_cut(build_request(PATH)),
-            await bench.ask_cut(build_request(PATH), hand_over=True),
+            await bench.ask_cut(build_request(PATH), after_control=True),
             await bench.ask_cut(build_request(PATH, version="1.0")),
         ]
         assert (name, [cut.status for cut in cuts[:2]]) == (name, [200, 200])
@@ -112,8 +112,8 @@ async def test_broken_response_that_is_not_streamed_looks_broken(bench: Bench) -
         "chunked, part": head + b'transfer-encoding: chunked\r\n\r\n6\r\n{"id":\r\n',
     }.items():
         bench.upstream.answer = answer
-        for hand_over in (False, True):
-            cut = await bench.ask_cut(build_request(PATH, stream=False), hand_over=hand_over)
+        for after_control in (False, True):
+            cut = await bench.ask_cut(build_request(PATH, stream=False), after_control=after_control)
             assert (name, cut.body) in [(name, b""), (name, b'{"id":')]
         await bench.check(name, resolved=200, upstream=200, count=2)
 
@@ -178,8 +178,8 @@ async def test_total_deadline_cuts_a_stream(bench: Bench) -> None:
 
     bench.upstream.handler = go_on
     data = build_request(PATH).replace(b"host:", b"x-timeout-ms: 60\r\nhost:", 1)
-    for hand_over in (False, True):
-        cut = await bench.ask_cut(data, hand_over=hand_over)
+    for after_control in (False, True):
+        cut = await bench.ask_cut(data, after_control=after_control)
         assert cut.status == 200
         assert cut.body.startswith(b": : ")
     await bench.check("deadline", resolved=200, upstream=200, count=2)
@@ -220,11 +220,11 @@ async def test_log_counts_each_byte_of_a_body_once(bench: Bench, caplog: pytest.
     for answer in ODD_BUT_WHOLE.values():
         bench.upstream.answer = answer
         for data in (build_request(PATH), build_request(PATH, version="1.0")):
-            for hand_over in (b"", b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n"):
+            for after_control in (b"", b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n"):
                 caplog.clear()
                 async with open_client(bench.gateway.port) as client:
-                    if hand_over:
-                        await client.ask(hand_over)
+                    if after_control:
+                        await client.ask(after_control)
                     await client.ask(data)
                     await wait_until(lambda: bool(caplog.records))
                 (record,) = caplog.records
@@ -288,9 +288,9 @@ async def test_fields_of_another_hop_do_not_pass(bench: Bench) -> None:
     dropped = ["set-cookie", "alt-svc", "keep-alive", "upgrade", "x-internal", "proxy-authenticate", "te", "trailer"]
     fields = "".join(f"{name}: v\r\n" for name in dropped) + "connection: x-internal\r\nrequest-id: r\r\n"
     bench.upstream.answer = WHOLE.replace(b"transfer", fields.encode() + b"transfer", 1)
-    for hand_over in (False, True):
+    for after_control in (False, True):
         async with open_client(bench.gateway.port) as client:
-            if hand_over:
+            if after_control:
                 await client.ask(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
             answer = await client.ask(build_request(PATH))
         assert not {*dropped, "connection"} & answer.headers.keys()

@@ -125,14 +125,14 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.parametrize("is_handed_over", [False, True], ids=["HTTP/1.1 engine", "Hypercorn"])
-async def test_sigterm_lets_streams_finish(tmp_path: Path, upstream: ScriptedUpstream, is_handed_over: bool) -> None:
+@pytest.mark.parametrize("is_after_control", [False, True], ids=["first request", "after a control request"])
+async def test_sigterm_lets_streams_finish(tmp_path: Path, upstream: ScriptedUpstream, is_after_control: bool) -> None:
     """After SIGTERM the port is closed, the open stream finishes, and the exit status is 0."""
     upstream.scripts[ANTHROPIC_MODEL] = Script(answer="word " * 60, tokens_per_second=100, api_key=ANTHROPIC_KEY)
     environ = build_environ(tmp_path, upstream.url)
     async with open_gateway_process(environ, tmp_path / "log") as gateway:
         async with await trio.open_tcp_stream("127.0.0.1", gateway.port) as stream:
-            if is_handed_over:
+            if is_after_control:
                 await stream.send_all(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
                 await read_until(stream, b"0.1.0")
             async with await trio.open_tcp_stream("127.0.0.1", gateway.port) as idle:
@@ -156,16 +156,16 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("is_handed_over", [False, True], ids=["HTTP/1.1 engine", "Hypercorn"])
+@pytest.mark.parametrize("is_after_control", [False, True], ids=["first request", "after a control request"])
 async def test_what_does_not_finish_in_time_is_cut_and_recorded(
-    tmp_path: Path, upstream: ScriptedUpstream, is_handed_over: bool
+    tmp_path: Path, upstream: ScriptedUpstream, is_after_control: bool
 ) -> None:
     """When the drain timeout is over, open streams break visibly, are recorded and charged; the exit status is 0."""
     upstream.scripts[ANTHROPIC_MODEL] = Script(answer="word " * 9000, tokens_per_second=100, api_key=ANTHROPIC_KEY)
     environ = build_environ(tmp_path, upstream.url, more={"CODY_GATEWAY_DRAIN_TIMEOUT": "200ms"})
     async with open_gateway_process(environ, tmp_path / "log") as gateway:
         async with await trio.open_tcp_stream("127.0.0.1", gateway.port) as stream:
-            if is_handed_over:
+            if is_after_control:
                 await stream.send_all(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
                 await read_until(stream, b"0.1.0")
             await stream.send_all(build_request(PATH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import pytest
@@ -109,12 +110,18 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_no_setting_takes_just_any_text(name: str) -> None:
     """Each setting but paths and lists of models refuses a text that makes no sense for it, with its name."""
     environ = {name: "\x00 no / good ://:99999999"}
-    if name in {"CODY_GATEWAY_ACTORS_FILE", "CODY_GATEWAY_DATA_DIR", *MODEL_LISTS}:
+    if name in PATHS | MODEL_LISTS:
         assert load_settings(environ) != Settings()
     else:
         assert [problem.partition(":")[0] for problem in problems_of(environ)] == [name]
 
 
+PATHS = {
+    "CODY_GATEWAY_ACTORS_FILE",
+    "CODY_GATEWAY_DATA_DIR",
+    "CODY_GATEWAY_TLS_CERT_FILE",
+    "CODY_GATEWAY_TLS_KEY_FILE",
+}
 MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALLOWED_MODELS"}
 
 
@@ -138,6 +145,10 @@ MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALL
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host:99999"),
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host/?a=b"),
         ("CODY_GATEWAY_HOST", "[::1]"),
+        ("CODY_GATEWAY_TRUSTED_PROXIES", ","),
+        ("CODY_GATEWAY_TRUSTED_PROXIES", "10.1.2.3/8"),
+        ("CODY_GATEWAY_MAX_CONNECTIONS", "0"),
+        ("CODY_GATEWAY_SHED_TARGET", "-1ms"),
         ("REDIS_ENDPOINT", "http://localhost:6379"),
         ("REDIS_ENDPOINT", "localhost"),
         ("REDIS_ENDPOINT", "redis+cluster://"),
@@ -213,6 +224,19 @@ def test_redis_is_named_by_address_or_url(text: str, url: str) -> None:
     assert endpoint.reveal() == url
 
 
+def test_networks_are_read_and_the_wrong_one_is_named() -> None:
+    """Addresses and networks of both families are read; an error quotes only the part that is wrong."""
+    text = "10.0.0.0/8, 192.0.2.1,,fd00::/8"
+    networks = load_settings({"CODY_GATEWAY_TRUSTED_PROXIES": text}).server.trusted_proxies
+    assert networks == (
+        ipaddress.ip_network("10.0.0.0/8"),
+        ipaddress.ip_network("192.0.2.1/32"),
+        ipaddress.ip_network("fd00::/8"),
+    )
+    (problem,) = problems_of({"CODY_GATEWAY_TRUSTED_PROXIES": "10.0.0.0/8,proxy.internal"})
+    assert problem.endswith("wrong is 'proxy.internal'")
+
+
 def test_password_of_a_cluster_or_sentinels_is_not_shown() -> None:
     """The login and the query in the address of several servers are masked as in the address of one."""
     address = "rediss+sentinel://user:CANARY@a:1,b:2/service/1?sentinel_password=CANARY"
@@ -252,9 +276,18 @@ def test_every_setting_is_described() -> None:
 
 
 def test_defaults_can_be_written_as_they_are_shown() -> None:
-    """The default that the table shows can be put into the environment, and gives that default."""
-    without_text = {"REDIS_ENDPOINT", "CODY_GATEWAY_DATA_DIR", *MODEL_LISTS}
-    rows = [row for row in describe_settings(Settings()) if row.default != "(not set)" and row.name not in without_text]
+    """What the table shows as a default, put into the environment, gives that default again."""
+    described = {
+        "REDIS_ENDPOINT",
+        "CODY_GATEWAY_DATA_DIR",
+        "CODY_GATEWAY_TRUSTED_PROXIES",
+        "CODY_GATEWAY_MAX_CONNECTIONS",
+        "CODY_GATEWAY_MAX_CONNECTIONS_PER_ADDRESS",
+        "CODY_GATEWAY_MAX_EXCHANGES",
+        "CODY_GATEWAY_ADMIN_PORT",
+        *MODEL_LISTS,
+    }
+    rows = [row for row in describe_settings(Settings()) if row.default != "(not set)" and row.name not in described]
     assert load_settings({row.name: row.default for row in rows}) == Settings()
 
 

@@ -9,15 +9,15 @@ import trio
 from attrs import define, field
 
 from cgw.errors import Refusal, UpstreamError
-from cgw.transport.client_side import ClientLimits
+from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.flat_relay import FlatRelay
-from cgw.transport.http1_client import Http1Client
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.listeners import open_listeners
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
-from cgw.transport.server import Server, open_listeners
+from cgw.transport.server import AcceptedConnection, Server
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 from cgw.wire.heads import select_response_headers
-from cgw.wire.messages import Origin, RequestHead, UpstreamRequest
+from cgw.wire.messages import Origin, UpstreamRequest
 from cgw.wire.windows import BodyWindowCollector
 
 
@@ -48,7 +48,7 @@ async def open_bare_gateway(
     pool = pool or UpstreamPool(build_tls_context(None), deadlines or UpstreamDeadlines())
     limits = limits or ClientLimits()
 
-    async def handle(client: Http1Client) -> None:
+    async def handle(client: ClientSide) -> None:
         try:
             body = await client.receive_body()
             request = UpstreamRequest(origin, client.head.target, (), body)
@@ -60,21 +60,13 @@ async def open_bare_gateway(
             gateway.refusals.append(refusal)
             await client.send_response(refusal.status, (), refusal.message.encode())
 
-    async def serve_connection(stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        await Http1Connection(stream, service).serve()
+    async def serve_connection(accepted: AcceptedConnection) -> None:
+        await Http1Connection(accepted, callbacks).serve()
 
-    async def hand_over(stream: object) -> None:
-        raise AssertionError("nothing here is handed over")
-
-    def is_fast_path(head: RequestHead) -> bool:
-        return head.method == b"POST"
-
-    service = ConnectionCallbacks(
+    callbacks = ConnectionCallbacks(
         limits=limits,
-        is_fast_path=is_fast_path,
         handle=handle,
-        hand_over=hand_over,
-        render_refusal=lambda refusal: ((), refusal.message.encode()),
+        render_refusal=lambda refusal, path: ((), refusal.message.encode()),
         is_draining=lambda: False,
     )
     server = Server(await open_listeners("127.0.0.1", 0))
@@ -90,7 +82,7 @@ async def open_bare_gateway(
             service_nursery.cancel_scope.cancel()
 
 
-async def forward(client: Http1Client, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None) -> None:
+async def forward(client: ClientSide, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None) -> None:
     """Relay one answer as an exchange does, without limits and events."""
     window = BodyWindowCollector()
     try:
@@ -118,7 +110,7 @@ async def forward(client: Http1Client, request: UpstreamRequest, pool: UpstreamP
 
 
 async def forward_until_gone(
-    client: Http1Client, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None
+    client: ClientSide, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None
 ) -> None:
     """Like :func:`forward`, but end when the client leaves."""
     client_scope = trio.CancelScope()

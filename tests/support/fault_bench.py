@@ -66,10 +66,13 @@ class Bench:
     async def ask(self, path: str = PATH, **options: Any) -> Answer:
         return await ask(self.gateway.port, build_request(path, **options))
 
-    async def ask_cut(self, data: bytes, *, hand_over: bool = False) -> AnswerCut:
-        """Return the response to ``data``, which must be truncated; ``hand_over`` sends it through Hypercorn."""
+    async def ask_cut(self, data: bytes, *, after_control: bool = False) -> AnswerCut:
+        """Return the response to ``data``, which must be truncated.
+
+        With ``after_control`` another request, to the control app, goes before it on its connection.
+        """
         async with open_client(self.gateway.port) as client:
-            if hand_over:
+            if after_control:
                 await client.ask(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
             with pytest.raises(AnswerCut) as caught:
                 await client.ask(data)

@@ -10,11 +10,10 @@ from attrs import define, field
 
 from cgw.errors import Refusal
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.transport.client_side import ClientLimits
-from cgw.transport.http1_client import Http1Client
+from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
-from cgw.transport.replay import ReplayedStream
-from cgw.transport.server import Server, open_listeners
+from cgw.transport.listeners import open_listeners
+from cgw.transport.server import AcceptedConnection, Server
 from tests.support.raw_client import RawClient
 from tests.support.waiting import wait_until
 
@@ -22,10 +21,10 @@ ERRORS = ReferenceErrors()
 HEAD = b"POST /fast HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
-Handler = Callable[[Http1Client], Awaitable[None]]
+Handler = Callable[[ClientSide], Awaitable[None]]
 
 
-async def echo(client: Http1Client) -> None:
+async def echo(client: ClientSide) -> None:
     """Answer with the target and the body, or with the refusal that reading the body raised."""
     try:
         body = await client.receive_body()
@@ -40,13 +39,12 @@ async def echo(client: Http1Client) -> None:
 
 @define
 class Engine:
-    """A running server. ``handed_over`` has the data of each connection that was handed over."""
+    """A running server."""
 
     handler: Handler
     limits: ClientLimits
     server: Server = field(init=False)
     connections: list[Http1Connection] = field(factory=list)
-    handed_over: list[bytes] = field(factory=list)
     handled: int = 0
     is_draining: bool = False
 
@@ -54,28 +52,20 @@ class Engine:
     def port(self) -> int:
         return self.server.port
 
-    async def serve_connection(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        service = ConnectionCallbacks(
+    async def serve_connection(self, accepted: AcceptedConnection) -> None:
+        callbacks = ConnectionCallbacks(
             limits=self.limits,
-            is_fast_path=lambda head: head.path == b"/fast",
             handle=self.handle,
-            hand_over=self.take_over,
-            render_refusal=ERRORS.render,
+            render_refusal=lambda refusal, path: ERRORS.render(refusal),
             is_draining=lambda: self.is_draining,
         )
-        connection = Http1Connection(stream, service)
+        connection = Http1Connection(accepted, callbacks)
         self.connections.append(connection)
         await connection.serve()
 
-    async def handle(self, client: Http1Client) -> None:
+    async def handle(self, client: ClientSide) -> None:
         self.handled += 1
         await self.handler(client)
-
-    async def take_over(self, stream: ReplayedStream) -> None:
-        index = len(self.handed_over)
-        self.handed_over.append(b"")
-        while data := await stream.receive_some():
-            self.handed_over[index] += data
 
     def drain(self) -> None:
         """Stop keeping connections alive, as :mod:`cgw.gateway.http_engine` does."""

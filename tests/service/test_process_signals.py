@@ -1,0 +1,134 @@
+"""Signals sent to ``cgw serve`` as a process of its own, from its first moments on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from cgw.actors.tokens import hash_token
+from tests.support.gateway import TOKEN, build_actors, build_environ
+from tests.support.process import open_gateway_process, start_cgw
+from tests.support.requests import HEADERS
+from tests.support.waiting import wait_until
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+NEW_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+
+
+def can_make_pid_namespaces() -> bool:
+    """Return whether ``unshare`` works here; containers often forbid it."""
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.call([*NEW_NAMESPACE, "true"], stderr=subprocess.DEVNULL) == 0
+    )
+
+
+def start_as_pid_1(environ: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Start ``cgw serve`` as PID 1 of a namespace of its own; it writes ``begun`` to its log first."""
+    command = ["sh", "-c", 'echo begun; exec "$@"', "sh", sys.executable, "-m", "cgw", "serve"]
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), **environ}
+    with log_path.open("wb") as log:
+        return subprocess.Popen(
+            [*NEW_NAMESPACE, *command], env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+async def wait_status(client: httpx.AsyncClient, path: str, status: int) -> None:
+    """Ask for ``path`` until its answer has ``status``."""
+    with trio.fail_after(10):
+        while (await client.get(path)).status_code != status:  # noqa: ASYNC110 - it is another process's state
+            await trio.sleep(0.01)
+
+
+async def test_hup_quit_and_usr1_do_not_end_the_process(tmp_path: Path) -> None:
+    """SIGHUP reads the actors file, SIGQUIT logs stacks, SIGUSR1 toggles debug logging; all is served meanwhile."""
+    log_path = tmp_path / "log"
+    async with (
+        open_gateway_process(build_environ(tmp_path, NOWHERE), log_path) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers=HEADERS) as client,
+    ):
+        assert (await client.get("/v1/limits")).status_code == 200
+        (tmp_path / "actors.toml").write_text(build_actors().replace(hash_token(TOKEN), hash_token("another")))
+        gateway.process.send_signal(signal.SIGHUP)
+        await wait_status(client, "/v1/limits", 401)
+        (tmp_path / "actors.toml").write_text("wrong")
+        gateway.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: "actors file: not reloaded, what was in force stays" in log_path.read_text())
+        gateway.process.send_signal(signal.SIGQUIT)
+        await wait_until(lambda: "Server.run" in log_path.read_text())
+        gateway.process.send_signal(signal.SIGUSR1)
+        await wait_until(lambda: "the log level is DEBUG now" in log_path.read_text())
+        gateway.process.send_signal(signal.SIGUSR1)
+        await wait_until(lambda: "the log level is INFO now" in log_path.read_text())
+        assert (await client.get("/-/readyz")).text == "readyz: ok"
+        gateway.terminate()
+        assert await gateway.wait() == 0
+    assert "Traceback" not in log_path.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, number: signal.Signals) -> None:
+    """Whenever it comes, the process ends soon, without a traceback and with no child left."""
+    for index, delay_seconds in enumerate((0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2)):
+        data_dir = tmp_path / str(index)
+        data_dir.mkdir()
+        process = start_cgw(build_environ(data_dir, NOWHERE), data_dir / "log")
+        await trio.sleep(delay_seconds)
+        process.send_signal(number)
+        await wait_until(partial(has_ended, process), seconds=10)
+        log = (data_dir / "log").read_text()
+        # Before cgw's first line runs, the signal has the interpreter's own effect.
+        own = {-signal.SIGTERM, 130, -signal.SIGINT, 1} if delay_seconds <= 0.2 else set()
+        assert process.returncode in {0, *own}, (delay_seconds, log)
+        if process.returncode == 0:
+            assert "Traceback" not in log, (delay_seconds, log)
+
+
+@pytest.mark.skipif(not can_make_pid_namespaces(), reason="no PID namespaces here")
+async def test_sigterm_ends_pid_1_while_it_starts(tmp_path: Path) -> None:
+    """As PID 1 of a container, where a signal without a handler is ignored, SIGTERM ends the start as well."""
+    log_path = tmp_path / "log"
+    process = start_as_pid_1(build_environ(tmp_path, NOWHERE), log_path)
+    try:
+        await wait_until(lambda: "begun" in log_path.read_text())
+        await trio.sleep(0.3)  # amid the imports
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        await wait_until(lambda: process.poll() is not None, seconds=10)
+        assert process.returncode == 0, log_path.read_text()
+        assert "is serving" not in log_path.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_a_second_sigterm_ends_the_drain_delay(tmp_path: Path) -> None:
+    """During the delay all is served and readiness fails; the second signal cuts at once, with status 0."""
+    more = {"CODY_GATEWAY_DRAIN_DELAY": "1h", "CODY_GATEWAY_DRAIN_TIMEOUT": "1h"}
+    async with (
+        open_gateway_process(build_environ(tmp_path, NOWHERE, more=more), tmp_path / "log") as gateway,
+        httpx.AsyncClient(base_url=gateway.url) as client,
+    ):
+        gateway.terminate()
+        await wait_status(client, "/-/readyz", 503)
+        async with httpx.AsyncClient(base_url=gateway.url) as another:
+            assert (await another.get("/-/healthz")).text == "healthz: ok"
+        gateway.terminate()
+        assert await gateway.wait() == 0
+    assert "SIGTERM again" in (tmp_path / "log").read_text()
