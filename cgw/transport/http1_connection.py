@@ -77,8 +77,8 @@ class ConnectionCallbacks:
 class Http1Connection:
     """Serves one accepted connection.
 
-    While ``is_idle`` is true, ``idle_scope`` may be cancelled, or be given a deadline, to end it. ``has_served`` becomes
-    true with the first request.
+    While ``is_idle`` is true, ``idle_scope`` may be cancelled, or be given a deadline, to end it. ``has_served`` is set
+    by the first request.
     """
 
     def __init__(self, accepted: AcceptedConnection, callbacks: ConnectionCallbacks) -> None:
@@ -162,16 +162,24 @@ class Http1Connection:
 
         Data behind the head stays in the buffer. Raises :exc:`~cgw.errors.Refusal` 400, 408, 414 or 431.
         """
-        limits = self._callbacks.limits
         self._blank_lines = 0
         self._skip_blank_lines()
         self.is_idle = not self._buffer
+        head = await self._receive_head_in_time()
+        if head is None and self.is_idle and self._callbacks.is_draining() and self._receive_now():
+            # Its request was there already when the drain ended the wait: it is still served.
+            self.is_idle = False
+            head = await self._receive_head_in_time()
+        return head
+
+    async def _receive_head_in_time(self) -> bytes | None:
+        limits = self._callbacks.limits
         scanned_to = 0  # so that a head that comes byte by byte is not searched from its start each time
         seconds, self._first_wait_seconds = self._first_wait_seconds, limits.keep_alive_timeout_seconds
-        with trio.move_on_after(seconds if self.is_idle else limits.header_timeout_seconds) as head_scope:
+        with trio.move_on_after(seconds if self.is_idle else limits.header_timeout_seconds) as self.idle_scope:
             while not (size := self._find_head(scanned_to)):
                 scanned_to = len(self._buffer)
-                if not await self._receive_unless_drained():
+                if not await self._receive():
                     if self._buffer:
                         raise Refusal(400, "malformed request: the head is incomplete", must_close=True)
                     return None
@@ -180,7 +188,7 @@ class Http1Connection:
                 if self.is_idle and self._buffer not in (b"", b"\r"):
                     # The timeout changes from keep-alive's to the head's, which counts from the first byte.
                     self.is_idle = False
-                    head_scope.deadline = trio.current_time() + limits.header_timeout_seconds
+                    self.idle_scope.deadline = trio.current_time() + limits.header_timeout_seconds
             head, self._buffer = self._buffer[:size], self._buffer[size:]
             return head
         if self.is_idle:
@@ -188,12 +196,7 @@ class Http1Connection:
         seconds = limits.header_timeout_seconds
         raise Refusal(408, f"the request head did not arrive within {seconds:g} seconds", must_close=True)
 
-    async def _receive_unless_drained(self) -> int:
-        """Receive more; while idle, until the drain. A request that is there by then is still served."""
-        if not self.is_idle:
-            return await self._receive()
-        with self.idle_scope:
-            return await self._receive()
+    def _receive_now(self) -> int:
         try:
             size = self._transport.receive_nowait(self._callbacks.buffer)
         except BlockingIOError:

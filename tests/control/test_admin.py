@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-
 from hypercorn.trio import serve
 
 from cgw.control import admin
@@ -140,14 +139,14 @@ async def test_a_failure_of_the_server_stays_within_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When Hypercorn fails as a whole, it is logged, and it serves the same port again."""
-    real_serve, starts = serve, 0
+    starts = 0
 
     async def fail_once(*arguments: object, **options: object) -> None:
         nonlocal starts
         starts += 1
         if starts == 1:
             raise RuntimeError("a bug")
-        await real_serve(*arguments, **options)  # type: ignore[arg-type]
+        await serve(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(admin, "serve", fail_once)
     async with open_admin_server(serve_text, "127.0.0.1", 0) as port, open_operator(port) as operator:

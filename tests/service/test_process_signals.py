@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,7 +16,7 @@ import trio
 
 from cgw.actors.tokens import hash_token
 from tests.support.gateway import TOKEN, build_actors, build_environ
-from tests.support.process import open_gateway_process, start_cgw
+from tests.support.process import open_gateway_process, start_cgw, wait_ended
 from tests.support.requests import HEADERS
 from tests.support.waiting import wait_until
 
@@ -43,10 +42,6 @@ def start_as_pid_1(environ: Mapping[str, str], log_path: Path) -> subprocess.Pop
         return subprocess.Popen(
             [*NEW_NAMESPACE, *command], env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
-
-
-def has_ended(process: subprocess.Popen[bytes]) -> bool:
-    return process.poll() is not None
 
 
 async def wait_status(client: httpx.AsyncClient, path: str, status: int) -> None:
@@ -91,7 +86,7 @@ async def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, numbe
         process = start_cgw(build_environ(data_dir, NOWHERE), data_dir / "log")
         await trio.sleep(delay_seconds)
         process.send_signal(number)
-        await wait_until(partial(has_ended, process), seconds=10)
+        await wait_ended(process, 10)
         log = (data_dir / "log").read_text()
         # Before cgw's first line runs, the signal has the interpreter's own effect.
         own = {-signal.SIGTERM, 130, -signal.SIGINT, 1} if delay_seconds <= 0.2 else set()
@@ -110,8 +105,7 @@ async def test_sigterm_ends_pid_1_while_it_starts(tmp_path: Path) -> None:
         await trio.sleep(0.3)  # amid the imports
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGTERM)
-        await wait_until(lambda: process.poll() is not None, seconds=10)
-        assert process.returncode == 0, log_path.read_text()
+        assert await wait_ended(process, 10) == 0, log_path.read_text()
         assert "is serving" not in log_path.read_text()
     finally:
         process.kill()

@@ -18,7 +18,7 @@ from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
 from tests.support.limits import PATIENT
-from tests.support.process import open_gateway_process, wait_until_serving
+from tests.support.process import open_gateway_process, wait_ended, wait_until_serving
 from tests.support.requests import build_request
 from tests.support.restart_load import RestartLoad
 from tests.support.waiting import wait_until
@@ -95,8 +95,7 @@ async def test_restarts_with_socket_activation_lose_no_request(tmp_path: Path, u
                 for number in range(1, RESTARTS + 1):
                     await wait_answers(load, 50)
                     process.terminate()
-                    await wait_until(lambda: process.poll() is not None, seconds=20)  # noqa: B023 - used at once
-                    assert process.returncode == 0
+                    assert await wait_ended(process) == 0
                     process = start_activated(environ, tmp_path / f"log-{number}", sock)
                     await wait_until_serving(process, tmp_path / f"log-{number}")
                 await wait_answers(load, 50)
@@ -155,7 +154,6 @@ async def test_a_passed_descriptor_that_cannot_be_served_is_one_sentence(
     """A passed socket that does not listen is named, and the exit status is 1."""
     with socket.socket() as sock:
         process = start_activated(build_environ(tmp_path, upstream.url), tmp_path / "log", sock)
-        await wait_until(lambda: process.poll() is not None, seconds=20)
-    assert process.returncode == 1
+        assert await wait_ended(process) == 1
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("cgw: ")]
     assert lines == ["cgw: LISTEN_FDS: cannot serve 1 passed sockets: descriptor 3 is not a listening TCP socket"]
