@@ -77,6 +77,7 @@ class TableReader:
             return None
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             self.add_problem(key, f"must be written as [[{self.path_of(key)}]], with two brackets")
+            # Not None, which a caller would report as missing, too.
             return []
         return [
             TableReader(value, self.path_of(f"{key}[{index}]"), self._problems) for index, value in enumerate(values)

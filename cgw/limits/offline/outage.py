@@ -74,6 +74,7 @@ class Outage:
             self._log_once(str(reason))
             return
         self.attention.set()  # Upkeep finds out when Redis is back, also if no request comes
+        # Also when the outage has begun already: CALM_SECONDS count from the last failure.
         self._failed_at = trio.current_time()
         if self._since is None:
             self._since = self._failed_at
