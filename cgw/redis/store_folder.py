@@ -115,6 +115,7 @@ def _make_short_folder(folder: Path) -> Path:
         short.mkdir(mode=0o700)
     except FileExistsError:
         # Any user can create files in the temporary directory: use what is there only if it is private.
+        # A folder of another user, or a link to one: take one with a random name instead.
         if not is_private(short):
             short = Path(tempfile.mkdtemp(prefix="cgw-"))
     return short
