@@ -33,6 +33,7 @@ def usage(
     rows = summarise(
         path,
         since=since and since.replace(tzinfo=UTC),
+        # The last day counts as a whole, and summarise() leaves `until` itself out.
         until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
         actor=actor,
     )

@@ -30,6 +30,7 @@ def build_snippets(url: str, token: str) -> tuple[Snippet, ...]:
 
 
 def _curl_anthropic(url: str, token: str) -> str:
+    # -N has curl print each event as it arrives. Doubled braces are single ones in an f-string.
     return f"""\
 curl -N {url}/v1/completions/anthropic-messages \\
   -H 'Authorization: Bearer {token}' \\

@@ -73,9 +73,11 @@ class ExchangeRecord:
             return logging.WARNING
         if self.outcome is Outcome.REFUSED:
             status = self.status or 0
+            # 500 is a bug of cgw. Other 5xx are overload, or Redis that is unavailable: they end by themselves.
             return logging.INFO if status < 500 else logging.ERROR if status == 500 else logging.WARNING
         upstream_status = self.upstream_status or 0
         # The client's token was accepted before, so a 401 or 403 from the upstream is about the provider's key.
+        # A 429 is about the gateway's quota at the provider: cgw's own limits refuse before the upstream is asked.
         is_fault = upstream_status >= 500 or upstream_status in (401, 403, 429)
         return logging.WARNING if is_fault else logging.INFO
 

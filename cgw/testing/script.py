@@ -65,6 +65,7 @@ class Script:
 
     def token_at_seconds(self, index: int) -> float:
         """Return when token ``index`` (from 0) is due, in seconds after the request."""
+        # Both mean "without pacing", and neither can be divided by.
         if self.tokens_per_second == 0 or math.isinf(self.tokens_per_second):
             pace = 0.0
         else:
@@ -75,6 +76,7 @@ class Script:
 def split_tokens(text: str) -> tuple[str, ...]:
     """Split ``text`` into words, each with the blanks before it, so that joining them gives ``text`` again."""
     tokens = re.findall(r"\s*\S+", text)
+    # Blanks at the end of the text belong to no word.
     rest = text[sum(map(len, tokens)) :]
     return (*tokens, rest) if rest else tuple(tokens)
 

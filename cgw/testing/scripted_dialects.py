@@ -19,6 +19,7 @@ from cgw.testing.script import BodyPiece, Script, ScriptedAnswer, split_tokens
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
 
+# The gateway must not pass these on: they apply to the provider's host.
 _EDGE_HEADERS: Headers = (
     (b"set-cookie", b"__cf_bm=scripted; path=/; HttpOnly; Secure"),
     (b"alt-svc", b'h3=":443"; ma=86400'),
@@ -69,6 +70,7 @@ class ScriptedMessages:
     path: str = "/v1/messages"
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
+        # An empty x-api-key counts as absent.
         return headers.get(b"x-api-key", b"").decode("latin-1") or _bearer_token(headers)
 
     def check(self, headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> None:
@@ -115,6 +117,7 @@ class ScriptedMessages:
         yield BodyPiece(start, _event({"type": "message_start", "message": message}))
         block = {"type": "text", "text": ""}
         yield BodyPiece(start, _event({"type": "content_block_start", "index": 0, "content_block": block}))
+        # The API may send pings at any time, so readers must skip them.
         yield BodyPiece(start, _event({"type": "ping"}))
         for index, token in enumerate(tokens):
             delta = {"type": "text_delta", "text": token}
@@ -180,6 +183,7 @@ class ScriptedChat:
         frame: dict[str, Any] = {
             "id": f"chatcmpl-scripted{serial:06d}",
             "object": "chat.completion",
+            # Not the clock, so that equal requests get equal answers.
             "created": 1_750_000_000 + serial,
             "model": body["model"],
             "service_tier": "default",
@@ -283,6 +287,7 @@ def _cut_answer(script: Script, max_tokens: int | None) -> tuple[tuple[str, ...]
     tokens = split_tokens(script.answer)
     if max_tokens is None or len(tokens) <= max_tokens:
         return tokens, False
+    # The real API refuses a negative number; scripts need not.
     return tokens[: max(0, max_tokens)], True
 
 

@@ -50,6 +50,7 @@ def read_message_stream(body: BodyWindow) -> Reading:
             prompt = _largest(prompt, figure_in(usage, "input_tokens"))
         elif kind == "message_stop":
             is_final = True
+    # Without the middle of the body, the length would be too small.
     return Reading(prompt, completion, length if body.is_whole else None, is_final)
 
 

@@ -33,6 +33,7 @@ from cgw.wire.messages import RequestHead, ResponseHead
 PROVIDER = "openai"
 
 _PREFIX = "openai/"
+# No other header of a client goes to the provider: its key is for cgw.
 _SDK_HEADERS = frozenset({b"openai-beta"})
 
 
@@ -122,6 +123,7 @@ class _ChatRoute:
     _reader: BodyReader[ChatBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
     provider: ClassVar[str] = PROVIDER
+    # From the reference (§6.1): above the 3 s up to which Sourcegraph's clients retry by themselves, so they do not.
     retry_after_seconds: ClassVar[int] = 30
 
     def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
@@ -129,6 +131,7 @@ class _ChatRoute:
 
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
+        # Refused as in the reference (§9.6), before the body is read: no body would make it right.
         if caller.feature is Feature.CODE_COMPLETIONS:
             raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
         parsed, raw = self._reader.read(body)
@@ -145,9 +148,12 @@ class _ChatRoute:
             upstream=self.endpoint.build_request(
                 encode_object(outgoing), is_stream=is_stream, query=query, headers=headers
             ),
+            # From the name without its prefix, so that both spellings are checked and recorded as one.
             model=_PREFIX + outgoing["model"],
             is_stream=is_stream,
+            # Content is null in an assistant's message that only calls tools.
             prompt_character_count=sum(content.character_count for content in contents if content is not None),
+            # Without max_tokens: the reference's events have it for Anthropic only (§13.2).
             metadata={"stream": is_stream},
             max_completion_tokens=_max_completion_tokens(parsed, choices),
         )
@@ -174,6 +180,7 @@ class OpenAIChat(_ChatRoute):
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
         outgoing["user"] = caller.identifier
         # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
@@ -200,6 +207,7 @@ class OpenAISdkChat(_ChatRoute):
         outgoing["user"] = caller.identifier
         outgoing.pop("safety_identifier", None)
         headers = select_headers(head, _SDK_HEADERS)
+        # Each choice may have max_tokens, so `n` multiplies what is reserved.
         return self._build_request(parsed, outgoing, choices=parsed.n or 1, headers=headers, query=query_of(head))
 
 
