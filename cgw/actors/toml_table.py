@@ -41,6 +41,7 @@ class TableReader:
         """Return the value of ``key``, or ``None`` if it is missing or of another type; the latter is a problem."""
         self._taken.add(key)
         value = self._table.get(key)
+        # TOML has no null, so the key is missing.
         if value is None:
             return None
         if type(value) is not kind:  # not isinstance: `True` is an int

@@ -104,6 +104,7 @@ def _use_store(
         endpoint = settings.redis.endpoint
         # As in the gateway: without REDIS_ENDPOINT, the store is the embedded one of the data directory.
         url = await find_embedded_redis(settings.data.directory) if endpoint is None else endpoint.reveal()
+        # The gateway's own deadline (0.1 s by default) is for requests that wait.
         timeout_seconds = max(settings.redis.timeout_seconds, LEAST_TIMEOUT_SECONDS)
         async with open_redis(url, timeout_seconds=timeout_seconds, connect_timeout_seconds=CONNECT_SECONDS) as store:
             return await work(LimitMaintenance(store, known, tuple(POLICIES)))

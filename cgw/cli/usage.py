@@ -41,5 +41,6 @@ def usage(
         click.echo(render_json(rows))
         return
     click.echo(render_table(rows, is_terminal=sys.stdout.isatty(), width=terminal_width()), nl=False)
+    # On standard error: a program that reads the list or table finds nothing but rows.
     if not rows:
         click.echo(f"no such completions are recorded in {path}", err=True)

@@ -23,6 +23,7 @@ from cgw.config.kinds import Kind
 
 T = TypeVar("T")
 
+# Keys of attrs' metadata, which tell the three kinds of field apart.
 _VARIABLE = "variable"
 _GROUP = "group"
 _NAMED_GROUPS = "named groups"

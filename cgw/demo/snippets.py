@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+# Both are in the gateway's default lists of models.
 CLAUDE = "claude-sonnet-4-5"
 GPT = "gpt-4o"
 

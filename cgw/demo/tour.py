@@ -34,9 +34,11 @@ from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import FrameParser
 
 HOST = "127.0.0.1"
+# As in the gateway's settings.
 DEFAULT_PORT = 9992
 TOKENS_PER_SECOND = 30
 FIRST_TOKEN_SECONDS = 0.3
+# Not the model that is shown: its script has no pace.
 MEASURED_MODEL = "claude-haiku-4-5"
 MEASURED_ROUNDS = 40
 KEPT_REQUESTS = 50
@@ -213,6 +215,7 @@ class _Tour:
             settings = load_settings(self._environ(upstream.url))
             started = time.perf_counter()
             async with open_service(settings) as service:
+                # For _say_goodbye(), which runs when the service has ended.
                 self._spool_path = service.spool_path
                 self._show_start(service, upstream, time.perf_counter() - started)
                 await self._show_answer(service)
@@ -242,6 +245,7 @@ class _Tour:
         actors_path = self._directory / "actors.toml"
         actors_path.write_text(self._actors.build_file())
         return {
+            # 0 lets the kernel choose a free port.
             "PORT": str(self._port),
             "CODY_GATEWAY_HOST": HOST,
             "CODY_GATEWAY_ANTHROPIC_API_URL": upstream_url,

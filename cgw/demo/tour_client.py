@@ -112,6 +112,7 @@ async def measure_overhead(
     through_seconds, direct_seconds = [], []
     async with open_tour_client(through.url) as gateway, open_tour_client(direct.url) as upstream:
         # In alternation: a moment in which the machine is busy slows both about equally.
+        # Negative numbers are the warm-up: connections are opened, and code runs for the first time.
         for number in range(-warm_up_rounds, rounds):
             # Not at the same time: both share this process and would slow each other down.
             seconds = await _time_first_byte(upstream, direct), await _time_first_byte(gateway, through)

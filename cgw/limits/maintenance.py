@@ -116,6 +116,8 @@ class LimitMaintenance:
         ``is_lenient``: a key that can't be read counts as used; otherwise it is an error.
         """
         found = []
+        # A call for each source: its name is part of the hash tag, so in a cluster one call can't have the keys of
+        # several.
         for name in self.source_names if source is None else (source,):
             actor = self._find_known(actor_id, name)
             asked = actor or _build_stranger(actor_id, name)

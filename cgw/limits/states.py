@@ -18,6 +18,7 @@ one provider."""
 LimitCause = LimitName
 """The limit that refused: the ``cause`` of a ``RateLimited`` event."""
 
+# The first two complete the reference's texts (its §5 and §1.5).
 _DESCRIPTIONS = {
     "quota": "rate limit of {limit} {unit}",
     "concurrency": "concurrency limit of {limit} requests",

@@ -33,6 +33,7 @@ class RedisAddress:
 
     def at(self, host: str, port: int) -> RedisAddress:
         """Return the address with the same login and TLS, at another host and port."""
+        # Not by the unix socket, which leads to the configured server only.
         return attrs.evolve(self, host=host, port=port, path=None)
 
 
@@ -95,6 +96,7 @@ def _parse_sentinel(
     own = {name: value for name, value in options if name in {"sentinel_username", "sentinel_password"}}
     shared = [(name, value) for name, value in options if name not in own]
     master = parse_redis_url(_build_url(transport, login, database, shared))
+    # Sentinels have users of their own: the master's login is not sent to them.
     sentinel = attrs.evolve(
         master, username=own.get("sentinel_username"), password=own.get("sentinel_password"), database=0
     )

@@ -86,6 +86,7 @@ def open_store_folder(data_dir: Path) -> Iterator[StoreFolder]:
     except OSError as error:
         raise ConfigError([f"the store's folder {folder} can't be used: {error.strerror}"]) from error
     socket = folder / SOCKET_NAME
+    # In bytes, not characters: that is what the address of a socket holds.
     if len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES:
         yield StoreFolder(folder, socket)
         return
@@ -93,6 +94,7 @@ def open_store_folder(data_dir: Path) -> Iterator[StoreFolder]:
     try:
         yield StoreFolder(folder, short / SOCKET_NAME)
     finally:
+        # The server has ended by now, so at most its socket is left in there.
         shutil.rmtree(short, ignore_errors=True)
 
 
@@ -122,5 +124,6 @@ def _make_short_folder(folder: Path) -> Path:
 
 
 def _name_short_folder(folder: Path) -> Path:
+    # By user and by data directory, so that gateways do not share it.
     name = f"cgw-{os.getuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
     return Path(tempfile.gettempdir()) / name

@@ -31,6 +31,7 @@ class Outcome(enum.StrEnum):
     """A bug in cgw."""
 
 
+# Not cgw's fault, but operators may have to act.
 _WARNINGS = {Outcome.UPSTREAM_UNREACHABLE, Outcome.UPSTREAM_BROKE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
 
 
@@ -90,6 +91,7 @@ class ExchangeRecord:
         if self.first_byte_ms is not None:
             words.append(f"first byte {self.first_byte_ms:.0f} ms")
         if self.upstream_status is not None and self.upstream_status != self.status:
+            # Only where it differs: an upstream's 429 reaches the client as 503, for example.
             words.append(f"upstream {self.upstream_status}")
         if self.response_bytes is not None:
             words.append(f"{self.response_bytes} bytes")
@@ -104,6 +106,7 @@ def log_exchange(record: ExchangeRecord, error: BaseException | None = None) -> 
     """
     level = record.level
     if logger.isEnabledFor(level):
+        # A triple: only Logger.log(), which is not used here, makes one of an exception.
         exc_info = None if error is None else (type(error), error, error.__traceback__)
         # Not logger.log(): it walks the stack to find its caller, which costs more than everything else here.
         logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), exc_info))

@@ -44,6 +44,7 @@ def build_entry(record: logging.LogRecord) -> LogEntry:
     # The arguments of an ordinary record may change before the log's thread writes it; an ExchangeRecord is frozen.
     message = record.msg if isinstance(record.msg, ExchangeRecord) else record.getMessage()
     stack_trace = None
+    # logging.exception() outside of an except block has three times None here.
     if record.exc_info and record.exc_info[1] is not None:
         stack_trace = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n")
     return LogEntry(record.levelno, record.created, record.name, message, stack_trace)
@@ -165,6 +166,7 @@ def name_severity(level: int) -> str:
         return "ERROR"
     if level >= logging.WARNING:
         return "WARNING"
+    # A level between two standard ones counts as the lower one.
     return "INFO" if level >= logging.INFO else "DEBUG"
 
 

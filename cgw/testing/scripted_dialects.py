@@ -84,6 +84,7 @@ class ScriptedMessages:
             raise RequestError("messages: at least one message is required")
 
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
+        # check() has made sure that it is there.
         tokens, is_cut = _cut_answer(script, body["max_tokens"])
         message: dict[str, Any] = {
             "id": f"msg_scripted_{serial:06d}",
@@ -125,6 +126,7 @@ class ScriptedMessages:
             yield BodyPiece(script.token_at_seconds(index), data)
         end = script.token_at_seconds(max(0, len(tokens) - 1))
         yield BodyPiece(end, _event({"type": "content_block_stop", "index": 0}))
+        # As in the API: stop reason and all output tokens come behind the content, in one event.
         yield BodyPiece(end, _event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": len(tokens)}}))
         yield BodyPiece(end, _event({"type": "message_stop"}))
 
@@ -224,6 +226,7 @@ class ScriptedChat:
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
             return _data(frame | {"choices": [choice]} | null_usage)
 
+        # As in the API, the first chunk has the role and no text, and the last one the finish reason and no text.
         first_delta = {"role": "assistant", "content": "", "refusal": None}
         yield BodyPiece(script.head_delay_seconds, chunk(first_delta))
         for index, token in enumerate(tokens):
@@ -264,6 +267,7 @@ _OPENAI_ERROR_TYPES: dict[int, tuple[str, str | None]] = {
 
 def _bearer_token(headers: Mapping[bytes, bytes]) -> str:
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    # Schemes are case-insensitive (RFC 9110 §11.1).
     return token.strip() if scheme.lower() == "bearer" else ""
 
 

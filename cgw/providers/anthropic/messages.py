@@ -83,6 +83,7 @@ class MessagesBody:
     speed: str | None = None
 
 
+# From the classes, so that a field is declared in one place.
 BODY_FIELDS = frozenset(attribute.name for attribute in attrs.fields(MessagesBody))
 MESSAGE_FIELDS = frozenset(attribute.name for attribute in attrs.fields(Message))
 
@@ -109,6 +110,7 @@ class _MessagesRoute:
     endpoint: Endpoint
     models: tuple[str, ...]
     max_tokens_cap: int | None = None
+    # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[MessagesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
     provider: ClassVar[str] = PROVIDER
@@ -176,6 +178,7 @@ class AnthropicMessages(_MessagesRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
         parsed, raw, messages = self._read(body)
+        # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         # Older clients send the system prompt as the first message, which that API does not accept.

@@ -95,6 +95,7 @@ class ChatBody:
     web_search_options: JsonObject | None = None
 
 
+# From the classes, so that a field is declared in one place.
 BODY_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatBody))
 MESSAGE_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatMessage))
 
@@ -120,6 +121,7 @@ class _ChatRoute:
 
     endpoint: Endpoint
     models: tuple[str, ...]
+    # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[ChatBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
     provider: ClassVar[str] = PROVIDER
@@ -177,6 +179,7 @@ class OpenAIChat(_ChatRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
         parsed, raw = self._read(body, caller)
+        # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
