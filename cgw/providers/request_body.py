@@ -231,9 +231,11 @@ class BodyReader(Generic[T]):
     def _explain(self, raw: dict[str, Any]) -> Refusal:
         try:
             self._explainer.structure(raw, self._cls)
+        # This converter collects all problems of a body in a group (detailed_validation).
         except (cattrs.BaseValidationError, Mismatch, KeyError, TypeError, ValueError) as error:
             problems = list(_list_problems(error, ""))
         else:
+            # Both converters have the same checks, so this would be a bug.
             raise AssertionError("a body was refused by one converter, but not by the other")
         text = "; ".join(f"{path}: {problem}" for path, problem in problems[:MAX_REPORTED_PROBLEMS])
         more = len(problems) - MAX_REPORTED_PROBLEMS

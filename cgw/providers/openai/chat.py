@@ -107,6 +107,7 @@ def build_endpoint(api_url: str, access_token: str, organization: str | None = N
     """
     headers: Headers = ((b"authorization", b"Bearer " + secret_value(access_token, "OpenAI's access token")),)
     if organization is not None:
+        # Sent only if it is set (the reference's §9.6).
         headers = (*headers, (b"openai-organization", secret_value(organization, "OpenAI's organization")))
     return Endpoint.parse(api_url, "/v1/chat/completions", headers)
 
@@ -208,6 +209,7 @@ class OpenAISdkChat(_ChatRoute):
         parsed, outgoing = self._read(body, caller)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         outgoing["user"] = caller.identifier
+        # It would name another user than `user` does.
         outgoing.pop("safety_identifier", None)
         headers = select_headers(head, _SDK_HEADERS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
