@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+# Two characters for micro look the same, U+00B5 and U+03BC; Go accepts both.
 _SECONDS_PER_UNIT = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -25,6 +26,7 @@ def parse_duration(text: str) -> float:
         seconds = float(text)
     else:
         parts = list(_DURATION_PART.finditer(text))
+        # finditer() skips what does not match, so only the parts together show that there is nothing else.
         if not parts or "".join(part[0] for part in parts) != text:
             raise ValueError(f"must be a duration such as 10s, 1m30s or 500ms, not {quote_value(text)}")
         seconds = sum(float(part[1]) * _SECONDS_PER_UNIT[part[2]] for part in parts)
@@ -35,6 +37,7 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return the shortest notation, to the millisecond: ``24h``, ``1m30s``, ``100ms``, ``0s``."""
+    # Rounded before it is split, so that 59.9999 s becomes 1m and not 60s.
     whole, milliseconds = divmod(round(seconds * 1000), 1000)
     hours, rest = divmod(whole, 3600)
     minutes, rest = divmod(rest, 60)
@@ -47,6 +50,7 @@ def format_go_duration(milliseconds: int) -> str:
 
     Instances parse the ``interval`` of ``/v1/limits`` with Go's ``time.ParseDuration``.
     """
+    # Below a second Go uses a smaller unit instead of a fraction of a second.
     if milliseconds < 1000:
         return f"{milliseconds}ms" if milliseconds else "0s"
     minutes, milliseconds = divmod(milliseconds, 60_000)

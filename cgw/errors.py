@@ -98,6 +98,7 @@ def explain_os_error(error: BaseException) -> str:
 
 def _find_root_cause(error: BaseException) -> BaseException:
     while True:
+        # Trio puts the errors of several addresses of one host into a group.
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         elif error.__cause__ is not None:

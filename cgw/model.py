@@ -17,6 +17,7 @@ from attrs import Factory, field, frozen
 class Feature(enum.StrEnum):
     """The unit that limits apply to; the value of the ``X-Sourcegraph-Feature`` header."""
 
+    # In the reference's order (its §12), which `/v1/limits` and the messages of an actors file follow.
     CODE_COMPLETIONS = "code_completions"
     CHAT_COMPLETIONS = "chat_completions"
     EMBEDDINGS = "embeddings"
@@ -93,6 +94,7 @@ def _bucket_problems(size_name: str, size: int, interval_name: str, interval_ms:
         problems.append(f"{size_name} must be at least 1, not {size}")
     if interval_ms <= 0:
         problems.append(f"{interval_name} must be at least 1 ms, not {interval_ms} ms")
+    # Only for positive numbers: the interval is a divisor below.
     if not problems and size * interval_ms > MAX_TOKEN_MS:
         largest = MAX_TOKEN_MS // interval_ms
         problems.append(
@@ -185,6 +187,7 @@ class BodyWindow:
 class EventName(enum.StrEnum):
     """The kinds of usage event, named as in the events table."""
 
+    # Names of the reference (§13.2), which queries of existing events tables rely on.
     COMPLETIONS_FINISHED = "CompletionsFinished"
     RATE_LIMITED = "RateLimited"
     UNAUTHORIZED = "Unauthorized"
@@ -202,5 +205,6 @@ class UsageEvent:
     source: str
     identifier: str
     metadata: Mapping[str, Any] = field(factory=dict)
+    # Chosen when the event is made: one that is written or shipped twice keeps its id.
     id: str = Factory(lambda: str(uuid.uuid4()))
     created_at: datetime = Factory(lambda: datetime.now(UTC))

@@ -37,6 +37,7 @@ from cgw.errors import ConfigError, explain_os_error
 from cgw.model import ANY_MODEL, MAX_IN_FLIGHT, Actor, Feature, LimitUnit, RateLimit, rate_limit_problems
 
 _UNIT = choice(*LimitUnit)
+# Only the first slash separates: the names of some providers have more (fireworks/accounts/fireworks/models/…).
 _MODEL = re.compile(r"[^\s/*]+/[^\s*]+")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -47,6 +48,7 @@ class FileVersion:
 
     mtime_ns: int
     size: int
+    # A file that is replaced, as editors and Kubernetes do it, has another inode even if time and size are the same.
     inode: int
 
 
@@ -118,6 +120,7 @@ class _Reading:
         if tables is None:
             self.problems.append("has no [[actor]]")
         actors_by_hash = {}
+        # Go on after a problem, with what could be read: the caller discards the result then.
         for table in tables or ():
             actor, hashes = self._read_actor(table)
             actors_by_hash.update(dict.fromkeys(hashes, actor))
@@ -131,7 +134,9 @@ class _Reading:
         hashes = self._read_hashes(table)
         access_enabled = table.take("access_enabled", bool)
         max_in_flight = _read_max_in_flight(table)
+        # An actor whose access is off needs no limits.
         limits = self._read_limits(table, max_in_flight, is_required=access_enabled is not False)
+        # After everything is read: a key that was not taken by now is unknown.
         table.finish()
         # Built from what could be read: the caller discards it if there are problems.
         actor = Actor(
@@ -190,6 +195,7 @@ class _Reading:
         return limits
 
     def _read_limit(self, table: TableReader, feature: Feature, max_in_flight: int | None) -> RateLimit | None:
+        # All keys are read before the first return, so that each problem is found, and none is called unknown.
         limit = table.require("limit", int)
         unit = _read_unit(table, feature)
         interval_ms = _read_interval(table, "interval", is_required=True)
@@ -209,6 +215,7 @@ class _Reading:
                     limit, interval_ms, self.percentage, concurrent_interval_ms
                 )
         for problem in rate_limit_problems(limit, interval_ms, concurrent_requests, concurrent_interval_ms):
+            # These problems begin with the name of the number, which is its key here.
             key, _, rest = problem.partition(" ")
             table.add_problem(key, rest)
         if own_max_in_flight is not None:
@@ -221,6 +228,7 @@ def _read_interval(table: TableReader, key: str, *, is_required: bool) -> int | 
     if text is None:
         return None
     try:
+        # Less than half a millisecond becomes 0, which rate_limit_problems refuses.
         return round(parse_duration(text) * 1000)
     except ValueError as problem:
         table.add_problem(key, str(problem))
@@ -235,6 +243,7 @@ def _read_unit(table: TableReader, feature: Feature) -> LimitUnit:
         return LimitUnit(_UNIT.parse(text))
     except ValueError as problem:
         table.add_problem("unit", str(problem))
+        # Any unit will do: with a problem, the file is refused as a whole.
         return LimitUnit.REQUESTS
 
 
@@ -253,6 +262,8 @@ def _read_max_in_flight(table: TableReader) -> int | None:
 
 def _read_models(table: TableReader) -> tuple[str, ...]:
     models = table.take_strings("allowed_models")
+    # `*` counts only as the one entry of the list (the reference's §1.2); beside others it would be ignored, so it is a
+    # problem.
     if models is None or models == [ANY_MODEL]:
         return (ANY_MODEL,)
     if not models:

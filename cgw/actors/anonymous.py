@@ -8,6 +8,7 @@ from cgw.actors.policies import ANONYMOUS, POLICIES
 from cgw.actors.source import NotFromSource
 from cgw.model import Actor, Feature, RateLimit
 
+# Limit per 24 hours, and models: the reference's §2.4.
 _LIMITS = {
     Feature.CHAT_COMPLETIONS: (
         50,
@@ -40,6 +41,8 @@ class AnonymousSource:
             id="anonymous",
             name="anonymous",
             source=self.name,
+            # The source exists only while anonymous access is on. In the reference it always exists, with access off by
+            # default.
             access_enabled=True,
             rate_limits=limits,
             policy=POLICIES[self.name],

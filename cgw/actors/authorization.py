@@ -8,6 +8,7 @@ from cgw.errors import Headers, Refusal
 from cgw.model import Actor
 from cgw.wire.messages import find_header
 
+# A scheme's name (RFC 9110 §11.1). Tokens are longer, or have digits or underscores.
 _HARMLESS_TYPE = re.compile(rb"[A-Za-z-]{1,16}")
 
 
@@ -27,6 +28,7 @@ def extract_token(headers: Headers) -> str:
     token_type, space, token = authorization.partition(b" ")
     if not space:
         raise Refusal(400, "token type missing in Authorization header", code="invalid_authorization")
+    # Schemes are case-insensitive (RFC 9110 §11.1).
     if token_type.lower() != b"bearer":
         shown = token_type.decode("ascii") if _HARMLESS_TYPE.fullmatch(token_type) else "****"
         raise Refusal(400, f"invalid token type {shown}", code="invalid_authorization")
@@ -47,6 +49,7 @@ def check_access(actor: Actor, path: str | bytes) -> None:
         return
     if isinstance(path, bytes):
         path = path.decode("utf-8", "replace")
+    # Leading slashes are ignored on both sides, as in the reference (§4).
     path = path.lstrip("/")
     prefixes = [prefix for prefix in actor.endpoint_access if path.startswith(prefix.lstrip("/"))]
     # An actor without id stands for a token that was found invalid: it is granted nothing.

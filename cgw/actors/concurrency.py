@@ -15,4 +15,5 @@ def derive_concurrent_requests(limit: int, interval_ms: int, percentage: int, co
     """
     # In whole numbers: the reference's 32-bit floats lose the last digits of large limits.
     share = limit * DAY_MS * percentage // (interval_ms * 100)
+    # At least 1, as in the reference; a limit of 1 per day, or a percentage of 0, must not refuse every request.
     return max(1, min(share, MAX_TOKEN_MS // concurrent_interval_ms))

@@ -18,9 +18,9 @@ POLICIES: Mapping[str, SourcePolicy] = {
     # Actors of the operator's own, so the operator wants the alerts.
     STATIC: SourcePolicy(has_usage_alerts=True),
     ANONYMOUS: SourcePolicy(),
-    # Sourcegraph.com's abuse handling sets a limit of 1 to cut an actor off (reference §5).
+    # Sourcegraph.com's abuse handling sets a limit of 1 to cut an actor off (the reference's §5).
     DOTCOM_USER: SourcePolicy(is_cut_off_at_one=True),
-    # Customers, with a page of their own (reference §10).
+    # Customers, with a page of their own (the reference's §10).
     PRODUCT_SUBSCRIPTION: SourcePolicy(
         is_cut_off_at_one=True,
         has_usage_alerts=True,

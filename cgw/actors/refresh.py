@@ -103,6 +103,7 @@ class Refresher:
         finally:
             # The receiver is closed, so no refresh can be added any more: the list of those to finish is complete.
             for refresh in self._refreshes.values():
+                # Also those that were under way: cancelling their workers left them without an outcome.
                 refresh.finish(RefreshFailed("the actor was not refreshed: the gateway is stopping"))
             self._refreshes.clear()
 
@@ -154,6 +155,7 @@ class Refresher:
         if updater is None:
             return None
         seconds_left = self._cooldown_ends.get(key, 0.0) - trio.current_time()
+        # Successful or not: a source that fails must not be asked by each refused request.
         if key in self._cooldown_ends and seconds_left > 0:
             self._cooling += 1
             raise ActorRecentlyUpdated(seconds_left)
@@ -168,11 +170,14 @@ class Refresher:
             raise RefreshFailed(
                 "the actor was not refreshed: too many others are waiting for that - try again later"
             ) from None
+        # No checkpoint since send_nowait, so no worker has begun or ended this refresh yet.
         self._refreshes[key] = refresh
         return refresh
 
     async def _work(self) -> None:
         async for refresh in self._receiver:
+            # From its end on there is no checkpoint: other tasks see the actor as under way or as cooling down, never
+            # in between.
             error = await self._update(refresh)
             self._cool_down(refresh)
             if error is None:
@@ -186,6 +191,7 @@ class Refresher:
         source = refresh.actor.source
         failure: CgwError
         try:
+            # A source that hangs would occupy one of the MAX_AT_ONCE workers for good.
             with trio.fail_after(UPDATE_SECONDS):
                 await refresh.updater.update(refresh.actor)
         except CgwError as error:
@@ -211,6 +217,7 @@ class Refresher:
         """Remember the actor's cool-down; forget those that are over, and the oldest if there are too many."""
         now = trio.current_time()
         self._cooldown_ends[refresh.key] = now + refresh.updater.cooldown_seconds
+        # A key that was there already keeps its old place otherwise.
         self._cooldown_ends.move_to_end(refresh.key)
         # One was added, so removing up to two makes it shrink over time, at a constant cost per update.
         for key, ends_at in list(islice(self._cooldown_ends.items(), 2)):

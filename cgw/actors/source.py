@@ -97,6 +97,8 @@ class Sources:
         for source in self._sources:
             try:
                 return await source.get(token)
+            # Only this error lets another source decide: a source that is down must not turn its tokens into unknown
+            # ones (401).
             except NotFromSource:
                 continue
             except CgwError as error:

@@ -57,6 +57,7 @@ class StaticSource:
     @property
     def actors(self) -> tuple[Actor, ...]:
         """All actors of the file, in its order."""
+        # An actor is there once per token; ids are unique within a file.
         return tuple({actor.id: actor for actor in self._actors_by_hash.values()}.values())
 
     async def update(self, actor: Actor) -> None:
@@ -72,8 +73,10 @@ class StaticSource:
         """
         file = self._file
         async with self._updating:
+            # In a thread, as the file may be on a network file system.
             if await self._run_blocking(file.get_version) == self._version:
                 if self._error is not None:
+                    # A new exception each time: the same object would collect the tracebacks of all callers.
                     raise ConfigError(self._error.problems)
                 return
             version, content = await self._run_blocking(file.read)
@@ -83,6 +86,7 @@ class StaticSource:
                 # Keep the version too, so that the same wrong file is not parsed again.
                 self._version, self._error = version, error
                 raise
+            # One mapping replaces the other, so get() never sees a mixture.
             self._version, self._error, self._actors_by_hash = version, None, actors_by_hash
         logger.info("the actors were read again from %s: %d", file.path, len(self.actors))
 

@@ -38,6 +38,8 @@ def hash_token(token: str) -> str:
 
 def build_entry(actor_id: str, name: str, token_sha256: str) -> str:
     """Build the entry to paste into ``CODY_GATEWAY_ACTORS_FILE`` (TOML), with limits that suit a small team."""
+    # A JSON string is a TOML string, too, except that JSON may escape a character as two surrogates: so the name is not
+    # escaped to ASCII. Ids are ASCII.
     return f"""\
 [[actor]]
 id = {json.dumps(actor_id)}

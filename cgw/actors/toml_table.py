@@ -41,6 +41,7 @@ class TableReader:
         """Return the value of ``key``, or ``None`` if it is missing or of another type; the latter is a problem."""
         self._taken.add(key)
         value = self._table.get(key)
+        # TOML has no null, so the key is missing.
         if value is None:
             return None
         if type(value) is not kind:  # not isinstance: `True` is an int
@@ -77,6 +78,7 @@ class TableReader:
             return None
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             self.add_problem(key, f"must be written as [[{self.path_of(key)}]], with two brackets")
+            # Not None, which a caller would report as missing, too.
             return []
         return [
             TableReader(value, self.path_of(f"{key}[{index}]"), self._problems) for index, value in enumerate(values)

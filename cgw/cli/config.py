@@ -23,6 +23,7 @@ def config() -> None:
 
     _print_settings(describe_settings(settings))
     for warning in settings.warnings:
+        # On standard error, so that the list can be piped.
         click.echo(f"cgw: warning: {warning}", err=True)
 
 
@@ -30,10 +31,12 @@ def _print_settings(rows: Sequence[SettingRow]) -> None:
     if sys.stdout.isatty():
         # Two short lines for each setting: a terminal would fold the long lines of the table.
         for row in rows:
+            # Some defaults are in parentheses already: (not set).
             default = "" if row.is_default else f"  (default: {row.default.strip('()')})"
             value = row.value if row.is_default else click.style(row.value, bold=True)
             click.echo(f"{row.name} = {value}{default}\n    {row.help}")
         return
+    # For other programs: one line for each setting, never folded.
     cells = [("setting", "value", "default", "meaning")]
     cells += [(row.name, row.value, "" if row.is_default else row.default, row.help) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -22,6 +22,7 @@ def limits() -> None:
     """
 
 
+# Not click.Choice: it needs the names when this module is imported, which `cgw --help` does, too.
 def _parse_feature(context: click.Context, parameter: click.Parameter, value: str | None) -> Feature | None:
     from cgw.model import Feature
 

@@ -49,6 +49,7 @@ def show(
 
     readings = _use_store(settings, read)
     if as_json:
+        # msgspec writes times as RFC 3339 and enums as their values.
         rows = [attrs.asdict(reading) for reading in readings]
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
@@ -83,6 +84,7 @@ async def list_known_actors(settings: Settings) -> list[Actor]:
         known.append(await anonymous.get(""))
     if actors.file is not None:
         known += load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms).actors
+    # As in Limiter: the operator's bound applies where an actor has none of its own.
     most = settings.limits.max_in_flight
     return [
         attrs.evolve(
@@ -100,7 +102,9 @@ def _use_store(
     async def run() -> list[LimitReading]:
         known = await list_known_actors(settings)
         endpoint = settings.redis.endpoint
+        # As in the gateway: without REDIS_ENDPOINT, the store is the embedded one of the data directory.
         url = await find_embedded_redis(settings.data.directory) if endpoint is None else endpoint.reveal()
+        # The gateway's own deadline (0.1 s by default) is for requests that wait.
         timeout_seconds = max(settings.redis.timeout_seconds, LEAST_TIMEOUT_SECONDS)
         async with open_redis(url, timeout_seconds=timeout_seconds, connect_timeout_seconds=CONNECT_SECONDS) as store:
             return await work(LimitMaintenance(store, known, tuple(POLICIES)))
@@ -108,6 +112,7 @@ def _use_store(
     try:
         return trio.run(run)
     except BaseExceptionGroup as errors:
+        # Trio's nurseries wrap Ctrl-C in a group; the command line expects it by itself.
         if errors.subgroup(KeyboardInterrupt) is None:
             raise
         raise KeyboardInterrupt from None
@@ -143,6 +148,7 @@ def _write_unused_again(reading: LimitReading) -> str:
         return "–"
     if reading.unused_in_ms == 0:
         return "now"
+    # Rounded up, so that the limit is unused by then.
     seconds = -(-reading.unused_in_ms // 1000)
     return f"{reading.unused_at:%Y-%m-%d %H:%M:%S}Z, in {format_duration(seconds)}"
 

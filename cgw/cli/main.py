@@ -42,8 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    # click turns Ctrl-C within a command into Abort.
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    # Before CgwError, of which it is a kind: each problem gets a line of its own.
     except ConfigError as error:
         for problem in error.problems:
             click.echo(f"cgw: {problem}", err=True)
@@ -51,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     except CgwError as error:
         click.echo(f"cgw: {error}", err=True)
         return EXIT_FAILURE
+    # The command's return value: a status, or None for success. --help and --version give 0.
     return status if isinstance(status, int) else 0
 
 

@@ -21,6 +21,7 @@ def load_process_settings() -> Settings:
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem.
     """
+    # Here and not above: it imports the settings of all packages.
     from cgw.service.settings import load_settings
 
     return load_settings(os.environ)
@@ -37,6 +38,7 @@ def exit_on_closed_pipe() -> None:
 def discard_output() -> None:
     """Send output that is not flushed yet to ``/dev/null``."""
     null = os.open(os.devnull, os.O_WRONLY)
+    # Descriptor 1 itself, because the interpreter writes its buffer there at exit.
     os.dup2(null, 1)
     os.close(null)
 

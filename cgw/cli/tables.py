@@ -43,12 +43,14 @@ def render_table(
         file=StringIO(),
         force_terminal=is_terminal,
         no_color=not is_terminal,
+        # rich must not wrap anything for other programs; it does not know their width, and would assume 80.
         width=width if is_terminal else 10_000,
         highlight=False,
         legacy_windows=False,
     )
     with console.capture() as capture:
         console.print(table)
+    # rich fills the last column with spaces.
     return "".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines())
 
 

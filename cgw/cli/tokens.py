@@ -24,6 +24,7 @@ def new(actor_id: str, name: str) -> None:
         raise click.BadParameter(ACTOR_ID_RULE, param_hint="'--id'")
     if not is_valid_name(name):
         raise click.BadParameter(NAME_RULE, param_hint="'--name'")
+    # Only its hash goes into the file: the token is shown here once and cannot be recovered.
     secret = new_token()
     click.echo(f"The token; keep it secret, it is not shown again:\n\n{secret}\n")
     click.echo("The entry for the file that CODY_GATEWAY_ACTORS_FILE names; adjust its limits:\n")

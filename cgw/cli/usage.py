@@ -33,6 +33,7 @@ def usage(
     rows = summarise(
         path,
         since=since and since.replace(tzinfo=UTC),
+        # The last day counts as a whole, and summarise() leaves `until` itself out.
         until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
         actor=actor,
     )
@@ -40,5 +41,6 @@ def usage(
         click.echo(render_json(rows))
         return
     click.echo(render_table(rows, is_terminal=sys.stdout.isatty(), width=terminal_width()), nl=False)
+    # On standard error: a program that reads the list or table finds nothing but rows.
     if not rows:
         click.echo(f"no such completions are recorded in {path}", err=True)

@@ -23,6 +23,7 @@ def render_table(rows: Sequence[UsageRow], *, is_terminal: bool = False, width: 
     columns += [Column(title, is_figure=True) for title in ("requests", "errors", "tokens in", "tokens out")]
     cells = []
     for row in rows:
+        # In the order of the columns above.
         figures = (row.requests, row.errors, row.prompt_tokens, row.completion_tokens)
         cells.append((row.day, _name_actor(row), row.feature, row.model, *map(format_figure, figures)))
     return tables.render_table(columns, cells, is_terminal=is_terminal, width=width)

@@ -23,6 +23,7 @@ from cgw.config.kinds import Kind
 
 T = TypeVar("T")
 
+# Keys of attrs' metadata, which tell the three kinds of field apart.
 _VARIABLE = "variable"
 _GROUP = "group"
 _NAMED_GROUPS = "named groups"
@@ -69,6 +70,7 @@ def group(settings_class: type[T]) -> T:
 def named_groups(settings_classes: Mapping[str, type[T]]) -> Mapping[str, T]:
     """Declare a field of a root class that holds several groups by name, such as one for each provider."""
 
+    # Called for each root, so that roots do not share groups.
     def make_default() -> Mapping[str, T]:
         return {name: settings_class() for name, settings_class in settings_classes.items()}
 

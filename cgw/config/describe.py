@@ -26,6 +26,7 @@ def describe_settings(settings: Any) -> list[SettingRow]:
     """Return one row for each setting of an instance of a root class, in the order of declaration."""
     rows = []
     for group in list_groups(settings):
+        # Computed here, because some defaults depend on the process (the data directory).
         defaults = type(group)()
         for attribute, variable in list_variables(type(group)):
             value, default = getattr(group, attribute.name), getattr(defaults, attribute.name)
@@ -45,5 +46,6 @@ def list_secrets(settings: Any) -> Iterator[str]:
     for group in list_groups(settings):
         for attribute, _ in list_variables(type(group)):
             value = getattr(group, attribute.name)
+            # By the value's type: REDIS_ENDPOINT and the webhook are secrets, too, with kinds of their own.
             if isinstance(value, Secret):
                 yield value.reveal()

@@ -32,6 +32,7 @@ def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
             try:
                 values[attribute.name] = variable.kind.parse(text)
             except ValueError as problem:
+                # Go on: the operator sees the problems of all variables at once.
                 problems.append(f"{variable.name}: {problem}")
         return settings_class(**values)
 
@@ -48,6 +49,7 @@ def find_unknown_variables(root: type[Any], environ: Mapping[str, str]) -> list[
     warnings = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
+            # Below this similarity, a hint would mostly name an unrelated setting.
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             warnings.append(f"{name} is not a setting of this version, and is ignored{hint}")

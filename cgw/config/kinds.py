@@ -30,6 +30,7 @@ class Secret:
     """A value that must not be shown. ``repr`` and ``str`` give ``shown``; only ``reveal()`` gives the value."""
 
     _value: str
+    # Two secrets are equal if their values are, however they are shown.
     shown: str = field(default=MASK, eq=False)
 
     def reveal(self) -> str:
@@ -82,6 +83,7 @@ def duration_ms(*, least: float, most: float) -> Kind[int]:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 _BYTES_PER_UNIT = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+# At most 15 digits, so that int() has little to do for a text of any length.
 _SIZE = re.compile(r"([0-9]{1,15}) *([A-Za-z]*)")
 
 
@@ -147,6 +149,7 @@ BOOLEAN: Kind[bool] = Kind(_parse_boolean, lambda value: str(value).lower())
 
 def choice(*names: str) -> Kind[str]:
     """Return the kind of a choice among ``names``, in any case; the value is written as here."""
+    # The name as declared is the value, so that code can compare it.
     by_folded = {name.casefold(): name for name in names}
 
     def parse(text: str) -> str:
@@ -159,6 +162,7 @@ def choice(*names: str) -> Kind[str]:
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
+    # dict.fromkeys keeps the order and drops repetitions.
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
         raise ValueError("must name at least one, separated by commas")
@@ -175,6 +179,7 @@ def _parse_thresholds(text: str) -> tuple[int, ...]:
     parts = [part.strip().removesuffix("%") for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,3}", part) and 1 <= int(part) <= 100 for part in parts):
         raise ValueError(f"must be percentages from 1 to 100, separated by commas, or off, not {quote_value(text)}")
+    # Ascending and without repetitions, as LimiterOptions expects them.
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -250,6 +255,8 @@ def check_url(text: str, schemes: Sequence[str]) -> str:
 
 def _parse_api_url(text: str) -> str:
     parts = urlsplit(check_url(text, ("https", "http")))
+    # A login in this URL would not be masked: keys have settings of their own. Paths of the API are appended, so
+    # nothing may follow the path.
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("must have no user, query or fragment")
     return text.rstrip("/")
@@ -261,6 +268,7 @@ API_URL: Kind[str] = Kind(_parse_api_url)
 
 def _parse_webhook_url(text: str) -> Secret:
     parts = urlsplit(check_url(text, ("https", "http")))
+    # The host alone: `netloc` could contain a login.
     return Secret(text, f"{parts.scheme}://{parts.hostname}/{MASK}")
 
 

@@ -32,6 +32,7 @@ class RecordedEvent:
 
 def read_last_completion(spool_path: Path, identifier: str) -> RecordedEvent | None:
     """Return the newest completion of the actor ``identifier``, or ``None``. Blocks on the disk."""
+    # By seq, not by time: clocks may step back.
     query = """SELECT seq, id, name, source, identifier, created_at, metadata FROM events
         WHERE name = ? AND identifier = ? ORDER BY seq DESC LIMIT 1"""
     with _open_spool(spool_path) as connection:

@@ -38,6 +38,7 @@ class WordWrapper:
         """Return the text to print: ``token``, or a newline and ``token`` without leading blanks if it does not fit."""
         # Trailing blanks may lie beyond the width, where they cannot be seen.
         if self._column and self._column + len(token.rstrip()) > self._width:
+            # A token brings the blanks before its word, which do not belong at the beginning of a line.
             token = "\n" + token.lstrip()
         newline = token.rfind("\n")
         self._column = self._column + len(token) if newline < 0 else len(token) - newline - 1
@@ -74,6 +75,7 @@ class Screen:
         if self.is_terminal:
             self._console.print(Text(text, style), width=self._width)
         else:
+            # Long words are URLs, which could not be copied if they were broken.
             self._write(textwrap.fill(text, self._width, break_long_words=False, break_on_hyphens=False) + "\n")
 
     def show_facts(self, facts: Iterable[tuple[str, str]]) -> None:
@@ -109,6 +111,7 @@ class Screen:
             syntax = Syntax("", snippet.language, theme="ansi_dark", background_color="default")
             self._console.print(Text(f"\n{comment}", "dim"), soft_wrap=True)
             code = syntax.highlight(snippet.code)
+            # The highlighted text ends in a newline, and print() adds one.
             code.rstrip()
             self._console.print(code, soft_wrap=True)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+# Both are in the gateway's default lists of models.
 CLAUDE = "claude-sonnet-4-5"
 GPT = "gpt-4o"
 
@@ -30,6 +31,7 @@ def build_snippets(url: str, token: str) -> tuple[Snippet, ...]:
 
 
 def _curl_anthropic(url: str, token: str) -> str:
+    # -N has curl print each event as it arrives. Doubled braces are single ones in an f-string.
     return f"""\
 curl -N {url}/v1/completions/anthropic-messages \\
   -H 'Authorization: Bearer {token}' \\

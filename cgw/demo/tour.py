@@ -34,9 +34,11 @@ from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import FrameParser
 
 HOST = "127.0.0.1"
+# As in the gateway's settings.
 DEFAULT_PORT = 9992
 TOKENS_PER_SECOND = 30
 FIRST_TOKEN_SECONDS = 0.3
+# Not the model that is shown: its script has no pace.
 MEASURED_MODEL = "claude-haiku-4-5"
 MEASURED_ROUNDS = 40
 KEPT_REQUESTS = 50
@@ -85,6 +87,7 @@ def choose_port(port: int | None) -> int:
 
     Raises :exc:`~cgw.errors.ConfigError` when ``port`` cannot be used.
     """
+    # A probe only: another program may still take the port before the gateway does, which is an error then.
     wanted = port or DEFAULT_PORT
     with socket.socket() as probe:
         # As the gateway will do: connections in TIME_WAIT from an earlier tour must not make the port look taken.
@@ -118,9 +121,11 @@ def _explain(error: BaseException) -> tuple[list[str], int | None]:
         parts = [_explain(part) for part in error.exceptions]
         # One error without a sentence is enough for a traceback of the whole group.
         statuses = [status for _, status in parts]
+        # Otherwise the highest: an interruption (130) explains the failures that come with it.
         status = None if None in statuses else max(status for status in statuses if status is not None)
         return [sentence for sentences, _ in parts for sentence in sentences], status
     if isinstance(error, KeyboardInterrupt):
+        # Ctrl-C before the signal receiver is open; later, it cancels the tour.
         return [], EXIT_INTERRUPTED
     if isinstance(error, SystemExit):  # rich raises it when standard output is a closed pipe
         return [], EXIT_FAILURE
@@ -158,6 +163,7 @@ concurrent_requests_interval = "10s"
 """
             for actor_id, name, token, rate in (
                 (self.shown_id, "Demo", self.shown_token, 50),
+                # A rate above the number of measured rounds, so that none is refused.
                 (self.measuring_id, "Demo, measuring", self.measuring_token, 1000),
             )
         )
@@ -172,6 +178,7 @@ class _Tour:
         self._port = port
         self._once = once
         self._actors = _Actors(new_token(), new_token())
+        # New for each tour: nothing but this gateway can use the scripted upstream.
         self._upstream_key = new_token()
         self._is_complete = False
         self._spool_path: Path | None = None
@@ -208,6 +215,7 @@ class _Tour:
             settings = load_settings(self._environ(upstream.url))
             started = time.perf_counter()
             async with open_service(settings) as service:
+                # For _say_goodbye(), which runs when the service has ended.
                 self._spool_path = service.spool_path
                 self._show_start(service, upstream, time.perf_counter() - started)
                 await self._show_answer(service)
@@ -219,6 +227,7 @@ class _Tour:
                 self._is_complete = True
                 if not self._once:
                     self._show_serving(service)
+                    # From here on the visitor's requests are logged.
                     with _open_log("INFO"):
                         await trio.sleep_forever()
 
@@ -236,6 +245,7 @@ class _Tour:
         actors_path = self._directory / "actors.toml"
         actors_path.write_text(self._actors.build_file())
         return {
+            # 0 lets the kernel choose a free port.
             "PORT": str(self._port),
             "CODY_GATEWAY_HOST": HOST,
             "CODY_GATEWAY_ANTHROPIC_API_URL": upstream_url,
@@ -288,6 +298,7 @@ class _Tour:
     async def _show_tokens(self, client: TourClient) -> list[float]:
         parser, wrapper, arrivals = FrameParser(), self._screen.begin_text(), []
         while chunk := await client.receive_chunk():
+            # Before parsing and printing, so that a slow terminal does not look like a slow gateway.
             now = time.perf_counter()
             for frame in parser.feed(chunk):
                 if frame.event == b"content_block_delta":
@@ -315,6 +326,7 @@ class _Tour:
         through = self._target(service.url, self._actors.measuring_token, MEASURED_MODEL)
         headers = {"x-api-key": self._upstream_key, "anthropic-version": "2023-06-01"}
         direct = TourRequest(upstream.url, "/v1/messages", headers, through.body)
+        # Both requests have the same body; only path and key differ.
         overhead = await measure_overhead(through, direct, rounds=MEASURED_ROUNDS)
         self._screen.say(_describe_overhead(overhead))
 
@@ -348,6 +360,7 @@ class _Tour:
     def _say_goodbye(self) -> None:
         if self._spool_path is None:
             return
+        # The service has ended by now, so all its events are in the spool; the directory is removed only after run().
         served = count_completions(self._spool_path, after_seq=self._tour_seq)
         self._screen.skip_line()
         self._screen.say(f"Served {served} {'completion' if served == 1 else 'completions'} after the tour. Bye.")

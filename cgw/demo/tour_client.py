@@ -34,6 +34,7 @@ class TourClient:
         fields = {"host": self._authority.decode("ascii"), "content-length": str(len(body)), **headers}
         request = h11.Request(method="POST", target=path, headers=list(fields.items()))
         events = (request, h11.Data(data=body), h11.EndOfMessage())
+        # In one write, so that the head does not arrive alone.
         await self._stream.send_all(b"".join(self._h11.send(event) or b"" for event in events))
 
     async def receive_head(self) -> ResponseHead:
@@ -111,7 +112,9 @@ async def measure_overhead(
     through_seconds, direct_seconds = [], []
     async with open_tour_client(through.url) as gateway, open_tour_client(direct.url) as upstream:
         # In alternation: a moment in which the machine is busy slows both about equally.
+        # Negative numbers are the warm-up: connections are opened, and code runs for the first time.
         for number in range(-warm_up_rounds, rounds):
+            # Not at the same time: both share this process and would slow each other down.
             seconds = await _time_first_byte(upstream, direct), await _time_first_byte(gateway, through)
             if number >= 0:
                 direct_seconds.append(seconds[0])

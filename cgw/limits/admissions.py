@@ -32,6 +32,7 @@ class ReservationIds:
     def next(self) -> str:
         """Return a new id."""
         self._count += 1
+        # The first part has a fixed length, so two ids are equal only if both of their parts are.
         return f"{self._beginning}{self._count:x}"
 
 
@@ -46,11 +47,14 @@ class Reservation:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of every call about it, the record's first."""
+        # The order of KEYS in admit.lua and settle.lua. All of them share the hash tag of `record_prefix`, or the
+        # server is not a cluster.
         return (self.group.record_prefix + self.id, *self.group.keys)
 
     @property
     def states(self) -> tuple[LimitState, ...]:
         """The state of its limits after the claim; empty if nothing was counted."""
+        # There is no answer while Redis is away and requests are admitted without limits (`open`).
         return read_states(self.group.claims, self.answer) if self.answer else ()
 
     def build_admit(self, scripts: LimitScripts) -> ScriptCall:
@@ -85,6 +89,7 @@ class Admission:
     plan: LimitPlan
     reservations: tuple[Reservation, ...]
     is_local: bool = False
+    # The only field that changes: Limiter.settle sets it before its first checkpoint.
     is_settled: bool = False
 
     @property

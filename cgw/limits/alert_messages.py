@@ -60,6 +60,8 @@ def build_message(alert: UsageAlert, dotcom_url: str) -> dict[str, Any]:
     who = _build_code(actor.id) + (f" ({name})" if name else "")
     admin_url = _build_admin_url(actor, dotcom_url)
     linked = who if admin_url is None else f"<{admin_url}|{name or _neutralize(actor.id)}>"
+    # Slack turns URLs, channel names and mentions in plain text into links unless told not to: by `verbatim` in a
+    # block, by `parse` in the message's `text`.
     section = {"type": "mrkdwn", "text": f"The actor {linked} {facts}", "verbatim": True}
     return {
         "text": f"The actor {who} {facts}",

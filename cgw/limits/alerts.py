@@ -57,6 +57,7 @@ class AlertQueue:
     def put(self, alert: UsageAlert) -> None:
         """Deliver ``alert`` as soon as possible. Never blocks or raises; beyond 1000 waiting alerts it is dropped."""
         if self._send is None:
+            # The reference logs this at debug level (its §10); at info, the default log level shows it.
             self._sent += 1
             logger.info("new usage alert: %s", describe_alert(alert))
         elif self._waiting >= MAX_WAITING:
@@ -66,6 +67,7 @@ class AlertQueue:
                 logger.error("usage alerts are being dropped: %d are waiting for Slack", self._waiting)
         else:
             try:
+                # Never raises WouldBlock: the channel holds at most the alerts that `_waiting` counts.
                 self._sender.send_nowait(alert)
             except trio.BrokenResourceError:  # `run` has ended
                 self._dropped += 1
@@ -81,7 +83,11 @@ class AlertQueue:
             async with self._receiver:
                 async for alert in self._receiver:
                     await self._deliver(alert)
+                    # After the delivery: an alert whose delivery is cancelled is still counted, and reported as dropped
+                    # below.
                     self._waiting -= 1
+                    # Only an empty queue ends an overflow. With the first free slot, each alert that is sent would lead
+                    # to another line about the next one that is dropped.
                     if not self._waiting:
                         self._is_overflowing = False
         finally:

@@ -59,12 +59,14 @@ class ClaimGroup:
     @keys.default
     def _list_keys(self) -> tuple[str, ...]:
         keys = tuple(claim.key for claim in self.claims)
+        # The alerts' key comes last: the scripts count the limits by their arguments, and expect it behind them.
         return (*keys, self.alert_key) if self.thresholds else keys
 
     @admit_arguments.default
     def _list_admit_arguments(self) -> tuple[str | int, ...]:
         arguments: list[str | int] = [self.thresholds]
         for claim in self.claims:
+            # In the order of ARGV in admit.lua.
             arguments += (claim.kind, claim.limit, claim.period_ms, claim.cost)
         return tuple(arguments)
 
@@ -89,6 +91,7 @@ class ClaimGroup:
         arguments: list[str | int] = [self.thresholds]
         for claim in self.claims:
             used = claim.count_used(is_charged=is_charged, tokens=tokens)
+            # In the order of ARGV in settle.lua.
             arguments += (claim.kind, claim.limit, claim.period_ms, claim.cost, used)
         return tuple(arguments)
 
@@ -100,6 +103,7 @@ class ClaimGroup:
             evolve(claim, cost=max(1, min(tokens, claim.limit))) if claim.unit is LimitUnit.TOKENS else claim
             for claim in self.claims
         )
+        # A new group for each request to a token quota, because the arguments contain the cost.
         return ClaimGroup(self.record_prefix, claims, self.thresholds, self.alert_key)
 
 
@@ -128,6 +132,7 @@ def build_claims(prefix: str, feature: Feature, rate_limit: RateLimit, lease_ms:
         rate_limit.interval_ms,
         unit=rate_limit.unit,
     )
+    # In requests, also where the quota counts tokens.
     rate = Claim(
         "concurrency",
         "bucket",
@@ -163,7 +168,9 @@ def group_claims(actor_group: ClaimGroup, provider: str, claim: Claim | None, *,
     if claim is None:
         return [actor_group]
     if is_cluster:
+        # Two calls then, so no longer atomic: Limiter._claim gives the first group back when the second one refuses.
         return [actor_group, ClaimGroup(f"{_provider_prefix(provider)}reservation:", (claim,))]
+    # Behind the actor's claims, because alerts are about the first one. The record stays under the actor's prefix.
     claims = (*actor_group.claims, claim)
     return [ClaimGroup(actor_group.record_prefix, claims, actor_group.thresholds, actor_group.alert_key)]
 

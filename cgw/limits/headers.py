@@ -48,6 +48,8 @@ def build_limit_refusal(exceeded: LimitExceeded, feature: Feature, now: datetime
         retry_at = _format_http_date(now + timedelta(milliseconds=wait_ms))
         message += f" Retry after {retry_at}"
         fields += [(b"retry-after", retry_at.encode("ascii")), (b"retry-after-ms", b"%d" % wait_ms)]
+    # The SDKs of Anthropic and OpenAI obey this field; without it they retry every 429 by themselves. They also prefer
+    # `retry-after-ms` to `retry-after`.
     if wait_ms is None or wait_ms > LONGEST_WORTHWHILE_WAIT_MS:
         fields.append((b"x-should-retry", b"false"))
     return Refusal(429, message, code="rate_limit_exceeded", headers=fields)
@@ -75,6 +77,7 @@ def _build_fields(states: Sequence[LimitState], shown: LimitState | None) -> Hea
 def _build_policy(state: LimitState) -> str:
     text = f'"{state.name}";q={_clip(state.limit)}'
     if state.name == "in_flight":
+        # A quota unit that the draft defines. There is no `w`, because slots have no window.
         return f'{text};qu="concurrent-requests"'
     unit = "" if state.unit is LimitUnit.REQUESTS else f';qu="{state.unit}"'
     return f"{text}{unit};w={_clip(_whole_seconds(state.window_ms))}"
@@ -82,6 +85,7 @@ def _build_policy(state: LimitState) -> str:
 
 def _build_limit(state: LimitState) -> str:
     text = f'"{state.name}";r={_clip(state.remaining)}'
+    # No `t` for slots: when one is freed is unknown.
     return text if state.name == "in_flight" else f"{text};t={_clip(_whole_seconds(state.more_ms))}"
 
 
@@ -97,6 +101,7 @@ def _whole_seconds(milliseconds: int) -> int:
 def _format_http_date(moment: datetime) -> str:
     """Format an IMF-fixdate, e.g. ``Sun, 06 Nov 1994 08:49:37 GMT`` (RFC 9110 §5.6.7), rounded up to the second."""
     whole = moment.astimezone(UTC)
+    # Rounded up as in _whole_seconds: a date before the wait is over would lead to a second refusal.
     if whole.microsecond:
         whole = whole.replace(microsecond=0) + timedelta(seconds=1)
     return format_datetime(whole, usegmt=True)

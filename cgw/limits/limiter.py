@@ -95,6 +95,7 @@ class Limiter:
         self._options = options or LimiterOptions()
         self._on_alert = on_alert
         self._scripts = load_scripts()
+        # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
         self._plans: OrderedDict[tuple[str, str, Feature, str], LimitPlan] = OrderedDict()
         self._ids = ReservationIds()
@@ -184,6 +185,8 @@ class Limiter:
             while calls:
                 threshold = await self._settle_one(calls[0])
                 del calls[0]
+                # Settle returns no states, so the alert shows the quota as it was after the admission. Only the actor's
+                # group, the first one, has thresholds.
                 if threshold:
                     self._alert(admission.actor, admission.feature, threshold, admission.reservations[0].states)
         finally:
@@ -198,6 +201,7 @@ class Limiter:
         :exc:`~cgw.errors.StoreUnavailable`, by the same rule as for :meth:`admit`.
         """
         quotas = {
+            # Without a provider: only the quota, the first claim, is read.
             feature: self._find_plan(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
             for feature in Feature
             if feature in actor.rate_limits
@@ -206,6 +210,7 @@ class Limiter:
             return {}
         answer = await self._peek(list(quotas.values()))
         return {
+            # answer[0] is the server's time, so the limits begin at 1.
             feature: build_state(claim, *answer[at : at + PEEKED_PER_LIMIT])
             for (feature, claim), at in zip(quotas.items(), range(1, len(answer), PEEKED_PER_LIMIT), strict=True)
         }
@@ -220,9 +225,11 @@ class Limiter:
             )
         except StoreUnavailable as error:
             self.outage.failed(error)
+            # With `open` and `closed`, this process counts nothing that it could show.
             if self._options.when_down != "local":
                 raise
             return self._fallback.peek(claims)
+        # The outage is not over with this answer: a server that is full or read-only answers reads, too.
         return answer
 
     def _find_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
@@ -232,6 +239,7 @@ class Limiter:
         # Limits that changed make a new plan. Usually it is the same object, which is faster to find out.
         if plan is None or (plan.rate_limit is not rate_limit and plan.rate_limit != rate_limit):
             plan = self._plans[key] = self._build_plan(actor, feature, rate_limit, provider)
+            # Only the memory of the last refusal and the last answer is lost with a plan.
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
         return plan
@@ -297,5 +305,6 @@ class Limiter:
 
 def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:
     interval_ms = rate_limit.interval_ms
+    # Shown as used up, although nothing is counted.
     state = LimitState("quota", rate_limit.limit, 0, interval_ms, interval_ms, 0, rate_limit.unit)
     return LimitExceeded(state, [state], None, is_cut_off=True)

@@ -87,6 +87,7 @@ class LimitMaintenance:
             has_in_flight=has_in_flight,
         )
         used = [reading for reading in readings if reading.is_used]
+        # An actor that is known and has used nothing is a success: a second reset must not fail.
         if not used and actor is None:
             raise UnknownActor(f"0 limits reset: {_explain_nothing([], actor_id, feature, source)}")
         return used
@@ -115,6 +116,8 @@ class LimitMaintenance:
         ``is_lenient``: a key that can't be read counts as used; otherwise it is an error.
         """
         found = []
+        # A call for each source: its name is part of the hash tag, so in a cluster one call can't have the keys of
+        # several.
         for name in self.source_names if source is None else (source,):
             actor = self._find_known(actor_id, name)
             asked = actor or _build_stranger(actor_id, name)
@@ -125,6 +128,7 @@ class LimitMaintenance:
             except BrokenLimit:
                 if not is_lenient:
                     raise
+                # Without readings: lenient callers only need to know the source.
                 found.append(_Found(name, ()))
                 continue
             # Of an actor that is not known, every feature has readings: show those in use. Of a known one, also its
@@ -140,6 +144,7 @@ class LimitMaintenance:
 
 def _build_stranger(actor_id: str, source: str) -> Actor:
     """Build an actor that stands for one whose limits only its source knows."""
+    # Only id and source matter: they give the keys.
     return Actor(actor_id, "", source, access_enabled=True)
 
 

@@ -42,6 +42,7 @@ class LimitPlan:
             return
         refused_at, refused_tokens, exceeded = self._refusal
         elapsed_ms = (trio.current_time() - refused_at) * 1000
+        # Not longer than the wait itself: after it the request may fit.
         if elapsed_ms >= min(LONGEST_DENIAL_MS, exceeded.retry_after_ms or LONGEST_DENIAL_MS):
             self._refusal = None
         elif tokens >= refused_tokens or self.rate_limit.unit is LimitUnit.REQUESTS:
@@ -56,10 +57,12 @@ class LimitPlan:
 
     def forget_refusal(self) -> None:
         """Ask Redis again for the next request: something was given back."""
+        # Other replicas' refunds are not known here; they are noticed when the refusal is too old to be repeated.
         self._refusal = None
 
     def note_answer(self, answer: Sequence[int]) -> None:
         """Remember how the first group's limits stood."""
+        # Only the first group has buckets: a second one, in a cluster, holds the provider's lease.
         self._answer = trio.current_time(), answer
 
     def recall_debts(self) -> Iterator[tuple[Claim, int]]:
@@ -73,6 +76,7 @@ class LimitPlan:
         answered_at, answer = self._answer
         elapsed_ms = int((trio.current_time() - answered_at) * 1000)
         for claim, at in zip(self.groups[0].claims, range(FIRST_LIMIT, len(answer), FIELDS_PER_LIMIT), strict=True):
+            # The second field of a limit is the time until it is unused, which is its debt in milliseconds of refill.
             reset_ms = answer[at + 1] - elapsed_ms
             if claim.kind == "bucket" and reset_ms > 0:
                 yield claim, reset_ms * claim.limit  # a bucket of `limit` tokens pays off `limit` of debt per ms

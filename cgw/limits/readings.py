@@ -101,6 +101,7 @@ async def examine_limits(
     except ResponseError as error:
         reason = describe_script_error(error)
         raise BrokenLimit(f"a limit can't be read: {reason}; `cgw limits reset` deletes it") from error
+    # An iterator, so that each group takes its figures in the order in which the keys were sent.
     now_ms, figures = answer[0], iter(answer[1:])
     return [reading for group in groups for reading in _read_group(actor, group, now_ms, figures)]
 
@@ -108,6 +109,7 @@ async def examine_limits(
 def _read_group(actor: Actor, group: _FeatureKeys, now_ms: int, figures: Iterator[int]) -> list[LimitReading]:
     """Take the figures of one feature's keys from ``figures``."""
     by_key = [tuple(next(figures) for _ in range(_FIGURES_PER_KEY)) for _ in group.keys]
+    # The key of the alerts is the last one of a feature, see _FeatureKeys.
     *of_claims, (percent, _, _, ttl_ms) = by_key
     readings = [
         _build_reading(actor, group, claim, now_ms, *found)
@@ -133,6 +135,7 @@ def _build_reading(
     actor: Actor, group: _FeatureKeys, claim: Claim, now_ms: int, used: int, limit: int, period_ms: int, reset_ms: int
 ) -> LimitReading:
     is_lease = claim.kind == "lease"
+    # `used` is −1 for a key that could not be read, which only a reset returns (examine.lua).
     has_end = used >= 0 and not is_lease  # a slot is held for as long as its request takes, which is unknown
     return LimitReading(
         actor=actor.id,
@@ -152,6 +155,7 @@ def _build_reading(
 
 def _add_alert(quota: LimitReading, now_ms: int, percent: int, ttl_ms: int) -> LimitReading:
     """Return the quota's reading with its last alert."""
+    # 0: no alert; −1: a key that could not be read. A negative time: a key without expiry, which no script writes.
     if percent <= 0 or ttl_ms < 0:
         return quota
     # The key lives for one interval of the quota from the interval's first alert, so its end gives its beginning.

@@ -31,6 +31,7 @@ class LimitScripts:
 
 def load_scripts() -> LimitScripts:
     """Load the scripts that a gateway runs from this package."""
+    # In the order of the fields.
     return LimitScripts(*map(load_script, ("admit.lua", "settle.lua", "renew.lua", "peek.lua")))
 
 
@@ -63,4 +64,5 @@ def build_exceeded(claims: Sequence[Claim], answer: Sequence[int]) -> LimitExcee
     # −1 means that waiting is pointless, which is longer than any time.
     worst = max(range(len(states)), key=lambda index: (waits[index] < 0, waits[index]))
     wait_ms = waits[worst] if waits[worst] >= 0 else None
+    # answer[2] is set only if the quota refused, and is then the first refusal at that threshold (admit.lua).
     return LimitExceeded(states[worst], states, wait_ms, threshold=answer[2])

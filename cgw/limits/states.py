@@ -18,6 +18,7 @@ one provider."""
 LimitCause = LimitName
 """The limit that refused: the ``cause`` of a ``RateLimited`` event."""
 
+# The first two complete the reference's texts (its §5 and §1.5).
 _DESCRIPTIONS = {
     "quota": "rate limit of {limit} {unit}",
     "concurrency": "concurrency limit of {limit} requests",
@@ -45,6 +46,7 @@ class LimitState:
     @property
     def usage(self) -> int:
         """The requests or tokens that are counted now; it falls as time passes."""
+        # At most the limit: an overdraft is not visible in `remaining`, which is never negative.
         return self.limit - self.remaining
 
     @property
@@ -83,6 +85,8 @@ class LimitExceeded(CgwError):
         """Return the same refusal ``elapsed_ms`` later, for a request that is refused without asking Redis."""
         wait_ms = self.retry_after_ms
         if wait_ms is not None:
+            # At least 1 ms: 0 would have clients retry at once.
             wait_ms = max(1, wait_ms - elapsed_ms)
         # Without the threshold: its alert was sent with the first refusal.
+        # The states are those of the first refusal, LONGEST_DENIAL_MS old at most.
         return LimitExceeded(self.refused, self.states, wait_ms, is_cut_off=self.is_cut_off)

@@ -69,6 +69,7 @@ class Upkeep:
             # cannot bring back one that was freed on the way.
             lost = await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, "keep", *ids])
             # No checkpoint between selecting and sending: a settlement that follows is sent after this, and frees it.
+            # The ids come back as bytes: replies are not decoded.
             held = self.fallback.select_held(key, [reservation_id.decode() for reservation_id in lost])
             if held:
                 self.fallback.note_taken(held)
@@ -94,6 +95,7 @@ class Upkeep:
             return
         try:
             if len(self.backlog):
+                # A flush consists of writes, so if it succeeds, no probe is needed.
                 await self.backlog.flush()
             else:
                 await self._probe()
@@ -105,4 +107,5 @@ class Upkeep:
     async def _probe(self) -> None:
         # A write, which expires at once: a server that is full, or is only a replica, answers a PING too.
         probe_id = secrets.token_hex(12)
+        # A positive mode makes settle.lua write a record, here without any limits, for PROBE_MS.
         await self.redis.run_script(self.scripts.settle, [f"cgw:{{probe}}:{probe_id}"], [probe_id, PROBE_MS, ""])

@@ -35,6 +35,7 @@ def evaluate_allowed_models(
     if provider is None:
         named = set(actor_models)
         return tuple(model for model in master if model in named or model.partition("/")[2] in named)
+    # A `*` beside other names has no meaning (the reference's §1.2).
     named = {add_prefix(provider, model) for model in actor_models if model != ANY_MODEL}
     return tuple(model for model in master if model in named)
 
@@ -43,6 +44,7 @@ def check_model(model: str, allowed: Sequence[str]) -> None:
     """Raise :exc:`~cgw.errors.Refusal` (400) unless ``model`` (``provider/model``) is allowed, ignoring case."""
     if model in allowed:  # the usual case, without lower() for each name
         return
+    # Ignoring case, as in the reference (§9.1).
     folded = model.lower()
     if any(folded == name.lower() for name in allowed):
         return

@@ -19,10 +19,12 @@ from cattrs.gen import make_dict_structure_fn
 
 from cgw.errors import Refusal
 
+# Bounds the response: each of a thousand messages may have a problem.
 MAX_REPORTED_PROBLEMS = 10
 MAX_INTEGER = 2**63 - 1
 """The largest number in an integer field: that of an int64, as in the reference."""
 
+# Types of their own, because cattrs finds a hook by the type (see _CHECKS).
 JsonObject = NewType("JsonObject", dict[str, Any])
 """An object whose fields only the provider checks."""
 JsonList = NewType("JsonList", list[Any])
@@ -88,6 +90,7 @@ def _check_string(value: object, _: type) -> str:
 
 
 def _check_boolean(value: object, _: type) -> bool:
+    # Not bool(value): the provider would get what the client has sent, and `"false"` is true in Python.
     return value if isinstance(value, bool) else _expected("true or false", value)
 
 
@@ -137,6 +140,7 @@ def _check_content(value: object, _: type) -> Content:
         if kind == "text":
             text = part.get("text")
             count += len(text) if isinstance(text, str) else _expected_string_in(part, "text", index)
+        # Anthropic's; with OpenAI, the result of a tool is a message of its own.
         elif kind == "tool_result":
             count += _count_tool_result(part.get("content"))
         elif not isinstance(kind, str):
@@ -176,7 +180,9 @@ def _make_converter(classes: Iterable[type], *, all_problems: bool) -> cattrs.Co
     converter = cattrs.Converter(detailed_validation=all_problems)
     for kind, check in _CHECKS:
         converter.register_structure_hook(kind, check)
+    # For fields such as list[Message].
     converter.register_structure_hook_factory(is_sequence, _structure_list)
+    # Innermost first: the compiled function of a class holds the hooks of its fields' types, which must exist by then.
     for cls in classes:
         structure: _Structure = make_dict_structure_fn(cls, converter)
         converter.register_structure_hook(cls, _require(dict, "an object", structure))
@@ -225,9 +231,11 @@ class BodyReader(Generic[T]):
     def _explain(self, raw: dict[str, Any]) -> Refusal:
         try:
             self._explainer.structure(raw, self._cls)
+        # This converter collects all problems of a body in a group (detailed_validation).
         except (cattrs.BaseValidationError, Mismatch, KeyError, TypeError, ValueError) as error:
             problems = list(_list_problems(error, ""))
         else:
+            # Both converters have the same checks, so this would be a bug.
             raise AssertionError("a body was refused by one converter, but not by the other")
         text = "; ".join(f"{path}: {problem}" for path, problem in problems[:MAX_REPORTED_PROBLEMS])
         more = len(problems) - MAX_REPORTED_PROBLEMS
@@ -239,6 +247,7 @@ class BodyReader(Generic[T]):
 def _list_problems(error: BaseException, path: str) -> Iterable[tuple[str, str]]:
     """Yield path and text of each problem in cattrs' groups of errors, whose notes have the steps of the path."""
     if isinstance(error, cattrs.ClassValidationError):
+        # First the errors that have a note with the field's name, then those that have none.
         for inner, note in error.group_exceptions()[0]:
             yield from _list_problems(inner, f"{path}.{note.name}" if path else note.name)
         yield from ((path, str(inner)) for inner in error.group_exceptions()[1])
@@ -247,6 +256,7 @@ def _list_problems(error: BaseException, path: str) -> Iterable[tuple[str, str]]
             yield from _list_problems(inner, f"{path}[{index_note.index}]")
         yield from ((path, str(inner)) for inner in error.group_exceptions()[1])
     elif isinstance(error, KeyError):
+        # cattrs' compiled functions read a field without a default by `value[name]`.
         yield path, "required field is missing"
     elif isinstance(error, Mismatch):
         yield path + error.path, error.problem
@@ -292,6 +302,7 @@ def _refuse_json(problem: str) -> Refusal:
 
 def _decode_again(body: bytes, error: Exception) -> Any:
     """Decode a body after an error: replace lone surrogates and retry, or raise the refusal that explains the error."""
+    # Each step explains one kind of error. Only lone surrogates can be mended, so they come last.
     if isinstance(error, RecursionError):
         raise _refuse_json("nested too deeply") from None
     if not body.strip():
@@ -309,6 +320,7 @@ def _decode_again(body: bytes, error: Exception) -> Any:
             raise _refuse_json("nested too deeply") from None
         except (msgspec.DecodeError, ValueError) as another:
             error = another
+    # msgspec's own words, without its prefix and without the path that it may add.
     problem = str(error).removeprefix("JSON is malformed: ").partition(" - at ")[0]
     if problem == "Input data was truncated":
         problem = f"unexpected end (byte {len(body)})"
@@ -329,4 +341,5 @@ def _replace_lone_surrogates(body: bytes) -> bytes:
     JavaScript clients send them when they cut a text inside a character. Go's decoder, and so the reference, replaces
     them in the same way.
     """
+    # Group 1 is half a pair without the backslash before it. Whole pairs and other escapes stay as they are.
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)

@@ -21,6 +21,7 @@ def secret_value(secret: str, what: str) -> bytes:
 
     Raises :exc:`ValueError` that begins with ``what`` and does not contain the secret, if it cannot be one.
     """
+    # RFC 9110 §5.5: line breaks would end the field, and spaces around a value are not part of it.
     if not secret or not secret.isascii() or not secret.isprintable() or secret != secret.strip():
         raise ValueError(f"{what} must be printable ASCII without spaces around it")
     return secret.encode("ascii")

@@ -19,6 +19,7 @@ from cgw.wire.sse import Frame, parse_frames
 
 MAX_FIGURE = 2**53
 """Token counts from here on are not plausible, and count as unknown."""
+# Bounds the work for a text that is full of them: each candidate is parsed up to the end of the window.
 _MAX_USAGE_CANDIDATES = 8
 
 SCAN_BYTES = 8 * 1024
@@ -69,8 +70,10 @@ def read_usage(
 
 def _judge(reading: Reading, *, is_complete: bool) -> UsageQuality:
     figures = (reading.prompt_token_count, reading.completion_token_count)
+    # An API may end a stream by an error: HTTP's end is there then, and the API's own end marker is not.
     if None not in figures and is_complete and reading.is_final:
         return UsageQuality.EXACT
+    # Of an incomplete response the figures may have been lost, so it counts as partial.
     if figures == (None, None) and is_complete:
         return UsageQuality.ESTIMATED
     return UsageQuality.PARTIAL
@@ -85,6 +88,7 @@ def decode_json(data: bytes) -> Any:
     """Return the decoded value, or ``None`` for anything that is not JSON."""
     try:
         return _decoder.decode(data)
+    # ValueError includes text that is not UTF-8; RecursionError is deep nesting.
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
 
@@ -100,6 +104,7 @@ def read_object(
     usage: dict[str, Any] | None
     character_count: int | None = None
     if body.is_whole:
+        # Both parts are the whole body, as nothing between them was dropped.
         value = decode_json(body.head + body.tail)
         if not isinstance(value, dict):
             return Reading()
@@ -108,6 +113,7 @@ def read_object(
         usage = find_usage(body)
         if usage is None:
             return Reading()
+    # Final: the object was parsed up to the end of the body, and an object has no other end marker.
     return Reading(figure_in(usage, prompt_key), figure_in(usage, completion_key), character_count, is_final=True)
 
 
@@ -137,6 +143,7 @@ def list_frames(body: BodyWindow) -> list[Frame]:
         return parse_frames(body.head + body.tail)
     # The figures are in the first and the last events. The events between them would only serve to count text, which
     # is incomplete anyway.
+    # The tail begins within a frame, whose rest is skipped.
     return [*parse_frames(body.head[:SCAN_BYTES]), *parse_frames(body.tail[-SCAN_BYTES:], mid_frame=True)]
 
 
@@ -163,6 +170,7 @@ def objects_in(value: object, key: str) -> Iterator[dict[str, Any]]:
 def figure_in(value: dict[str, Any], key: str) -> int | None:
     """Return the token count under ``key``, an integer that is not negative, or ``None``."""
     figure = value.get(key)
+    # In Python, True is an int.
     if isinstance(figure, int) and not isinstance(figure, bool) and 0 <= figure < MAX_FIGURE:
         return figure
     return None

@@ -33,6 +33,7 @@ class RedisAddress:
 
     def at(self, host: str, port: int) -> RedisAddress:
         """Return the address with the same login and TLS, at another host and port."""
+        # Not by the unix socket, which leads to the configured server only.
         return attrs.evolve(self, host=host, port=port, path=None)
 
 
@@ -75,6 +76,7 @@ def parse_store_url(url: str) -> StoreAddress:
         )
     rest, _, query = rest.partition("?")
     netloc, _, path = rest.partition("/")
+    # At the last @: a password may contain another one.
     login, at, places = netloc.rpartition("@")
     options = parse_qsl(query, keep_blank_values=True)
     if kind == "cluster":
@@ -94,13 +96,16 @@ def _parse_sentinel(
     own = {name: value for name, value in options if name in {"sentinel_username", "sentinel_password"}}
     shared = [(name, value) for name, value in options if name not in own]
     master = parse_redis_url(_build_url(transport, login, database, shared))
+    # Sentinels have users of their own: the master's login is not sent to them.
     sentinel = attrs.evolve(
         master, username=own.get("sentinel_username"), password=own.get("sentinel_password"), database=0
     )
+    # 26379 is the default port of Sentinel.
     return SentinelAddress(unquote(service), _parse_places(places, sentinel, default_port=26_379), master)
 
 
 def _build_url(transport: str, login: str, path: str, options: list[tuple[str, str]]) -> str:
+    # redis-py's parser knows one server only, so it gets a placeholder for the hosts, which replace it afterwards.
     return f"{transport}://{login}localhost/{path}?{urlencode(options)}"
 
 
@@ -160,6 +165,7 @@ def _build_tls_context(options: Mapping[str, Any]) -> ssl.SSLContext:
     except OSError as error:
         raise ValueError(f"the certificate files of the Redis address can't be read: {error}") from error
     unverified = str(options.get("ssl_cert_reqs", "required")).lower() == "none"
+    # In this order: ssl refuses CERT_NONE while host names are checked.
     if unverified or options.get("ssl_check_hostname") is False:
         context.check_hostname = False
     if unverified:

@@ -53,6 +53,7 @@ class ClusterStore(LinkedStore):
     def __init__(self, address: ClusterAddress, timeout_seconds: float, connect_timeout_seconds: float) -> None:
         super().__init__(timeout_seconds, connect_timeout_seconds)
         self._seeds = address.nodes
+        # No slot has a node until load_slots() has been called.
         self._slots: list[SupervisedLink | None] = [None] * SLOTS
         self._nodes: dict[HostPort, SupervisedLink] = {}
         self._retired_at: dict[HostPort, float] = {}
@@ -93,6 +94,7 @@ class ClusterStore(LinkedStore):
         except (trio.TooSlowError, trio.BrokenResourceError) as error:
             raise StoreUnavailable(f"Redis at {name} gave no answer to CLUSTER SLOTS") from error
         finally:
+            # This connection was for the table only; links open their own.
             await trio.aclose_forcefully(connection.stream)
         if isinstance(reply, Exception):
             raise StoreUnavailable(
@@ -132,6 +134,7 @@ class ClusterStore(LinkedStore):
         """Return if every master answers PING now and all slots have one; raise ``StoreUnavailable`` otherwise."""
         if None in self._slots:
             raise StoreUnavailable("the Redis cluster has slots without a master now")
+        # A set, because a node serves many slots. get_link() raises for a node whose link is down.
         links = [node.get_link() for node in set(self._slots) if node is not None]
         errors: list[Exception] = []
 
@@ -172,6 +175,7 @@ class ClusterStore(LinkedStore):
         return tuple(self._nodes.values())
 
     def _pick_any(self) -> SupervisedLink:
+        # Without the retired nodes, which may have left the cluster.
         nodes = [node for place, node in self._nodes.items() if place not in self._retired_at and node.find_link()]
         if not nodes:
             raise StoreUnavailable("there is no link to any node of the Redis cluster now")
@@ -261,6 +265,7 @@ class ClusterStore(LinkedStore):
         for place in list(self._nodes):
             if place in places:
                 self._retired_at.pop(place, None)
+            # Not before the calls in flight there have ended: none takes longer than the timeout.
             elif now - self._retired_at.setdefault(place, now) > max(_RETIRE_SECONDS, self._timeout_seconds):
                 self._nodes.pop(place).close()
                 del self._retired_at[place]
@@ -291,8 +296,10 @@ class ClusterStore(LinkedStore):
                 reply = await link.request(_PACKED_COMMAND, None, trio.current_time())
             except StoreUnavailable:
                 continue
+            # An error reply has no ranges: then the next node is asked.
             ranges = read_slot_ranges(reply, link.address)
             if ranges:
+                # The first table that is not empty counts; MOVED replies correct it where it is outdated.
                 self._use_table(ranges)
                 return
         # No node answered over its link: all of them may have moved. Start again from the configured addresses.

@@ -44,10 +44,13 @@ def find_first_key(command: tuple[Any, ...]) -> Any:
     if name in _KEY_AFTER_SUBCOMMAND or name in _KEY_AFTER_COUNT:
         at = 2
     elif name in _KEY_AFTER_NAME_AND_COUNT:
+        # EVAL script numkeys key …: with 0 keys there is none to route by.
         at = 3 if len(command) > 2 and int(command[2]) > 0 else len(command)
     elif name in {"XREAD", "XREADGROUP"}:
         words = [str(word).upper() for word in command]
+        # XREAD [options] STREAMS key … id …
         at = words.index("STREAMS") + 1 if "STREAMS" in words else len(command)
     elif name == "MIGRATE":
+        # MIGRATE host port key …
         at = 3
     return command[at] if len(command) > at else None

@@ -20,6 +20,7 @@ class _Utf8Encoder:
 
     decode_responses = False
 
+    # redis-py encodes the arguments of a few commands itself (ACL SETUSER, for example); pack_command() all others.
     def encode(self, value: bytes | str) -> bytes:
         return value.encode() if isinstance(value, str) else value
 

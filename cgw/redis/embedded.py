@@ -71,6 +71,8 @@ async def open_embedded_redis(data_dir: Path) -> AsyncIterator[str]:
             while True:
                 status = await process.wait()
                 _logger.error("the embedded store ended unexpectedly (status %d); starting it again", status)
+                # If this is cancelled, _start() has ended the new server, and `process` is still the one that has
+                # ended.
                 process = await _restart(binary, folder)
 
         try:
@@ -80,6 +82,7 @@ async def open_embedded_redis(data_dir: Path) -> AsyncIterator[str]:
             # keep_running has ended, so ``process`` is the only one. Shielded, so that no cancellation leaves it.
             with trio.CancelScope(shield=True):
                 await process.stop(STOP_SECONDS)
+            # Last, because a server that outlives this process is found only by this file.
             folder.pid_file.unlink(missing_ok=True)
 
 
@@ -124,6 +127,7 @@ def find_server() -> Path:
 def _build_command(binary: Path, folder: StoreFolder) -> list[str]:
     # Only options that Redis 6.2 supports, too.
     options = {
+        # No TCP, so that the permissions of the socket decide who can connect.
         "port": "0",
         "unixsocket": str(folder.socket),
         "unixsocketperm": "700",
@@ -142,6 +146,7 @@ def _build_command(binary: Path, folder: StoreFolder) -> list[str]:
 
 async def _start(binary: Path, folder: StoreFolder) -> ServerProcess:
     """Start the server and wait until it answers."""
+    # A killed server leaves its socket behind.
     folder.socket.unlink(missing_ok=True)
     try:
         process = ServerProcess.spawn(_build_command(binary, folder), folder.log_file)
@@ -183,6 +188,7 @@ async def _answers_ping(socket: Path) -> bool:
     try:
         async with await trio.open_unix_socket(socket) as stream:
             await stream.send_all(b"PING\r\n")
+            # One read is enough: the reply is 7 bytes. An error reply (LOADING) begins with a minus.
             return (await stream.receive_some(64)).startswith(b"+PONG")
     except (OSError, trio.BrokenResourceError):
         return False

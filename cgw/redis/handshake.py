@@ -112,6 +112,7 @@ async def _greet(connection: RedisConnection, address: RedisAddress) -> Mapping[
     if address.password is not None:
         # HELLO takes a user always; a password alone is that of the user "default".
         credentials = ("AUTH", address.username or "default", address.password)
+    # The name shows in CLIENT LIST, for operators.
     reply = await ask(connection, "HELLO", 3, *credentials, "SETNAME", "cgw")
     greeting = reply if isinstance(reply, dict) else {}
     if isinstance(reply, ResponseError) and str(reply).startswith(("NOPROTO", "ERR")):
@@ -120,6 +121,7 @@ async def _greet(connection: RedisConnection, address: RedisAddress) -> Mapping[
         if address.password is not None:
             names = (address.username,) if address.username else ()
             reply = await ask(connection, "AUTH", *names, address.password)
+    # Database 0 is selected already.
     if not isinstance(reply, Exception) and address.database:
         reply = await ask(connection, "SELECT", address.database)
     if isinstance(reply, Exception):
@@ -136,6 +138,7 @@ async def _wait_ready(connection: RedisConnection, ping_timeout_seconds: float) 
             if not text.startswith(_NOT_READY_CODES):
                 raise _Refused(text)
             await trio.sleep(_NOT_READY_PAUSE_SECONDS)  # until the caller's timeout
+        # Counted for this PING alone: loading may take as long as the timeout for connecting.
         elif trio.current_time() - asked_at > ping_timeout_seconds:
             raise _Refused(f"it took longer than {ping_timeout_seconds * 1000:.0f} ms to answer a PING")
         else:

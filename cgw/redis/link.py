@@ -130,6 +130,7 @@ class Link:
         self._counters = counters
         self._owner = owner
         self._calls: deque[_Call] = deque()
+        # Packed commands that the kernel does not have yet, in the order of `_calls`.
         self._unsent: list[bytes] = []
         self._is_sending = False
         self._descriptor = _get_descriptor(connection.stream)
@@ -231,6 +232,7 @@ class Link:
 
     def _enqueue(self, call: _Call, data: bytes) -> None:
         self._counters.calls += 1
+        # Before the command can be sent, so that the reply always finds its call.
         self._calls.append(call)
         self._unsent.append(data)
         if len(self._unsent) >= SEND_EARLY_COUNT:
@@ -264,6 +266,7 @@ class Link:
             sent = os.write(self._descriptor, data)
         except OSError:
             return  # the kernel's buffer is full, or the connection broke: the writer waits for it, or reports it
+        # The rest of a command that was cut stays first: nothing else may be sent before it.
         self._unsent = [data[sent:]] if sent < len(data) else []
 
     async def _write(self) -> None:
@@ -354,6 +357,7 @@ class Link:
         if not overdue:
             return
         milliseconds = f"{self._timeout_seconds * 1000:g} ms"
+        # Any byte counts, also a late reply or a part of one: such a server is slow, not gone.
         if now - self._received_at >= self._timeout_seconds:
             # Not a byte in all that time: kill() fails the overdue callers, and those behind them at once.
             self._counters.timeouts += sum(call.task is not None for call in overdue)

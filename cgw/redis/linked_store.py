@@ -40,6 +40,7 @@ class LinkedStore(ABC):
         self._timeout_seconds = timeout_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
         self._counters = LinkCounters()
+        # With maxlen, appending to a full deque drops the oldest call.
         self._kept: deque[ScriptCall] = deque(maxlen=MAX_KEPT_CALLS)
         self._has_refused_calls = trio.Event()
 

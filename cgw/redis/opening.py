@@ -49,9 +49,11 @@ async def open_redis(
         address = parse_store_url(url)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+    # Before the block begins, so that a wrong address or password is an error at start instead of an outage.
     store = await _connect_store(address, timeout_seconds, connect_timeout_seconds)
     async with open_background_task(store.run):
         if isinstance(store, ClusterStore):
+            # The links of a cluster are connected by run(); that of a single server is up already.
             await store.wait_up()
         yield store
 
@@ -72,6 +74,7 @@ async def _connect_store(address: StoreAddress, timeout_seconds: float, connect_
     first = await connect_server(connect_timeout_seconds)
     if first.mode == "cluster":
         cluster = ClusterStore(ClusterAddress((address,)), timeout_seconds, connect_timeout_seconds)
+        # Only the reply to HELLO tells that the server belongs to a cluster: its URL looks the same.
         await cluster.load_slots(first)
         return cluster
     if first.mode == "sentinel":

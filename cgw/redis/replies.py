@@ -8,6 +8,8 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from cgw.errors import StoreUnavailable
 
+# After these errors the same call can succeed later, or on another server, perhaps once an operator has acted (OOM,
+# NOPERM). All other errors are about the call itself.
 _UNAVAILABLE_CODES = frozenset(
     {
         "BUSY",
@@ -84,6 +86,7 @@ def _build_redirected(text: str) -> Redirected | None:
     """Parse ``MOVED slot host:port``; the host may be an IPv6 address without brackets, or empty."""
     code, _, rest = text.partition(" ")
     slot, _, place = rest.partition(" ")
+    # At the last colon, because of IPv6 addresses.
     host, _, port = place.rpartition(":")
     if not (slot.isdecimal() and port.isdecimal() and int(slot) < 16_384 and int(port) < 65_536):
         return None

@@ -11,6 +11,7 @@ from attrs import define, field
 from cgw.redis.command_keys import find_first_key
 from cgw.redis.lua import ScriptCall
 
+# Short, because all pauses of a call are part of its deadline, which is 0.1 s by default.
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.025
 

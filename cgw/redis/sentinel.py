@@ -36,6 +36,7 @@ class MasterFinder:
         """
         step_seconds = min(connect_timeout_seconds, self._step_seconds)
         reasons = []
+        # A copy, as the loop changes the order of the list.
         for sentinel in tuple(self._sentinels):
             try:
                 address = await self._ask_sentinel(sentinel, step_seconds)
@@ -45,6 +46,7 @@ class MasterFinder:
                 self._sentinels.remove(sentinel)
                 self._sentinels.append(sentinel)
             else:
+                # If the master fails, no other Sentinel is asked: the supervisor retries as a whole.
                 return await self._connect_master(address, step_seconds)
         raise StoreUnavailable("no Sentinel knows the master: " + "; ".join(reasons))
 

@@ -91,6 +91,7 @@ class ServerProcess:
             self._process.terminate()
             with trio.move_on_after(seconds):
                 await self.wait()
+            # Does nothing if the process has ended by now.
             self._process.kill()
         # Blocks for a moment at most: the process has ended, or has SIGKILL.
         self._process.wait()
@@ -105,6 +106,7 @@ def end_stale_process(pid_file: Path, folder: Path, names: Sequence[str]) -> Non
     try:
         pid = int(pid_file.read_text("ascii"))
         process = Path("/proc") / str(pid)
+        # The server has changed to its folder, because of the option `dir`.
         is_ours = _program_name(process) in names and (process / "cwd").resolve() == folder.resolve()
     except (OSError, ValueError):
         return

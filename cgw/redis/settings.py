@@ -20,10 +20,12 @@ _REDIS_FORMS = (
 
 def _parse_redis_endpoint(text: str) -> Secret:
     if _HOST_AND_PORT.fullmatch(text):
+        # `:6379` means this host, as in Go's notation of addresses.
         text = f"redis://localhost{text}" if text.startswith(":") else f"redis://{text}"
     scheme = text.partition("://")[0].lower()
     try:
         if "+" in scheme:
+            # urlsplit() would refuse several hosts, so they are checked one by one.
             _check_store_places(scheme, text)
         else:
             check_url(text, ("redis", "rediss", "unix"))
@@ -54,6 +56,7 @@ def _mask_redis_url(text: str) -> str:
     scheme, _, rest = shown.partition("://")
     netloc, slash, path = rest.partition("/")
     if "@" in netloc:
+        # At the last @, as in parse_store_url. The user is shown, the password is not.
         login, _, places = netloc.rpartition("@")
         netloc = f"{login.partition(':')[0]}:{MASK}@{places}"
     return f"{scheme}://{netloc}{slash}{path}" + (f"?{MASK}" if question else "")

@@ -32,6 +32,7 @@ def read_slot_ranges(reply: Any, asked: RedisAddress) -> list[SlotRange]:
     ranges = []
     for entry in reply if isinstance(reply, list) else ():
         match entry:
+            # The first node of an entry is the master; replicas follow it.
             case [int(first), int(last), [host, int(port), *details], *_] if 0 <= first <= last < SLOTS:
                 name = _read_host(host, details, asked)
                 if name and 0 < port < 65_536:

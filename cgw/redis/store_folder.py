@@ -86,6 +86,7 @@ def open_store_folder(data_dir: Path) -> Iterator[StoreFolder]:
     except OSError as error:
         raise ConfigError([f"the store's folder {folder} can't be used: {error.strerror}"]) from error
     socket = folder / SOCKET_NAME
+    # In bytes, not characters: that is what the address of a socket holds.
     if len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES:
         yield StoreFolder(folder, socket)
         return
@@ -93,6 +94,7 @@ def open_store_folder(data_dir: Path) -> Iterator[StoreFolder]:
     try:
         yield StoreFolder(folder, short / SOCKET_NAME)
     finally:
+        # The server has ended by now, so at most its socket is left in there.
         shutil.rmtree(short, ignore_errors=True)
 
 
@@ -115,11 +117,13 @@ def _make_short_folder(folder: Path) -> Path:
         short.mkdir(mode=0o700)
     except FileExistsError:
         # Any user can create files in the temporary directory: use what is there only if it is private.
+        # A folder of another user, or a link to one: take one with a random name instead.
         if not is_private(short):
             short = Path(tempfile.mkdtemp(prefix="cgw-"))
     return short
 
 
 def _name_short_folder(folder: Path) -> Path:
+    # By user and by data directory, so that gateways do not share it.
     name = f"cgw-{os.getuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
     return Path(tempfile.gettempdir()) / name

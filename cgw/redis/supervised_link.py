@@ -74,6 +74,7 @@ class SupervisedLink:
 
     async def wait_link(self) -> Link:
         """Return the link as soon as it is up. Cancel-safe."""
+        # A loop: the link may be down again before this task runs.
         while (link := self.find_link()) is None:
             await self._came_up.wait()
         return link
@@ -83,6 +84,7 @@ class SupervisedLink:
         link = self._link = Link(connection, self._timeout_seconds, self._counters, self._owner)
         self._came_up.set()
         self._came_up = trio.Event()  # events can't be cleared: the next outage waits for a new one
+        # Last, because the owner sends what it has kept over the link that is in place now.
         self._owner.handle_link_up()
         return link
 

@@ -31,6 +31,7 @@ class Outcome(enum.StrEnum):
     """A bug in cgw."""
 
 
+# Not cgw's fault, but operators may have to act.
 _WARNINGS = {Outcome.UPSTREAM_UNREACHABLE, Outcome.UPSTREAM_BROKE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
 
 
@@ -73,9 +74,11 @@ class ExchangeRecord:
             return logging.WARNING
         if self.outcome is Outcome.REFUSED:
             status = self.status or 0
+            # 500 is a bug of cgw. Other 5xx are overload, or Redis that is unavailable: they end by themselves.
             return logging.INFO if status < 500 else logging.ERROR if status == 500 else logging.WARNING
         upstream_status = self.upstream_status or 0
         # The client's token was accepted before, so a 401 or 403 from the upstream is about the provider's key.
+        # A 429 is about the gateway's quota at the provider: cgw's own limits refuse before the upstream is asked.
         is_fault = upstream_status >= 500 or upstream_status in (401, 403, 429)
         return logging.WARNING if is_fault else logging.INFO
 
@@ -88,6 +91,7 @@ class ExchangeRecord:
         if self.first_byte_ms is not None:
             words.append(f"first byte {self.first_byte_ms:.0f} ms")
         if self.upstream_status is not None and self.upstream_status != self.status:
+            # Only where it differs: an upstream's 429 reaches the client as 503, for example.
             words.append(f"upstream {self.upstream_status}")
         if self.response_bytes is not None:
             words.append(f"{self.response_bytes} bytes")
@@ -102,6 +106,7 @@ def log_exchange(record: ExchangeRecord, error: BaseException | None = None) -> 
     """
     level = record.level
     if logger.isEnabledFor(level):
+        # A triple: only Logger.log(), which is not used here, makes one of an exception.
         exc_info = None if error is None else (type(error), error, error.__traceback__)
         # Not logger.log(): it walks the stack to find its caller, which costs more than everything else here.
         logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), exc_info))

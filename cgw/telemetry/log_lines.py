@@ -44,6 +44,7 @@ def build_entry(record: logging.LogRecord) -> LogEntry:
     # The arguments of an ordinary record may change before the log's thread writes it; an ExchangeRecord is frozen.
     message = record.msg if isinstance(record.msg, ExchangeRecord) else record.getMessage()
     stack_trace = None
+    # logging.exception() outside of an except block has three times None here.
     if record.exc_info and record.exc_info[1] is not None:
         stack_trace = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n")
     return LogEntry(record.levelno, record.created, record.name, message, stack_trace)
@@ -80,6 +81,7 @@ class JsonLines:
         if entry.stack_trace is not None:
             fields["stack_trace"] = shorten(self.mask(entry.stack_trace), MAX_STACK_TRACE_CHARACTERS)
             if entry.level >= logging.ERROR:
+                # Has Error Reporting treat the entry as an error event.
                 fields["@type"] = REPORTED_ERROR
         return encode_json(fields) + b"\n"
 
@@ -93,6 +95,7 @@ class JsonLines:
             responseSize=size,
             userAgent=record.user_agent,
             remoteIp=record.remote_ip,
+            # A Duration in Protocol Buffers' JSON mapping: seconds with the suffix s.
             latency=f"{record.duration_ms / 1000:.6f}s",
             protocol=record.protocol,
         )
@@ -118,6 +121,7 @@ class JsonLines:
         return fields if self.mask(texts) == texts else self._mask_values(fields)
 
     def _mask_values(self, value: Any) -> Any:
+        # Keys are not masked: they are cgw's own names.
         if isinstance(value, dict):
             return {key: self._mask_values(item) for key, item in value.items()}
         return self.mask(value) if isinstance(value, str) else value
@@ -145,6 +149,7 @@ class TerminalLines:
         label = f"{severity:<8}"
         if self.has_colour:
             clock, label = f"\x1b[2m{clock}\x1b[0m", f"\x1b[{_COLOURS[severity]}m{label}\x1b[0m"
+        # Masked first, see shorten(); escaped last, because masking looks for secrets as they are.
         message = shorten(self.mask(str(entry.message)), MAX_MESSAGE_CHARACTERS)
         lines = [f"{clock} {label} {escape_controls(message)}"]
         if entry.stack_trace is not None:
@@ -161,11 +166,13 @@ def name_severity(level: int) -> str:
         return "ERROR"
     if level >= logging.WARNING:
         return "WARNING"
+    # A level between two standard ones counts as the lower one.
     return "INFO" if level >= logging.INFO else "DEBUG"
 
 
 def escape_controls(text: str) -> str:
     """Return ``text`` with line ends, control and formatting characters and lone surrogates as escapes."""
+    # A client's text must not begin a line of its own, or send control sequences to the terminal.
     if text.isprintable():
         return text
     return "".join(

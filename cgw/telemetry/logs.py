@@ -27,6 +27,7 @@ from cgw.telemetry.masking import SecretMask
 
 __all__ = ["ExchangeRecord", "LogStatistics", "Logs", "Outcome", "log_exchange", "open_logging"]
 
+# Bounds the lines that one failed write loses, and the memory of a batch.
 MAX_BATCH = 500
 
 GATHER_SECONDS = 0.01
@@ -103,6 +104,7 @@ def _route_everything_to(handler: logging.Handler, level: str | int) -> Iterator
     root.setLevel(level)
     for name, quiet_level in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(quiet_level)
+    # Warnings of libraries go to the log, too, instead of to standard error directly.
     logging.captureWarnings(capture=True)
     try:
         yield
@@ -150,6 +152,7 @@ class _LineWriter:
 
     def put(self, entry: LogEntry) -> None:
         """Queue ``entry``, or drop and count it when the queue is full. Never blocks. Not reentrant."""
+        # The log thread may take lines meanwhile, so this drops at most a line too many, never too few.
         if self._queue.qsize() >= self._max_pending:
             self._dropped += 1
         else:
@@ -171,7 +174,9 @@ class _LineWriter:
         while is_open:
             taken = [self._queue.get()]
             if not self._is_closing:
+                # Not at the end: no further lines will come.
                 time.sleep(GATHER_SECONDS)
+            # None of these blocks, because only this thread takes from the queue.
             taken += [self._queue.get() for _ in range(min(self._queue.qsize(), MAX_BATCH - 1))]
             entries = [entry for entry in taken if entry is not None]
             is_open = len(entries) == len(taken)  # close() puts None behind the last entry
@@ -208,6 +213,7 @@ class _LineWriter:
         rest = memoryview(data)
         while rest:
             try:
+                # A pipe may take a part only.
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
                 # Another process that shares the terminal or pipe has made it non-blocking.

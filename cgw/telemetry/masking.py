@@ -52,6 +52,8 @@ class SecretMask:
         values: set[str] = set()
         for secret in secrets:
             if len(secret) >= MIN_SECRET_LENGTH:
+                # repr() chooses its quotes by what the whole text contains, so a quote in a secret may be escaped or
+                # not.
                 in_repr = repr(secret)[1:-1]
                 values |= {secret, quote(secret, safe=""), in_repr, in_repr.replace("'", "\\'")}
         self._value_count = len(values)
@@ -62,6 +64,7 @@ class SecretMask:
     def __call__(self, text: str) -> str:
         """Return ``text`` with each credential replaced by ``[masked]``."""
         if self._values is not None:
+            # Before the patterns: one of them could mask a part of a known value, whose rest would not be found then.
             text = self._values.sub(MASK, text)
         lowered = text.lower()
         for hint in _HINTS:

@@ -75,6 +75,7 @@ class SlackWebhook:
             failure = await self._attempt(body)
             if failure is None:
                 return
+            # Only the last failure is named.
             if failure.is_final or attempt == MAX_ATTEMPTS:
                 attempts = "" if attempt == 1 else f"; tried {attempt} times"
                 raise SlackPostFailed(f"the Slack webhook at {self._url.host} {failure.reason}{attempts}")
@@ -96,12 +97,14 @@ class SlackWebhook:
             return _Failure(f"broke the connection ({type(error).__name__})")
 
     async def _exchange(self, body: bytes) -> _Failure | None:
+        # No compression, because _read_some() reads the bytes as they come.
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
             if response.is_success:
                 return None  # the body is the word "ok"
             status = response.status_code
             reason = f"answered {status}{self._quote(await _read_some(response))}"
+            # The URL or the message is wrong: a retry would fail in the same way.
             if status != 429 and status < 500:
                 return _Failure(reason, is_final=True)
             return _Failure(reason, retry_after_seconds=parse_retry_after(response.headers.get("retry-after", "")))
@@ -132,6 +135,7 @@ def parse_retry_after(text: str) -> float:
             at = parsedate_to_datetime(text)
         except ValueError:
             return 0.0
+        # The parser returns a time without a zone for the zone -0000.
         at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
         seconds = (at - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

@@ -65,16 +65,19 @@ class Script:
 
     def token_at_seconds(self, index: int) -> float:
         """Return when token ``index`` (from 0) is due, in seconds after the request."""
+        # Both mean "without pacing"; 0 can't be divided by.
         if self.tokens_per_second == 0 or math.isinf(self.tokens_per_second):
             pace = 0.0
         else:
             pace = index / self.tokens_per_second
+        # Counted from the request, not from the token before: a token that is late does not delay the others.
         return self.head_delay_seconds + self.first_token_delay_seconds + pace
 
 
 def split_tokens(text: str) -> tuple[str, ...]:
     """Split ``text`` into words, each with the blanks before it, so that joining them gives ``text`` again."""
     tokens = re.findall(r"\s*\S+", text)
+    # Blanks at the end of the text belong to no word.
     rest = text[sum(map(len, tokens)) :]
     return (*tokens, rest) if rest else tuple(tokens)
 

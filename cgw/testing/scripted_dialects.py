@@ -19,6 +19,7 @@ from cgw.testing.script import BodyPiece, Script, ScriptedAnswer, split_tokens
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
 
+# The gateway must not pass these on: they apply to the provider's host.
 _EDGE_HEADERS: Headers = (
     (b"set-cookie", b"__cf_bm=scripted; path=/; HttpOnly; Secure"),
     (b"alt-svc", b'h3=":443"; ma=86400'),
@@ -69,6 +70,7 @@ class ScriptedMessages:
     path: str = "/v1/messages"
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
+        # An empty x-api-key counts as absent.
         return headers.get(b"x-api-key", b"").decode("latin-1") or _bearer_token(headers)
 
     def check(self, headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> None:
@@ -82,6 +84,7 @@ class ScriptedMessages:
             raise RequestError("messages: at least one message is required")
 
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
+        # check() has made sure that it is there.
         tokens, is_cut = _cut_answer(script, body["max_tokens"])
         message: dict[str, Any] = {
             "id": f"msg_scripted_{serial:06d}",
@@ -115,6 +118,7 @@ class ScriptedMessages:
         yield BodyPiece(start, _event({"type": "message_start", "message": message}))
         block = {"type": "text", "text": ""}
         yield BodyPiece(start, _event({"type": "content_block_start", "index": 0, "content_block": block}))
+        # The API may send pings at any time, so readers must skip them.
         yield BodyPiece(start, _event({"type": "ping"}))
         for index, token in enumerate(tokens):
             delta = {"type": "text_delta", "text": token}
@@ -122,6 +126,7 @@ class ScriptedMessages:
             yield BodyPiece(script.token_at_seconds(index), data)
         end = script.token_at_seconds(max(0, len(tokens) - 1))
         yield BodyPiece(end, _event({"type": "content_block_stop", "index": 0}))
+        # As in the API: stop reason and all output tokens come behind the content, in one event.
         yield BodyPiece(end, _event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": len(tokens)}}))
         yield BodyPiece(end, _event({"type": "message_stop"}))
 
@@ -180,6 +185,7 @@ class ScriptedChat:
         frame: dict[str, Any] = {
             "id": f"chatcmpl-scripted{serial:06d}",
             "object": "chat.completion",
+            # Not the clock, so that equal requests get equal answers.
             "created": 1_750_000_000 + serial,
             "model": body["model"],
             "service_tier": "default",
@@ -220,6 +226,7 @@ class ScriptedChat:
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
             return _data(frame | {"choices": [choice]} | null_usage)
 
+        # As in the API, the first chunk has the role and no text, and the last one the finish reason and no text.
         first_delta = {"role": "assistant", "content": "", "refusal": None}
         yield BodyPiece(script.head_delay_seconds, chunk(first_delta))
         for index, token in enumerate(tokens):
@@ -260,6 +267,7 @@ _OPENAI_ERROR_TYPES: dict[int, tuple[str, str | None]] = {
 
 def _bearer_token(headers: Mapping[bytes, bytes]) -> str:
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    # Schemes are case-insensitive (RFC 9110 §11.1).
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
@@ -283,6 +291,7 @@ def _cut_answer(script: Script, max_tokens: int | None) -> tuple[tuple[str, ...]
     tokens = split_tokens(script.answer)
     if max_tokens is None or len(tokens) <= max_tokens:
         return tokens, False
+    # The real API refuses a negative number; scripts need not.
     return tokens[: max(0, max_tokens)], True
 
 

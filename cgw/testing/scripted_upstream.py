@@ -7,8 +7,6 @@ that its peer has closed the connection, also while it waits for the next token.
 from __future__ import annotations
 
 import json
-import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -23,13 +21,12 @@ from attrs import define, field
 from cgw.errors import Headers
 from cgw.testing.script import EVERY_MODEL, Breakage, Script, ScriptedAnswer
 from cgw.testing.scripted_dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
+from cgw.transport.sockets import send_reset_on_close
 from cgw.wire.messages import find_header
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_PIPELINED_BYTES = 64 * 2**10
 _RECEIVE_BYTES = 64 * 2**10
-_RST_ON_CLOSE = struct.pack("ii", 1, 0)
-"""``SO_LINGER`` with a timeout of 0: closing sends RST instead of FIN (socket(7))."""
 
 
 class _Broken(Exception):
@@ -132,6 +129,7 @@ class ScriptedUpstream:
         self.request_count += 1
         self.requests.append(request)
         if self._keep_requests is not None:
+            # A tour that serves for hours must not keep every body in memory.
             del self.requests[: -self._keep_requests]
         self._changes.unpark_all()
 
@@ -159,6 +157,7 @@ class ScriptedUpstream:
             if script is None:
                 message, code = f"model: {body['model']}", "model_not_found"
                 return dialect.render_error(404, message, serial, code=code, param="model")
+            # Once more, now that the model is known: each script may have a key of its own.
             if key != script.api_key:
                 return dialect.render_error(401, "invalid API key", serial)
             dialect.check(headers, body)
@@ -173,6 +172,7 @@ class ScriptedUpstream:
 
     def _dialect_of(self, path: str, request: SeenRequest) -> ScriptedDialect:
         anthropic, openai = self._dialects
+        # An unknown path gets an error in the format that its client probably understands.
         is_anthropic = path.startswith(anthropic.path) or request.header("anthropic-version") is not None
         return anthropic if is_anthropic else openai
 
@@ -213,6 +213,7 @@ class _ScriptedConnection:
             try:
                 await self._play(self._upstream.answer(request), request)
             finally:
+                # Also when the peer is gone or the upstream is cancelled: tests wait for it.
                 request.is_over = True
                 request.wake_waiters()
             # HTTP/1.0, or `connection: close` from the peer.
@@ -307,6 +308,7 @@ class _ScriptedConnection:
                     self._peer_closed(request)
                     answer_scope.cancel()
                 return
+            # h11 keeps it until start_next_cycle().
             self._h11.receive_data(data)
             pipelined_bytes += len(data)
 
@@ -332,7 +334,8 @@ class _ScriptedConnection:
             await self._send_piece(request.received_at + piece.at_seconds, piece.data, request)
         if answer.breakage in (Breakage.RESET, Breakage.CLOSE):
             if answer.breakage is Breakage.RESET and isinstance(self._stream, trio.SocketStream):
-                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+                # Takes effect when serve_connection() closes the stream.
+                send_reset_on_close(self._stream.socket)
             return False
         self._is_ending = True
         await self._send(h11.EndOfMessage())
@@ -367,6 +370,7 @@ async def open_scripted_upstream(
     """
     by_model = {EVERY_MODEL: scripts} if isinstance(scripts, Script) else scripts
     upstream = ScriptedUpstream(by_model, keep_requests)
+    # Open before the block begins: connections are accepted by the kernel from here on.
     listeners = await trio.open_tcp_listeners(port, host=host)
     bound_port = listeners[0].socket.getsockname()[1]  # one listener: an address, not a name with several
     upstream.url = f"http://{f'[{host}]' if ':' in host else host}:{bound_port}"

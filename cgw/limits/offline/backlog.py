@@ -94,6 +94,7 @@ class Backlog:
         then what is added here.
         """
         now = now_ms()
+        # Taken out and put in at the end: the order is that of the last use.
         charge = self._charges.pop(claim.key, None)
         if charge is None:
             charge = _Charge(record_prefix, claim, Bucket(debt, now, claim.limit, claim.period_ms))
@@ -107,6 +108,7 @@ class Backlog:
     def add_free(self, claim: Claim, reservation_id: str) -> None:
         """Free the slot of a request that Redis did not admit, but that a heartbeat has created a lease for."""
         keys = (f"{claim.key}:{reservation_id}", claim.key)  # there is no record; any key of the slot will do
+        # Mode 0 without a record frees the lease and changes nothing else (settle.lua).
         arguments = (reservation_id, 0, "", claim.kind, claim.limit, claim.period_ms, claim.cost, 0)
         self.add_settlement(ScriptCall(self._scripts.settle, keys, arguments))
 
@@ -151,10 +153,12 @@ class Backlog:
     async def _send(self, failures: list[StoreUnavailable]) -> None:
         # After the first failure, stop: the others would each wait for their timeout too.
         while self._settlements and not failures:
+            # No checkpoint since the check: another worker can't have taken the last one.
             call = self._settlements.popleft()
             try:
                 await self._redis.run_script(call.script, call.keys, call.args)
             except StoreUnavailable as error:
+                # At the end, so that a call that times out each time does not hold up the others.
                 self._settlements.append(call)
                 failures.append(error)
             except ResponseError as error:

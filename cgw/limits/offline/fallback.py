@@ -38,6 +38,7 @@ class Fallback:
         if self._when_down == "closed":
             raise error
         if self._when_down == "open":
+            # Without an answer and an id: nothing is counted here, but settle still puts the usage into the backlog.
             return Admission(actor, feature, plan, tuple(Reservation(group, (), "") for group in groups), is_local=True)
         now = now_ms()
         # Count on from what Redis said last, or every outage would begin with fresh quotas.
@@ -59,6 +60,7 @@ class Fallback:
 
     def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None) -> None:
         """Settle what was admitted here, and put what it used into the backlog."""
+        # What Redis counted by its last answer: refill pays that off before the usage that is added here.
         debts = {claim.key: debt for claim, debt in admission.plan.recall_debts()}
         for reservation in admission.reservations:
             group = reservation.group

@@ -55,6 +55,7 @@ class Bucket:
         remaining = max(0, (full - debt) // self.period)
         if debt <= 0:
             return remaining, 0, 0
+        # One more token is there as soon as the debt has sunk to full - (remaining + 1) * period.
         return remaining, _ceil(debt, self.limit), _ceil(debt - (full - (remaining + 1) * self.period), self.limit)
 
 
@@ -75,13 +76,16 @@ class _Decision:
 class LocalLimits:
     """The limits of one process. Times are milliseconds of a clock of the caller's choice. Never blocks."""
 
+    # By key, those used last at the end.
     _buckets: OrderedDict[str, Bucket] = field(factory=OrderedDict)
     _leases: dict[str, dict[str, int]] = field(factory=dict)
+    # By reservation: when it was admitted, and the answer. Removed by settle, which follows every admission.
     _records: dict[str, tuple[int, list[int]]] = field(factory=dict)
 
     def admit(self, reservation_id: str, claims: Sequence[Claim], now: int) -> list[int]:
         """Claim all of ``claims`` or none, and return the answer that ``admit.lua`` would; there are no alerts."""
         record = self._records.get(reservation_id)
+        # As in admit.lua, a repeated call gets the first answer, and consumes nothing.
         if record is not None:
             return list(record[1])
         # Decide about all claims before any is written: a refusal consumes nothing.
@@ -163,6 +167,7 @@ class LocalLimits:
                 self._buckets.popitem(last=False)
 
     def _check_bucket(self, claim: Claim, _: str, now: int) -> _Decision:
+        # A copy, so the claim has no effect before claim_it() runs.
         bucket = self._load_bucket(claim, now)
         found = self._buckets.get(claim.key)
         if found is not None and found.at > now:
@@ -178,6 +183,8 @@ class LocalLimits:
 
         def claim_it() -> None:
             if bucket.debt == 0:
+                # Nothing but this claim will be owed, so a refund of an earlier one must not lower the debt (see
+                # settle.lua).
                 bucket.empty_at = now
             bucket.debt += cost * period
             self._save_bucket(claim.key, bucket)
@@ -187,6 +194,7 @@ class LocalLimits:
     def _settle_bucket(self, claim: Claim, difference: int, admitted_at: int, now: int) -> None:
         found = self._buckets.get(claim.key)
         if found is None:
+            # Nothing is owed any more: refill has paid off the claim that would be given back.
             if difference < 0:
                 return
             bucket = Bucket(0, now, claim.limit, claim.period_ms, now)

@@ -74,6 +74,7 @@ class Outage:
             self._log_once(str(reason))
             return
         self.attention.set()  # Upkeep finds out when Redis is back, also if no request comes
+        # Also when the outage has begun already: CALM_SECONDS count from the last failure.
         self._failed_at = trio.current_time()
         if self._since is None:
             self._since = self._failed_at
@@ -84,6 +85,7 @@ class Outage:
         # One success is not enough: with one failed node of a cluster, successes and failures alternate.
         if self._since is not None and trio.current_time() - self._failed_at >= CALM_SECONDS:
             seconds = trio.current_time() - self._since
+            # The backlog may still hold settlements: `attention` stays set until it is empty (see Upkeep).
             self._since = None
             _logger.warning("Redis is back after %.1f s: limits are held by all replicas together again", seconds)
 
@@ -98,5 +100,6 @@ class Outage:
         if text not in self._logged:
             _logger.error("%s", text)
             self._logged[text] = None
+            # The oldest one is forgotten, and logged again if it comes back.
             if len(self._logged) > MAX_COMPLAINTS:
                 self._logged.popitem(last=False)

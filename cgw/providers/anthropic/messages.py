@@ -33,9 +33,11 @@ from cgw.wire.messages import RequestHead, ResponseHead
 DEFAULT_MAX_TOKENS_CAP = 4000
 """The default of the reference's ``CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE``."""
 PROVIDER = "anthropic"
+# The version of the API that the fields below belong to, as in the reference (§9.5).
 VERSION: Headers = ((b"anthropic-version", b"2023-06-01"),)
 
 _PREFIX = "anthropic/"
+# No other header of a client goes to the provider: its key is for cgw.
 _SDK_HEADERS = frozenset({b"anthropic-version", b"anthropic-beta"})
 
 
@@ -81,6 +83,7 @@ class MessagesBody:
     speed: str | None = None
 
 
+# From the classes, so that a field is declared in one place.
 BODY_FIELDS = frozenset(attribute.name for attribute in attrs.fields(MessagesBody))
 MESSAGE_FIELDS = frozenset(attribute.name for attribute in attrs.fields(Message))
 
@@ -107,9 +110,11 @@ class _MessagesRoute:
     endpoint: Endpoint
     models: tuple[str, ...]
     max_tokens_cap: int | None = None
+    # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[MessagesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
     provider: ClassVar[str] = PROVIDER
+    # From the reference (§6.1): below the 3 s up to which Sourcegraph's clients retry by themselves.
     retry_after_seconds: ClassVar[int] = 2
 
     def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message]]:
@@ -118,9 +123,11 @@ class _MessagesRoute:
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
         parsed, raw = self._reader.read(body)
+        # A missing field, null and an empty list get the same text, which is the reference's.
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         cap = self.max_tokens_cap
+        # Strictly above the cap, as in the reference (§9.2).
         if cap is not None and parsed.max_tokens is not None and parsed.max_tokens > cap:
             text = f"max_tokens exceeds maximum allowed value of {cap}: {parsed.max_tokens}"
             raise Refusal(400, text, param="max_tokens")
@@ -134,12 +141,14 @@ class _MessagesRoute:
         if parsed.max_tokens is not None:
             metadata["max_tokens"] = parsed.max_tokens
         count = sum(message.content.character_count for message in parsed.messages or ())
+        # A system prompt among the messages is counted above.
         if parsed.system is not None:
             count += parsed.system.character_count
         return PreparedRequest(
             upstream=self.endpoint.build_request(
                 encode_object(outgoing), is_stream=is_stream, query=query, headers=headers
             ),
+            # From the name without its prefix, so that both spellings are checked and recorded as one.
             model=_PREFIX + outgoing["model"],
             is_stream=is_stream,
             prompt_character_count=count,
@@ -169,6 +178,7 @@ class AnthropicMessages(_MessagesRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
         parsed, raw, messages = self._read(body)
+        # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         # Older clients send the system prompt as the first message, which that API does not accept.
@@ -199,6 +209,7 @@ class AnthropicSdkMessages(_MessagesRoute):
         parsed, outgoing, _ = self._read(body)
         _refuse_further_models(parsed, outgoing)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         return self._build_request(parsed, outgoing, headers=headers, query=query_of(head))
@@ -217,6 +228,7 @@ def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content)
     # An empty text block is an error for the API.
     if not message.character_count:
         return
+    # The client's own one first, as it stands before all messages.
     contents = [message] if own is None or not own.raw else [own, message]
     if all(_is_plain(content) for content in contents):
         outgoing["system"] = "\n\n".join(_join_text(content) for content in contents)
@@ -238,6 +250,7 @@ def _parts_of(content: Content) -> list[dict[str, Any]]:
 
 
 def _refuse_further_models(body: MessagesBody, raw: dict[str, Any]) -> None:
+    # From the decoded object: MessagesBody leaves this field out.
     paths = ["fallbacks"] if raw.get("fallbacks") is not None else []
     paths += [
         f"tools[{index}].model"

@@ -45,11 +45,13 @@ def read_message_stream(body: BodyWindow) -> Reading:
             prompt = figure_in(object_in(object_in(value, "message"), "usage"), "input_tokens")
         elif kind == "message_delta":
             usage = object_in(value, "usage")
+            # Cumulative figures, so the last one counts.
             completion = _latest(completion, figure_in(usage, "output_tokens"))
             # Server tools can make the prompt grow after message_start.
             prompt = _largest(prompt, figure_in(usage, "input_tokens"))
         elif kind == "message_stop":
             is_final = True
+    # Without the middle of the body, the length would be too small.
     return Reading(prompt, completion, length if body.is_whole else None, is_final)
 
 

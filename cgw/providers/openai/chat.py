@@ -33,6 +33,7 @@ from cgw.wire.messages import RequestHead, ResponseHead
 PROVIDER = "openai"
 
 _PREFIX = "openai/"
+# No other header of a client goes to the provider: its key is for cgw.
 _SDK_HEADERS = frozenset({b"openai-beta"})
 
 
@@ -94,6 +95,7 @@ class ChatBody:
     web_search_options: JsonObject | None = None
 
 
+# From the classes, so that a field is declared in one place.
 BODY_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatBody))
 MESSAGE_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatMessage))
 
@@ -105,6 +107,7 @@ def build_endpoint(api_url: str, access_token: str, organization: str | None = N
     """
     headers: Headers = ((b"authorization", b"Bearer " + secret_value(access_token, "OpenAI's access token")),)
     if organization is not None:
+        # Sent only if it is set (the reference's §9.6).
         headers = (*headers, (b"openai-organization", secret_value(organization, "OpenAI's organization")))
     return Endpoint.parse(api_url, "/v1/chat/completions", headers)
 
@@ -119,9 +122,11 @@ class _ChatRoute:
 
     endpoint: Endpoint
     models: tuple[str, ...]
+    # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[ChatBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
     provider: ClassVar[str] = PROVIDER
+    # From the reference (§6.1): above the 3 s up to which Sourcegraph's clients retry by themselves, so they do not.
     retry_after_seconds: ClassVar[int] = 30
 
     def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
@@ -129,6 +134,7 @@ class _ChatRoute:
 
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
+        # Refused as in the reference (§9.6), before the body is read: no body would make it right.
         if caller.feature is Feature.CODE_COMPLETIONS:
             raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
         parsed, raw = self._reader.read(body)
@@ -145,9 +151,12 @@ class _ChatRoute:
             upstream=self.endpoint.build_request(
                 encode_object(outgoing), is_stream=is_stream, query=query, headers=headers
             ),
+            # From the name without its prefix, so that both spellings are checked and recorded as one.
             model=_PREFIX + outgoing["model"],
             is_stream=is_stream,
+            # Content is null in an assistant's message that only calls tools.
             prompt_character_count=sum(content.character_count for content in contents if content is not None),
+            # Without max_tokens: the reference's events have it for Anthropic only (§13.2).
             metadata={"stream": is_stream},
             max_completion_tokens=_max_completion_tokens(parsed, choices),
         )
@@ -171,9 +180,11 @@ class OpenAIChat(_ChatRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
         parsed, raw = self._read(body, caller)
+        # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
         outgoing["user"] = caller.identifier
         # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
@@ -198,8 +209,10 @@ class OpenAISdkChat(_ChatRoute):
         parsed, outgoing = self._read(body, caller)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         outgoing["user"] = caller.identifier
+        # It would name another user than `user` does.
         outgoing.pop("safety_identifier", None)
         headers = select_headers(head, _SDK_HEADERS)
+        # Each choice may have max_tokens, so `n` multiplies what is reserved.
         return self._build_request(parsed, outgoing, choices=parsed.n or 1, headers=headers, query=query_of(head))
 
 

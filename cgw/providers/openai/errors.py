@@ -31,6 +31,7 @@ class OpenAIErrors:
             "message": clean_message(refusal.message),
             "type": kind,
             "param": refusal.param,
+            # cgw's own reason is more precise than what follows from the status.
             "code": refusal.code or code,
         }
         return JSON_HEADERS, encode_error({"error": error})

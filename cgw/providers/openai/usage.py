@@ -42,7 +42,9 @@ def read_completion_stream(body: BodyWindow) -> Reading:
     return Reading(
         figure_in(usage, "prompt_tokens"),
         figure_in(usage, "completion_tokens"),
+        # Without the middle of the body, the length would be too small.
         length if body.is_whole else None,
+        # [DONE] is not JSON, so list_objects() has skipped it.
         is_final=bool(frames) and frames[-1].data == DONE,
     )
 
