@@ -86,8 +86,8 @@ def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: in
     if answer_status(head.status) == 503 and head.header(b"retry-after") is None:
         added.append((b"retry-after", b"%d" % retry_after_seconds))
     replaced = {name for name, _ in added}
-    if head.header(b"transfer-encoding") is not None:
-        replaced.add(b"content-length")  # beside a transfer coding it would be a second framing (RFC 9112 §6.2)
+    if head.header(b"transfer-encoding") is not None or head.status == 204:
+        replaced.add(b"content-length")  # beside a coding, or in a 204, it would be a second framing (RFC 9110 §8.6)
     return [*select_response_headers(head.headers, replaced), *added]
 
 

@@ -148,7 +148,8 @@ class _Exchange:
                 return self._note_refusal(Refusal(504, timed_out))
             except UpstreamError as error:
                 self.journal.upstream_failed(error)
-                text = f"failed to make request to upstream provider {self._dialect.provider}: {error}"
+                # The error is for the log alone: it may name hosts of the operator's own.
+                text = f"failed to make request to upstream provider {self._dialect.provider}"
                 return self._note_refusal(Refusal(502, text))
         self.journal.upstream_failed(UpstreamTimeout("the exchange's time was over"))
         return None if self._client.is_response_started else self._note_refusal(Refusal(504, timed_out))

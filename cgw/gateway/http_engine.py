@@ -15,6 +15,7 @@ from cgw.errors import Headers, Refusal
 from cgw.gateway.exchange import run_exchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
+from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, ServeHttp2
@@ -26,6 +27,7 @@ CONTROL_PREFIX = b"/-/"
 """Routes below it are answered under any load: whoever watches the service must see it."""
 
 
+DEFAULT_BUFFERED_BYTES = 512 * 1024 * 1024
 FIRST_REQUEST_GRACE_SECONDS = 0.5
 """How long a connection that never carried a request is kept open for it once the drain has begun."""
 
@@ -52,6 +54,7 @@ class HttpEngine:
         max_exchanges: int | None = None,
         trusted: TrustedProxies | None = None,
         tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
+        budget: BodyBudget | None = None,
         serve_http2: ServeHttp2 | None = None,
     ) -> None:
         self._gateway = gateway
@@ -71,6 +74,7 @@ class HttpEngine:
             serve_http2=serve_http2,
             trusted=trusted or TrustedProxies(),
             tls_context=tls_context,
+            budget=budget or BodyBudget(DEFAULT_BUFFERED_BYTES),
         )
 
     async def serve_connection(self, accepted: AcceptedConnection) -> None:

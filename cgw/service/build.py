@@ -33,11 +33,13 @@ from cgw.service.descriptors import choose_max_connections, read_descriptor_limi
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.transport.asgi_host import run_asgi_app
+from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.overload import OverloadControl
 from cgw.transport.server import Server
+from cgw.transport.server_tls import ServerTls
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 
 
@@ -81,7 +83,12 @@ def build_routes(dialects: Sequence[Dialect]) -> Routes:
 
 
 def build_engine(
-    settings: Settings, gateway: Gateway, routes: Routes, control_app: ControlApp, overload: OverloadControl
+    settings: Settings,
+    gateway: Gateway,
+    routes: Routes,
+    control_app: ControlApp,
+    overload: OverloadControl,
+    server_tls: ServerTls | None,
 ) -> HttpEngine:
     """Return the engine of the public port."""
     return HttpEngine(
@@ -91,6 +98,8 @@ def build_engine(
         serve_other=partial(run_asgi_app, control_app, render_refusal=ReferenceErrors().render),
         overload=overload,
         max_exchanges=settings.overload.max_exchanges,
+        budget=BodyBudget(settings.overload.max_buffered_bytes),
+        tls_context=(lambda: None) if server_tls is None else server_tls.get_context,
         trusted=TrustedProxies(settings.server.trusted_proxies),
     )
 
@@ -132,9 +141,27 @@ def build_sources(settings: Settings, static_source: StaticSource | None) -> Sou
     return Sources(sources)
 
 
-def build_reloads(static_source: StaticSource | None) -> list[Reload]:
+def build_server_tls(settings: Settings) -> ServerTls | None:
+    """Return the TLS of the public port; ``None`` where no certificate is set. Blocks to read the files.
+
+    Raises :exc:`~cgw.errors.ConfigError` for files that cannot be used, or one without the other.
+    """
+    cert_file, key_file = settings.tls.cert_file, settings.tls.key_file
+    if cert_file is None and key_file is None:
+        return None
+    if cert_file is None or key_file is None:
+        raise ConfigError(["CODY_GATEWAY_TLS_CERT_FILE and CODY_GATEWAY_TLS_KEY_FILE must be set together"])
+    return ServerTls(cert_file, key_file, has_http2=settings.server.http2)
+
+
+def build_reloads(static_source: StaticSource | None, server_tls: ServerTls | None) -> list[Reload]:
     """Return what SIGHUP reads again, in order; the log level is added by the signals themselves."""
-    return [] if static_source is None else [Reload("actors file", static_source.reload)]
+    reloads = []
+    if static_source is not None:
+        reloads.append(Reload("actors file", static_source.reload))
+    if server_tls is not None:
+        reloads.append(Reload("TLS certificate", server_tls.reload))
+    return reloads
 
 
 def build_upstream_tls(settings: Settings) -> ssl.SSLContext:

@@ -35,6 +35,7 @@ from cgw.service.build import (
     build_reloads,
     build_routes,
     build_server,
+    build_server_tls,
     build_sources,
     build_static_source,
     build_upstream_tls,
@@ -81,7 +82,8 @@ class Service:
     @property
     def url(self) -> str:
         """The base URL that is served, for clients on this machine."""
-        return build_url(self.host, self.port)
+        scheme = "http" if self.settings.tls.cert_file is None else "https"
+        return build_url(self.host, self.port, scheme)
 
     async def drain(self, timeout_seconds: float, *, delay_seconds: float = 0) -> bool:
         """Fail readiness, close the port ``delay_seconds`` later, let exchanges finish, and cut those that are left.
@@ -111,11 +113,11 @@ class Service:
         self.server.cut()
 
 
-def build_url(host: str, port: int) -> str:
+def build_url(host: str, port: int, scheme: str = "http") -> str:
     """Return the base URL of a listening address, for clients on this machine."""
     if host in ("0.0.0.0", "", "::"):
         host = "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @asynccontextmanager
@@ -127,6 +129,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """
     tls_context = build_upstream_tls(settings)
     routes, static_source = build_routes(build_dialects(settings.providers)), build_static_source(settings)
+    server_tls = build_server_tls(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
     status = ServiceStatus()
@@ -147,7 +150,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             target_seconds=settings.overload.shed_target_seconds,
             interval_seconds=settings.overload.shed_interval_seconds,
         )
-        http_engine = build_engine(settings, gateway, routes, control_app, overload)
+        http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls)
         background = (
             alerts.run,
             gateway.limiter.run,
@@ -175,7 +178,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 redis=redis,
                 spool_path=data_dir / SPOOL_NAME,
                 status=status,
-                reloads=build_reloads(static_source),
+                reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
             )
         finally:

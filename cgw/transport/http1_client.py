@@ -9,6 +9,7 @@ from email.utils import formatdate
 import trio
 
 from cgw.errors import ClientGone, Headers, Refusal
+from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_side import ClientLimits, RawBody
 from cgw.transport.hangup import wait_hangup
 from cgw.transport.sockets import PlainTransport, Transport
@@ -17,6 +18,10 @@ from cgw.wire.server_codec import BodyMismatch, ServerCodec
 
 CHUNKED_SLICE_BYTES = 4096
 """How much of a chunked body is read before other tasks get their turn: some 700 chunks of one byte, in about 5 ms."""
+
+
+CHUNKED_RESERVE_BYTES = 1024 * 1024
+"""The steps in which memory is reserved for a chunked body."""
 
 
 class Http1Client:
@@ -36,12 +41,15 @@ class Http1Client:
         peer: str,
         buffer: bytearray,
         is_draining: Callable[[], bool],
+        budget: BodyBudget,
     ) -> None:
         self._transport = transport
         self._codec = codec
         self._limits = limits
         self._buffer = buffer
         self._is_draining = is_draining
+        self._budget = budget
+        self._reserved_bytes = 0  # of the budget, for this request's body
         self._received = b""  # came together with the head; not given to the codec yet
         self._unsent = b""  # encoded, but kept to go out in one write with what follows
         self._is_stalled = False
@@ -86,6 +94,8 @@ class Http1Client:
         """See :meth:`~cgw.transport.client_side.ClientSide.receive_body`."""
         # Before anything is read: a content length over the limit is refused without waiting for the body.
         self._check_size()
+        if not self._codec.is_chunked_request:
+            await self._reserve(self._codec.body_bytes)
         received, self._received = self._received, b""
         if received:
             await self._feed(received)
@@ -99,10 +109,32 @@ class Http1Client:
         return self._codec.take_body()
 
     def _check_size(self) -> None:
-        maximum = self._limits.max_body_bytes
-        if self._codec.body_bytes > maximum:
+        maximum, size = self._limits.max_body_bytes, self._codec.body_bytes
+        if size > maximum:
             text = f"the request body is larger than the {maximum} bytes that are allowed"
             raise Refusal(413, text, must_close=True)
+        if self._codec.is_chunked_request and size > self._reserved_bytes + CHUNKED_RESERVE_BYTES:
+            # Its size is not known in advance. It must not wait for more: bodies that do could wait for each other.
+            if not self._budget.acquire_nowait(CHUNKED_RESERVE_BYTES):
+                raise _build_busy()
+            self._reserved_bytes += CHUNKED_RESERVE_BYTES
+
+    async def _reserve(self, body_bytes: int) -> None:
+        """Wait for room in memory before anything of the body is read."""
+        with trio.move_on_after(self._limits.body_timeout_seconds):
+            await self._budget.acquire(body_bytes)
+            self._reserved_bytes = body_bytes
+            return
+        raise _build_busy()
+
+    def release_body(self) -> None:
+        """Give the body's memory back. To be called once the request is over."""
+        reserved, self._reserved_bytes = self._reserved_bytes, 0
+        if self._codec.is_chunked_request:
+            for _ in range(reserved // CHUNKED_RESERVE_BYTES):
+                self._budget.release(CHUNKED_RESERVE_BYTES)
+        elif reserved:
+            self._budget.release(reserved)
 
     async def _receive_rest(self) -> None:
         codec, view = self._codec, memoryview(self._buffer)
@@ -244,6 +276,12 @@ class _Http1RawBody:
     def note_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
         """See :meth:`~cgw.transport.client_side.RawBody.note_sent`."""
         self._client.note_raw_sent(body_bytes, is_stalled=is_stalled)
+
+
+def _build_busy() -> Refusal:
+    retry_after = [(b"retry-after", b"1")]
+    text = "too many large requests are being served, please retry"
+    return Refusal(503, text, code="overloaded", headers=retry_after, must_close=True)
 
 
 def build_own_fields(body: bytes) -> list[tuple[bytes, bytes]]:

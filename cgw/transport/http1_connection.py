@@ -26,6 +26,7 @@ import trio
 from attrs import field, frozen
 
 from cgw.errors import ClientGone, Headers, Refusal
+from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.http1_client import Http1Client, build_own_fields
@@ -58,7 +59,7 @@ class ConnectionCallbacks:
     where that is known (``b""`` otherwise); ``is_draining`` says whether connections have to close; ``serve_http2``
     serves the rest of a connection that begins with HTTP/2's preface (``None``: it is refused), given the transport,
     the data that was read, and the client's address. ``trusted`` proxies may tell the client's address.
-    ``tls_context`` returns the context to terminate TLS with, or ``None`` where the port is plain.
+    ``budget`` bounds the memory of request bodies. ``tls_context`` returns the context to terminate TLS with, or ``None`` where the port is plain.
     """
 
     limits: ClientLimits
@@ -67,6 +68,7 @@ class ConnectionCallbacks:
     is_draining: Callable[[], bool]
     check_load: Callable[[RequestHead], Refusal | None] = _let_in
     serve_http2: ServeHttp2 | None = None
+    budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
     trusted: TrustedProxies = field(factory=TrustedProxies)
     tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
@@ -244,6 +246,7 @@ class Http1Connection:
             peer=callbacks.trusted.find_client(self._peer, head),
             buffer=callbacks.buffer,
             is_draining=callbacks.is_draining,
+            budget=callbacks.budget,
         )
         received, self._buffer = self._buffer, b""
         if received:
@@ -251,10 +254,13 @@ class Http1Connection:
         self.is_idle = False
         self.has_served = True
         refusal = callbacks.check_load(head)
-        if refusal is None:
-            await callbacks.handle(client)
-        else:
-            await self._shed(client, refusal)
+        try:
+            if refusal is None:
+                await callbacks.handle(client)
+            else:
+                await self._shed(client, refusal)
+        finally:
+            client.release_body()
         self._buffer = client.unread  # pipelined data is the start of the next request
         if client.is_reusable:
             return not callbacks.is_draining()

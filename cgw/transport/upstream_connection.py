@@ -19,8 +19,9 @@ import trio
 
 from cgw.errors import UpstreamProtocolError
 from cgw.transport.sockets import Transport
+from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
 from cgw.wire.fast_heads import has_connection_close, parse_fast_response
-from cgw.wire.heads import describe_violation, find_head_end
+from cgw.wire.heads import check_response_head, describe_violation, find_head_end
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -28,6 +29,9 @@ MAX_HEAD_BYTES = 64 * 1024
 
 MAX_INFORMATIONAL = 16
 """The most 1xx responses that may precede a final one."""
+
+
+CHUNKS_PER_CHECKPOINT = 32
 
 
 class StaleConnection(Exception):
@@ -47,6 +51,8 @@ class UpstreamConnection:
         self._has_ended = False
         self._may_be_kept = False
         self._has_upstream_ended = False
+        self._scanner: ChunkScanner | None = None
+        self._chunks_until_checkpoint = CHUNKS_PER_CHECKPOINT
         self.transport = transport
         self.origin = origin
         self.idle_since = 0.0
@@ -91,11 +97,14 @@ class UpstreamConnection:
             if head is not None and self._h11 is None:
                 self._fast_head = data
                 self._may_be_kept = not has_connection_close(head)
+                self._begin_body(head)
                 return head
             self._feed_h11(data)
             event = self._parse()
             if isinstance(event, h11.Response):
                 head = ResponseHead(event.status_code, tuple(event.headers), event.http_version, event.reason)
+                check_response_head(head)
+                self._begin_body(head)
                 # HTTP/1.0 connections persist only if asked to, and we don't ask (RFC 9112 §9.3).
                 self._may_be_kept = head.http_version != b"1.0" and not has_connection_close(head)
                 return head
@@ -103,6 +112,10 @@ class UpstreamConnection:
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
                 raise UpstreamProtocolError("the upstream sent no response")
         raise UpstreamProtocolError("the upstream sent too many 1xx responses")
+
+    def _begin_body(self, head: ResponseHead) -> None:
+        is_chunked = head.status not in (204, 304) and head.header(b"transfer-encoding") is not None
+        self._scanner = ChunkScanner(refuses_small_chunks=False) if is_chunked else None
 
     async def _take_head(self) -> bytes:
         """Return the next head with its blank line, or all there is if the upstream ends before it."""
@@ -140,14 +153,29 @@ class UpstreamConnection:
         if self._h11 is None:
             self._feed_h11(self._fast_head)
             self._parse()
+        self._chunks_until_checkpoint -= 1
+        if self._chunks_until_checkpoint <= 0:
+            # One read can hold thousands of tiny chunks, none of which has to wait for anything.
+            self._chunks_until_checkpoint = CHUNKS_PER_CHECKPOINT
+            await trio.lowlevel.checkpoint()
         while (event := self._parse()) is h11.NEED_DATA:
             data, self._unread = self._unread or await self._receive(), b""
+            self._check_chunks(data)
             self._get_h11().receive_data(data)
         if isinstance(event, h11.Data):
             return bytes(event.data)
         if isinstance(event, h11.EndOfMessage):
             return None
         raise UpstreamProtocolError("the upstream broke off its response")
+
+    def _check_chunks(self, data: bytes) -> None:
+        """Check the framing of a chunked body: h11 accepts control characters in chunk extensions."""
+        if self._scanner is None or self._scanner.is_complete:
+            return
+        try:
+            self._scanner.feed(data)
+        except ChunkedFramingError as error:
+            raise UpstreamProtocolError(f"the upstream broke HTTP/1.1: {error}") from None
 
     def _get_h11(self) -> h11.Connection:
         if self._h11 is None:

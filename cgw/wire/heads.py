@@ -13,8 +13,8 @@ from http import HTTPStatus
 
 import h11
 
-from cgw.errors import Headers, Refusal
-from cgw.wire.messages import RequestHead
+from cgw.errors import Headers, Refusal, UpstreamProtocolError
+from cgw.wire.messages import RequestHead, ResponseHead
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of an HTTP/2 connection with prior knowledge (RFC 9113 §3.4)."""
@@ -46,6 +46,7 @@ NOT_PASSED_ON = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _FOLDED_LINE = re.compile(rb"\r\n[ \t]")
 
 
@@ -130,8 +131,26 @@ def select_response_headers(headers: Headers, replaced: Iterable[bytes] = ()) ->
     named = [value for name, value in headers if name == b"connection"]
     if named:
         tokens = (token.strip().lower() for value in named for token in value.split(b","))
-        dropped = dropped.union(token for token in tokens if token)
+        # Not the length: without it the client would read another framing than the body is sent with (RFC 9110 §7.6.1
+        # forbids to name a field that is meant for all recipients, but who attacks does not mind).
+        dropped = dropped.union(token for token in tokens if token and token != b"content-length")
     return [field for field in headers if field[0] not in dropped]
+
+
+def check_response_head(head: ResponseHead) -> None:
+    """Check a response head that h11 accepted, which is lenient where a gateway must not be.
+
+    Raises :exc:`~cgw.errors.UpstreamProtocolError` for what the client's parser could read in another way: a status
+    outside of 200 to 599, control characters in a field, a length beside a transfer coding (RFC 9112 §6.3, rule 3), or
+    a coding other than ``chunked``.
+    """
+    if not 200 <= head.status <= 599:
+        raise UpstreamProtocolError(f"the upstream sent the status {head.status}")
+    codings = [value.lower() for name, value in head.headers if name == b"transfer-encoding"]
+    if codings and (codings != [b"chunked"] or head.header(b"content-length") is not None):
+        raise UpstreamProtocolError("the upstream's response has an ambiguous framing")
+    if any(_CONTROL.search(value) for _, value in head.headers):
+        raise UpstreamProtocolError("the upstream sent a header field with control characters")
 
 
 def status_phrase(status: int) -> bytes:

@@ -162,11 +162,10 @@ class FastCodec:
             lines.append(b"%b: %b" % (name, value))
             if name == b"content-length":
                 self._length = int(value)
-        # 204 and 304 have no body, whatever their fields say (RFC 9112 §6.3, rule 1).
-        if self._length is None and status not in (204, 304):
-            lines.append(b"transfer-encoding: chunked")
+        if status in (204, 304):
+            self._length = 0  # no body, whatever the fields say (RFC 9112 §6.3, rule 1)
         elif self._length is None:
-            self._length = 0
+            lines.append(b"transfer-encoding: chunked")
         if self._is_head:
             self._length = None  # no body follows, whatever the head says (RFC 9110 §9.3.2)
         # ``_need``: we answer before the body was read, and will not read it.
