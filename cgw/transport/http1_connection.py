@@ -58,8 +58,9 @@ class ConnectionCallbacks:
     ``render_refusal`` returns header fields and body for a request that was refused before it was served, by its path
     where that is known (``b""`` otherwise); ``is_draining`` says whether connections have to close; ``serve_http2``
     serves the rest of a connection that begins with HTTP/2's preface (``None``: it is refused), given the transport,
-    the data that was read, and the client's address. ``trusted`` proxies may tell the client's address.
-    ``budget`` bounds the memory of request bodies. ``tls_context`` returns the context to terminate TLS with, or ``None`` where the port is plain.
+    the data that was read, and the client's address. ``budget`` bounds the memory of request bodies. ``trusted``
+    proxies may tell the client's address. ``tls_context`` returns the context to terminate TLS with, or ``None`` where
+    the port is plain.
     """
 
     limits: ClientLimits
