@@ -52,6 +52,7 @@ class UpstreamConnection:
         self._may_be_kept = False
         self._has_upstream_ended = False
         self._scanner: ChunkScanner | None = None
+        self._violation: str | None = None
         self._chunks_until_checkpoint = CHUNKS_PER_CHECKPOINT
         self.transport = transport
         self.origin = origin
@@ -115,6 +116,7 @@ class UpstreamConnection:
 
     def _begin_body(self, head: ResponseHead) -> None:
         is_chunked = head.status not in (204, 304) and head.header(b"transfer-encoding") is not None
+        self._violation = None
         self._scanner = ChunkScanner(refuses_small_chunks=False) if is_chunked else None
 
     async def _take_head(self) -> bytes:
@@ -158,24 +160,29 @@ class UpstreamConnection:
             # One read can hold thousands of tiny chunks, none of which has to wait for anything.
             self._chunks_until_checkpoint = CHUNKS_PER_CHECKPOINT
             await trio.lowlevel.checkpoint()
-        while (event := self._parse()) is h11.NEED_DATA:
+        while (event := self._parse()) is h11.NEED_DATA and self._violation is None:
             data, self._unread = self._unread or await self._receive(), b""
             self._check_chunks(data)
             self._get_h11().receive_data(data)
         if isinstance(event, h11.Data):
             return bytes(event.data)
+        if self._violation is not None:
+            raise UpstreamProtocolError(self._violation)
         if isinstance(event, h11.EndOfMessage):
             return None
         raise UpstreamProtocolError("the upstream broke off its response")
 
     def _check_chunks(self, data: bytes) -> None:
-        """Check the framing of a chunked body: h11 accepts control characters in chunk extensions."""
+        """Check the framing of a chunked body: h11 accepts control characters in chunk extensions.
+
+        A violation is raised once the chunks before it have been returned.
+        """
         if self._scanner is None or self._scanner.is_complete:
             return
         try:
             self._scanner.feed(data)
         except ChunkedFramingError as error:
-            raise UpstreamProtocolError(f"the upstream broke HTTP/1.1: {error}") from None
+            self._violation = f"the upstream broke HTTP/1.1: {error}"
 
     def _get_h11(self) -> h11.Connection:
         if self._h11 is None:
