@@ -1,0 +1,274 @@
+"""The client's side of one exchange on a stream of HTTP/2."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+from h2.errors import ErrorCodes
+
+from cgw.errors import ClientGone, Headers, Refusal
+from cgw.transport.client_side import ClientLimits
+from cgw.transport.http1_client import build_own_fields
+from cgw.wire.http2_protocol import Http2Protocol, RequestStarted
+from cgw.wire.messages import RequestHead
+
+PROGRESS_BYTES = 1024
+"""What a client must take of an answer within the stall timeout. A window that opens byte by byte is a stall, too."""
+
+
+class StreamConnection(Protocol):
+    """What a stream needs of its connection."""
+
+    @property
+    def protocol(self) -> Http2Protocol:
+        """The connection's frames."""
+        ...
+
+    @property
+    def can_send(self) -> bool:
+        """Whether the connection's window is open, and the client reads."""
+        ...
+
+    def flush(self) -> None:
+        """Write what the protocol has to send."""
+        ...
+
+    async def wait_turn(self) -> None:
+        """Wait until :attr:`can_send` may be true; streams take turns."""
+        ...
+
+    def pass_turn(self) -> None:
+        """Let the next stream try, if there is anything left to send with."""
+        ...
+
+
+class Http2Client:
+    """See :class:`~cgw.transport.client_side.ClientSide`. The connection feeds it with ``take_body`` and ``leave``.
+
+    ``head`` is that of a request that became an exchange; one that is only refused has an empty one.
+    """
+
+    def __init__(self, connection: StreamConnection, started: RequestStarted, limits: ClientLimits, peer: str) -> None:
+        self._connection = connection
+        self._protocol = connection.protocol
+        self._limits = limits
+        self._content_length = started.content_length
+        self._parts: list[bytes] = []
+        self._received_bytes = 0
+        self._is_body_complete = started.is_ended
+        self._is_body_wanted = False
+        self._body_settled = trio.Event()  # complete, too large, or never to come
+        self._gone = trio.Event()
+        self._window_opened = trio.Event()
+        self._head: tuple[int, Headers] | None = None  # a response's head that waits for the first bytes of its body
+        self._unsent_length: int | None = None
+        self.stream_id = started.stream_id
+        self.head = started.head or RequestHead(b"GET", b"/", (), b"2")
+        self.peer = peer
+        self.bytes_sent = 0
+        self.is_response_started = False
+        self.is_response_complete = False
+        self.is_broken_off = False
+
+    # --- the connection's side ----------------------------------------------------------------------------------------
+
+    def take_body(self, data: bytes, *, is_ended: bool) -> None:
+        """Take the next bytes of the body; never waits."""
+        self._received_bytes += len(data)
+        self._is_body_complete = is_ended
+        if not self._is_too_large:
+            self._parts.append(data)
+            if self._is_body_wanted:
+                # Until the body is asked for, the stream's first window is all that a client can make us hold.
+                self._protocol.release(self.stream_id, len(data))
+        if is_ended or self._is_too_large:
+            self._body_settled.set()
+
+    def leave(self) -> None:
+        """Note that the client reset the stream, or that the connection is lost."""
+        self._gone.set()
+        self._body_settled.set()
+        self._window_opened.set()
+
+    def open_window(self) -> None:
+        """Note that the stream's window may have opened."""
+        self._window_opened.set()
+
+    def close(self) -> None:
+        """End the exchange: a response that is not complete must not look so."""
+        if not self.is_response_complete:
+            self.break_off()
+        self._parts.clear()
+
+    # --- the request --------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_too_large(self) -> bool:
+        return max(self._received_bytes, self._content_length or 0) > self._limits.max_body_bytes
+
+    async def receive_body(self) -> bytes:
+        """See :meth:`~cgw.transport.client_side.ClientSide.receive_body`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_size()
+        if not self._is_body_complete:
+            self._want_body()
+            with trio.move_on_after(self._limits.body_timeout_seconds) as body_scope:
+                await self._body_settled.wait()
+            if body_scope.cancelled_caught:
+                seconds = self._limits.body_timeout_seconds
+                raise Refusal(408, f"the request body did not arrive within {seconds:g} seconds", must_close=True)
+            self._check_size()
+        if not self._is_body_complete:
+            raise ClientGone
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check_size(self) -> None:
+        if self._is_too_large:
+            self._parts.clear()
+            maximum = self._limits.max_body_bytes
+            raise Refusal(413, f"the request body is larger than the {maximum} bytes that are allowed", must_close=True)
+
+    def _want_body(self) -> None:
+        if self._is_body_wanted or self._gone.is_set():
+            return
+        self._is_body_wanted = True
+        expectation = self.head.header(b"expect") or b""
+        if expectation.lower() == b"100-continue" and not self._received_bytes:
+            self._protocol.send_head(self.stream_id, 100, ())
+        self._protocol.widen(self.stream_id)
+        self._protocol.release(self.stream_id, self._received_bytes)
+        self._connection.flush()
+
+    async def wait_gone(self) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""
+        await self._gone.wait()
+
+    # --- the response -------------------------------------------------------------------------------------------------
+
+    def close_after_response(self) -> None:
+        """Do nothing: what is left of a request is the stream's, and does not keep the connection from going on."""
+
+    async def send_response(self, status: int, headers: Headers, body: bytes) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.send_response`."""
+        await self.send_head(status, [*headers, *build_own_fields(body)], is_stream=False)
+        await self.finish(body)
+
+    async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.send_head`."""
+        for name, value in headers:
+            if name == b"content-length":
+                self._unsent_length = int(value)
+        if status in (204, 304) or self.head.method == b"HEAD":
+            self._unsent_length = 0
+        self._head = status, headers
+        self.is_response_started = True
+        if is_stream:
+            await self._wait_sendable(0)
+            self._send_head()
+            self._connection.flush()
+
+    async def send_chunk(self, data: bytes) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.send_chunk`."""
+        if not data or self._is_body_dropped:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._unsent_length is not None:
+            self._unsent_length -= len(data)
+            if self._unsent_length < 0:
+                # As in HTTP/1.1: the upstream sent more than it announced, so it must not look complete.
+                self.break_off()
+                raise ClientGone
+        await self._send(data)
+        self.bytes_sent += len(data)
+
+    @property
+    def _is_body_dropped(self) -> bool:
+        return self.head.method == b"HEAD"
+
+    def pass_raw(self, content_length: int | None) -> None:
+        """Return ``None``: frames are interleved with those of other streams, so nobody else can write."""
+
+    async def send_raw(self, data: bytes, body_bytes: int) -> None:
+        """Never called: see :meth:`pass_raw`."""
+        raise NotImplementedError
+
+    def raw_passed(self, body_bytes: int, *, is_stalled: bool = False) -> None:
+        """Never called: see :meth:`pass_raw`."""
+        raise NotImplementedError
+
+    async def finish(self, last: bytes = b"") -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.finish`."""
+        if self._is_body_dropped:
+            last = b""
+        if self._unsent_length is not None and self._unsent_length != len(last):
+            # The upstream announced another length than it sent; what the client got must not look whole.
+            self.break_off()
+            return
+        await self._send(last, is_end=True)
+        self.is_response_complete = True
+        self.bytes_sent += len(last)
+
+    def break_off(self) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.break_off`. Takes effect at once."""
+        self.is_broken_off = True
+        self._protocol.reset(self.stream_id, ErrorCodes.INTERNAL_ERROR)
+        self._connection.flush()
+
+    async def _send(self, data: bytes, *, is_end: bool = False) -> None:
+        """Send ``data`` in frames, as the windows and the client's reading allow.
+
+        Nearly always one frame is all, and goes out without waiting.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        view = memoryview(data)
+        deadline = trio.current_time() + self._limits.stall_timeout_seconds
+        progress = 0
+        try:
+            while True:
+                with trio.move_on_at(deadline) as stall_scope:
+                    await self._wait_sendable(len(view))
+                if stall_scope.cancelled_caught:
+                    self.break_off()
+                    raise ClientGone
+                if self._head is not None:
+                    self._send_head()
+                sent = self._protocol.send_data(self.stream_id, view, is_end=is_end)
+                view = view[sent:]
+                if not view:
+                    if is_end:
+                        self._protocol.end(self.stream_id)
+                    self._connection.flush()
+                    return
+                self._connection.flush()
+                progress += sent
+                if progress >= PROGRESS_BYTES:
+                    deadline = trio.current_time() + self._limits.stall_timeout_seconds
+                    progress = 0
+                # Others first: a body of megabytes that the kernel takes as it comes must not hold the loop.
+                self._connection.pass_turn()
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._connection.pass_turn()
+
+    async def _wait_sendable(self, size: int) -> None:
+        """Wait until a frame can be sent; for ``size`` 0, one that windows do not count. Raises ``ClientGone``."""
+        while True:
+            if self._gone.is_set() or not self._protocol.has_stream(self.stream_id):
+                self.is_broken_off = True
+                raise ClientGone
+            if size and self._protocol.stream_window(self.stream_id) <= 0:
+                self._connection.pass_turn()  # it may have been this stream's, which can't use it
+                self._window_opened = trio.Event()
+                await self._window_opened.wait()
+            elif not self._connection.can_send:
+                await self._connection.wait_turn()
+            else:
+                return
+
+    def _send_head(self) -> None:
+        assert self._head is not None
+        status, headers = self._head
+        self._head = None
+        self._protocol.send_head(self.stream_id, status, headers)

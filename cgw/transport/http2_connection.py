@@ -1,0 +1,331 @@
+"""One HTTP/2 connection of a client: reads frames, runs an exchange per stream, writes what they send.
+
+One task reads; each stream's exchange is a task in a nursery of the connection's; one task writes what the kernel does
+not take at once. States, and what ends each::
+
+    preface, SETTINGS --header_timeout--.
+    half a frame or header block -------+--> GOAWAY, lingering close
+      (header_timeout, for DATA body_timeout)
+    idle --keep_alive_timeout-----------'
+    streams open --> the exchange's own deadlines, the stall timeout
+    draining: GOAWAY 2^31-1, a round trip or DRAIN_SECONDS, GOAWAY last id; ends with the last stream
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import trio
+from attrs import frozen
+from h2.errors import ErrorCodes
+
+from cgw.errors import ClientGone, Headers, Refusal
+from cgw.transport.client_side import ClientLimits
+from cgw.transport.http2_client import Http2Client
+from cgw.transport.http2_writer import Http2Writer
+from cgw.transport.sockets import BUFFER_BYTES, PlainTransport
+from cgw.wire.http2_bounds import Http2Bounds
+from cgw.wire.http2_frames import MAX_STREAM_ID, Http2ConnectionError
+from cgw.wire.http2_protocol import (
+    BodyReceived,
+    ClientLeaving,
+    Http2Event,
+    Http2Protocol,
+    PingAnswered,
+    RequestStarted,
+    StreamLost,
+    WindowOpened,
+)
+
+SLICE_SECONDS = 0.002
+"""How long frames are processed before other tasks have their turn. One frame is the least; the largest header block
+takes some 15 ms in HPACK."""
+
+DRAIN_SECONDS = 1.0
+"""The longest wait between the two GOAWAY frames of a drain (RFC 9113 §6.8 asks for a round trip)."""
+
+LINGER_SECONDS = 1.0
+"""How long a client may go on sending after the last GOAWAY, so that it reads that instead of a TCP reset."""
+
+TASKS_PER_STREAM = 2
+"""Exchanges of streams that are closed may still be ending; this many times ``max_streams`` tasks are run at most."""
+
+_DRAIN_PING = b"cgwdrain"
+
+logger = logging.getLogger("cgw.server")
+
+
+@frozen
+class Http2Callbacks:
+    """What a connection needs of those above it: see :class:`~cgw.transport.http1_connection.ConnectionCallbacks`."""
+
+    limits: ClientLimits
+    handle: Callable[[Http2Client], Awaitable[None]]
+    render_refusal: Callable[[Refusal], tuple[Headers, bytes]]
+    is_draining: Callable[[], bool]
+    bounds: Http2Bounds = Http2Bounds()
+
+
+async def serve_http2(transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
+    """Serve one connection to its end. ``first_bytes`` were read from it: the preface, or its beginning, or nothing."""
+    await Http2Connection(transport, first_bytes, callbacks).serve()
+
+
+class Http2Connection:
+    """Serves one connection until it ends. Owns ``transport``: it is closed in every case."""
+
+    def __init__(self, transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
+        limits, bounds = callbacks.limits, callbacks.bounds
+        self._transport = transport
+        self._first_bytes = first_bytes
+        self._callbacks = callbacks
+        self._limits = limits
+        self._bounds = bounds
+        self._peer = _peer_name(transport.sock)
+        self._clients: dict[int, Http2Client] = {}
+        self._task_count = 0
+        self._turns = trio.lowlevel.ParkingLot()
+        self._opened_at = self._idle_since = self._partial_since = trio.current_time()
+        self._exchange_nursery: trio.Nursery | None = None
+        self._connection_nursery: trio.Nursery | None = None
+        self._reading_scope = trio.CancelScope()
+        self._is_draining = False
+        self._is_drain_announced = False
+        self._is_client_leaving = False
+        self._ping_answered = trio.Event()
+        self.protocol = Http2Protocol(bounds, limits.max_head_bytes, trio.current_time)
+        self._writer = Http2Writer(
+            transport,
+            full_bytes=bounds.unsent_bytes,
+            stall_timeout_seconds=limits.stall_timeout_seconds,
+            on_room=self.pass_turn,
+            on_broken=self._lose,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no exchange is under way."""
+        return self._task_count == 0
+
+    async def serve(self) -> None:
+        """Run until the client leaves, breaks the protocol, or a drain is over.
+
+        Exchanges that are under way when the client leaves end by themselves: their ``wait_gone`` returns.
+        """
+        try:
+            async with trio.open_nursery() as self._connection_nursery:
+                self._connection_nursery.start_soon(self._writer.run)
+                self.flush()
+                if self._is_draining or self._callbacks.is_draining():
+                    self._is_draining = True
+                    self._connection_nursery.start_soon(self._drain)
+                async with trio.open_nursery() as self._exchange_nursery:
+                    await self._read()
+                    self._leave_all()
+                self._connection_nursery.cancel_scope.cancel()
+        finally:
+            self._transport.close()
+
+    def drain(self) -> None:
+        """Take no more streams after those that are on their way, and end once all are done. Never waits."""
+        if not self._is_draining:
+            self._is_draining = True
+            if self._connection_nursery is not None:
+                self._connection_nursery.start_soon(self._drain)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        try:
+            with self._reading_scope:
+                self._set_deadline()
+                await self._process(self._first_bytes)
+                await self._receive()
+        except Http2ConnectionError as error:
+            await self._say_goodbye(error.code, str(error))
+        except (OSError, trio.ClosedResourceError):
+            return
+        if self._reading_scope.cancelled_caught and not self._writer.is_broken:
+            # Cancelled from here only: by a deadline, or since there is nothing left to do.
+            is_late = self._clients or self.protocol.is_partial or not self.protocol.has_settings
+            code, text = (ErrorCodes.PROTOCOL_ERROR, "timeout") if is_late else (ErrorCodes.NO_ERROR, "")
+            await self._say_goodbye(code, text)
+
+    async def _receive(self) -> None:
+        buffer = bytearray(BUFFER_BYTES)
+        view = memoryview(buffer)
+        while size := await self._transport.receive_some(buffer):
+            await self._process(bytes(view[:size]))
+            # receive_some does not let others run where bytes are there already.
+            await trio.lowlevel.checkpoint()
+
+    async def _process(self, data: bytes) -> None:
+        """Process every whole frame in ``data``, with a checkpoint after each :data:`SLICE_SECONDS`."""
+        was_partial = self.protocol.is_partial
+        frame_count = 0
+        self.protocol.feed(data)
+        slice_ends_at = time.perf_counter() + SLICE_SECONDS
+        while (events := self.protocol.process_frame()) is not None:
+            frame_count += 1
+            for event in events:
+                self._handle(event)
+            if time.perf_counter() >= slice_ends_at:
+                self._flush_replies()
+                await trio.lowlevel.checkpoint()
+                slice_ends_at = time.perf_counter() + SLICE_SECONDS
+        self._flush_replies()
+        # A header block has its time in total, however many frames it comes in.
+        if not was_partial or (frame_count and not self.protocol.is_block_open):
+            self._partial_since = trio.current_time()
+        self._set_deadline()
+
+    def _flush_replies(self) -> None:
+        self.flush()
+        if self._writer.unsent_bytes > self._bounds.max_unsent_bytes:
+            raise Http2ConnectionError(ErrorCodes.ENHANCE_YOUR_CALM, "the client does not read what it asks for")
+
+    def _set_deadline(self) -> None:
+        limits, protocol = self._limits, self.protocol
+        deadlines = [float("inf")]
+        if not protocol.has_settings:
+            deadlines.append(self._opened_at + limits.header_timeout_seconds)
+        if protocol.is_partial:
+            seconds = limits.body_timeout_seconds if protocol.is_partial_body else limits.header_timeout_seconds
+            deadlines.append(self._partial_since + seconds)
+        elif self.is_idle:
+            deadlines.append(self._idle_since + limits.keep_alive_timeout_seconds)
+        self._reading_scope.deadline = min(deadlines)
+
+    def _handle(self, event: Http2Event) -> None:
+        match event:
+            case BodyReceived(stream_id, data, is_ended):
+                if client := self._clients.get(stream_id):
+                    client.take_body(data, is_ended=is_ended)
+            case WindowOpened(0):
+                for client in self._clients.values():
+                    client.open_window()
+                self.pass_turn()
+            case WindowOpened(stream_id):
+                if client := self._clients.get(stream_id):
+                    client.open_window()
+            case RequestStarted():
+                self._start(event)
+            case StreamLost(stream_id):
+                if client := self._clients.get(stream_id):
+                    client.leave()
+            case PingAnswered(data):
+                if data == _DRAIN_PING:
+                    self._ping_answered.set()
+            case ClientLeaving():
+                self._is_client_leaving = True
+                self._end_if_done()
+
+    def _start(self, started: RequestStarted) -> None:
+        assert self._exchange_nursery is not None
+        if self._task_count >= self._bounds.max_streams * TASKS_PER_STREAM:
+            # Rapid reset: the client's streams are closed, but their exchanges have not had the time to end.
+            self.protocol.reset(started.stream_id, ErrorCodes.REFUSED_STREAM)
+            return
+        client = Http2Client(self, started, self._limits, self._peer)
+        self._clients[started.stream_id] = client
+        self._task_count += 1
+        self._exchange_nursery.start_soon(self._run_exchange, client, started.refusal)
+
+    async def _run_exchange(self, client: Http2Client, refusal: Refusal | None) -> None:
+        try:
+            if refusal is None:
+                await self._callbacks.handle(client)
+            else:
+                headers, body = self._callbacks.render_refusal(refusal)
+                await client.send_response(refusal.status, headers, body)
+        except ClientGone:
+            pass
+        except Exception:
+            # One exchange's bug must not end the other streams of the connection, which may be other users'.
+            logger.exception("an exchange failed")
+        finally:
+            client.close()
+            del self._clients[client.stream_id]
+            self._task_count -= 1
+            self._idle_since = trio.current_time()
+            self._set_deadline()
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        """Stop reading once no stream can come any more and none is left."""
+        if self.is_idle and (self._is_client_leaving or self._is_drain_announced):
+            self._reading_scope.cancel()
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def can_send(self) -> bool:
+        """Whether the connection's window is open, and the client reads."""
+        return not self._writer.is_full and self.protocol.connection_window > 0
+
+    def flush(self) -> None:
+        """Write what the protocol has to send."""
+        self._writer.write(self.protocol.take_output())
+
+    async def wait_turn(self) -> None:
+        """Wait until it is this stream's turn to look at :attr:`can_send` again."""
+        await self._turns.park()
+
+    def pass_turn(self) -> None:
+        """Wake one stream that waits, if it could send.
+
+        Whoever was woken passes the turn on in every case, after its frame or instead of it: no wake-up is lost, and
+        a window for one frame does not wake a hundred streams.
+        """
+        if self._turns and (self.can_send or self._writer.is_broken):
+            self._turns.unpark()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        # Two steps: requests that cross the first GOAWAY are served (RFC 9113 §6.8).
+        self.protocol.send_goaway(MAX_STREAM_ID, ErrorCodes.NO_ERROR)
+        self.protocol.send_ping(_DRAIN_PING)
+        self.flush()
+        with trio.move_on_after(DRAIN_SECONDS):
+            await self._ping_answered.wait()
+        self.protocol.refuses_after = self.protocol.last_stream_id
+        self.protocol.send_goaway(self.protocol.last_stream_id, ErrorCodes.NO_ERROR)
+        self.flush()
+        self._is_drain_announced = True
+        self._end_if_done()
+
+    async def _say_goodbye(self, code: ErrorCodes, text: str) -> None:
+        """Send the last GOAWAY, end the streams that are open, and let the client read it."""
+        self.protocol.send_goaway(self.protocol.last_stream_id, code, text)
+        self.flush()
+        self._leave_all()
+        with trio.move_on_after(LINGER_SECONDS), suppress(OSError, trio.ClosedResourceError):
+            await self._writer.flush()
+            self._transport.sock.shutdown(socket.SHUT_WR)
+            buffer = bytearray(BUFFER_BYTES)
+            # The kernel would answer bytes that nobody reads with a reset, which makes the client drop the GOAWAY.
+            while await self._transport.receive_some(buffer):
+                await trio.lowlevel.checkpoint()
+
+    def _lose(self) -> None:
+        """The connection cannot be written to any more: end it."""
+        self._leave_all()
+        self._reading_scope.cancel()
+
+    def _leave_all(self) -> None:
+        for client in self._clients.values():
+            client.leave()
+        self._turns.unpark_all()
+
+
+def _peer_name(sock: socket.socket) -> str:
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "unknown"
+    return str(name[0]) if isinstance(name, tuple) else "unix"

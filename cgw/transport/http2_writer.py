@@ -1,0 +1,113 @@
+"""The writing side of an HTTP/2 connection: one place through which all frames leave, bounded, with a stall timeout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from cgw.transport.sockets import PlainTransport
+
+
+class Http2Writer:
+    """Writes to a connection at once where the kernel takes it, and otherwise keeps the rest for :meth:`run`.
+
+    Nothing here waits but :meth:`run` and :meth:`flush`, so that any task can write, and frames are never mixed.
+    ``on_room`` is called when there is room again after :attr:`is_full`, ``on_broken`` once, when the connection
+    is lost or the client took nothing for ``stall_timeout_seconds``.
+    """
+
+    def __init__(
+        self,
+        transport: PlainTransport,
+        *,
+        full_bytes: int,
+        stall_timeout_seconds: float,
+        on_room: Callable[[], None],
+        on_broken: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._full_bytes = full_bytes
+        self._stall_timeout_seconds = stall_timeout_seconds
+        self._on_room = on_room
+        self._on_broken = on_broken
+        self._unsent = bytearray()
+        self._wanted = trio.Event()
+        self._idle = trio.Event()
+        self.is_broken = False
+        self.is_stalled = False
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that the kernel did not take yet."""
+        return len(self._unsent)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether answers should wait: so much is unsent that more would only be held in memory."""
+        return len(self._unsent) >= self._full_bytes
+
+    def write(self, data: bytes) -> None:
+        """Write ``data`` now or later, in order. Dropped once the connection is lost."""
+        if self.is_broken or not data:
+            return
+        if not self._unsent:
+            try:
+                sent = self._transport.send_nowait(data)
+            except BlockingIOError:
+                sent = 0
+            except (OSError, trio.ClosedResourceError):
+                self._break()
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._unsent += data
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Send what the kernel did not take at once, as the client reads; until cancelled or the connection is lost."""
+        while not self.is_broken:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            while self._unsent and not self.is_broken:
+                await self._send_some()
+
+    async def flush(self) -> None:
+        """Wait until all is written, or the connection is lost. :meth:`run` must be running."""
+        while self._unsent and not self.is_broken:
+            await self._idle.wait()
+
+    async def _send_some(self) -> None:
+        # Progress of any size counts: the bound on slow readers is each answer's own (Http2Client), since one
+        # connection may carry many users' streams.
+        with trio.move_on_after(self._stall_timeout_seconds) as stall_scope:
+            try:
+                await trio.lowlevel.wait_writable(self._transport.sock)
+                sent = self._transport.send_nowait(self._unsent)
+            except BlockingIOError:
+                return
+            except (OSError, trio.ClosedResourceError):
+                self._break()
+                return
+        if stall_scope.cancelled_caught:
+            self.is_stalled = True
+            self._break()
+            return
+        was_full = self.is_full
+        del self._unsent[:sent]
+        if was_full and not self.is_full:
+            self._on_room()
+        if not self._unsent:
+            self._wake_flush()
+
+    def _break(self) -> None:
+        self.is_broken = True
+        self._unsent.clear()
+        self._wanted.set()
+        self._wake_flush()
+        self._on_broken()
+
+    def _wake_flush(self) -> None:
+        self._idle.set()
+        self._idle = trio.Event()
