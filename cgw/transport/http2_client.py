@@ -10,7 +10,7 @@ from h2.errors import ErrorCodes
 from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.http1_client import build_own_fields
-from cgw.wire.http2_protocol import Http2Protocol, RequestStarted
+from cgw.wire.http2_protocol import BodyReceived, Http2Protocol, RequestStarted, StreamLost, WindowOpened
 from cgw.wire.messages import RequestHead
 
 PROGRESS_BYTES = 1024
@@ -25,17 +25,12 @@ class StreamConnection(Protocol):
         """The connection's frames."""
         ...
 
-    @property
-    def can_send(self) -> bool:
-        """Whether the connection's window is open, and the client reads."""
-        ...
-
     def flush(self) -> None:
         """Write what the protocol has to send."""
         ...
 
-    async def wait_turn(self) -> None:
-        """Wait until :attr:`can_send` may be true; streams take turns."""
+    async def wait_turn(self, size: int) -> bool:
+        """Wait until the connection may take a frame; whether nothing had to be waited for."""
         ...
 
     def pass_turn(self) -> None:
@@ -44,7 +39,7 @@ class StreamConnection(Protocol):
 
 
 class Http2Client:
-    """See :class:`~cgw.transport.client_side.ClientSide`. The connection feeds it with ``take_body`` and ``leave``.
+    """See :class:`~cgw.transport.client_side.ClientSide`. The connection feeds it with ``take``.
 
     ``head`` is that of a request that became an exchange; one that is only refused has an empty one.
     """
@@ -73,8 +68,17 @@ class Http2Client:
 
     # --- the connection's side ----------------------------------------------------------------------------------------
 
-    def take_body(self, data: bytes, *, is_ended: bool) -> None:
-        """Take the next bytes of the body; never waits."""
+    def take(self, event: BodyReceived | WindowOpened | StreamLost) -> None:
+        """Take what arrived for the stream; never waits."""
+        match event:
+            case BodyReceived():
+                self._take_body(event.data, is_ended=event.is_ended)
+            case WindowOpened():
+                self.open_window()
+            case StreamLost():
+                self.leave()
+
+    def _take_body(self, data: bytes, *, is_ended: bool) -> None:
         self._received_bytes += len(data)
         self._is_body_complete = is_ended
         if not self._is_too_large:
@@ -85,14 +89,14 @@ class Http2Client:
         if is_ended or self._is_too_large:
             self._body_settled.set()
 
+    def open_window(self) -> None:
+        """Look again whether there is something to send: the stream's window may have opened."""
+        self._window_opened.set()
+
     def leave(self) -> None:
         """Note that the client reset the stream, or that the connection is lost."""
         self._gone.set()
         self._body_settled.set()
-        self._window_opened.set()
-
-    def open_window(self) -> None:
-        """Note that the stream's window may have opened."""
         self._window_opened.set()
 
     def close(self) -> None:
@@ -262,9 +266,7 @@ class Http2Client:
                 self._connection.pass_turn()  # it may have been this stream's, which can't use it
                 self._window_opened = trio.Event()
                 await self._window_opened.wait()
-            elif not self._connection.can_send:
-                await self._connection.wait_turn()
-            else:
+            elif await self._connection.wait_turn(size):
                 return
 
     def _send_head(self) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 from h2.errors import ErrorCodes
 
 from cgw.errors import ClientGone, Headers, Refusal
@@ -67,7 +67,7 @@ class Http2Callbacks:
     handle: Callable[[Http2Client], Awaitable[None]]
     render_refusal: Callable[[Refusal], tuple[Headers, bytes]]
     is_draining: Callable[[], bool]
-    bounds: Http2Bounds = Http2Bounds()
+    bounds: Http2Bounds = field(factory=Http2Bounds)
 
 
 async def serve_http2(transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
@@ -88,7 +88,8 @@ class Http2Connection:
         self._peer = _peer_name(transport.sock)
         self._clients: dict[int, Http2Client] = {}
         self._task_count = 0
-        self._turns = trio.lowlevel.ParkingLot()
+        self._room_turns = trio.lowlevel.ParkingLot()
+        self._window_turns = trio.lowlevel.ParkingLot()
         self._opened_at = self._idle_since = self._partial_since = trio.current_time()
         self._exchange_nursery: trio.Nursery | None = None
         self._connection_nursery: trio.Nursery | None = None
@@ -150,10 +151,12 @@ class Http2Connection:
         except (OSError, trio.ClosedResourceError):
             return
         if self._reading_scope.cancelled_caught and not self._writer.is_broken:
-            # Cancelled from here only: by a deadline, or since there is nothing left to do.
-            is_late = self._clients or self.protocol.is_partial or not self.protocol.has_settings
-            code, text = (ErrorCodes.PROTOCOL_ERROR, "timeout") if is_late else (ErrorCodes.NO_ERROR, "")
-            await self._say_goodbye(code, text)
+            # Cancelled by its deadline, or by _end_if_done.
+            is_late = self.protocol.is_partial or not self.protocol.has_settings
+            if is_late and trio.current_time() >= self._reading_scope.deadline:
+                await self._say_goodbye(ErrorCodes.PROTOCOL_ERROR, "timeout")
+            else:
+                await self._say_goodbye(ErrorCodes.NO_ERROR, "")
 
     async def _receive(self) -> None:
         buffer = bytearray(BUFFER_BYTES)
@@ -202,27 +205,22 @@ class Http2Connection:
 
     def _handle(self, event: Http2Event) -> None:
         match event:
-            case BodyReceived(stream_id, data, is_ended):
-                if client := self._clients.get(stream_id):
-                    client.take_body(data, is_ended=is_ended)
-            case WindowOpened(0):
-                for client in self._clients.values():
-                    client.open_window()
-                self.pass_turn()
-            case WindowOpened(stream_id):
-                if client := self._clients.get(stream_id):
-                    client.open_window()
             case RequestStarted():
                 self._start(event)
-            case StreamLost(stream_id):
-                if client := self._clients.get(stream_id):
-                    client.leave()
+            case WindowOpened(0):
+                for any_client in self._clients.values():
+                    any_client.open_window()  # SETTINGS may have changed the windows of all streams
+                self.pass_turn()
             case PingAnswered(data):
                 if data == _DRAIN_PING:
                     self._ping_answered.set()
             case ClientLeaving():
                 self._is_client_leaving = True
                 self._end_if_done()
+            case BodyReceived(stream_id) | WindowOpened(stream_id) | StreamLost(stream_id):
+                # A stream whose exchange was refused for want of tasks has no client.
+                if client := self._clients.get(stream_id):
+                    client.take(event)
 
     def _start(self, started: RequestStarted) -> None:
         assert self._exchange_nursery is not None
@@ -262,18 +260,24 @@ class Http2Connection:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    @property
-    def can_send(self) -> bool:
-        """Whether the connection's window is open, and the client reads."""
-        return not self._writer.is_full and self.protocol.connection_window > 0
-
     def flush(self) -> None:
         """Write what the protocol has to send."""
         self._writer.write(self.protocol.take_output())
 
-    async def wait_turn(self) -> None:
-        """Wait until it is this stream's turn to look at :attr:`can_send` again."""
-        await self._turns.park()
+    async def wait_turn(self, size: int) -> bool:
+        """Wait unless a frame with ``size`` bytes of a body can be sent at once, as far as the connection goes.
+
+        Whether that was so: otherwise the caller must look at its own stream again. Frames without such bytes are not
+        subject to windows (RFC 9113 §6.9).
+        """
+        if self._writer.is_full:
+            await self._room_turns.park()
+            return False
+        if size and self.protocol.connection_window <= 0:
+            self.pass_turn()
+            await self._window_turns.park()
+            return False
+        return True
 
     def pass_turn(self) -> None:
         """Wake one stream that waits, if it could send.
@@ -281,8 +285,12 @@ class Http2Connection:
         Whoever was woken passes the turn on in every case, after its frame or instead of it: no wake-up is lost, and
         a window for one frame does not wake a hundred streams.
         """
-        if self._turns and (self.can_send or self._writer.is_broken):
-            self._turns.unpark()
+        if self._writer.is_full:
+            return
+        if self._room_turns:
+            self._room_turns.unpark()
+        elif self._window_turns and self.protocol.connection_window > 0:
+            self._window_turns.unpark()
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -320,7 +328,8 @@ class Http2Connection:
     def _leave_all(self) -> None:
         for client in self._clients.values():
             client.leave()
-        self._turns.unpark_all()
+        self._room_turns.unpark_all()
+        self._window_turns.unpark_all()
 
 
 def _peer_name(sock: socket.socket) -> str:
