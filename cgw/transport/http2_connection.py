@@ -112,6 +112,11 @@ class Http2Connection:
         """Whether no exchange is under way."""
         return self._task_count == 0
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that wait for the client to read."""
+        return self._writer.unsent_bytes
+
     async def serve(self) -> None:
         """Run until the client leaves, breaks the protocol, or a drain is over.
 

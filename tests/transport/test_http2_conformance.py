@@ -337,7 +337,7 @@ async def test_frames_on_a_stream_that_both_sides_ended() -> None:
             assert await client.wait_reset(1) == STREAM_CLOSED
             await client.wait_pong()
             await client.send(late(client))
-            await client.receive_until(lambda: bool(client.goaways))  # noqa: B023
+            await client.receive_until(lambda: bool(client.goaways))
             await client.stream.send_eof()
             assert await client.wait_end() == code
 
