@@ -23,8 +23,8 @@ class Http2Bounds:
 
     control_frames_per_second: float = 1000
     control_frames_burst: float = 5000
-    """Frames that carry nothing for a request: PING, SETTINGS, PRIORITY, unknown ones, WINDOW_UPDATE beyond one per
-    DATA frame sent, DATA frames that are nearly empty. Resets and violations count for :data:`RESET_COST`."""
+    """Frames that carry nothing for a request: PING, SETTINGS, PRIORITY, unknown ones, WINDOW_UPDATE beyond two for
+    each DATA frame sent, DATA frames that are nearly empty. Resets and violations count for :data:`RESET_COST`."""
 
     max_block_frames: int = 32
     """HEADERS and CONTINUATION frames of one header block."""
@@ -52,8 +52,9 @@ RESET_COST = 5
 """Cost of a reset, or of a stream error that the client provokes: an exchange began and ended for it (CVE-2023-44487,
 "rapid reset", and CVE-2025-8671, where the server is made to reset)."""
 
-SENT_DATA_CREDIT = 2
-"""A client may answer each DATA frame with two WINDOW_UPDATE frames, for the stream and for the connection."""
+UPDATES_PER_DATA = 2
+"""A client may answer each DATA frame with two WINDOW_UPDATE frames, for the stream and for the connection. Those are
+not taken from the bucket: they may come all at once, long after."""
 
 TINY_DATA_BYTES = 64
 """DATA frames with less than this are counted: a body of one-byte frames is a flood, too."""
@@ -84,7 +85,3 @@ class FloodBucket:
         self._refilled_at = now
         if self._tokens < 0:
             raise Http2ConnectionError(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames")
-
-    def credit(self, tokens: float) -> None:
-        """Give tokens back, up to the burst."""
-        self._tokens = min(self._tokens + tokens, self.burst)

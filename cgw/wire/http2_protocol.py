@@ -29,9 +29,9 @@ from cgw.wire.heads import HTTP2_PREFACE
 from cgw.wire.http2_bounds import (
     FRAME_COST,
     RESET_COST,
-    SENT_DATA_CREDIT,
     SETTINGS_COST,
     TINY_DATA_BYTES,
+    UPDATES_PER_DATA,
     FloodBucket,
     Http2Bounds,
 )
@@ -133,6 +133,7 @@ class Http2Protocol:
         self._closed: dict[int, bool] = {}  # stream → whether its late frames are to be expected; oldest first
         self._block: _HeaderBlock | None = None
         self._preface = HTTP2_PREFACE
+        self._expected_updates = 0
         self._output = bytearray(self._core.take_output())
         self._handlers: Final = (
             self._on_data,
@@ -250,7 +251,10 @@ class Http2Protocol:
         stream_id = frame.stream_id
         if len(frame.payload) != 4:
             raise _wrong_size(frame)
-        self._bucket.charge(FRAME_COST)
+        if self._expected_updates:
+            self._expected_updates -= 1
+        else:
+            self._bucket.charge(FRAME_COST)
         if stream_id:
             self._check_not_idle(frame)
             if stream_id not in self._streams:
@@ -453,7 +457,7 @@ class Http2Protocol:
         if size or is_last:
             self._h2.send_data(stream_id, bytes(data[:size]), end_stream=is_last)
             self._output += self._core.take_output()
-            self._bucket.credit(SENT_DATA_CREDIT)
+            self._expected_updates += UPDATES_PER_DATA
         return size
 
     def end(self, stream_id: int) -> None:

@@ -134,11 +134,14 @@ class FrameClient:
         self.window_updates: dict[int, int] = {}
         self.is_closed = False
         self.answers_pings = True
+        self.acknowledges_settings = True
+        self._sending = trio.Lock()
 
     # --- sending
 
     async def send(self, data: bytes) -> None:
-        await self.stream.send_all(data)
+        async with self._sending:
+            await self.stream.send_all(data)
 
     async def begin(self, settings: dict[int, int] | None = None) -> None:
         """Send the preface and SETTINGS."""
@@ -187,7 +190,8 @@ class FrameClient:
     async def _take(self, frame: Frame) -> None:
         answer = self.answer(frame.stream_id)
         if frame.type == frames.SETTINGS and not frame.flags & ACK:
-            await self._reply(pack_frame(frames.SETTINGS, ACK, 0))
+            if self.acknowledges_settings:
+                await self._reply(pack_frame(frames.SETTINGS, ACK, 0))
         elif frame.type == frames.PING:
             if frame.flags & ACK:
                 self.pongs.append(frame.payload)
