@@ -314,6 +314,7 @@ class Http2Connection:
 
     async def _say_goodbye(self, code: ErrorCodes, text: str) -> None:
         """Send the last GOAWAY, end the streams that are open, and let the client read it."""
+        self.protocol.abandon()
         self.protocol.send_goaway(self.protocol.last_stream_id, code, text)
         self.flush()
         self._leave_all()

@@ -493,6 +493,10 @@ class Http2Protocol:
         """Send GOAWAY. h2's own would forbid to send anything after it."""
         self._output += frames.pack_goaway(last_stream_id, code, text)
 
+    def abandon(self) -> None:
+        """Close all streams without a word: the connection ends, and h2 refuses to send once it has found an error."""
+        self._streams.clear()
+
     def send_ping(self, data: bytes) -> None:
         """Send a PING with eight bytes of ``data``; a :class:`PingAnswered` will tell of its answer."""
         self._output += frames.pack_frame(frames.PING, 0, 0, data)
