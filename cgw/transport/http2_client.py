@@ -16,6 +16,12 @@ from cgw.wire.messages import RequestHead
 PROGRESS_BYTES = 1024
 """What a client must take of an answer within the stall timeout. A window that opens byte by byte is a stall, too."""
 
+DISCARD_SECONDS = 1.0
+DISCARD_BYTES = 1024 * 1024
+"""What is left of a request's body when its answer is complete is read and discarded within these bounds, before
+RST_STREAM stops it. RFC 9113 §8.1 allows to send that at once, but curl (up to 8.1) then takes the answer for broken.
+"""
+
 
 class StreamConnection(Protocol):
     """What a stream needs of its connection."""
@@ -51,8 +57,11 @@ class Http2Client:
         self._content_length = started.content_length
         self._parts: list[bytes] = []
         self._received_bytes = 0
+        self._released_bytes = 0
         self._is_body_complete = started.is_ended
         self._is_body_wanted = False
+        self._is_body_late = False
+        self._discarded_bytes: int | None = None
         self._body_settled = trio.Event()  # complete, too large, or never to come
         self._gone = trio.Event()
         self._window_opened = trio.Event()
@@ -81,13 +90,23 @@ class Http2Client:
     def _take_body(self, data: bytes, *, is_ended: bool) -> None:
         self._received_bytes += len(data)
         self._is_body_complete = is_ended
+        if self._discarded_bytes is not None:
+            self._discarded_bytes += len(data)
+            self._release(len(data))
+            if is_ended or self._discarded_bytes > DISCARD_BYTES:
+                self._body_settled.set()
+            return
         if not self._is_too_large:
             self._parts.append(data)
             if self._is_body_wanted:
                 # Until the body is asked for, the stream's first window is all that a client can make us hold.
-                self._protocol.release(self.stream_id, len(data))
+                self._release(len(data))
         if is_ended or self._is_too_large:
             self._body_settled.set()
+
+    def _release(self, size: int) -> None:
+        self._released_bytes += size
+        self._protocol.release(self.stream_id, size)
 
     def open_window(self) -> None:
         """Look again whether there is something to send: the stream's window may have opened."""
@@ -99,11 +118,25 @@ class Http2Client:
         self._body_settled.set()
         self._window_opened.set()
 
-    def close(self) -> None:
-        """End the exchange: a response that is not complete must not look so."""
-        if not self.is_response_complete:
-            self.break_off()
+    async def discard_rest(self) -> None:
+        """Read what is left of the request after a complete response, within bounds; :meth:`close` stops the rest."""
+        if not self.is_response_complete or self._is_body_complete or self._is_body_late or self._gone.is_set():
+            return
         self._parts.clear()
+        self._discarded_bytes = 0
+        self._body_settled = trio.Event()
+        self._release(self._received_bytes - self._released_bytes)
+        self._connection.flush()
+        with trio.move_on_after(DISCARD_SECONDS):
+            await self._body_settled.wait()
+
+    def close(self) -> None:
+        """End the exchange: a response that is not complete must not look so; the rest of a request is stopped."""
+        if self.is_response_complete:
+            self._protocol.reset(self.stream_id, ErrorCodes.NO_ERROR)
+            self._connection.flush()
+        else:
+            self.break_off()
 
     # --- the request --------------------------------------------------------------------------------------------------
 
@@ -120,6 +153,7 @@ class Http2Client:
             with trio.move_on_after(self._limits.body_timeout_seconds) as body_scope:
                 await self._body_settled.wait()
             if body_scope.cancelled_caught:
+                self._is_body_late = True
                 seconds = self._limits.body_timeout_seconds
                 raise Refusal(408, f"the request body did not arrive within {seconds:g} seconds", must_close=True)
             self._check_size()
@@ -142,7 +176,7 @@ class Http2Client:
         if expectation.lower() == b"100-continue" and not self._received_bytes:
             self._protocol.send_head(self.stream_id, 100, ())
         self._protocol.widen(self.stream_id)
-        self._protocol.release(self.stream_id, self._received_bytes)
+        self._release(self._received_bytes)
         self._connection.flush()
 
     async def wait_gone(self) -> None:

@@ -240,6 +240,18 @@ class Http2Connection:
 
     async def _run_exchange(self, client: Http2Client, refusal: Refusal | None) -> None:
         try:
+            await self._answer(client, refusal)
+            await client.discard_rest()
+        finally:
+            client.close()
+            del self._clients[client.stream_id]
+            self._task_count -= 1
+            self._idle_since = trio.current_time()
+            self._set_deadline()
+            self._end_if_done()
+
+    async def _answer(self, client: Http2Client, refusal: Refusal | None) -> None:
+        try:
             if refusal is None:
                 await self._callbacks.handle(client)
             else:
@@ -250,13 +262,6 @@ class Http2Connection:
         except Exception:
             # One exchange's bug must not end the other streams of the connection, which may be other users'.
             logger.exception("an exchange failed")
-        finally:
-            client.close()
-            del self._clients[client.stream_id]
-            self._task_count -= 1
-            self._idle_since = trio.current_time()
-            self._set_deadline()
-            self._end_if_done()
 
     def _end_if_done(self) -> None:
         """Stop reading once no stream can come any more and none is left."""

@@ -105,6 +105,7 @@ class _Stream:
     is_ended: bool
     received_bytes: int = 0
     unreleased_bytes: int = 0
+    is_answered: bool = False
 
 
 @define
@@ -297,6 +298,8 @@ class Http2Protocol:
             self.release(frame.stream_id, padding)
         if not _is_length_right(stream):
             return self._fail_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
+        if is_ended and stream.is_answered:
+            self._forget(frame.stream_id, are_late_frames_expected=False)
         return [BodyReceived(frame.stream_id, data, is_ended)]
 
     def _on_headers(self, frame: Frame) -> list[Http2Event]:
@@ -349,6 +352,8 @@ class Http2Protocol:
             return self._fail_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
         if not block.flags or not _is_length_right(stream):
             return self._fail_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
+        if stream.is_answered:
+            self._forget(stream_id, are_late_frames_expected=False)
         return [BodyReceived(stream_id, b"", is_ended=True)]
 
     def _start_stream(self, stream_id: int, packed: bytes, *, is_ended: bool) -> list[Http2Event]:
@@ -461,11 +466,11 @@ class Http2Protocol:
         return size
 
     def end(self, stream_id: int) -> None:
-        """Close a stream whose response is complete. A request that is still coming is stopped (RFC 9113 §8.1)."""
-        if self._streams[stream_id].is_ended:
+        """Note that a response is complete. The stream stays live until its request has ended, or :meth:`reset`."""
+        stream = self._streams[stream_id]
+        stream.is_answered = True
+        if stream.is_ended:
             self._forget(stream_id, are_late_frames_expected=False)
-        else:
-            self.reset(stream_id, ErrorCodes.NO_ERROR)
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
         """Close a stream with RST_STREAM. Nothing happens when it is closed already."""

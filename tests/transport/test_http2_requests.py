@@ -417,3 +417,31 @@ async def test_refusals_have_their_status() -> None:
     async with open_http2_engine(refuse) as engine, open_frames(engine.port) as client:
         await client.send(client.request(1))
         assert await client.wait_reset(1) == ErrorCodes.INTERNAL_ERROR
+
+
+async def test_rest_of_a_body_is_read_after_an_early_answer() -> None:
+    """curl takes RST_STREAM after an early answer for a broken one: within bounds the rest is read, and dropped."""
+
+    async def refuse(client: Http2Client) -> None:
+        await client.send_response(401, [], b"no")
+
+    async with open_http2_engine(refuse) as engine, open_frames(engine.port) as client:
+        await client.send(client.head(1, [(b"content-length", b"200000")]))
+        assert (await client.wait_answer(1)).status == 401
+        for sent in range(0, 200_000, 10_000):
+            await client.receive_until(lambda: 65_535 + client.window_updates.get(1, 0) >= sent + 10_000)  # noqa: B023
+            await client.send(client.data(1, b"a" * 10_000, is_ended=sent == 190_000))
+        await client.wait_pong()
+        assert client.answer(1).reset is None
+        # Not without end: a second, or a megabyte.
+        await client.send(client.head(3))
+        for sent in range(0, 2_000_000, 10_000):
+            if client.answer(3).reset is not None:
+                break
+            await client.receive_until(
+                lambda: client.answer(3).reset is not None or 65_535 + client.window_updates.get(3, 0) >= sent + 10_000  # noqa: B023
+            )
+            await client.send(client.data(3, b"a" * 10_000))
+        assert client.answer(3).status == 401
+        assert await client.wait_reset(3) == ErrorCodes.NO_ERROR
+        assert not client.goaways
