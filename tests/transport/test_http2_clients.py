@@ -1,4 +1,4 @@
-"""Real HTTP/2 clients against the engine: httpx and curl, as they come; and as many requests as a load generator sends."""
+"""Real HTTP/2 clients against the engine: httpx and curl, as they come; and the requests of a load generator."""
 
 from __future__ import annotations
 
