@@ -31,6 +31,11 @@ class StreamConnection(Protocol):
         """The connection's frames."""
         ...
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is unsent that answers should wait."""
+        ...
+
     def flush(self) -> None:
         """Write what the protocol has to send."""
         ...
@@ -255,12 +260,20 @@ class Http2Client:
         self._connection.flush()
 
     async def _send(self, data: bytes, *, is_end: bool = False) -> None:
-        """Send ``data`` in frames, as the windows and the client's reading allow.
-
-        Nearly always one frame is all, and goes out without waiting.
-        """
+        """Send ``data`` in frames, as the windows and the client's reading allow."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        view = memoryview(data)
+        # Nearly always one frame is all, and needs no window to open: without the cost of a deadline.
+        if self._can_send_at_once(len(data)):
+            self._put(memoryview(data), is_end=is_end)
+        else:
+            await self._send_in_turns(memoryview(data), is_end=is_end)
+
+    def _can_send_at_once(self, size: int) -> bool:
+        if self._gone.is_set() or self._connection.is_full or not self._protocol.has_stream(self.stream_id):
+            return False
+        return not size or size <= self._protocol.frame_room(self.stream_id)
+
+    async def _send_in_turns(self, view: memoryview, *, is_end: bool) -> None:
         deadline = trio.current_time() + self._limits.stall_timeout_seconds
         progress = 0
         try:
@@ -270,16 +283,10 @@ class Http2Client:
                 if stall_scope.cancelled_caught:
                     self.break_off()
                     raise ClientGone
-                if self._head is not None:
-                    self._send_head()
-                sent = self._protocol.send_data(self.stream_id, view, is_end=is_end)
+                sent = self._put(view, is_end=is_end)
                 view = view[sent:]
                 if not view:
-                    if is_end:
-                        self._protocol.end(self.stream_id)
-                    self._connection.flush()
                     return
-                self._connection.flush()
                 progress += sent
                 if progress >= PROGRESS_BYTES:
                     deadline = trio.current_time() + self._limits.stall_timeout_seconds
@@ -289,6 +296,16 @@ class Http2Client:
                 await trio.lowlevel.checkpoint()
         finally:
             self._connection.pass_turn()
+
+    def _put(self, view: memoryview, *, is_end: bool) -> int:
+        """Send one frame, and the head before it; return how many bytes it took."""
+        if self._head is not None:
+            self._send_head()
+        sent = self._protocol.send_data(self.stream_id, view, is_end=is_end)
+        if is_end and sent == len(view):
+            self._protocol.end(self.stream_id)
+        self._connection.flush()
+        return sent
 
     async def _wait_sendable(self, size: int) -> None:
         """Wait until a frame can be sent; for ``size`` 0, one that windows do not count. Raises ``ClientGone``."""

@@ -270,6 +270,11 @@ class Http2Connection:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is unsent that answers should wait."""
+        return self._writer.is_full
+
     def flush(self) -> None:
         """Write what the protocol has to send."""
         self._writer.write(self.protocol.take_output())

@@ -452,17 +452,27 @@ class Http2Protocol:
         self._h2.send_headers(stream_id, select_response_fields(status, headers), end_stream=is_end)
         self._output += self._core.take_output()
 
+    def frame_room(self, stream_id: int) -> int:
+        """The largest DATA frame that can be sent on a live stream now; 0 or less where a window is closed."""
+        return min(MAX_FRAME_BYTES, self.stream_window(stream_id), self.connection_window)
+
     def send_data(self, stream_id: int, data: bytes | memoryview, *, is_end: bool = False) -> int:
         """Send as much of ``data`` in one frame as the windows allow; return how much.
 
         ``is_end`` ends the response with the frame that takes all of the rest; then :meth:`end` must follow.
         """
-        size = max(0, min(len(data), MAX_FRAME_BYTES, self.stream_window(stream_id), self.connection_window))
-        is_last = is_end and size == len(data)
-        if size or is_last:
-            self._h2.send_data(stream_id, bytes(data[:size]), end_stream=is_last)
+        size = max(0, min(len(data), self.frame_room(stream_id)))
+        if is_end and size == len(data):
+            self._h2.send_data(stream_id, bytes(data), end_stream=True)
             self._output += self._core.take_output()
-            self._expected_updates += UPDATES_PER_DATA
+        elif size:
+            # What h2 does for a frame that does not end its stream, without its objects: 1 µs instead of 6.
+            self._h2.streams[stream_id].outbound_flow_control_window -= size
+            self._h2.outbound_flow_control_window -= size
+            self._output += frames.pack_frame(frames.DATA, 0, stream_id, data[:size])
+        else:
+            return 0
+        self._expected_updates += UPDATES_PER_DATA
         return size
 
     def end(self, stream_id: int) -> None:
