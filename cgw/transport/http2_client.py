@@ -10,7 +10,8 @@ from h2.errors import ErrorCodes
 from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.http1_client import build_own_fields
-from cgw.wire.http2_protocol import BodyReceived, Http2Protocol, RequestStarted, StreamLost, WindowOpened
+from cgw.wire.http2_events import BodyReceived, RequestStarted, StreamLost, WindowOpened
+from cgw.wire.http2_protocol import Http2Protocol
 from cgw.wire.messages import RequestHead
 
 PROGRESS_BYTES = 1024

@@ -29,17 +29,17 @@ from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_writer import Http2Writer
 from cgw.transport.sockets import BUFFER_BYTES, PlainTransport
 from cgw.wire.http2_bounds import Http2Bounds
-from cgw.wire.http2_frames import MAX_STREAM_ID, Http2ConnectionError
-from cgw.wire.http2_protocol import (
+from cgw.wire.http2_events import (
     BodyReceived,
     ClientLeaving,
     Http2Event,
-    Http2Protocol,
     PingAnswered,
     RequestStarted,
     StreamLost,
     WindowOpened,
 )
+from cgw.wire.http2_frames import MAX_STREAM_ID, Http2ConnectionError
+from cgw.wire.http2_protocol import Http2Protocol
 
 SLICE_SECONDS = 0.002
 """How long frames are processed before other tasks have their turn. One frame is the least; the largest header block

@@ -6,12 +6,6 @@ types, late frames), and answered as RFC 9113 asks where h2 would end the connec
     bytes → FrameSplitter → guards here → h2 (states, windows, HPACK) → events
                                  ↓ stream errors: RST_STREAM
                                  ↓ Http2ConnectionError: GOAWAY, by the caller
-
-A stream lives here from its HEADERS until both sides are done or one of them reset it::
-
-    HEADERS → [live] --END_STREAM of both--> closed (late frames: a violation)
-                   --RST_STREAM received---> closed (late frames: a violation)
-                   --RST_STREAM sent-------> closed (late frames: discarded, RFC 9113 §5.1)
 """
 
 from __future__ import annotations
@@ -19,93 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define
 from h2.errors import ErrorCodes
 from h2.events import Event, StreamReset
 
-from cgw.errors import Headers, Refusal
+from cgw.errors import Refusal
 from cgw.wire import http2_frames as frames
 from cgw.wire.heads import HTTP2_PREFACE
-from cgw.wire.http2_bounds import (
-    FRAME_COST,
-    RESET_COST,
-    SETTINGS_COST,
-    TINY_DATA_BYTES,
-    UPDATES_PER_DATA,
-    FloodBucket,
-    Http2Bounds,
+from cgw.wire.http2_bounds import FRAME_COST, RESET_COST, SETTINGS_COST, TINY_DATA_BYTES, FloodBucket, Http2Bounds
+from cgw.wire.http2_events import (
+    BodyReceived,
+    ClientLeaving,
+    Http2Event,
+    PingAnswered,
+    RequestStarted,
+    StreamLost,
+    WindowOpened,
 )
-from cgw.wire.http2_core import CLOSED_STREAMS, Http2Core
-from cgw.wire.http2_frames import END_STREAM, MAX_FRAME_BYTES, Frame, FrameSplitter, Http2ConnectionError
-from cgw.wire.http2_heads import (
-    MalformedFields,
-    check_trailers,
-    parse_request_fields,
-    read_content_length,
-    select_response_fields,
-)
-from cgw.wire.messages import RequestHead
+from cgw.wire.http2_frames import END_STREAM, Frame, FrameSplitter, Http2ConnectionError
+from cgw.wire.http2_heads import MalformedFields, check_trailers, parse_request_fields, read_content_length
+from cgw.wire.http2_streams import Http2Streams, Stream
 
 _KNOWN_SETTINGS = frozenset(range(1, 7))
 _SETTINGS_INITIAL_WINDOW = 4
-
-
-@frozen
-class RequestStarted:
-    """A stream's head is there. With ``refusal`` it must be answered with that; ``head`` is ``None`` then."""
-
-    stream_id: int
-    head: RequestHead | None
-    content_length: int | None
-    is_ended: bool
-    refusal: Refusal | None = None
-
-
-@frozen
-class BodyReceived:
-    """Bytes of a request's body. They stay charged to the stream's window until :meth:`Http2Protocol.release`."""
-
-    stream_id: int
-    data: bytes
-    is_ended: bool
-
-
-@frozen
-class StreamLost:
-    """The client reset the stream, or broke its rules: nothing can be sent on it any more."""
-
-    stream_id: int
-
-
-@frozen
-class WindowOpened:
-    """There may be more to send now: on one stream, or, for 0, on any."""
-
-    stream_id: int
-
-
-@frozen
-class PingAnswered:
-    """The client answered a PING."""
-
-    data: bytes
-
-
-@frozen
-class ClientLeaving:
-    """The client sent GOAWAY: it will not open more streams."""
-
-
-Http2Event = RequestStarted | BodyReceived | StreamLost | WindowOpened | PingAnswered | ClientLeaving
-
-
-@define
-class _Stream:
-    content_length: int | None
-    is_ended: bool
-    received_bytes: int = 0
-    unreleased_bytes: int = 0
-    is_answered: bool = False
 
 
 @define
@@ -116,26 +46,20 @@ class _HeaderBlock:
     size: int
 
 
-class Http2Protocol:
+class Http2Protocol(Http2Streams):
     """See the module. ``clock`` gives seconds, for the flood bucket.
 
-    Receive: ``feed``, then ``process_frame`` until it gives ``None``. Send: any of the methods below. After either,
-    ``take_output`` holds what must be written, in this order.
+    Receive: ``feed``, then ``process_frame`` until it gives ``None``; send: the methods of
+    :class:`~cgw.wire.http2_streams.Http2Streams`. After either, ``take_output`` holds what must be written.
     """
 
     def __init__(self, bounds: Http2Bounds, max_head_bytes: int, clock: Callable[[], float]) -> None:
-        self._bounds: Final = bounds
+        super().__init__(bounds, max_head_bytes)
         self._max_head_bytes = max_head_bytes
-        self._core = Http2Core(bounds, max_head_bytes)
-        self._h2 = self._core.h2
         self._splitter = FrameSplitter()
         self._bucket = FloodBucket(bounds.control_frames_per_second, bounds.control_frames_burst, clock)
-        self._streams: dict[int, _Stream] = {}
-        self._closed: dict[int, bool] = {}  # stream → whether its late frames are to be expected; oldest first
         self._block: _HeaderBlock | None = None
         self._preface = HTTP2_PREFACE
-        self._expected_updates = 0
-        self._output = bytearray(self._core.take_output())
         self._handlers: Final = (
             self._on_data,
             self._on_headers,
@@ -152,8 +76,6 @@ class Http2Protocol:
         self.last_stream_id = 0
         self.refuses_after: int | None = None
         """Streams above this id are refused, once it is set: the last one that the final GOAWAY names."""
-
-    # --- what arrives -------------------------------------------------------------------------------------------------
 
     @property
     def is_partial(self) -> bool:
@@ -359,7 +281,7 @@ class Http2Protocol:
     def _start_stream(self, stream_id: int, packed: bytes, *, is_ended: bool) -> list[Http2Event]:
         self._feed(packed)
         self.last_stream_id = stream_id
-        stream = self._streams[stream_id] = _Stream(None, is_ended)
+        stream = self._streams[stream_id] = Stream(None, is_ended)
         if len(self._streams) > self._bounds.max_streams:
             self._bucket.charge(RESET_COST)
             self.reset(stream_id, ErrorCodes.REFUSED_STREAM)
@@ -424,110 +346,8 @@ class Http2Protocol:
         self.reset(stream_id, code)
         return [StreamLost(stream_id)]
 
-    # --- what is sent -------------------------------------------------------------------------------------------------
 
-    def take_output(self) -> bytes:
-        """Return what must be written now."""
-        output, self._output = bytes(self._output), bytearray()
-        return output
-
-    def has_stream(self, stream_id: int) -> bool:
-        """Whether frames can be sent on the stream."""
-        return stream_id in self._streams
-
-    def stream_window(self, stream_id: int) -> int:
-        """What the client allows to be sent on a live stream; may be below 0 (RFC 9113 §6.9.2)."""
-        return self._h2.streams[stream_id].outbound_flow_control_window
-
-    @property
-    def connection_window(self) -> int:
-        """What the client allows to be sent on all streams together."""
-        return self._h2.outbound_flow_control_window
-
-    def send_head(self, stream_id: int, status: int, headers: Headers, *, is_end: bool = False) -> None:
-        """Send a response's head, or an informational one. Raises :exc:`ValueError` for a field that must not be sent.
-
-        With ``is_end`` it is the whole response, and :meth:`end` must follow.
-        """
-        self._h2.send_headers(stream_id, select_response_fields(status, headers), end_stream=is_end)
-        self._output += self._core.take_output()
-
-    def frame_room(self, stream_id: int) -> int:
-        """The largest DATA frame that can be sent on a live stream now; 0 or less where a window is closed."""
-        return min(MAX_FRAME_BYTES, self.stream_window(stream_id), self.connection_window)
-
-    def send_data(self, stream_id: int, data: bytes | memoryview, *, is_end: bool = False) -> int:
-        """Send as much of ``data`` in one frame as the windows allow; return how much.
-
-        ``is_end`` ends the response with the frame that takes all of the rest; then :meth:`end` must follow.
-        """
-        size = max(0, min(len(data), self.frame_room(stream_id)))
-        if is_end and size == len(data):
-            self._h2.send_data(stream_id, bytes(data), end_stream=True)
-            self._output += self._core.take_output()
-        elif size:
-            # What h2 does for a frame that does not end its stream, without its objects: 1 µs instead of 6.
-            self._h2.streams[stream_id].outbound_flow_control_window -= size
-            self._h2.outbound_flow_control_window -= size
-            self._output += frames.pack_frame(frames.DATA, 0, stream_id, data[:size])
-        else:
-            return 0
-        self._expected_updates += UPDATES_PER_DATA
-        return size
-
-    def end(self, stream_id: int) -> None:
-        """Note that a response is complete. The stream stays live until its request has ended, or :meth:`reset`."""
-        stream = self._streams[stream_id]
-        stream.is_answered = True
-        if stream.is_ended:
-            self._forget(stream_id, are_late_frames_expected=False)
-
-    def reset(self, stream_id: int, code: ErrorCodes) -> None:
-        """Close a stream with RST_STREAM. Nothing happens when it is closed already."""
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            self._h2.reset_stream(stream_id, code)
-            self._output += self._core.take_output()
-            self._forget(stream_id, are_late_frames_expected=not stream.is_ended)
-
-    def release(self, stream_id: int, size: int) -> None:
-        """Give the client back ``size`` bytes of the windows: that much of the body has found its place."""
-        stream = self._streams.get(stream_id)
-        if stream is not None and size:
-            stream.unreleased_bytes -= size
-            self._h2.acknowledge_received_data(size, stream_id)
-            self._output += self._core.take_output()
-
-    def widen(self, stream_id: int) -> None:
-        """Open a stream's window for a body that is wanted; once per stream."""
-        increment = self._bounds.body_window_bytes - self._bounds.stream_window_bytes
-        self._h2.increment_flow_control_window(increment, stream_id)
-        self._output += self._core.take_output()
-
-    def send_goaway(self, last_stream_id: int, code: ErrorCodes, text: str = "") -> None:
-        """Send GOAWAY. h2's own would forbid to send anything after it."""
-        self._output += frames.pack_goaway(last_stream_id, code, text)
-
-    def abandon(self) -> None:
-        """Close all streams without a word: the connection ends, and h2 refuses to send once it has found an error."""
-        self._streams.clear()
-
-    def send_ping(self, data: bytes) -> None:
-        """Send a PING with eight bytes of ``data``; a :class:`PingAnswered` will tell of its answer."""
-        self._output += frames.pack_frame(frames.PING, 0, 0, data)
-
-    def _forget(self, stream_id: int, *, are_late_frames_expected: bool) -> None:
-        stream = self._streams.pop(stream_id)
-        if stream.unreleased_bytes:
-            # The stream's window is gone, but the connection's goes on.
-            self._h2.acknowledge_received_data(stream.unreleased_bytes, stream_id)
-            self._output += self._core.take_output()
-        self._closed[stream_id] = are_late_frames_expected
-        if len(self._closed) > CLOSED_STREAMS:
-            del self._closed[next(iter(self._closed))]
-
-
-def _is_length_right(stream: _Stream) -> bool:
+def _is_length_right(stream: Stream) -> bool:
     """Whether what came so far can be the body that ``content-length`` announced (RFC 9113 §8.1.1)."""
     if stream.content_length is None:
         return True
