@@ -76,12 +76,8 @@ class FloodBucket:
 
     def charge(self, cost: float) -> None:
         """Take ``cost`` tokens. Raises :exc:`Http2ConnectionError` ENHANCE_YOUR_CALM when there are not so many."""
-        self._tokens -= cost
-        if self._tokens >= 0:
-            return
-        # The clock is asked only when the bucket seems empty: most connections never get there.
         now = self.clock()
-        self._tokens = min(self._tokens + (now - self._refilled_at) * self.rate, self.burst)
+        self._tokens = min(self._tokens + (now - self._refilled_at) * self.rate, self.burst) - cost
         self._refilled_at = now
         if self._tokens < 0:
             raise Http2ConnectionError(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames")
