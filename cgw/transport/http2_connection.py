@@ -68,6 +68,8 @@ class Http2Callbacks:
     render_refusal: Callable[[Refusal], tuple[Headers, bytes]]
     is_draining: Callable[[], bool]
     bounds: Http2Bounds = field(factory=Http2Bounds)
+    buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
+    """Scratch for the connection that reads at the moment; nothing stays in it over a wait."""
 
 
 async def serve_http2(transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
@@ -164,7 +166,7 @@ class Http2Connection:
                 await self._say_goodbye(ErrorCodes.NO_ERROR, "")
 
     async def _receive(self) -> None:
-        buffer = bytearray(BUFFER_BYTES)
+        buffer = self._callbacks.buffer
         view = memoryview(buffer)
         while size := await self._transport.receive_some(buffer):
             await self._process(bytes(view[:size]))
@@ -331,7 +333,7 @@ class Http2Connection:
         with trio.move_on_after(LINGER_SECONDS), suppress(OSError, trio.ClosedResourceError):
             await self._writer.flush()
             self._transport.sock.shutdown(socket.SHUT_WR)
-            buffer = bytearray(BUFFER_BYTES)
+            buffer = self._callbacks.buffer
             # The kernel would answer bytes that nobody reads with a reset, which makes the client drop the GOAWAY.
             while await self._transport.receive_some(buffer):
                 await trio.lowlevel.checkpoint()

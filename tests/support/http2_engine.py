@@ -56,20 +56,23 @@ class Http2Engine:
     running: int = 0
     handled: int = 0
     is_draining: bool = False
+    callbacks: Http2Callbacks = field(init=False)
 
-    @property
-    def port(self) -> int:
-        return self.server.port
-
-    async def serve_connection(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        callbacks = Http2Callbacks(
+    def __attrs_post_init__(self) -> None:
+        self.callbacks = Http2Callbacks(
             limits=self.limits,
             handle=self.handle,
             render_refusal=ERRORS.render,
             is_draining=lambda: self.is_draining,
             bounds=self.bounds,
         )
-        connection = Http2Connection(PlainTransport(take_socket(stream)), b"", callbacks)
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    async def serve_connection(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        connection = Http2Connection(PlainTransport(take_socket(stream)), b"", self.callbacks)
         self.connections.append(connection)
         await connection.serve()
 
