@@ -15,17 +15,17 @@ from cgw.wire.http2_protocol import Http2Protocol
 from cgw.wire.messages import RequestHead
 
 PROGRESS_BYTES = 1024
-"""What a client must take of an answer within the stall timeout. A window that opens byte by byte is a stall, too."""
+"""Bytes of an answer that a client must accept within the stall timeout. Less is a stall."""
 
 DISCARD_SECONDS = 1.0
 DISCARD_BYTES = 1024 * 1024
-"""What is left of a request's body when its answer is complete is read and discarded within these bounds, before
-RST_STREAM stops it. RFC 9113 §8.1 allows to send that at once, but curl (up to 8.1) then takes the answer for broken.
+"""Bounds within which the rest of a request's body is read and discarded once its answer is complete; after them
+RST_STREAM stops the client. RFC 9113 §8.1 allows RST_STREAM at once, but curl 7.88 then reports the answer as broken.
 """
 
 
 class StreamConnection(Protocol):
-    """What a stream needs of its connection."""
+    """The part of a connection that its streams use."""
 
     @property
     def protocol(self) -> Http2Protocol:
@@ -34,7 +34,7 @@ class StreamConnection(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether so much is unsent that answers should wait."""
+        """True while so many bytes are unsent that answers must wait."""
         ...
 
     def flush(self) -> None:
@@ -42,18 +42,18 @@ class StreamConnection(Protocol):
         ...
 
     async def wait_turn(self, size: int) -> bool:
-        """Wait until the connection may take a frame; whether nothing had to be waited for."""
+        """Wait until the connection may take a frame; return true if there was nothing to wait for."""
         ...
 
     def pass_turn(self) -> None:
-        """Let the next stream try, if there is anything left to send with."""
+        """Wake the next stream that waits, if the connection can take a frame."""
         ...
 
 
 class Http2Client:
-    """See :class:`~cgw.transport.client_side.ClientSide`. The connection feeds it with ``take``.
+    """One stream as a :class:`~cgw.transport.client_side.ClientSide`. The connection passes events to :meth:`take`.
 
-    ``head`` is that of a request that became an exchange; one that is only refused has an empty one.
+    For a request that is refused before it becomes an exchange, ``head`` is a placeholder.
     """
 
     def __init__(self, connection: StreamConnection, started: RequestStarted, limits: ClientLimits, peer: str) -> None:
@@ -84,7 +84,7 @@ class Http2Client:
     # --- the connection's side ----------------------------------------------------------------------------------------
 
     def take(self, event: BodyReceived | WindowOpened | StreamLost) -> None:
-        """Take what arrived for the stream; never waits."""
+        """Process what arrived for the stream. Never waits."""
         match event:
             case BodyReceived():
                 self._take_body(event.data, is_ended=event.is_ended)
@@ -105,7 +105,7 @@ class Http2Client:
         if not self._is_too_large:
             self._parts.append(data)
             if self._is_body_wanted:
-                # Until the body is asked for, the stream's first window is all that a client can make us hold.
+                # Only now: until an exchange asks for the body, the stream's first window bounds the buffer.
                 self._release(len(data))
         if is_ended or self._is_too_large:
             self._body_settled.set()
@@ -115,17 +115,17 @@ class Http2Client:
         self._protocol.release(self.stream_id, size)
 
     def open_window(self) -> None:
-        """Look again whether there is something to send: the stream's window may have opened."""
+        """Wake the answer if it waits for the stream's window."""
         self._window_opened.set()
 
     def leave(self) -> None:
-        """Note that the client reset the stream, or that the connection is lost."""
+        """Mark the client as gone: it reset the stream, or the connection is lost."""
         self._gone.set()
         self._body_settled.set()
         self._window_opened.set()
 
     async def discard_rest(self) -> None:
-        """Read what is left of the request after a complete response, within bounds; :meth:`close` stops the rest."""
+        """After a complete response, read and discard the rest of the request, for up to :data:`DISCARD_SECONDS`."""
         if not self.is_response_complete or self._is_body_complete or self._is_body_late or self._gone.is_set():
             return
         self._parts.clear()
@@ -137,7 +137,7 @@ class Http2Client:
             await self._body_settled.wait()
 
     def close(self) -> None:
-        """End the exchange: a response that is not complete must not look so; the rest of a request is stopped."""
+        """Reset the stream unless both sides are done: with INTERNAL_ERROR if the response is not complete."""
         if self.is_response_complete:
             self._protocol.reset(self.stream_id, ErrorCodes.NO_ERROR)
             self._connection.flush()
@@ -192,7 +192,7 @@ class Http2Client:
     # --- the response -------------------------------------------------------------------------------------------------
 
     def close_after_response(self) -> None:
-        """Do nothing: what is left of a request is the stream's, and does not keep the connection from going on."""
+        """Do nothing: an unread rest of the request concerns its stream only, and the connection can go on."""
 
     async def send_response(self, status: int, headers: Headers, body: bytes) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.send_response`."""
@@ -221,7 +221,7 @@ class Http2Client:
         if self._unsent_length is not None:
             self._unsent_length -= len(data)
             if self._unsent_length < 0:
-                # As in HTTP/1.1: the upstream sent more than it announced, so it must not look complete.
+                # The upstream sent more than it announced: the answer must not look complete.
                 self.break_off()
                 raise ClientGone
         await self._send(data)
@@ -232,7 +232,7 @@ class Http2Client:
         return self.head.method == b"HEAD"
 
     def pass_raw(self, content_length: int | None) -> None:
-        """Return ``None``: frames are interleved with those of other streams, so nobody else can write."""
+        """Return ``None``: frames of all streams share the socket, so only the connection can write."""
 
     async def send_raw(self, data: bytes, body_bytes: int) -> None:
         """Never called: see :meth:`pass_raw`."""
@@ -247,7 +247,7 @@ class Http2Client:
         if self._is_body_dropped:
             last = b""
         if self._unsent_length is not None and self._unsent_length != len(last):
-            # The upstream announced another length than it sent; what the client got must not look whole.
+            # The upstream sent less than it announced: the answer must not look complete.
             self.break_off()
             return
         await self._send(last, is_end=True)
@@ -263,7 +263,7 @@ class Http2Client:
     async def _send(self, data: bytes, *, is_end: bool = False) -> None:
         """Send ``data`` in frames, as the windows and the client's reading allow."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        # Nearly always one frame is all, and needs no window to open: without the cost of a deadline.
+        # The usual case. It saves the 10 µs of a cancel scope, which only a wait needs.
         if self._can_send_at_once(len(data)):
             self._put(memoryview(data), is_end=is_end)
         else:
@@ -292,7 +292,7 @@ class Http2Client:
                 if progress >= PROGRESS_BYTES:
                     deadline = trio.current_time() + self._limits.stall_timeout_seconds
                     progress = 0
-                # Others first: a body of megabytes that the kernel takes as it comes must not hold the loop.
+                # Other tasks run between frames, even while the kernel accepts a large body without blocking.
                 self._connection.pass_turn()
                 await trio.lowlevel.checkpoint()
         finally:
@@ -309,13 +309,13 @@ class Http2Client:
         return sent
 
     async def _wait_sendable(self, size: int) -> None:
-        """Wait until a frame can be sent; for ``size`` 0, one that windows do not count. Raises ``ClientGone``."""
+        """Wait until a frame with ``size`` bytes of body can be sent. Raises :exc:`~cgw.errors.ClientGone`."""
         while True:
             if self._gone.is_set() or not self._protocol.has_stream(self.stream_id):
                 self.is_broken_off = True
                 raise ClientGone
             if size and self._protocol.stream_window(self.stream_id) <= 0:
-                self._connection.pass_turn()  # it may have been this stream's, which can't use it
+                self._connection.pass_turn()  # this stream cannot use the turn that it may hold
                 self._window_opened = trio.Event()
                 await self._window_opened.wait()
             elif await self._connection.wait_turn(size):

@@ -42,17 +42,17 @@ from cgw.wire.http2_frames import MAX_STREAM_ID, Http2ConnectionError
 from cgw.wire.http2_protocol import Http2Protocol
 
 SLICE_SECONDS = 0.002
-"""How long frames are processed before other tasks have their turn. One frame is the least; the largest header block
-takes some 15 ms in HPACK."""
+"""Time for processing frames between two checkpoints. It is checked after each frame: the largest header block alone
+takes 12 to 19 ms in HPACK."""
 
 DRAIN_SECONDS = 1.0
-"""The longest wait between the two GOAWAY frames of a drain (RFC 9113 §6.8 asks for a round trip)."""
+"""Longest wait between the two GOAWAY frames of a drain (RFC 9113 §6.8 suggests a round trip)."""
 
 LINGER_SECONDS = 1.0
-"""How long a client may go on sending after the last GOAWAY, so that it reads that instead of a TCP reset."""
+"""Time for which the client's bytes are still read after the last GOAWAY."""
 
 TASKS_PER_STREAM = 2
-"""Exchanges of streams that are closed may still be ending; this many times ``max_streams`` tasks are run at most."""
+"""Bound on tasks, as a multiple of ``max_streams``: exchanges of streams that were reset may still be ending."""
 
 _DRAIN_PING = b"cgwdrain"
 
@@ -61,7 +61,12 @@ logger = logging.getLogger("cgw.server")
 
 @frozen
 class Http2Callbacks:
-    """What a connection needs of those above it: see :class:`~cgw.transport.http1_connection.ConnectionCallbacks`."""
+    """The layers above, as a connection calls them.
+
+    ``handle`` runs an exchange. ``render_refusal`` returns header fields and body for a request that is refused before
+    it becomes an exchange. ``is_draining`` is asked once, when a connection begins; later ones get
+    :meth:`Http2Connection.drain`.
+    """
 
     limits: ClientLimits
     handle: Callable[[Http2Client], Awaitable[None]]
@@ -69,16 +74,16 @@ class Http2Callbacks:
     is_draining: Callable[[], bool]
     bounds: Http2Bounds = field(factory=Http2Bounds)
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
-    """Scratch for the connection that reads at the moment; nothing stays in it over a wait."""
+    """Read buffer shared by all connections. Its contents are copied before any other task can run."""
 
 
 async def serve_http2(transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
-    """Serve one connection to its end. ``first_bytes`` were read from it: the preface, or its beginning, or nothing."""
+    """Serve one connection until it ends. ``first_bytes`` are bytes already read from it; they may be empty."""
     await Http2Connection(transport, first_bytes, callbacks).serve()
 
 
 class Http2Connection:
-    """Serves one connection until it ends. Owns ``transport``: it is closed in every case."""
+    """One client's connection. Owns ``transport`` and closes it in every case."""
 
     def __init__(self, transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
         limits, bounds = callbacks.limits, callbacks.bounds
@@ -111,18 +116,19 @@ class Http2Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no exchange is under way."""
+        """True while no exchange is under way."""
         return self._task_count == 0
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that wait for the client to read."""
+        """The number of bytes that wait for the client to read."""
         return self._writer.unsent_bytes
 
     async def serve(self) -> None:
-        """Run until the client leaves, breaks the protocol, or a drain is over.
+        """Serve until the client leaves, the protocol is violated, a timeout passes, or a drain is complete.
 
-        Exchanges that are under way when the client leaves end by themselves: their ``wait_gone`` returns.
+        When the client leaves, ``wait_gone`` of each exchange returns, and this method waits for the exchanges to end.
+        When cancelled, the exchanges are cancelled and the connection is closed.
         """
         try:
             async with trio.open_nursery() as self._connection_nursery:
@@ -136,10 +142,11 @@ class Http2Connection:
                     self._leave_all()
                 self._connection_nursery.cancel_scope.cancel()
         finally:
+            self._connection_nursery = None
             self._transport.close()
 
     def drain(self) -> None:
-        """Take no more streams after those that are on their way, and end once all are done. Never waits."""
+        """Refuse new streams after two GOAWAY frames, and end once the open ones are done. Never waits; idempotent."""
         if not self._is_draining:
             self._is_draining = True
             if self._connection_nursery is not None:
@@ -158,7 +165,7 @@ class Http2Connection:
         except (OSError, trio.ClosedResourceError):
             return
         if self._reading_scope.cancelled_caught and not self._writer.is_broken:
-            # Cancelled by its deadline, or by _end_if_done.
+            # Cancelled by its own deadline, or by _end_if_done.
             is_late = self.protocol.is_partial or not self.protocol.has_settings
             if is_late and trio.current_time() >= self._reading_scope.deadline:
                 await self._say_goodbye(ErrorCodes.PROTOCOL_ERROR, "timeout")
@@ -170,11 +177,11 @@ class Http2Connection:
         view = memoryview(buffer)
         while size := await self._transport.receive_some(buffer):
             await self._process(bytes(view[:size]))
-            # receive_some does not let others run where bytes are there already.
+            # receive_some is no checkpoint when bytes are there already; a fast client would hold the loop.
             await trio.lowlevel.checkpoint()
 
     async def _process(self, data: bytes) -> None:
-        """Process every whole frame in ``data``, with a checkpoint after each :data:`SLICE_SECONDS`."""
+        """Process all complete frames, with a checkpoint every :data:`SLICE_SECONDS`."""
         was_partial = self.protocol.is_partial
         frame_count = 0
         self.protocol.feed(data)
@@ -188,7 +195,7 @@ class Http2Connection:
                 await trio.lowlevel.checkpoint()
                 slice_ends_at = time.perf_counter() + SLICE_SECONDS
         self._flush_replies()
-        # A header block has its time in total, however many frames it comes in.
+        # header_timeout counts from the first byte of a header block, not from each of its CONTINUATION frames.
         if not was_partial or (frame_count and not self.protocol.is_block_open):
             self._partial_since = trio.current_time()
         self._set_deadline()
@@ -216,7 +223,7 @@ class Http2Connection:
                 self._start(event)
             case WindowOpened(0):
                 for any_client in self._clients.values():
-                    any_client.open_window()  # SETTINGS may have changed the windows of all streams
+                    any_client.open_window()  # SETTINGS may have changed every stream's window
                 self.pass_turn()
             case PingAnswered(data):
                 if data == _DRAIN_PING:
@@ -225,14 +232,14 @@ class Http2Connection:
                 self._is_client_leaving = True
                 self._end_if_done()
             case BodyReceived(stream_id) | WindowOpened(stream_id) | StreamLost(stream_id):
-                # A stream whose exchange was refused for want of tasks has no client.
+                # No client: the stream was refused because of TASKS_PER_STREAM.
                 if client := self._clients.get(stream_id):
                     client.take(event)
 
     def _start(self, started: RequestStarted) -> None:
         assert self._exchange_nursery is not None
         if self._task_count >= self._bounds.max_streams * TASKS_PER_STREAM:
-            # Rapid reset: the client's streams are closed, but their exchanges have not had the time to end.
+            # Rapid reset (CVE-2023-44487): the streams are closed, but their exchanges had no time to end.
             self.protocol.reset(started.stream_id, ErrorCodes.REFUSED_STREAM)
             return
         client = Http2Client(self, started, self._limits, self._peer)
@@ -262,11 +269,11 @@ class Http2Connection:
         except ClientGone:
             pass
         except Exception:
-            # One exchange's bug must not end the other streams of the connection, which may be other users'.
+            # Boundary: one exchange's bug must not end the connection's other streams, which may belong to other users.
             logger.exception("an exchange failed")
 
     def _end_if_done(self) -> None:
-        """Stop reading once no stream can come any more and none is left."""
+        """Stop reading if no stream is left and none can follow."""
         if self.is_idle and (self._is_client_leaving or self._is_drain_announced):
             self._reading_scope.cancel()
 
@@ -282,10 +289,10 @@ class Http2Connection:
         self._writer.write(self.protocol.take_output())
 
     async def wait_turn(self, size: int) -> bool:
-        """Wait unless a frame with ``size`` bytes of a body can be sent at once, as far as the connection goes.
+        """Return true if the connection can take a frame with ``size`` bytes of body; otherwise wait and return false.
 
-        Whether that was so: otherwise the caller must look at its own stream again. Frames without such bytes are not
-        subject to windows (RFC 9113 §6.9).
+        After false, the caller must check its stream's window again. Frames without body bytes are not subject to flow
+        control (RFC 9113 §6.9).
         """
         if self._writer.is_full:
             await self._room_turns.park()
@@ -297,10 +304,10 @@ class Http2Connection:
         return True
 
     def pass_turn(self) -> None:
-        """Wake one stream that waits, if it could send.
+        """Wake one waiting stream, if the connection can take a frame.
 
-        Whoever was woken passes the turn on in every case, after its frame or instead of it: no wake-up is lost, and
-        a window for one frame does not wake a hundred streams.
+        A woken stream calls this again in every case, after its frame or instead of it (also when it is cancelled).
+        So no wake-up is lost, and a window for one frame does not wake a hundred streams.
         """
         if self._writer.is_full:
             return
@@ -312,7 +319,7 @@ class Http2Connection:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        # Two steps: requests that cross the first GOAWAY are served (RFC 9113 §6.8).
+        # Two steps, so that requests that cross the first GOAWAY are served (RFC 9113 §6.8).
         self.protocol.send_goaway(MAX_STREAM_ID, ErrorCodes.NO_ERROR)
         self.protocol.send_ping(_DRAIN_PING)
         self.flush()
@@ -325,7 +332,7 @@ class Http2Connection:
         self._end_if_done()
 
     async def _say_goodbye(self, code: ErrorCodes, text: str) -> None:
-        """Send the last GOAWAY, end the streams that are open, and let the client read it."""
+        """Send the last GOAWAY, give up the open streams, and linger."""
         self.protocol.abandon()
         self.protocol.send_goaway(self.protocol.last_stream_id, code, text)
         self.flush()
@@ -334,12 +341,12 @@ class Http2Connection:
             await self._writer.flush()
             self._transport.sock.shutdown(socket.SHUT_WR)
             buffer = self._callbacks.buffer
-            # The kernel would answer bytes that nobody reads with a reset, which makes the client drop the GOAWAY.
+            # Unread bytes would make the kernel send a TCP reset, on which the client discards the GOAWAY unread.
             while await self._transport.receive_some(buffer):
                 await trio.lowlevel.checkpoint()
 
     def _lose(self) -> None:
-        """The connection cannot be written to any more: end it."""
+        """End the connection after a failed write or a stall."""
         self._leave_all()
         self._reading_scope.cancel()
 

@@ -1,4 +1,4 @@
-"""The writing side of an HTTP/2 connection: one place through which all frames leave, bounded, with a stall timeout."""
+"""The writing side of an HTTP/2 connection: serialised writes with a bound and a stall timeout."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from cgw.transport.sockets import PlainTransport
 
 
 class Http2Writer:
-    """Writes to a connection at once where the kernel takes it, and otherwise keeps the rest for :meth:`run`.
+    """Writes to the socket at once as far as the kernel accepts it, and keeps the rest for :meth:`run`.
 
-    Nothing here waits but :meth:`run` and :meth:`flush`, so that any task can write, and frames are never mixed.
-    ``on_room`` is called when there is room again after :attr:`is_full`, ``on_broken`` once, when the connection
-    is lost or the client took nothing for ``stall_timeout_seconds``.
+    :meth:`write` never waits, so any task can call it, and frames of different tasks are never mixed. ``on_room`` is
+    called when :attr:`is_full` becomes false; ``on_broken`` once, when a write fails or the client reads nothing for
+    ``stall_timeout_seconds``.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Http2Writer:
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that the kernel did not take yet."""
+        """The number of bytes that the kernel has not accepted yet."""
         return len(self._unsent)
 
     @property
     def is_full(self) -> bool:
-        """Whether answers should wait: so much is unsent that more would only be held in memory."""
+        """True while at least ``full_bytes`` are unsent: answers should wait."""
         return len(self._unsent) >= self._full_bytes
 
     def write(self, data: bytes) -> None:
-        """Write ``data`` now or later, in order. Dropped once the connection is lost."""
+        """Write ``data`` now or later, in order. Discards it once the connection is broken."""
         if self.is_broken or not data:
             return
         if not self._unsent:
@@ -66,7 +66,7 @@ class Http2Writer:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Send what the kernel did not take at once, as the client reads; until cancelled or the connection is lost."""
+        """Write unsent bytes as the client reads, until cancelled or the connection is broken."""
         while not self.is_broken:
             await self._wanted.wait()
             self._wanted = trio.Event()
@@ -74,13 +74,13 @@ class Http2Writer:
                 await self._send_some()
 
     async def flush(self) -> None:
-        """Wait until all is written, or the connection is lost. :meth:`run` must be running."""
+        """Wait until nothing is unsent, or the connection is broken. :meth:`run` must be running."""
         while self._unsent and not self.is_broken:
             await self._idle.wait()
 
     async def _send_some(self) -> None:
-        # Progress of any size counts: the bound on slow readers is each answer's own (Http2Client), since one
-        # connection may carry many users' streams.
+        # Progress of any size counts here. A connection may carry many users' streams; the lower bound on progress is
+        # applied to each answer by itself (PROGRESS_BYTES in Http2Client).
         with trio.move_on_after(self._stall_timeout_seconds) as stall_scope:
             try:
                 await trio.lowlevel.wait_writable(self._transport.sock)

@@ -1,4 +1,4 @@
-"""Bounds on what one HTTP/2 connection may ask for; the bucket that counts frames which carry nothing for a request."""
+"""Bounds on one HTTP/2 connection, and the token bucket on its control frames."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from cgw.wire.http2_frames import Http2ConnectionError
 class Http2Bounds:
     """Bounds per connection; sizes in bytes.
 
-    A client that does nothing wrong comes near none of them: nghttp2 and Go allow a thousand unanswered control frames
-    and some ten resets a second.
+    For comparison: nghttp2 allows 1,000 unsent replies, and 33 resets per second after a burst of 1,000.
     """
 
     max_streams: int = 100
@@ -23,46 +22,47 @@ class Http2Bounds:
 
     control_frames_per_second: float = 1000
     control_frames_burst: float = 5000
-    """Frames that carry nothing for a request: PING, SETTINGS, PRIORITY, unknown ones, WINDOW_UPDATE beyond two for
-    each DATA frame sent, DATA frames that are nearly empty. Resets and violations count for :data:`RESET_COST`."""
+    """Rate and burst of PING, SETTINGS, PRIORITY, unknown frames, nearly empty DATA frames, and WINDOW_UPDATE beyond
+    two for each DATA frame sent. A reset or a stream error counts as :data:`RESET_COST` frames, SETTINGS as
+    :data:`SETTINGS_COST`."""
 
     max_block_frames: int = 32
     """HEADERS and CONTINUATION frames of one header block."""
 
     stream_window_bytes: int = 65_535
-    """What a client may send on a stream before its body is asked for (SETTINGS_INITIAL_WINDOW_SIZE)."""
+    """Bytes that a client may send on a stream before an exchange asks for the body (SETTINGS_INITIAL_WINDOW_SIZE)."""
 
     body_window_bytes: int = 1024 * 1024
-    """The stream's window while its body is read."""
+    """A stream's window while its body is being read."""
 
     connection_window_bytes: int = 16 * 1024 * 1024
-    """Large enough that streams whose bodies nobody reads cannot hold up the others: more than twice
-    ``max_streams`` × ``stream_window_bytes``, since h2 gives back a window in halves."""
+    """More than twice ``max_streams`` × ``stream_window_bytes``, so that streams whose bodies are not being read cannot
+    block the others. Twice, because h2 gives a window back only once half of it is used."""
 
     unsent_bytes: int = 64 * 1024
-    """Above it, answers wait until the client has read."""
+    """Above this, answers wait until the client reads."""
 
     max_unsent_bytes: int = 160 * 1024
-    """Above it the client makes us answer (PING, SETTINGS, stream errors) without reading: the connection ends."""
+    """Above this the connection ends: the client does not read the replies that it causes (PING, SETTINGS, errors)."""
 
 
 FRAME_COST = 1
 SETTINGS_COST = 10
 RESET_COST = 5
-"""Cost of a reset, or of a stream error that the client provokes: an exchange began and ended for it (CVE-2023-44487,
-"rapid reset", and CVE-2025-8671, where the server is made to reset)."""
+"""Cost of a reset by the client, or of a stream error that makes the server reset: each may have started an exchange
+(CVE-2023-44487 "rapid reset", CVE-2025-8671 "MadeYouReset")."""
 
 UPDATES_PER_DATA = 2
-"""A client may answer each DATA frame with two WINDOW_UPDATE frames, for the stream and for the connection. Those are
-not taken from the bucket: they may come all at once, long after."""
+"""WINDOW_UPDATE frames that each DATA frame sent entitles the client to: one for the stream, one for the connection.
+They are counted apart from the bucket, since they may all come at once, a round trip later."""
 
 TINY_DATA_BYTES = 64
-"""DATA frames with less than this are counted: a body of one-byte frames is a flood, too."""
+"""DATA frames with fewer bytes count as control frames: a body of one-byte frames is a flood, too."""
 
 
 @define
 class FloodBucket:
-    """A token bucket on the frames of one connection. ``clock`` gives seconds."""
+    """A token bucket. ``rate`` is per second of ``clock``, which returns seconds."""
 
     rate: float
     burst: float
@@ -75,7 +75,7 @@ class FloodBucket:
         self._refilled_at = self.clock()
 
     def charge(self, cost: float) -> None:
-        """Take ``cost`` tokens. Raises :exc:`Http2ConnectionError` ENHANCE_YOUR_CALM when there are not so many."""
+        """Take ``cost`` tokens. Raises :exc:`Http2ConnectionError` (ENHANCE_YOUR_CALM) if there are not enough."""
         now = self.clock()
         self._tokens = min(self._tokens + (now - self._refilled_at) * self.rate, self.burst) - cost
         self._refilled_at = now

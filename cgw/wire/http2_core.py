@@ -1,8 +1,8 @@
-"""h2 as the engine uses it: made tolerant where it ends the connection for a fault of one stream, and bounded.
+"""h2, configured for the engine: stream errors do not end the connection, and its memory is bounded.
 
 h2 treats every :exc:`~h2.exceptions.ProtocolError` as the end of the connection, also for faults that RFC 9113 §8.1.1
-makes a stream's. So it never gets to see header fields (the decoder keeps them here, for checks of our own), and frames
-that could make it raise without need are dealt with by :mod:`cgw.wire.http2_protocol` before.
+makes a stream error. So it never sees header fields: the decoder keeps them here, for our own checks. And
+:mod:`cgw.wire.http2_protocol` handles the frames on which h2 would raise without need.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from cgw.wire.http2_bounds import Http2Bounds
 from cgw.wire.http2_frames import MAX_FRAME_BYTES, Http2ConnectionError
 
 HEADER_TABLE_BYTES = 4096
-"""The dynamic tables of HPACK, ours and the client's: the protocol's initial value."""
+"""Size of HPACK's dynamic tables in both directions: the protocol's initial value."""
 
 CLOSED_STREAMS = 1000
-"""How many ended streams are remembered, so that their late frames are told from nonsense."""
+"""Number of closed streams that are remembered, to tell their late frames from violations."""
 
 DECODED_MARGIN_BYTES = 16 * 1024
-"""A list of fields that is over the bound by no more than this gets a 431; a larger one ends the connection, since
-HPACK's state is lost with what is not decoded. It bounds what a block of references to the table ("HPACK bomb") makes.
+"""A header list above the bound by at most this gets a 431. A larger one ends the connection: decoding stops, and
+HPACK's state is lost. That bounds the memory of a block of references to the dynamic table ("HPACK bomb").
 """
 
 _MAX_SIZE_UPDATES = 2  # RFC 7541 §4.2: the smallest value and the last one
 
 
 class _Connection(H2Connection):
-    MAX_CLOSED_STREAMS = CLOSED_STREAMS  # h2's own 65,536 come to some 8 MiB per connection
+    MAX_CLOSED_STREAMS = CLOSED_STREAMS  # h2's own bound, 65,536, would cost up to 8 MiB per connection
 
 
 class _FieldDecoder(Decoder):
-    """Decodes for us, not for h2: h2 gets no field, so that it finds nothing to end the connection for.
+    """Keeps the decoded fields in ``fields`` and gives h2 none.
 
-    With fields it would do so for a bad ``content-length``, or for ``:status: 100``, whatever its settings say.
+    Given fields, h2 ends the connection for a bad ``content-length`` or for ``:status: 100``, even with
+    ``validate_inbound_headers=False``.
     """
 
     def __init__(self, max_header_list_size: int) -> None:
@@ -60,15 +61,15 @@ class _FieldDecoder(Decoder):
             self.error_code = ErrorCodes.ENHANCE_YOUR_CALM
             raise
         except HPACKError:
-            # h2 would say PROTOCOL_ERROR; RFC 9113 §4.3 asks for this.
+            # h2 would use PROTOCOL_ERROR; RFC 9113 §4.3 requires this code.
             self.error_code = ErrorCodes.COMPRESSION_ERROR
             raise
         return []
 
 
 class _BoundedEncoder(Encoder):
-    """Obeys the client's table size only where that is smaller than ours: the table's memory is ours, and a search
-    through it is linear. ``SETTINGS_HEADER_TABLE_SIZE`` may be four GiB."""
+    """Caps the client's SETTINGS_HEADER_TABLE_SIZE, which may be 4 GiB: the table is in our memory, and hpack searches
+    it linearly."""
 
     @property
     def header_table_size(self) -> int:
@@ -80,15 +81,15 @@ class _BoundedEncoder(Encoder):
         self.header_table.maxsize = min(value, HEADER_TABLE_BYTES)
         if self.header_table.resized:
             changes = [*self.table_size_changes, self.header_table.maxsize]
-            # hpack would announce each value in between as well: without end where there is no answer to send.
+            # hpack would keep every value in between, without bound while there is no answer to send.
             self.table_size_changes = [min(changes), changes[-1]]
 
 
 class Http2Core:
-    """One h2 connection, as a server. ``fields`` are those of the header block that was fed last."""
+    """One h2 connection, server side."""
 
     def __init__(self, bounds: Http2Bounds, max_head_bytes: int) -> None:
-        # All checks of fields are off, of both directions: h2 sees none, and ours are checked before they are sent.
+        # No field checks by h2: it sees no inbound fields, and select_response_fields checks the outbound ones.
         config = H2Configuration(
             client_side=False,
             header_encoding=None,
@@ -103,28 +104,28 @@ class Http2Core:
         self.h2.encoder = _BoundedEncoder()
         self.h2.local_settings = _build_settings(bounds, max_head_bytes, bounds.max_streams)
         self.h2.initiate_connection()
-        # One stream too many is refused with REFUSED_STREAM, by us; h2 would end the connection.
+        # The announced bound is enforced by Http2Protocol with REFUSED_STREAM; h2 would end the connection.
         self.h2.local_settings = _build_settings(bounds, max_head_bytes, 2**31 - 1)
         self.h2.increment_flow_control_window(bounds.connection_window_bytes - 65_535)
         self.h2.receive_data(HTTP2_PREFACE)
 
     @property
     def fields(self) -> list[HeaderTuple]:
-        """The fields of the last header block."""
+        """The fields of the header block that was fed last."""
         return self._decoder.fields
 
     def feed(self, frame: bytes) -> list[Event]:
-        """Give h2 one frame. Raises :exc:`Http2ConnectionError` where it, or its header block, is at fault."""
+        """Pass one frame to h2. Raises :exc:`Http2ConnectionError` if it must end the connection."""
         try:
             return self.h2.receive_data(frame)
         except ProtocolError as error:
-            self.h2.clear_outbound_data_buffer()  # its own GOAWAY, with a code that is not always the right one
+            self.h2.clear_outbound_data_buffer()  # h2's own GOAWAY, whose code is not always right
             code = self._decoder.error_code or error.error_code
-            # The text of h2's errors may repeat what the client sent: it stays out of logs and answers.
+            # The texts of h2's errors may contain header fields; they must not reach a log or the client.
             raise Http2ConnectionError(code, type(error).__name__) from None
 
     def take_output(self) -> bytes:
-        """Return what h2 has to send."""
+        """Return the bytes that h2 has to send."""
         return self.h2.data_to_send()
 
 

@@ -1,4 +1,4 @@
-"""What happens on an HTTP/2 connection, as its engine gets to know it from :mod:`cgw.wire.http2_protocol`."""
+"""Events of an HTTP/2 connection, as :mod:`cgw.wire.http2_protocol` reports them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cgw.wire.messages import RequestHead
 
 @frozen
 class RequestStarted:
-    """A stream's head is there. With ``refusal`` it must be answered with that; ``head`` is ``None`` then."""
+    """A request's head arrived. With ``refusal``, answer with that; ``head`` is ``None`` then."""
 
     stream_id: int
     head: RequestHead | None
@@ -21,7 +21,7 @@ class RequestStarted:
 
 @frozen
 class BodyReceived:
-    """Bytes of a request's body. They stay charged to the stream's window until :meth:`Http2Protocol.release`."""
+    """Bytes of a request's body. They count against the windows until ``Http2Protocol.release``."""
 
     stream_id: int
     data: bytes
@@ -30,28 +30,28 @@ class BodyReceived:
 
 @frozen
 class StreamLost:
-    """The client reset the stream, or broke its rules: nothing can be sent on it any more."""
+    """The client reset the stream, or a stream error did: nothing more can be sent on it."""
 
     stream_id: int
 
 
 @frozen
 class WindowOpened:
-    """There may be more to send now: on one stream, or, for 0, on any."""
+    """A window opened: that of a stream, or, for 0, the connection's or those of all streams."""
 
     stream_id: int
 
 
 @frozen
 class PingAnswered:
-    """The client answered a PING."""
+    """The client acknowledged a PING."""
 
     data: bytes
 
 
 @frozen
 class ClientLeaving:
-    """The client sent GOAWAY: it will not open more streams."""
+    """The client sent GOAWAY: it will open no more streams."""
 
 
 Http2Event = RequestStarted | BodyReceived | StreamLost | WindowOpened | PingAnswered | ClientLeaving

@@ -1,7 +1,7 @@
-"""HTTP/2 frames as bytes (RFC 9113 §4, §6): splitting what arrives, and packing the few frames that are built by hand.
+"""HTTP/2 frames as bytes (RFC 9113 §4 and §6): splitting received bytes, and packing frames.
 
-:mod:`cgw.wire.http2_protocol` feeds h2 one frame at a time, after checks of its own; this is where a frame begins
-and ends, before h2 gets to see it. h2 itself looks at a frame's length only once all of the frame is buffered.
+:mod:`cgw.wire.http2_protocol` passes frames to h2 one at a time, after its own checks. h2's own splitter checks a
+frame's length only once the whole frame, up to 16 MiB, is in its buffer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cgw.errors import CgwError
 
 FRAME_HEADER_BYTES = 9
 MAX_FRAME_BYTES = 16_384
-"""The largest payload that is read or written: the protocol's initial SETTINGS_MAX_FRAME_SIZE (RFC 9113 §4.2)."""
+"""Largest payload, both ways: the protocol's initial SETTINGS_MAX_FRAME_SIZE (RFC 9113 §4.2)."""
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 
@@ -34,7 +34,7 @@ _GOAWAY = struct.Struct(">LL")
 
 
 class Http2ConnectionError(CgwError):
-    """The client broke the protocol so that the connection must end: GOAWAY with ``code`` (RFC 9113 §5.4.1)."""
+    """A connection error (RFC 9113 §5.4.1): the connection must end with a GOAWAY frame with ``code``."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -42,7 +42,7 @@ class Http2ConnectionError(CgwError):
 
 
 class Frame(NamedTuple):
-    """One frame as it arrived: ``payload`` with its padding."""
+    """One frame as received; ``payload`` includes the padding."""
 
     type: int
     flags: int
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
 
 
 class FrameSplitter:
-    """Splits bytes into frames. Holds at most one incomplete frame and what was fed last."""
+    """Splits bytes into frames. Holds at most one incomplete frame and the bytes fed last."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -59,24 +59,24 @@ class FrameSplitter:
 
     @property
     def is_partial(self) -> bool:
-        """Whether bytes are left that are not a whole frame yet. To be asked once :meth:`next_frame` gave ``None``."""
+        """True while an incomplete frame is buffered. Valid once :meth:`next_frame` returned ``None``."""
         return self._start < len(self._buffer)
 
     @property
     def partial_type(self) -> int:
-        """The type of the incomplete frame; −1 while its header is not there."""
+        """The type of the incomplete frame; −1 while its header is incomplete."""
         return self._buffer[self._start + 3] if len(self._buffer) - self._start >= FRAME_HEADER_BYTES else -1
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Append received bytes."""
         self._buffer = self._buffer[self._start :] + data
         self._start = 0
 
     def next_frame(self) -> Frame | None:
-        """Return the next whole frame, or ``None``. Raises :exc:`Http2ConnectionError` for one that is too large.
+        """Return the next complete frame, or ``None``.
 
-        A frame's size is judged by its header. RFC 9113 §4.2 would let an oversized DATA frame cost its stream only,
-        but then its bytes would have to be read and counted against the windows; no client sends one by accident.
+        Raises :exc:`Http2ConnectionError` for a frame that is too large, as soon as its header is there. RFC 9113 §4.2
+        allows a stream error for DATA, but then the payload would have to be read and counted against the windows.
         """
         start = self._start
         if len(self._buffer) - start < FRAME_HEADER_BYTES:
@@ -90,7 +90,7 @@ class FrameSplitter:
         if end > len(self._buffer):
             return None
         self._start = end
-        # The highest bit of the stream's id is reserved, and ignored (RFC 9113 §4.1).
+        # The highest bit of the stream identifier is reserved and must be ignored (RFC 9113 §4.1).
         return Frame(frame_type, flags, stream_id & MAX_STREAM_ID, self._buffer[begin:end])
 
 
@@ -110,13 +110,13 @@ def strip_padding(frame: Frame) -> bytes:
 
 
 def read_long(payload: bytes) -> int:
-    """Return the 32-bit number that ``payload`` is."""
+    """Decode a payload of one 32-bit number."""
     number: int = _LONG.unpack(payload)[0]
     return number
 
 
 def read_settings(payload: bytes) -> list[tuple[int, int]]:
-    """Return identifiers and values of a SETTINGS frame, in order."""
+    """Decode a SETTINGS payload into identifiers and values, in order."""
     return list(_SETTING.iter_unpack(payload))
 
 
@@ -132,12 +132,12 @@ def pack_settings(settings: dict[int, int]) -> bytes:
 
 
 def pack_goaway(last_stream_id: int, code: int, text: str = "") -> bytes:
-    """Return a GOAWAY frame; ``text`` is for those who debug the client."""
+    """Return a GOAWAY frame; ``text`` is additional debug data."""
     return pack_frame(GOAWAY, 0, 0, _GOAWAY.pack(last_stream_id, code) + text.encode("ascii", "replace"))
 
 
 def pack_header_block(stream_id: int, flags: int, block: bytes) -> bytes:
-    """Return a header block as one HEADERS frame and as many CONTINUATION frames as it takes.
+    """Return a header block as a HEADERS frame, followed by CONTINUATION frames if it is large.
 
     ``flags`` are those of the HEADERS frame, without END_HEADERS.
     """

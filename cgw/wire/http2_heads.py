@@ -1,7 +1,7 @@
 """HTTP/2 header fields as request heads, checked as strictly as those of HTTP/1.1 (:mod:`cgw.wire.heads`).
 
-What is malformed by RFC 9113 §8 is a :exc:`MalformedFields`, and costs its stream; what is well-formed but not served
-(a target that is not a path, too many fields) is a :exc:`~cgw.errors.Refusal`, and is answered.
+A request that is malformed by RFC 9113 §8 raises :exc:`MalformedFields` and gets a stream error. A well-formed one that
+is not served (a target that is not a path, too many fields) raises :exc:`~cgw.errors.Refusal` and gets an answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cgw.wire.messages import RequestHead
 Fields = Iterable[tuple[bytes, bytes]]
 
 FIELD_OVERHEAD_BYTES = 32
-"""What a field counts for beside its name and its value in the size of a list of fields (RFC 9113 §6.5.2)."""
+"""Overhead per field in the size of a header list (RFC 9113 §6.5.2)."""
 
 _CONNECTION_SPECIFIC = frozenset([b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"])
 _PSEUDO_FIELDS = frozenset([b":method", b":scheme", b":authority", b":path"])
@@ -25,7 +25,7 @@ _SINGLE = frozenset([b"content-length", b"host", b"expect"])
 _METHOD = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]{1,32}")
 # Upper case is malformed in a name (RFC 9113 §8.2.1).
 _NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+")
-# As in HTTP/1.1: no control characters but TAB, and no white space at either end (RFC 9113 §8.2.1).
+# As in cgw.wire.plain_heads: no control characters but TAB, no white space at either end (RFC 9113 §8.2.1).
 _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _PATH = re.compile(rb"/[\x21-\x7e]*")
 # A host and a port; no user (RFC 9113 §8.3.1).
@@ -34,11 +34,11 @@ _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
 class MalformedFields(CgwError):
-    """A header block that is malformed (RFC 9113 §8.1.1): a stream error of type PROTOCOL_ERROR."""
+    """The header block makes the message malformed (RFC 9113 §8.1.1): a stream error of type PROTOCOL_ERROR."""
 
 
 def parse_request_fields(fields: Fields, max_head_bytes: int) -> RequestHead:
-    """Return the head that a request's fields are; ``:authority`` becomes its ``host``.
+    """Build a request head; ``:authority`` becomes its ``host`` field, and cookies are joined.
 
     Raises :exc:`MalformedFields`, and :exc:`~cgw.errors.Refusal` 400, 414 or 431.
     """
@@ -55,22 +55,22 @@ def parse_request_fields(fields: Fields, max_head_bytes: int) -> RequestHead:
 
 
 def read_content_length(head: RequestHead) -> int | None:
-    """Return the length that a head from :func:`parse_request_fields` announces."""
+    """Return the content-length of a head from :func:`parse_request_fields`, or ``None``."""
     value = head.header(b"content-length")
     return None if value is None else int(value)
 
 
 def check_trailers(fields: Fields) -> None:
-    """Raise :exc:`MalformedFields` unless ``fields`` can be trailers (RFC 9113 §8.1). They are not used."""
+    """Raise :exc:`MalformedFields` unless ``fields`` are valid trailers (RFC 9113 §8.1)."""
     pseudo, _ = _split(fields)
     if pseudo:
         raise MalformedFields("trailers with a pseudo-header field")
 
 
 def select_response_fields(status: int, headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Return the fields of a response: ``:status`` first, names in lower case, without those of one connection.
+    """Return a response's fields for HTTP/2: ``:status`` first, lower-case names, no hop-by-hop fields.
 
-    Raises :exc:`ValueError` for a name or value that must not be sent.
+    Raises :exc:`ValueError` for a name or value with characters that must not be sent, such as line ends.
     """
     fields = [(b":status", b"%d" % status)]
     for name, value in headers:
@@ -84,7 +84,7 @@ def select_response_fields(status: int, headers: Headers) -> list[tuple[bytes, b
 
 
 def _split(fields: Fields) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:
-    """Check each field by itself; return the pseudo-header fields, and the others in order."""
+    """Check each field; return the pseudo-header fields, and the regular ones in order."""
     pseudo: dict[bytes, bytes] = {}
     regular: list[tuple[bytes, bytes]] = []
     for name, value in fields:
@@ -110,7 +110,7 @@ def _check_field(name: bytes, value: bytes) -> None:
 
 
 def _check_pseudo_fields(pseudo: dict[bytes, bytes]) -> bytes:
-    """Return the target. See RFC 9113 §8.3.1, and §8.5 for CONNECT."""
+    """Check method, scheme and path (RFC 9113 §8.3.1; §8.5 for CONNECT); return the path."""
     method, scheme, path = pseudo.get(b":method"), pseudo.get(b":scheme"), pseudo.get(b":path")
     if method is None or not _METHOD.fullmatch(method):
         raise MalformedFields("no method, or not a valid one")
@@ -124,7 +124,7 @@ def _check_pseudo_fields(pseudo: dict[bytes, bytes]) -> bytes:
         raise Refusal(400, "malformed request: the scheme must be http or https")
     if len(path) > MAX_TARGET_BYTES:
         raise Refusal(414, f"the request target is longer than {MAX_TARGET_BYTES} bytes")
-    # An upstream gets the target in a request line of HTTP/1.1: a space there would end it.
+    # Upstreams get the target in an HTTP/1.1 request line, which a space would end (request smuggling).
     if not _PATH.fullmatch(path) and (method, path) != (b"OPTIONS", b"*"):
         raise Refusal(400, "malformed request: the path must begin with / and hold only visible ASCII characters")
     return path
@@ -146,7 +146,7 @@ def _read_host(pseudo: dict[bytes, bytes], regular: list[tuple[bytes, bytes]]) -
 
 
 def _join_cookies(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Join what HTTP/2 clients split for the sake of compression (RFC 9113 §8.2.3)."""
+    """Join cookie fields, which HTTP/2 clients may split for better compression (RFC 9113 §8.2.3)."""
     cookies = [value for name, value in fields if name == b"cookie"]
     if len(cookies) < 2:
         return fields

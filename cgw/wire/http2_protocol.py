@@ -1,7 +1,7 @@
-"""A server's side of one HTTP/2 connection, as bytes in and events out. Sans-I/O, on h2 (:mod:`cgw.wire.http2_core`).
+"""The receiving side of an HTTP/2 server: bytes in, events out. Sans-I/O, on h2 (:mod:`cgw.wire.http2_core`).
 
-Every frame is looked at before h2 gets it: counted, bounded, dropped where it has no meaning for us (PRIORITY, unknown
-types, late frames), and answered as RFC 9113 asks where h2 would end the connection for one stream's fault::
+Every frame is checked before h2 gets it: counted against the bounds, ignored where it does not matter to a server
+(PRIORITY, unknown types, late frames), and turned into a stream error where h2 would end the connection without need::
 
     bytes → FrameSplitter → guards here → h2 (states, windows, HPACK) → events
                                  ↓ stream errors: RST_STREAM
@@ -47,9 +47,9 @@ class _HeaderBlock:
 
 
 class Http2Protocol(Http2Streams):
-    """See the module. ``clock`` gives seconds, for the flood bucket.
+    """One connection. ``clock`` returns seconds, for the flood bucket.
 
-    Receive: ``feed``, then ``process_frame`` until it gives ``None``; send: the methods of
+    Receive: ``feed``, then ``process_frame`` until it returns ``None``; send: the methods of
     :class:`~cgw.wire.http2_streams.Http2Streams`. After either, ``take_output`` holds what must be written.
     """
 
@@ -75,25 +75,25 @@ class Http2Protocol(Http2Streams):
         self.has_settings = False
         self.last_stream_id = 0
         self.refuses_after: int | None = None
-        """Streams above this id are refused, once it is set: the last one that the final GOAWAY names."""
+        """The last stream of the final GOAWAY; newer streams are refused. ``None`` while not draining."""
 
     @property
     def is_partial(self) -> bool:
-        """Whether a frame, a header block or the preface is incomplete."""
+        """True while a frame, a header block or the preface is incomplete."""
         return self._splitter.is_partial or self._block is not None or 0 < len(self._preface) < len(HTTP2_PREFACE)
 
     @property
     def is_block_open(self) -> bool:
-        """Whether a header block has begun and not ended."""
+        """True between HEADERS and END_HEADERS."""
         return self._block is not None
 
     @property
     def is_partial_body(self) -> bool:
-        """Whether the incomplete frame is a DATA frame."""
+        """True while a DATA frame is incomplete."""
         return self._splitter.is_partial and self._splitter.partial_type == frames.DATA
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes. Raises :exc:`Http2ConnectionError` for a wrong preface."""
+        """Append received bytes. Raises :exc:`Http2ConnectionError` for a wrong preface."""
         if self._preface:
             size = min(len(self._preface), len(data))
             if data[:size] != self._preface[:size]:
@@ -103,9 +103,9 @@ class Http2Protocol(Http2Streams):
         self._splitter.feed(data)
 
     def process_frame(self) -> list[Http2Event] | None:
-        """Process one frame; ``None`` when no whole one is there.
+        """Process one frame and return its events; ``None`` if no complete frame is buffered.
 
-        Raises :exc:`Http2ConnectionError`: the connection must end with a GOAWAY of that code.
+        Raises :exc:`Http2ConnectionError`; only :meth:`abandon` and :meth:`send_goaway` may be called after that.
         """
         frame = self._splitter.next_frame()
         if frame is None:
@@ -116,7 +116,7 @@ class Http2Protocol(Http2Streams):
         if not self.has_settings and (frame.type != frames.SETTINGS or frame.flags & frames.ACK):
             raise _violation("the first frame is not SETTINGS")
         if frame.type >= len(self._handlers):
-            self._bucket.charge(FRAME_COST)  # unknown types are ignored (RFC 9113 §5.5)
+            self._bucket.charge(FRAME_COST)  # unknown types must be ignored (RFC 9113 §5.5)
             return []
         return self._handlers[frame.type](frame)
 
@@ -131,7 +131,7 @@ class Http2Protocol(Http2Streams):
         if self.has_settings:
             self._bucket.charge(SETTINGS_COST)
         self.has_settings = True
-        # Unknown ones are ignored (RFC 9113 §6.5.2). h2 would keep each of the 65,536 that there can be.
+        # Unknown settings must be ignored (RFC 9113 §6.5.2). h2 would store each of the 65,536 possible ones.
         known = {code: value for code, value in frames.read_settings(frame.payload) if code in _KNOWN_SETTINGS}
         self._feed(frames.pack_settings(known))
         return [WindowOpened(0)] if _SETTINGS_INITIAL_WINDOW in known else []
@@ -148,7 +148,7 @@ class Http2Protocol(Http2Streams):
         return []
 
     def _on_goaway(self, frame: Frame) -> list[Http2Event]:
-        """h2 would neither send nor receive after it, but the streams that are open go on (RFC 9113 §6.8)."""
+        """Not passed to h2, which would refuse to send afterwards; open streams must go on (RFC 9113 §6.8)."""
         if frame.stream_id:
             raise _violation("GOAWAY on a stream")
         if len(frame.payload) < 8:
@@ -160,7 +160,7 @@ class Http2Protocol(Http2Streams):
         raise _violation("PUSH_PROMISE from a client")
 
     def _on_priority(self, frame: Frame) -> list[Http2Event]:
-        """Ignored (RFC 9113 §5.3.2), but for its form."""
+        """Check the form only: priorities are deprecated and may be ignored (RFC 9113 §5.3.2)."""
         if not frame.stream_id:
             raise _violation("PRIORITY without a stream")
         self._bucket.charge(FRAME_COST)
@@ -231,7 +231,7 @@ class Http2Protocol(Http2Streams):
         if frame.flags & frames.HAS_PRIORITY:
             if len(fragment) < 5:
                 raise _wrong_size(frame)
-            # h2 ends the connection for a stream that depends on itself; RFC 9113 §5.3.2 has us ignore all of it.
+            # Not passed to h2, which would end the connection for a stream that depends on itself.
             fragment = fragment[5:]
         self._block = _HeaderBlock(frame.stream_id, frame.flags & END_STREAM, [], 0)
         return self._take_fragment(frame, fragment)
@@ -246,7 +246,7 @@ class Http2Protocol(Http2Streams):
         assert block is not None
         block.pieces.append(fragment)
         block.size += len(fragment)
-        # h2 allows 64 frames of any size.
+        # h2 allows 64 frames, together 1 MiB.
         if block.size > self._max_head_bytes or len(block.pieces) > self._bounds.max_block_frames:
             raise Http2ConnectionError(ErrorCodes.ENHANCE_YOUR_CALM, "the header block is too large")
         if not frame.flags & frames.END_HEADERS:
@@ -263,7 +263,8 @@ class Http2Protocol(Http2Streams):
     def _take_trailers(self, block: _HeaderBlock, packed: bytes) -> list[Http2Event]:
         stream_id, stream = block.stream_id, self._streams[block.stream_id]
         if not block.flags:
-            # h2 would end the connection; it is a malformed message only (RFC 9113 §8.1). HPACK needs to see it.
+            # A stream error (RFC 9113 §8.1), for which h2 would end the connection. HPACK must process the block,
+            # so h2 gets it as if END_STREAM were set, and the stream is reset below.
             packed = packed[:4] + bytes([packed[4] | END_STREAM]) + packed[5:]
         if lost := self._take_reset(self._feed(packed)):
             return lost
@@ -307,10 +308,10 @@ class Http2Protocol(Http2Streams):
             raise _violation(f"frame type {frame.type} on stream {frame.stream_id}, which is not open")
 
     def _discard_late(self, stream_id: int, packed: bytes) -> None:
-        """Let h2 process a frame of a stream that has ended: for HPACK's state, and for the connection's window.
+        """Pass a frame of a closed stream to h2, for HPACK's state and the connection's window only.
 
-        h2 answers each with RST_STREAM. That is right where the client had ended or reset the stream; where we did,
-        its frames were under way already, and are ignored (RFC 9113 §5.1).
+        h2 replies with RST_STREAM (STREAM_CLOSED). That is right where the client had ended or reset the stream.
+        Where we reset it, the frames were already under way and must be ignored (RFC 9113 §5.1).
         """
         self._core.feed(packed)
         output = self._core.take_output()
@@ -333,7 +334,7 @@ class Http2Protocol(Http2Streams):
         return events
 
     def _take_reset(self, events: list[Event]) -> list[Http2Event]:
-        """Look for a stream that h2 reset itself, for a stream error."""
+        """Return the event for a stream that h2 reset because of a stream error, if there is one."""
         for event in events:
             if isinstance(event, StreamReset):
                 self._bucket.charge(RESET_COST)
@@ -348,7 +349,7 @@ class Http2Protocol(Http2Streams):
 
 
 def _is_length_right(stream: Stream) -> bool:
-    """Whether what came so far can be the body that ``content-length`` announced (RFC 9113 §8.1.1)."""
+    """Return false once the body contradicts ``content-length`` (RFC 9113 §8.1.1)."""
     if stream.content_length is None:
         return True
     if stream.is_ended:

@@ -1,4 +1,4 @@
-"""The streams of one HTTP/2 connection, and all that is sent on them: states, windows, bytes to write. Sans-I/O.
+"""The streams of one HTTP/2 connection, and the sending side: states, windows, bytes to write. Sans-I/O.
 
 A stream lives from its HEADERS until both sides are done or one of them reset it::
 
@@ -22,7 +22,7 @@ from cgw.wire.http2_heads import select_response_fields
 
 @define
 class Stream:
-    """The request's side of a live stream. ``unreleased_bytes`` are charged to the windows still."""
+    """A live stream. ``unreleased_bytes`` of its body still count against the windows."""
 
     content_length: int | None
     is_ended: bool
@@ -32,58 +32,55 @@ class Stream:
 
 
 class Http2Streams:
-    """See the module. After any of the methods, ``take_output`` holds what must be written, in this order."""
+    """Streams and output of one connection. After any method, :meth:`take_output` returns the bytes to write."""
 
     def __init__(self, bounds: Http2Bounds, max_head_bytes: int) -> None:
         self._bounds = bounds
         self._core = Http2Core(bounds, max_head_bytes)
         self._h2 = self._core.h2
         self._streams: dict[int, Stream] = {}
-        self._closed: dict[int, bool] = {}  # stream → whether its late frames are to be expected; oldest first
+        self._closed: dict[int, bool] = {}  # stream → true if late frames are to be expected; oldest first
         self._expected_updates = 0
         self._output = bytearray(self._core.take_output())
 
     def take_output(self) -> bytes:
-        """Return what must be written now."""
+        """Return the bytes to write, in order, and forget them."""
         output, self._output = bytes(self._output), bytearray()
         return output
 
     def has_stream(self, stream_id: int) -> bool:
-        """Whether frames can be sent on the stream."""
+        """Return true if frames can be sent on the stream."""
         return stream_id in self._streams
 
     def stream_window(self, stream_id: int) -> int:
-        """What the client allows to be sent on a live stream; may be below 0 (RFC 9113 §6.9.2)."""
+        """Return a live stream's send window in bytes; it may be negative (RFC 9113 §6.9.2)."""
         return self._h2.streams[stream_id].outbound_flow_control_window
 
     @property
     def connection_window(self) -> int:
-        """What the client allows to be sent on all streams together."""
+        """The connection's send window in bytes."""
         return self._h2.outbound_flow_control_window
 
-    def send_head(self, stream_id: int, status: int, headers: Headers, *, is_end: bool = False) -> None:
-        """Send a response's head, or an informational one. Raises :exc:`ValueError` for a field that must not be sent.
-
-        With ``is_end`` it is the whole response, and :meth:`end` must follow.
-        """
-        self._h2.send_headers(stream_id, select_response_fields(status, headers), end_stream=is_end)
+    def send_head(self, stream_id: int, status: int, headers: Headers) -> None:
+        """Send the head of a final or informational response. Raises :exc:`ValueError` for an invalid field."""
+        self._h2.send_headers(stream_id, select_response_fields(status, headers))
         self._output += self._core.take_output()
 
     def frame_room(self, stream_id: int) -> int:
-        """The largest DATA frame that can be sent on a live stream now; 0 or less where a window is closed."""
+        """Return the largest payload of a DATA frame on a live stream now; 0 or less if a window is closed."""
         return min(MAX_FRAME_BYTES, self.stream_window(stream_id), self.connection_window)
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, is_end: bool = False) -> int:
-        """Send as much of ``data`` in one frame as the windows allow; return how much.
+        """Send one DATA frame with as much of ``data`` as the windows allow; return the number of bytes sent.
 
-        ``is_end`` ends the response with the frame that takes all of the rest; then :meth:`end` must follow.
+        With ``is_end``, a frame that takes all of ``data`` ends the response, and :meth:`end` must follow.
         """
         size = max(0, min(len(data), self.frame_room(stream_id)))
         if is_end and size == len(data):
             self._h2.send_data(stream_id, bytes(data), end_stream=True)
             self._output += self._core.take_output()
         elif size:
-            # What h2 does for a frame that does not end its stream, without its objects: 1 µs instead of 6.
+            # The same bookkeeping as h2's send_data for a frame without END_STREAM; 1 µs instead of 6.
             self._h2.streams[stream_id].outbound_flow_control_window -= size
             self._h2.outbound_flow_control_window -= size
             self._output += frames.pack_frame(frames.DATA, 0, stream_id, data[:size])
@@ -93,14 +90,14 @@ class Http2Streams:
         return size
 
     def end(self, stream_id: int) -> None:
-        """Note that a response is complete. The stream stays live until its request has ended, or :meth:`reset`."""
+        """Mark a response as complete. The stream stays live until the request ends, or :meth:`reset`."""
         stream = self._streams[stream_id]
         stream.is_answered = True
         if stream.is_ended:
             self._forget(stream_id, are_late_frames_expected=False)
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
-        """Close a stream with RST_STREAM. Nothing happens when it is closed already."""
+        """Close a stream with RST_STREAM. Does nothing if it is closed."""
         stream = self._streams.get(stream_id)
         if stream is not None:
             self._h2.reset_stream(stream_id, code)
@@ -108,7 +105,7 @@ class Http2Streams:
             self._forget(stream_id, are_late_frames_expected=not stream.is_ended)
 
     def release(self, stream_id: int, size: int) -> None:
-        """Give the client back ``size`` bytes of the windows: that much of the body has found its place."""
+        """Give ``size`` bytes of a body back to the windows. Does nothing if the stream is closed."""
         stream = self._streams.get(stream_id)
         if stream is not None and size:
             stream.unreleased_bytes -= size
@@ -116,27 +113,27 @@ class Http2Streams:
             self._output += self._core.take_output()
 
     def widen(self, stream_id: int) -> None:
-        """Open a stream's window for a body that is wanted; once per stream."""
+        """Widen a live stream's window to ``body_window_bytes``. To be called once per stream."""
         increment = self._bounds.body_window_bytes - self._bounds.stream_window_bytes
         self._h2.increment_flow_control_window(increment, stream_id)
         self._output += self._core.take_output()
 
     def send_goaway(self, last_stream_id: int, code: ErrorCodes, text: str = "") -> None:
-        """Send GOAWAY. h2's own would forbid to send anything after it."""
+        """Send GOAWAY, packed by hand: h2 would refuse to send anything after its own."""
         self._output += frames.pack_goaway(last_stream_id, code, text)
 
     def abandon(self) -> None:
-        """Close all streams without a word: the connection ends, and h2 refuses to send once it has found an error."""
+        """Close all streams without sending anything: h2 refuses to send after a connection error."""
         self._streams.clear()
 
     def send_ping(self, data: bytes) -> None:
-        """Send a PING with eight bytes of ``data``; a :class:`PingAnswered` will tell of its answer."""
+        """Send a PING with eight bytes of ``data``; its answer is a ``PingAnswered`` event."""
         self._output += frames.pack_frame(frames.PING, 0, 0, data)
 
     def _forget(self, stream_id: int, *, are_late_frames_expected: bool) -> None:
         stream = self._streams.pop(stream_id)
         if stream.unreleased_bytes:
-            # The stream's window is gone, but the connection's goes on.
+            # These bytes still count against the connection's window, which other streams need.
             self._h2.acknowledge_received_data(stream.unreleased_bytes, stream_id)
             self._output += self._core.take_output()
         self._closed[stream_id] = are_late_frames_expected

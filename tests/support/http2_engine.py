@@ -109,7 +109,7 @@ async def open_http2_engine(
 
 @define
 class Answer:
-    """What came on one stream. ``reset`` is the code of a RST_STREAM."""
+    """The answer on one stream. ``reset`` is the code of a RST_STREAM frame."""
 
     fields: dict[str, str] = field(factory=dict)
     informational: list[str] = field(factory=list)
@@ -191,33 +191,36 @@ class FrameClient:
         return True
 
     async def _take(self, frame: Frame) -> None:
-        answer = self.answer(frame.stream_id)
-        if frame.type == frames.SETTINGS and not frame.flags & ACK:
-            if self.acknowledges_settings:
-                await self._reply(pack_frame(frames.SETTINGS, ACK, 0))
-        elif frame.type == frames.PING:
-            if frame.flags & ACK:
-                self.pongs.append(frame.payload)
-            elif self.answers_pings:
-                await self._reply(pack_frame(frames.PING, ACK, 0, frame.payload))
+        if frame.type == frames.SETTINGS and not frame.flags & ACK and self.acknowledges_settings:
+            await self._reply(pack_frame(frames.SETTINGS, ACK, 0))
+        elif frame.type == frames.PING and frame.flags & ACK:
+            self.pongs.append(frame.payload)
+        elif frame.type == frames.PING and self.answers_pings:
+            await self._reply(pack_frame(frames.PING, ACK, 0, frame.payload))
         elif frame.type == frames.GOAWAY:
             last = int.from_bytes(frame.payload[:4], "big")
             self.goaways.append((last, ErrorCodes(int.from_bytes(frame.payload[4:8], "big"))))
         elif frame.type == frames.WINDOW_UPDATE:
             increment = int.from_bytes(frame.payload, "big")
             self.window_updates[frame.stream_id] = self.window_updates.get(frame.stream_id, 0) + increment
-        elif frame.type == frames.RST_STREAM:
+        elif frame.stream_id:
+            self._take_answer(self.answer(frame.stream_id), frame)
+
+    def _take_answer(self, answer: Answer, frame: Frame) -> None:
+        if frame.type == frames.RST_STREAM:
             answer.reset = ErrorCodes(int.from_bytes(frame.payload, "big"))
-        elif frame.type == frames.HEADERS:
+            return
+        if frame.type == frames.DATA:
+            answer.body += frame.payload
+        else:
+            assert frame.type == frames.HEADERS
             assert frame.flags & END_HEADERS
             fields = dict(_decode(name, value) for name, value in self.decoder.decode(frame.payload, raw=True))
             if fields[":status"].startswith("1"):
                 answer.informational.append(fields[":status"])
             else:
                 answer.fields = fields
-        elif frame.type == frames.DATA:
-            answer.body += frame.payload
-        if frame.type in (frames.HEADERS, frames.DATA) and frame.flags & END_STREAM:
+        if frame.flags & END_STREAM:
             answer.is_complete = True
 
     async def _reply(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Arbitrary frames against the HTTP/2 engine, beside a model of what a client allowed and what streams may carry."""
+"""Arbitrary frames against the HTTP/2 engine, checked by a model of windows and stream states."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ STEPS: SearchStrategy[Headers | Raw | Pause] = st.one_of(
 
 @define
 class Model:
-    """What the client allowed at most, and what each stream may still carry."""
+    """Upper bounds on the windows that the client opened, and the state of each stream."""
 
     client: FrameClient
     seen: int = 0
@@ -115,7 +115,7 @@ class Model:
     received: dict[int, int] = field(factory=dict)
 
     def note_sent(self, data: bytes) -> None:
-        """Note what a frame of ours allows. An upper bound: no frame ever takes a window back here."""
+        """Note the windows that a sent frame opens. An upper bound: lowering SETTINGS is ignored."""
         splitter = frames.FrameSplitter()
         splitter.feed(data)
         while (frame := next_frame(splitter)) is not None:
@@ -273,7 +273,7 @@ def encode(client: FrameClient, step: Headers) -> bytes:
 @given(steps=st.lists(STEPS, max_size=25), closes=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_no_frames_break_the_engine(steps: list[Headers | Raw | Pause], closes: bool) -> None:
-    """Whatever a client sends: nothing is sent that it did not allow, no exchange is left, no error is logged."""
+    """For any frames: windows and stream states are obeyed, no exchange is left, no error is logged."""
     with watch_log() as records:
         trio.run(partial(run_steps, steps, closes=closes))
     assert not [record.getMessage() for record in records if record.levelno >= logging.ERROR]
@@ -283,7 +283,7 @@ def test_no_frames_break_the_engine(steps: list[Headers | Raw | Pause], closes: 
 @given(data=st.binary(max_size=200), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5))
 @settings(max_examples=50, deadline=None)
 def test_no_bytes_break_the_engine(data: bytes, sizes: list[int]) -> None:
-    """Bytes that are not frames at all, in pieces of any size."""
+    """Arbitrary bytes in pieces of any size leave no exchange and no error in the log."""
     steps: list[Headers | Raw | Pause] = []
     start = 0
     while start < len(data):

@@ -1,7 +1,7 @@
 """The cases of h2spec (generic/, http2/, hpack/) that apply, named as there, against a real socket.
 
-Left out: what RFC 9113 has taken back (PRIORITY on itself, §5.3) and what an SDK's client cannot meet (server push).
-Where h2spec takes the end of the connection for a stream error, these tests do not: the other streams must live.
+Left out: a PRIORITY frame that depends on itself (priorities are gone from RFC 9113). Stricter than h2spec: where it
+accepts the end of the connection in place of a stream error, these tests do not; the other streams must go on.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ SERVED: dict[str, Build] = {
 
 @pytest.mark.parametrize("build", SERVED.values(), ids=SERVED.keys())
 async def test_valid_frames_are_served(build: Build) -> None:
-    """What RFC 9113 allows is answered."""
+    """Frames that RFC 9113 allows lead to an answer."""
     async with open_http2_engine() as engine, open_frames(engine.port) as client:
         await client.send(build(client))
         answer = await client.wait_answer(1)
@@ -193,7 +193,7 @@ async def test_fault_of_a_stream_costs_that_stream(build: Build, code: ErrorCode
     async with open_http2_engine(answer_slowly) as engine, open_frames(engine.port) as client:
         await client.send(build(client))
         assert await client.wait_reset(1) == code
-        # The decoder's table must have survived as well: these fields come from it.
+        # These fields come from HPACK's table, which must still be in step.
         await client.send(client.request(3, [(b"x-later", b"1")]))
         assert (await client.wait_answer(3)).status == 200
         assert not client.goaways

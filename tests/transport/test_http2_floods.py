@@ -33,11 +33,11 @@ CALM = ErrorCodes.ENHANCE_YOUR_CALM
 @pytest.fixture(autouse=True)
 def _no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
-    assert not [record for record in caplog.records if record.exc_info]
+    assert not [record for record in caplog.get_records("call") if record.exc_info]
 
 
 class Turns:
-    """The longest CPU time that the loop's thread spends between two turns of one task: what a neighbour waits."""
+    """The longest CPU time of the loop's thread between two turns of one task: the wait of any other connection."""
 
     def __init__(self) -> None:
         self.longest = 0.0

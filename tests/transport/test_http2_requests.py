@@ -8,7 +8,7 @@ import pytest
 import trio
 from h2.errors import ErrorCodes
 
-from cgw.errors import ClientGone, Headers, Refusal
+from cgw.errors import ClientGone, Headers
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.http2_client import Http2Client
 from cgw.wire import http2_frames as frames
@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 @pytest.fixture(autouse=True)
 def _no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
-    assert not [record for record in caplog.records if record.exc_info]
+    assert not [record for record in caplog.get_records("call") if record.exc_info]
 
 
 def with_path(path: bytes, method: bytes = b"POST") -> Fields:
@@ -408,15 +408,20 @@ async def test_exchanges_of_reset_streams_are_counted() -> None:
         await client.wait_answer(801)
 
 
-async def test_refusals_have_their_status() -> None:
-    """A refusal that a handler raises itself is a handler's matter; one of the engine's never reaches a handler."""
+async def test_handler_that_raises_costs_its_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """An error that a handler lets escape is logged and resets its stream; the connection serves the next one."""
 
-    async def refuse(client: Http2Client) -> None:
-        raise Refusal(429, "no")
+    async def fail(client: Http2Client) -> None:
+        if client.stream_id == 1:
+            raise RuntimeError("a bug")
+        await echo(client)
 
-    async with open_http2_engine(refuse) as engine, open_frames(engine.port) as client:
-        await client.send(client.request(1))
+    async with open_http2_engine(fail) as engine, open_frames(engine.port) as client:
+        await client.send(client.request(1) + client.request(3))
         assert await client.wait_reset(1) == ErrorCodes.INTERNAL_ERROR
+        assert (await client.wait_answer(3)).status == 200
+    assert [record.message for record in caplog.records] == ["an exchange failed"]
+    caplog.clear()
 
 
 async def test_rest_of_a_body_is_read_after_an_early_answer() -> None:

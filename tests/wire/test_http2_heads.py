@@ -1,4 +1,4 @@
-"""HTTP/2 header fields as request heads: as strict as HTTP/1.1, and never anything but a refusal for the rest."""
+"""HTTP/2 header fields as request heads: as strict as HTTP/1.1, and every other input is refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_accepted_heads_are_the_same_in_http1(fields: list[tuple[bytes, bytes]])
 
 @given(st.lists(st.tuples(st.binary(max_size=12), st.binary(max_size=12)), max_size=8))
 def test_no_fields_raise_anything_else(fields: list[tuple[bytes, bytes]]) -> None:
-    """Whatever the fields, the outcome is a head, a refusal, or the word that they are malformed."""
+    """Any fields lead to a head, a refusal or MalformedFields, never to another exception."""
     for parse in (lambda: parse_request_fields(fields, 100), lambda: check_trailers(fields)):
         with contextlib.suppress(MalformedFields, Refusal):
             parse()
@@ -71,7 +71,7 @@ def test_host_stands_in_for_the_authority() -> None:
 
 @given(st.lists(st.tuples(st.binary(max_size=5), st.binary(max_size=5)), max_size=4))
 def test_fields_of_answers_are_valid_or_refused(headers: list[tuple[bytes, bytes]]) -> None:
-    """What is sent never holds a character that could end a field, and no upper case in names."""
+    """Sent fields never contain line ends or NUL, nor upper case in names."""
     try:
         fields = select_response_fields(200, headers)
     except ValueError:

@@ -84,7 +84,7 @@ def test_client_decides_on_a_smaller_table_only() -> None:
 
 
 def test_settings_are_not_collected() -> None:
-    """65,536 settings that nobody knows leave nothing behind; h2 by itself keeps a queue for each."""
+    """65,536 settings that nobody knows are not stored; h2 by itself keeps a queue for each."""
     protocol = Http2Protocol(Http2Bounds(), 65536, lambda: 0.0)
     protocol.feed(HTTP2_PREFACE)
     for first in range(0, 65_536, 2048):
@@ -94,7 +94,7 @@ def test_settings_are_not_collected() -> None:
 
 
 def test_idle_connection_is_small() -> None:
-    """What a connection remembers after 5,000 streams: no stream, and a thousand closed ones."""
+    """After 5,000 streams a connection remembers no live stream and a thousand closed ones."""
     protocol = Http2Protocol(Http2Bounds(), 65536, lambda: 0.0)
     protocol.feed(HTTP2_PREFACE + frames.pack_settings({}))
     protocol.process_frame()
