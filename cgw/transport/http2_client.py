@@ -209,9 +209,7 @@ class Http2Client:
         self._head = status, headers
         self.is_response_started = True
         if is_stream:
-            await self._wait_sendable(0)
-            self._send_head()
-            self._connection.flush()
+            await self._send(b"")
 
     async def send_chunk(self, data: bytes) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.send_chunk`."""
@@ -261,7 +259,7 @@ class Http2Client:
         self._connection.flush()
 
     async def _send(self, data: bytes, *, is_end: bool = False) -> None:
-        """Send ``data`` in frames, as the windows and the client's reading allow."""
+        """Send the head if it is still to be sent, then ``data`` in frames, as windows and the client's reading allow."""
         await trio.lowlevel.checkpoint_if_cancelled()
         # The usual case. It saves the 10 µs of a cancel scope, which only a wait needs.
         if self._can_send_at_once(len(data)):
@@ -299,9 +297,10 @@ class Http2Client:
             self._connection.pass_turn()
 
     def _put(self, view: memoryview, *, is_end: bool) -> int:
-        """Send one frame, and the head before it; return how many bytes it took."""
+        """Send the head if it is still to be sent, and at most one DATA frame; return the number of bytes sent."""
         if self._head is not None:
-            self._send_head()
+            (status, headers), self._head = self._head, None
+            self._protocol.send_head(self.stream_id, status, headers)
         sent = self._protocol.send_data(self.stream_id, view, is_end=is_end)
         if is_end and sent == len(view):
             self._protocol.end(self.stream_id)
@@ -320,9 +319,3 @@ class Http2Client:
                 await self._window_opened.wait()
             elif await self._connection.wait_turn(size):
                 return
-
-    def _send_head(self) -> None:
-        assert self._head is not None
-        status, headers = self._head
-        self._head = None
-        self._protocol.send_head(self.stream_id, status, headers)

@@ -100,8 +100,11 @@ class Http2Streams:
         """Close a stream with RST_STREAM. Does nothing if it is closed."""
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self._h2.reset_stream(stream_id, code)
-            self._output += self._core.take_output()
+            # After END_STREAM of both sides the stream is closed, and RST_STREAM must not be sent (RFC 9113 §5.1): a
+            # request whose end is malformed, but whose answer was early.
+            if not (stream.is_answered and stream.is_ended):
+                self._h2.reset_stream(stream_id, code)
+                self._output += self._core.take_output()
             self._forget(stream_id, are_late_frames_expected=not stream.is_ended)
 
     def release(self, stream_id: int, size: int) -> None:

@@ -450,3 +450,24 @@ async def test_rest_of_a_body_is_read_after_an_early_answer() -> None:
         assert client.answer(3).status == 401
         assert await client.wait_reset(3) == ErrorCodes.NO_ERROR
         assert not client.goaways
+
+
+@pytest.mark.parametrize("how", ["trailers", "length"])
+async def test_malformed_end_of_a_request_that_was_answered(how: str) -> None:
+    """Found by arbitrary frames: the stream is closed on both sides then, and nothing can be sent on it."""
+
+    async def refuse(client: Http2Client) -> None:
+        await client.send_response(401, [], b"no")
+
+    async with open_http2_engine(refuse) as engine, open_frames(engine.port) as client:
+        await client.send(client.head(1, [(b"content-length", b"5")]))
+        await client.wait_answer(1)
+        if how == "trailers":
+            await client.send(client.data(1, b"12345") + client.request(1, pseudo=PSEUDO))
+        else:
+            await client.send(client.data(1, b"1234", is_ended=True))
+        await client.wait_pong()
+        assert client.answer(1).is_complete
+        assert client.answer(1).reset is None
+        await client.send(client.request(3))
+        assert (await client.wait_answer(3)).status == 401
