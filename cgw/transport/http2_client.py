@@ -259,7 +259,7 @@ class Http2Client:
         self._connection.flush()
 
     async def _send(self, data: bytes, *, is_end: bool = False) -> None:
-        """Send the head if it is still to be sent, then ``data`` in frames, as windows and the client's reading allow."""
+        """Send the head if it was held back, then ``data`` in frames, as windows and the client's reading allow."""
         await trio.lowlevel.checkpoint_if_cancelled()
         # The usual case. It saves the 10 µs of a cancel scope, which only a wait needs.
         if self._can_send_at_once(len(data)):
@@ -297,7 +297,7 @@ class Http2Client:
             self._connection.pass_turn()
 
     def _put(self, view: memoryview, *, is_end: bool) -> int:
-        """Send the head if it is still to be sent, and at most one DATA frame; return the number of bytes sent."""
+        """Send the head if it was held back, and at most one DATA frame; return the number of bytes sent."""
         if self._head is not None:
             (status, headers), self._head = self._head, None
             self._protocol.send_head(self.stream_id, status, headers)
