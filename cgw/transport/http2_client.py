@@ -98,7 +98,7 @@ class Http2Client:
         self._is_body_complete = is_ended
         if self._discarded_bytes is not None:
             self._discarded_bytes += len(data)
-            self._release(len(data))
+            self._release(len(data))  # given back at once, or the client would stop in the middle of its body
             if is_ended or self._discarded_bytes > DISCARD_BYTES:
                 self._body_settled.set()
             return
@@ -130,7 +130,7 @@ class Http2Client:
             return
         self._parts.clear()
         self._discarded_bytes = 0
-        self._body_settled = trio.Event()
+        self._body_settled = trio.Event()  # the old one is set where the body was too large
         self._release(self._received_bytes - self._released_bytes)
         self._connection.flush()
         with trio.move_on_after(DISCARD_SECONDS):
@@ -153,7 +153,7 @@ class Http2Client:
     async def receive_body(self) -> bytes:
         """See :meth:`~cgw.transport.client_side.ClientSide.receive_body`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_size()
+        self._check_size()  # by content-length, before the client is asked to send anything
         if not self._is_body_complete:
             self._want_body()
             with trio.move_on_after(self._limits.body_timeout_seconds) as body_scope:
@@ -179,6 +179,7 @@ class Http2Client:
             return
         self._is_body_wanted = True
         expectation = self.head.header(b"expect") or b""
+        # Only now is the body wanted (RFC 9110 §10.1.1). A client that sends already does not wait for the 100.
         if expectation.lower() == b"100-continue" and not self._received_bytes:
             self._protocol.send_head(self.stream_id, 100, ())
         self._protocol.widen(self.stream_id)
@@ -204,8 +205,10 @@ class Http2Client:
         for name, value in headers:
             if name == b"content-length":
                 self._unsent_length = int(value)
+        # These have no body, whatever length is named (RFC 9110 §8.6).
         if status in (204, 304) or self.head.method == b"HEAD":
             self._unsent_length = 0
+        # Encoded when it is sent, not now: HPACK's table must change in the order of the frames on the wire.
         self._head = status, headers
         self.is_response_started = True
         if is_stream:
@@ -261,7 +264,7 @@ class Http2Client:
     async def _send(self, data: bytes, *, is_end: bool = False) -> None:
         """Send the head if it was held back, then ``data`` in frames, as windows and the client's reading allow."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        # The usual case. It saves the 10 µs of a cancel scope, which only a wait needs.
+        # The usual case, without the cost of a cancel scope, which only a wait needs.
         if self._can_send_at_once(len(data)):
             self._put(memoryview(data), is_end=is_end)
         else:
@@ -280,13 +283,14 @@ class Http2Client:
                 with trio.move_on_at(deadline) as stall_scope:
                     await self._wait_sendable(len(view))
                 if stall_scope.cancelled_caught:
-                    self.break_off()
+                    self.break_off()  # this stream only: the connection's other streams may be moving
                     raise ClientGone
                 sent = self._put(view, is_end=is_end)
                 view = view[sent:]
                 if not view:
                     return
                 progress += sent
+                # A window that opens by single bytes does not prolong the deadline.
                 if progress >= PROGRESS_BYTES:
                     deadline = trio.current_time() + self._limits.stall_timeout_seconds
                     progress = 0
@@ -294,6 +298,7 @@ class Http2Client:
                 self._connection.pass_turn()
                 await trio.lowlevel.checkpoint()
         finally:
+            # Also when cancelled: the turn that this stream may hold must not be lost.
             self._connection.pass_turn()
 
     def _put(self, view: memoryview, *, is_end: bool) -> int:
@@ -315,6 +320,7 @@ class Http2Client:
                 raise ClientGone
             if size and self._protocol.stream_window(self.stream_id) <= 0:
                 self._connection.pass_turn()  # this stream cannot use the turn that it may hold
+                # No await between the check and the new event: no opening of the window is missed.
                 self._window_opened = trio.Event()
                 await self._window_opened.wait()
             elif await self._connection.wait_turn(size):

@@ -132,14 +132,15 @@ class Http2Connection:
         """
         try:
             async with trio.open_nursery() as self._connection_nursery:
+                # Two nurseries: the exchanges end first, and the writer must still run for their last frames.
                 self._connection_nursery.start_soon(self._writer.run)
-                self.flush()
+                self.flush()  # our SETTINGS; they need not wait for the client's preface (RFC 9113 §3.4)
                 if self._is_draining or self._callbacks.is_draining():
                     self._is_draining = True
                     self._connection_nursery.start_soon(self._drain)
                 async with trio.open_nursery() as self._exchange_nursery:
                     await self._read()
-                    self._leave_all()
+                    self._leave_all()  # no more frames will come: for the exchanges the client has left
                 self._connection_nursery.cancel_scope.cancel()
         finally:
             self._connection_nursery = None
@@ -163,9 +164,10 @@ class Http2Connection:
         except Http2ConnectionError as error:
             await self._say_goodbye(error.code, str(error))
         except (OSError, trio.ClosedResourceError):
-            return
+            return  # a connection that is broken gets no GOAWAY
         if self._reading_scope.cancelled_caught and not self._writer.is_broken:
             # Cancelled by its own deadline, or by _end_if_done.
+            # An idle connection ends with NO_ERROR: its client did nothing wrong and may open another one.
             is_late = self.protocol.is_partial or not self.protocol.has_settings
             if is_late and trio.current_time() >= self._reading_scope.deadline:
                 await self._say_goodbye(ErrorCodes.PROTOCOL_ERROR, "timeout")
@@ -190,8 +192,9 @@ class Http2Connection:
             frame_count += 1
             for event in events:
                 self._handle(event)
+            # By time, not by count: a PING takes 2 µs, a header block up to some milliseconds.
             if time.perf_counter() >= slice_ends_at:
-                self._flush_replies()
+                self._flush_replies()  # others may write meanwhile, and replies must not be held back by them
                 await trio.lowlevel.checkpoint()
                 slice_ends_at = time.perf_counter() + SLICE_SECONDS
         self._flush_replies()
@@ -202,6 +205,7 @@ class Http2Connection:
 
     def _flush_replies(self) -> None:
         self.flush()
+        # Answers stop at unsent_bytes by themselves; beyond max_unsent_bytes these are replies to control frames.
         if self._writer.unsent_bytes > self._bounds.max_unsent_bytes:
             raise Http2ConnectionError(ErrorCodes.ENHANCE_YOUR_CALM, "the client does not read what it asks for")
 
@@ -209,11 +213,13 @@ class Http2Connection:
         limits, protocol = self._limits, self.protocol
         deadlines = [float("inf")]
         if not protocol.has_settings:
+            # Counted from the beginning, however slowly the preface drips in.
             deadlines.append(self._opened_at + limits.header_timeout_seconds)
         if protocol.is_partial:
             seconds = limits.body_timeout_seconds if protocol.is_partial_body else limits.header_timeout_seconds
             deadlines.append(self._partial_since + seconds)
         elif self.is_idle:
+            # Not moved by PING and other frames: only requests keep a connection.
             deadlines.append(self._idle_since + limits.keep_alive_timeout_seconds)
         self._reading_scope.deadline = min(deadlines)
 
@@ -252,6 +258,7 @@ class Http2Connection:
             await self._answer(client, refusal)
             await client.discard_rest()
         finally:
+            # In every case, also when cancelled: a response that is not complete must not look complete.
             client.close()
             del self._clients[client.stream_id]
             self._task_count -= 1
@@ -310,7 +317,7 @@ class Http2Connection:
         So no wake-up is lost, and a window for one frame does not wake a hundred streams.
         """
         if self._writer.is_full:
-            return
+            return  # on_room will pass the turn
         if self._room_turns:
             self._room_turns.unpark()
         elif self._window_turns and self.protocol.connection_window > 0:
@@ -325,6 +332,7 @@ class Http2Connection:
         self.flush()
         with trio.move_on_after(DRAIN_SECONDS):
             await self._ping_answered.wait()
+        # Streams that arrive from now on were opened after the client saw the first GOAWAY, or would have had time to.
         self.protocol.refuses_after = self.protocol.last_stream_id
         self.protocol.send_goaway(self.protocol.last_stream_id, ErrorCodes.NO_ERROR)
         self.flush()
@@ -333,7 +341,7 @@ class Http2Connection:
 
     async def _say_goodbye(self, code: ErrorCodes, text: str) -> None:
         """Send the last GOAWAY, give up the open streams, and linger."""
-        self.protocol.abandon()
+        self.protocol.abandon()  # before anything is sent: h2 raises on every send after a connection error
         self.protocol.send_goaway(self.protocol.last_stream_id, code, text)
         self.flush()
         self._leave_all()
@@ -353,6 +361,7 @@ class Http2Connection:
     def _leave_all(self) -> None:
         for client in self._clients.values():
             client.leave()
+        # All at once here: each of them raises ClientGone instead of sending.
         self._room_turns.unpark_all()
         self._window_turns.unpark_all()
 

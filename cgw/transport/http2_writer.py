@@ -51,6 +51,7 @@ class Http2Writer:
         """Write ``data`` now or later, in order. Discards it once the connection is broken."""
         if self.is_broken or not data:
             return
+        # Only while nothing is unsent: otherwise these bytes would overtake those, in the middle of a frame.
         if not self._unsent:
             try:
                 sent = self._transport.send_nowait(data)
@@ -69,7 +70,7 @@ class Http2Writer:
         """Write unsent bytes as the client reads, until cancelled or the connection is broken."""
         while not self.is_broken:
             await self._wanted.wait()
-            self._wanted = trio.Event()
+            self._wanted = trio.Event()  # before the loop, so that a write during its last await is not missed
             while self._unsent and not self.is_broken:
                 await self._send_some()
 
@@ -83,6 +84,7 @@ class Http2Writer:
         # applied to each answer by itself (PROGRESS_BYTES in Http2Client).
         with trio.move_on_after(self._stall_timeout_seconds) as stall_scope:
             try:
+                # Waiting first: the kernel has just refused these bytes, or a part of them.
                 await trio.lowlevel.wait_writable(self._transport.sock)
                 sent = self._transport.send_nowait(self._unsent)
             except BlockingIOError:
@@ -96,12 +98,14 @@ class Http2Writer:
             return
         was_full = self.is_full
         del self._unsent[:sent]
+        # After the deletion, since on_room runs code that may write.
         if was_full and not self.is_full:
             self._on_room()
         if not self._unsent:
             self._wake_flush()
 
     def _break(self) -> None:
+        # Frames for a broken connection are dropped, not kept: its exchanges may take a while to end.
         self.is_broken = True
         self._unsent.clear()
         self._wanted.set()

@@ -76,6 +76,7 @@ class FloodBucket:
 
     def charge(self, cost: float) -> None:
         """Take ``cost`` tokens. Raises :exc:`Http2ConnectionError` (ENHANCE_YOUR_CALM) if there are not enough."""
+        # Refilled first, then capped, then charged: a long idle time never yields more than one burst.
         now = self.clock()
         self._tokens = min(self._tokens + (now - self._refilled_at) * self.rate, self.burst) - cost
         self._refilled_at = now

@@ -106,7 +106,9 @@ class Http2Core:
         self.h2.initiate_connection()
         # The announced bound is enforced by Http2Protocol with REFUSED_STREAM; h2 would end the connection.
         self.h2.local_settings = _build_settings(bounds, max_head_bytes, 2**31 - 1)
+        # The connection's window has no setting; it starts at 65,535 and grows by WINDOW_UPDATE (RFC 9113 §6.9.2).
         self.h2.increment_flow_control_window(bounds.connection_window_bytes - 65_535)
+        # Http2Protocol checks the client's preface itself, byte by byte.
         self.h2.receive_data(HTTP2_PREFACE)
 
     @property

@@ -69,6 +69,7 @@ class FrameSplitter:
 
     def feed(self, data: bytes) -> None:
         """Append received bytes."""
+        # Once per read, not per frame: the consumed bytes are dropped here.
         self._buffer = self._buffer[self._start :] + data
         self._start = 0
 

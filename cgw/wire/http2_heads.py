@@ -50,6 +50,7 @@ def parse_request_fields(fields: Fields, max_head_bytes: int) -> RequestHead:
         raise Refusal(431, f"the request head is larger than {max_head_bytes} bytes")
     target = _check_pseudo_fields(pseudo)
     host = _read_host(pseudo, regular)
+    # te speaks of this connection only; host is the first field now.
     rest = _join_cookies([field for field in regular if field[0] not in (b"host", b"te")])
     return RequestHead(pseudo[b":method"], target, ((b"host", host), *rest), b"2")
 
@@ -114,6 +115,7 @@ def _check_pseudo_fields(pseudo: dict[bytes, bytes]) -> bytes:
     method, scheme, path = pseudo.get(b":method"), pseudo.get(b":scheme"), pseudo.get(b":path")
     if method is None or not _METHOD.fullmatch(method):
         raise MalformedFields("no method, or not a valid one")
+    # Its form differs: no scheme and no path. It must be handled before those are required.
     if method == b"CONNECT":
         if scheme is not None or path is not None:
             raise MalformedFields("CONNECT with a scheme or a path")
@@ -135,6 +137,7 @@ def _read_host(pseudo: dict[bytes, bytes], regular: list[tuple[bytes, bytes]]) -
     if len(singles) != len(set(singles)):
         raise MalformedFields("a field twice that may be there once")
     host = next((value for name, value in regular if name == b"host"), None)
+    # Both may be there only if they agree: otherwise two parsers could route by different names.
     authority = pseudo.get(b":authority", host)
     if authority is None:
         raise Refusal(400, "malformed request: neither :authority nor host")

@@ -77,6 +77,7 @@ class Http2Streams:
         """
         size = max(0, min(len(data), self.frame_room(stream_id)))
         if is_end and size == len(data):
+            # END_STREAM changes h2's state of the stream, so h2 must send this frame.
             self._h2.send_data(stream_id, bytes(data), end_stream=True)
             self._output += self._core.take_output()
         elif size:
@@ -117,6 +118,7 @@ class Http2Streams:
 
     def widen(self, stream_id: int) -> None:
         """Widen a live stream's window to ``body_window_bytes``. To be called once per stream."""
+        # By WINDOW_UPDATE on this stream, not by SETTINGS: the others keep their small first windows.
         increment = self._bounds.body_window_bytes - self._bounds.stream_window_bytes
         self._h2.increment_flow_control_window(increment, stream_id)
         self._output += self._core.take_output()
