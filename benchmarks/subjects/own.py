@@ -1,4 +1,4 @@
-"""cgw itself: with authentication, limits (its embedded store) and events (SQLite) on."""
+"""cgw itself: with authentication, limits (its embedded store) and events on."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ def usage(
     from cgw.cli.usage_report import render_json, render_table
     from cgw.events.report import summarise
 
-    path = (data_dir or load_settings_of_process().data.directory) / "events.sqlite"
+    folder = (data_dir or load_settings_of_process().data.directory) / "events"
     rows = summarise(
-        path,
+        folder,
         since=since and since.replace(tzinfo=UTC),
         until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
         actor=actor,
@@ -37,4 +37,4 @@ def usage(
         return
     click.echo(render_table(rows, is_terminal=sys.stdout.isatty(), width=terminal_width()), nl=False)
     if not rows:
-        click.echo(f"no such completions are recorded in {path}", err=True)
+        click.echo(f"no such completions are recorded in {folder}", err=True)

@@ -21,11 +21,11 @@ from attrs import frozen
 
 from cgw.actors.tokens import hash_token, new_token
 from cgw.demo.paste import CLAUDE, build_snippets
-from cgw.demo.recorded import RecordedEvent, count_completions, read_last_completion, read_last_seq
+from cgw.demo.recorded import count_completions, read_last_completion
 from cgw.demo.screen import Screen, has_colour
 from cgw.demo.tour_client import Client, Overhead, RequestFailed, Target, measure_overhead, open_client
-from cgw.errors import CgwError, ConfigError
-from cgw.events.database import describe
+from cgw.errors import CgwError, ConfigError, explain_os_error
+from cgw.events.lines import EventLine
 from cgw.service.lifecycle import Service, open_service
 from cgw.service.settings import load_settings
 from cgw.telemetry.logs import Logs, open_logging
@@ -94,7 +94,9 @@ def choose_port(port: int | None) -> int:
         except (OSError, OverflowError) as error:
             if not port:
                 return 0
-            raise ConfigError([f"port {port} cannot be used ({describe(error)}); --port names another"]) from error
+            raise ConfigError(
+                [f"port {port} cannot be used ({explain_os_error(error)}); --port names another"]
+            ) from error
     return wanted
 
 
@@ -104,7 +106,7 @@ def _open_log(level: str) -> AbstractContextManager[Logs]:
 
 
 async def _wait_settled(service: Service) -> None:
-    """Let the tour's own exchanges come to their end, so that what follows in log and spool is the visitor's."""
+    """Let the tour's own exchanges come to their end, so that what follows in log and events is the visitor's."""
     with trio.move_on_after(SETTLE_SECONDS):
         while service.server.connection_count:  # noqa: ASYNC110 - at most a few turns
             await trio.sleep(0.005)
@@ -171,8 +173,8 @@ class _Tour:
         self._actors = _Actors(new_token(), new_token())
         self._upstream_key = new_token()
         self._is_given = False
-        self._spool_path: Path | None = None
-        self._tour_seq = 0
+        self._events_folder: Path | None = None
+        self._tour_events = 0
 
     async def run(self) -> int:
         """Give the tour; a signal ends it at any point."""
@@ -204,13 +206,13 @@ class _Tour:
             settings = load_settings(self._environ(upstream.url))
             started = time.perf_counter()
             async with open_service(settings) as service:
-                self._spool_path = service.spool_path
+                self._events_folder = service.events_folder
                 self._show_start(service, upstream, time.perf_counter() - started)
                 await self._show_answer(service)
                 await self._show_overhead(service, upstream)
                 self._show_snippets(service)
                 await _wait_settled(service)
-                self._tour_seq = await trio.to_thread.run_sync(read_last_seq, service.spool_path)
+                self._tour_events = await trio.to_thread.run_sync(count_completions, service.events_folder)
                 self._is_given = True
                 if not self._once:
                     self._show_serving(service)
@@ -273,10 +275,10 @@ class _Tour:
             "dim",
         )
         self._show_limits(head)
-        # The event was committed before the answer's last byte was released: it is there by now.
-        event = await trio.to_thread.run_sync(read_last_completion, service.spool_path, self._actors.shown_id)
+        # The event was written before the answer's last byte was released: it is there by now.
+        event = await trio.to_thread.run_sync(read_last_completion, service.events_folder, self._actors.shown_id)
         if event is None:
-            raise RequestFailed("the answer is whole, but its usage event is not in the spool")
+            raise RequestFailed("the answer is whole, but its usage event is not in the event log")
         self._show_event(event)
 
     async def _show_tokens(self, client: Client) -> list[float]:
@@ -295,8 +297,8 @@ class _Tour:
         values = ((name, head.header(name.encode("ascii"))) for name in SHOWN_HEADERS)
         self._screen.show_facts([(name, value.decode("latin-1")) for name, value in values if value is not None])
 
-    def _show_event(self, event: RecordedEvent) -> None:
-        self._screen.show_section("The usage event, committed before the answer's last byte was released")
+    def _show_event(self, event: EventLine) -> None:
+        self._screen.show_section("The usage event, written before the answer's last byte was released")
         facts = [("id", event.id), ("name", event.name), ("source", event.source), ("identifier", event.identifier)]
         facts += [("created_at", event.created_at)]
         facts += [
@@ -340,9 +342,9 @@ class _Tour:
         self._screen.say(f"{service.url} is open until Ctrl-C; each completion request gets a line here.")
 
     def _say_goodbye(self) -> None:
-        if self._spool_path is None:
+        if self._events_folder is None:
             return
-        served = count_completions(self._spool_path, after_seq=self._tour_seq)
+        served = count_completions(self._events_folder) - self._tour_events
         self._screen.skip_line()
         self._screen.say(f"Served {served} {'completion' if served == 1 else 'completions'} after the tour. Bye.")
 

@@ -18,14 +18,13 @@ from cgw.actors.source import AccessTokenDenied, NotFromSource, Sources
 from cgw.errors import (
     ClientGone,
     Refusal,
-    SpoolError,
     StoreUnavailable,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from cgw.events import records
-from cgw.events.spool import Spool
+from cgw.events.event_log import EventLog
 from cgw.gateway.answer import (
     answer_status,
     build_answer_headers,
@@ -68,7 +67,7 @@ class Gateway:
     limiter: Limiter
     pool: UpstreamPool
     relay: FlatRelay
-    spool: Spool
+    event_log: EventLog
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
 
@@ -143,6 +142,9 @@ class Exchange:
 
     async def _serve(self, exchange_nursery: trio.Nursery) -> None:
         head, gateway = self._client.head, self._gateway
+        if not gateway.event_log.is_accepting:  # before the request costs anything
+            retry_after = (b"retry-after", b"1")
+            raise Refusal(503, "usage cannot be recorded right now, please retry", headers=[retry_after])
         actor = await self._authenticate()
         feature = select_feature(head, self._dialect)
         timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
@@ -161,19 +163,19 @@ class Exchange:
         await self._forward(actor, feature, prepared, admission, deadline)
 
     async def _authenticate(self) -> Actor:
-        head, spool = self._client.head, self._gateway.spool
+        head = self._client.head
         try:
             actor = await self._gateway.sources.get(extract_token(head.headers))
         except NotFromSource as error:
             raise Refusal(401, str(error)) from None
         except AccessTokenDenied as error:
-            await self._record(spool, records.unauthorized(error.source, error.reason))
+            await self._record(records.unauthorized(error.source, error.reason))
             raise Refusal(401, str(error)) from None
         self.journal.authenticated(actor)
         try:
             check_access(actor, head.path.decode("latin-1"))
         except Refusal:
-            await self._record(spool, records.access_denied(actor))
+            await self._record(records.access_denied(actor))
             raise
         return actor
 
@@ -199,7 +201,7 @@ class Exchange:
                 gateway.refresher.request(actor)  # its limits may have been raised meanwhile
             refusal = build_limit_refusal(exceeded, feature, self.journal.now())
             event = records.rate_limited(actor, feature, error=refusal.message, cause=exceeded.cause)
-            await self._record(gateway.spool, event)
+            await self._record(event)
             raise refusal from None
         except StoreUnavailable:
             # Why is said by the limiter, once for all requests that it happens to.
@@ -298,10 +300,8 @@ class Exchange:
             usage = self._dialect.read_usage(prepared, journal.upstream_head, body)
             self._used_tokens = count_tokens(usage, body.total_bytes)
         event = journal.completions_finished(actor, feature, self._dialect.provider, prepared, usage)
-        with trio.move_on_after(CONCLUDE_SECONDS, shield=True) as record_scope:
-            await self._record(self._gateway.spool, event)
-        if record_scope.cancelled_caught:
-            logger.error("a usage event was not committed within %g seconds: %s", CONCLUDE_SECONDS, event)
+        with trio.CancelScope(shield=True):
+            await self._record(event)
 
     async def _settle(self, admission: Admission) -> None:
         """Charge the admission or give it back, once; shielded and bounded as :meth:`_record_usage`."""
@@ -311,9 +311,9 @@ class Exchange:
         with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
             await self._gateway.limiter.settle(admission, is_charged=self.journal.is_charged, tokens=self._used_tokens)
 
-    async def _record(self, spool: Spool, event: UsageEvent) -> None:
-        """Make ``event`` durable. If that fails, the log is the last resort, and serving goes on."""
-        try:
-            await spool.record(event)
-        except SpoolError as error:
-            logger.error("a usage event could not be spooled: %s; it reads: %s", error, event)
+    async def _record(self, event: UsageEvent) -> None:
+        """Record ``event``; wait for the disk only where it is slow, or where each event is to be synced."""
+        event_log = self._gateway.event_log
+        event_log.record(event)
+        if event_log.must_wait:
+            await event_log.wait_durable(trio.current_time() + CONCLUDE_SECONDS)

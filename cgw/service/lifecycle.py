@@ -1,7 +1,7 @@
 """The running service: what it opens, in which order, and how it drains and ends.
 
 Lifetimes end in the reverse of their order here: clients' connections first, then the background tasks that exchanges
-use, then the Redis links, the event spool and the embedded server. So an exchange that ends late still finds what it
+use, then the Redis links, the event log and the embedded server. So an exchange that ends late still finds what it
 needs to record and to settle.
 """
 
@@ -20,7 +20,7 @@ from attrs import frozen
 
 from cgw.control.hypercorn_engine import HypercornEngine
 from cgw.errors import ConfigError
-from cgw.events.spool import open_spool
+from cgw.events.event_log import EventLogOptions, open_event_log
 from cgw.gateway.exchange import Gateway
 from cgw.gateway.http_engine import HttpEngine
 from cgw.lifetime import open_background_task
@@ -34,14 +34,14 @@ from cgw.transport.server import Server, open_listeners
 CUT_SECONDS = 15.0
 """How long connections that are cut at the end of a drain may take to record and settle."""
 
-SPOOL_NAME = "events.sqlite"
+EVENTS_NAME = "events"
 
 logger = logging.getLogger("cgw.service")
 
 
 @frozen
 class Service:
-    """A running gateway. ``spool_path`` is where its usage events are."""
+    """A running gateway. ``events_folder`` is where its usage events are."""
 
     settings: Settings
     server: Server
@@ -49,7 +49,7 @@ class Service:
     hypercorn_engine: HypercornEngine
     gateway: Gateway
     redis: Store
-    spool_path: Path
+    events_folder: Path
 
     @property
     def port(self) -> int:
@@ -98,11 +98,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         for listener in listeners:
             stack.callback(listener.socket.close)
         redis_url = await _choose_redis(stack, settings)
-        spool = await stack.enter_async_context(open_spool(data_dir / SPOOL_NAME))
+        events_folder = data_dir / EVENTS_NAME
+        event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
         redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
         webhook = await _open_webhook(stack, settings, tls_context)
         notifier = Notifier(webhook, settings.limits.dotcom_api_url)
-        gateway = build_gateway(settings, sources, tls_context, redis, notifier, spool)
+        gateway = build_gateway(settings, sources, tls_context, redis, notifier, event_log)
         stack.callback(gateway.relay.close)
         http_engine, hypercorn_engine = build_engines(settings, gateway, dialects, redis)
         server = Server(listeners)
@@ -111,7 +112,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             await stack.enter_async_context(open_background_task(run))
         await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))
         try:
-            yield Service(settings, server, http_engine, hypercorn_engine, gateway, redis, data_dir / SPOOL_NAME)
+            yield Service(settings, server, http_engine, hypercorn_engine, gateway, redis, events_folder)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CUT_SECONDS):
                 server.cut()

@@ -1,12 +1,10 @@
-"""What the tests of the event spool share: a place for it, ways to look into it, and a disk that is held up."""
+"""What the tests of the event log share: a folder for it, and processes of their own."""
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,33 +13,8 @@ import cgw
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool" / "events.sqlite"
-
-
-@pytest.fixture
-def query(path: Path) -> Callable[[str], list[tuple[object, ...]]]:
-    """Run a query on the spool through a connection of its own, as an operator would."""
-
-    def run(sql: str) -> list[tuple[object, ...]]:
-        with closing(sqlite3.connect(path)) as connection:
-            return connection.execute(sql).fetchall()
-
-    return run
-
-
-@pytest.fixture
-def hold_writes(path: Path) -> Callable[[], object]:
-    """A context manager during which no other connection can commit to the spool."""
-
-    @contextmanager
-    def hold() -> Iterator[None]:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield
-            connection.execute("ROLLBACK")
-
-    return hold
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "events"
 
 
 @pytest.fixture
@@ -54,6 +27,7 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             [sys.executable, "-c", script, *arguments],
             cwd=Path(cgw.__file__).parents[1],
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         processes.append(process)
@@ -62,6 +36,4 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for process in processes:
         process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        process.communicate()

@@ -1,0 +1,463 @@
+"""The event log: each usage event is one line, appended with one write before the end of its response is released.
+
+How a line gets to the disk::
+
+    inline   ── a write took longer than 20 ms ──▶  deferred (queued; a thread writes; callers wait)
+       ▲                                               │
+       └── a second of quick writes, empty queue ──────┘
+
+and, independent of that, whether it gets there at all::
+
+    writing  ── a write or a sync failed ──▶  failing (lines go to the log; with ``refuse``, no new requests)
+       ▲                                               │
+       └── a new segment could be written to ──────────┘    tried every second
+
+Every change of state is logged once. All methods belong to the Trio thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from attrs import field, frozen
+
+from cgw.errors import ConfigError, explain_os_error
+from cgw.events.imports import LOG_MARK, import_sqlite
+from cgw.events.lines import render_for_log, render_line
+from cgw.events.retention import delete_old_segments
+from cgw.events.segments import OpenSegment, adopt_segments, create_segment
+from cgw.events.settings import EventSettings
+from cgw.lifetime import open_background_task
+from cgw.model import UsageEvent
+
+T = TypeVar("T")
+
+FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""With these a service starts nevertheless: they may pass while it runs."""
+
+SLOW_SECONDS = 0.020
+"""A write that takes longer would be felt as a gap in every stream."""
+
+QUICK_AGAIN_SECONDS = 1.0
+MAX_BATCH_BYTES = 2**20
+MAX_QUEUED_BYTES = 16 * 2**20
+CHECK_SECONDS = 1.0
+HOUSEKEEPING_SECONDS = 60.0
+
+logger = logging.getLogger("cgw.events")
+
+
+@frozen
+class EventLogOptions:
+    """How an event log behaves. Sizes in bytes, times in seconds."""
+
+    settings: EventSettings = field(factory=EventSettings)
+    segment_bytes: int = 16 * 2**20
+    """A segment is sealed within a second of reaching this size, or this age."""
+    segment_seconds: float = 3600.0
+    close_seconds: float = 10.0
+    """How long closing may wait for a slow disk."""
+
+
+@frozen
+class EventLogStatistics:
+    """Counts since opening; only ``waiting`` goes down again.
+
+    ``recorded`` events are in a segment, ``waiting`` ones in memory because the disk is slow. ``dropped`` ones could
+    not be written and went to the log instead; ``dropped_blank`` had no identifier. ``failures`` and ``slow_spells``
+    count changes of state.
+    """
+
+    recorded: int
+    waiting: int
+    dropped: int
+    dropped_blank: int
+    failures: int
+    slow_spells: int
+    syncs: int
+
+
+class EventLog:
+    """Where usage events are recorded. Made by :func:`open_event_log`.
+
+    ``must_wait`` says that :meth:`wait_durable` has to follow :meth:`record`. ``is_accepting`` is false while events
+    cannot be written and the operator wants requests refused meanwhile, before they cost anything.
+    """
+
+    def __init__(self, folder: Path, options: EventLogOptions, segment: OpenSegment | None) -> None:
+        self.folder = folder
+        self._options = options
+        self._has_sync_always = options.settings.fsync == "always"
+        self._segment = segment
+        self.must_wait = self._has_sync_always
+        self.is_accepting = True
+        self._failure: str | None = None
+        self._is_closed = False
+        self._cannot_replace = False  # said already
+        # The deferred state. Sequence numbers count the lines that were written or queued.
+        self._is_deferred = False
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._in_flight: list[bytes] = []
+        self._last_slow = -math.inf
+        self._sequence = self._durable_sequence = self._synced_sequence = 0
+        self._wake = trio.Event()
+        self._progress = trio.Event()
+        # Threads use the segment one at a time. Inline writes need no lock: while a line can be written inline,
+        # threads only sync and replace the segment.
+        self._disk = trio.Lock()
+        self._recorded = self._dropped = self._dropped_blank = 0
+        self._failures = self._slow_spells = self._syncs = 0
+
+    def record(self, event: UsageEvent) -> None:
+        """Append ``event``; never raises, whatever the disk does. One system call in the normal case.
+
+        When it returns, the event survives the death of the process, unless :attr:`must_wait` is true: then it does
+        once :meth:`wait_durable` has returned. An event that cannot be written is logged at error level as a line
+        that ``cgw events import`` reads. One with a blank identifier is discarded and counted, as in the reference.
+        """
+        if not event.identifier.strip():
+            self._dropped_blank += 1
+            return
+        line = render_line(event)
+        if self._is_deferred:
+            self._defer(line)
+            return
+        if self._segment is None:
+            self._give_up([line], "the event log is closed" if self._is_closed else "there is no segment")
+            return
+        started = time.perf_counter()
+        try:
+            self._segment.append(line)
+        except OSError as error:
+            self._give_up([line], explain_os_error(error))
+        else:
+            self._recorded += 1
+            self._sequence += 1
+        seconds = time.perf_counter() - started
+        if seconds > SLOW_SECONDS:
+            self._begin_deferring(seconds)
+
+    async def wait_durable(self, deadline: float = math.inf) -> None:
+        """Wait until every event recorded so far is as durable as the settings ask for, or has gone to the log.
+
+        Gives up at ``deadline`` (Trio's clock): the events stay queued, and are written when the disk takes them.
+        Cancelling ends the waiting only.
+        """
+        if not self.must_wait:
+            await trio.lowlevel.checkpoint()
+            return
+        ticket = self._sequence
+        with trio.move_on_at(deadline) as deadline_scope:
+            while self._durable_sequence < ticket:
+                self._wake.set()
+                await self._progress.wait()
+        if deadline_scope.cancelled_caught:
+            logger.error("a usage event is not on the disk yet, its response is released: the disk is too slow")
+
+    def statistics(self) -> EventLogStatistics:
+        """Return counts since opening."""
+        return EventLogStatistics(
+            recorded=self._recorded,
+            waiting=len(self._queue) + len(self._in_flight),
+            dropped=self._dropped,
+            dropped_blank=self._dropped_blank,
+            failures=self._failures,
+            slow_spells=self._slow_spells,
+            syncs=self._syncs,
+        )
+
+    def describe(self) -> str | None:
+        """Return one sentence for operators while events are not written as they should be, otherwise ``None``."""
+        if self._failure is not None:
+            policy = "written to the log instead" if self.is_accepting else "refused"
+            what = "they are" if self.is_accepting else "new requests are"
+            return (
+                f"usage events cannot be written ({self._failure}), so {what} {policy}; "
+                f"{self._dropped} went to the log since the start"
+            )
+        if self._is_deferred:
+            return f"the disk of the usage events is slow; {self.statistics().waiting} events wait for it"
+        return None
+
+    # --- failing -----------------------------------------------------------------------------------------------------
+
+    def _give_up(self, lines: Sequence[bytes], reason: str) -> None:
+        self._fail(reason)
+        self._dropped += len(lines)
+        for line in lines:
+            logger.error("%s%s", LOG_MARK, render_for_log(line))
+
+    def _fail(self, reason: str) -> None:
+        if self._failure is not None or self._is_closed:
+            return
+        self._failure = reason
+        self._failures += 1
+        self.is_accepting = self._options.settings.when_full != "refuse"
+        logger.error(
+            "usage events cannot be written to %s: %s; %s. Make room or mend the folder; until then events are "
+            "logged as lines that `cgw events import` reads",
+            self.folder,
+            reason,
+            "requests are served" if self.is_accepting else "new requests get 503",
+        )
+
+    def _recover(self) -> None:
+        if self._failure is not None:
+            self._failure = None
+            self.is_accepting = True
+            logger.warning(
+                "usage events are written again; %d went to the log since the start, `cgw events import` reads them",
+                self._dropped,
+            )
+
+    # --- deferred writing and syncing --------------------------------------------------------------------------------
+
+    def _begin_deferring(self, seconds: float) -> None:
+        self._is_deferred = self.must_wait = True
+        if not self._has_sync_always:
+            self._durable_sequence = self._sequence  # what was written inline needs no waiting for
+        self._last_slow = trio.current_time()
+        self._slow_spells += 1
+        logger.warning(
+            "writing a usage event took %.0f ms: a thread writes them until the disk of %s is quick again",
+            seconds * 1000,
+            self.folder,
+        )
+
+    def _end_deferring(self) -> None:
+        self._is_deferred = False
+        self.must_wait = self._has_sync_always
+        logger.warning("the disk of %s is quick again: usage events are written directly", self.folder)
+
+    def _defer(self, line: bytes) -> None:
+        if self._queued_bytes + len(line) > MAX_QUEUED_BYTES:
+            self._give_up([line], f"{len(self._queue)} events wait for the disk already")
+            return
+        self._queue.append(line)
+        self._queued_bytes += len(line)
+        self._sequence += 1
+        self._wake.set()
+
+    async def _run_writer(self) -> None:
+        while True:
+            await self._wake.wait()
+            async with self._disk:
+                self._wake = trio.Event()  # set again by whoever comes while this round is under way
+                await self._write_round()
+
+    async def _write_round(self) -> None:
+        """Write a batch of the queue, sync if each event is to be synced, and wake those who wait for that."""
+        segment = self._segment
+        batch_bytes = 0
+        while self._queue and batch_bytes < MAX_BATCH_BYTES:
+            line = self._queue.popleft()
+            batch_bytes += len(line)
+            self._in_flight.append(line)
+        self._queued_bytes -= batch_bytes
+        if self._queue:
+            self._wake.set()
+        reached = self._sequence - len(self._queue)
+        if segment is None:
+            write_error: OSError | None = OSError("there is no segment")
+            sync_error: OSError | None = None
+            seconds = 0.0
+        else:
+            write_error, sync_error, seconds = await _in_thread(
+                partial(_write_and_sync, segment, b"".join(self._in_flight), self._has_sync_always)
+            )
+        batch, self._in_flight = self._in_flight, []
+        if write_error is not None:
+            self._give_up(batch, explain_os_error(write_error))
+        else:
+            self._recorded += len(batch)
+            self._note_sync(sync_error, reached)
+        self._durable_sequence = reached
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
+        if seconds > SLOW_SECONDS:
+            self._last_slow = trio.current_time()
+            return
+        # Only a batch that was written proves that the disk is quick, and only an empty queue keeps the order.
+        is_quick = bool(batch) and trio.current_time() - self._last_slow >= QUICK_AGAIN_SECONDS
+        if is_quick and self._is_deferred and not self._queue:
+            self._end_deferring()
+
+    def _note_sync(self, error: OSError | None, reached: int) -> None:
+        if error is not None:
+            # The kernel may have discarded what it could not write and report success next time: only a new segment
+            # can be trusted again, which is what ends the failing state.
+            self._fail(f"syncing failed: {explain_os_error(error)}")
+        elif self._has_sync_always:
+            self._synced_sequence = reached
+            self._syncs += 1
+
+    # --- the segment in its place ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write what is deferred, sync, check and replace the segment, adopt and delete old ones, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_writer)
+            nursery.start_soon(self._run_checks)
+            nursery.start_soon(self._run_housekeeping)
+
+    async def _run_checks(self) -> None:
+        while True:
+            await trio.sleep(CHECK_SECONDS)
+            async with self._disk:
+                if not self._is_closed:
+                    await self._check()
+
+    async def _check(self) -> None:
+        segment, options = self._segment, self._options
+        if segment is None:
+            await self._replace(is_needed=True)
+            return
+        if options.settings.fsync == "interval" and self._synced_sequence < self._sequence and not self._failure:
+            reached = self._sequence
+            try:
+                await _in_thread(segment.sync)
+            except OSError as error:
+                self._fail(f"syncing failed: {explain_os_error(error)}")
+            else:
+                self._synced_sequence = reached
+                self._syncs += 1
+        if not await _in_thread(segment.is_in_place):
+            logger.error("event segment %s was removed or renamed; starting a new one", segment.segment.path)
+            await self._replace(is_needed=True)
+        elif self._failure is not None:
+            await self._replace(is_needed=True)
+        elif segment.length >= options.segment_bytes or (
+            segment.length and time.monotonic() - segment.started >= options.segment_seconds
+        ):
+            await self._replace(is_needed=False)
+
+    async def _replace(self, *, is_needed: bool) -> None:
+        """Go on in a new segment and seal the present one; if there can be none, go on as before."""
+        try:
+            segment = await _in_thread(partial(create_segment, self.folder))
+        except OSError as error:
+            reason = f"a new segment cannot be started in {self.folder}: {explain_os_error(error)}"
+            if is_needed:
+                self._fail(reason)
+            elif not self._cannot_replace:
+                self._cannot_replace = True
+                logger.error("%s; the present one goes on", reason)
+            return
+        self._cannot_replace = False
+        # From here to the next await nothing else runs: each line is in one of the two segments.
+        old, self._segment = self._segment, segment
+        self._recover()
+        if old is None:
+            return
+        try:
+            lost = old.read_unchecked()
+            if lost:
+                segment.append(lost)
+            await _in_thread(partial(old.seal, has_sync=self._options.settings.fsync != "off"))
+        except OSError as error:
+            logger.error("event segment %s cannot be sealed: %s", old.segment.path, explain_os_error(error))
+
+    async def _run_housekeeping(self) -> None:
+        settings = self._options.settings
+        while True:
+            await trio.sleep(HOUSEKEEPING_SECONDS)
+            try:
+                await _in_thread(partial(_keep_house, self.folder, settings))
+            except OSError as error:
+                logger.error("event segments in %s cannot be listed: %s", self.folder, explain_os_error(error))
+
+    async def _close(self) -> None:
+        """Write what is queued and seal the segment, for a bounded time; what is left goes to the log."""
+        with trio.move_on_after(self._options.close_seconds, shield=True):
+            while self._queue or self._in_flight:
+                self._wake.set()
+                await self._progress.wait()
+            async with self._disk:
+                self._is_closed = True
+                segment, self._segment = self._segment, None
+                self._is_deferred = False
+                if segment is not None:
+                    try:
+                        await _in_thread(partial(segment.seal, has_sync=self._options.settings.fsync != "off"))
+                    except OSError as error:
+                        logger.error("event segment %s cannot be sealed: %s", segment.segment.path, error.strerror)
+            return
+        # The file stays open: a thread may be writing to it. The next start adopts it.
+        self._is_closed = True
+        self._segment = None
+        self._is_deferred = False
+        left = [*self._in_flight, *self._queue]
+        logger.error("the disk of %s did not take %d usage events; they follow", self.folder, len(left))
+        self._give_up(left, "closing")
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    # Abandoned when cancelled: a disk that hangs must not keep the process from ending.
+    return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+
+def _write_and_sync(segment: OpenSegment, data: bytes, has_sync: bool) -> tuple[OSError | None, OSError | None, float]:
+    started = time.perf_counter()
+    try:
+        if data:
+            segment.append(data)
+    except OSError as error:
+        return error, None, time.perf_counter() - started
+    seconds = time.perf_counter() - started  # of the write alone: a sync always takes its time
+    try:
+        if has_sync:
+            segment.sync()
+    except OSError as error:
+        return None, error, seconds
+    return None, None, seconds
+
+
+def _keep_house(folder: Path, settings: EventSettings) -> None:
+    adopt_segments(folder)
+    delete_old_segments(folder, retention_seconds=settings.retention_seconds, max_bytes=settings.max_bytes)
+
+
+@asynccontextmanager
+async def open_event_log(folder: Path, options: EventLogOptions | None = None) -> AsyncIterator[EventLog]:
+    """Open the event log in ``folder`` for the length of the block; any number of processes may share it.
+
+    Segments of processes that died are adopted first, and an ``events.sqlite`` of earlier versions beside the folder
+    is imported and set aside. A disk that is full does not keep it from opening. Raises
+    :exc:`~cgw.errors.ConfigError` when the folder cannot be created or written to for another reason.
+
+    On leaving, also by cancellation, what is queued is written and the segment sealed, shielded, for
+    ``close_seconds`` at most.
+    """
+    options = options or EventLogOptions()
+    segment, failure = await trio.to_thread.run_sync(_prepare, folder, options.settings)
+    event_log = EventLog(folder, options, segment)
+    if failure is not None:
+        event_log._fail(failure)
+    async with open_background_task(event_log.run):
+        try:
+            yield event_log
+        finally:
+            await event_log._close()
+
+
+def _prepare(folder: Path, settings: EventSettings) -> tuple[OpenSegment | None, str | None]:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _keep_house(folder, settings)
+        import_sqlite(folder.parent / "events.sqlite", folder)
+        return create_segment(folder), None
+    except OSError as error:
+        if error.errno in FULL_ERRORS:
+            return None, explain_os_error(error)
+        raise ConfigError([f"usage events cannot be kept in {folder}: {explain_os_error(error)}"]) from None
