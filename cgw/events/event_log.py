@@ -21,7 +21,6 @@ import errno
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,10 +31,11 @@ import trio
 from attrs import field, frozen
 
 from cgw.errors import ConfigError, explain_os_error
+from cgw.events.backlog import Backlog
 from cgw.events.imports import LOG_MARK, import_sqlite
 from cgw.events.lines import render_for_log, render_line
 from cgw.events.retention import delete_old_segments
-from cgw.events.segments import OpenSegment, adopt_segments, create_segment
+from cgw.events.segments import OpenSegment, WriteResult, adopt_segments, create_segment
 from cgw.events.settings import EventSettings
 from cgw.lifetime import open_background_task
 from cgw.model import UsageEvent
@@ -49,8 +49,6 @@ SLOW_SECONDS = 0.020
 """A write that takes longer would be felt as a gap in every stream."""
 
 QUICK_AGAIN_SECONDS = 1.0
-MAX_BATCH_BYTES = 2**20
-MAX_QUEUED_BYTES = 16 * 2**20
 CHECK_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 60.0
 
@@ -106,9 +104,7 @@ class EventLog:
         self._cannot_replace = False  # said already
         # The deferred state. Sequence numbers count the lines that were written or queued.
         self._is_deferred = False
-        self._queue: deque[bytes] = deque()
-        self._queued_bytes = 0
-        self._in_flight: list[bytes] = []
+        self._backlog = Backlog()
         self._last_slow = -math.inf
         self._sequence = self._durable_sequence = self._synced_sequence = 0
         self._wake = trio.Event()
@@ -169,7 +165,7 @@ class EventLog:
         """Return counts since opening."""
         return EventLogStatistics(
             recorded=self._recorded,
-            waiting=len(self._queue) + len(self._in_flight),
+            waiting=len(self._backlog) + len(self._backlog.batch),
             dropped=self._dropped,
             dropped_blank=self._dropped_blank,
             failures=self._failures,
@@ -241,13 +237,11 @@ class EventLog:
         logger.warning("the disk of %s is quick again: usage events are written directly", self.folder)
 
     def _defer(self, line: bytes) -> None:
-        if self._queued_bytes + len(line) > MAX_QUEUED_BYTES:
-            self._give_up([line], f"{len(self._queue)} events wait for the disk already")
-            return
-        self._queue.append(line)
-        self._queued_bytes += len(line)
-        self._sequence += 1
-        self._wake.set()
+        if self._backlog.add(line):
+            self._sequence += 1
+            self._wake.set()
+        else:
+            self._give_up([line], f"{len(self._backlog)} events wait for the disk already")
 
     async def _run_writer(self) -> None:
         while True:
@@ -259,38 +253,29 @@ class EventLog:
     async def _write_round(self) -> None:
         """Write a batch of the queue, sync if each event is to be synced, and wake those who wait for that."""
         segment = self._segment
-        batch_bytes = 0
-        while self._queue and batch_bytes < MAX_BATCH_BYTES:
-            line = self._queue.popleft()
-            batch_bytes += len(line)
-            self._in_flight.append(line)
-        self._queued_bytes -= batch_bytes
-        if self._queue:
+        data = self._backlog.take_batch()
+        if self._backlog:
             self._wake.set()
-        reached = self._sequence - len(self._queue)
+        reached = self._sequence - len(self._backlog)
         if segment is None:
-            write_error: OSError | None = OSError("there is no segment")
-            sync_error: OSError | None = None
-            seconds = 0.0
+            result = WriteResult(OSError("there is no segment"), None, 0)
         else:
-            write_error, sync_error, seconds = await _in_thread(
-                partial(_write_and_sync, segment, b"".join(self._in_flight), self._has_sync_always)
-            )
-        batch, self._in_flight = self._in_flight, []
-        if write_error is not None:
-            self._give_up(batch, explain_os_error(write_error))
+            result = await _in_thread(partial(segment.append_and_sync, data, has_sync=self._has_sync_always))
+        batch = self._backlog.end_batch()
+        if result.write_error is not None:
+            self._give_up(batch, explain_os_error(result.write_error))
         else:
             self._recorded += len(batch)
-            self._note_sync(sync_error, reached)
+            self._note_sync(result.sync_error, reached)
         self._durable_sequence = reached
         progress, self._progress = self._progress, trio.Event()
         progress.set()
-        if seconds > SLOW_SECONDS:
+        if result.write_seconds > SLOW_SECONDS:
             self._last_slow = trio.current_time()
             return
         # Only a batch that was written proves that the disk is quick, and only an empty queue keeps the order.
         is_quick = bool(batch) and trio.current_time() - self._last_slow >= QUICK_AGAIN_SECONDS
-        if is_quick and self._is_deferred and not self._queue:
+        if is_quick and self._is_deferred and not self._backlog:
             self._end_deferring()
 
     def _note_sync(self, error: OSError | None, reached: int) -> None:
@@ -380,7 +365,7 @@ class EventLog:
     async def _close(self) -> None:
         """Write what is queued and seal the segment, for a bounded time; what is left goes to the log."""
         with trio.move_on_after(self._options.close_seconds, shield=True):
-            while self._queue or self._in_flight:
+            while self._backlog.list_all():
                 self._wake.set()
                 await self._progress.wait()
             async with self._disk:
@@ -397,7 +382,7 @@ class EventLog:
         self._is_closed = True
         self._segment = None
         self._is_deferred = False
-        left = [*self._in_flight, *self._queue]
+        left = self._backlog.list_all()
         logger.error("the disk of %s did not take %d usage events; they follow", self.folder, len(left))
         self._give_up(left, "closing")
 
@@ -405,22 +390,6 @@ class EventLog:
 async def _in_thread(function: Callable[[], T]) -> T:
     # Abandoned when cancelled: a disk that hangs must not keep the process from ending.
     return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
-
-
-def _write_and_sync(segment: OpenSegment, data: bytes, has_sync: bool) -> tuple[OSError | None, OSError | None, float]:
-    started = time.perf_counter()
-    try:
-        if data:
-            segment.append(data)
-    except OSError as error:
-        return error, None, time.perf_counter() - started
-    seconds = time.perf_counter() - started  # of the write alone: a sync always takes its time
-    try:
-        if has_sync:
-            segment.sync()
-    except OSError as error:
-        return None, error, seconds
-    return None, None, seconds
 
 
 def _keep_house(folder: Path, settings: EventSettings) -> None:

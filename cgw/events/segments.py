@@ -73,6 +73,15 @@ def new_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
 
 
+@frozen
+class WriteResult:
+    """How appending and syncing went. ``write_seconds`` is for the write alone: a sync always takes its time."""
+
+    write_error: OSError | None
+    sync_error: OSError | None
+    write_seconds: float
+
+
 class OpenSegment:
     """A segment that this process appends to, used by one thread at a time. Every method blocks on the disk."""
 
@@ -110,6 +119,22 @@ class OpenSegment:
     def sync(self) -> None:
         """Wait until everything appended is on the disk. Raises :exc:`OSError`."""
         os.fdatasync(self.descriptor)
+
+    def append_and_sync(self, data: bytes, *, has_sync: bool) -> WriteResult:
+        """Append whole lines, then sync if asked; errors are in the result."""
+        started = time.perf_counter()
+        try:
+            if data:
+                self.append(data)
+        except OSError as error:
+            return WriteResult(error, None, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        try:
+            if has_sync:
+                self.sync()
+        except OSError as error:
+            return WriteResult(None, error, seconds)
+        return WriteResult(None, None, seconds)
 
     def is_in_place(self) -> bool:
         """Return whether the file still has its name; true also when that cannot be told."""
