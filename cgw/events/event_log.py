@@ -49,7 +49,6 @@ SLOW_SECONDS = 0.020
 """A write that takes longer would be felt as a gap in every stream."""
 
 QUICK_AGAIN_SECONDS = 1.0
-CHECK_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 60.0
 
 logger = logging.getLogger("cgw.events")
@@ -61,8 +60,10 @@ class EventLogOptions:
 
     settings: EventSettings = field(factory=EventSettings)
     segment_bytes: int = 16 * 2**20
-    """A segment is sealed within a second of reaching this size, or this age."""
+    """A segment is sealed at the first check after it has reached this size, or this age."""
     segment_seconds: float = 3600.0
+    check_seconds: float = 1.0
+    """How often the segment is looked after: whether it is in its place, and due to be synced or sealed."""
     close_seconds: float = 10.0
     """How long closing may wait for a slow disk."""
 
@@ -298,7 +299,7 @@ class EventLog:
 
     async def _run_checks(self) -> None:
         while True:
-            await trio.sleep(CHECK_SECONDS)
+            await trio.sleep(self._options.check_seconds)
             async with self._disk:
                 if not self._is_closed:
                     await self._check()

@@ -174,6 +174,9 @@ def _import_sqlite(path: Path, folder: Path) -> None:
         _open_temporary(folder) as target,
         closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection,
     ):
+        with suppress(sqlite3.DatabaseError):
+            # Folds the write-ahead log into the file, unless another process has it open, too.
+            connection.execute("PRAGMA journal_mode = DELETE")
         try:
             # Held until the file is renamed: a process of the earlier version that still runs waits, and then notices.
             connection.execute("BEGIN IMMEDIATE")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
 
@@ -19,6 +18,8 @@ logger = logging.getLogger("cgw.events")
 
 MAX_LINE_BYTES = 2**20
 """The longest line that is written. A reader discards anything longer without holding it in memory."""
+
+_MAX_DEPTH = 20
 
 
 class EventLine(msgspec.Struct):
@@ -46,32 +47,36 @@ def render_line(event: UsageEvent) -> bytes:
     moment = created_at.isoformat(timespec="microseconds")[:-6] + "Z"
     # msgspec takes any mapping type that is a dict; the others are copied.
     metadata = event.metadata if type(event.metadata) is dict else dict(event.metadata)
+    stored = EventLine(event.id, event.name, event.source, event.identifier, moment, metadata)
     try:
-        line = encode(EventLine(event.id, event.name, event.source, event.identifier, moment, metadata))
+        line = encode(stored)
+    except UnicodeEncodeError:  # half a surrogate pair, from a client's JSON
+        line = _encode_cleaned(stored)
     except (TypeError, ValueError, RecursionError) as error:
-        line = _render_slowly(event, moment, metadata, error)
+        logger.error("metadata of the usage event %s cannot be written as JSON as it is: %s", event.id, error)
+        line = _encode_cleaned(stored)
     if len(line) >= MAX_LINE_BYTES:
         logger.error("metadata of the usage event %s has %d bytes and is left out", event.id, len(line))
-        line = _render_slowly(event, moment, {"metadata_omitted_bytes": len(line)}, None)
+        stored.metadata = {"omitted_bytes": len(line)}
+        line = _encode_cleaned(stored)
     return line + b"\n"
 
 
-def _render_slowly(event: UsageEvent, moment: str, metadata: Mapping[str, Any], error: Exception | None) -> bytes:
-    if error is not None and not isinstance(error, UnicodeEncodeError):  # half a surrogate pair is a client's doing
-        logger.error("metadata of the usage event %s cannot be written as JSON: %s", event.id, error)
-    fields = {
-        "id": event.id,
-        "name": event.name.value,
-        "source": event.source,
-        "identifier": event.identifier,
-        "created_at": moment,
-        "metadata": metadata,
-    }
-    try:
-        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), default=str, skipkeys=True)
-    except (ValueError, RecursionError):  # a structure that holds itself
-        return _render_slowly(event, moment, {"metadata_omitted": str(error)}, None)
-    return text.encode("utf-8", "replace")
+def _encode_cleaned(stored: EventLine) -> bytes:
+    cleaned = EventLine(*(_clean(value) for value in msgspec.structs.astuple(stored)))
+    return encode(cleaned)
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    """Return ``value`` with everything that JSON in UTF-8 cannot hold as text."""
+    if isinstance(value, dict) and depth < _MAX_DEPTH:
+        return {_clean(str(key)): _clean(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
+        return [_clean(item, depth + 1) for item in value]
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value) if depth < _MAX_DEPTH else "…"
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def render_for_log(line: bytes) -> str:

@@ -66,8 +66,8 @@ def _open(segment: Segment) -> BinaryIO:
 def decode_lines(decoder: msgspec.json.Decoder[T], lines: bytes) -> tuple[list[T], int]:
     """Return what the whole ``lines`` hold, and how many are damaged. Blank lines are neither."""
     try:
-        found = decoder.decode_lines(lines)
-    except (msgspec.DecodeError, RecursionError):
+        found = decoder.decode_lines(lines)  # its errors, and those of invalid UTF-8, are ValueErrors
+    except (ValueError, RecursionError):
         return _decode_each(decoder, lines)
     # To msgspec a newline within a value is a blank: two damaged lines may make one value.
     return (found, 0) if len(found) == lines.count(b"\n") else _decode_each(decoder, lines)
@@ -79,7 +79,7 @@ def _decode_each(decoder: msgspec.json.Decoder[T], lines: bytes) -> tuple[list[T
         if line.strip():
             try:
                 found.append(decoder.decode(line))
-            except (msgspec.DecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 damaged += 1
     return found, damaged
 

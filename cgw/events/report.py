@@ -160,7 +160,7 @@ def _add_segment(table: _Table, segment: Segment, wanted: _Range) -> None:
 
 
 def _read_summary(segment: Segment, size: int) -> _Summary | None:
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, ValueError):
         summary = msgspec.json.decode(segment.beside(SUMMARY_SUFFIX).read_bytes(), type=_Summary)
         if (summary.version, summary.bytes) == (SUMMARY_VERSION, size):
             return summary
