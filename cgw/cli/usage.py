@@ -38,3 +38,6 @@ def usage(
     click.echo(render_table(rows, is_terminal=sys.stdout.isatty(), width=terminal_width()), nl=False)
     if not rows:
         click.echo(f"no such completions are recorded in {folder}", err=True)
+    earlier = folder.with_name("events.sqlite")
+    if earlier.exists():
+        click.echo(f"{earlier} is of an earlier version and not counted; cgw imports it when it starts", err=True)

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
-from attrs import field, frozen
 
 from cgw.errors import ConfigError, explain_os_error
 from cgw.events.backlog import Backlog
 from cgw.events.imports import LOG_MARK, import_sqlite
 from cgw.events.lines import render_for_log, render_line
+from cgw.events.options import EventLogOptions, EventLogStatistics
 from cgw.events.retention import delete_old_segments
 from cgw.events.segments import OpenSegment, WriteResult, adopt_segments, create_segment
 from cgw.events.settings import EventSettings
@@ -54,38 +54,6 @@ HOUSEKEEPING_SECONDS = 60.0
 logger = logging.getLogger("cgw.events")
 
 
-@frozen
-class EventLogOptions:
-    """How an event log behaves. Sizes in bytes, times in seconds."""
-
-    settings: EventSettings = field(factory=EventSettings)
-    segment_bytes: int = 16 * 2**20
-    """A segment is sealed at the first check after it has reached this size, or this age."""
-    segment_seconds: float = 3600.0
-    check_seconds: float = 1.0
-    """How often the segment is looked after: whether it is in its place, and due to be synced or sealed."""
-    close_seconds: float = 10.0
-    """How long closing may wait for a slow disk."""
-
-
-@frozen
-class EventLogStatistics:
-    """Counts since opening; only ``waiting`` goes down again.
-
-    ``recorded`` events are in a segment, ``waiting`` ones in memory because the disk is slow. ``dropped`` ones could
-    not be written and went to the log instead; ``dropped_blank`` had no identifier. ``failures`` and ``slow_spells``
-    count changes of state.
-    """
-
-    recorded: int
-    waiting: int
-    dropped: int
-    dropped_blank: int
-    failures: int
-    slow_spells: int
-    syncs: int
-
-
 class EventLog:
     """Where usage events are recorded. Made by :func:`open_event_log`.
 
@@ -96,6 +64,7 @@ class EventLog:
     def __init__(self, folder: Path, options: EventLogOptions, segment: OpenSegment | None) -> None:
         self.folder = folder
         self._options = options
+        self._has_sync = options.settings.fsync != "off"
         self._has_sync_always = options.settings.fsync == "always"
         self._segment = segment
         self.must_wait = self._has_sync_always
@@ -107,6 +76,7 @@ class EventLog:
         self._is_deferred = False
         self._backlog = Backlog()
         self._last_slow = -math.inf
+        self._is_late = False  # said already
         self._sequence = self._durable_sequence = self._synced_sequence = 0
         self._wake = trio.Event()
         self._progress = trio.Event()
@@ -159,8 +129,11 @@ class EventLog:
             while self._durable_sequence < ticket:
                 self._wake.set()
                 await self._progress.wait()
-        if deadline_scope.cancelled_caught:
-            logger.error("a usage event is not on the disk yet, its response is released: the disk is too slow")
+        if deadline_scope.cancelled_caught and not self._is_late:
+            self._is_late = True
+            logger.error(
+                "usage events are not on the disk yet, and their responses are released: %s is too slow", self.folder
+            )
 
     def statistics(self) -> EventLogStatistics:
         """Return counts since opening."""
@@ -269,6 +242,7 @@ class EventLog:
             self._recorded += len(batch)
             self._note_sync(result.sync_error, reached)
         self._durable_sequence = reached
+        self._is_late = False
         progress, self._progress = self._progress, trio.Event()
         progress.set()
         if result.write_seconds > SLOW_SECONDS:
@@ -290,7 +264,7 @@ class EventLog:
 
     # --- the segment in its place ------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Write what is deferred, sync, check and replace the segment, adopt and delete old ones, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_writer)
@@ -301,8 +275,12 @@ class EventLog:
         while True:
             await trio.sleep(self._options.check_seconds)
             async with self._disk:
-                if not self._is_closed:
+                if self._is_closed:
+                    continue
+                try:
                     await self._check()
+                except OSError as error:
+                    self._fail(f"the segment cannot be looked after: {explain_os_error(error)}")
 
     async def _check(self) -> None:
         segment, options = self._segment, self._options
@@ -331,11 +309,12 @@ class EventLog:
     async def _replace(self, *, is_needed: bool) -> None:
         """Go on in a new segment and seal the present one; if there can be none, go on as before."""
         try:
-            segment = await _in_thread(partial(create_segment, self.folder))
+            segment = await _in_thread(partial(create_segment, self.folder, has_sync=self._has_sync))
         except OSError as error:
             reason = f"a new segment cannot be started in {self.folder}: {explain_os_error(error)}"
             if is_needed:
                 self._fail(reason)
+                self._leave_deleted()
             elif not self._cannot_replace:
                 self._cannot_replace = True
                 logger.error("%s; the present one goes on", reason)
@@ -347,12 +326,21 @@ class EventLog:
         if old is None:
             return
         try:
-            lost = old.read_unchecked()
-            if lost:
+            if old.is_deleted() and (lost := old.read_unchecked()):
                 segment.append(lost)
-            await _in_thread(partial(old.seal, has_sync=self._options.settings.fsync != "off"))
+            await _in_thread(partial(old.seal, has_sync=self._has_sync))
         except OSError as error:
             logger.error("event segment %s cannot be sealed: %s", old.segment.path, explain_os_error(error))
+
+    def _leave_deleted(self) -> None:
+        """Stop writing to a segment that was deleted; what it took since the last check goes to the log."""
+        segment = self._segment
+        if segment is not None and segment.is_deleted():
+            self._segment = None
+            lines = segment.read_unchecked().splitlines()
+            segment.close()
+            self._recorded -= len(lines)
+            self._give_up(lines, "the segment was deleted")
 
     async def _run_housekeeping(self) -> None:
         settings = self._options.settings
@@ -375,7 +363,7 @@ class EventLog:
                 self._is_deferred = False
                 if segment is not None:
                     try:
-                        await _in_thread(partial(segment.seal, has_sync=self._options.settings.fsync != "off"))
+                        await _in_thread(partial(segment.seal, has_sync=self._has_sync))
                     except OSError as error:
                         logger.error("event segment %s cannot be sealed: %s", segment.segment.path, error.strerror)
             return
@@ -414,7 +402,7 @@ async def open_event_log(folder: Path, options: EventLogOptions | None = None) -
     event_log = EventLog(folder, options, segment)
     if failure is not None:
         event_log._fail(failure)
-    async with open_background_task(event_log.run):
+    async with open_background_task(event_log._run):
         try:
             yield event_log
         finally:
@@ -426,7 +414,7 @@ def _prepare(folder: Path, settings: EventSettings) -> tuple[OpenSegment | None,
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _keep_house(folder, settings)
         import_sqlite(folder.parent / "events.sqlite", folder)
-        return create_segment(folder), None
+        return create_segment(folder, has_sync=settings.fsync != "off"), None
     except OSError as error:
         if error.errno in FULL_ERRORS:
             return None, explain_os_error(error)

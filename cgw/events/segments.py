@@ -147,10 +147,12 @@ class OpenSegment:
         self.checked_length = length
         return True
 
+    def is_deleted(self) -> bool:
+        """Return whether the file has no name any more, so that nobody else can read it."""
+        return not os.fstat(self.descriptor).st_nlink
+
     def read_unchecked(self) -> bytes:
-        """Return what was appended since the file was last in its place, if it was deleted (and not moved)."""
-        if os.fstat(self.descriptor).st_nlink:
-            return b""
+        """Return what was appended since the file was last in its place."""
         return os.pread(self.descriptor, self.length - self.checked_length, self.checked_length)
 
     def seal(self, *, has_sync: bool) -> None:
@@ -164,13 +166,18 @@ class OpenSegment:
             if self.is_in_place():
                 _rename_sealed(self.segment, self.length)
         finally:
-            os.close(self.descriptor)
+            self.close()
+
+    def close(self) -> None:
+        """Close the file, which unlocks it."""
+        os.close(self.descriptor)
 
 
-def create_segment(folder: Path) -> OpenSegment:
+def create_segment(folder: Path, *, has_sync: bool = False) -> OpenSegment:
     """Create and lock a new segment in ``folder``, which is created too, once the disk has taken some bytes of it.
 
-    Raises :exc:`OSError`, leaving nothing behind.
+    With ``has_sync`` its name survives a power cut, too, without which synced lines would be lost. Raises
+    :exc:`OSError`, leaving nothing behind.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
@@ -184,12 +191,22 @@ def create_segment(folder: Path) -> OpenSegment:
         if os.write(descriptor, _PROBE) != len(_PROBE):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(descriptor, 0)
+        if has_sync:
+            _sync_folder(folder)
     except OSError:
         with suppress(OSError):
             segment.path.unlink()
         os.close(descriptor)
         raise
     return OpenSegment(segment, descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lock_segment(path: Path, descriptor: int) -> bool:

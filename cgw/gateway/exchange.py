@@ -300,8 +300,7 @@ class Exchange:
             usage = self._dialect.read_usage(prepared, journal.upstream_head, body)
             self._used_tokens = count_tokens(usage, body.total_bytes)
         event = journal.completions_finished(actor, feature, self._dialect.provider, prepared, usage)
-        with trio.CancelScope(shield=True):
-            await self._record(event)
+        await self._record(event)
 
     async def _settle(self, admission: Admission) -> None:
         """Charge the admission or give it back, once; shielded and bounded as :meth:`_record_usage`."""
@@ -316,4 +315,5 @@ class Exchange:
         event_log = self._gateway.event_log
         event_log.record(event)
         if event_log.must_wait:
-            await event_log.wait_durable(trio.current_time() + CONCLUDE_SECONDS)
+            with trio.CancelScope(shield=True):
+                await event_log.wait_durable(trio.current_time() + CONCLUDE_SECONDS)

@@ -20,7 +20,8 @@ from attrs import frozen
 
 from cgw.control.hypercorn_engine import HypercornEngine
 from cgw.errors import ConfigError
-from cgw.events.event_log import EventLogOptions, open_event_log
+from cgw.events.event_log import open_event_log
+from cgw.events.options import EventLogOptions
 from cgw.gateway.exchange import Gateway
 from cgw.gateway.http_engine import HttpEngine
 from cgw.lifetime import open_background_task

@@ -18,8 +18,10 @@ import pytest
 import trio
 
 from cgw.errors import ConfigError
-from cgw.events.event_log import EventLogOptions, open_event_log
+from cgw.events.event_log import open_event_log
+from cgw.events.imports import import_lines
 from cgw.events.lines import MAX_LINE_BYTES
+from cgw.events.options import EventLogOptions
 from cgw.events.reading import read_events
 from cgw.events.segments import list_segments
 from cgw.model import EventName, UsageEvent
@@ -189,6 +191,22 @@ async def test_removed_segment_is_noticed(folder: Path, what: str, caplog: pytes
     assert caplog.text.count("was removed or renamed") == 1
 
 
+async def test_deleted_segment_that_cannot_be_replaced_is_left(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where no new segment can be had either, events go to the log, those that the deleted one took included."""
+    async with open_event_log(folder, EventLogOptions(check_seconds=0.02)) as event_log:
+        shutil.rmtree(folder)
+        event_log.record(build_event("into the deleted file"))
+        folder.write_text("in the way")
+        await wait_until(lambda: event_log.statistics().dropped == 1)
+        event_log.record(build_event("into the log"))
+        folder.unlink()
+        await wait_until(lambda: event_log.describe() is None)
+        event_log.record(build_event("again"))
+    assert read_identifiers(folder) == ["again"]
+    assert import_lines([record.getMessage().encode() for record in caplog.records], folder).imported == 2
+    assert event_log.statistics().recorded == 1
+
+
 async def test_unusable_folder_is_a_config_error(tmp_path: Path) -> None:
     """A folder that cannot be created is named in one sentence."""
     (tmp_path / "file").write_text("")
@@ -245,7 +263,8 @@ async def test_recorded_events_survive_kill_9(folder: Path, start_python: StartP
 RECORD_HUNDRED = """
 import sys, trio
 from pathlib import Path
-from cgw.events.event_log import EventLogOptions, open_event_log
+from cgw.events.event_log import open_event_log
+from cgw.events.options import EventLogOptions
 from cgw.model import EventName, UsageEvent
 
 async def main():

@@ -18,7 +18,8 @@ from tests.events.conftest import StartPython
 PRELUDE = """
 import logging, os, resource, sys, trio
 from pathlib import Path
-from cgw.events.event_log import EventLogOptions, open_event_log
+from cgw.events.event_log import open_event_log
+from cgw.events.options import EventLogOptions
 from cgw.events.settings import EventSettings
 from cgw.model import EventName, UsageEvent
 

@@ -47,6 +47,14 @@ def damaged_segments(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
+def is_object(line: bytes) -> bool:
+    """Whether another parser takes a line for a JSON object; damage may by chance leave it one."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 @settings(max_examples=300, deadline=None)
 @given(content=damaged_segments(), chunk_bytes=st.sampled_from([1, 7, 100, 2**20]))
 def test_every_whole_line_is_read_once(
@@ -58,10 +66,10 @@ def test_every_whole_line_is_read_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "_CHUNK_BYTES", chunk_bytes)
         found = Counter(encode(event) + b"\n" for event in read_events(folder))
-    whole = Counter(line + b"\n" for line in content.split(b"\n")[:-1])
-    expected = Counter({line: whole[line] for line in LINES if whole[line]})
-    assert {line: count for line, count in found.items() if line in LINES} == expected
-    assert found.total() <= sum(count for line, count in whole.items() if line.strip())
+    lines = content.split(b"\n")[:-1]
+    whole = Counter(line + b"\n" for line in lines)
+    assert all(found[line] >= whole[line] for line in LINES)
+    assert found.total() <= sum(map(is_object, lines))
     summarise(folder)  # reads the same lines with another decoder
 
 
