@@ -240,7 +240,7 @@ class EventLog:
             self._give_up(batch, explain_os_error(result.write_error))
         else:
             self._recorded += len(batch)
-            self._note_sync(result.sync_error, reached)
+        self._note_sync(result.sync_error, reached)
         self._durable_sequence = reached
         self._is_late = False
         progress, self._progress = self._progress, trio.Event()
@@ -311,13 +311,13 @@ class EventLog:
         try:
             segment = await _in_thread(partial(create_segment, self.folder, has_sync=self._has_sync))
         except OSError as error:
-            reason = f"a new segment cannot be started in {self.folder}: {explain_os_error(error)}"
+            reason = f"a new segment cannot be started: {explain_os_error(error)}"
             if is_needed:
                 self._fail(reason)
                 self._leave_deleted()
             elif not self._cannot_replace:
                 self._cannot_replace = True
-                logger.error("%s; the present one goes on", reason)
+                logger.error("%s: %s; the present one goes on", self.folder, reason)
             return
         self._cannot_replace = False
         # From here to the next await nothing else runs: each line is in one of the two segments.
@@ -325,22 +325,36 @@ class EventLog:
         self._recover()
         if old is None:
             return
+        if old.is_deleted():
+            self._rescue(old)
         try:
-            if old.is_deleted() and (lost := old.read_unchecked()):
-                segment.append(lost)
             await _in_thread(partial(old.seal, has_sync=self._has_sync))
         except OSError as error:
             logger.error("event segment %s cannot be sealed: %s", old.segment.path, explain_os_error(error))
 
     def _leave_deleted(self) -> None:
-        """Stop writing to a segment that was deleted; what it took since the last check goes to the log."""
+        """Stop writing to a segment that was deleted: nobody could read it."""
         segment = self._segment
         if segment is not None and segment.is_deleted():
             self._segment = None
-            lines = segment.read_unchecked().splitlines()
+            self._rescue(segment)
             segment.close()
-            self._recorded -= len(lines)
-            self._give_up(lines, "the segment was deleted")
+
+    def _rescue(self, deleted: OpenSegment) -> None:
+        """Write what a deleted segment took since the last check to the present one, or to the log."""
+        data = deleted.read_unchecked()
+        reason = "the segment was deleted"
+        if self._segment is not None:
+            try:
+                self._segment.append(data)
+            except OSError as error:
+                reason = explain_os_error(error)
+            else:
+                return
+        lines = data.splitlines()
+        self._recorded -= len(lines)
+        if lines:
+            self._give_up(lines, reason)
 
     async def _run_housekeeping(self) -> None:
         settings = self._options.settings
@@ -372,7 +386,9 @@ class EventLog:
         self._segment = None
         self._is_deferred = False
         left = self._backlog.list_all()
-        logger.error("the disk of %s did not take %d usage events; they follow", self.folder, len(left))
+        logger.error(
+            "the disk of %s hangs: its segment is left open, and %d usage events follow", self.folder, len(left)
+        )
         self._give_up(left, "closing")
 
 

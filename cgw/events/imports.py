@@ -201,8 +201,13 @@ def _import_sqlite(path: Path, folder: Path) -> None:
 
 
 def _read_rows(connection: sqlite3.Connection) -> Iterator[EventLine]:
-    for event_id, name, source, identifier, created_at, metadata in connection.execute(_ROWS):
-        yield EventLine(event_id, name, source, identifier, created_at, json.loads(metadata))
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    for event_id, name, source, identifier, created_at, text in connection.execute(_ROWS):
+        try:
+            metadata = json.loads(text)
+        except ValueError:
+            metadata = {"unreadable_metadata": text}
+        yield EventLine(event_id, name, source, identifier, created_at, metadata)
 
 
 def _set_aside(path: Path, suffix: str) -> None:

@@ -122,19 +122,21 @@ class OpenSegment:
 
     def append_and_sync(self, data: bytes, *, has_sync: bool) -> WriteResult:
         """Append whole lines, then sync if asked; errors are in the result."""
+        write_error: OSError | None = None
+        sync_error: OSError | None = None
         started = time.perf_counter()
         try:
             if data:
                 self.append(data)
         except OSError as error:
-            return WriteResult(error, None, time.perf_counter() - started)
+            write_error = error
         seconds = time.perf_counter() - started
         try:
-            if has_sync:
+            if has_sync:  # also after a failed write: callers wait for lines that were written before
                 self.sync()
         except OSError as error:
-            return WriteResult(None, error, seconds)
-        return WriteResult(None, None, seconds)
+            sync_error = error
+        return WriteResult(write_error, sync_error, seconds)
 
     def is_in_place(self) -> bool:
         """Return whether the file still has its name; true also when that cannot be told."""

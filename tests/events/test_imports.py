@@ -54,6 +54,19 @@ async def test_events_are_imported_once(path: Path, folder: Path, has_wal: bool)
     assert {entry.name for entry in folder.parent.iterdir()} == {"events", "events.sqlite.imported"}
 
 
+def test_row_that_cannot_be_read_as_it_is_costs_no_other(path: Path, folder: Path) -> None:
+    """Metadata that is not JSON, or not UTF-8, is kept as text."""
+    folder.mkdir()
+    fill(path, 3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE events SET metadata = '{broken' WHERE seq = 1")
+        connection.execute("UPDATE events SET metadata = CAST(x'7bff' AS TEXT) WHERE seq = 2")
+    import_sqlite(path, folder)
+    metadata = [event.metadata for event in read_events(folder)]
+    assert metadata[:2] == [{"unreadable_metadata": "{broken"}, {"unreadable_metadata": "{\ufffd"}]
+    assert metadata[2]["model"] == "a/b"
+
+
 def test_interrupted_import_is_repeated_without_duplicates(path: Path, folder: Path) -> None:
     """An import whose file was not renamed any more is replaced by the next."""
     folder.mkdir()

@@ -15,7 +15,8 @@ from cgw.events.event_log import EventLog, open_event_log
 from cgw.events.options import EventLogOptions
 from cgw.events.settings import EventSettings
 from cgw.model import UsageEvent
-from tests.events.conftest import Disk, build_event, read_identifiers
+from tests.events.conftest import build_event, read_identifiers
+from tests.support.disk import Disk
 from tests.support.waiting import wait_until
 
 
@@ -103,7 +104,7 @@ async def test_closing_is_bounded(folder: Path, disk: Disk, caplog: pytest.LogCa
         await make_slow(event_log, disk)
         stalled.__enter__()
         event_log.record(event)
-    assert "did not take 1 usage events" in caplog.text
+    assert "hangs: its segment is left open, and 1 usage events follow" in caplog.text
     assert event.id in caplog.text
     stalled.__exit__(None, None, None)
     await wait_until(lambda: not any("_write" in thread.name for thread in threading.enumerate()))

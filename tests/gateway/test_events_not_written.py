@@ -45,7 +45,7 @@ async def test_drop_serves_and_writes_events_to_the_log(
         health = await client.get("/-/healthz")
         first, detail = health.text.splitlines()
         assert (health.status_code, first) == (200, "healthz: ok")
-        assert detail.startswith("usage events cannot be written (a new segment cannot be started in ")
+        assert detail.startswith("usage events cannot be written (a new segment cannot be started: File exists)")
         assert gateway.gateway.event_log.statistics().dropped == 1
         gateway.events_folder.unlink()
         await wait_until(lambda: gateway.gateway.event_log.describe() is None)
