@@ -1,1 +1,1 @@
-"""The benchmark suite: gateways side by side, pinned, interleaved, under open-loop load. See docs/benchmarks.md."""
+"""The benchmark suite: gateways on one core each, measured in turn under open-loop load. See docs/benchmarks.md."""

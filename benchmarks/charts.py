@@ -1,4 +1,4 @@
-"""Charts as SVG text: lines and bars on linear or logarithmic axes. Colours are CSS variables of the page."""
+"""Charts as SVG text: lines and bars. Colours are CSS variables of the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 
 from attrs import frozen
 
-__all__ = ["Axis", "Bar", "Series", "bar_chart", "format_number", "line_chart", "log_ticks", "nice_ticks"]
+__all__ = ["Axis", "Bar", "Series", "bar_chart", "line_chart", "log_ticks"]
 
 WIDTH, HEIGHT = 560, 320
 LEFT, RIGHT, TOP, BOTTOM = 66, 16, 14, 48
@@ -17,7 +17,7 @@ BAR_HEIGHT, BAR_GAP, NAME_WIDTH, VALUE_WIDTH = 22, 9, 128, 84
 
 @frozen
 class Series:
-    """A line: its name, its colour (a CSS value), and points in the order of x. Dashed lines say "not this subject"."""
+    """A line: its name, its colour (a CSS value), and points ordered by x. Dashes mark lines without a gateway."""
 
     name: str
     colour: str
@@ -27,7 +27,7 @@ class Series:
 
 @frozen
 class Bar:
-    """A bar; ``note`` stands behind the value, as for saturated subjects."""
+    """A bar. ``note`` is printed after the value, for example for saturated subjects."""
 
     name: str
     colour: str
@@ -37,17 +37,11 @@ class Bar:
 
 @frozen
 class Axis:
-    """Where values fall (0 to 1), which ticks are drawn, and what is written beside the axis."""
+    """A title, ticks (value and label), and a function that maps values to 0 to 1."""
 
     title: str
     ticks: Sequence[tuple[float, str]]
     place: Callable[[float], float]
-
-    @classmethod
-    def linear(cls, title: str, highest: float) -> Axis:
-        ticks = nice_ticks(highest)
-        top = ticks[-1]
-        return cls(title, [(tick, format_number(tick)) for tick in ticks], lambda value: value / top)
 
     @classmethod
     def logarithmic(cls, title: str, lowest: float, highest: float) -> Axis:
@@ -61,13 +55,13 @@ class Axis:
 
     @classmethod
     def categories(cls, title: str, values: Sequence[float]) -> Axis:
-        """Values at equal distances, whatever lies between them."""
+        """Place ``values`` at equal distances, regardless of the differences between them."""
         places = {value: (index + 0.5) / len(values) for index, value in enumerate(values)}
         return cls(title, [(value, format_number(value)) for value in values], places.__getitem__)
 
     @classmethod
     def percentiles(cls, title: str, highest: float) -> Axis:
-        """Percentiles below 100, each further nine at the same distance; ``highest`` is the last one drawn."""
+        """Place percentiles below 100 so that 90, 99, 99.9 have equal distances; ``highest`` is the last one drawn."""
         scale = -math.log10(1 - highest / 100)
         ticks = [percent for percent in (0, 50, 90, 99, 99.9, 99.99) if percent <= highest + 1e-9]
         return cls(
@@ -77,23 +71,17 @@ class Axis:
         )
 
 
-def nice_ticks(highest: float) -> list[float]:
-    """From 0 in steps of 1, 2 or 5 times a power of ten to at least ``highest``: 4 to 7 ticks."""
-    if highest <= 0:
-        return [0.0, 1.0]
-    rough = highest / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    return [index * step for index in range(math.ceil(highest / step - 1e-9) + 1)]
-
-
 def log_ticks(lowest: float, highest: float) -> list[float]:
-    """1, 2, 5 times powers of ten that enclose both; powers of ten alone where the range is wide."""
+    """Return ticks from at most ``lowest`` to at least ``highest``: 1, 2, 5 times powers of ten.
+
+    If the range is wider than a factor of 200, there are only powers of ten.
+    """
     lowest = max(lowest, 1e-6)
     highest = max(highest, lowest * 1.01)
     factors = (1, 2, 5) if highest / lowest < 200 else (1,)
     exponents = range(math.floor(math.log10(lowest)) - 1, math.ceil(math.log10(highest)) + 2)
     candidates = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+    # The factors tolerate rounding errors of the powers: a value of 1000 needs no tick above 1000.
     first = max(index for index, tick in enumerate(candidates) if tick <= lowest * 1.0001)
     last = min(index for index, tick in enumerate(candidates) if tick >= highest * 0.9999)
     return candidates[first : last + 1]
@@ -124,7 +112,7 @@ def _axis_parts(x: Axis, y: Axis) -> Iterable[str]:
 
 
 def line_chart(label: str, x: Axis, y: Axis, series: Sequence[Series], *, has_dots: bool = True) -> str:
-    """One polyline for each series; hovering a dot shows its figures."""
+    """Draw one polyline per series. Dots show their figures as tooltips."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = list(_axis_parts(x, y))
     for line in series:
@@ -143,13 +131,13 @@ def line_chart(label: str, x: Axis, y: Axis, series: Sequence[Series], *, has_do
 
 
 def bar_chart(label: str, bars: Sequence[Bar], show: Callable[[float], str]) -> str:
-    """Horizontal bars from zero, with names to the left and values to the right."""
+    """Draw horizontal bars from zero, with names to the left and values to the right."""
     highest = max((bar.value for bar in bars), default=0) or 1
-    room = WIDTH - NAME_WIDTH - VALUE_WIDTH - 60
+    longest = WIDTH - NAME_WIDTH - VALUE_WIDTH - 60
     parts = []
     for index, bar in enumerate(bars):
         top = 6 + index * (BAR_HEIGHT + BAR_GAP)
-        width = max(bar.value / highest * room, 1.5)
+        width = max(bar.value / highest * longest, 1.5)
         middle = top + BAR_HEIGHT / 2 + 4.5
         text = f"{show(bar.value)} {bar.note}".strip()
         parts.append(

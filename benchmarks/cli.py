@@ -1,4 +1,4 @@
-"""The command line of the suite."""
+"""The command line of the benchmark suite. Heavy imports stand in the commands, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ DEFAULT_SUBJECTS = (
     "redis-py-threads,redis-py-trio,redis-py-asyncio"
 )
 EPILOG = """\
-Exit status: 0 when all went well; 1 when a comparison is past its tolerance, a goal is not met (with --strict), or
-nothing could be measured; 2 for a wrong command line; 130 when interrupted. docs/benchmarks.md explains the figures.
+Exit status: 0 for success; 1 when a comparison is past its tolerance, a goal is not met (with --strict), or nothing
+could be measured; 2 for a wrong command line; 130 when interrupted. docs/benchmarks.md explains the figures.
 """
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
 
 class DefaultsToRun(click.Group):
-    """``python -m benchmarks --scenario steady`` is ``python -m benchmarks run --scenario steady``."""
+    """A group whose default command is ``run``: ``python -m benchmarks --scenario steady`` works."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
@@ -48,9 +48,9 @@ class DefaultsToRun(click.Group):
     cls=DefaultsToRun, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
 def cli() -> None:
-    """Measure cgw beside other gateways: pinned to one core each, interleaved, under open-loop load.
+    """Measure cgw and other gateways: pinned to one core, in turn, under open-loop load.
 
-    Without a command it runs `run`; `python -m benchmarks run --help` lists its options.
+    The default command is `run`; `python -m benchmarks run --help` lists its options.
     """
 
 
@@ -75,38 +75,49 @@ RUN_HELP = f"""Measure, print tables, and write the results as JSON (and a repor
 \b
 Subjects: direct (no gateway), cgw, cgw-tick0 (without coalescing), nginx, haproxy, go,
 litellm (its chat completions), litellm-messages (/v1/messages), litellm-raw (passing through), portkey.
-The scenario limits has others: cgw (its limiter alone), redis-py-threads (no Trio), redis-py-trio (each call
-in a thread), redis-py-asyncio.
-What is not installed is left out; benchmarks/README.md says how to install each.
+The scenario limits has subjects of its own: cgw (its limiter alone), redis-py-threads (no Trio), redis-py-trio
+(each call in a thread), redis-py-asyncio.
+Subjects that are not installed are left out; benchmarks/README.md says how to install each.
 """
 
 
 @cli.command(help=RUN_HELP, epilog=EPILOG)
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="short", show_default=True, help="How long.")
-@click.option("--scenario", "scenarios", multiple=True, metavar="NAME[,NAME]", help="Only these (default: all).")
-@click.option("--case", "case_filter", metavar="TEXT", help="Only cases whose parameters contain TEXT, as streams=200.")
-@click.option("--subjects", metavar="NAME,NAME", default=DEFAULT_SUBJECTS, show_default=True, help="What to measure.")
+@click.option(
+    "--profile", type=click.Choice(list(PROFILES)), default="short", show_default=True, help="Duration and load."
+)
+@click.option(
+    "--scenario", "scenarios", multiple=True, metavar="NAME[,NAME]", help="Run only these scenarios (default: all)."
+)
+@click.option(
+    "--case", "case_filter", metavar="TEXT", help="Run only cases with these parameters, for example streams=200."
+)
+@click.option(
+    "--subjects", metavar="NAME,NAME", default=DEFAULT_SUBJECTS, show_default=True, help="The subjects to measure."
+)
 @click.option(
     "--subject",
     "commands",
     multiple=True,
     metavar="NAME=COMMAND",
-    help="Add any proxy; {port}, {upstream_host}, {upstream_port} and {path} in COMMAND are filled in.",
+    help="Add any proxy. {port}, {upstream_host}, {upstream_port} and {path} in COMMAND are replaced by their values.",
 )
+@click.option("--rounds", type=click.IntRange(1, 1000), help="Number of rounds (default: the profile's).")
 @click.option(
-    "--rounds", type=click.IntRange(1, 1000), help="How often to measure everything (default: the profile's)."
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The results file (default: results/DATE.json).",
 )
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: results/DATE.json.")
 @click.option(
     "--tools",
     "tool_choice",
     type=click.Choice(["auto", "c", "python"]),
     default="auto",
     show_default=True,
-    help="What the upstream and the load generator are written in; auto: C where there is a compiler.",
+    help="Language of the fake upstream and the load generator; auto: C if there is a compiler.",
 )
 @click.option(
-    "--report/--no-report", "writes_report", default=True, show_default=True, help="Write the HTML report too."
+    "--report/--no-report", "writes_report", default=True, show_default=True, help="Also write an HTML report."
 )
 def run(
     profile: str,
@@ -119,11 +130,11 @@ def run(
     tool_choice: str,
     writes_report: bool,
 ) -> int:
-    from benchmarks.build import build_tools
+    from benchmarks.binaries import build_tools
     from benchmarks.limits.clients import CLIENTS
     from benchmarks.limits.measure import describe_versions
-    from benchmarks.runner import Plan, find_subjects, run_plan
-    from benchmarks.subjects.registry import DIRECT
+    from benchmarks.runner import RunPlan, find_subjects, run_plan
+    from benchmarks.subjects.known import DIRECT
     from benchmarks.terminal import print_results, show_progress
 
     console = _console()
@@ -140,7 +151,7 @@ def run(
     if clients:
         versions = describe_versions(clients) | versions
     count = rounds or PROFILES[profile].rounds
-    plan = Plan(
+    plan = RunPlan(
         cases=cases,
         subjects=found,
         clients=clients,
@@ -169,9 +180,9 @@ def run(
 
 
 def _pick_subjects(subjects: str, commands: Sequence[str]) -> tuple[list[str], dict[str, Subject]]:
-    """The names that are asked for, and all gateways that are known by name, those of ``commands`` included."""
+    """Return the names that were asked for, and all known gateways by name, including those of ``commands``."""
     from benchmarks.limits.clients import CLIENTS
-    from benchmarks.subjects.registry import DIRECT, known_subjects, parse_subject
+    from benchmarks.subjects.known import DIRECT, known_subjects, parse_subject
 
     known = known_subjects()
     names = [name.strip() for name in subjects.split(",") if name.strip()]
@@ -184,12 +195,12 @@ def _pick_subjects(subjects: str, commands: Sequence[str]) -> tuple[list[str], d
         names.append(added.name)
     unknown = [name for name in names if name not in known and name not in CLIENTS and name != DIRECT]
     if unknown:
-        raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="'--subjects'")
+        raise click.BadParameter(f"unknown subjects: {', '.join(unknown)}; --help lists all", param_hint="'--subjects'")
     return names, known
 
 
 def _raise_file_limit() -> None:
-    """1000 streams take two descriptors each; subjects inherit this process's limit."""
+    """Raise the limit of open files as far as allowed. Subjects inherit it; 1000 streams need two descriptors each."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -198,7 +209,9 @@ def _pick_cases(profile: str, scenarios: tuple[str, ...], case_filter: str | Non
     names = [name.strip() for text in scenarios for name in text.split(",") if name.strip()] or list(SCENARIOS)
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
-        raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="'--scenario'")
+        raise click.BadParameter(
+            f"unknown scenarios: {', '.join(unknown)}; --help lists all", param_hint="'--scenario'"
+        )
     cases = [case for name in dict.fromkeys(names) for case in SCENARIOS[name].build(PROFILES[profile])]
     if case_filter:
         wanted = case_filter.split()
@@ -211,14 +224,14 @@ def _pick_cases(profile: str, scenarios: tuple[str, ...], case_filter: str | Non
 
 
 def _write_report(results: Results, path: Path, console: Console) -> None:
-    from benchmarks.report import render_report
+    from benchmarks.html_report import render_report
 
     path.write_text(render_report(results), encoding="utf-8")
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
 def _console() -> Console:
-    """As wide as the terminal; wide enough for the tables where there is none."""
+    """Return a console as wide as the terminal, or 140 columns without one, which the tables need."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
 
@@ -228,9 +241,14 @@ RESULTS_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @cli.command(epilog=EPILOG)
 @click.argument("results_file", type=RESULTS_FILE)
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Default: beside the results.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The HTML file (default: beside the results).",
+)
 def report(results_file: Path, output: Path | None) -> int:
-    """Write an HTML report of a results file: one file, with plots and tables, that needs no network."""
+    """Write an HTML report of a results file: one file with plots and tables, without external resources."""
     _write_report(Results.read(results_file), output or results_file.with_suffix(".html"), _console())
     return 0
 
@@ -240,7 +258,7 @@ def report(results_file: Path, output: Path | None) -> int:
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def plot(results_file: Path, output: Path) -> int:
     """Write the plot of CPU per event against streams as an SVG file."""
-    from benchmarks.report import render_cpu_plot
+    from benchmarks.html_report import render_cpu_plot
 
     output.write_text(render_cpu_plot(Results.read(results_file)), encoding="utf-8")
     return 0
@@ -249,7 +267,7 @@ def plot(results_file: Path, output: Path) -> int:
 @cli.command(epilog=EPILOG)
 @click.argument("results_file", type=RESULTS_FILE)
 def show(results_file: Path) -> int:
-    """Print the tables of a results file again."""
+    """Print the tables of a results file."""
     from benchmarks.terminal import print_results
 
     print_results(Results.read(results_file), _console())
@@ -259,16 +277,20 @@ def show(results_file: Path) -> int:
 @cli.command(epilog=EPILOG)
 @click.argument("before", type=RESULTS_FILE)
 @click.argument("after", type=RESULTS_FILE)
-@click.option("--tolerance", type=click.FloatRange(min=0), default=0.1, show_default=True, help="0.1: worse by 10 %.")
+@click.option("--tolerance", type=click.FloatRange(min=0), default=0.1, show_default=True, help="0.1: 10 % worse.")
 @click.option(
-    "--reference", metavar="NAME", help="The subject that ratios are taken to (default: go, nginx or direct)."
+    "--reference",
+    metavar="NAME",
+    help="The subject that others are divided by (default: go, nginx, haproxy or direct).",
 )
-@click.option("--subjects", metavar="NAME,NAME", help="What is compared (default: all whose name begins with cgw).")
-@click.option("--tails", is_flag=True, help="Hold p99 to the tolerance too; they vary most.")
+@click.option(
+    "--subjects", metavar="NAME,NAME", help="The subjects to compare (default: all whose names begin with cgw)."
+)
+@click.option("--tails", is_flag=True, help="Also compare p99, which varies most.")
 def compare(
     before: Path, after: Path, tolerance: float, reference: str | None, subjects: str | None, tails: bool
 ) -> int:
-    """Compare two runs by ratios to a reference subject within each; exit 1 when one is worse past the tolerance."""
+    """Compare two runs by the ratios to a reference subject within each; exit 1 if one got worse than the tolerance."""
     from benchmarks.compare import compare_results, print_changes
 
     first, second = Results.read(before), Results.read(after)
@@ -281,7 +303,7 @@ def compare(
 @click.argument("results_file", type=RESULTS_FILE)
 @click.option("--strict", is_flag=True, help="Exit 1 when a goal is not met.")
 def goals(results_file: Path, strict: bool) -> int:
-    """Hold a run to the project's goals: measured, goal, met or not."""
+    """Check a run against the project's goals: measured value, bound, met or not."""
     from benchmarks.goals import check_goals, print_goals
 
     verdicts = check_goals(Results.read(results_file))
@@ -306,5 +328,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does: every process that was started is ended first."""
+    """Handle SIGTERM like Ctrl-C: end every process that was started, keep the results so far."""
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Two runs side by side. Absolute figures of two runs do not compare; ratios to a reference within each run do."""
+"""Comparison of two runs by ratios to a reference within each run. Absolute figures of two runs cannot be compared."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ METRICS = (
 )
 TAILS = ("latency_us.p99", "first_byte_us.p99", "upstream_closed_ms.p99", "pair_us.p99")
 RATES = {"flood": "events_per_second", "requests": "requests_per_second", "limits": "pairs_per_second"}
-"""Where the rate is what the subject can do; elsewhere it is what was offered."""
+"""Scenarios whose rate is the subject's maximum. In all others it is the offered rate."""
 REFERENCES = ("go", "nginx", "haproxy", "direct")
 LIMITS_REFERENCES = ("redis-py-threads", "redis-py-trio", "redis-py-asyncio")
-"""For the scenario ``limits``, which gateways have no part in."""
+"""For the scenario ``limits``, which does not measure gateways."""
 
 
 @frozen
 class Change:
-    """A metric's ratio to the reference in both runs. ``worse`` is 0.1 when it is 10 % worse, negative when better."""
+    """A metric's ratio to the reference in both runs."""
 
     scenario: str
     case: str
@@ -45,22 +45,23 @@ class Change:
 
     @property
     def worse(self) -> float:
+        """The relative change for the worse: 0.1 for 10 %, negative for an improvement."""
         if self.metric in HIGHER_IS_BETTER:
             return self.before / self.after - 1 if self.after else float("inf")
         return self.after / self.before - 1 if self.before else float("inf")
 
 
 def pick_references(before: Results, after: Results) -> list[str]:
-    """The first of Go, nginx, HAProxy and direct that both runs have; and of redis-py's clients, for limits.
+    """Return the first of go, nginx, haproxy and direct that both runs have, and the first of redis-py's clients.
 
-    Raises :exc:`ResultsError` without any.
+    Raises :exc:`ResultsError` if both runs have none of them.
     """
     common = set(before.subjects) & set(after.subjects)
     found = [next((name for name in names if name in common), None) for names in (REFERENCES, LIMITS_REFERENCES)]
     chosen = [name for name in found if name is not None]
     if not chosen:
         names = ", ".join(REFERENCES + LIMITS_REFERENCES)
-        raise ResultsError(f"the runs share none of {names} to take ratios to; name one by --reference")
+        raise ResultsError(f"the runs share none of {names} as a reference for ratios; name one with --reference")
     return chosen
 
 
@@ -72,10 +73,10 @@ def compare_results(
     subjects: Sequence[str] | None = None,
     with_tails: bool = False,
 ) -> list[Change]:
-    """All metrics that both runs have for the subject and the reference.
+    """Return the changes of all metrics that both runs have for a subject and its reference.
 
-    ``subjects`` are those whose name begins with ``cgw`` unless given. Raises :exc:`ResultsError` when there is nothing
-    to compare.
+    By default, ``subjects`` are those whose names begin with ``cgw``. Raises :exc:`ResultsError` when there is
+    nothing to compare.
     """
     references = [reference] if reference else pick_references(before, after)
     common = [name for name in before.subjects if name in after.subjects]
@@ -108,7 +109,7 @@ def _find_changes(
 
 
 def print_changes(changes: Sequence[Change], tolerance: float, console: Console) -> bool:
-    """Print a table; returns whether any is worse past the tolerance."""
+    """Print a table. Returns ``True`` if a change is worse than the tolerance."""
     references = " and ".join(dict.fromkeys(change.reference for change in changes))
     table = Table(title=f"ratios to {references}, before and after", title_justify="left")
     for title in ("scenario", "subject", "metric"):

@@ -1,4 +1,4 @@
-"""The project's goals for cgw, as questions to a results file."""
+"""The project's performance goals, checked against a results file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LITELLM = ("litellm", "litellm-messages", "litellm-raw")
 
 @frozen
 class Goal:
-    """What is measured (``None`` when the run does not have it), and the bound it must keep."""
+    """A figure (``question`` returns ``None`` if the run does not have it) and its bound."""
 
     title: str
     question: Question
@@ -30,7 +30,7 @@ class Goal:
 
 @frozen
 class Verdict:
-    """``is_met`` is ``None`` when the run did not measure what the goal asks."""
+    """A goal and the measured value. ``is_met`` is ``None`` when the run did not measure it."""
 
     goal: Goal
     measured: float | None
@@ -43,7 +43,7 @@ class Verdict:
 
 
 def check_goals(results: Results) -> list[Verdict]:
-    """All goals, in order."""
+    """Check all goals, in order."""
     return [Verdict(goal, goal.question(results)) for goal in GOALS]
 
 
@@ -60,7 +60,7 @@ def print_goals(verdicts: list[Verdict], console: Console) -> None:
 
 
 def describe_verdict(verdict: Verdict) -> tuple[str, str]:
-    """What was measured, and the bound, with their unit."""
+    """Return the measured value and the bound, with their unit."""
     goal = verdict.goal
     sign = "≤" if goal.is_upper else "≥"
     measured = "" if verdict.measured is None else f"{_number(verdict.measured)} {goal.unit}"
@@ -103,7 +103,7 @@ def _ratio(case: tuple[str, str], metric: str, reference: str, subject: str = "c
 def _ratio_to_any(
     case: tuple[str, str], metric: str, references: tuple[str, ...], choose: Callable[[list[float]], float]
 ) -> Question:
-    """The ratio to whichever of the references makes it hardest, as ``choose`` says."""
+    """Ask for the ratio to the strongest of the references, picked by ``choose``."""
 
     def ask(results: Results) -> float | None:
         ratios = [results.ratio(*case, "cgw", reference, metric) for reference in references]
@@ -114,7 +114,7 @@ def _ratio_to_any(
 
 
 def _difference(case: tuple[str, str], metric: str, less: str) -> Question:
-    """cgw's value less that of ``less`` in the same round."""
+    """Ask for cgw's value minus that of ``less`` in the same round."""
 
     def ask(results: Results) -> float | None:
         ours, theirs = (results.by_round(*case, subject, metric) for subject in ("cgw", less))
@@ -125,13 +125,14 @@ def _difference(case: tuple[str, str], metric: str, less: str) -> Question:
 
 
 def _added_ratio(case: tuple[str, str], metric: str, subject: str, reference: str) -> Question:
-    """The ratio of what both add to direct's value, of the same round."""
+    """Ask for the ratio of latencies after subtracting that of ``direct`` in the same round."""
 
     def ask(results: Results) -> float | None:
         ours, theirs, base = (results.by_round(*case, name, metric) for name in (subject, reference, "direct"))
         ratios = [
             (ours[number] - base[number]) / (theirs[number] - base[number])
             for number in ours
+            # A reference faster than direct is noise, and would make the ratio negative.
             if number in theirs and number in base and theirs[number] > base[number]
         ]
         return statistics.median(ratios) if ratios else None
@@ -147,7 +148,7 @@ def _tls_ratio(results: Results) -> float | None:
 
 
 def _best_pairs(results: Results) -> float | None:
-    """cgw's pairs/s with 3 limits, at the number of callers that suits it best."""
+    """Return cgw's pairs/s with 3 limits, at the number of callers where they are highest."""
     cases = [case for scenario, case in results.cases if scenario == "limits" and case.endswith(" limits=3")]
     medians = [results.median("limits", case, "cgw", "pairs_per_second") for case in cases]
     return max((median for median in medians if median is not None), default=None)

@@ -1,7 +1,7 @@
-"""Log-linear histograms, as HdrHistogram's: a fixed relative error over the whole range.
+"""Log-linear histograms like HdrHistogram: a fixed relative error over the whole range.
 
-Values are whole nanoseconds. Below 128 each value has a bucket of its own; above, each power of two is cut into 128
-buckets, so that a bucket is at most 1/128 of its values wide. ``tools/wire.h`` computes the same indices.
+Values are whole nanoseconds. Below 128 each value has a bucket of its own; above, each power of two is split into 128
+buckets, so a bucket is at most 1/128 of its values wide. ``tools/wire.h`` computes the same indices.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ SUB_BITS = 7
 SUB = 1 << SUB_BITS
 LARGEST = (1 << 40) - 1
 RELATIVE_ERROR = 1 / SUB
-"""The most by which a percentile may be above the exact one, as a share of it."""
+"""A percentile is above the exact one by at most this share of it."""
 
 
 def bucket_index(value: int) -> int:
-    """The bucket of ``value``; negative values count as 0, those from 2^40 (18 minutes) on as the largest."""
+    """Return the bucket of ``value``. Negative values count as 0, values from 2^40 (18 minutes) on as the largest."""
     value = min(max(value, 0), LARGEST)
     if value < SUB:
         return value
+    # The highest bit gives the power of two, the 7 bits below it the bucket within.
     shift = value.bit_length() - 1 - SUB_BITS
     return (shift + 1) * SUB + (value >> shift) - SUB
 
 
 def bucket_bounds(index: int) -> tuple[int, int]:
-    """The smallest and the largest value of a bucket."""
+    """Return the smallest and the largest value of a bucket."""
     if index < SUB:
         return index, index
     shift = index // SUB - 1
@@ -74,16 +75,20 @@ class Histogram(Struct, omit_defaults=True):
         return self.total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> int:
-        """The largest value that the bucket of the nearest-rank percentile holds, never above the maximum.
+        """Return the upper bound of the bucket with the nearest-rank percentile, at most the maximum.
 
-        Raises :exc:`ValueError` when nothing was recorded, or ``percent`` is not in 0 to 100.
+        Raises :exc:`ValueError` when the histogram is empty, or ``percent`` is not in 0 to 100.
         """
         if not self.count or not 0 <= percent <= 100:
-            raise ValueError("a percentile is a share of at least one value, from 0 to 100")
+            raise ValueError(
+                f"percentile {percent:g} of {self.count} values: it needs 0 to 100, and at least one value"
+            )
+        # The subtraction keeps a rounding error from pushing an exact rank up to the next one.
         rank = max(1, math.ceil(self.count * percent / 100 - 1e-9))
         seen = 0
         for index, count in self.buckets:
             seen += count
             if seen >= rank:
+                # The last bucket also holds all values beyond the range: only the maximum bounds them.
                 return min(bucket_bounds(index)[1], self.maximum) if index < bucket_index(LARGEST) else self.maximum
         return self.maximum

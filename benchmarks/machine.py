@@ -1,4 +1,4 @@
-"""What the kernel says: CPU time and memory of process trees, the machine's name, cores."""
+"""CPU time and memory of process trees, from the kernel; the machine's description and its cores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROC = Path("/proc")
 
 @frozen
 class Cores:
-    """Where things run: the subject alone on its core, where there are two; the load on one or two others."""
+    """The cores of a run. With at least two, the subject has one alone."""
 
     subject: tuple[int, ...]
     upstream: tuple[int, ...]
@@ -28,21 +28,21 @@ class Cores:
 
 @frozen
 class Memory:
-    """Of all processes of a tree, in KiB. ``pss`` counts a page shared by n processes as 1/n."""
+    """Memory of all processes of a tree, in KiB. ``pss`` counts a page shared by n processes as 1/n."""
 
     rss: int
     pss: int
 
 
 def pick_cores() -> Cores:
-    """The last core for the subject, the first for the upstream, the second for the load when there are three."""
+    """Pick the last core for the subject, the first for the upstream, and the second of three or more for the load."""
     cores = sorted(os.sched_getaffinity(0))
     first, last = cores[:1], cores[-1:]
     return Cores(tuple(last), tuple(first), tuple(cores[1:2] if len(cores) > 2 else first))
 
 
 def process_tree(root: int) -> list[int]:
-    """``root`` and all its descendants that are alive."""
+    """Return ``root`` and its running descendants."""
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
         children.setdefault(parent, []).append(pid)
@@ -59,15 +59,17 @@ def _parents() -> Iterator[tuple[int, int]]:
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process has ended since it was listed
                 continue
+            # The name in parentheses may contain blanks and parentheses itself: count fields from its end (proc(5)).
             yield int(entry.name), int(stat.rpartition(")")[2].split()[1])
 
 
 def read_cpu(pids: Sequence[int]) -> dict[tuple[int, str], int]:
-    """Nanoseconds of CPU so far of each process (pid and name), its threads that have ended included.
+    """Return the CPU time of each process in nanoseconds, by pid and name, including threads that have ended.
 
-    From the process's own CPU clock (``clock_getcpuclockid(3)``), which is exact. Those that have ended are left out.
+    Read from the process's own CPU clock (``clock_getcpuclockid(3)``), which is exact, where ``/proc`` counts ticks of
+    10 ms. Processes that have ended are left out.
     """
     used = {}
     for pid in pids:
@@ -80,12 +82,12 @@ def read_cpu(pids: Sequence[int]) -> dict[tuple[int, str], int]:
 
 
 def _cpu_clock(pid: int) -> int:
-    """The kernel's number for the CPU clock of a process: ``MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)``."""
+    """Return the kernel's id for a process's CPU clock: ``MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)``."""
     return (~pid << 3) | 2
 
 
 def read_memory(pids: Sequence[int]) -> Memory:
-    """From ``smaps_rollup``; processes that have ended count nothing."""
+    """Return the total of ``smaps_rollup`` over ``pids``. Processes that have ended count as 0."""
     rss = pss = 0
     for pid in pids:
         try:

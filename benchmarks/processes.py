@@ -1,4 +1,4 @@
-"""Child processes that end for sure: each in a group of its own, each wait with a deadline."""
+"""Child processes that always end with their block, descendants included. Every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KILL_GRACE_SECONDS = 5.0
 
 
 class ChildError(Exception):
-    """A child could not be started, ended too early, or missed its deadline."""
+    """A child could not be started, ended early, or missed a deadline."""
 
 
 @contextlib.contextmanager
 def pinned(cores: Sequence[int]) -> Iterator[None]:
-    """Children started within the block may run on ``cores`` only; this thread itself is put back afterwards."""
+    """Pin this thread, and children started in the block, to ``cores``; restore the thread's own cores afterwards."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -40,7 +40,7 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that is free now."""
+    """Return a port of 127.0.0.1 that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -50,7 +50,7 @@ def free_port() -> int:
 class Child:
     """A process in a session of its own. Leaving the block ends it and its descendants: SIGTERM, then SIGKILL.
 
-    Where ``setpriv`` is installed, it also gets SIGTERM when this process dies without a chance to clean up.
+    If ``setpriv`` is installed, the child also gets SIGTERM when this process is killed and cannot clean up.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class Child:
                         stderr=output,
                         env=dict(environ) if environ is not None else None,
                         cwd=cwd,
-                        start_new_session=True,
-                        bufsize=0,
+                        start_new_session=True,  # Ctrl-C in the terminal then reaches only this process, which ends it
+                        bufsize=0,  # `read_line` reads the descriptor itself, so nothing may sit in a buffer
                     )
             except OSError as error:
                 raise ChildError(f"{name}: {error}") from error
@@ -108,12 +108,12 @@ class Child:
         try:
             self._process.stdin.write(line.encode() + b"\n")
         except OSError as error:
-            raise ChildError(f"{self.name} takes no commands any more: {self._last_words()}") from error
+            raise ChildError(f"{self.name} no longer reads commands: {self._read_log_end()}") from error
 
     def read_line(self, deadline: float) -> str:
-        """The next line of its output. ``deadline`` is a time of ``time.monotonic``.
+        """Return the next line of its output. ``deadline`` is a time of ``time.monotonic``.
 
-        Raises :exc:`ChildError` when none came in time, or the output ended.
+        Raises :exc:`ChildError` when no line comes in time, or the output ends.
         """
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
@@ -121,20 +121,22 @@ class Child:
             while (end := self._buffer.find(b"\n")) < 0:
                 left = deadline - time.monotonic()
                 if left <= 0 or not selector.select(left):
-                    raise ChildError(f"{self.name} said nothing in time")
+                    raise ChildError(f"{self.name} printed nothing before the deadline")
                 got = os.read(self._process.stdout.fileno(), 1 << 20)
                 if not got:
-                    raise ChildError(f"{self.name} ended: {self._last_words()}")
+                    raise ChildError(f"{self.name} ended: {self._read_log_end()}")
                 self._buffer += got
         line = self._buffer[:end].decode()
         del self._buffer[: end + 1]
         return line
 
     def close(self) -> None:
-        """End it and all its descendants; takes 14 s at most."""
-        # A pidfd names the process itself: a stranger that gets the same pid later is never hit.
+        """End the process and its descendants. Takes up to 14 s."""
+        # Listed first: once their parent is gone, descendants in sessions of their own can no longer be found. A pidfd
+        # stays with the process, so another one that gets the same pid later is not killed.
         descendants = [_open_pidfd(pid) for pid in process_tree(self.pid)[1:]] if self.is_alive else []
         try:
+            # The whole group first: most children end their own children when they get SIGTERM.
             self._signal_group(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(TERM_GRACE_SECONDS)
@@ -154,35 +156,36 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def _last_words(self) -> str:
+    def _read_log_end(self) -> str:
         if self._log is None or not self._log.exists():
-            return "it left no message"
+            return "it printed no message"
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:]) or "it left no message"
+        return " / ".join(lines[-3:]) or "it printed no message"
 
     def describe_end(self) -> str:
-        return f"{self.name} ended with status {self._process.poll()}: {self._last_words()}"
+        return f"{self.name} ended with status {self._process.poll()}: {self._read_log_end()}"
 
 
 def _open_pidfd(pid: int) -> int | None:
     try:
         return os.pidfd_open(pid)
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return None
 
 
 def _kill(pidfd: int, deadline: float) -> None:
-    """Kill a process and wait until it is gone, or the deadline; closes ``pidfd``."""
+    """Kill a process and wait until it has ended or the deadline has passed; close ``pidfd``."""
     try:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        # A pidfd is readable once its process has ended; `wait` is only for own children, not for descendants.
         select.select([pidfd], [], [], max(deadline - time.monotonic(), 0))
     finally:
         os.close(pidfd)
 
 
 def wait_until_answers(child: Child, port: int, seconds: float) -> None:
-    """Return when ``port`` accepts connections. Raises :exc:`ChildError` when the child ended, or time is up."""
+    """Wait until ``port`` accepts connections. Raises :exc:`ChildError` when the child ends or after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         if not child.is_alive:
@@ -191,7 +194,7 @@ def wait_until_answers(child: Child, port: int, seconds: float) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             if time.monotonic() > deadline:
-                raise ChildError(f"{child.name} does not listen within {seconds:g} s") from None
+                raise ChildError(f"{child.name} did not listen on port {port} within {seconds:g} s") from None
             time.sleep(0.02)
         else:
             return

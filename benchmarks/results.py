@@ -1,4 +1,4 @@
-"""What a run leaves behind: a JSON file, and the questions that reports, comparisons and goals ask of it."""
+"""The results of a run: a JSON file, and queries for reports, comparisons and goals."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = [
 ]
 
 SCHEMA = "cgw-benchmarks/1"
+"""Change it when a file of the old schema would be read wrongly. New optional metrics need no new schema."""
 
 
 class ResultsError(Exception):
-    """A results file cannot be read, or does not hold what is asked of it."""
+    """A results file cannot be read, or does not contain the data that was asked for."""
 
 
 class Distribution(Struct, kw_only=True, omit_defaults=True):
-    """Percentiles in the unit of the metric's name; the histogram behind them is in nanoseconds."""
+    """Percentiles in the unit of the metric's name. Their histogram is in nanoseconds."""
 
     count: int
     mean: float
@@ -47,7 +48,7 @@ class Distribution(Struct, kw_only=True, omit_defaults=True):
     def of(
         cls, histogram: Histogram, nanoseconds_per_unit: int, *, keeps_histogram: bool = True
     ) -> Distribution | None:
-        """``None`` when nothing was recorded."""
+        """Summarise ``histogram``; ``None`` when it is empty."""
         if not histogram.count:
             return None
 
@@ -67,7 +68,7 @@ class Distribution(Struct, kw_only=True, omit_defaults=True):
 
 
 class Metrics(Struct, kw_only=True, omit_defaults=True):
-    """What one measurement found; a field is absent where it does not apply. CPU is the subject's, all processes."""
+    """The figures of one measurement, ``None`` where they do not apply. CPU is that of all the subject's processes."""
 
     window_seconds: float = 0.0
     events_per_second: float | None = None
@@ -76,28 +77,28 @@ class Metrics(Struct, kw_only=True, omit_defaults=True):
     cpu_us_per_event: float | None = None
     cpu_us_per_request: float | None = None
     pairs_per_second: float | None = None
-    """Of admit and settle."""
+    """A pair is an admit and its settle."""
     cpu_us_per_pair: float | None = None
     store_cpu_us_per_pair: float | None = None
     store_us_per_call: float | None = None
-    """By the store's own count, of a script alone: without reading the command and writing the answer."""
+    """The store's own count of the script's run time, without reading the command and writing the answer."""
     store_share: float | None = None
-    """What the store took of its core: near 1, pairs/s are the store's limit, not the client's."""
+    """The share of its core that the store used: near 1, the store limits pairs/s, not the client."""
     pair_us: Distribution | None = None
     call_us: Distribution | None = None
-    """``admit_us`` and ``settle_us`` together."""
+    """``admit_us`` and ``settle_us`` merged."""
     admit_us: Distribution | None = None
     settle_us: Distribution | None = None
     cpu_share: float | None = None
-    """Of one core, 0 to 1."""
+    """The share of one core, 0 to 1."""
     cpu_share_by_process: dict[str, float] = {}
     load_share: float | None = None
-    """What the upstream and the load generator took of one core: near 1, the figures are the suite's own."""
+    """The share of one core that upstream and load generator used: near 1, they limit the figures."""
     latency_us: Distribution | None = None
     first_byte_us: Distribution | None = None
     duration_us: Distribution | None = None
     upstream_late_us: Distribution | None = None
-    """How late the fake upstream sent its events by its own fault; their stamps are later by as much."""
+    """How late the fake upstream itself sent events. Their timestamps are later by as much, so latency excludes it."""
     upstream_closed_ms: Distribution | None = None
     upstream_never_closed: int | None = None
     rss_kib: float | None = None
@@ -105,7 +106,7 @@ class Metrics(Struct, kw_only=True, omit_defaults=True):
     pss_kib_per_stream: float | None = None
     rss_growth_kib: float | None = None
     saturated: bool = False
-    """The subject did not carry what was offered: its latencies are those of a growing queue."""
+    """The subject did not carry the offered load: its latencies are those of a growing queue."""
     errors: dict[str, int] = {}
     failed: str | None = None
 
@@ -121,7 +122,7 @@ class Measurement(Struct, kw_only=True):
 
 
 class Machine(Struct, kw_only=True):
-    """Where the run took place."""
+    """The machine of a run."""
 
     cpu: str
     cores: int
@@ -133,7 +134,7 @@ class Machine(Struct, kw_only=True):
 
 
 class Results(Struct, kw_only=True):
-    """A whole run. ``left_out`` says of each subject that was asked for but not measured, why."""
+    """A whole run. ``left_out`` has the reason for each subject that was asked for but not measured."""
 
     schema: str
     date: str
@@ -149,26 +150,27 @@ class Results(Struct, kw_only=True):
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Raises :exc:`ResultsError` when the file is missing, no JSON, or of another schema."""
+        """Read a file. Raises :exc:`ResultsError` when it is missing, not JSON, or of another schema."""
         try:
             results = msgspec.json.decode(path.read_bytes(), type=cls)
         except OSError as error:
-            raise ResultsError(f"{path}: {error.strerror}") from error
+            raise ResultsError(f"{path} cannot be read: {error.strerror}") from error
         except msgspec.MsgspecError as error:
             raise ResultsError(f"{path} is not a results file: {error}") from error
         if results.schema != SCHEMA:
-            raise ResultsError(f"{path} has the schema {results.schema}, this suite reads {SCHEMA}")
+            raise ResultsError(f"{path} has the schema {results.schema}; this version reads only {SCHEMA}")
         return results
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside it and renamed: an interrupted write leaves no half file under the final name.
         part = path.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(self))
         part.replace(path)
 
     @property
     def subjects(self) -> list[str]:
-        """In the order of their first measurement."""
+        """Names in the order of their first measurement."""
         return list(dict.fromkeys(measurement.subject for measurement in self.measurements))
 
     @property
@@ -183,7 +185,7 @@ class Results(Struct, kw_only=True):
                 yield measurement
 
     def by_round(self, scenario: str, case: str, subject: str, metric: str) -> dict[int, float]:
-        """The metric's value in each round that has one."""
+        """Return the metric's value by round, without rounds where it is absent or the measurement failed."""
         found = {}
         for measurement in self.select(scenario, case, subject):
             value = read_metric(measurement.metrics, metric)
@@ -196,25 +198,25 @@ class Results(Struct, kw_only=True):
         return statistics.median(values) if values else None
 
     def ratio(self, scenario: str, case: str, subject: str, reference: str, metric: str) -> float | None:
-        """The median over rounds of subject / reference, both of the same round."""
+        """Return the median over rounds of subject / reference, both from the same round."""
         ours = self.by_round(scenario, case, subject, metric)
         theirs = self.by_round(scenario, case, reference, metric)
         ratios = [ours[number] / theirs[number] for number in ours if theirs.get(number)]
         return statistics.median(ratios) if ratios else None
 
     def is_saturated(self, scenario: str, case: str, subject: str) -> bool:
-        """Whether most rounds found the subject unable to carry the load."""
+        """Return whether the subject was saturated in most rounds."""
         flags = [m.metrics.saturated for m in self.select(scenario, case, subject)]
         return sum(flags) * 2 > len(flags)
 
 
 def case_key(parameters: dict[str, Any]) -> str:
-    """Parameters as text, as in ``streams=200 rate=50``; empty for a scenario of one case without parameters."""
+    """Return parameters as text, for example ``streams=200 rate=50``; ``""`` without parameters."""
     return " ".join(f"{name}={value}" for name, value in parameters.items())
 
 
 def read_metric(metrics: Metrics, name: str) -> float | None:
-    """A metric by its dotted name, as ``latency_us.p99``; ``None`` where it is absent."""
+    """Return a metric by its dotted name, for example ``latency_us.p99``; ``None`` where it is absent."""
     value: Any = metrics
     for part in name.split("."):
         value = getattr(value, part, None)

@@ -1,4 +1,4 @@
-"""A run: rounds over cases over subjects, interleaved, so that what the machine does meanwhile falls on all alike."""
+"""A run: rounds of cases of subjects, interleaved, so that changes of the machine's speed affect all subjects alike."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.build import REPOSITORY, Tools
+from benchmarks.binaries import REPOSITORY, Tools
+from benchmarks.gateway_bench import GatewayBench
 from benchmarks.limits.measure import measure_limits
 from benchmarks.machine import describe_machine, pick_cores
-from benchmarks.measure import Bench
 from benchmarks.processes import pinned
 from benchmarks.results import SCHEMA, Measurement, Metrics, Results
-from benchmarks.scenarios import AnyCase, Case, LimitsCase
+from benchmarks.scenarios import AnyCase, GatewayCase, LimitsCase
 from benchmarks.subjects.base import MissingSubjectError, Subject
-from benchmarks.subjects.registry import DIRECT
+from benchmarks.subjects.known import DIRECT
 
-__all__ = ["Plan", "find_subjects", "read_commit", "run_plan"]
+__all__ = ["RunPlan", "find_subjects", "read_commit", "run_plan"]
 
 
 @frozen(kw_only=True)
-class Plan:
-    """What to measure. ``subjects`` are in order; ``None`` stands for no gateway. ``clients`` are limits' subjects."""
+class RunPlan:
+    """The measurements to make.
+
+    ``subjects`` are gateways by name, in order; ``None`` is no gateway at all. ``clients`` are the subjects of the
+    scenario ``limits``.
+    """
 
     cases: Sequence[AnyCase]
     subjects: dict[str, Subject | None]
@@ -41,27 +45,31 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """About how long it takes, when nothing is saturated."""
+        """The estimated duration when no subject is saturated."""
         return self.rounds * sum(len(self.names_for(case)) * (case.seconds + 0.3) for case in self.cases)
 
     def names_for(self, case: AnyCase) -> list[str]:
-        """Who is measured in ``case``."""
+        """Return the names of the subjects measured in ``case``."""
         if isinstance(case, LimitsCase):
             return list(self.clients)
         return [name for name, subject in self.subjects.items() if can_run(subject, case)]
 
 
-def can_run(subject: Subject | None, case: Case) -> bool:
-    """A TLS upstream is only for subjects that the suite can configure for it; the load itself speaks plain HTTP."""
+def can_run(subject: Subject | None, case: GatewayCase) -> bool:
+    """Return whether ``subject`` can be measured in ``case``.
+
+    A TLS upstream needs a subject that can be configured for it. The load generator speaks plain HTTP, so ``direct``
+    cannot be measured either.
+    """
     return not case.is_tls or (subject is not None and subject.has_tls)
 
 
 def find_subjects(
     names: Sequence[str], known: dict[str, Subject]
 ) -> tuple[dict[str, Subject | None], dict[str, str], dict[str, str]]:
-    """Those of ``names`` that are installed, their versions, and why others are left out.
+    """Return the installed subjects of ``names``, their versions, and the reasons why others are left out.
 
-    Raises :exc:`KeyError` for a name that is not known.
+    Raises :exc:`KeyError` for an unknown name.
     """
     found: dict[str, Subject | None] = {}
     versions: dict[str, str] = {}
@@ -81,15 +89,15 @@ def find_subjects(
 
 
 def run_plan(
-    plan: Plan,
+    plan: RunPlan,
     versions: dict[str, str],
     left_out: dict[str, str],
     on_step: Callable[[str], None],
     on_measured: Callable[[Measurement], None],
 ) -> Results:
-    """Measure all of ``plan``. ``on_step`` hears what comes next, ``on_measured`` each result.
+    """Make all measurements of ``plan``. ``on_step`` is called before each one, ``on_measured`` with its result.
 
-    A Ctrl-C ends the run early; what was measured up to then is returned.
+    Ctrl-C ends the run early: the measurements so far are returned.
     """
     cores = pick_cores()
     results = Results(
@@ -106,9 +114,9 @@ def run_plan(
         measurements=[],
     )
     with (
-        pinned(cores.load),  # this process, too, stays off the subject's core
+        pinned(cores.load),  # keeps this process off the subject's core
         tempfile.TemporaryDirectory(prefix="cgw-bench-") as directory,
-        Bench(plan.tools, cores, Path(directory)) as bench,
+        GatewayBench(plan.tools, cores, Path(directory)) as bench,
     ):
         try:
             _measure_all(plan, bench, results, on_step, on_measured)
@@ -118,8 +126,8 @@ def run_plan(
 
 
 def _measure_all(
-    plan: Plan,
-    bench: Bench,
+    plan: RunPlan,
+    bench: GatewayBench,
     results: Results,
     on_step: Callable[[str], None],
     on_measured: Callable[[Measurement], None],
@@ -147,20 +155,20 @@ def _measure_all(
                 on_measured(measurement)
 
 
-def _measure(plan: Plan, bench: Bench, name: str, case: AnyCase) -> Metrics:
+def _measure(plan: RunPlan, bench: GatewayBench, name: str, case: AnyCase) -> Metrics:
     if isinstance(case, LimitsCase):
         return measure_limits(name, case, bench.cores, bench.directory)
     return bench.measure(plan.subjects[name], case)
 
 
 def _rotated(names: list[str], round_number: int) -> list[str]:
-    """In each round another subject comes first, so that none always follows the same one."""
+    """Return ``names`` rotated, so that each round starts with another subject."""
     start = (round_number - 1) % len(names) if names else 0
     return names[start:] + names[:start]
 
 
 def read_commit() -> str:
-    """The checkout's commit, with ``+changes`` when the work tree differs from it; ``unknown`` without git."""
+    """Return the commit, with ``+changes`` if the work tree differs from it; ``unknown`` without git."""
     try:
         commit = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no")

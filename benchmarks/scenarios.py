@@ -1,4 +1,4 @@
-"""The scenarios: what the upstream does, what the load does, and what is read while they do it."""
+"""The scenarios: settings of the fake upstream and of the load generator, and the metrics to read."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from typing import Literal
 
 from attrs import field, frozen
 
-__all__ = ["FULL", "PROFILES", "SCENARIOS", "SHORT", "SMOKE", "AnyCase", "Case", "LimitsCase", "Profile", "Scenario"]
+__all__ = [
+    "FULL",
+    "PROFILES",
+    "SCENARIOS",
+    "SHORT",
+    "SMOKE",
+    "AnyCase",
+    "GatewayCase",
+    "LimitsCase",
+    "Profile",
+    "Scenario",
+]
 
 MS = 1_000_000
 LONGEST_STREAM_SECONDS = 120
+"""Longer than any window: streams are ended by a command, never by themselves."""
 Parameter = int | float | str | bool
 
 
 @frozen
 class Profile:
-    """How long things take. Times in milliseconds."""
+    """Sizes and durations of a run, in milliseconds."""
 
     name: str
     rounds: int
@@ -33,14 +45,19 @@ SHORT = Profile(
     "short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, (1, 50, 500), "under 15 minutes with four subjects"
 )
 FULL = Profile("full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, (1, 50, 500), "about 20 minutes for each subject")
-SMOKE = Profile("smoke", 1, 300, 100, 50, (2,), 5, (5,), "whether everything works; its figures mean nothing")
+SMOKE = Profile(
+    "smoke", 1, 300, 100, 50, (2,), 5, (5,), "only to check that everything works; its figures mean nothing"
+)
 PROFILES = {profile.name: profile for profile in (SHORT, FULL, SMOKE)}
 
 
 @frozen(kw_only=True)
-class Case:
-    """One measurement's settings. ``upstream`` and ``second`` are the names of ``tools/upstream``'s profiles a and b,
-    ``load`` the options of ``tools/load``."""
+class GatewayCase:
+    """Settings of one measurement of a gateway.
+
+    ``upstream`` and ``second`` set the profiles a and b of ``tools/fake_upstream.c``; ``load`` has the options of
+    ``tools/load_generator.c``.
+    """
 
     scenario: str
     parameters: dict[str, Parameter] = field(factory=dict)
@@ -54,14 +71,15 @@ class Case:
     needs_fresh_subject: bool = False
     reads_memory: bool = False
     ends_with_window: bool = False
-    """The upstream ends all streams as the window closes; the load checks that each ends in order."""
+    """The upstream ends all streams when the window closes; the load checks that each ends correctly."""
     leaves_open: bool = False
-    """The load goes away while its streams are open; that they are unfinished is no error."""
+    """The load ends while its streams are open: unfinished streams are not errors."""
     awaits_closes: bool = False
+    """The load cancels its streams; the upstream records when each connection is closed."""
 
     @property
     def seconds(self) -> float:
-        """How long the load runs when the subject keeps up."""
+        """The estimated duration when the subject is not saturated."""
         load = self.load
         total = int(load.get("ramp-ms", 0)) + int(load["warm-ms"]) + self.window_ms
         return total / 1000 + (1.2 if self.needs_fresh_subject else 0.4)
@@ -69,7 +87,7 @@ class Case:
 
 @frozen(kw_only=True)
 class LimitsCase:
-    """One measurement of limits alone: so many callers, each of which admits and settles without a pause."""
+    """Settings of one measurement of limits alone: ``callers`` that admit and settle without a pause."""
 
     scenario: str = "limits"
     callers: int
@@ -83,16 +101,16 @@ class LimitsCase:
 
     @property
     def seconds(self) -> float:
-        """How long it takes, with the start of a client and of a store."""
+        """The estimated duration, with the start of a client and a store."""
         return (self.warm_ms + self.window_ms) / 1000 + 0.6
 
 
-AnyCase = Case | LimitsCase
+AnyCase = GatewayCase | LimitsCase
 
 
 @frozen
 class Scenario:
-    """A name, what it is for, and its cases in a profile."""
+    """A name, a line for ``--help``, and a function that builds the cases for a profile."""
 
     name: str
     help: str
@@ -105,16 +123,16 @@ def _phases(profile: Profile, window_ms: int) -> dict[str, int | float | str]:
 
 def _paced(
     profile: Profile, scenario: str, streams: int, rate: int, *, parameters: dict[str, Parameter] | None = None
-) -> Case:
-    """``streams`` streams of ``rate`` events/s each, which the upstream ends after the window."""
-    return Case(
+) -> GatewayCase:
+    """Build a case with ``streams`` streams of ``rate`` events/s each, which the upstream ends after the window."""
+    return GatewayCase(
         scenario=scenario,
         parameters={"streams": streams, "rate": rate} if parameters is None else parameters,
         upstream={"stream": 1, "events": rate * LONGEST_STREAM_SECONDS, "interval": 1_000_000_000 // rate, "first": 0},
         load={
             **_phases(profile, profile.window_ms),
             "slots": streams,
-            # All streams end at once; up to this long, until each one's end has come.
+            # All streams end at once; a saturated subject needs time to forward what it has buffered.
             "drain-ms": 6000,
             "open-limit-ms": 3000,
         },
@@ -124,20 +142,20 @@ def _paced(
     )
 
 
-def _steady(profile: Profile) -> Iterator[Case]:
+def _steady(profile: Profile) -> Iterator[GatewayCase]:
     for streams in profile.streams:
         yield _paced(profile, "steady", streams, 50)
 
 
-def _throughput(profile: Profile) -> Iterator[Case]:
+def _throughput(profile: Profile) -> Iterator[GatewayCase]:
     streams = min(100, profile.streams[-1])
     yield _paced(profile, "throughput", streams, 200)
 
 
-def _flood(profile: Profile) -> Iterator[Case]:
+def _flood(profile: Profile) -> Iterator[GatewayCase]:
     streams = min(100, profile.streams[-1])
     for burst in (1, 16):
-        yield Case(
+        yield GatewayCase(
             scenario="flood",
             parameters={"streams": streams, "burst": burst},
             upstream={
@@ -150,7 +168,7 @@ def _flood(profile: Profile) -> Iterator[Case]:
             load={
                 **_phases(profile, profile.window_ms),
                 "slots": streams,
-                # What the sockets' buffers hold by then may be hundreds of megabytes.
+                # The sockets' buffers may hold hundreds of megabytes when the window closes.
                 "drain-ms": 8000,
                 "open-limit-ms": 1000,
             },
@@ -159,7 +177,7 @@ def _flood(profile: Profile) -> Iterator[Case]:
         )
 
 
-def _requests(profile: Profile) -> Iterator[Case]:
+def _requests(profile: Profile) -> Iterator[GatewayCase]:
     upstream = {"stream": 0, "first": 0, "bytes": 400}
     window_ms = min(profile.window_ms, 4000)
     common: dict[str, int | float | str] = {
@@ -168,7 +186,7 @@ def _requests(profile: Profile) -> Iterator[Case]:
         "window-ms": window_ms,
         "drain-ms": 2000,
     }
-    yield Case(
+    yield GatewayCase(
         scenario="requests",
         parameters={"rate": 200},
         upstream=upstream,
@@ -176,7 +194,7 @@ def _requests(profile: Profile) -> Iterator[Case]:
         window_ms=window_ms,
         counts="requests",
     )
-    yield Case(
+    yield GatewayCase(
         scenario="requests",
         parameters={"connections": 32},
         upstream=upstream,
@@ -186,16 +204,16 @@ def _requests(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _first_byte(profile: Profile) -> Iterator[Case]:
+def _first_byte(profile: Profile) -> Iterator[GatewayCase]:
     yield _one_at_a_time(profile, "first-byte", {}, events=2)
 
 
 def _one_at_a_time(
     profile: Profile, scenario: str, parameters: dict[str, Parameter], *, events: int, body_bytes: int = 0
-) -> Case:
-    """One short stream after the other on one connection: what a subject adds when nothing else is to be done."""
+) -> GatewayCase:
+    """Build a case of short streams, one after the other on one connection: the latency of an idle subject."""
     window_ms = min(profile.window_ms, 4000)
-    return Case(
+    return GatewayCase(
         scenario=scenario,
         parameters=parameters,
         upstream={"stream": 1, "events": events, "interval": MS, "first": 0},
@@ -213,9 +231,9 @@ def _one_at_a_time(
     )
 
 
-def _idle(profile: Profile) -> Iterator[Case]:
+def _idle(profile: Profile) -> Iterator[GatewayCase]:
     lasts_ms = profile.ramp_ms * 4 + profile.warm_ms + 2000
-    yield Case(
+    yield GatewayCase(
         scenario="idle",
         parameters={"streams": profile.idle_streams},
         upstream={"stream": 1, "events": 2, "interval": lasts_ms * MS, "first": 0},
@@ -234,7 +252,7 @@ def _idle(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _cancel(profile: Profile) -> Iterator[Case]:
+def _cancel(profile: Profile) -> Iterator[GatewayCase]:
     window_ms = min(profile.window_ms * 4 // 3, 6000)
     phases: dict[str, tuple[int, int]] = {
         # phase: delay of the first event, gap between events
@@ -243,7 +261,7 @@ def _cancel(profile: Profile) -> Iterator[Case]:
         "quiet": (0, 3000 * MS),
     }
     for phase, (first, interval) in phases.items():
-        yield Case(
+        yield GatewayCase(
             scenario="cancel",
             parameters={"phase": phase},
             upstream={"stream": 1, "events": 1000 if phase == "streaming" else 2, "interval": interval, "first": first},
@@ -252,7 +270,7 @@ def _cancel(profile: Profile) -> Iterator[Case]:
                 "warm-ms": 0,
                 "window-ms": window_ms,
                 "cancel": "waiting" if phase == "waiting" else "streaming",
-                "cancel-ms": 30,
+                "cancel-ms": 30,  # after the request (waiting), or after the first event
                 "drain-ms": 500,
                 "max-open": 1024,
             },
@@ -262,10 +280,10 @@ def _cancel(profile: Profile) -> Iterator[Case]:
         )
 
 
-def _slow_reader(profile: Profile) -> Iterator[Case]:
+def _slow_reader(profile: Profile) -> Iterator[GatewayCase]:
     streams, slow = min(200, profile.streams[-1]), 10
     smooth = _paced(profile, "slow-reader", streams, 50, parameters={"streams": streams, "rate": 50, "slow": slow})
-    yield Case(
+    yield GatewayCase(
         scenario="slow-reader",
         parameters=smooth.parameters,
         upstream=smooth.upstream,
@@ -278,16 +296,16 @@ def _slow_reader(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _large_prompt(profile: Profile) -> Iterator[Case]:
+def _large_prompt(profile: Profile) -> Iterator[GatewayCase]:
     for kilobytes in (100, 1000):
         parameters: dict[str, Parameter] = {"kilobytes": kilobytes}
         yield _one_at_a_time(profile, "large-prompt", parameters, events=5, body_bytes=kilobytes * 1000)
 
 
-def _tls(profile: Profile) -> Iterator[Case]:
+def _tls(profile: Profile) -> Iterator[GatewayCase]:
     streams = min(200, profile.streams[-1])
     plain = _paced(profile, "tls", streams, 50)
-    yield Case(
+    yield GatewayCase(
         scenario="tls",
         parameters=plain.parameters,
         upstream=plain.upstream,
@@ -299,9 +317,9 @@ def _tls(profile: Profile) -> Iterator[Case]:
     )
 
 
-def _churn(profile: Profile) -> Iterator[Case]:
+def _churn(profile: Profile) -> Iterator[GatewayCase]:
     rate = 100
-    yield Case(
+    yield GatewayCase(
         scenario="churn",
         parameters={"rate": rate, "events": 10},
         upstream={"stream": 1, "events": 10, "interval": 5 * MS, "first": 0},
@@ -332,17 +350,23 @@ SCENARIOS = {
         Scenario("throughput", "100 streams of 200 events/s: 20,000 events/s", _throughput),
         Scenario(
             "flood",
-            "100 streams without a pause, 1 or 16 events per write of the upstream: the most that goes through",
+            "100 streams without a pause, 1 or 16 events per write of the upstream: highest throughput",
             _flood,
         ),
-        Scenario("requests", "without streaming: latency at 200/s, and the most that a core does", _requests),
+        Scenario("requests", "without streaming: latency at 200/s, highest rate of one core", _requests),
         Scenario("first-byte", "one stream at a time: from the request to its first event", _first_byte),
-        Scenario("idle", "1000 open streams in silence: memory for each", _idle),
-        Scenario("cancel", "the client leaves (waiting, streaming, quiet): time until the upstream is closed", _cancel),
-        Scenario("slow-reader", "200 smooth streams beside 10 clients that read 1 byte/s of a flood", _slow_reader),
+        Scenario("idle", "1000 open streams without events: memory per stream", _idle),
+        Scenario(
+            "cancel",
+            "the client disconnects (waiting, streaming, quiet): time until the upstream connection is closed",
+            _cancel,
+        ),
+        Scenario("slow-reader", "200 steady streams beside 10 clients that read 1 byte/s of a flood", _slow_reader),
         Scenario("large-prompt", "request bodies of 100 KB and 1 MB: first event, CPU per request", _large_prompt),
         Scenario("tls", "200 streams of 50 events/s from a TLS upstream", _tls),
         Scenario("churn", "100 short streams a second, each on a new connection", _churn),
-        Scenario("limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, beside redis-py", _limits),
+        Scenario(
+            "limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, compared to redis-py", _limits
+        ),
     )
 }

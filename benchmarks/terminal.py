@@ -1,4 +1,4 @@
-"""What a run says in the terminal: progress while it goes on, tables at its end."""
+"""Terminal output: progress during a run, tables of its results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.table import Table
 
 from benchmarks.results import Measurement, Results, read_metric
 
-__all__ = ["COLUMNS", "Column", "columns_of", "print_results", "show_progress"]
+__all__ = ["COLUMNS", "MetricColumn", "columns_of", "print_results", "show_progress"]
 
 
 @frozen
-class Column:
-    """A metric as a column: its dotted name, a title with the unit, and how to write a value."""
+class MetricColumn:
+    """A metric as a table column: its dotted name, a title with the unit, and the number of decimals."""
 
     metric: str
     title: str
@@ -28,24 +28,24 @@ class Column:
 
 
 COLUMNS = (
-    Column("cpu_us_per_event", "CPU µs/event", 1),
-    Column("cpu_us_per_request", "CPU µs/request"),
-    Column("events_per_second", "events/s"),
-    Column("requests_per_second", "requests/s"),
-    Column("latency_us.p50", "event p50 µs"),
-    Column("latency_us.p99", "event p99 µs"),
-    Column("first_byte_us.p50", "first byte p50 µs"),
-    Column("first_byte_us.p99", "first byte p99 µs"),
-    Column("rss_kib_per_stream", "KiB/stream", 1),
-    Column("rss_growth_kib", "memory growth KiB"),
-    Column("upstream_closed_ms.p50", "closed p50 ms", 2),
-    Column("upstream_closed_ms.p99", "closed p99 ms", 2),
-    Column("upstream_never_closed", "never closed"),
-    Column("pairs_per_second", "pairs/s"),
-    Column("cpu_us_per_pair", "CPU µs/pair", 1),
-    Column("store_cpu_us_per_pair", "store CPU µs/pair", 1),
+    MetricColumn("cpu_us_per_event", "CPU µs/event", 1),
+    MetricColumn("cpu_us_per_request", "CPU µs/request"),
+    MetricColumn("events_per_second", "events/s"),
+    MetricColumn("requests_per_second", "requests/s"),
+    MetricColumn("latency_us.p50", "event p50 µs"),
+    MetricColumn("latency_us.p99", "event p99 µs"),
+    MetricColumn("first_byte_us.p50", "first byte p50 µs"),
+    MetricColumn("first_byte_us.p99", "first byte p99 µs"),
+    MetricColumn("rss_kib_per_stream", "KiB/stream", 1),
+    MetricColumn("rss_growth_kib", "memory growth KiB"),
+    MetricColumn("upstream_closed_ms.p50", "closed p50 ms", 2),
+    MetricColumn("upstream_closed_ms.p99", "closed p99 ms", 2),
+    MetricColumn("upstream_never_closed", "never closed"),
+    MetricColumn("pairs_per_second", "pairs/s"),
+    MetricColumn("cpu_us_per_pair", "CPU µs/pair", 1),
+    MetricColumn("store_cpu_us_per_pair", "store CPU µs/pair", 1),
     *(
-        Column(f"{what}_us.{percentile}", f"{what} {percentile} µs")
+        MetricColumn(f"{what}_us.{percentile}", f"{what} {percentile} µs")
         for what in ("pair", "call")
         for percentile in ("p50", "p99")
     ),
@@ -70,14 +70,14 @@ BY_SCENARIO = {
 }
 
 
-def columns_of(scenario: str) -> list[Column]:
-    """The columns that matter for a scenario, the most important first."""
+def columns_of(scenario: str) -> list[MetricColumn]:
+    """Return the columns of a scenario's tables, the most important first."""
     by_name = {column.metric: column for column in COLUMNS}
     return [by_name[name] for name in BY_SCENARIO.get(scenario, by_name)]
 
 
 def print_results(results: Results, console: Console) -> None:
-    """A table for each case: medians over the rounds, and the ratio of the first column to every other subject's."""
+    """Print a table for each case: medians over the rounds, and the first column's ratio of cgw to each subject."""
     for scenario, case in results.cases:
         console.print(_table(results, scenario, case))
     for reason in dict.fromkeys(m.metrics.failed for m in results.measurements if m.metrics.failed):
@@ -111,7 +111,7 @@ def _table(results: Results, scenario: str, case: str) -> Table:
 
 
 def describe_problems(results: Results, scenario: str, case: str, subject: str) -> str:
-    """What a reader must know of these figures: failures, errors, saturation."""
+    """Return notes that qualify a row: failures, errors, saturation."""
     measured = list(results.select(scenario, case, subject))
     notes = []
     failed = [m.metrics.failed for m in measured if m.metrics.failed]
@@ -137,20 +137,23 @@ def describe_problems(results: Results, scenario: str, case: str, subject: str) 
 def show_progress(
     console: Console, steps: int
 ) -> Iterator[tuple[Callable[[str], None], Callable[[Measurement], None]]]:
-    """Two functions: what comes next, and what was measured. A bar in a terminal, plain lines elsewhere."""
+    """Yield two functions: one announces the next step, one reports a measurement.
+
+    Shows a progress bar in a terminal, and plain lines elsewhere.
+    """
     if not console.is_terminal:
         done = 0
 
-        def say_measured(measurement: Measurement) -> None:
+        def print_measured(measurement: Measurement) -> None:
             nonlocal done
             done += 1
             case = " ".join(f"{name}={value}" for name, value in measurement.parameters.items())
             text = f"[{done}/{steps}] round {measurement.round} {measurement.scenario} {case} {measurement.subject}: "
             console.print(text + _summarise(measurement), markup=False, highlight=False, soft_wrap=True)
 
-        yield lambda text: None, say_measured
+        yield lambda text: None, print_measured
         return
-    # Refreshed by hand: no thread of its own, which would take time from the core that the load runs on.
+    # `auto_refresh` would start a thread, which takes CPU time from the load on the same core.
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
         task = progress.add_task("starting", total=steps)

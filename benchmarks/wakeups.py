@@ -1,7 +1,7 @@
-"""What waking up for one event costs: a thread in epoll_wait(2), beside a Trio task. ``python -m benchmarks.wakeups``.
+"""CPU time of one wake-up: a thread in epoll_wait(2), compared to a Trio task. Run ``python -m benchmarks.wakeups``.
 
-These figures are why the flat relay has a thread of its own (docs/design.md §2). A child process writes one byte every
-millisecond; what is measured is this process's CPU time for each.
+These figures are the reason why the relay's fast path has a thread of its own (docs/design.md §2). A child process
+writes one byte every millisecond; this process measures its own CPU time per byte.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ GAP_SECONDS = 0.001
 
 @contextmanager
 def open_ticking_epoll() -> Iterator[tuple[select.epoll, socket.socket]]:
-    """An epoll instance with one socket on which a byte comes every millisecond."""
+    """Open an epoll instance with one socket that receives a byte every millisecond."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     with reader, writer, select.epoll() as epoll:
         epoll.register(reader, select.EPOLLIN)
+        # A process, not a thread: its CPU time must not count in `time.process_time`.
         child = os.fork()
         if child == 0:
             for _ in range(WAKEUPS):
@@ -39,7 +40,7 @@ def open_ticking_epoll() -> Iterator[tuple[select.epoll, socket.socket]]:
 
 
 def measure_thread() -> float:
-    """CPU µs per wake-up in epoll_wait."""
+    """Return CPU µs per wake-up of a thread in epoll_wait."""
     with open_ticking_epoll() as (epoll, reader):
         began = time.process_time()
         for _ in range(WAKEUPS):
@@ -49,7 +50,7 @@ def measure_thread() -> float:
 
 
 async def measure_task() -> float:
-    """CPU µs per wake-up of a Trio task that waits for the same epoll instance."""
+    """Return CPU µs per wake-up of a Trio task that waits for the same epoll instance."""
     with open_ticking_epoll() as (epoll, reader):
         began = time.process_time()
         for _ in range(WAKEUPS):
@@ -60,7 +61,7 @@ async def measure_task() -> float:
 
 
 def measure_thread_tick() -> float:
-    """CPU µs per ``time.sleep`` of a millisecond."""
+    """Return CPU µs per ``time.sleep`` of a millisecond."""
     began = time.process_time()
     for _ in range(WAKEUPS):
         time.sleep(GAP_SECONDS)
@@ -68,7 +69,7 @@ def measure_thread_tick() -> float:
 
 
 async def measure_task_tick() -> float:
-    """CPU µs per ``trio.sleep`` of a millisecond."""
+    """Return CPU µs per ``trio.sleep`` of a millisecond."""
     began = time.process_time()
     for _ in range(WAKEUPS):
         await trio.sleep(GAP_SECONDS)
@@ -76,7 +77,7 @@ async def measure_task_tick() -> float:
 
 
 def main() -> None:
-    """Print the four figures, on one pinned core."""
+    """Print the four figures, measured on one pinned core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print(f"wake-up for an event: thread {measure_thread():5.1f} µs, Trio task {trio.run(measure_task):5.1f} µs of CPU")
     print(

@@ -1,4 +1,4 @@
-"""``python -m cgw`` is the command ``cgw``."""
+"""Run the command ``cgw`` as ``python -m cgw``."""
 
 from __future__ import annotations
 

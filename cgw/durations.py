@@ -1,4 +1,4 @@
-"""Durations in Go's notation: the reference's settings and answers are written in it."""
+"""Durations in Go's notation, which the reference's settings and responses use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 def quote_value(text: str) -> str:
-    """Return ``text`` for an error message, unless it is so long that it may be a key in the wrong place."""
+    """Return ``text`` quoted for an error message; only its length if it is so long that it may be a key."""
     return repr(text) if len(text) <= 24 else f"a text of {len(text)} characters"
 
 
@@ -19,7 +19,7 @@ def parse_duration(text: str) -> float:
 
     The notation is that of ``time.ParseDuration``, without a sign.
 
-    Raises :exc:`ValueError` for anything else, also for what is too large to be counted in milliseconds.
+    Raises :exc:`ValueError` for anything else, and for 2**53 milliseconds or more.
     """
     if _PLAIN_NUMBER.fullmatch(text):
         seconds = float(text)
@@ -28,13 +28,13 @@ def parse_duration(text: str) -> float:
         if not parts or "".join(part[0] for part in parts) != text:
             raise ValueError(f"must be a duration such as 10s, 1m30s or 500ms, not {quote_value(text)}")
         seconds = sum(float(part[1]) * _SECONDS_PER_UNIT[part[2]] for part in parts)
-    if seconds * 1000 >= 2**53:
+    if seconds * 1000 >= 2**53:  # a float, and a number in Redis, counts exactly to 2**53
         raise ValueError(f"must be a shorter duration than {quote_value(text)}")
     return seconds
 
 
 def format_duration(seconds: float) -> str:
-    """Return the shortest of Go's notations, to the millisecond: ``24h``, ``1m30s``, ``100ms``, ``0s``."""
+    """Return the shortest notation, to the millisecond: ``24h``, ``1m30s``, ``100ms``, ``0s``."""
     whole, milliseconds = divmod(round(seconds * 1000), 1000)
     hours, rest = divmod(whole, 3600)
     minutes, rest = divmod(rest, 60)

@@ -1,6 +1,6 @@
-"""What can go wrong, as types that say whose fault it was.
+"""The exceptions of cgw, as types that say whose fault it was.
 
-A :class:`Refusal` carries everything that a dialect needs to answer the caller; nothing else ever reaches one.
+Only a :class:`Refusal` has a text for clients; the texts of all others are for operators.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class CgwError(Exception):
-    """Anything that cgw raises on purpose."""
+    """The base class of all exceptions that cgw raises on purpose."""
 
 
 class ConfigError(CgwError):
-    """The settings, or a file they name, are wrong. ``problems`` has one sentence for each thing to mend."""
+    """The settings, or a file that they name, are not valid. ``problems`` has a sentence for each thing to correct."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -25,11 +25,11 @@ class ConfigError(CgwError):
 
 
 class Refusal(CgwError):
-    """A request that is answered by cgw itself instead of by the upstream.
+    """A request that cgw answers itself, instead of the upstream. A dialect renders it for the client.
 
-    ``status`` is the HTTP status, ``message`` what the caller reads, ``param`` the path of the offending part of
-    the body (``messages[0].content``) where there is one, ``code`` a short machine-readable reason, ``headers``
-    what the answer carries besides the dialect's own. ``must_close`` tells the connection not to go on after it.
+    ``status`` is the HTTP status, ``message`` the text for the client, ``param`` the path of the wrong part of the
+    body (``messages[0].content``) if there is one, ``code`` a short machine-readable reason, ``headers`` the header
+    fields besides the dialect's own. With ``must_close``, the connection is closed after the response.
     """
 
     def __init__(
@@ -52,27 +52,27 @@ class Refusal(CgwError):
 
 
 class ClientGone(CgwError):
-    """The client left, or took nothing for too long: there is nobody to answer."""
+    """The client disconnected, or stopped reading: a response cannot be sent."""
 
 
 class UpstreamError(CgwError):
-    """The upstream could not be reached or broke its side of the exchange. The text never holds a key."""
+    """The upstream could not be reached, or broke off the exchange. The text never contains a key."""
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection: refused, no route, no such host, or a TLS handshake that failed."""
+    """No connection: refused, no route, unknown host, or a failed TLS handshake."""
 
 
 class UpstreamTimeout(UpstreamError):
-    """A deadline passed: connecting, waiting for the response head, silence between chunks, or in total."""
+    """A deadline passed: connecting, waiting for the response head, waiting for the next chunk, or in total."""
 
 
 class UpstreamProtocolError(UpstreamError):
-    """The upstream's bytes are no valid HTTP/1.1 response, or the body ended before its end."""
+    """The upstream's bytes are not a valid HTTP/1.1 response, or the body is incomplete."""
 
 
 class StoreUnavailable(CgwError):
-    """Redis did not answer in time, or answered that it cannot serve now."""
+    """Redis did not answer in time, or answered that it is not available."""
 
 
 class EventLogError(CgwError):
@@ -80,20 +80,30 @@ class EventLogError(CgwError):
 
 
 def explain_os_error(error: BaseException) -> str:
-    """Return why an operation of the system failed, in its own words, without the path or address it names.
+    """Return the reason of a failed system call or TLS handshake: the system's words, without a path or address.
 
-    Looks through what wraps the error (``__cause__``, the first of a group): Trio, httpx and asyncio wrap the errors
-    of each address that was tried.
+    Looks through the exceptions that wrap it: Trio, httpx and asyncio wrap the errors of each address that they tried;
+    of several in a group, the first one counts.
     """
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
+    cause = _find_root_cause(error)
     verify_message: str | None = getattr(cause, "verify_message", None)  # ssl.SSLCertVerificationError
     if verify_message:
         return f"the certificate is not valid: {verify_message}"
+    # Errors of TLS and of name resolution have numbers of their own, which os.strerror() would misread.
     has_own_numbers = isinstance(cause, OSError) and type(cause).__module__ in ("ssl", "_ssl", "socket")
     if isinstance(cause, OSError) and cause.errno and not has_own_numbers:
-        return os.strerror(cause.errno)  # an error of Trio's repeats the address in its text
+        return os.strerror(cause.errno)  # not its own text: Trio puts the address into that
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+
+
+def _find_root_cause(error: BaseException) -> BaseException:
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        elif error.__context__ is not None and not isinstance(error, OSError):
+            # httpcore raises its own errors "from None". The context of an OSError may have nothing to do with it.
+            error = error.__context__
+        else:
+            return error

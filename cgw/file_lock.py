@@ -1,4 +1,4 @@
-"""Locks between processes: an exclusive ``flock(2)`` on a file that the kernel releases when the process ends."""
+"""Locks between processes: an exclusive ``flock(2)`` on a file, which the kernel releases when the process ends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _POLL_SECONDS = 0.01
 
 @contextmanager
 def hold_file_lock(path: Path, *, timeout_seconds: float = 0) -> Iterator[int]:
-    """Hold the lock file at ``path`` for the length of the block; yield its descriptor, open for reading and writing.
+    """Hold the lock on the file at ``path`` for the length of the block; yield a descriptor open for read and write.
 
-    The file is created when it is missing (mode 0600), and stays. Raises :exc:`BlockingIOError` when another process
-    holds the lock for longer than ``timeout_seconds``, and other :exc:`OSError` when the file cannot be opened.
-    Blocks: with a timeout, call it off the Trio thread.
+    Creates the file if it is missing (mode 0600), and never removes it. Raises :exc:`BlockingIOError` when another
+    process holds the lock for longer than ``timeout_seconds``, and other :exc:`OSError` when the file cannot be
+    opened. Blocks for up to the timeout: with one, call it off the Trio thread.
     """
+    # Removing the file would let a third process lock a new file of the same name while the second one holds the old.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + timeout_seconds
     try:
@@ -30,7 +31,7 @@ def hold_file_lock(path: Path, *, timeout_seconds: float = 0) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)  # flock(2) itself has no timeout
         yield descriptor
     finally:
-        os.close(descriptor)
+        os.close(descriptor)  # releases the lock

@@ -1,6 +1,6 @@
-"""The nouns that every room shares: who asks, for what, within which limits, and what it came to.
+"""The records that all packages share: actors, features, limits, usage and usage events.
 
-Plain frozen records without behaviour that needs I/O. Names follow the glossary in ``docs/design.md``.
+Frozen and without I/O. Names follow the glossary in ``docs/design.md``.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class Feature(enum.StrEnum):
 
 
 class LimitUnit(enum.StrEnum):
-    """What a quota counts."""
+    """The unit of a quota."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
-    """Tokens in and out: an estimate is reserved, and what was really used is settled."""
+    """Tokens in and out: an estimate is reserved, and the real usage is settled afterwards."""
 
 
 ANY_MODEL = "*"
-"""The allowed-models entry that stands for the gateway's whole list, when it stands alone."""
+"""An entry of allowed models that means the gateway's whole list, if it is the only entry."""
 
 
 @frozen
 class RateLimit:
-    """What one actor may do with one feature.
+    """The limits of one actor for one feature.
 
-    ``limit`` times ``unit`` per ``interval_ms`` milliseconds (the quota), at most ``concurrent_requests`` requests per
-    ``concurrent_interval_ms`` (the short-term rate), and at most ``max_in_flight`` at once (``None``: what the
-    gateway's settings say). ``allowed_models`` holds ``provider/model`` names, or is exactly ``("*",)``.
+    ``limit`` of ``unit`` per ``interval_ms`` (the quota), ``concurrent_requests`` requests per
+    ``concurrent_interval_ms`` (the short-term rate), and ``max_in_flight`` requests at once (``None``: the gateway's
+    default). ``allowed_models`` holds ``provider/model`` names, or is exactly ``("*",)``.
     """
 
     limit: int
@@ -53,10 +53,10 @@ class RateLimit:
 
 
 MAX_IN_FLIGHT = 1_000_000
-"""The most that a bound on requests in flight can be: each is an entry of a sorted set."""
+"""The largest bound on requests in flight: each one is an entry of a sorted set in Redis."""
 
 MAX_TOKEN_MS = 2**51
-"""The largest ``limit × interval`` whose bucket stays exact in Redis's numbers (doubles, exact to 2**53)."""
+"""The largest ``limit × interval_ms`` whose bucket stays exact in Redis's numbers (doubles, exact to 2**53)."""
 
 
 def rate_limit_problems(
@@ -66,11 +66,11 @@ def rate_limit_problems(
     concurrent_interval_ms: int,
     max_in_flight: int | None = None,
 ) -> list[str]:
-    """What is wrong with the numbers of a rate limit, a sentence for each; empty when it can be enforced.
+    """Return a sentence for each number of a rate limit that cannot be enforced; an empty list if all can.
 
     Buckets count in requests (or tokens) × milliseconds. A bucket holds up to twice its size (an overdraft) and is
-    compared after one more claim, so ``limit × interval_ms`` must stay within :data:`MAX_TOKEN_MS` for exact
-    arithmetic.
+    compared after one more claim; so ``limit × interval_ms`` must be at most :data:`MAX_TOKEN_MS`, a quarter of the
+    largest exact number.
     """
     return [
         *_bucket_problems("limit", limit, "interval", interval_ms),
@@ -103,8 +103,28 @@ def _bucket_problems(size_name: str, size: int, interval_name: str, interval_ms:
 
 
 @frozen
+class SourcePolicy:
+    """How limits and usage alerts treat the actors of one source. The default is neutral.
+
+    ``is_cut_off_at_one``: a limit of 1 means "no access"; otherwise 1 means 1. ``has_usage_alerts``: alerts are sent
+    when a quota is used up to a threshold. ``admin_path`` is the path of an actor's page for Sourcegraph.com's
+    administrators, with ``{id}`` where the percent-encoded actor id stands; ``None`` if there is no such page.
+    """
+
+    is_cut_off_at_one: bool = False
+    has_usage_alerts: bool = False
+    admin_path: str | None = None
+
+
+NEUTRAL_POLICY = SourcePolicy()
+
+
+@frozen
 class Actor:
-    """Who is asking. ``id`` is the pool that limits count on; it is no secret. The token is never kept."""
+    """The owner of requests. ``id`` names the pool that limits count on; it is not a secret. The token is not kept.
+
+    ``source`` is the name of the source that the actor is from, ``policy`` is that source's.
+    """
 
     id: str
     name: str
@@ -113,27 +133,28 @@ class Actor:
     rate_limits: Mapping[Feature, RateLimit] = field(factory=dict)
     endpoint_access: Mapping[str, bool] = field(factory=dict)
     last_updated: datetime | None = None
+    policy: SourcePolicy = NEUTRAL_POLICY
 
     @property
     def display_name(self) -> str:
-        """The name for people; the id where no name is known."""
+        """The name for people, or the id if no name is known."""
         return self.name.strip() or self.id
 
 
 class UsageQuality(enum.StrEnum):
-    """How far a usage figure can be trusted."""
+    """The reliability of a usage figure."""
 
     EXACT = "exact"
     """The provider's own final figures."""
     PARTIAL = "partial"
-    """The answer broke off, or could be read only in part; what is there was read from it."""
+    """The response was incomplete, or could be read only in part: figures may be missing or too small."""
     ESTIMATED = "estimated"
     """The provider sent no figures."""
 
 
 @frozen
 class Usage:
-    """Tokens and characters of one completion, in and out; ``None`` where unknown, never −1."""
+    """Tokens and characters of one completion, in and out; ``None`` where unknown."""
 
     prompt_token_count: int | None = None
     completion_token_count: int | None = None
@@ -144,11 +165,10 @@ class Usage:
 
 @frozen
 class BodyWindow:
-    """What is kept of a response body that was passed through: its first and last bytes, and its size.
+    """The first and last bytes of a relayed response body, and its size.
 
-    ``head`` and ``tail`` never overlap; together they are the whole body exactly when ``is_whole``.
-    ``total_bytes`` counts the body without its transfer coding. ``is_complete`` tells whether the upstream
-    ended it properly.
+    ``head`` and ``tail`` never overlap; together they are the whole body exactly if ``is_whole``. ``total_bytes``
+    is the body's size without its transfer coding. ``is_complete`` is true if the upstream ended the body properly.
     """
 
     head: bytes
@@ -158,7 +178,7 @@ class BodyWindow:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing between ``head`` and ``tail`` was dropped."""
+        """True if nothing between ``head`` and ``tail`` was dropped."""
         return len(self.head) + len(self.tail) == self.total_bytes
 
 
@@ -173,7 +193,7 @@ class EventName(enum.StrEnum):
 
 @frozen
 class UsageEvent:
-    """One usage fact. ``id`` is stable: whoever ships it twice is deduplicated by it.
+    """One usage fact. Sinks deduplicate by ``id``, as an event may be shipped twice.
 
     ``metadata`` holds JSON values under the reference's keys; ``created_at`` is in UTC.
     """

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Set-up of all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Let programs under test be interrupted, also where the tests run in the background of a shell, which ignores
-    SIGINT for all that it starts there."""
+    """Restore the default handling of SIGINT, so that programs under test can be interrupted."""
+    # A shell without job control starts background commands with SIGINT ignored, and child processes inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The documents say what is so: what they name exists, what they link to is there, what is generated is up to date."""
+"""The documents are true: names and links exist, and generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from docs.generate_settings import PAGE, build_page
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 OF_THE_REFERENCE = {"CODY_GATEWAY_AUTO_FLUSH_STREAMING_RESPONSES"}
-"""Settings that the documents name as the reference's, and that cgw does not have."""
+"""Settings of the reference that the documents name, and that cgw does not have."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -26,12 +26,12 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def read_prose(page: Path) -> str:
-    """``page`` without its fenced blocks."""
+    """Return ``page`` without its fenced blocks."""
     return FENCE.sub("", page.read_text("utf-8"))
 
 
 def read_code(page: Path) -> Iterator[str]:
-    """Every piece of inline code, and every line of indented blocks and of those fenced as shell."""
+    """Yield every piece of inline code, and every line of indented blocks and of blocks fenced as shell."""
     prose = read_prose(page)
     yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose))
     yield from (line.strip() for line in prose.splitlines() if line.startswith("    "))
@@ -41,25 +41,25 @@ def read_code(page: Path) -> Iterator[str]:
 
 
 def slugs_of(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.+)$", read_prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_settings_page_is_up_to_date() -> None:
-    """``docs/settings.md`` is what the code declares; ``python -m docs.generate_settings`` writes it anew."""
+    """``docs/settings.md`` matches the declared settings; ``python -m docs.generate_settings`` rewrites it."""
     assert PAGE.read_text("utf-8") == build_page(), "run: python -m docs.generate_settings"
 
 
 def test_every_setting_is_on_the_settings_page() -> None:
-    """The generated page leaves no setting out."""
+    """The generated page lists every setting."""
     listed = re.findall(r"^\| `(\w+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
     assert listed == [row.name for row in describe_settings(Settings())]
 
 
 @each_page
 def test_links_lead_somewhere(page: Path) -> None:
-    """Each relative link names a file that is there, and an anchor that one of its headings has."""
+    """Each relative link leads to an existing file, and to one of its headings."""
     for target in LINK.findall(read_prose(page)):
         if "://" in target:
             continue
@@ -71,14 +71,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @each_page
 def test_commands_exist(page: Path) -> None:
-    """Each ``cgw …`` in a document is a command of the command line, and each option of it one that it has."""
+    """Each ``cgw …`` in a document is an existing command with existing options."""
     for code in read_code(page):
         if not code.startswith("cgw ") or not code[4:5].islower():
             continue
         command: click.Command = cli
         words = code.partition("#")[0].split()[1:]
         while isinstance(command, click.Group):
-            assert words, f"{page.name}: {code} is no whole command"
+            assert words, f"{page.name}: {code} is an incomplete command"
             name = words.pop(0)
             assert name in command.commands, f"{page.name}: {code}"
             command = command.commands[name]
@@ -99,7 +99,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 @each_page
 def test_settings_exist(page: Path) -> None:
-    """Each environment variable that a document names is a setting, or known to be the reference's alone."""
+    """Each environment variable that a document names is a setting of cgw, or listed as the reference's."""
     known = {row.name for row in describe_settings(Settings())} | OF_THE_REFERENCE
     named = set(re.findall(r"CODY_GATEWAY_[A-Z0-9_]*[A-Z0-9]", page.read_text("utf-8")))
     assert named <= known
@@ -107,7 +107,7 @@ def test_settings_exist(page: Path) -> None:
 
 @each_page
 def test_files_and_tests_exist(page: Path) -> None:
-    """Each path of the repository that a document names is there, and each test within it."""
+    """Each repository path that a document names exists, and each test in it."""
     for code in read_code(page):
         match = re.fullmatch(r"((?:cgw|tests|docs)/[\w./-]+)(?:::(\w+))?", code)
         if match is None:
@@ -118,8 +118,8 @@ def test_files_and_tests_exist(page: Path) -> None:
             assert re.search(rf"^(async )?def {match[2]}\(", path.read_text("utf-8"), re.MULTILINE), code
 
 
-def test_the_readme_is_looked_at() -> None:
-    """The patterns above find what the README has: commands, tests and links."""
+def test_the_patterns_match_the_readme() -> None:
+    """The patterns above find the README's commands, tests and links."""
     code = list(read_code(ROOT / "README.md"))
     assert 'cgw token new --id acme --name "Acme Inc."' in code
     assert sum("::test_" in piece for piece in code) >= 5

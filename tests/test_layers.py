@@ -1,4 +1,4 @@
-"""The order of the layers: a package imports only from layers below its own, wherever in a file the import stands."""
+"""The order of the layers: a package imports only from packages below it, anywhere in a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import cgw
 
 PACKAGE = Path(cgw.__file__).parent
 
+# A module may import from its own package, and from packages with a lower level; packages of one level do not import
+# each other. docs/design.md has the same order.
 LEVELS = {
     "__init__": 0,  # the version
     "errors": 1,
@@ -30,7 +32,7 @@ LEVELS = {
     "limits": 6,
     "providers": 6,
     "gateway": 7,
-    "control": 8,  # above the gateway: its ASGI adapter runs the gateway's exchanges, never the other way round
+    "control": 8,  # above the gateway, because its ASGI adapter runs the gateway's exchanges
     "service": 9,
     "testing": 9,
     "demo": 10,  # runs the whole service
@@ -48,7 +50,7 @@ MAY_READ_ENVIRONMENT = {"cli"}
 
 @frozen
 class Import:
-    """One imported module, by its full name; ``from a import b`` counts as ``a`` and, within cgw, ``a.b``."""
+    """One imported module, by its full name."""
 
     module: str
     line: int
@@ -61,6 +63,7 @@ def package_of(module: str) -> str:
 
 
 def read_imports(tree: ast.AST) -> Iterator[Import]:
+    """Yield all imports of a module; ``from cgw import a`` counts as ``cgw.a``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, node.lineno) for alias in node.names)
@@ -76,7 +79,8 @@ def read_imports(tree: ast.AST) -> Iterator[Import]:
                 yield Import(module, node.lineno)
 
 
-def reads_of_environment(tree: ast.AST) -> Iterator[int]:
+def find_environment_reads(tree: ast.AST) -> Iterator[int]:
+    """Yield the lines on which a module uses the environment."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in READS_ENVIRONMENT:
             yield node.lineno
@@ -85,7 +89,7 @@ def reads_of_environment(tree: ast.AST) -> Iterator[int]:
 
 
 def explain_import(package: str, imported: Import) -> str | None:
-    """Why ``package`` must not import this, or ``None``."""
+    """Return the rule that forbids ``package`` an import, or ``None``."""
     top = imported.module.partition(".")[0]
     for forbidden in FORBIDDEN_IN_PACKAGE.get(package, ()):
         if imported.module == forbidden or imported.module.startswith(forbidden + "."):
@@ -103,7 +107,7 @@ def explain_import(package: str, imported: Import) -> str | None:
 
 
 def find_violations(root: Path) -> list[str]:
-    """Every breach of the order in the tree at ``root``, as ``file:line: why``."""
+    """Return all violations in the tree at ``root``, as ``file:line: rule``."""
     violations = []
     for path in sorted(root.rglob("*.py")):
         module_path = path.relative_to(root)
@@ -119,36 +123,33 @@ def find_violations(root: Path) -> list[str]:
                 violations.append(f"{module_path}:{imported.line}: {why}")
         if package not in MAY_READ_ENVIRONMENT:
             violations += [
-                f"{module_path}:{line}: only cli may read the environment" for line in reads_of_environment(tree)
+                f"{module_path}:{line}: only cli may read the environment" for line in find_environment_reads(tree)
             ]
     return violations
 
 
-def test_rooms_import_only_from_rooms_below() -> None:
-    """No module of cgw imports from a package that is not below its own."""
+def test_packages_import_only_from_packages_below() -> None:
+    """No module of cgw breaks the order of the layers."""
     assert find_violations(PACKAGE) == []
 
 
-def test_every_room_is_found() -> None:
-    """The walk covers the whole package, so that an empty list of violations means something."""
-    modules = list(PACKAGE.rglob("*.py"))
-    assert len(modules) > 20
-    assert {"wire", "transport", "gateway", "config"} <= {package_of(f"cgw.{path.stem}") for path in modules} | {
-        path.parent.name for path in modules
-    }
+def test_levels_and_packages_are_the_same() -> None:
+    """Each package and module of cgw has a level, and each level belongs to one that exists."""
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
+    assert found == LEVELS.keys()
 
 
-def test_the_command_line_only_hands_the_environment_on() -> None:
-    """The command line touches the environment at one place: where it passes it to ``load_settings``."""
+def test_the_command_line_only_passes_the_environment_on() -> None:
+    """The command line uses the environment in one place, where it passes it to ``load_settings``."""
     tree = ast.parse("\n".join(path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "cli").glob("*.py"))))
     calls = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_settings"
     ]
-    handed_on = [ast.unparse(argument) for call in calls for argument in call.args]
-    assert handed_on == ["os.environ"]
-    assert len(list(reads_of_environment(tree))) == 1
+    arguments = [ast.unparse(argument) for call in calls for argument in call.args]
+    assert arguments == ["os.environ"]
+    assert len(list(find_environment_reads(tree))) == 1
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_the_command_line_only_hands_the_environment_on() -> None:
     ],
 )
 def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) -> None:
-    """A breach of the order, of whatever form, is reported with its reason."""
+    """A violation of any form is reported with the rule that it breaks."""
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(source, encoding="utf-8")
@@ -193,8 +194,8 @@ def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) 
         ("transport/b.py", "from cgw.telemetry import logs"),
     ],
 )
-def test_what_is_allowed_is_no_violation(tmp_path: Path, file: str, source: str) -> None:
-    """Imports from below, from the same package, and of a package's own vendor packages are fine."""
+def test_allowed_imports_are_not_reported(tmp_path: Path, file: str, source: str) -> None:
+    """Imports from below, from the same package, and of vendors' SDKs in their package are allowed."""
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
     path.write_text(source, encoding="utf-8")

@@ -33,7 +33,7 @@ from benchmarks.limits.workload import (
 from cgw.limits.admissions import ReservationIds
 from cgw.limits.claims import ClaimGroup
 from cgw.limits.limiter import Limiter
-from cgw.limits.plans import Plan
+from cgw.limits.plans import LimitPlan
 from cgw.limits.scripts import LimitScripts, load_scripts
 from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import Store, open_redis
@@ -57,8 +57,8 @@ class SizedLimiter(Limiter):
         super().__init__(store, OPTIONS)
         self._limits = limits
 
-    def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> Plan:
-        return Plan(rate_limit, [build_group(actor, self._limits)])
+    def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
+        return LimitPlan(rate_limit, [build_group(actor, self._limits)])
 
 
 def run_cgw(order: Order) -> ClientReport:

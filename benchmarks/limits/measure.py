@@ -14,7 +14,7 @@ import hiredis
 import msgspec
 import redis
 
-from benchmarks.build import REPOSITORY
+from benchmarks.binaries import REPOSITORY
 from benchmarks.histogram import Histogram
 from benchmarks.limits.clients import MAX_THREADS
 from benchmarks.limits.workload import ClientReport, Order, build_actors, build_group

@@ -1,1 +1,1 @@
-"""What is measured: one class for each gateway, which finds it, writes its configuration and starts it."""
+"""The subjects of measurements: a class per gateway finds it, writes its configuration and starts it."""

@@ -1,4 +1,4 @@
-"""What a subject is to the suite."""
+"""The protocol of subjects, and the records that they exchange with the suite."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from benchmarks.load import Target
+from benchmarks.tool_processes import Target
 
 __all__ = ["Address", "MissingSubjectError", "Start", "Subject", "ask_version"]
 
 
 class MissingSubjectError(Exception):
-    """The subject is not installed; the message says what was looked for."""
+    """The subject is not installed. The message names the program or file that was not found."""
 
 
 @frozen
 class Address:
-    """The fake upstream, as a subject is to reach it."""
+    """The address of the fake upstream, for a subject's configuration."""
 
     scheme: str
     port: int
@@ -34,7 +34,7 @@ class Address:
 
 @frozen(kw_only=True)
 class Start:
-    """How to start a subject, and how to talk to it once it listens. ``environ`` is added to the suite's own."""
+    """A command that starts a subject, and the target of requests. ``environ`` is added to the suite's environment."""
 
     command: tuple[str, ...]
     target: Target
@@ -50,20 +50,20 @@ class Subject(Protocol):
 
     @property
     def start_seconds(self) -> float:
-        """How long it may take until it listens."""
+        """Deadline until it accepts connections."""
         ...
 
     @property
     def has_tls(self) -> bool:
-        """Whether the suite knows how to give it a TLS upstream."""
+        """``True`` if :meth:`prepare` can configure a TLS upstream."""
         ...
 
     def version(self) -> str:
-        """Raises :exc:`MissingSubjectError` when it is not installed."""
+        """Return name and version. Raises :exc:`MissingSubjectError` when it is not installed."""
         ...
 
     def prepare(self, directory: Path, port: int, upstream: Address) -> Start:
-        """Write its configuration into ``directory``, which is its own and empty.
+        """Write its configuration into ``directory``, which is empty and not shared.
 
         Raises :exc:`MissingSubjectError` when it cannot be built.
         """
@@ -71,12 +71,15 @@ class Subject(Protocol):
 
 
 def ask_version(command: Sequence[str], seconds: float = 30) -> str:
-    """The first line that ``command`` prints, on either output."""
+    """Return the first line that ``command`` prints, on either output.
+
+    Raises :exc:`MissingSubjectError` when it cannot be run or fails.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MissingSubjectError(str(error)) from error
     lines = (done.stdout + done.stderr).strip().splitlines()
     if done.returncode or not lines:
-        raise MissingSubjectError(f"`{' '.join(command)}` failed")
+        raise MissingSubjectError(f"`{' '.join(command)}` failed with status {done.returncode}")
     return lines[0].strip()

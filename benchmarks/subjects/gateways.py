@@ -1,4 +1,4 @@
-"""Other gateways for LLM traffic, from their package registries: LiteLLM's proxy and Portkey's gateway."""
+"""Other LLM gateways, installed from package registries: LiteLLM's proxy and Portkey's gateway."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.build import cache_dir
-from benchmarks.load import Target
+from benchmarks.binaries import cache_dir
 from benchmarks.subjects.base import Address, MissingSubjectError, Start, ask_version
 from benchmarks.subjects.proxies import find_program
+from benchmarks.tool_processes import Target
 
 __all__ = ["LiteLLM", "Portkey"]
 
@@ -43,7 +43,7 @@ LITELLM_ROUTES = {
 
 @frozen
 class LiteLLM:
-    """One worker, no database, a master key. ``name`` chooses the route: its own API, Anthropic's, passing through."""
+    """One worker, no database, a master key. ``name`` selects the route: OpenAI's API, Anthropic's, or pass-through."""
 
     name: str = "litellm"
     start_seconds: float = 90.0
@@ -73,13 +73,15 @@ class LiteLLM:
         installed = Path(where).expanduser() / "bin" / "litellm"
         found = str(installed) if installed.exists() else shutil.which("litellm")
         if found is None:
-            raise MissingSubjectError(f"neither {installed} nor a `litellm` on PATH")
+            raise MissingSubjectError(
+                f"neither {installed} nor `litellm` on PATH exists; benchmarks/README.md has the install"
+            )
         return found
 
 
 @frozen
 class Portkey:
-    """The gateway for Node.js, told by headers where the provider is."""
+    """The gateway for Node.js. Headers of each request name the provider's address."""
 
     name: str = "portkey"
     start_seconds: float = 30.0
@@ -109,5 +111,5 @@ class Portkey:
         where = os.environ.get("CGW_BENCH_PORTKEY") or cache_dir() / "portkey"
         package = Path(where).expanduser() / "node_modules" / "@portkey-ai" / "gateway"
         if not (package / "package.json").exists():
-            raise MissingSubjectError(f"no {package}")
+            raise MissingSubjectError(f"{package} does not exist; benchmarks/README.md has the install")
         return package

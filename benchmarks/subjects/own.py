@@ -1,4 +1,4 @@
-"""cgw itself: with authentication, limits (its embedded store) and events on."""
+"""cgw itself, with authentication, limits (embedded store) and usage events."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from benchmarks.build import REPOSITORY
-from benchmarks.load import Target
+from benchmarks.binaries import REPOSITORY
 from benchmarks.subjects.base import Address, Start, ask_version
+from benchmarks.tool_processes import Target
 
 __all__ = ["Cgw"]
 
@@ -31,7 +31,7 @@ concurrent_requests = 5_000_000
 
 @frozen
 class Cgw:
-    """This checkout's cgw; ``environ`` is what tells one variant from another."""
+    """This checkout's cgw. ``environ`` has the settings of a variant."""
 
     name: str = "cgw"
     environ: dict[str, str] = field(factory=dict)

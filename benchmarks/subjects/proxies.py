@@ -1,4 +1,4 @@
-"""Reverse proxies, which only pass bytes on: nginx, HAProxy, and Go's ``httputil.ReverseProxy``."""
+"""Reverse proxies, which only forward bytes: nginx, HAProxy, and Go's ``httputil.ReverseProxy``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from benchmarks.build import cache_dir
-from benchmarks.load import Target
+from benchmarks.binaries import cache_dir
 from benchmarks.subjects.base import Address, MissingSubjectError, Start, ask_version
+from benchmarks.tool_processes import Target
 
 __all__ = ["GoReverseProxy", "Haproxy", "Nginx"]
 
@@ -76,7 +76,10 @@ backend provider
 
 
 def find_program(name: str) -> str:
-    """Its path, also where it is installed outside of a user's PATH."""
+    """Return the path of a program, also searched in folders that are often missing from PATH.
+
+    Raises :exc:`MissingSubjectError`.
+    """
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/usr/local/go/bin")
     if found is None:
         raise MissingSubjectError(f"no `{name}` on PATH")
@@ -85,7 +88,7 @@ def find_program(name: str) -> str:
 
 @frozen
 class Nginx:
-    """One worker, buffering off, connections to the upstream kept."""
+    """One worker, buffering off, keep-alive connections to the upstream."""
 
     name: str = "nginx"
     start_seconds: float = 10.0
@@ -106,7 +109,7 @@ class Nginx:
 
 @frozen
 class Haproxy:
-    """One thread, connections to the upstream kept, no delay for more data."""
+    """One thread, keep-alive connections to the upstream, ``http-no-delay``."""
 
     name: str = "haproxy"
     start_seconds: float = 10.0
@@ -124,7 +127,7 @@ class Haproxy:
 
 @frozen
 class GoReverseProxy:
-    """``go/main.go``, built with the system's Go; GOMAXPROCS=1, every write flushed at once."""
+    """``go/main.go``, built with the installed Go; GOMAXPROCS=1, every write flushed at once."""
 
     name: str = "go"
     start_seconds: float = 10.0

@@ -1,28 +1,28 @@
-"""HTTP/1.1 heads and bodies, incrementally; what ``wire.h`` does for the tools in C."""
+"""Incremental parsing of HTTP/1.1 heads and bodies, as ``wire.h`` does for the tools in C."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Literal
 
-__all__ = ["Body", "FramingError", "Head", "split_head"]
+__all__ = ["FramingError", "MessageBody", "MessageHead", "split_head"]
 
 HEAD_LIMIT = 65536
 LINE_LIMIT = 4096
 
 
 class FramingError(Exception):
-    """The peer's bytes are not HTTP/1.1."""
+    """The peer's bytes are not valid HTTP/1.1."""
 
 
-class Head:
-    """A start line and headers; names in lower case."""
+class MessageHead:
+    """A start line and headers, names in lower case."""
 
     def __init__(self, raw: bytes) -> None:
         lines = raw.split(b"\r\n")
         self.start = lines[0].decode("latin-1").split(" ", 2)
         if len(self.start) < 2:
-            raise FramingError("a start line has at least two words")
+            raise FramingError("a start line needs at least two words")
         self.headers: dict[str, str] = {}
         for line in lines[1:]:
             name, _, value = line.decode("latin-1").partition(":")
@@ -33,22 +33,22 @@ class Head:
         return self.headers.get("connection", "").lower() != "close"
 
 
-def split_head(buffer: bytearray) -> Head | None:
-    """Take a whole head off the front of ``buffer``; ``None`` while it is incomplete."""
+def split_head(buffer: bytearray) -> MessageHead | None:
+    """Remove a whole head from the front of ``buffer``; return ``None`` while it is incomplete."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         if len(buffer) > HEAD_LIMIT:
             raise FramingError("the head is too long")
         return None
-    head = Head(bytes(buffer[:end]))
+    head = MessageHead(bytes(buffer[:end]))
     del buffer[: end + 4]
     return head
 
 
-class Body:
-    """One message's body, fed with what follows its head."""
+class MessageBody:
+    """A message's body. Without length and chunks it is empty (``none``, requests) or ends with the connection."""
 
-    def __init__(self, head: Head, without: Literal["none", "until-close"]) -> None:
+    def __init__(self, head: MessageHead, without: Literal["none", "until-close"]) -> None:
         self._left = 0
         self._at: Literal["size", "data", "data-end", "trailer"] = "size"
         self.done = False
@@ -63,7 +63,7 @@ class Body:
             self.done = without == "none"
 
     def take(self, buffer: bytearray) -> Iterator[bytes]:
-        """The pieces of data in ``buffer``, which is consumed up to the body's end or as far as it can be read."""
+        """Yield the data in ``buffer`` and remove what was parsed: up to the body's end or an incomplete line."""
         if self.framing == "until-close":
             yield bytes(buffer)
             buffer.clear()
@@ -116,5 +116,5 @@ class Body:
 def _chunk_size(line: bytes) -> int:
     digits = line.partition(b";")[0].strip()
     if not digits or len(digits) > 15 or not all(digit in b"0123456789abcdefABCDEF" for digit in digits):
-        raise FramingError("a chunk's size is not hexadecimal")
+        raise FramingError(f"the chunk size {digits[:20]!r} is not hexadecimal")
     return int(digits, 16)

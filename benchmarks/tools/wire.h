@@ -1,7 +1,7 @@
-/* What the fake upstream and the load generator share: clock, histogram, timers, sockets, and HTTP/1.1 bodies.
+/* Shared by the fake upstream and the load generator: clock, histogram, timers, sockets, and HTTP/1.1 bodies.
  *
- * Both are single-threaded: one flat epoll loop each. Times are CLOCK_MONOTONIC nanoseconds, which all processes of a
- * machine share; an event carries the time at which it was sent as `@<ns> <exchange> <sequence>~` within its text. */
+ * Both are single-threaded, with one epoll loop each. Times are nanoseconds of CLOCK_MONOTONIC, which all processes of
+ * a machine share; an event carries the time at which it was sent as `@<ns> <exchange> <sequence>~` in its text. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -81,10 +81,10 @@ static void print_histogram(const char *name, const struct histogram *h) {
     printf("]}");
 }
 
-/* --- timers: a binary heap of nodes, each the first member of what it stands for. */
+/* --- timers: a binary heap of nodes, each the first member of its connection: a pointer to one points to both. */
 struct timer {
     int64_t due;
-    int place; /* in the heap, from 1; 0: not in it */
+    int place; /* index in the heap, from 1; 0: not armed */
 };
 
 static struct timer **heap;
@@ -125,7 +125,7 @@ static void arm(struct timer *node, int64_t due) {
     heap_settle(node->place);
 }
 
-/* Waits until a socket is ready or the time `until`. Falls back to milliseconds where epoll_pwait2 is missing. */
+/* Wait until a socket is ready or the time `until`, in whole milliseconds where epoll_pwait2 is missing. */
 static int wait_events(int epoll, struct epoll_event *events, int room, int64_t until) {
     int64_t left = until == NEVER ? SECOND : until - clock_ns();
     if (left < 0) left = 0;
@@ -169,7 +169,7 @@ static void set_nodelay(int fd) {
 
 /* --- heads and bodies */
 
-/* The value of a header (name with its colon, in any case), or NULL. `head` ends in a NUL. */
+/* Return the value of a header (name with its colon, in any case), or NULL. `head` ends with a NUL. */
 static const char *header(const char *head, const char *name) {
     size_t length = strlen(name);
     for (const char *line = strstr(head, "\r\n"); line; line = strstr(line + 2, "\r\n"))
@@ -213,7 +213,7 @@ static int hex_digit(char c) {
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* One byte of chunked framing; 0, or -1 if it is not as RFC 9112 has it. */
+/* Parse one byte of chunked framing (RFC 9112 section 7.1); 0, or -1 if it is not valid. */
 static int chunk_byte(struct body *b, char c) {
     switch (b->state) {
     case SIZE:
@@ -253,8 +253,8 @@ static int chunk_byte(struct body *b, char c) {
     return -1;
 }
 
-/* Moves *at towards `end` over framing until a piece of the body's data is found (its length is returned, it ends at
- * *at), or all is consumed or the body is done (0). -1: broken framing. */
+/* Move *at towards `end`, over framing, to the end of the next piece of data; return the length of that piece. 0: no
+ * more data in the input, or the body is done. -1: broken framing. */
 static ssize_t next_piece(struct body *b, const char **at, const char *end) {
     while (*at < end && !b->done) {
         size_t here = end - *at;

@@ -1,1 +1,1 @@
-"""Who is asking: sources that turn a token into an :class:`~cgw.model.Actor`."""
+"""Actors: the sources that turn a token into an :class:`~cgw.model.Actor`."""

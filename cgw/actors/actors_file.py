@@ -1,16 +1,16 @@
-"""The actors file: whoever runs cgw alone writes its actors there.
+"""The actors file: the actors of gateways that run without Sourcegraph.com.
 
 .. code-block:: toml
 
     [[actor]]
     id = "acme"                        # the pool that limits count on
-    name = "Acme Inc."                 # for people; the id where it is left out
+    name = "Acme Inc."                 # for people; the default is the id
     token_sha256 = ["<64 hex>"]        # SHA-256 of each token that may be presented
     access_enabled = true              # the default; false gives 403
-    max_in_flight = 20                 # optional, for each feature that says nothing else: requests at once
+    max_in_flight = 20                 # optional: requests at once, for each feature without its own
     [actor.limits.chat_completions]    # also code_completions, embeddings
     limit = 100
-    unit = "requests"                  # what the limit counts: requests, or tokens; embeddings count tokens
+    unit = "requests"                  # the limit counts requests or tokens; the default of embeddings is tokens
     interval = "24h"
     allowed_models = ["*"]             # the default; or provider/model names
     concurrent_requests = 50           # optional, with its interval: the short-term rate
@@ -28,14 +28,13 @@ from pathlib import Path
 from attrs import define, field, frozen
 
 from cgw.actors.concurrency import derive_concurrent_requests
+from cgw.actors.policies import POLICIES, STATIC
 from cgw.actors.tokens import ACTOR_ID, ACTOR_ID_RULE, NAME_RULE, is_valid_name
 from cgw.actors.toml_table import TableReader
 from cgw.config.kinds import choice
 from cgw.durations import parse_duration
-from cgw.errors import ConfigError
+from cgw.errors import ConfigError, explain_os_error
 from cgw.model import ANY_MODEL, MAX_IN_FLIGHT, Actor, Feature, LimitUnit, RateLimit, rate_limit_problems
-
-SOURCE_NAME = "static"
 
 _UNIT = choice(*LimitUnit)
 _MODEL = re.compile(r"[^\s/*]+/[^\s*]+")
@@ -44,7 +43,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 @frozen
 class FileVersion:
-    """What tells one state of a file from another without reading it."""
+    """The metadata that tells two versions of a file apart without reading it."""
 
     mtime_ns: int
     size: int
@@ -53,41 +52,42 @@ class FileVersion:
 
 @frozen
 class ActorsFile:
-    """Where actors are written down, and the settings of the short-term rate. All methods block."""
+    """The file at ``path``, and the settings of the short-term rate. All methods block."""
 
     path: Path
     percentage: int
     interval_ms: int
 
     def get_version(self) -> FileVersion:
-        """The version that is there now. Raises :exc:`~cgw.errors.ConfigError` when there is none."""
+        """Return the version that exists now. Raises :exc:`~cgw.errors.ConfigError` if there is no file."""
         try:
             return _build_version(os.stat(self.path))
         except OSError as error:
             raise self._explain(error) from None
 
     def read(self) -> tuple[FileVersion, bytes]:
-        """What is in the file, and its version. Raises :exc:`~cgw.errors.ConfigError` when it cannot be read."""
+        """Return the file's version and content. Raises :exc:`~cgw.errors.ConfigError` if it cannot be read."""
         try:
             with self.path.open("rb") as file:
-                # First the version: whatever is written while we read shows as another one the next time.
+                # The version first: a write during the read then shows as a new version the next time.
                 return _build_version(os.fstat(file.fileno())), file.read()
         except OSError as error:
             raise self._explain(error) from None
 
     def parse(self, content: bytes) -> dict[str, Actor]:
-        """The actors by the SHA-256 of their tokens, in lower-case hex.
+        """Return the actors by the SHA-256 of their tokens, in lower-case hex.
 
-        Raises :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the file's path and the key's
-        (``actors.toml: actor[0].limits.chat_completions.interval: …``; actors count from 0), or the line and column
-        of what is no TOML. No problem repeats a token or a hash.
+        Raises :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the paths of file and key
+        (``actors.toml: actor[0].limits.chat_completions.interval: …``; actors count from 0), or with the line and
+        column if it is not valid TOML. No problem repeats a token or a hash.
         """
         try:
             document = tomllib.loads(content.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise ConfigError([f"{self.path}: is not UTF-8 at byte {error.start}"]) from None
         except ValueError as error:  # a TOMLDecodeError, or a number with thousands of digits
-            raise ConfigError([f"{self.path}: is no TOML: {error}"]) from None
+            raise ConfigError([f"{self.path}: not valid TOML: {error}"]) from None
+        # Problems are collected, not raised: the operator sees all of them at once.
         reading = _Reading(self.percentage, self.interval_ms)
         actors_by_hash = reading.read(TableReader(document, "", reading.problems))
         if reading.problems:
@@ -95,7 +95,7 @@ class ActorsFile:
         return actors_by_hash
 
     def _explain(self, error: OSError) -> ConfigError:
-        return ConfigError([f"{self.path}: cannot be read: {error.strerror}"])
+        return ConfigError([f"{self.path}: cannot be read: {explain_os_error(error)}"])
 
 
 def _build_version(status: os.stat_result) -> FileVersion:
@@ -104,7 +104,7 @@ def _build_version(status: os.stat_result) -> FileVersion:
 
 @define
 class _Reading:
-    """One pass over a file: what it found so far, to tell what comes twice."""
+    """One pass over a file. The paths of ids and hashes are kept to find duplicates."""
 
     percentage: int
     interval_ms: int
@@ -133,12 +133,14 @@ class _Reading:
         max_in_flight = _read_max_in_flight(table)
         limits = self._read_limits(table, max_in_flight, is_required=access_enabled is not False)
         table.finish()
+        # Built from what could be read: the caller discards it if there are problems.
         actor = Actor(
             id=actor_id,
             name=name,
-            source=SOURCE_NAME,
+            source=STATIC,
             access_enabled=access_enabled is not False,
             rate_limits=limits,
+            policy=POLICIES[STATIC],
         )
         return actor, hashes
 
@@ -148,6 +150,7 @@ class _Reading:
             return ""
         if not ACTOR_ID.fullmatch(actor_id):
             table.add_problem("id", ACTOR_ID_RULE)
+        # The path of this entry, unless an earlier one has the same id.
         first = self.path_by_id.setdefault(actor_id, table.path_of("id"))
         if first != table.path_of("id"):
             table.add_problem("id", f"is the same as {first}; list all tokens of one actor in its token_sha256")
@@ -196,11 +199,11 @@ class _Reading:
         own_max_in_flight = _read_max_in_flight(table)
         table.finish()
         if limit is None or interval_ms is None:
-            return None
+            return None  # the rest depends on them
         if concurrent_interval_ms is None:
             concurrent_interval_ms = self.interval_ms
         if concurrent_requests is None:
-            concurrent_requests = 1
+            concurrent_requests = 1  # stays so only if the intervals are wrong, which is a problem of its own
             if interval_ms > 0 and concurrent_interval_ms > 0:
                 concurrent_requests = derive_concurrent_requests(
                     limit, interval_ms, self.percentage, concurrent_interval_ms
@@ -236,7 +239,7 @@ def _read_unit(table: TableReader, feature: Feature) -> LimitUnit:
 
 
 def default_unit(feature: Feature) -> LimitUnit:
-    """What the quota of ``feature`` counts where nothing else is said: embeddings are charged by tokens."""
+    """Return the default unit of a quota for ``feature``: embeddings count tokens, as in the reference."""
     return LimitUnit.TOKENS if feature is Feature.EMBEDDINGS else LimitUnit.REQUESTS
 
 
@@ -259,13 +262,14 @@ def _read_models(table: TableReader) -> tuple[str, ...]:
             table.add_problem(f"allowed_models[{index}]", '"*" must stand alone')
         elif not _MODEL.fullmatch(model):
             table.add_problem(f"allowed_models[{index}]", "must be provider/model, as anthropic/claude-3-opus-20240229")
-    return tuple(dict.fromkeys(models))
+    return tuple(dict.fromkeys(models))  # without duplicates, in the file's order
 
 
 def _explain_hash(value: str) -> str:
     expected = "must be the SHA-256 of a token, 64 hex digits"
     if re.fullmatch(r"[0-9a-fA-F]*", value):
         return f"{expected}; it has {len(value)}"
+    # Someone pasted the token: say so, without repeating it.
     if len(value) >= 16 and " " not in value and "<" not in value:
-        return f"{expected}; this looks like a token itself: put in what `printf %s TOKEN | sha256sum` prints"
+        return f"{expected}; this looks like a token itself: use the output of `printf %s TOKEN | sha256sum`"
     return expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cgw.actors.actors_file import default_unit
 from cgw.actors.concurrency import DAY_MS, derive_concurrent_requests
+from cgw.actors.policies import ANONYMOUS, POLICIES
 from cgw.actors.source import NotFromSource
 from cgw.model import Actor, Feature, RateLimit
 
@@ -22,24 +23,30 @@ _EMBEDDINGS_CONCURRENT_REQUESTS = 10
 
 
 class AnonymousSource:
-    """Knows the empty token only. With ``is_allowed`` false its actor has no access: 403, not 401."""
+    """Knows the empty token only."""
 
-    name = "anonymous"
+    name = ANONYMOUS
 
-    def __init__(self, *, is_allowed: bool, percentage: int, interval_ms: int) -> None:
+    def __init__(self, *, percentage: int, interval_ms: int) -> None:
         """``percentage`` and ``interval_ms`` are the settings of the short-term rate."""
         limits = {}
+        # One actor, built once: all callers without a token share its limits.
         for feature, (limit, models) in _LIMITS.items():
             concurrent_requests = derive_concurrent_requests(limit, DAY_MS, percentage, interval_ms)
-            if feature is Feature.EMBEDDINGS:
+            if feature is Feature.EMBEDDINGS:  # fixed in the reference (§2.4); its limit counts tokens, not requests
                 concurrent_requests = _EMBEDDINGS_CONCURRENT_REQUESTS
             limits[feature] = RateLimit(limit, DAY_MS, models, concurrent_requests, interval_ms, default_unit(feature))
         self._actor = Actor(
-            id="anonymous", name="anonymous", source=self.name, access_enabled=is_allowed, rate_limits=limits
+            id="anonymous",
+            name="anonymous",
+            source=self.name,
+            access_enabled=True,
+            rate_limits=limits,
+            policy=POLICIES[self.name],
         )
 
     async def get(self, token: str) -> Actor:
-        """The anonymous actor; :exc:`~cgw.actors.source.NotFromSource` for any token. Does not block."""
+        """Return the anonymous actor. Raises :exc:`~cgw.actors.source.NotFromSource` for any token. Does not block."""
         if token:
             raise NotFromSource
         return self._actor

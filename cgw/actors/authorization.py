@@ -1,4 +1,4 @@
-"""From a request's headers to a token, and from an actor to yes or no. Pure."""
+"""Reading the token from a request's headers, and checking an actor's access. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _HARMLESS_TYPE = re.compile(rb"[A-Za-z-]{1,16}")
 
 
 def extract_token(headers: Headers) -> str:
-    """The token that a request presents: ``Authorization: Bearer``, else ``x-api-key``; ``""`` for none.
+    """Return the token of a request: from ``Authorization: Bearer``, otherwise from ``x-api-key``; ``""`` for none.
 
-    Names in ``headers`` are in lower case. Where both are present Authorization wins, whatever the other says:
-    it is the reference's header, Sourcegraph's own clients send an empty ``x-api-key`` beside it, and SDKs that
-    send both mean a gateway in front by Authorization. An empty header counts as absent.
+    Names in ``headers`` are in lower case. An empty header counts as absent.
 
-    Raises :exc:`~cgw.errors.Refusal` (400) for an Authorization that is no Bearer (the reference's §4). The text
-    repeats the type only where it can't be a token that lacks its type.
+    Raises :exc:`~cgw.errors.Refusal` (400) for an Authorization of another type than Bearer (the reference's §4). The
+    text repeats the type only if that cannot be a token whose type was left out.
     """
+    # Authorization wins: it is the reference's header, Sourcegraph's clients send an empty x-api-key beside it, and
+    # SDKs that send both mean a gateway in front by Authorization and the provider by x-api-key.
     authorization = (find_header(headers, b"authorization") or b"").strip()
     if not authorization:
         return _decode((find_header(headers, b"x-api-key") or b"").strip())
@@ -34,15 +34,14 @@ def extract_token(headers: Headers) -> str:
 
 
 def _decode(token: bytes) -> str:
-    return token.decode("utf-8", "surrogateescape")
+    return token.decode("utf-8", "surrogateescape")  # never fails; see hash_token for the way back
 
 
 def check_access(actor: Actor, path: str | bytes) -> None:
     """Raise :exc:`~cgw.errors.Refusal` (403) unless ``actor`` may use the gateway, or this ``path`` of it.
 
-    ``endpoint_access`` grants or withholds by prefix of the path, leading slashes left out, only while access is
-    off; of several prefixes that match, the longest decides (in the reference: any of them). An actor without id
-    is a token that was found invalid, and is granted nothing.
+    Only if access is off, ``endpoint_access`` grants or withholds it by prefixes of the path, without leading slashes;
+    of several prefixes that match, the longest decides (in the reference: any of them).
     """
     if actor.access_enabled:
         return
@@ -50,6 +49,7 @@ def check_access(actor: Actor, path: str | bytes) -> None:
         path = path.decode("utf-8", "replace")
     path = path.lstrip("/")
     prefixes = [prefix for prefix in actor.endpoint_access if path.startswith(prefix.lstrip("/"))]
+    # An actor without id stands for a token that was found invalid: it is granted nothing.
     if actor.id and prefixes and actor.endpoint_access[max(prefixes, key=lambda prefix: len(prefix.lstrip("/")))]:
         return
     raise Refusal(403, "Cody Gateway access not enabled", code="access_not_enabled")

@@ -1,9 +1,9 @@
-"""Fetching actors anew from their sources, when a quota refuses them or they ask for it (the reference's §1.6)."""
+"""Fetching actors again from their sources, when a quota refuses them or they ask for it (the reference's §1.6)."""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from itertools import islice
 
 import trio
@@ -17,24 +17,24 @@ MAX_AT_ONCE = 8
 """Refreshes under way at once; more wait for their turn."""
 
 MAX_WAITING = 1000
-"""Refreshes that wait for their turn; more are turned away."""
+"""Refreshes that wait for their turn; more are refused."""
 
 MAX_COOLING = 10_000
 """Actors whose cool-down is remembered, some 300 bytes each; of more, the oldest are forgotten early."""
 
 UPDATE_SECONDS = 30.0
-"""How long one update may take."""
+"""The deadline of one update."""
 
 logger = logging.getLogger("cgw.actors")
 
 
 class RefreshFailed(CgwError):
-    """The actor could not be fetched anew, for a reason on our side: the gateway stops, or too much is asked of it."""
+    """The actor could not be fetched again, because the gateway is stopping, is busy, or gave up on a slow source."""
 
 
 @frozen
 class RefreshStatistics:
-    """Counts since the start, and what is going on.
+    """Counts since the start, and the present state.
 
     ``updated`` and ``failed`` refreshes have ended; ``joined`` requests found one under way; ``cooling`` ones came
     too soon; ``dropped`` ones found the queue full, or the service ended. ``waiting`` and ``under_way`` are refreshes
@@ -56,7 +56,7 @@ _Key = tuple[str, str]
 
 @define(eq=False)
 class _Refresh:
-    """One update of one actor, and how it ended."""
+    """One update of one actor, and its outcome."""
 
     key: _Key
     actor: Actor
@@ -72,49 +72,54 @@ class _Refresh:
 class Refresher:
     """Owns all refreshes: at most one for an actor at a time, and none while the actor cools down.
 
-    :meth:`run` is the service that does them; requests that come before it starts wait for it.
+    ::
+
+        requested ──► waiting ──► under way ──► done ──► cooling down ──► forgotten
+                      (queue)     (a worker)    (callers get the outcome)
+
+    :meth:`run` does the work; refreshes that are requested before it starts wait for it.
     """
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
+        # Waiting or under way. A caller who finds its actor here joins that refresh.
         self._refreshes: dict[_Key, _Refresh] = {}
-        self._waiting: deque[_Refresh] = deque()
-        self._arrivals = trio.lowlevel.ParkingLot()
+        self._sender, self._receiver = trio.open_memory_channel[_Refresh](MAX_WAITING)
+        # In the order of the updates, so the oldest come first.
         self._cooldown_ends: OrderedDict[_Key, float] = OrderedDict()
+        # By source: the last failure that was logged.
         self._last_failures: dict[str, str] = {}
-        self._has_ended = False
         self._updated = self._failed = self._joined = self._cooling = self._dropped = 0
 
     async def run(self) -> None:
-        """Do what is asked for, until cancelled. An update that fails is logged, and ends nothing else.
+        """Work until cancelled. An update that fails is logged, and the others go on.
 
-        Whoever still waits in the end gets :exc:`RefreshFailed`.
+        Callers that still wait at the end get :exc:`RefreshFailed`.
         """
         try:
-            async with trio.open_nursery() as refresh_nursery:
+            async with self._receiver, trio.open_nursery() as refresh_nursery:
                 for _ in range(MAX_AT_ONCE):
                     refresh_nursery.start_soon(self._work)
         finally:
-            self._has_ended = True
-            self._waiting.clear()
+            # The receiver is closed, so no refresh can be added any more: the list of those to finish is complete.
             for refresh in self._refreshes.values():
                 refresh.finish(RefreshFailed("the actor was not refreshed: the gateway is stopping"))
             self._refreshes.clear()
 
     def request(self, actor: Actor) -> None:
-        """Have ``actor`` refreshed soon, unless that happens already, or happened lately. Never blocks or raises."""
+        """Have ``actor`` refreshed soon, unless that is happening, or happened lately. Never blocks or raises."""
         try:
             self._find_or_add(actor)
         except (ActorRecentlyUpdated, RefreshFailed):
-            return  # counted; who was refused for his quota does not care
+            return  # counted in the statistics; the request that was refused for its quota does not depend on it
 
     async def refresh(self, actor: Actor) -> None:
-        """Have ``actor`` fetched anew from its source, and wait for the outcome; at once where its source never can.
+        """Have ``actor`` fetched again from its source, and wait for the outcome; a no-op if its source cannot update.
 
         Several callers for one actor share one update. Raises :exc:`~cgw.actors.source.ActorRecentlyUpdated` within
         the source's cool-down, :exc:`RefreshFailed` when too many refreshes are waiting, when the update takes longer
-        than :data:`UPDATE_SECONDS` or when the service ends, and whatever :exc:`~cgw.errors.CgwError` the source
-        raises. Cancelling only ends the waiting.
+        than :data:`UPDATE_SECONDS` or when the service ends, and any :exc:`~cgw.errors.CgwError` of the source.
+        Cancelling only ends the waiting.
         """
         refresh = self._find_or_add(actor)
         if refresh is None:
@@ -122,18 +127,20 @@ class Refresher:
             return
         await refresh.is_done.wait()
         if refresh.error is not None:
-            raise refresh.error.with_traceback(None)  # one error for all callers, and no traceback of another one
+            # All callers raise the same object, which would collect the traceback of each of them.
+            raise refresh.error.with_traceback(None)
 
     def statistics(self) -> RefreshStatistics:
-        """What happened since the start, and what is going on."""
+        """Return counts since the start, and the present state."""
+        waiting = self._receiver.statistics().current_buffer_used  # 0 once the receiver is closed
         return RefreshStatistics(
             updated=self._updated,
             failed=self._failed,
             joined=self._joined,
             cooling=self._cooling,
             dropped=self._dropped,
-            waiting=len(self._waiting),
-            under_way=len(self._refreshes) - len(self._waiting),
+            waiting=waiting,
+            under_way=len(self._refreshes) - waiting,
             remembered=len(self._cooldown_ends),
         )
 
@@ -150,22 +157,22 @@ class Refresher:
         if key in self._cooldown_ends and seconds_left > 0:
             self._cooling += 1
             raise ActorRecentlyUpdated(seconds_left)
-        if self._has_ended:
+        refresh = _Refresh(key, actor, updater)
+        try:
+            self._sender.send_nowait(refresh)
+        except trio.BrokenResourceError:  # `run` has ended
             self._dropped += 1
-            raise RefreshFailed("the actor was not refreshed: the gateway is stopping")
-        if len(self._waiting) >= MAX_WAITING:
+            raise RefreshFailed("the actor was not refreshed: the gateway is stopping") from None
+        except trio.WouldBlock:
             self._dropped += 1
-            raise RefreshFailed("the actor was not refreshed: too many others are waiting for that - try again later")
-        refresh = self._refreshes[key] = _Refresh(key, actor, updater)
-        self._waiting.append(refresh)
-        self._arrivals.unpark()
+            raise RefreshFailed(
+                "the actor was not refreshed: too many others are waiting for that - try again later"
+            ) from None
+        self._refreshes[key] = refresh
         return refresh
 
     async def _work(self) -> None:
-        while True:
-            while not self._waiting:
-                await self._arrivals.park()
-            refresh = self._waiting.popleft()
+        async for refresh in self._receiver:
             error = await self._update(refresh)
             self._cool_down(refresh)
             if error is None:
@@ -185,14 +192,15 @@ class Refresher:
             failure = error
         except trio.TooSlowError:
             failure = RefreshFailed(f"the actor was not refreshed: its source took more than {UPDATE_SECONDS:g} s")
-        except Exception:  # a source's fault must not end the others' refreshes
+        except Exception:  # a boundary: a bug in one source must not end the refreshes of the others
+            # Callers get a plain error: the text of an unknown exception may hold a token.
             logger.exception("unexpected error updating actor from source %s", source)
             return RefreshFailed("the actor was not refreshed: its source failed")
         else:
             if self._last_failures.pop(source, None) is not None:
                 logger.info("updating actors from source %s works again", source)
             return None
-        # Once, not for each of the actors that find the same file wrong or the same server down.
+        # Once, and not for each actor of the same wrong file or the same server that is down.
         text = str(failure)
         if self._last_failures.get(source) != text:
             self._last_failures[source] = text
@@ -200,10 +208,11 @@ class Refresher:
         return failure
 
     def _cool_down(self, refresh: _Refresh) -> None:
-        """Remember the actor; forget those that have cooled down, and the oldest of too many."""
+        """Remember the actor's cool-down; forget those that are over, and the oldest if there are too many."""
         now = trio.current_time()
         self._cooldown_ends[refresh.key] = now + refresh.updater.cooldown_seconds
         self._cooldown_ends.move_to_end(refresh.key)
-        for key, ends_at in list(islice(self._cooldown_ends.items(), 2)):  # one came, so two suffice to shrink
+        # One was added, so removing up to two makes it shrink over time, at a constant cost per update.
+        for key, ends_at in list(islice(self._cooldown_ends.items(), 2)):
             if ends_at <= now or len(self._cooldown_ends) > MAX_COOLING:
                 del self._cooldown_ends[key]

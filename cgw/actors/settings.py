@@ -1,4 +1,4 @@
-"""Settings of actors: the sources that are asked."""
+"""Settings of actors: which sources there are, and the short-term rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cgw.config.kinds import BOOLEAN, HOUR, PATH, duration_ms, integer
 
 @frozen
 class ActorSettings:
-    """Who may use the gateway."""
+    """The sources of actors, and the defaults of their limits."""
 
     allow_anonymous: bool = setting(
         "CODY_GATEWAY_ALLOW_ANONYMOUS",
@@ -30,11 +30,11 @@ class ActorSettings:
         "CODY_GATEWAY_ACTOR_CONCURRENCY_LIMIT_PERCENTAGE",
         integer(least=0, most=100),
         50,
-        "The short-term rate where an actor has none of its own: this share of its daily limit, at least 1.",
+        "The short-term rate of actors without one of their own: this share of the daily limit, at least 1.",
     )
     concurrency_interval_ms: int = setting(
         "CODY_GATEWAY_ACTOR_CONCURRENCY_LIMIT_INTERVAL",
         duration_ms(least=0.001, most=24 * HOUR),
         10_000,
-        "The time that the short-term rate counts per.",
+        "The interval of the short-term rate.",
     )

@@ -1,4 +1,4 @@
-"""Where actors come from, and the order in which the sources are asked."""
+"""The sources of actors: their protocols and errors, and asking them in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgw.model import Actor
 
 
 class NotFromSource(CgwError):
-    """The token is none of this source's; another one may know it. When none does: 401."""
+    """The token is not of this source; another source may know it. If none does, the response is 401."""
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
@@ -21,7 +21,7 @@ class NotFromSource(CgwError):
 
 
 class AccessTokenDenied(CgwError):
-    """The token is of this source's kind, and the source says no: 401, and an ``Unauthorized`` event."""
+    """The token is of this source's kind, and the source denies it: 401, and an ``Unauthorized`` event."""
 
     def __init__(self, reason: str, source: str) -> None:
         self.reason = reason
@@ -30,9 +30,9 @@ class AccessTokenDenied(CgwError):
 
 
 class ActorRecentlyUpdated(CgwError):
-    """The actor came anew from its source a moment ago: 429. ``retry_at`` (UTC) is when it may be asked for again.
+    """The actor was fetched from its source a moment ago: 429. ``retry_at`` (UTC) is when it may be fetched again.
 
-    The text says how long that is, in whole seconds, rounded downward as in the reference (its §1.7).
+    The text has the time until then in whole seconds, rounded down as in the reference (its §1.7).
     """
 
     def __init__(self, retry_after_seconds: float) -> None:
@@ -47,31 +47,31 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The name that events, limits' keys and logs carry."""
+        """The name in events, in the keys of limits and in logs; see :mod:`cgw.actors.policies`."""
         ...
 
     async def get(self, token: str) -> Actor:
-        """The actor that ``token`` stands for; ``token`` is ``""`` where the caller presented none.
+        """Return the actor of ``token``, with the source's name and policy; ``""`` if the caller presented no token.
 
-        Raises :exc:`NotFromSource` when another source should be asked, :exc:`AccessTokenDenied` for a definite no;
-        any other error means that the source cannot tell now. No error's text may hold the token.
+        Raises :exc:`NotFromSource` when another source should be asked, :exc:`AccessTokenDenied` for a definite
+        denial; any other error means that the source cannot decide now. No error's text may contain the token.
         """
         ...
 
 
 @runtime_checkable
 class Updater(Protocol):
-    """What a source is besides, when it can fetch one actor anew from where actors are kept."""
+    """A :class:`Source` that can fetch a single actor again from its source of truth."""
 
     @property
     def cooldown_seconds(self) -> float:
-        """How long after an update, successful or not, the same actor is not fetched again."""
+        """The time after an update, successful or not, in which the same actor is not fetched again."""
         ...
 
     async def update(self, actor: Actor) -> None:
-        """Fetch ``actor`` anew, so that the next ``get`` of its token gives what its source of truth says now.
+        """Fetch ``actor`` again, so that the next ``get`` of its token returns its present state.
 
-        Raises :exc:`~cgw.errors.CgwError` when that is not possible; what was known before stays. Cancel-safe.
+        Raises :exc:`~cgw.errors.CgwError` when that is not possible; what was known before stays in force. Cancel-safe.
         """
         ...
 
@@ -81,17 +81,18 @@ class Sources:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
+        # Looked up at every refusal by a quota, so found out once.
         self._updaters = {source.name: source for source in self._sources if isinstance(source, Updater)}
 
     def find_updater(self, actor: Actor) -> Updater | None:
-        """The source that ``actor`` is from, when it can update."""
+        """Return the source of ``actor`` if it can update, otherwise ``None``."""
         return self._updaters.get(actor.source)
 
     async def get(self, token: str) -> Actor:
-        """The actor from the first source that does not say :exc:`NotFromSource`.
+        """Return the actor of ``token`` from the first source that knows it.
 
-        Whatever else a source raises ends the search, with a note that names the source. When all pass on, raises
-        :exc:`NotFromSource` with the reason ``no token provided`` or ``no source found for token``.
+        If no source does, raises :exc:`NotFromSource` with the reason ``no token provided`` or ``no source found for
+        token``. Any other error of a source ends the search; it gets a note that names the source.
         """
         for source in self._sources:
             try:
@@ -99,6 +100,7 @@ class Sources:
             except NotFromSource:
                 continue
             except CgwError as error:
+                # A note, not a new error: callers tell a denial from a failure by the type.
                 error.add_note(f"from the actor source {source.name!r}")
                 raise
         raise NotFromSource("no source found for token" if token else "no token provided")

@@ -1,4 +1,4 @@
-"""The source of actors from a TOML file, which is read anew when it changes (see :mod:`cgw.actors.actors_file`)."""
+"""The source of actors from a TOML file, which is read again when it changes (see :mod:`cgw.actors.actors_file`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import trio
 
-from cgw.actors.actors_file import SOURCE_NAME, ActorsFile, FileVersion
+from cgw.actors.actors_file import ActorsFile, FileVersion
+from cgw.actors.policies import STATIC
 from cgw.actors.source import NotFromSource
 from cgw.actors.tokens import hash_token
 from cgw.errors import ConfigError
@@ -19,37 +20,35 @@ from cgw.model import Actor
 T = TypeVar("T")
 
 COOLDOWN_SECONDS = 5.0
+"""Reading a file is cheap, so this is short: it only stops a caller that hammers from keeping the disk busy."""
 
 logger = logging.getLogger("cgw.actors")
 
 
 class StaticSource:
-    """Knows the tokens whose hashes its file lists. It is an :class:`~cgw.actors.source.Updater`."""
+    """Knows the tokens whose hashes its file lists. An :class:`~cgw.actors.source.Updater`."""
 
-    name = SOURCE_NAME
+    name = STATIC
     cooldown_seconds = COOLDOWN_SECONDS
 
-    def __init__(
-        self, actors_by_hash: Mapping[str, Actor], file: ActorsFile | None = None, version: FileVersion | None = None
-    ) -> None:
-        """``actors_by_hash`` has the tokens' SHA-256 in lower-case hex as keys; it is ``version`` of ``file``.
-
-        Without ``file`` the actors never change.
-        """
+    def __init__(self, actors_by_hash: Mapping[str, Actor], file: ActorsFile, version: FileVersion) -> None:
+        """``actors_by_hash`` has the tokens' SHA-256 in lower-case hex as keys; it is ``version`` of ``file``."""
         self._actors_by_hash = dict(actors_by_hash)
         self._file = file
         self._version = version
+        # What is wrong with `_version` of the file, if anything; then the actors are those of an earlier version.
         self._error: ConfigError | None = None
+        # Callers that find the same edit wait for the first one's reading.
         self._updating = trio.Lock()
-        # A thread that hangs on its disk is left behind; the next one waits for it, so there is never more than one.
+        # A thread that hangs on its disk is abandoned; the next one waits for it, so there is never more than one.
         self._thread_limiter = trio.CapacityLimiter(1)
 
     async def get(self, token: str) -> Actor:
-        """The actor of ``token``; :exc:`~cgw.actors.source.NotFromSource` where the file does not list it.
+        """Return the actor of ``token``. Raises :exc:`~cgw.actors.source.NotFromSource` if the file does not list it.
 
-        One hash and one look-up, whatever the number of actors; does not block. What is compared is the hash, so
-        the time it takes tells nothing of the tokens.
+        One hash and one look-up, whatever the number of actors; does not block.
         """
+        # Hashes are compared, not tokens: how long it takes says nothing about the tokens that there are.
         actor = self._actors_by_hash.get(hash_token(token)) if token else None
         if actor is None:
             raise NotFromSource
@@ -61,16 +60,13 @@ class StaticSource:
         return tuple({actor.id: actor for actor in self._actors_by_hash.values()}.values())
 
     async def update(self, actor: Actor) -> None:
-        """Read the file anew if it has changed since it was read last; the whole table changes at once, or not.
+        """Read the file again if it has changed since it was read last. All actors change at once, or none.
 
         Raises :exc:`~cgw.errors.ConfigError` with every problem (as :func:`load_static_actors`) while the file is
-        wrong or missing; what was read before stays in force. A wrong file is parsed once, however often it is
-        asked for. Cancel-safe: nothing changes then. ``actor`` does not matter, as the file has them all.
+        wrong or missing; what was read before stays in force. A wrong file is parsed once, however often this is
+        called. Cancel-safe: nothing changes then. ``actor`` does not matter, as the file has them all.
         """
         file = self._file
-        if file is None:
-            await trio.lowlevel.checkpoint()
-            return
         async with self._updating:
             if await self._run_blocking(file.get_version) == self._version:
                 if self._error is not None:
@@ -80,10 +76,11 @@ class StaticSource:
             try:
                 actors_by_hash = await self._run_blocking(partial(file.parse, content))
             except ConfigError as error:
+                # Keep the version too, so that the same wrong file is not parsed again.
                 self._version, self._error = version, error
                 raise
             self._version, self._error, self._actors_by_hash = version, None, actors_by_hash
-        logger.info("the actors are read anew from %s: %d", file.path, len(self.actors))
+        logger.info("the actors were read again from %s: %d", file.path, len(self.actors))
 
     async def _run_blocking(self, function: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._thread_limiter)

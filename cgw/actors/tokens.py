@@ -1,4 +1,4 @@
-"""Tokens of static actors: made once, shown once, kept only as SHA-256."""
+"""Tokens of static actors: generated, shown once, stored only as SHA-256."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ PREFIX = "cgw_"
 
 ACTOR_ID = re.compile(r"[A-Za-z0-9._@:-]{1,128}")
 ACTOR_ID_RULE = "must consist of 1 to 128 letters, digits and . _ - @ :"
-"""An id is part of keys in Redis, of log lines and of URLs; so it has none of their special characters."""
+"""Ids are part of keys in Redis, of log lines and of URLs, so they have none of their special characters."""
 
 
 def is_valid_name(name: str) -> bool:
-    """Whether ``name`` fits :data:`NAME_RULE`: names are shown in logs and on terminals."""
-    return name.isprintable() and len(name) <= 200
+    """Return whether ``name`` follows :data:`NAME_RULE`."""
+    return name.isprintable() and len(name) <= 200  # shown in logs and on terminals
 
 
 NAME_RULE = "must be at most 200 characters, none of them a control character"
 
 
 def new_token() -> str:
-    """A fresh token: ``cgw_`` and 64 hex digits, 256 bits from the system's randomness."""
+    """Generate a token: ``cgw_`` and 64 hex digits, 256 random bits from the system."""
     return PREFIX + secrets.token_hex(32)
 
 
 def hash_token(token: str) -> str:
-    """The SHA-256 of a token in lower-case hex: what is stored and looked up.
+    """Return the SHA-256 of a token in lower-case hex, which is what is stored and looked up. Never raises.
 
-    Plain SHA-256 is enough, since tokens are random and long. What bytes of the header were no UTF-8 stays itself
-    (as ``surrogateescape``), so this never raises.
+    ``token`` may hold bytes that are not UTF-8, as surrogate escapes; they are hashed as they came.
     """
+    # Without salt or stretching: tokens are random and long, so they cannot be guessed from their hash.
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def build_entry(actor_id: str, name: str, token_sha256: str) -> str:
-    """The entry to paste into ``CODY_GATEWAY_ACTORS_FILE`` (TOML), with limits that suit a small team."""
+    """Build the entry to paste into ``CODY_GATEWAY_ACTORS_FILE`` (TOML), with limits that suit a small team."""
     return f"""\
 [[actor]]
 id = {json.dumps(actor_id)}

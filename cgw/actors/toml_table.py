@@ -1,4 +1,4 @@
-"""Reading a parsed TOML document so that every wrong key is named by its path, all at once."""
+"""Reading a parsed TOML document, with all problems collected, each by the path of its key."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ _NAMES = {str: "a string", int: "a whole number", bool: "true or false", list: "
 
 
 class TableReader:
-    """One table of the document. What is wrong in it goes to ``problems``, and reading goes on.
+    """A reader of one table. Problems are appended to ``problems``, and reading goes on.
 
-    ``path`` is the table's own (``actor[0].limits``; ``""`` at the top).
+    ``path`` is that of the table (``actor[0].limits``; ``""`` at the top).
     """
 
     def __init__(self, table: Mapping[str, Any], path: str, problems: list[str]) -> None:
         self._table = table
+        # Keys that were read: the others are unknown, see `finish`.
         self._taken: set[str] = set()
         self._path = path
         self._problems = problems
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys that the table has."""
+        """The keys of the table."""
         return tuple(self._table)
 
     def path_of(self, key: str) -> str:
-        """The full path of ``key`` in this table."""
+        """Return the full path of ``key`` in this table."""
         return f"{self._path}.{key}" if self._path else key
 
     def add_problem(self, key: str, problem: str) -> None:
-        """Note that ``key`` is wrong; ``problem`` is a sentence without its subject (``must be …``)."""
+        """Add a problem of ``key``; ``problem`` is a sentence without its subject (``must be …``)."""
         self._problems.append(f"{self.path_of(key)}: {problem}")
 
     def take(self, key: str, kind: type[T]) -> T | None:
-        """The value of ``key``, or ``None`` where it is missing or of another kind; the latter is a problem."""
+        """Return the value of ``key``, or ``None`` if it is missing or of another type; the latter is a problem."""
         self._taken.add(key)
         value = self._table.get(key)
         if value is None:
             return None
-        if type(value) is not kind:  # `True` is no number here
+        if type(value) is not kind:  # not isinstance: `True` is an int
             self.add_problem(key, f"must be {_NAMES[kind]}, not {_NAMES.get(type(value), 'a ' + type(value).__name__)}")
             return None
         return value
 
     def require(self, key: str, kind: type[T]) -> T | None:
-        """As :meth:`take`, but a missing key is a problem too."""
+        """Return the value of ``key`` as :meth:`take`; if it is missing, that is a problem too."""
         if key not in self._table:
             self.add_problem(key, "is missing")
         return self.take(key, kind)
 
     def take_strings(self, key: str, *, is_required: bool = False) -> list[str] | None:
-        """The list of strings at ``key``; each entry that is none is a problem, and left out."""
+        """Return the list of strings at ``key``; each entry of another type is a problem, and left out."""
         values = self.require(key, list) if is_required else self.take(key, list)
         if values is None:
             return None
@@ -64,12 +65,12 @@ class TableReader:
         return [value for value in values if isinstance(value, str)]
 
     def take_table(self, key: str) -> TableReader | None:
-        """The table at ``key``, as a reader of its own."""
+        """Return a reader of the table at ``key``; ``None`` if it is missing or of another type."""
         table = self.take(key, dict)
         return None if table is None else TableReader(table, self.path_of(key), self._problems)
 
     def take_tables(self, key: str) -> list[TableReader] | None:
-        """The array of tables at ``key`` (``[[key]]``); ``None`` where it is missing."""
+        """Return readers of the array of tables at ``key`` (``[[key]]``); ``None`` if it is missing."""
         self._taken.add(key)
         values = self._table.get(key)
         if values is None:
@@ -82,8 +83,9 @@ class TableReader:
         ]
 
     def finish(self) -> None:
-        """Note every key that nobody took, with the nearest one that somebody did."""
+        """Add a problem for every key that was not taken, with the most similar one that was."""
         for key in self._table:
+            # A misspelt key would otherwise be ignored, and a limit with it.
             if key not in self._taken:
                 nearest = difflib.get_close_matches(key, sorted(self._taken), n=1)
-                self.add_problem(key, "is no known key" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+                self.add_problem(key, "unknown key" + (f"; did you mean {nearest[0]}?" if nearest else ""))

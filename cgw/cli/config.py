@@ -1,4 +1,4 @@
-"""``cgw config``: the settings and their values."""
+"""``cgw config``: all settings and their values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cgw.cli.process import EPILOG, end_quietly_on_closed_pipe, load_settings_of_process
+from cgw.cli.process import EPILOG, exit_on_closed_pipe, load_process_settings
 
 if TYPE_CHECKING:
     from cgw.config.describe import SettingRow
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @click.command(epilog=EPILOG)
 def config() -> None:
-    """List every setting: its effective value (secrets masked), its default, and what it is for."""
-    end_quietly_on_closed_pipe()
-    settings = load_settings_of_process()
+    """List every setting with its effective value (secrets masked), its default and its meaning."""
+    exit_on_closed_pipe()
+    settings = load_process_settings()
     from cgw.config.describe import describe_settings
 
     _print_settings(describe_settings(settings))
@@ -27,8 +27,8 @@ def config() -> None:
 
 
 def _print_settings(rows: Sequence[SettingRow]) -> None:
-    """A table for `grep` and `column`; on a terminal, where its lines would be folded, two lines for each setting."""
     if sys.stdout.isatty():
+        # Two short lines for each setting: a terminal would fold the long lines of the table.
         for row in rows:
             default = "" if row.is_default else f"  (default: {row.default.strip('()')})"
             value = row.value if row.is_default else click.style(row.value, bold=True)

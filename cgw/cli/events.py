@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from cgw.cli.process import EPILOG, load_settings_of_process
+from cgw.cli.process import EPILOG, load_process_settings
 
 
 @click.group(epilog=EPILOG)
@@ -28,7 +28,7 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
     from cgw.errors import EventLogError
     from cgw.events.imports import import_lines
 
-    folder = (data_dir or load_settings_of_process().data.directory) / "events"
+    folder = (data_dir or load_process_settings().data.directory) / "events"
     counts = import_lines(file, folder)
     click.echo(f"imported {counts.imported} events into {folder}; {counts.known} were there already")
     if counts.damaged:

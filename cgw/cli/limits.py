@@ -1,4 +1,4 @@
-"""``cgw limits``: the options of its commands; their work is in :mod:`cgw.cli.limits_report`."""
+"""The options of ``cgw limits``. The work of its commands is in :mod:`cgw.cli.limits_report`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cgw.cli.process import EPILOG, end_quietly_on_closed_pipe, load_settings_of_process, terminal_width
+from cgw.cli.process import EPILOG, exit_on_closed_pipe, load_process_settings, terminal_width
 
 if TYPE_CHECKING:
     from cgw.model import Feature
@@ -30,9 +30,9 @@ def _parse_feature(context: click.Context, parameter: click.Parameter, value: st
 
 
 def _check_source(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    from cgw.limits.maintenance import KNOWN_SOURCES
+    from cgw.actors.policies import POLICIES
 
-    return _check_choice(value, KNOWN_SOURCES)
+    return _check_choice(value, tuple(POLICIES))
 
 
 def _check_choice(value: str | None, choices: Sequence[str]) -> str | None:
@@ -54,10 +54,10 @@ SOURCE_OPTION = click.option("--source", metavar="NAME", callback=_check_source,
 def show_limits(actor_id: str, feature: Feature | None, source: str | None, as_json: bool) -> None:
     """Print how the limits of an actor stand; changes nothing.
 
-    Of an actor that no local source knows, what is counted now is shown: unused limits are not.
+    Of an actor that no local source knows, only limits that are used now are shown.
     """
-    end_quietly_on_closed_pipe()
-    settings = load_settings_of_process()
+    exit_on_closed_pipe()
+    settings = load_process_settings()
     from cgw.cli import limits_report
 
     width = terminal_width()
@@ -72,15 +72,15 @@ def show_limits(actor_id: str, feature: Feature | None, source: str | None, as_j
     "--in-flight",
     "has_in_flight",
     is_flag=True,
-    help="Free the places of requests in flight too. Those really under way are counted again with their gateway's "
-    "next heartbeat: this is for what a dead one left, which three heartbeats end anyway.",
+    help="Free the slots of requests in flight too. Those really in flight are counted again with their gateway's "
+    "next heartbeat: this is for slots that a crashed gateway left, which end after three heartbeats anyway.",
 )
 def reset_limits(actor_id: str, feature: Feature | None, source: str | None, has_in_flight: bool) -> None:
-    """Make the limits of an actor unused: quota, short-term rate, and which notices were told.
+    """Make the limits of an actor unused: quota and short-term rate; usage alerts are sent again.
 
-    What is under way is under way: places in flight stay, unless --in-flight is given. Prints what was used.
+    Requests in flight stay counted, unless --in-flight is given. Prints what was used.
     """
-    settings = load_settings_of_process()
+    settings = load_process_settings()
     from cgw.cli import limits_report
 
     limits_report.reset(settings, actor_id, feature=feature, source=source, has_in_flight=has_in_flight)

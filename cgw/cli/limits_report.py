@@ -1,9 +1,9 @@
-"""What ``cgw limits`` does with the settings: finding the store and the actors, and saying how the limits stand."""
+"""The work of ``cgw limits``: finding the store and the actors by the settings, and printing how the limits stand."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import attrs
 import click
@@ -11,19 +11,21 @@ import msgspec
 import trio
 
 from cgw.actors.anonymous import AnonymousSource
+from cgw.actors.policies import POLICIES
 from cgw.actors.static import load_static_actors
-from cgw.cli.tables import Column, render_table, write_figure
+from cgw.cli.tables import Column, format_figure, render_table
 from cgw.durations import format_duration
 from cgw.limits.claims import bound_in_flight
-from cgw.limits.maintenance import LimitReading, read_limits, reset_limits
+from cgw.limits.maintenance import LimitMaintenance
+from cgw.limits.readings import LimitReading
 from cgw.model import Actor, Feature
 from cgw.redis.embedded import find_embedded_redis
-from cgw.redis.opening import Store, open_redis
+from cgw.redis.opening import open_redis
 from cgw.service.settings import Settings
 
 CONNECT_SECONDS = 5.0
 LEAST_TIMEOUT_SECONDS = 5.0
-"""Nobody's request waits for these calls: they may take longer than the gateway's own."""
+"""No request waits for these calls, so they may take longer than the gateway's own."""
 
 _COLUMNS = (
     Column("source"),
@@ -33,17 +35,17 @@ _COLUMNS = (
     Column("used", is_figure=True),
     Column("remaining", is_figure=True),
     Column("unused again"),
-    Column("notices"),
+    Column("alerts"),
 )
 
 
 def show(
     settings: Settings, actor_id: str, *, feature: Feature | None, source: str | None, as_json: bool, width: int
 ) -> None:
-    """Print how the limits of an actor stand. Raises :exc:`~cgw.errors.CgwError` when that can't be told."""
+    """Print how the limits of an actor stand. Raises :exc:`~cgw.errors.CgwError` when that is unknown."""
 
-    async def read(store: Store, known: Sequence[Actor]) -> list[LimitReading]:
-        return await read_limits(store, known, actor_id, feature=feature, source=source)
+    async def read(maintenance: LimitMaintenance) -> list[LimitReading]:
+        return await maintenance.read(actor_id, feature=feature, source=source)
 
     readings = _use_store(settings, read)
     if as_json:
@@ -59,15 +61,8 @@ def reset(
 ) -> None:
     """Reset the limits of an actor, and print which were used. Raises :exc:`~cgw.errors.CgwError` when it can't."""
 
-    async def write(store: Store, known: Sequence[Actor]) -> list[LimitReading]:
-        return await reset_limits(
-            store,
-            known,
-            actor_id,
-            feature=feature,
-            source=source,
-            has_in_flight=has_in_flight,
-        )
+    async def write(maintenance: LimitMaintenance) -> list[LimitReading]:
+        return await maintenance.reset(actor_id, feature=feature, source=source, has_in_flight=has_in_flight)
 
     used = _use_store(settings, write)
     for reading in used:
@@ -76,15 +71,15 @@ def reset(
 
 
 async def list_known_actors(settings: Settings) -> list[Actor]:
-    """The actors of local sources, with the limits that a gateway with these settings holds. Blocks to read a file.
+    """Return the actors of local sources, with the limits that a gateway with these settings enforces.
 
-    Raises :exc:`~cgw.errors.ConfigError` for an actors file that is not as it should be.
+    Blocks to read a file. Raises :exc:`~cgw.errors.ConfigError` with every problem in the actors file.
     """
     actors = settings.actors
     percentage, interval_ms = actors.concurrency_percentage, actors.concurrency_interval_ms
     known: list[Actor] = []
     if actors.allow_anonymous:
-        anonymous = AnonymousSource(is_allowed=True, percentage=percentage, interval_ms=interval_ms)
+        anonymous = AnonymousSource(percentage=percentage, interval_ms=interval_ms)
         known.append(await anonymous.get(""))
     if actors.file is not None:
         known += load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms).actors
@@ -98,9 +93,9 @@ async def list_known_actors(settings: Settings) -> list[Actor]:
 
 
 def _use_store(
-    settings: Settings, work: Callable[[Store, Sequence[Actor]], Awaitable[list[LimitReading]]]
+    settings: Settings, work: Callable[[LimitMaintenance], Awaitable[list[LimitReading]]]
 ) -> list[LimitReading]:
-    """Run ``work`` with the store that the gateway uses, and the actors of local sources."""
+    """Run ``work`` on the store that the gateway uses, with the actors of local sources."""
 
     async def run() -> list[LimitReading]:
         known = await list_known_actors(settings)
@@ -108,7 +103,7 @@ def _use_store(
         url = await find_embedded_redis(settings.data.directory) if endpoint is None else endpoint.reveal()
         timeout_seconds = max(settings.redis.timeout_seconds, LEAST_TIMEOUT_SECONDS)
         async with open_redis(url, timeout_seconds=timeout_seconds, connect_timeout_seconds=CONNECT_SECONDS) as store:
-            return await work(store, known)
+            return await work(LimitMaintenance(store, known, tuple(POLICIES)))
 
     try:
         return trio.run(run)
@@ -118,7 +113,7 @@ def _use_store(
         raise KeyboardInterrupt from None
 
 
-# --- what people read -------------------------------------------------------------------------------------------------
+# --- text for people ------------------------------------------------------------------------------------------------
 
 
 def _write_cells(reading: LimitReading) -> tuple[str, ...]:
@@ -127,10 +122,10 @@ def _write_cells(reading: LimitReading) -> tuple[str, ...]:
         reading.feature.value,
         reading.name.replace("_", " "),
         _write_size(reading),
-        write_figure(reading.used),
-        write_figure(reading.remaining),
+        format_figure(reading.used),
+        format_figure(reading.remaining),
         _write_unused_again(reading),
-        _write_notice(reading),
+        _write_alert(reading),
     )
 
 
@@ -152,19 +147,19 @@ def _write_unused_again(reading: LimitReading) -> str:
     return f"{reading.unused_at:%Y-%m-%d %H:%M:%S}Z, in {format_duration(seconds)}"
 
 
-def _write_notice(reading: LimitReading) -> str:
-    """Which percentage was told of last, and when: the first notice of an interval begins it."""
-    if reading.notice_percent is None or reading.notice_until is None:
+def _write_alert(reading: LimitReading) -> str:
+    """Write the percentage of the last alert, and the interval, which begins with its first alert."""
+    if reading.alert_percent is None or reading.alert_until is None:
         return ""
-    since = "" if reading.notice_since is None else f", since {reading.notice_since:%Y-%m-%d %H:%M:%S}Z"
-    return f"{reading.notice_percent} % told{since}, again from {reading.notice_until:%Y-%m-%d %H:%M:%S}Z"
+    since = "" if reading.alert_since is None else f", since {reading.alert_since:%Y-%m-%d %H:%M:%S}Z"
+    return f"{reading.alert_percent} % sent{since}, again from {reading.alert_until:%Y-%m-%d %H:%M:%S}Z"
 
 
 def _describe_reset(reading: LimitReading) -> str:
     """``static acme chat_completions quota: 12 of 1,000 requests per 24h used``."""
     name = f"{reading.source} {reading.actor} {reading.feature} {reading.name.replace('_', ' ')}"
     if reading.used is None:
-        return f"{name}: what its key held could not be read"
+        return f"{name}: the value of its key could not be read"
     limit = "" if reading.limit is None else f" of {_write_size(reading)}"
-    notice = "" if reading.notice_percent is None else f"; {reading.notice_percent} % had been told"
-    return f"{name}: {reading.used:,}{limit} used{notice}"
+    alert = "" if reading.alert_percent is None else f"; alert of {reading.alert_percent} % had been sent"
+    return f"{name}: {reading.used:,}{limit} used{alert}"

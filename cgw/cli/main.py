@@ -1,10 +1,14 @@
-"""The command ``cgw``. Commands import what they use when they run: ``cgw --help`` answers within 0.3 s."""
+"""The command ``cgw``.
+
+Commands import the packages that they use when they run, so that ``cgw --help`` answers within 0.3 s.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -22,17 +26,19 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``cgw`` with ``arguments`` (default: the process's own), and exit with its status."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``cgw`` with ``arguments`` (default: the process's own), and exit with its status. Never returns."""
     status = run(sys.argv[1:] if arguments is None else arguments)
     if status == EXIT_INTERRUPTED:
+        # The interpreter flushes standard output at exit, and would wait for a reader that does not read.
         discard_output()
     sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run ``cgw`` and return its exit status; what went wrong stands on standard error, without a traceback."""
+    """Run ``cgw`` and return its exit status. Errors are reported on standard error, without a traceback."""
     try:
+        # Without the standalone mode, click raises instead of printing and exiting on its own.
         status = cli.main(list(arguments), prog_name="cgw", standalone_mode=False)
     except click.ClickException as error:
         error.show()

@@ -1,4 +1,4 @@
-"""What the commands share: the settings, the epilogue of their help, and how they treat their output."""
+"""The process that all commands run in: its settings, standard output, and exit statuses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from cgw.service.settings import Settings
 
 EPILOG = """\
-Exit status: 0 when all went well, 1 when a setting, a file or a server is not as it should be (the reason is on
-standard error), 2 for a wrong command line, 130 when interrupted by Ctrl-C.
+Exit status: 0 for success, 1 for a problem with a setting, a file or a server (the reason is on standard error),
+2 for a wrong command line, 130 when interrupted by Ctrl-C.
 """
 
 
-def load_settings_of_process() -> Settings:
-    """Return the settings that the process's environment describes.
+def load_process_settings() -> Settings:
+    """Return the settings from the process's environment variables.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem.
     """
@@ -26,13 +26,16 @@ def load_settings_of_process() -> Settings:
     return load_settings(os.environ)
 
 
-def end_quietly_on_closed_pipe() -> None:
-    """Let ``cgw usage | head`` end as any Unix filter does. Not for ``serve``, whose sockets break all the time."""
+def exit_on_closed_pipe() -> None:
+    """Let SIGPIPE end the process, as in any Unix filter: for ``cgw usage | head``.
+
+    Not for ``cgw serve``: SIGPIPE would end it whenever a client disconnects.
+    """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def discard_output() -> None:
-    """Drop output that is not written yet: flushing it at exit would wait for the reader that did not read."""
+    """Send output that is not flushed yet to ``/dev/null``."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

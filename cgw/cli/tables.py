@@ -1,4 +1,4 @@
-"""Tables for people, as commands print them."""
+"""Tables on standard output: fitted to a terminal, or plain text for other programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import frozen
 
 @frozen
 class Column:
-    """A column: figures stand to the right; on a narrow terminal other cells are wrapped, unless ``is_whole``."""
+    """A column. Figures are right-aligned and never wrapped; nor are cells of a column with ``is_whole``."""
 
     title: str
     is_figure: bool = False
@@ -20,12 +20,12 @@ class Column:
 def render_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], *, is_terminal: bool = False, width: int | None = None
 ) -> str:
-    """``rows`` of cells under the titles of ``columns``, ending in a newline.
+    """Return a table of ``rows`` under the titles of ``columns``, ending in a newline.
 
-    On a terminal of ``width`` columns it wraps what is too long; else it is plain text that is never cut or wrapped.
-    Whatever a terminal might obey is replaced.
+    For a terminal of ``width`` columns, cells that are too long are wrapped; otherwise the text is never cut or
+    wrapped. Control characters are replaced.
     """
-    from rich.console import Console  # here, so that `cgw --help` does not pay for it
+    from rich.console import Console  # imported here, so that `cgw --help` stays quick
     from rich.table import Table
     from rich.text import Text
 
@@ -52,11 +52,11 @@ def render_table(
     return "".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines())
 
 
-def write_figure(figure: int | None) -> str:
-    """``1,234``; ``–`` where unknown."""
+def format_figure(figure: int | None) -> str:
+    """Return ``1,234``, or ``–`` where the figure is unknown."""
     return "–" if figure is None else f"{figure:,}"
 
 
 def _printable(text: str) -> str:
-    """``text`` with everything that a terminal might obey, rather than show, replaced."""
+    # A name from a client must not be able to move the terminal's cursor or change its colours.
     return "".join(character if character.isprintable() else "�" for character in text)

@@ -1,4 +1,4 @@
-"""``cgw usage``: recorded completions, summed up."""
+"""``cgw usage``: totals of the recorded completions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cgw.cli.process import EPILOG, end_quietly_on_closed_pipe, load_settings_of_process, terminal_width
+from cgw.cli.process import EPILOG, exit_on_closed_pipe, load_process_settings, terminal_width
 
 
 @click.command(epilog=EPILOG)
@@ -16,16 +16,20 @@ from cgw.cli.process import EPILOG, end_quietly_on_closed_pipe, load_settings_of
 @click.option("--since", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The first day (UTC).")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The last day (UTC), included.")
 @click.option("--actor", metavar="ID", help="Only this actor's completions.")
-@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Instead of CODY_GATEWAY_DATA_DIR.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The data directory, instead of CODY_GATEWAY_DATA_DIR.",
+)
 def usage(
     as_json: bool, since: datetime | None, until: datetime | None, actor: str | None, data_dir: Path | None
 ) -> None:
     """Sum up the recorded completions by day, actor, feature and model."""
-    end_quietly_on_closed_pipe()
+    exit_on_closed_pipe()
     from cgw.cli.usage_report import render_json, render_table
     from cgw.events.report import summarise
 
-    folder = (data_dir or load_settings_of_process().data.directory) / "events"
+    folder = (data_dir or load_process_settings().data.directory) / "events"
     rows = summarise(
         folder,
         since=since and since.replace(tzinfo=UTC),

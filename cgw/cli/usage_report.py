@@ -1,4 +1,4 @@
-"""Printing what ``cgw usage`` has summed up."""
+"""The report of ``cgw usage``, as JSON or as a table."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ import attrs
 import msgspec
 
 from cgw.cli import tables
-from cgw.cli.tables import Column, write_figure
+from cgw.cli.tables import Column, format_figure
 from cgw.events.report import UsageRow
 
 
 def render_json(rows: Sequence[UsageRow]) -> str:
-    """``rows`` as a JSON list of flat objects whose keys are :class:`UsageRow`'s fields."""
+    """Return ``rows`` as a JSON list of flat objects whose keys are :class:`UsageRow`'s fields."""
     return msgspec.json.format(msgspec.json.encode([attrs.asdict(row) for row in rows]), indent=2).decode()
 
 
 def render_table(rows: Sequence[UsageRow], *, is_terminal: bool = False, width: int | None = None) -> str:
-    """``rows`` as a table for people, ending in a newline.
-
-    On a terminal of ``width`` columns it wraps what is too long; else it is plain text that is never cut or wrapped.
-    """
+    """Return ``rows`` as a table for people, ending in a newline; see :func:`cgw.cli.tables.render_table`."""
     columns = [Column("day", is_whole=True), *map(Column, ("actor", "feature", "model"))]
     columns += [Column(title, is_figure=True) for title in ("requests", "errors", "tokens in", "tokens out")]
     cells = []
     for row in rows:
         figures = (row.requests, row.errors, row.prompt_tokens, row.completion_tokens)
-        cells.append((row.day, _name_actor(row), row.feature, row.model, *map(write_figure, figures)))
+        cells.append((row.day, _name_actor(row), row.feature, row.model, *map(format_figure, figures)))
     return tables.render_table(columns, cells, is_terminal=is_terminal, width=width)
 
 

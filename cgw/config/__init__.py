@@ -1,1 +1,1 @@
-"""Declaring, reading, checking and printing settings; the only package that knows of environment variables."""
+"""Declaring, reading, checking and printing settings. The settings themselves stand beside what they configure."""

@@ -1,7 +1,15 @@
-"""Declaring settings: attrs classes whose fields know their variable, kind, default and help text.
+"""Declaring settings as attrs classes: each field has a variable, a kind, a default and a help text.
 
-A *group* is a class of settings that belong together (``ServerSettings``). A *root* class has one field for each
-group; :mod:`cgw.config.environment` reads a root class, :mod:`cgw.config.describe` prints it.
+A *group* is a class of settings that belong together, such as ``ServerSettings``. A *root* class has a field for each
+group. :mod:`cgw.config.environment` reads a root class, :mod:`cgw.config.describe` prints it::
+
+    @frozen
+    class ServerSettings:
+        port: int = setting("PORT", integer(least=0, most=65535), 9992, "The port to serve on.")
+
+    @frozen
+    class Settings:
+        server: ServerSettings = group(ServerSettings)
 """
 
 from __future__ import annotations
@@ -22,7 +30,7 @@ _NAMED_GROUPS = "named groups"
 
 @frozen
 class Variable:
-    """The environment variable of one field."""
+    """The environment variable of one field. ``default_text`` is shown instead of the default where it is set."""
 
     name: str
     kind: Kind[Any]
@@ -41,9 +49,11 @@ def setting(
 ) -> T:
     """Declare a field of a group that is read from the environment variable ``name``.
 
-    Annotate the field ``| None`` where the default is ``None``; the return type is for type checkers alone, as with
-    :func:`attrs.field`. ``factory`` computes the default when it is needed, instead of ``default``.
+    ``help`` is a sentence for ``cgw config`` and the documentation. ``factory`` computes the default when it is needed,
+    instead of ``default``. Annotate the field ``| None`` where the default is ``None``; the return type is for type
+    checkers only, as with :func:`attrs.field`.
     """
+    # Always a factory, so that attrs does not compute defaults (a data directory, say) when the module is imported.
     make_default: Callable[[], Any] = factory or (lambda: default)
     variable = Variable(name, kind, help, default_text)
     made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})
@@ -57,7 +67,7 @@ def group(settings_class: type[T]) -> T:
 
 
 def named_groups(settings_classes: Mapping[str, type[T]]) -> Mapping[str, T]:
-    """Declare a field of a root class that holds several groups by name: one for each provider."""
+    """Declare a field of a root class that holds several groups by name, such as one for each provider."""
 
     def make_default() -> Mapping[str, T]:
         return {name: settings_class() for name, settings_class in settings_classes.items()}
@@ -92,7 +102,7 @@ def list_groups(settings: Any) -> list[Any]:
 def build_root(root: type[T], build_group: Callable[[type[Any]], Any]) -> T:
     """Build an instance of a root class from ``build_group(settings_class)`` of each of its groups."""
     values: dict[str, Any] = {}
-    for attribute in fields(root):  # type: ignore[arg-type]  # attrs' own bound cannot be said of a plain type[T]
+    for attribute in fields(root):  # type: ignore[arg-type]  # attrs' bound on its type variable cannot be written here
         if _GROUP in attribute.metadata:
             values[attribute.name] = build_group(attribute.metadata[_GROUP])
         elif _NAMED_GROUPS in attribute.metadata:

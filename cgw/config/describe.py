@@ -1,4 +1,4 @@
-"""Printing settings: a row for each, as `cgw config` and the documentation show them."""
+"""Describing settings: a row for each, for ``cgw config`` and the documentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgw.config.kinds import Secret
 
 @frozen
 class SettingRow:
-    """One setting for people: ``value`` and ``default`` are as they would be written, secrets masked."""
+    """One setting for people. ``value`` and ``default`` are written as in the environment, with secrets masked."""
 
     name: str
     value: str
@@ -30,6 +30,7 @@ def describe_settings(settings: Any) -> list[SettingRow]:
         for attribute, variable in list_variables(type(group)):
             value, default = getattr(group, attribute.name), getattr(defaults, attribute.name)
             default_text = variable.default_text or _show(variable, default)
+            # A value of None means that the default applies, whose text may say what that is.
             value_text = default_text if value is None else _show(variable, value)
             rows.append(SettingRow(variable.name, value_text, default_text, variable.help, value == default))
     return rows

@@ -1,4 +1,4 @@
-"""Reading settings from environment variables: all problems at once, and warnings about names that do nothing."""
+"""Reading settings from environment variables: all problems at once, and warnings about unknown names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cgw.errors import ConfigError
 T = TypeVar("T")
 
 PREFIX = "CODY_GATEWAY_"
-"""Variables that begin so are meant for this program: an unknown one is probably misspelt."""
+"""Variables with this prefix are meant for cgw: an unknown one is probably misspelt."""
 
 
 def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
     """Build an instance of the root class ``root`` from ``environ``.
 
-    A variable that is empty or blank counts as unset. Raises :exc:`~cgw.errors.ConfigError` with every problem, each
-    beginning with the variable's name.
+    A variable that is empty or blank counts as unset, as deployment files often leave it so. Raises
+    :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the variable's name.
     """
     problems: list[str] = []
 
@@ -35,6 +35,7 @@ def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
                 problems.append(f"{variable.name}: {problem}")
         return settings_class(**values)
 
+    # A group with problems is built from its other values, so that the problems of all groups are found.
     settings = build_root(root, read_group)
     if problems:
         raise ConfigError(problems)
@@ -42,7 +43,7 @@ def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
 
 
 def find_unknown_variables(root: type[Any], environ: Mapping[str, str]) -> list[str]:
-    """Return a warning for each ``CODY_GATEWAY_*`` name that is no setting of ``root``, with the nearest that is."""
+    """Return a warning for each unknown ``CODY_GATEWAY_*`` name, with the most similar setting of ``root``."""
     known = [variable.name for group in list_group_classes(root) for _, variable in list_variables(group)]
     warnings = []
     for name in sorted(environ):

@@ -1,4 +1,4 @@
-"""The kinds of value that a setting can have: how each is written in an environment variable, and shown again."""
+"""The kinds of value that a setting can have, each with its notation in environment variables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from cgw.durations import format_duration, parse_duration, quote_value
+from cgw.errors import explain_os_error
 
 T = TypeVar("T")
 
@@ -25,13 +26,13 @@ HOUR = 60 * MINUTE
 
 @frozen(repr=False)
 class Secret:
-    """A value that must not be shown. ``reveal()`` gives it; ``repr`` and ``str`` give ``shown`` instead."""
+    """A value that must not be shown. ``repr`` and ``str`` give ``shown``; only ``reveal()`` gives the value."""
 
     _value: str
     shown: str = field(default=MASK, eq=False)
 
     def reveal(self) -> str:
-        """The value itself."""
+        """Return the value itself."""
         return self._value
 
     def __repr__(self) -> str:
@@ -43,11 +44,11 @@ class Secret:
 
 @frozen
 class Kind(Generic[T]):
-    """One kind of value. ``parse`` takes stripped, non-empty text.
+    """One kind of value.
 
-    ``parse`` raises :exc:`ValueError` whose text goes on after the variable's name (``must be …``); it quotes the
-    text it was given only where that can't be a secret. ``show`` is the way back: ``parse(show(x)) == x``, except
-    for secrets.
+    ``parse`` takes stripped, non-empty text. It raises :exc:`ValueError` with a text that follows the variable's name
+    (``must be …``), and that does not repeat a value that may be a secret. ``show`` is the inverse,
+    ``parse(show(x)) == x``, except for secrets.
     """
 
     parse: Callable[[str], T]
@@ -58,7 +59,7 @@ class Kind(Generic[T]):
 
 
 def duration(*, least: float = 0.001, most: float = 24 * 3600.0) -> Kind[float]:
-    """A duration in seconds, from ``least`` to ``most``."""
+    """Return the kind of a duration in seconds, from ``least`` to ``most``."""
 
     def parse(text: str) -> float:
         seconds = parse_duration(text)
@@ -72,7 +73,7 @@ def duration(*, least: float = 0.001, most: float = 24 * 3600.0) -> Kind[float]:
 
 
 def duration_ms(*, least: float, most: float) -> Kind[int]:
-    """A duration in whole milliseconds; ``least`` and ``most`` are in seconds."""
+    """Return the kind of a duration in whole milliseconds; ``least`` and ``most`` are in seconds."""
     seconds = duration(least=least, most=most)
     return Kind(lambda text: round(seconds.parse(text) * 1000), lambda value: format_duration(value / 1000))
 
@@ -84,7 +85,10 @@ _SIZE = re.compile(r"([0-9]{1,15}) *([A-Za-z]*)")
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a number with or without unit: ``33554432``, ``32MiB``, ``64 KiB``, ``1MB`` (10⁶)."""
+    """Return the bytes of a size with or without a unit: ``33554432``, ``32MiB``, ``64 KiB``, ``1MB`` (10⁶).
+
+    Raises :exc:`ValueError` for anything else.
+    """
     match = _SIZE.fullmatch(text)
     if match is None or match[2].lower() not in _BYTES_PER_UNIT:
         raise ValueError(f"must be a size such as 32MiB, 64KiB or 1048576, not {quote_value(text)}")
@@ -92,7 +96,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """A size in the largest binary unit that it is a whole number of: ``32MiB``, ``65537``."""
+    """Return a size as a whole number of the largest possible binary unit: ``32MiB``, ``65537``."""
     for unit in ("GiB", "MiB", "KiB"):
         count, rest = divmod(size_bytes, _BYTES_PER_UNIT[unit.lower()])
         if count and not rest:
@@ -101,7 +105,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def size(*, least: int, most: int) -> Kind[int]:
-    """A number of bytes, from ``least`` to ``most``."""
+    """Return the kind of a number of bytes, from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         size_bytes = parse_size(text)
@@ -113,10 +117,11 @@ def size(*, least: int, most: int) -> Kind[int]:
 
 
 def integer(*, least: int, most: int | float = math.inf) -> Kind[int]:
-    """A whole number in decimal, from ``least`` to ``most``."""
+    """Return the kind of a whole number in decimal, from ``least`` to ``most``."""
     allowed = f"from {least} to {most}" if most != math.inf else f"at least {least}"
 
     def parse(text: str) -> int:
+        # int() alone would also take "1_000", digits of other scripts, and texts of any length.
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
             raise ValueError(f"must be a whole number, {allowed}, not {quote_value(text)}")
         return int(text)
@@ -140,7 +145,7 @@ BOOLEAN: Kind[bool] = Kind(_parse_boolean, lambda value: str(value).lower())
 
 
 def choice(*names: str) -> Kind[str]:
-    """One of ``names``, whose case does not matter; the value has the case that is given here."""
+    """Return the kind of a choice among ``names``, in any case; the value is written as here."""
     by_folded = {name.casefold(): name for name in names}
 
     def parse(text: str) -> str:
@@ -160,7 +165,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
 
 
 NAMES: Kind[tuple[str, ...]] = Kind(_parse_names, ",".join)
-"""A comma-separated list; blanks around names and repetitions don't count (the reference does not trim)."""
+"""A comma-separated list, without blanks around names and without repetitions (the reference does not trim)."""
 
 
 def _parse_thresholds(text: str) -> tuple[int, ...]:
@@ -173,7 +178,7 @@ def _parse_thresholds(text: str) -> tuple[int, ...]:
 
 
 THRESHOLDS: Kind[tuple[int, ...]] = Kind(_parse_thresholds, lambda values: ",".join(map(str, values)) or "off")
-"""Percentages in ascending order; ``off`` is none."""
+"""Percentages in ascending order; ``off`` for none."""
 
 
 def _parse_host(text: str) -> str:
@@ -185,7 +190,7 @@ def _parse_host(text: str) -> str:
 HOST: Kind[str] = Kind(_parse_host)
 
 
-# --- secrets, URLs, files: what is wrong is said without repeating the value -----------------------------------------
+# --- secrets, URLs, files: problems do not repeat the value, which may be or contain a secret -------------------------
 
 
 def _parse_visible(text: str) -> str:
@@ -195,15 +200,18 @@ def _parse_visible(text: str) -> str:
 
 
 VISIBLE_TEXT: Kind[str] = Kind(_parse_visible)
-"""Text that can stand in a header field."""
+"""Text that can be the value of a header field."""
 
 SECRET: Kind[Secret] = Kind(lambda text: Secret(_parse_visible(text)), str)
 
 
 def check_url(text: str, schemes: Sequence[str]) -> str:
-    """``text``, if it is a URL of one of ``schemes`` with a valid port; its scheme's name must not hold a secret."""
+    """Return ``text`` if it is a URL of one of ``schemes`` with a host and a valid port.
+
+    Raises :exc:`ValueError`, without repeating ``text``, otherwise. A ``unix`` URL needs no host.
+    """
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(text)  # raises for brackets that do not match; .port raises for a port above 65535
         is_valid = parts.scheme in schemes and parts.port != 0 and bool(parts.hostname or parts.scheme == "unix")
     except ValueError:
         is_valid = False
@@ -222,7 +230,7 @@ def _parse_api_url(text: str) -> str:
 
 
 API_URL: Kind[str] = Kind(_parse_api_url)
-"""An http(s) URL with a host, without a slash at its end."""
+"""An http(s) URL with a host, without a trailing slash."""
 
 
 def _parse_webhook_url(text: str) -> Secret:
@@ -231,14 +239,14 @@ def _parse_webhook_url(text: str) -> Secret:
 
 
 WEBHOOK_URL: Kind[Secret] = Kind(_parse_webhook_url, str)
-"""An http(s) URL whose path is the secret; shown with its host alone."""
+"""An http(s) URL whose path is secret; only its host is shown."""
 
 
 def _parse_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ValueError("must be a path; its ~ stands for no known home directory") from None
+        raise ValueError("must be a path; its ~ names no known home directory") from None
 
 
 PATH: Kind[Path] = Kind(_parse_path)
@@ -246,14 +254,15 @@ PATH: Kind[Path] = Kind(_parse_path)
 
 def _parse_ca_file(text: str) -> Path:
     path = _parse_path(text)
-    import ssl  # here, since it takes 10 ms and most installations don't set this
+    import ssl  # here, because it takes 10 ms and most installations do not set this
 
     try:
         ssl.create_default_context(cafile=str(path))
     except ssl.SSLError:
-        raise ValueError(f"must name a file of certificates in PEM form; {text} holds none that can be read") from None
+        raise ValueError(f"must name a file of certificates in PEM form; {text} has none that can be read") from None
     except OSError as error:
-        raise ValueError(f"must name a file of certificates in PEM form; {text}: {error.strerror}") from None
+        reason = explain_os_error(error)
+        raise ValueError(f"must name a file of certificates in PEM form; {text}: {reason}") from None
     return path
 
 

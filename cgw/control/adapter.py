@@ -112,16 +112,8 @@ class AsgiClient:
         await self._send_message({"type": "http.response.body", "body": data, "more_body": True})
         self.bytes_sent += len(data)
 
-    def pass_raw(self, content_length: int | None) -> None:
-        """There is no raw way through Hypercorn."""
-
-    async def send_raw(self, data: bytes, body_bytes: int) -> None:
-        """Never called: see :meth:`pass_raw`."""
-        raise NotImplementedError
-
-    def raw_passed(self, body_bytes: int, *, is_stalled: bool = False) -> None:
-        """Never called: see :meth:`pass_raw`."""
-        raise NotImplementedError
+    def begin_raw_body(self, content_length: int | None) -> None:
+        """Return ``None``: Hypercorn frames all bodies itself."""
 
     async def finish(self, last: bytes = b"") -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.finish`."""

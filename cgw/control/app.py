@@ -1,4 +1,4 @@
-"""The ASGI app: what operators and instances ask for besides completions, and the exchanges that arrive here."""
+"""The ASGI app: routes for operators and instances, and exchanges on connections that Hypercorn serves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from cgw.control.hypercorn_engine import Receive, Scope, Send
 from cgw.durations import format_go_duration
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.answer import allowed_methods
-from cgw.gateway.exchange import Gateway, run_exchange
+from cgw.gateway.exchange import run_exchange
+from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect, ErrorStyle
@@ -32,7 +33,7 @@ TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 @frozen
 class ControlResponse:
-    """A small response."""
+    """A response that is held in memory as a whole."""
 
     status: int
     headers: Headers
@@ -44,11 +45,11 @@ Handler = Callable[[RequestHead], Awaitable[ControlResponse]]
 
 @frozen
 class ControlApp:
-    """Serves everything that is not carried by the hot engine.
+    """Serves all requests that are not on the fast path.
 
-    ``errors`` shapes refusals of routes that belong to no dialect. ``check_store`` raises
-    :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` is
-    open: it tells nothing but whether the service works.
+    ``errors`` renders refusals on routes without a dialect. ``check_store`` raises
+    :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` needs
+    no authorization.
     """
 
     gateway: Gateway
@@ -60,14 +61,14 @@ class ControlApp:
     check_store: Callable[[], Awaitable[None]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI interface."""
+        """Serve one ASGI connection, HTTP or WebSocket."""
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
             return
         head = build_request_head(scope)
         if head.header(b"transfer-encoding") is not None and head.header(b"content-length") is not None:
-            # The hot engine refuses it before it is one; Hypercorn lets it through (RFC 9112 §6.1: smuggling).
+            # Hypercorn accepts such a head; the fast path does not (RFC 9112 §6.1: request smuggling).
             text = "malformed request: a request must not have both content-length and transfer-encoding"
             headers, body = self.errors.render(Refusal(400, text))
             await _send_answer(send, ControlResponse(400, (*headers, (b"connection", b"close")), body))
@@ -87,6 +88,7 @@ class ControlApp:
                     await run_exchange(self.gateway, dialect, client)
                 finally:
                     if client.is_broken_off or not client.is_response_complete:
+                        # Shielded: also a client whose exchange was cancelled must see that its body is incomplete.
                         with trio.CancelScope(shield=True):
                             await client.cut()
             request_nursery.cancel_scope.cancel()
@@ -123,9 +125,10 @@ class ControlApp:
         return ControlResponse(200, TEXT, self.version.encode("utf-8"))
 
     async def _healthz(self, head: RequestHead) -> ControlResponse:
-        """Whether requests are served; further lines say how, while Redis is away or events cannot be written."""
+        """Report whether requests are served; further lines say why Redis or the event log is not well."""
         if self.diagnostics_secret is not None:
             token = extract_token(head.headers)
+            # In constant time, so that the time does not tell how much of a guess is right.
             if not hmac.compare_digest(
                 token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
             ):
@@ -150,7 +153,7 @@ class ControlApp:
         return actor
 
     async def _refresh_limits(self, head: RequestHead) -> ControlResponse:
-        """Fetch the actor anew from its source, so that changed limits act at once (the reference's §5)."""
+        """Fetch the actor from its source again, so that changed limits take effect at once (the reference's §5)."""
         actor = await self._find_actor(head)
         try:
             await self.gateway.refresher.refresh(actor)
@@ -160,12 +163,12 @@ class ControlApp:
         except RefreshFailed as error:
             raise Refusal(503, str(error), headers=[(b"retry-after", b"1")]) from None
         except CgwError:
-            # What a source says of its trouble is for the log, where the refresher has put it.
-            raise Refusal(500, "the actor could not be refreshed: its source can't tell now") from None
+            # The refresher has logged the error; its text may have details that are not for clients.
+            raise Refusal(500, "the actor could not be refreshed: its source failed") from None
         return ControlResponse(200, TEXT, b"")
 
     async def _limits(self, head: RequestHead) -> ControlResponse:
-        """What is left of each feature's quota, in the reference's shape, for features that have one."""
+        """Return the state of each feature's quota in the reference's shape, for features that have one."""
         actor = await self._find_actor(head)
         try:
             states = await self.gateway.limiter.peek(actor)

@@ -1,1 +1,1 @@
-"""A tour of the gateway that needs no key and no network."""
+"""The tour of the gateway (``cgw demo``), which needs no API key and no network."""

@@ -1,4 +1,4 @@
-"""How the tour looks: colours and rules on a terminal, plain text without escapes anywhere else."""
+"""Output of the tour: colours and rules on a terminal, plain text without escape sequences elsewhere."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from cgw.demo.paste import Snippet
+from cgw.demo.snippets import Snippet
 
 READING_WIDTH = 96
-"""Prose and streamed words are kept to this many columns, however wide the terminal is."""
+"""The most columns that prose and streamed words take, however wide the terminal is."""
 
 PLAIN_WIDTH = 80
 
 
 def has_colour(file: TextIO) -> bool:
-    """Whether colours may be written to ``file``: a terminal that has them, and nobody said ``NO_COLOR``."""
+    """Return whether ``file`` is a terminal with colours and ``NO_COLOR`` is unset."""
     console = Console(file=file)
     return console.color_system is not None and not console.no_color
 
 
-class WordFlow:
-    """Breaks words that come one by one into lines of at most ``width`` columns."""
+class WordWrapper:
+    """Wraps words that arrive one by one to lines of at most ``width`` columns."""
 
     def __init__(self, width: int) -> None:
         self._width = width
         self._column = 0
 
     def place(self, token: str) -> str:
-        """What to print for ``token``: itself, or itself on a new line without the blanks before it."""
+        """Return the text to print: ``token``, or a newline and ``token`` without leading blanks if it does not fit."""
+        # Trailing blanks may lie beyond the width, where they cannot be seen.
         if self._column and self._column + len(token.rstrip()) > self._width:
             token = "\n" + token.lstrip()
         newline = token.rfind("\n")
@@ -44,7 +45,7 @@ class WordFlow:
 
 
 class Screen:
-    """Prints the parts of the tour to ``file``, each at once."""
+    """Prints the parts of the tour to ``file`` and flushes after each."""
 
     def __init__(self, file: TextIO) -> None:
         self._console = Console(file=file, highlight=False, soft_wrap=False)
@@ -52,7 +53,6 @@ class Screen:
         self._width = min(self._console.width, READING_WIDTH) if self.is_terminal else PLAIN_WIDTH
 
     def show_title(self, title: str, text: str) -> None:
-        """The head of the tour."""
         if self.is_terminal:
             panel = Panel(Text(text), title=Text(title, "bold cyan"), title_align="left", width=self._width)
             self._console.print(panel)
@@ -60,7 +60,6 @@ class Screen:
             self._write(f"{title}\n{'=' * len(title)}\n{textwrap.fill(text, self._width)}\n")
 
     def show_section(self, title: str) -> None:
-        """The head of a section."""
         if self.is_terminal:
             self._console.print()
             self._console.print(Rule(Text(title, "bold"), align="left", style="cyan"), width=self._width)
@@ -68,18 +67,17 @@ class Screen:
             self._write(f"\n{title}\n{'-' * len(title)}\n")
 
     def skip_line(self) -> None:
-        """An empty line."""
         self._write("\n")
 
     def say(self, text: str, style: str = "") -> None:
-        """A paragraph of prose."""
+        """Print a paragraph, wrapped. ``style`` is rich's; plain text ignores it."""
         if self.is_terminal:
             self._console.print(Text(text, style), width=self._width)
         else:
             self._write(textwrap.fill(text, self._width, break_long_words=False, break_on_hyphens=False) + "\n")
 
     def show_facts(self, facts: Iterable[tuple[str, str]]) -> None:
-        """Names and values, one a line; values are never cut."""
+        """Print names and values, one pair a line. Values may be folded, but are never cut."""
         rows = list(facts)
         if self.is_terminal:
             grid = Table.grid(padding=(0, 2))
@@ -92,20 +90,20 @@ class Screen:
             longest = max(len(name) for name, _ in rows)
             self._write("".join(f"{name:<{longest}}  {value}\n" for name, value in rows))
 
-    def open_flow(self) -> WordFlow:
-        """Begin a text that comes word by word, for :meth:`show_token`."""
-        return WordFlow(self._width)
+    def begin_text(self) -> WordWrapper:
+        """Begin a text that arrives word by word; pass the result to :meth:`show_token`."""
+        return WordWrapper(self._width)
 
-    def show_token(self, flow: WordFlow, token: str) -> None:
-        """Print one token of a text as it arrives."""
-        self._write(flow.place(token), "green")
+    def show_token(self, wrapper: WordWrapper, token: str) -> None:
+        """Print the next token of a text."""
+        self._write(wrapper.place(token), "green")
 
-    def end_flow(self) -> None:
-        """End the line of the last token."""
+    def end_text(self) -> None:
+        """End the last line of a text."""
         self._write("\n")
 
     def show_snippet(self, snippet: Snippet) -> None:
-        """Lines to paste: never wrapped, never indented, so that what is copied is what was meant."""
+        """Print a snippet, never wrapped or indented, so that it can be copied from the terminal as it is."""
         comment = f"# {snippet.title}"
         if self.is_terminal:
             syntax = Syntax("", snippet.language, theme="ansi_dark", background_color="default")

@@ -1,7 +1,7 @@
-"""``cgw demo``: one streaming answer through a whole gateway, and what it leaves behind. No key, no network.
+"""``cgw demo``: send one streaming request through a whole gateway and show what it records. No key, no network.
 
-Everything runs in this process and one Trio run: a scripted upstream, the gateway with its embedded store, and the
-client; only the store is a process of its own, as always. Nothing is left when it ends.
+The scripted upstream, the gateway and the client share this process and one Trio run; the gateway's embedded store is a
+process of its own, as in production. Files and processes are removed when the tour ends.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import trio
 from attrs import frozen
 
 from cgw.actors.tokens import hash_token, new_token
-from cgw.demo.paste import CLAUDE, build_snippets
-from cgw.demo.recorded import count_completions, read_last_completion
+from cgw.demo.recorded_events import count_completions, read_last_completion
 from cgw.demo.screen import Screen, has_colour
-from cgw.demo.tour_client import Client, Overhead, RequestFailed, Target, measure_overhead, open_client
+from cgw.demo.snippets import CLAUDE, build_snippets
+from cgw.demo.tour_client import Overhead, RequestFailed, TourClient, TourRequest, measure_overhead, open_tour_client
 from cgw.errors import CgwError, ConfigError, explain_os_error
 from cgw.events.lines import EventLine
 from cgw.service.lifecycle import Service, open_service
 from cgw.service.settings import load_settings
 from cgw.telemetry.logs import Logs, open_logging
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import FrameParser
 
@@ -56,23 +56,23 @@ SETTLE_SECONDS = 1.0
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
-"""What shells use for a program that SIGINT ended."""
+"""128 + SIGINT, the status that shells report for a program ended by Ctrl-C."""
 
 
 def run_demo(*, once: bool, port: int | None = None) -> int:
-    """Give the tour on standard output, and keep serving until SIGINT or SIGTERM unless ``once``.
+    """Print the tour to standard output, then keep serving until SIGINT or SIGTERM unless ``once``.
 
-    ``port`` is the gateway's; by default 9992, or any free one when that is taken. Returns the exit status: 0 when
-    the tour was given, 1 (with one sentence on standard error) when something would not start, 130 when a signal
-    ended the tour before its end. Blocks; runs Trio itself.
+    ``port`` is the gateway's: 9992 by default, or any free port when that one is taken. Returns the exit status: 0
+    when the tour was complete, 1 (with a sentence on standard error) when something could not start or standard
+    output was closed, 130 when a signal ended the tour early. Blocks; runs Trio itself.
     """
     screen = Screen(sys.stdout)
     try:
         settled_port = choose_port(port)
-        # While the tour speaks, the gateway's log keeps quiet: only errors show.
+        # Only errors: the gateway's usual log lines would stand between those of the tour.
         with tempfile.TemporaryDirectory(prefix="cgw-demo-") as directory, _open_log("ERROR"):
             return trio.run(_Tour(screen, Path(directory), settled_port, once).run)
-    except BaseException as error:
+    except BaseException as error:  # the boundary: known errors become a sentence and a status, others are raised
         sentences, status = _explain(error)
         if status is None:
             raise
@@ -82,16 +82,17 @@ def run_demo(*, once: bool, port: int | None = None) -> int:
 
 
 def choose_port(port: int | None) -> int:
-    """The port to serve on: ``port`` itself; without one, 9992, or 0 (any free one) when that is taken.
+    """Return ``port`` if it is free. Without one, return 9992, or 0 (any free port) when 9992 is taken.
 
-    Raises :exc:`~cgw.errors.ConfigError` when ``port`` is taken.
+    Raises :exc:`~cgw.errors.ConfigError` when ``port`` cannot be used.
     """
     wanted = port or DEFAULT_PORT
     with socket.socket() as probe:
+        # As the gateway will do: connections in TIME_WAIT from an earlier tour must not make the port look taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, wanted))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError) as error:  # OverflowError: not in 0 to 65535
             if not port:
                 return 0
             raise ConfigError(
@@ -101,27 +102,28 @@ def choose_port(port: int | None) -> int:
 
 
 def _open_log(level: str) -> AbstractContextManager[Logs]:
-    """The log as people read it, on standard error; coloured where that is a terminal."""
+    """Log to standard error in the format for people, coloured on a terminal."""
     return open_logging(sys.stderr, is_terminal=True, has_colour=has_colour(sys.stderr), level=level)
 
 
 async def _wait_settled(service: Service) -> None:
-    """Let the tour's own exchanges come to their end, so that what follows in log and events is the visitor's."""
+    """Wait until the tour's own exchanges have ended, so that later log lines and events are the visitor's alone."""
     with trio.move_on_after(SETTLE_SECONDS):
-        while service.server.connection_count:  # noqa: ASYNC110 - at most a few turns
+        while service.server.connection_count:  # noqa: ASYNC110 - a few turns at most; the server has no event for it
             await trio.sleep(0.005)
 
 
 def _explain(error: BaseException) -> tuple[list[str], int | None]:
-    """Sentences for people and an exit status; no status for errors that only a traceback explains."""
+    """Return sentences for people and an exit status; the status is ``None`` for errors that need a traceback."""
     if isinstance(error, BaseExceptionGroup):
         parts = [_explain(part) for part in error.exceptions]
+        # One error without a sentence is enough for a traceback of the whole group.
         statuses = [status for _, status in parts]
         status = None if None in statuses else max(status for status in statuses if status is not None)
         return [sentence for sentences, _ in parts for sentence in sentences], status
     if isinstance(error, KeyboardInterrupt):
         return [], EXIT_INTERRUPTED
-    if isinstance(error, SystemExit):  # what rich raises when nobody reads standard output any more
+    if isinstance(error, SystemExit):  # rich raises it when standard output is a closed pipe
         return [], EXIT_FAILURE
     if isinstance(error, ConfigError):
         return list(error.problems), EXIT_FAILURE
@@ -132,7 +134,7 @@ def _explain(error: BaseException) -> tuple[list[str], int | None]:
 
 @frozen
 class _Actors:
-    """The tour's actors: the one that it shows, and one that only measures, so that it leaves the limits alone."""
+    """The tour's two actors. Measurements have one of their own, so that they do not use up the limit that is shown."""
 
     shown_token: str
     measuring_token: str
@@ -140,7 +142,7 @@ class _Actors:
     measuring_id: str = "demo-measuring"
 
     def build_file(self) -> str:
-        """The actors file, in TOML."""
+        """Return the content of the actors file, as TOML."""
         return "\n".join(
             f"""\
 [[actor]]
@@ -163,7 +165,7 @@ concurrent_requests_interval = "10s"
 
 
 class _Tour:
-    """The tour's parts in their order."""
+    """The parts of the tour, in the order in which they are shown."""
 
     def __init__(self, screen: Screen, directory: Path, port: int, once: bool) -> None:
         self._screen = screen
@@ -172,19 +174,20 @@ class _Tour:
         self._once = once
         self._actors = _Actors(new_token(), new_token())
         self._upstream_key = new_token()
-        self._is_given = False
+        self._is_complete = False
         self._events_folder: Path | None = None
         self._tour_events = 0
 
     async def run(self) -> int:
-        """Give the tour; a signal ends it at any point."""
+        """Run the tour until its end or a signal; return the exit status."""
         async with trio.open_nursery() as nursery:
+            # First of all: from here on a signal cancels the tour in order, so that files and processes are removed.
             await nursery.start(self._watch_signals, nursery.cancel_scope)
-            await self._give()
+            await self._show_all()
             nursery.cancel_scope.cancel()
-        if self._is_given and not self._once:
+        if self._is_complete and not self._once:
             self._say_goodbye()
-        return EXIT_OK if self._is_given else EXIT_INTERRUPTED
+        return EXIT_OK if self._is_complete else EXIT_INTERRUPTED
 
     async def _watch_signals(
         self, tour_scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -195,7 +198,7 @@ class _Tour:
                 tour_scope.cancel()
                 return
 
-    async def _give(self) -> None:
+    async def _show_all(self) -> None:
         screen = self._screen
         screen.show_title(
             "cgw demo",
@@ -212,8 +215,9 @@ class _Tour:
                 await self._show_overhead(service, upstream)
                 self._show_snippets(service)
                 await _wait_settled(service)
+                # Read after the last of the tour's own events: only later ones count as served to the visitor.
                 self._tour_events = await trio.to_thread.run_sync(count_completions, service.events_folder)
-                self._is_given = True
+                self._is_complete = True
                 if not self._once:
                     self._show_serving(service)
                     with _open_log("INFO"):
@@ -225,6 +229,7 @@ class _Tour:
             first_token_delay_seconds=FIRST_TOKEN_SECONDS,
             api_key=self._upstream_key,
         )
+        # The overhead is measured without pacing, so that a delay of the script is not part of it.
         at_once = Script(answer="At once.", tokens_per_second=0, api_key=self._upstream_key)
         return {"*": paced, MEASURED_MODEL: at_once}
 
@@ -259,7 +264,7 @@ class _Tour:
         screen = self._screen
         screen.show_section("A streaming answer, as it arrives")
         screen.say(f'POST {ROUTE} as the actor "{self._actors.shown_id}": {QUESTION}', "dim")
-        async with open_client(service.url) as client:
+        async with open_tour_client(service.url) as client:
             target = self._target(service.url, self._actors.shown_token, CLAUDE)
             started = time.perf_counter()
             await client.send(target.path, target.headers, target.body)
@@ -267,7 +272,7 @@ class _Tour:
             arrivals = await self._show_tokens(client)
             ended = time.perf_counter()
         if not arrivals:
-            raise RequestFailed("the answer holds no tokens")
+            raise RequestFailed("the response has no tokens")
         first, gap = _in_ms(arrivals[0] - started), _in_ms(_longest_gap(arrivals))
         screen.say(
             f"{len(arrivals)} tokens in {ended - started:.2f} s: the first after {first} (the script waits "
@@ -275,21 +280,21 @@ class _Tour:
             "dim",
         )
         self._show_limits(head)
-        # The event was written before the answer's last byte was released: it is there by now.
+        # No wait: the gateway commits the event before it sends the last byte, which has been received above.
         event = await trio.to_thread.run_sync(read_last_completion, service.events_folder, self._actors.shown_id)
         if event is None:
-            raise RequestFailed("the answer is whole, but its usage event is not in the event log")
+            raise RequestFailed("the response is complete, but its usage event is not in the event log")
         self._show_event(event)
 
-    async def _show_tokens(self, client: Client) -> list[float]:
-        parser, flow, arrivals = FrameParser(), self._screen.open_flow(), []
+    async def _show_tokens(self, client: TourClient) -> list[float]:
+        parser, wrapper, arrivals = FrameParser(), self._screen.begin_text(), []
         while chunk := await client.receive_chunk():
             now = time.perf_counter()
             for frame in parser.feed(chunk):
                 if frame.event == b"content_block_delta":
                     arrivals.append(now)
-                    self._screen.show_token(flow, json.loads(frame.data)["delta"]["text"])
-        self._screen.end_flow()
+                    self._screen.show_token(wrapper, json.loads(frame.data)["delta"]["text"])
+        self._screen.end_text()
         return arrivals
 
     def _show_limits(self, head: ResponseHead) -> None:
@@ -298,7 +303,7 @@ class _Tour:
         self._screen.show_facts([(name, value.decode("latin-1")) for name, value in values if value is not None])
 
     def _show_event(self, event: EventLine) -> None:
-        self._screen.show_section("The usage event, written before the answer's last byte was released")
+        self._screen.show_section("The usage event, committed before the answer's last byte was released")
         facts = [("id", event.id), ("name", event.name), ("source", event.source), ("identifier", event.identifier)]
         facts += [("created_at", event.created_at)]
         facts += [
@@ -310,11 +315,11 @@ class _Tour:
         self._screen.show_section("What cgw adds to the first byte")
         through = self._target(service.url, self._actors.measuring_token, MEASURED_MODEL)
         headers = {"x-api-key": self._upstream_key, "anthropic-version": "2023-06-01"}
-        direct = Target(upstream.url, "/v1/messages", headers, through.body)
+        direct = TourRequest(upstream.url, "/v1/messages", headers, through.body)
         overhead = await measure_overhead(through, direct, rounds=MEASURED_ROUNDS)
-        self._screen.say(_tell_overhead(overhead))
+        self._screen.say(_describe_overhead(overhead))
 
-    def _target(self, url: str, token: str, model: str) -> Target:
+    def _target(self, url: str, token: str, model: str) -> TourRequest:
         content = [{"type": "text", "text": QUESTION}]
         body = {
             "model": model,
@@ -327,7 +332,7 @@ class _Tour:
             "x-sourcegraph-feature": "chat_completions",
             "content-type": "application/json",
         }
-        return Target(url, ROUTE, headers, json.dumps(body).encode())
+        return TourRequest(url, ROUTE, headers, json.dumps(body).encode())
 
     def _show_snippets(self, service: Service) -> None:
         self._screen.show_section("Try it yourself")
@@ -357,7 +362,7 @@ def _longest_gap(arrivals: list[float]) -> float:
     return max((later - earlier for earlier, later in pairwise(arrivals)), default=0.0)
 
 
-def _tell_overhead(overhead: Overhead) -> str:
+def _describe_overhead(overhead: Overhead) -> str:
     added, through, direct = (
         f"{seconds * 1000:.2f} ms"
         for seconds in (overhead.added_seconds, overhead.through_seconds, overhead.direct_seconds)

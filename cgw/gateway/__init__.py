@@ -1,1 +1,1 @@
-"""Routes, and the exchange that runs on them."""
+"""Provider routes, and the exchange that runs on them."""

@@ -1,4 +1,4 @@
-"""What an exchange reads from the request's head and how it builds the response's: pure functions."""
+"""Reading a request's head, and building the head of its answer. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import RequestHead, ResponseHead
 
 COMPLETION_FEATURES = (Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS)
-"""What ``X-Sourcegraph-Feature`` may say on the completions routes."""
+"""The values of ``X-Sourcegraph-Feature`` that the completions routes accept."""
 
 
 _NUMBER = re.compile(rb"(-?)\+?([0-9]+)")
 
 
 def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
-    """The feature that a completions request is charged to.
+    """Return the feature that a completions request is charged to.
 
     Raises :exc:`~cgw.errors.Refusal` 400 when the header is required and missing, or has another value.
     """
@@ -37,10 +37,10 @@ def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
 
 
 def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seconds: float) -> float:
-    """How long the exchange may take: ``X-Timeout-Ms`` up to the maximum; the default without it.
+    """Return how long the exchange may take: ``X-Timeout-Ms`` up to the maximum, the default without it.
 
-    As in the reference, a value that is no number is ignored. One that is not positive is refused (400) instead of
-    turning every request into a 504.
+    As in the reference, a value that is not a number is ignored. Raises :exc:`~cgw.errors.Refusal` 400 for one that
+    is not positive, which would turn every request into a 504.
     """
     value = head.header(b"x-timeout-ms")
     if value is None:
@@ -48,22 +48,22 @@ def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seco
     match = _NUMBER.fullmatch(value)
     if match is None:
         return min(default_seconds, maximum_seconds)
-    # Fifteen digits are past any maximum, and all that Python would have to read of a hostile number.
+    # Fifteen digits exceed any maximum; converting a hostile number of thousands of digits would take long.
     milliseconds = int(match[2][:15]) * (-1 if match[1] else 1)
     if milliseconds <= 0:
         raise Refusal(400, "X-Timeout-Ms must be a positive number of milliseconds")
-    # Capped before it is divided: the client may have written more digits than a float can hold.
+    # Capped before the division: the client may have written more digits than a float can hold.
     return min(milliseconds, maximum_seconds * 1000) / 1000
 
 
 def is_event_stream(head: ResponseHead) -> bool:
-    """Whether a response is a stream of server-sent events."""
+    """Return whether a response is a stream of server-sent events."""
     content_type = head.header(b"content-type") or b""
     return content_type.lower().startswith(b"text/event-stream")
 
 
 def content_length_of(head: ResponseHead) -> int | None:
-    """The body's announced length, or ``None``. A transfer coding overrides it (RFC 9112 §6.3)."""
+    """Return the body's announced length, or ``None``; a transfer coding overrides it (RFC 9112 §6.3)."""
     if head.header(b"transfer-encoding") is not None:
         return None
     value = head.header(b"content-length")
@@ -71,23 +71,26 @@ def content_length_of(head: ResponseHead) -> int | None:
 
 
 def answer_status(upstream_status: int) -> int:
-    """The status that the client gets. An upstream's 429 is about our quota, not the client's: 503."""
+    """Return the status that the client gets: 503 for an upstream's 429, which is about cgw's quota there."""
     return 503 if upstream_status == 429 else upstream_status
 
 
 def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: int, own: Headers) -> Headers:
-    """The answer's header fields: the upstream's that may travel on, and ``own``, which replace equal names."""
+    """Return the answer's header fields: those of the upstream that may be passed on, and ``own``.
+
+    ``own`` replace fields of the same name. ``retry_after_seconds`` is for a 503 without a ``retry-after``.
+    """
     added: list[tuple[bytes, bytes]] = [*own, (b"x-cody-resolved-model", model.encode("utf-8", "replace"))]
     if is_event_stream(head):
-        added.append((b"x-accel-buffering", b"no"))
+        added.append((b"x-accel-buffering", b"no"))  # or nginx in front would gather events before sending them
     if answer_status(head.status) == 503 and head.header(b"retry-after") is None:
         added.append((b"retry-after", b"%d" % retry_after_seconds))
     replaced = {name for name, _ in added}
     if head.header(b"transfer-encoding") is not None:
-        replaced.add(b"content-length")
+        replaced.add(b"content-length")  # beside a transfer coding it would be a second framing (RFC 9112 §6.2)
     return [*select_response_headers(head.headers, replaced), *added]
 
 
 def allowed_methods(methods: Sequence[str]) -> Headers:
-    """The ``Allow`` field of a 405."""
+    """Return the ``Allow`` field of a 405 (RFC 9110 §15.5.6)."""
     return [(b"allow", ", ".join(methods).encode("ascii"))]

@@ -1,4 +1,4 @@
-"""The hot engine: connections of clients, the routes that are carried here, and the way over to the other engine."""
+"""The HTTP/1.1 engine: serves clients' connections, and hands those that it cannot serve to the other engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from cgw.errors import Headers, Refusal
-from cgw.gateway.exchange import Gateway, run_exchange
+from cgw.gateway.exchange import run_exchange
+from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.providers.dialect import ErrorStyle
 from cgw.transport.client_side import ClientLimits
@@ -20,7 +21,7 @@ HandOver = Callable[[ReplayedStream, trio.Nursery], Awaitable[None]]
 
 
 class HttpEngine:
-    """Serves clients' connections. ``hand_over`` is the other engine's, for whatever is not hot."""
+    """Serves clients' connections. ``hand_over`` takes a connection whose next request is not for a provider route."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class HttpEngine:
     async def _handle(self, client: Http1Client) -> None:
         dialect = self._routes.find(client.head.path)
         if dialect is None:
-            raise RuntimeError("is_fast_path let a request through that has no route")
+            raise RuntimeError("a request without a provider route was taken for the fast path")
         await run_exchange(self._gateway, dialect, client)
 
     def _render_refusal(self, refusal: Refusal) -> tuple[Headers, bytes]:

@@ -1,4 +1,4 @@
-"""The phases of one exchange, as a transition table: an illegal move is a bug, and says so at once."""
+"""The phases of one exchange, as a transition table: an illegal move is a bug, and raises at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Phase(enum.Enum):
-    """Where an exchange stands. The value is what logs call it."""
+    """The phase of an exchange; the value is how logs name it."""
 
     RECEIVING = "receiving the request"
     PREPARING = "checking the request"
@@ -14,23 +14,23 @@ class Phase(enum.Enum):
     OPENING = "waiting for the upstream"
     RELAYING = "relaying the answer"
     RECORDING = "recording usage"
-    DONE = "done"
+    SETTLING = "settling limits"
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.RECEIVING: frozenset([Phase.PREPARING, Phase.DONE]),
-    Phase.PREPARING: frozenset([Phase.ADMITTING, Phase.DONE]),
-    Phase.ADMITTING: frozenset([Phase.OPENING, Phase.DONE]),
+    Phase.RECEIVING: frozenset([Phase.PREPARING]),
+    Phase.PREPARING: frozenset([Phase.ADMITTING]),
+    Phase.ADMITTING: frozenset([Phase.OPENING]),
+    # An admitted exchange always records, whatever its upstream does: no path leads past the usage event.
     Phase.OPENING: frozenset([Phase.RELAYING, Phase.RECORDING]),
     Phase.RELAYING: frozenset([Phase.RECORDING]),
-    Phase.RECORDING: frozenset([Phase.DONE]),
-    Phase.DONE: frozenset(),
+    Phase.RECORDING: frozenset([Phase.SETTLING]),
+    Phase.SETTLING: frozenset(),
 }
-"""From an admitted exchange every way leads through RECORDING: there is none past the usage event."""
 
 
 def move(current: Phase, following: Phase) -> Phase:
-    """``following``, if the table allows it after ``current``; :exc:`RuntimeError` otherwise."""
+    """Return ``following`` if the table allows it after ``current``; raise :exc:`RuntimeError` otherwise."""
     if following not in TRANSITIONS[current]:
         raise RuntimeError(f"an exchange cannot go from {current.name} to {following.name}")
     return following

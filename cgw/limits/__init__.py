@@ -1,1 +1,1 @@
-"""Token buckets in Redis: one Lua call to admit an exchange, one to settle it."""
+"""Limits: token buckets and leases in Redis, with one Lua call to admit an exchange and one to settle it."""

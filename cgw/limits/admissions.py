@@ -1,4 +1,4 @@
-"""Requests that were let through, and what they reserved. Plain records; no I/O."""
+"""Admitted requests, and what they have reserved. Plain records; no I/O."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from collections.abc import Sequence
 from attrs import define, frozen
 
 from cgw.limits.claims import ClaimGroup
-from cgw.limits.plans import Plan
+from cgw.limits.plans import LimitPlan
 from cgw.limits.scripts import LimitScripts, read_states
 from cgw.limits.states import LimitState
 from cgw.model import Actor, Feature
 from cgw.redis.opening import ScriptCall
 
 RESERVATION_TTL_MS = 25 * 3_600_000
-"""How long a reservation can be settled, in ms: longer than any exchange. What is never settled stays charged."""
+"""The time in which a reservation can be settled: longer than any exchange. Without settlement it stays charged."""
 
 UNDO_TTL_MS = 600_000
-"""How long Redis remembers an admission that was given up, in ms: so late may it come over a lost connection."""
+"""The time for which Redis remembers an admission that was given up: longer than a broken connection delays a call."""
 
 
 class ReservationIds:
-    """Ids that no other process makes: a random beginning, then a count. They are no secret."""
+    """A generator of ids that are unique over all processes. They are not secret."""
 
     def __init__(self) -> None:
+        # Random once, then a count: a random id for each request would cost a system call.
         self._beginning = secrets.token_hex(8)
         self._count = 0
 
     def next(self) -> str:
-        """One more."""
+        """Return a new id."""
         self._count += 1
         return f"{self._beginning}{self._count:x}"
 
 
 @frozen(eq=False)
 class Reservation:
-    """What is reserved of one group of claims, under an id of its own; ``answer`` is what ``admit`` said."""
+    """A provisional claim on one group of limits, under an id of its own; ``answer`` is that of ``admit``."""
 
     group: ClaimGroup
     answer: Sequence[int]
@@ -44,44 +45,49 @@ class Reservation:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys of every call about it."""
+        """The keys of every call about it, the record's first."""
         return (self.group.record_prefix + self.id, *self.group.keys)
 
     @property
     def states(self) -> tuple[LimitState, ...]:
-        """How its limits stood once they were claimed; none where nothing was counted."""
+        """The state of its limits after the claim; empty if nothing was counted."""
         return read_states(self.group.claims, self.answer) if self.answer else ()
 
     def build_admit(self, scripts: LimitScripts) -> ScriptCall:
-        """The call that reserves."""
+        """Build the call that reserves."""
         arguments = (self.id, RESERVATION_TTL_MS, *self.group.admit_arguments)
         return ScriptCall(scripts.admit, self.keys, arguments)
 
     def build_undo(self, scripts: LimitScripts) -> ScriptCall:
-        """The call that gives up an admission whose answer nobody got, whether it has come to Redis yet or not."""
+        """Build the call that gives up an admission whose answer did not arrive.
+
+        It may reach Redis before or after the admission itself, or without it: in each case nothing stays reserved.
+        """
+        # The negative time makes settle leave a `void` record if the admission has not arrived yet (see settle.lua).
         return ScriptCall(scripts.settle, self.keys, (self.id, -UNDO_TTL_MS, *self.group.refund_arguments))
 
     def build_settle(self, scripts: LimitScripts, *, is_charged: bool, tokens: int | None = None) -> ScriptCall:
-        """The call that settles; without a charge it gives everything back."""
+        """Build the call that settles; without a charge it gives everything back."""
+        # Mode 0: admitted in Redis, which has a record.
         arguments = (self.id, 0, *self.group.settle_arguments(is_charged=is_charged, tokens=tokens))
         return ScriptCall(scripts.settle, self.keys, arguments)
 
 
 @define(eq=False)
 class Admission:
-    """A request that was let through: what it reserved, to be settled once.
+    """An admitted request and its reservations, to be settled once.
 
-    ``is_local``: Redis was away, and knows nothing of it.
+    ``is_local``: it was admitted while Redis was away, so Redis has no record of it.
     """
 
     actor: Actor
     feature: Feature
-    plan: Plan
+    plan: LimitPlan
     reservations: tuple[Reservation, ...]
     is_local: bool = False
     is_settled: bool = False
 
     @property
     def states(self) -> tuple[LimitState, ...]:
-        """How the limits stood once they were claimed."""
+        """The state of all its limits after the claim."""
         return tuple(state for reservation in self.reservations for state in reservation.states)

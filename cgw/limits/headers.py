@@ -1,4 +1,4 @@
-"""What clients are told of their limits, in headers and in refusals. Pure."""
+"""The header fields and refusals that inform clients about their limits. Pure."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from cgw.limits.states import LimitExceeded, LimitState
 from cgw.model import Feature, LimitUnit
 
 LONGEST_WORTHWHILE_WAIT_MS = 120_000
-"""Clients are told not to retry by themselves when they would have to wait longer, in ms."""
+"""Above this, clients are told not to retry by themselves: an SDK would hold its caller up for minutes."""
 
 _LARGEST_STRUCTURED_INTEGER = 10**15 - 1
 
 
 def build_limit_headers(states: Sequence[LimitState]) -> Headers:
-    """The rate-limit fields of an answer that was admitted: none without ``states``.
+    """Build the rate-limit fields of a response to an admitted request: none without ``states``.
 
-    ``x-ratelimit-*`` speak of the quota. ``ratelimit-policy`` and ``ratelimit`` list the actor's limits as in
-    draft-ietf-httpapi-ratelimit-headers-10: ``q`` requests (or what ``qu`` says) per ``w`` seconds; ``r`` remaining,
-    and more of them in ``t`` seconds. How busy a provider is, is left out.
+    ``x-ratelimit-*`` are about the quota. ``ratelimit-policy`` and ``ratelimit`` list the actor's limits as in
+    draft-ietf-httpapi-ratelimit-headers-10: ``q`` requests (or the unit ``qu``) per ``w`` seconds; ``r`` remaining,
+    and more of them in ``t`` seconds. The limits of a provider are left out: they are not the client's.
     """
     quota = next((state for state in states if state.name == "quota"), None)
     return _build_fields(states, quota)
 
 
 def build_limit_refusal(exceeded: LimitExceeded, feature: Feature, now: datetime) -> Refusal:
-    """The answer to a request over its limit: 429 with its limit, its size and when to come back.
+    """Build the response to a request over its limit: 429 with the limit, its size and when to retry.
 
     ``now`` is an aware time. ``retry-after`` is an HTTP date (as in the reference, RFC 9110 §10.2.3), rounded up;
-    ``retry-after-ms`` says it exactly. An actor that is cut off gets the reference's 403.
+    ``retry-after-ms`` has the exact time. An actor that is cut off gets the reference's 403.
     """
+    # x-ratelimit-* are then about the limit that refused, and not always the quota.
     fields = list(_build_fields(exceeded.states, exceeded.refused))
     if exceeded.is_cut_off:
         return Refusal(
@@ -62,6 +63,7 @@ def _build_fields(states: Sequence[LimitState], shown: LimitState | None) -> Hea
     if shown is not None:
         fields.append((b"x-ratelimit-limit", b"%d" % shown.limit))
         fields.append((b"x-ratelimit-remaining", b"%d" % shown.remaining))
+    # A provider's limit is shared by all actors: how busy it is concerns no client.
     own = [state for state in states if state.name != "provider"]
     if own:
         policies, limits = map(_build_policy, own), map(_build_limit, own)
@@ -84,17 +86,16 @@ def _build_limit(state: LimitState) -> str:
 
 
 def _clip(value: int) -> int:
-    """The largest integer that a structured field may hold has 15 digits (RFC 9651 §3.3.1)."""
+    # An integer of a structured field has at most 15 digits (RFC 9651 §3.3.1); limits may have more.
     return min(value, _LARGEST_STRUCTURED_INTEGER)
 
 
 def _whole_seconds(milliseconds: int) -> int:
-    """Rounded up, so that nobody comes back too early."""
-    return -(-milliseconds // 1000)
+    return -(-milliseconds // 1000)  # rounded up: a client that comes back a moment too early is refused again
 
 
 def _format_http_date(moment: datetime) -> str:
-    """An IMF-fixdate, e.g. ``Sun, 06 Nov 1994 08:49:37 GMT`` (RFC 9110 §5.6.7), rounded up to the second."""
+    """Format an IMF-fixdate, e.g. ``Sun, 06 Nov 1994 08:49:37 GMT`` (RFC 9110 §5.6.7), rounded up to the second."""
     whole = moment.astimezone(UTC)
     if whole.microsecond:
         whole = whole.replace(microsecond=0) + timedelta(seconds=1)

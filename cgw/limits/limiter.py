@@ -1,7 +1,7 @@
 """Admitting and settling requests against their limits: one call to Redis each, whatever the number of limits.
 
-The counting happens in the Lua of this room, atomically and by the server's clock; this module says what is claimed,
-what follows from the answers, and what happens while there are none.
+The counting happens in Lua, atomically and by the server's clock (``lua/``). This module decides what is claimed, what
+follows from the answers, and what happens without them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission, Reservation, ReservationIds
-from cgw.limits.alerts import NOTIFIED_SOURCES, Notice
+from cgw.limits.alert_messages import UsageAlert
 from cgw.limits.claims import (
     Claim,
     ClaimGroup,
@@ -28,26 +28,25 @@ from cgw.limits.claims import (
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
-from cgw.limits.plans import Plan
+from cgw.limits.plans import LimitPlan
 from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import ScriptCall, Store
 
-CUT_OFF_SOURCES = frozenset({"dotcom-product-subscriptions", "dotcom-user"})
-"""Sources whose abuse handling sets a limit of 1 to mean "cut off" (reference §5). Elsewhere 1 means 1."""
-
+# A gateway keeps its slots if it misses two heartbeats, and loses them after three: it has died, or is cut off.
 HEARTBEATS_PER_LEASE = 3
 MAX_PLANS = 20_000
+"""Plans in memory; of more, the oldest is dropped, and built again when it is needed."""
 
 
 @frozen
 class LimiterOptions:
-    """How limits are held, besides what actors bring along.
+    """The settings of a :class:`Limiter`; the numbers of the limits come with the actors.
 
-    ``max_in_flight`` bounds actors that bring no bound; ``provider_max_in_flight`` bounds what is under way to a
-    provider, by all replicas together. ``notify_thresholds`` are percentages of a quota, in ascending order.
+    ``max_in_flight`` bounds actors that bring no bound; ``provider_max_in_flight`` bounds the requests in flight to a
+    provider, over all replicas. ``notify_thresholds`` are percentages of a quota, in ascending order.
     """
 
     when_down: WhenDown = "local"
@@ -58,19 +57,31 @@ class LimiterOptions:
 
     @property
     def lease_ms(self) -> int:
-        """How long a place in flight is held without a heartbeat."""
+        """The time that a slot is held without a heartbeat."""
         return round(self.heartbeat_seconds * 1000) * HEARTBEATS_PER_LEASE
 
 
-def _ignore(notice: Notice) -> None:
-    """Nobody is told."""
+@frozen
+class LimiterStatistics:
+    """The limiter's state, and counts since the start.
+
+    ``backlog`` settlements and charges are kept until Redis takes them; ``dropped`` ones found the backlog full.
+    """
+
+    is_redis_away: bool
+    backlog: int
+    dropped: int
+
+
+def _ignore(alert: UsageAlert) -> None:
+    pass
 
 
 class Limiter:
     """The limits of all actors, counted in one Redis that every replica shares.
 
-    :meth:`run` must run beside it: it keeps the leases of requests under way, and tells Redis what it missed.
-    ``on_notice`` must not block.
+    :meth:`run` must run beside it: it keeps the leases of requests in flight, and sends Redis what it missed.
+    ``on_alert`` must not block.
     """
 
     def __init__(
@@ -78,14 +89,14 @@ class Limiter:
         redis: Store,
         options: LimiterOptions | None = None,
         *,
-        on_notice: Callable[[Notice], None] = _ignore,
+        on_alert: Callable[[UsageAlert], None] = _ignore,
     ) -> None:
         self._redis = redis
         self._options = options or LimiterOptions()
-        self._on_notice = on_notice
+        self._on_alert = on_alert
         self._scripts = load_scripts()
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
-        self._plans: OrderedDict[tuple[str, str, Feature, str], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, str, Feature, str], LimitPlan] = OrderedDict()
         self._ids = ReservationIds()
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
@@ -93,16 +104,15 @@ class Limiter:
 
     @property
     def serves_without_redis(self) -> bool:
-        """Whether requests are admitted while Redis is away."""
+        """True if requests are admitted while Redis is away."""
         return self._options.when_down != "closed"
 
-    @property
-    def untold(self) -> int:
-        """How many settlements and charges Redis has still to be told."""
-        return len(self._backlog)
+    def statistics(self) -> LimiterStatistics:
+        """Return the state of the limiter, and counts since the start."""
+        return LimiterStatistics(self.outage.is_on, len(self._backlog), self._backlog.dropped_in_all)
 
     async def run(self) -> None:
-        """Keep up what is held, and tell Redis what it missed, until cancelled; then once more, for at most 1 s."""
+        """Send heartbeats and the backlog until cancelled; then try the backlog once more, for at most 1 s."""
         options = self._options
         await Upkeep(
             self._redis,
@@ -119,13 +129,15 @@ class Limiter:
     ) -> Admission:
         """Claim a request from all limits of ``feature`` and ``provider``, or from none.
 
-        ``tokens`` is the estimate that is reserved where tokens are counted. Raises :exc:`LimitExceeded`, or
+        ``tokens`` is the estimate to reserve where tokens are counted. Raises :exc:`LimitExceeded`, or
         :exc:`~cgw.errors.StoreUnavailable` when Redis gave no answer and requests are to be refused then. Cancel-safe:
-        a reservation whose answer nobody waits for any more is given back.
+        a reservation whose answer is not waited for any more is given back.
         """
-        if rate_limit.limit <= 1 and actor.source in CUT_OFF_SOURCES:
+        # Before the claims: nothing is counted for an actor that is cut off.
+        if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
             raise _build_cut_off(rate_limit)
         plan = self._find_plan(actor, feature, rate_limit, provider)
+        # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
         groups = plan.price(tokens)
         try:
@@ -133,11 +145,13 @@ class Limiter:
         except LimitExceeded as exceeded:
             plan.note_refusal(exceeded, tokens)
             if exceeded.threshold:
-                self._notify(actor, feature, exceeded.threshold, exceeded.states)
+                self._alert(actor, feature, exceeded.threshold, exceeded.states)
             raise
         except StoreUnavailable as error:
+            # Not known whether Redis admitted it: the undo that went along gives that back, so it counts only locally.
             self.outage.failed(error)
             return self._fallback.admit(actor, feature, plan, groups, error)
+        # No checkpoint from here on: a cancellation between the answer and the Admission would leak the reservation.
         self.outage.succeeded()
         plan.note_answer(reservations[0].answer)
         for reservation in reservations:
@@ -145,22 +159,25 @@ class Limiter:
         return Admission(actor, feature, plan, reservations)
 
     async def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
-        """Charge what ``admission`` reserved, or give it back. Only answers with status 2xx are charged.
+        """Charge what ``admission`` reserved, or give it back. Only responses with status 2xx are charged.
 
         ``tokens`` is what was really used where tokens are counted; ``None`` leaves it at what was reserved. The first
-        call counts, further ones do nothing. Raises nothing: what Redis does not take now it is told later (kept in
-        memory). Cancel-safe in the same way.
+        call counts, further ones do nothing. Raises nothing: what Redis does not take now is kept in memory and sent
+        later. Cancel-safe in the same way.
         """
         if admission.is_settled:
             return
+        # Set before the first checkpoint: a second call, also by another task, must find it.
         admission.is_settled = True
         if not is_charged or admission.plan.rate_limit.unit is LimitUnit.TOKENS:
-            admission.plan.forget_refusal()  # something may have come back
+            admission.plan.forget_refusal()  # something may have been given back
         if admission.is_local:
+            # Also if Redis is back by now: it has no record to settle. The charge goes through the backlog.
             self._fallback.settle(admission, is_charged=is_charged, tokens=tokens)
             return
         calls = []
         for reservation in admission.reservations:
+            # Before the call: from here on a heartbeat must not take this slot again (see Upkeep._renew).
             self._fallback.free(reservation)
             calls.append(reservation.build_settle(self._scripts, is_charged=is_charged, tokens=tokens))
         try:
@@ -168,15 +185,16 @@ class Limiter:
                 threshold = await self._settle_one(calls[0])
                 del calls[0]
                 if threshold:
-                    self._notify(admission.actor, admission.feature, threshold, admission.reservations[0].states)
+                    self._alert(admission.actor, admission.feature, threshold, admission.reservations[0].states)
         finally:
+            # Cancelled: whether the first call reached Redis is unknown, but a repeated settlement changes nothing.
             for call in calls:
                 self._backlog.add_settlement(call)
 
     async def peek(self, actor: Actor) -> Mapping[Feature, LimitState]:
-        """How the quotas of ``actor`` stand, by feature, in the order code, chat, embeddings; consumes nothing.
+        """Return how the quotas of ``actor`` stand, by feature, in the order code, chat, embeddings; consumes nothing.
 
-        A feature without a limit is left out. While Redis is away, it is what this process knows, or
+        A feature without a limit is left out. While Redis is away, the answer is what this process knows, or
         :exc:`~cgw.errors.StoreUnavailable`, by the same rule as for :meth:`admit`.
         """
         quotas = {
@@ -207,31 +225,35 @@ class Limiter:
             return self._fallback.peek(claims)
         return answer
 
-    def _find_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> Plan:
+    def _find_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
+        # Not by the actor object: a refresh makes a new one, and the memory of refusals and debts must survive that.
         key = (actor.source, actor.id, feature, provider)
         plan = self._plans.get(key)
+        # Limits that changed make a new plan. Usually it is the same object, which is faster to find out.
         if plan is None or (plan.rate_limit is not rate_limit and plan.rate_limit != rate_limit):
             plan = self._plans[key] = self._build_plan(actor, feature, rate_limit, provider)
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
         return plan
 
-    def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> Plan:
+    def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
         options = self._options
         bounded = bound_in_flight(rate_limit, options.max_in_flight)
-        thresholds = self._thresholds if actor.source in NOTIFIED_SOURCES else ""
+        thresholds = self._thresholds if actor.policy.has_usage_alerts else ""
         group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
         most = options.provider_max_in_flight.get(provider)
         claim = None if most is None else build_provider_claim(provider, most, options.lease_ms)
-        return Plan(rate_limit, group_claims(group, provider, claim, is_cluster=self._redis.is_cluster))
+        return LimitPlan(rate_limit, group_claims(group, provider, claim, is_cluster=self._redis.is_cluster))
 
     async def _claim(self, groups: Sequence[ClaimGroup]) -> tuple[Reservation, ...]:
         """Claim all groups, or none: what the first ones gave is given back when a later one refuses."""
         reservations: list[Reservation] = []
         try:
+            # One after the other, the actor's first: its refusals are the usual ones, and need no undo then.
             for group in groups:
                 reservations += [await self._claim_group(group)]
         except BaseException:
+            # Also when cancelled, so these must not wait: they are sent over the links' own tasks.
             for reservation in reservations:
                 self._redis.send_later(reservation.build_settle(self._scripts, is_charged=False))
             raise
@@ -239,6 +261,8 @@ class Limiter:
 
     async def _claim_group(self, group: ClaimGroup) -> Reservation:
         asked = Reservation(group, (), self._ids.next())
+        # The link sends `undo` if the answer does not reach us (cancelled, timed out, connection lost). It may
+        # arrive before the admission, over another connection: then it leaves a `void` record, and admit fails on that.
         undo = asked.build_undo(self._scripts)
         answer = await self._run(asked.build_admit(self._scripts), undo)
         if answer[0] != 1:
@@ -246,13 +270,14 @@ class Limiter:
         return Reservation(group, answer, asked.id)
 
     async def _settle_one(self, call: ScriptCall) -> int:
-        """The threshold that was reached; 0 also where Redis did not take it, and will be told later or not at all."""
+        """Return the threshold that was reached; 0 also if Redis did not take the settlement."""
         try:
             _, threshold = await self._run(call)
         except BrokenLimit as error:
             self.outage.failed(error)
-            return 0
+            return 0  # not kept: the key would be as broken for every retry
         except StoreUnavailable as error:
+            # Perhaps it was executed, but a repeated settlement changes nothing. An alert may be lost with the answer.
             self.outage.failed(error)
             self._backlog.add_settlement(call)
             return 0
@@ -265,9 +290,9 @@ class Limiter:
         except ResponseError as error:
             raise build_broken_limit(error) from error
 
-    def _notify(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
-        quota, now = states[0], datetime.now(UTC)
-        self._on_notice(Notice(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
+    def _alert(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
+        quota, now = states[0], datetime.now(UTC)  # the quota is the first claim of an actor
+        self._on_alert(UsageAlert(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
 
 
 def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:

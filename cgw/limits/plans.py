@@ -1,4 +1,4 @@
-"""What requests of one actor, feature and provider claim, worked out once, and what is remembered of the answers."""
+"""The claims of one kind of request, built once, and a short memory of Redis's answers to them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from cgw.limits.states import LimitExceeded
 from cgw.model import LimitUnit, RateLimit
 
 LONGEST_DENIAL_MS = 250
-"""For how long a refusal is repeated without asking Redis again."""
+"""The time for which a refusal is repeated without asking Redis. An actor that hammers costs it four calls a second."""
 
 
 @define(eq=False)
-class Plan:
-    """The claims of one kind of request. ``groups`` is one, or in a cluster one for each slot.
+class LimitPlan:
+    """The claims of requests of one actor, feature and provider. Times are Trio's clock.
 
-    A refusal is kept for a moment, so that an actor that hammers costs Redis four calls a second at most. Times are
-    Trio's clock.
+    ``groups`` is one, or in a cluster one for each slot that the keys are in.
     """
 
     rate_limit: RateLimit
     groups: Sequence[ClaimGroup]
     _refusal: tuple[float, int, LimitExceeded] | None = field(default=None, init=False)
+    """The last refusal: its time, the tokens that the request asked for, and the error."""
     _answer: tuple[float, Sequence[int]] | None = field(default=None, init=False)
+    """The last answer of ``admit`` for the first group, with its time."""
 
     def price(self, tokens: int) -> Sequence[ClaimGroup]:
-        """The groups of a request that reserves so many tokens, where tokens count."""
+        """Return the groups for a request that reserves ``tokens``, if its quota counts tokens."""
         if self.rate_limit.unit is LimitUnit.REQUESTS:
             return self.groups
         return [group.price(tokens) for group in self.groups]
 
     def check_recent_refusal(self, tokens: int) -> None:
-        """Raise the refusal of a moment ago again, if it holds for this request too."""
+        """Raise the last refusal again if it is recent and holds for a request of ``tokens`` too."""
         if self._refusal is None:
             return
         refused_at, refused_tokens, exceeded = self._refusal
@@ -44,15 +45,17 @@ class Plan:
         if elapsed_ms >= min(LONGEST_DENIAL_MS, exceeded.retry_after_ms or LONGEST_DENIAL_MS):
             self._refusal = None
         elif tokens >= refused_tokens or self.rate_limit.unit is LimitUnit.REQUESTS:
+            # A request for fewer tokens than the refused one may still fit, so that one goes to Redis.
             raise exceeded.after(int(elapsed_ms))
 
     def note_refusal(self, exceeded: LimitExceeded, tokens: int) -> None:
-        """Remember a refusal, if only time can lift it: places in flight may come free at any moment."""
+        """Remember a refusal that only time can lift."""
+        # Not one of an in-flight limit: a slot may be freed at any moment, by any replica.
         if exceeded.cause in ("quota", "concurrency"):
             self._refusal = trio.current_time(), tokens, exceeded
 
     def forget_refusal(self) -> None:
-        """Something was given back: ask again."""
+        """Ask Redis again for the next request: something was given back."""
         self._refusal = None
 
     def note_answer(self, answer: Sequence[int]) -> None:
@@ -60,7 +63,11 @@ class Plan:
         self._answer = trio.current_time(), answer
 
     def recall_debts(self) -> Iterator[tuple[Claim, int]]:
-        """What is owed to each bucket of the first group by now, as far as Redis last said, in tokens × ms."""
+        """Yield each bucket of the first group with its debt now, in tokens × ms, by Redis's last answer.
+
+        For counting on without Redis. Never too low, and too high by the refill of 2 ms at most: times are whole
+        milliseconds, rounded so.
+        """
         if self._answer is None:
             return
         answered_at, answer = self._answer
@@ -68,4 +75,4 @@ class Plan:
         for claim, at in zip(self.groups[0].claims, range(FIRST_LIMIT, len(answer), FIELDS_PER_LIMIT), strict=True):
             reset_ms = answer[at + 1] - elapsed_ms
             if claim.kind == "bucket" and reset_ms > 0:
-                yield claim, reset_ms * claim.limit
+                yield claim, reset_ms * claim.limit  # a bucket of `limit` tokens pays off `limit` of debt per ms

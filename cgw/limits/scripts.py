@@ -1,4 +1,4 @@
-"""The Lua of this room, and what its answers say. The files' own headers are their reference."""
+"""Loading the Lua scripts, and reading their answers. The header of each script is its reference."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from cgw.limits.claims import Claim
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.redis.opening import LuaScript
 
-FIELDS_PER_LIMIT = 4
-"""What ``admit`` says of each limit: remaining, reset, more, wait."""
+# The layout of admit's answer: {admitted, now, threshold, then per limit: remaining, reset, more, wait}.
 FIRST_LIMIT = 3
-"""Where that begins in its answer: after whether it admitted, the time, and a threshold."""
+FIELDS_PER_LIMIT = 4
+WAIT_FIELD = 3
 PEEKED_PER_LIMIT = 3
+"""The fields per limit of peek's answer, which begins with the time: remaining, reset, more."""
 
 
 @frozen
 class LimitScripts:
-    """The Lua of this room."""
+    """The scripts that a gateway runs."""
 
     admit: LuaScript
     settle: LuaScript
@@ -29,35 +30,37 @@ class LimitScripts:
 
 
 def load_scripts() -> LimitScripts:
-    """The scripts as shipped in this package."""
+    """Load the scripts that a gateway runs from this package."""
     return LimitScripts(*map(load_script, ("admit.lua", "settle.lua", "renew.lua", "peek.lua")))
 
 
 def load_script(name: str) -> LuaScript:
-    """One script of this room: ``state.lua`` followed by its own file."""
-    room = files("cgw.limits") / "lua"
-    return LuaScript.from_text("\n".join(room.joinpath(part).read_text("utf-8") for part in ("state.lua", name)))
+    """Load one script: ``state.lua`` followed by its own file."""
+    folder = files("cgw.limits") / "lua"
+    return LuaScript.from_text("\n".join(folder.joinpath(part).read_text("utf-8") for part in ("state.lua", name)))
 
 
 def read_states(claims: Sequence[Claim], answer: Sequence[int]) -> tuple[LimitState, ...]:
-    """How the limits stand, from ``admit``'s answer."""
+    """Return how the limits stand by an answer of ``admit``."""
     return tuple(
-        build_state(claim, *answer[at : at + 3])
+        build_state(claim, *answer[at : at + WAIT_FIELD])
         for claim, at in zip(claims, range(FIRST_LIMIT, len(answer), FIELDS_PER_LIMIT), strict=True)
     )
 
 
 def build_state(claim: Claim, remaining: int, reset_ms: int, more_ms: int) -> LimitState:
-    """One limit's state. A lease is held for as long as the request is under way: it has no window, nor an end."""
+    """Build one limit's state from the figures of ``admit`` or ``peek``."""
     if claim.kind == "lease":
+        # A slot is held for as long as its request takes, which is unknown: no window, and no time to reset.
         return LimitState(claim.name, claim.limit, remaining, 0, 0, 0)
     return LimitState(claim.name, claim.limit, remaining, reset_ms, claim.period_ms, more_ms, claim.unit)
 
 
 def build_exceeded(claims: Sequence[Claim], answer: Sequence[int]) -> LimitExceeded:
-    """The refusal in ``admit``'s answer: the limit to wait for longest speaks, −1 (for ever) before any time."""
+    """Build the error for a refusal by ``admit``; it is about the limit with the longest wait."""
     states = read_states(claims, answer)
-    waits = answer[FIRST_LIMIT + 3 :: FIELDS_PER_LIMIT]
+    waits = answer[FIRST_LIMIT + WAIT_FIELD :: FIELDS_PER_LIMIT]
+    # −1 means that waiting is pointless, which is longer than any time.
     worst = max(range(len(states)), key=lambda index: (waits[index] < 0, waits[index]))
     wait_ms = waits[worst] if waits[worst] >= 0 else None
     return LimitExceeded(states[worst], states, wait_ms, threshold=answer[2])

@@ -11,41 +11,41 @@ from cgw.model import MAX_IN_FLIGHT
 
 @frozen
 class LimitSettings:
-    """How limits are held, whoever asks."""
+    """The settings of the limiter, and of usage alerts."""
 
     max_in_flight: int | None = setting(
         "CODY_GATEWAY_ACTOR_MAX_IN_FLIGHT",
         integer(least=1, most=MAX_IN_FLIGHT),
         None,
-        "How many requests of one actor and feature may be under way at once, where the actor sets no bound itself.",
+        "How many requests of one actor and feature may be in flight at once, where the actor has no bound of its own.",
     )
     heartbeat_seconds: float = setting(
         "CODY_GATEWAY_IN_FLIGHT_HEARTBEAT",
         duration(least=0.1, most=HOUR),
         10.0,
-        "How often requests under way are confirmed; those of a gateway that died stop counting after three.",
+        "How often requests in flight are confirmed; those of a crashed gateway stop counting after three of these.",
     )
     when_redis_down: str = setting(
         "CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN",
         choice("local", "open", "closed"),
         "local",
-        "While Redis is away: local counts in this process, open lets all through, closed refuses all with 503.",
+        "While Redis is away: local counts in this process, open admits all requests, closed refuses all with 503.",
     )
     slack_webhook_url: Secret | None = setting(
         "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL",
         WEBHOOK_URL,
         None,
-        "Where Slack is told of actors that have used up much of a quota; without it, the log is.",
+        "The Slack webhook that usage alerts are posted to; without it, they are written to the log.",
     )
     notify_thresholds: tuple[int, ...] = setting(
         "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_THRESHOLDS",
         THRESHOLDS,
         (90, 95, 100),
-        "At which percentages of a quota: product subscriptions and static actors, each once per interval; or off.",
+        "The percentages of a quota to alert at (static actors, product subscriptions), once per interval; or off.",
     )
     dotcom_api_url: str = setting(
         "CODY_GATEWAY_DOTCOM_API_URL",
         API_URL,
         "https://sourcegraph.com/.api/graphql",
-        "The GraphQL API of Sourcegraph.com; its host is what notices link to.",
+        "The GraphQL API of Sourcegraph.com; usage alerts link to its host.",
     )

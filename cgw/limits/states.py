@@ -1,4 +1,4 @@
-"""How limits stand, and the refusal when one is used up. Plain records; no I/O."""
+"""The state of limits, and the refusal when one is used up. Plain records; no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LimitName = Literal["quota", "concurrency", "in_flight", "provider"]
 one provider."""
 
 LimitCause = LimitName
-"""Which limit refused: the ``cause`` of a ``RateLimited`` event."""
+"""The limit that refused: the ``cause`` of a ``RateLimited`` event."""
 
 _DESCRIPTIONS = {
     "quota": "rate limit of {limit} {unit}",
@@ -44,7 +44,7 @@ class LimitState:
 
     @property
     def usage(self) -> int:
-        """What is counted now; falls again as time passes."""
+        """The requests or tokens that are counted now; it falls as time passes."""
         return self.limit - self.remaining
 
     @property
@@ -54,12 +54,12 @@ class LimitState:
 
 
 class LimitExceeded(CgwError):
-    """A request that its actor's limits don't admit. Nothing was consumed.
+    """A request that its actor's limits do not admit. Nothing was consumed.
 
-    ``refused`` is the limit that keeps the caller waiting longest, ``cause`` its name, ``states`` all limits of
-    the request. ``retry_after_ms`` is when the same request may be admitted, or ``None`` when waiting is pointless.
-    ``is_cut_off``: the actor's source set a limit that means "no access" (see :data:`~.limiter.CUT_OFF_SOURCES`).
-    ``threshold`` is the percentage that somebody is to be told of because of this refusal, or 0.
+    ``refused`` is the limit with the longest wait, ``cause`` its name, ``states`` all limits of the request.
+    ``retry_after_ms`` is when the same request may be admitted, ``None`` when waiting is pointless. ``is_cut_off``: the
+    limit means "no access" by the source's policy (:attr:`cgw.model.SourcePolicy.is_cut_off_at_one`). ``threshold`` is
+    the percentage of the quota that this refusal is the first to reach, 0 for none: the caller sends the alert.
     """
 
     def __init__(
@@ -80,8 +80,9 @@ class LimitExceeded(CgwError):
         self.threshold = threshold
 
     def after(self, elapsed_ms: int) -> LimitExceeded:
-        """The same refusal, some time later."""
+        """Return the same refusal ``elapsed_ms`` later, for a request that is refused without asking Redis."""
         wait_ms = self.retry_after_ms
         if wait_ms is not None:
             wait_ms = max(1, wait_ms - elapsed_ms)
+        # Without the threshold: its alert was sent with the first refusal.
         return LimitExceeded(self.refused, self.states, wait_ms, is_cut_off=self.is_cut_off)

@@ -1,40 +1,38 @@
-"""Tokens of a request before it is asked, and after it was answered. Pure."""
+"""Counting a request's tokens: an estimate before the response, the usage after it. Pure."""
 
 from __future__ import annotations
 
 from cgw.model import Usage
 
 CHARACTERS_PER_TOKEN = 4
-"""What providers give as a rule of thumb for English text."""
+"""The providers' rule of thumb for English text."""
 
 DEFAULT_COMPLETION_TOKENS = 1024
-"""What is reserved for an answer whose length the request does not bound."""
+"""The tokens to reserve for a response whose length the request does not bound."""
 
 
 def estimate_tokens(prompt_character_count: int, max_completion_tokens: int | None) -> int:
-    """What to reserve for a request, before its answer is known: its prompt by the rule of thumb, its answer in full.
-
-    At least 1. What it really used is settled afterwards.
-    """
+    """Return the tokens to reserve, at least 1: an estimate for the prompt, and the most that the response may have."""
     completion = DEFAULT_COMPLETION_TOKENS if max_completion_tokens is None else max_completion_tokens
-    return max(1, _tokens_of(prompt_character_count) + completion)
+    return max(1, _estimate_from_size(prompt_character_count) + completion)
 
 
 def count_tokens(usage: Usage, body_bytes: int) -> int:
-    """What an answer came to: the provider's figures, or what its text or, at worst, its size suggests.
+    """Return the tokens of an exchange: the provider's figures, or an estimate from characters or, at worst, bytes.
 
-    ``body_bytes`` is the size of the answer's body, of which more than a token's text can't hide in four bytes: an
-    answer that broke off is charged for what came, not for all that was reserved.
+    ``body_bytes`` is the size of the response body. A response that broke off is charged for what arrived, not for
+    all that was reserved.
     """
     prompt = usage.prompt_token_count
     if prompt is None:
-        prompt = _tokens_of(usage.prompt_character_count or 0)
+        prompt = _estimate_from_size(usage.prompt_character_count or 0)
     completion = usage.completion_token_count
     if completion is None:
         characters = usage.completion_character_count
-        completion = _tokens_of(body_bytes if characters is None else characters)
+        # The body is at least as long as its text, so this never charges too little by the rule of thumb.
+        completion = _estimate_from_size(body_bytes if characters is None else characters)
     return prompt + completion
 
 
-def _tokens_of(character_count: int) -> int:
+def _estimate_from_size(character_count: int) -> int:
     return -(-character_count // CHARACTERS_PER_TOKEN)

@@ -1,4 +1,4 @@
-"""What has to be done beside the requests: heartbeats for those under way, and telling Redis what it missed."""
+"""The limiter's background work: heartbeats for requests in flight, and sending Redis what it missed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from cgw.limits.scripts import LimitScripts
 from cgw.redis.opening import Store
 
 FLUSH_SECONDS = 0.1
-"""How often Redis is tried while it is away, or has something still to be told."""
+"""The interval at which Redis is tried while it is away, or while there is a backlog."""
 LAST_FLUSH_SECONDS = 1.0
 PROBE_MS = 1_000
 RENEWED_AT_ONCE = 500
-"""How many leases one call keeps: a server should not be busy for long."""
+"""Leases that one call renews: a script blocks the server for all clients, so it must be short."""
 
 _logger = logging.getLogger("cgw.limits")
 
 
 @frozen(eq=False)
 class Upkeep:
-    """The tasks of one limiter. ``heartbeat_seconds`` between renewals, each for ``lease_ms`` milliseconds."""
+    """The tasks of one limiter. Leases are renewed every ``heartbeat_seconds``, for ``lease_ms`` milliseconds."""
 
     redis: Store
     scripts: LimitScripts
@@ -40,47 +40,56 @@ class Upkeep:
     lease_ms: int
 
     async def run(self) -> None:
-        """Until cancelled; then what is left of the backlog is tried once more, for at most 1 s."""
+        """Run until cancelled; then try the backlog once more, for at most 1 s, and log how much of it is lost."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_leases)
                 nursery.start_soon(self._keep_flushing)
         finally:
+            # Shielded: the gateway is stopping, and what is not sent now is never charged.
             with trio.move_on_after(LAST_FLUSH_SECONDS, shield=True):
                 await self._flush()
             if len(self.backlog):
-                _logger.error("%d settlements of limits are lost: Redis was away to the end", len(self.backlog))
+                _logger.error(
+                    "%d settlements of limits are lost: Redis is away and the gateway stops", len(self.backlog)
+                )
 
     async def _keep_leases(self) -> None:
         while True:
             await trio.sleep(self.heartbeat_seconds)
+            # A snapshot: requests begin and end while the calls are under way.
             for key, ids in self.fallback.renew_leases(self.lease_ms).items():
                 for first in range(0, len(ids), RENEWED_AT_ONCE):
                     await self._renew(key, ids[first : first + RENEWED_AT_ONCE])
 
     async def _renew(self, key: str, ids: Sequence[str]) -> None:
-        """Keep these leases; those that Redis has lost are taken again, unless they were freed meanwhile."""
+        """Renew leases. Those that Redis has lost are taken again, unless they were freed in the meantime."""
         try:
+            # In two steps, as `ids` may be out of date when the call arrives. `keep` never creates a lease, so it
+            # cannot bring back one that was freed on the way.
             lost = await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, "keep", *ids])
+            # No checkpoint between selecting and sending: a settlement that follows is sent after this, and frees it.
             held = self.fallback.select_held(key, [reservation_id.decode() for reservation_id in lost])
             if held:
                 self.fallback.note_taken(held)
                 await self.redis.run_script(self.scripts.renew, [key], [self.lease_ms, "take", *held])
         except StoreUnavailable as error:
-            self.outage.failed(error)
+            self.outage.failed(error)  # the next heartbeat retries; a lease outlives two failures
         except ResponseError as error:
-            self.outage.failed(build_broken_limit(error))
+            self.outage.failed(build_broken_limit(error))  # other keys are renewed all the same
 
     async def _keep_flushing(self) -> None:
         while True:
+            # Nothing to do in normal times, so no timer runs then.
             await self.outage.attention.wait()
             await trio.sleep(FLUSH_SECONDS)
             await self._flush()
             if not (self.outage.is_on or len(self.backlog)):
+                # No checkpoint since the check, so nothing that set the event meanwhile is missed.
                 self.outage.attention = trio.Event()
 
     async def _flush(self) -> None:
-        """Tell Redis what it missed; while it is away, find out whether it is back."""
+        """Send Redis what it missed; if nothing is left to send, find out whether it is back."""
         if not (self.outage.is_on or len(self.backlog)):
             return
         try:
@@ -94,6 +103,6 @@ class Upkeep:
             self.outage.succeeded()
 
     async def _probe(self) -> None:
-        """Write something small that expires at once: a server that is full, or only a replica, answers a PING too."""
+        # A write, which expires at once: a server that is full, or is only a replica, answers a PING too.
         probe_id = secrets.token_hex(12)
         await self.redis.run_script(self.scripts.settle, [f"cgw:{{probe}}:{probe_id}"], [probe_id, PROBE_MS, ""])

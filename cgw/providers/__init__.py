@@ -1,1 +1,1 @@
-"""Pure dialects of the providers' APIs: they build requests and read answers, they never send anything."""
+"""Dialects of the providers' APIs: they build upstream requests and read responses, without I/O."""

@@ -1,4 +1,4 @@
-"""What the gateway needs of a provider's API, and nothing more: the seam between routes and APIs."""
+"""The interface between the gateway and a provider's API: one dialect for each route."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cgw.wire.messages import RequestHead, ResponseHead, UpstreamRequest
 
 @frozen
 class Caller:
-    """What a dialect may know of who asks.
+    """The caller, as far as a dialect needs to know it.
 
-    ``identifier`` is ``<actor id>:<X-Sourcegraph-Actor-UID>`` (the second part may be empty): the user id that
-    providers get to see for abuse handling.
+    ``identifier`` is ``<actor id>:<X-Sourcegraph-Actor-UID>`` (the second part may be empty). Providers get it as the
+    user id, for their abuse handling.
     """
 
     identifier: str
@@ -28,10 +28,10 @@ class Caller:
 class PreparedRequest:
     """A checked request, ready to be sent.
 
-    ``model`` is ``provider/model`` after the dialect's rewrites. ``metadata`` holds what the dialect adds to the
-    usage event (``stream``, ``max_tokens``). ``prompt_character_count`` is the length of all prompt text,
-    ``max_completion_tokens`` the most that the answer may hold (all choices together), ``None`` where the request
-    does not say.
+    ``model`` is ``provider/model`` after the dialect's rewrites. ``metadata`` is added to the usage event (``stream``,
+    ``max_tokens``). ``prompt_character_count`` is the length of all text of the prompt, in code points.
+    ``max_completion_tokens`` is the largest number of tokens of the response, all choices together; ``None`` if the
+    request does not limit it.
     """
 
     upstream: UpstreamRequest
@@ -43,15 +43,22 @@ class PreparedRequest:
 
 
 class ErrorStyle(Protocol):
-    """How one API tells its callers that something is wrong."""
+    """The error bodies of one API."""
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        """The header fields (with ``content-type``, without ``content-length``) and the body for ``refusal``."""
+        """Return the header fields and the body for ``refusal``.
+
+        The fields have ``content-type``, but neither ``content-length`` nor ``refusal.headers``: the caller adds those.
+        """
         ...
 
 
 class Dialect(Protocol):
-    """One API on one route. Instances are immutable; every method is pure."""
+    """One API on one route. Instances are immutable; every method is pure.
+
+    For each request the gateway calls, in this order: :meth:`prepare`; then it checks ``model`` and limits, sends
+    ``upstream`` and relays the response; then :meth:`read_usage`.
+    """
 
     @property
     def path(self) -> str:
@@ -75,21 +82,22 @@ class Dialect(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The ``provider/model`` names that the gateway admits on this route at all."""
+        """The ``provider/model`` names that this route serves; an actor may be allowed fewer."""
         ...
 
     @property
     def retry_after_seconds(self) -> int:
-        """What a 503 says when the upstream gave no ``retry-after`` of its own."""
+        """The ``retry-after`` of a 503 if the upstream's response had none."""
         ...
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
-        """Check a request's body and build the upstream's request from it.
+        """Check a client's request and build the upstream's request from it.
 
-        Raises :exc:`~cgw.errors.Refusal` (400) that names the offending part by its path.
+        Raises :exc:`~cgw.errors.Refusal` (400) whose ``param`` is the path of the wrong part of the body.
         """
         ...
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
-        """What an answered request came to. Never raises: what can't be read is ``None``."""
+        """Return the usage of a request from its response, which may be incomplete. Never raises: figures that cannot
+        be read are ``None``."""
         ...

@@ -1,6 +1,6 @@
-"""The reference's error bodies, and what the error bodies of all APIs share.
+"""Error bodies in the reference's shape, and the steps that all error styles share.
 
-The shapes of each provider's API are in its package, so that each SDK raises its own exceptions.
+The error style of a provider's API is in the provider's package.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ def encode_error(value: dict[str, Any]) -> bytes:
 
 
 def clean_message(message: str) -> str:
-    """Return ``message`` without lone surrogates, which UTF-8 cannot encode; odd bytes of a header may leave some."""
+    """Return ``message`` with a question mark for each lone surrogate, which UTF-8 cannot encode.
+
+    Bytes of a header that are not UTF-8 are decoded to such surrogates.
+    """
     return message.encode("utf-8", "replace").decode()
 
 
 @frozen
 class ReferenceErrors:
-    """``{"error":"<text>"}`` and a newline, as in the reference, but said to be JSON (there it is sniffed as text)."""
+    """``{"error":"<text>"}`` and a newline, as in the reference, but with the content type of JSON."""
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        """The header fields and the body for ``refusal``; its own headers are the caller's to add."""
+        """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
         return JSON_HEADERS, encode_error({"error": clean_message(refusal.message)}) + b"\n"

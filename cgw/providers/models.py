@@ -1,4 +1,4 @@
-"""Which models there are, and who may use which."""
+"""Names of models, and the check whether an actor may use one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from cgw.errors import Refusal
 from cgw.model import ANY_MODEL
 
 BUILT_IN_MODELS = "the reference's list and today's models"
-"""How the documentation shows the default of a list of models."""
+"""The default of a list of models, as the documentation shows it."""
 
 
 def add_prefix(provider: str, model: str) -> str:
-    """``provider/model``; a name that holds a slash is taken to be prefixed already."""
+    """Return ``provider/model``; a name with a slash is taken to have its prefix already."""
     return model if "/" in model else f"{provider}/{model}"
+
+
+def add_prefixes(provider: str, models: Sequence[str]) -> tuple[str, ...]:
+    """Return ``models`` with :func:`add_prefix` for each."""
+    return tuple(add_prefix(provider, model) for model in models)
 
 
 def evaluate_allowed_models(
     actor_models: Sequence[str], master: Sequence[str], provider: str | None = None
 ) -> tuple[str, ...]:
-    """The ``provider/model`` names that an actor may use, in the order of ``master``, the gateway's own list.
+    """Return the ``provider/model`` names that an actor may use, in the order of ``master``, the gateway's own list.
 
-    Exactly ``["*"]`` stands for all of ``master``; otherwise it is the intersection, in which ``*`` has no meaning.
-    A legacy name without a slash gets the prefix of ``provider``, or, without one, stands for that model of any
-    provider in ``master`` (the reference system: actors written before model names were prefixed).
+    Exactly ``["*"]`` means all of ``master``. Otherwise the result is the intersection, in which ``*`` has no meaning.
+    A name without a slash gets the prefix of ``provider``; without a ``provider``, it means that model of every
+    provider in ``master`` (as in the reference, for actors from before model names were prefixed).
     """
     if len(actor_models) == 1 and actor_models[0] == ANY_MODEL:
         return tuple(master)
@@ -35,8 +40,8 @@ def evaluate_allowed_models(
 
 
 def check_model(model: str, allowed: Sequence[str]) -> None:
-    """Raise :exc:`~cgw.errors.Refusal` (400) unless ``model`` (``provider/model``) is allowed, in whatever case."""
-    if model in allowed:
+    """Raise :exc:`~cgw.errors.Refusal` (400) unless ``model`` (``provider/model``) is allowed, ignoring case."""
+    if model in allowed:  # the usual case, without lower() for each name
         return
     folded = model.lower()
     if any(folded == name.lower() for name in allowed):

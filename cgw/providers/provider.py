@@ -1,4 +1,4 @@
-"""What the gateway knows of a provider as a whole: its name, its settings, and how its dialects are built."""
+"""A provider as a whole: its name, its settings, and the function that builds its dialects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cgw.providers.dialect import Dialect
 
 
 class ProviderSettings(Protocol):
-    """What the settings of every provider have; a provider without an access token has no routes."""
+    """The settings that every provider has. A provider without an access token has no routes."""
 
     @property
     def api_url(self) -> str:
@@ -21,7 +21,7 @@ class ProviderSettings(Protocol):
 
     @property
     def allowed_models(self) -> tuple[str, ...] | None:
-        """The models that may be used at all, without prefix; ``None`` for the provider's default list."""
+        """The models that the provider's routes serve, without prefix; ``None`` for the default list."""
         ...
 
     @property
@@ -31,7 +31,7 @@ class ProviderSettings(Protocol):
 
     @property
     def max_in_flight(self) -> int | None:
-        """How many requests may be in flight to the provider, over all replicas; ``None`` for no bound."""
+        """The largest number of requests in flight to the provider, over all replicas; ``None`` for no bound."""
         ...
 
 
@@ -40,9 +40,13 @@ class Provider:
     """A provider, as the registry lists it.
 
     ``name`` is the prefix of its model names. ``settings_class`` is an attrs class that satisfies
-    :class:`ProviderSettings`. ``build_dialects(settings)`` returns a dialect for each route; it is called once, with
-    an access token set, and may take some milliseconds, in which cattrs compiles its functions. It raises
-    :exc:`ValueError`, with a sentence that holds no secret, for a base URL or key that cannot be used.
+    :class:`ProviderSettings`, declared with :func:`cgw.config.declare.setting`; its variables are called
+    ``CODY_GATEWAY_<NAME>_API_URL``, ``_ACCESS_TOKEN``, ``_ALLOWED_MODELS`` and ``_MAX_IN_FLIGHT``. The service reads
+    them, masks the secrets in the log, and bounds the requests in flight.
+
+    ``build_dialects(settings)`` returns a dialect for each route. It is called once, with an access token set, and may
+    take some milliseconds, for example while cattrs compiles functions. It raises :exc:`ValueError`, without any
+    secret in its text, for a base URL or key that cannot be used.
     """
 
     name: str

@@ -1,4 +1,17 @@
-"""All providers. A new one is a package beside this file, and one line here."""
+"""The list of all providers.
+
+To add one, create a package beside this file and add a line to :data:`PROVIDERS`::
+
+    <name>/settings.py   an attrs class that satisfies ProviderSettings
+    <name>/models.py     the models that are allowed by default
+    <name>/<api>.py      a class that satisfies Dialect for each route: checks, rewrites, the upstream request
+    <name>/usage.py      readers of usage, for whole and for streamed responses
+    <name>/errors.py     an ErrorStyle, if SDKs use one of the routes
+    <name>/provider.py   a Provider that names all of it
+
+``request_body``, ``upstream_requests`` and ``usage_reading`` have the steps that dialects share. The list of settings
+(``docs/settings.md``) is generated: ``python -m docs.generate_settings``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +31,8 @@ PROVIDERS: tuple[Provider, ...] = (
 def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, ...]:
     """Return the dialects of all providers that have a key, each with a route of its own.
 
-    ``settings`` are the providers' by name. Raises as :class:`~cgw.providers.provider.Provider` says.
+    ``settings`` has the settings of each provider by its name. Raises :exc:`ValueError` for a base URL or key that
+    cannot be used.
     """
     return tuple(
         dialect

@@ -1,8 +1,8 @@
-"""Request bodies: one JSON parse, one structured look at what the gateway must know, one serialisation.
+"""Request bodies: decode the JSON, check the known fields, encode the JSON for the upstream.
 
-A dialect describes the API's fields as an attrs class. :class:`BodyReader` decodes the bytes, structures the object
-with cattrs into that class, and keeps the decoded object beside it: what goes upstream is built from the decoded
-values, so that numbers and the parts that are none of the gateway's business come out as they went in.
+A dialect declares the API's fields as an attrs class. :class:`BodyReader` decodes the bytes and structures the object
+with cattrs into that class, and also returns the decoded object. The upstream's body is built from the decoded object,
+so that numbers and unknown parts are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cattrs.gen import make_dict_structure_fn
 
 from cgw.errors import Refusal
 
-MAX_PROBLEMS_TOLD = 10
+MAX_REPORTED_PROBLEMS = 10
 MAX_INTEGER = 2**63 - 1
-"""The largest number in a field that is known to hold an integer; the reference's language has the same bound."""
+"""The largest number in an integer field: that of an int64, as in the reference."""
 
 JsonObject = NewType("JsonObject", dict[str, Any])
-"""An object whose inside is the provider's to check."""
+"""An object whose fields only the provider checks."""
 JsonList = NewType("JsonList", list[Any])
-"""A list whose inside is the provider's to check."""
+"""A list whose items only the provider checks."""
 StringOrStrings = NewType("StringOrStrings", object)
 """A string, or a list of strings."""
 
@@ -40,7 +40,7 @@ _Structure = Callable[[Any, Any], Any]
 
 @attrs.frozen
 class Content:
-    """A message's content, checked: ``raw`` is a string, a list of objects that each have a ``type``, or ``None``."""
+    """The checked content of a message. ``raw`` is a string, a list of objects that have a ``type``, or ``None``."""
 
     raw: str | list[dict[str, Any]] | None
     character_count: int
@@ -48,7 +48,7 @@ class Content:
 
 
 class Mismatch(ValueError):
-    """A value of the wrong type. ``path`` leads from the value that was being checked to the one that is wrong."""
+    """A value of the wrong type. ``path`` is that of the wrong part inside the checked value, or empty."""
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem)
@@ -57,7 +57,10 @@ class Mismatch(ValueError):
 
 
 def name_of_type(value: object) -> str:
-    """What JSON calls a decoded value, with its article: for error texts, which never repeat the value itself."""
+    """Return JSON's name for the type of a decoded value, with an article.
+
+    Error texts name types only, and never repeat a value, which may be part of a prompt.
+    """
     match value:
         case None:
             return "null"
@@ -77,6 +80,9 @@ def _expected(what: str, value: object, path: str = "") -> NoReturn:
     raise Mismatch(f"expected {what}, got {name_of_type(value)}", path)
 
 
+# Structure hooks for cattrs. Its own ones convert instead of checking: 1 to "1", "false" to True.
+
+
 def _check_string(value: object, _: type) -> str:
     return value if isinstance(value, str) else _expected("a string", value)
 
@@ -86,7 +92,7 @@ def _check_boolean(value: object, _: type) -> bool:
 
 
 def _check_integer(value: object, _: type) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):  # in Python, True is an int
         if -MAX_INTEGER <= value <= MAX_INTEGER:
             return value
         raise Mismatch("number out of range")
@@ -96,7 +102,7 @@ def _check_integer(value: object, _: type) -> int:
 
 
 def _check_number(value: object, _: type) -> float:
-    # The number as it was sent: an integer stays one, however large.
+    # An integer is not converted, so that it is passed on exactly, however large.
     return value if isinstance(value, int | float) and not isinstance(value, bool) else _expected("a number", value)
 
 
@@ -135,6 +141,7 @@ def _check_content(value: object, _: type) -> Content:
             count += _count_tool_result(part.get("content"))
         elif not isinstance(kind, str):
             _expected_string_in(part, "type", index)
+        # Parts of other kinds (images, audio, tool calls) are passed on; the provider checks them.
     return Content(value, count)
 
 
@@ -146,7 +153,7 @@ def _expected_string_in(part: dict[str, Any], name: str, index: int) -> NoReturn
 
 
 def _count_tool_result(content: object) -> int:
-    """The length of a tool result's text (Anthropic's Messages API); its shape is the provider's to check."""
+    """Return the length of the text in a tool result (Anthropic's Messages API), without checking its shape."""
     if isinstance(content, str):
         return len(content)
     texts = (part.get("text") for part in content if isinstance(part, dict)) if isinstance(content, list) else ()
@@ -177,7 +184,7 @@ def _make_converter(classes: Iterable[type], *, all_problems: bool) -> cattrs.Co
 
 
 def _require(kind: type, what: str, structure: _Structure) -> _Structure:
-    """``structure``, but only for decoded values of this very kind: cattrs itself takes any iterable for a list."""
+    """Return ``structure`` with a check of the value's type before it: cattrs takes any iterable for a list."""
 
     def structure_kind(value: object, cls: Any) -> Any:
         return structure(value, cls) if isinstance(value, kind) else _expected(what, value)
@@ -190,23 +197,24 @@ def _structure_list(cls: Any, converter: cattrs.BaseConverter) -> _Structure:
 
 
 class BodyReader(Generic[T]):
-    """Reads request bodies of one shape; made once for each dialect, as cattrs compiles its functions here.
+    """Reads request bodies of one shape. Make one for each dialect: cattrs compiles functions here.
 
-    ``parts`` are the attrs classes within ``cls``, innermost first. A good body is structured without cattrs'
-    bookkeeping of paths; a bad one is structured once more with it, to name all that is wrong.
+    ``parts`` are the attrs classes inside ``cls``, innermost first.
     """
 
     def __init__(self, cls: type[T], *parts: type) -> None:
         self._cls = cls
+        # cattrs' record of paths is slow, so bodies are structured without it; a wrong one is structured once more
+        # with it, to name all problems.
         self._converter = _make_converter((*parts, cls), all_problems=False)
         self._explainer = _make_converter((*parts, cls), all_problems=True)
 
     def read(self, body: bytes) -> tuple[T, dict[str, Any]]:
-        """The structured body, and the decoded object it came from.
+        """Return the structured body, and the decoded object that it was made from.
 
-        Raises :exc:`~cgw.errors.Refusal` (400) for anything but one JSON object (RFC 8259, nothing after it; of
-        duplicate keys the last counts) whose known fields have their types. A field that is ``null`` counts as
-        absent where it may be absent.
+        Raises :exc:`~cgw.errors.Refusal` (400) for anything but one JSON object (RFC 8259, with nothing after it)
+        whose known fields have their types. The last of duplicate keys counts. A ``null`` counts as an absent field if
+        the field is optional.
         """
         raw = decode_object(body)
         try:
@@ -220,16 +228,16 @@ class BodyReader(Generic[T]):
         except (cattrs.BaseValidationError, Mismatch, KeyError, TypeError, ValueError) as error:
             problems = list(_list_problems(error, ""))
         else:
-            raise AssertionError("what the one converter refuses the other does too")
-        told = "; ".join(f"{path}: {problem}" for path, problem in problems[:MAX_PROBLEMS_TOLD])
-        more = len(problems) - MAX_PROBLEMS_TOLD
+            raise AssertionError("a body was refused by one converter, but not by the other")
+        text = "; ".join(f"{path}: {problem}" for path, problem in problems[:MAX_REPORTED_PROBLEMS])
+        more = len(problems) - MAX_REPORTED_PROBLEMS
         if more > 0:
-            told += f"; and {more} more"
-        return Refusal(400, f"failed to parse request body: {told}", param=problems[0][0])
+            text += f"; and {more} more"
+        return Refusal(400, f"failed to parse request body: {text}", param=problems[0][0])
 
 
 def _list_problems(error: BaseException, path: str) -> Iterable[tuple[str, str]]:
-    """Walk cattrs' groups of errors; the notes that it leaves on them tell the way through the object."""
+    """Yield path and text of each problem in cattrs' groups of errors, whose notes have the steps of the path."""
     if isinstance(error, cattrs.ClassValidationError):
         for inner, note in error.group_exceptions()[0]:
             yield from _list_problems(inner, f"{path}.{note.name}" if path else note.name)
@@ -247,7 +255,7 @@ def _list_problems(error: BaseException, path: str) -> Iterable[tuple[str, str]]
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
-    """Decode a JSON object from UTF-8. Raises :exc:`~cgw.errors.Refusal` (400) that says what is wrong, and where."""
+    """Decode a JSON object from UTF-8. Raises :exc:`~cgw.errors.Refusal` (400) with the problem and its position."""
     try:
         value = _decoder.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -258,7 +266,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
 
 
 def encode_object(value: dict[str, Any]) -> bytes:
-    """Serialise a body for the upstream. Raises :exc:`~cgw.errors.Refusal` (400) if it is nested too deeply."""
+    """Encode a body for the upstream. Raises :exc:`~cgw.errors.Refusal` (400) if it is nested too deeply."""
     try:
         return _encoder.encode(value)
     except RecursionError:
@@ -266,12 +274,12 @@ def encode_object(value: dict[str, Any]) -> bytes:
 
 
 def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    """A copy of ``value`` with only the fields in ``names``, and without those that are ``null``."""
+    """Return a copy of ``value`` with the fields in ``names`` only, without those that are ``null``."""
     return {name: item for name, item in value.items() if name in names and item is not None}
 
 
 def keep_fields_of_each(values: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
-    """The objects with only the fields in ``names``, ``null`` or not; an object that has no others is not copied."""
+    """Return the objects with the fields in ``names`` only; an object that has no others is not copied."""
     return [
         value if value.keys() <= names else {name: item for name, item in value.items() if name in names}
         for value in values
@@ -283,19 +291,20 @@ def _refuse_json(problem: str) -> Refusal:
 
 
 def _decode_again(body: bytes, error: Exception) -> Any:
-    """The second look at a body that could not be decoded: mend half surrogate pairs, or explain."""
+    """Decode a body after an error: replace lone surrogates and retry, or raise the refusal that explains the error."""
     if isinstance(error, RecursionError):
         raise _refuse_json("nested too deeply") from None
     if not body.strip():
         raise _refuse_json("the body is empty, expected a JSON object") from None
+    # The positions in msgspec's errors about UTF-8 are not those in the body.
     try:
         body.decode()
     except UnicodeDecodeError as not_utf8:
         raise _refuse_json(f"not valid UTF-8 (byte {not_utf8.start})") from None
-    mended = _mend_surrogates(body)
-    if mended != body:
+    replaced = _replace_lone_surrogates(body)
+    if replaced != body:
         try:
-            return _decoder.decode(mended)
+            return _decoder.decode(replaced)
         except RecursionError:
             raise _refuse_json("nested too deeply") from None
         except (msgspec.DecodeError, ValueError) as another:
@@ -314,10 +323,10 @@ _ESCAPE = re.compile(
 )
 
 
-def _mend_surrogates(body: bytes) -> bytes:
-    r"""Replace escaped halves of surrogate pairs (``\ud83d`` alone) by U+FFFD.
+def _replace_lone_surrogates(body: bytes) -> bytes:
+    r"""Replace escapes of lone surrogates (``\ud83d`` without its other half) by U+FFFD.
 
-    JavaScript clients send them when they cut a text within a character; the reference lets them through so, as
-    Go's decoder does.
+    JavaScript clients send them when they cut a text inside a character. Go's decoder, and so the reference, replaces
+    them in the same way.
     """
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)

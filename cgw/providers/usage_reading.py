@@ -1,7 +1,7 @@
-"""What the readers of usage share: JSON and frames from what is left of a body, and figures that can be trusted.
+"""The steps that readers of usage share: JSON, event streams and figures from the window of a response body.
 
-Nothing here raises, whatever the bytes: an upstream's answer has been passed on already, and what cannot be read from
-it is unknown.
+No function here raises, whatever the bytes: the response has been relayed already, and a figure that cannot be read is
+unknown.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import Frame, parse_frames
 
 MAX_FIGURE = 2**53
-"""Larger token counts are no counts."""
+"""Token counts from here on are not plausible, and count as unknown."""
 _MAX_USAGE_CANDIDATES = 8
+
+SCAN_BYTES = 8 * 1024
+"""The bytes at each end of a long event stream that are parsed."""
 
 _decoder = msgspec.json.Decoder()
 
 
-SCAN_BYTES = 8 * 1024
-"""How much of each end of a long event stream is parsed."""
-
-
 @frozen
 class Reading:
-    """What one answer said about its tokens and text; ``is_final`` when the provider's own end was seen."""
+    """The figures that were read from one response. ``is_final`` is true if the API's end marker was seen."""
 
     prompt_token_count: int | None = None
     completion_token_count: int | None = None
@@ -45,15 +44,17 @@ def read_usage(
     read_whole: Callable[[BodyWindow], Reading],
     read_stream: Callable[[BodyWindow], Reading],
 ) -> Usage:
-    """The usage of one answer, by the reader that suits its content type.
+    """Return the usage of one response, read by the reader for its content type.
 
-    Answers that are not 2xx, or that the upstream encoded although it was asked not to, say nothing.
+    For a response that is not 2xx, or that has a content coding (which cgw never asks for), only the prompt's length is
+    known.
     """
     unknown = Usage(prompt_character_count=request.prompt_character_count)
     if not 200 <= response.status < 300 or not _is_identity(response):
         return unknown
     content_type = response.header(b"content-type")
     is_stream = request.is_stream
+    # An API may answer a streaming request with JSON, so the response decides, if it says anything.
     if content_type is not None:
         is_stream = content_type.strip().lower().startswith(b"text/event-stream")
     reading = read_stream(body) if is_stream else read_whole(body)
@@ -81,19 +82,39 @@ def _is_identity(response: ResponseHead) -> bool:
 
 
 def decode_json(data: bytes) -> Any:
-    """The decoded value, or ``None`` for anything that is not JSON."""
+    """Return the decoded value, or ``None`` for anything that is not JSON."""
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
 
 
-def find_usage(body: BodyWindow) -> dict[str, Any] | None:
-    """The top-level ``usage`` object of a JSON body of which only the end may be there.
+def read_object(
+    body: BodyWindow, prompt_key: str, completion_key: str, count_characters: Callable[[dict[str, Any]], int]
+) -> Reading:
+    """Read a response that is one JSON object with a top-level ``usage``.
 
-    APIs put it near the end. A candidate counts only if it and all that follows it is exactly the rest of an object:
-    so a ``usage`` deeper inside, or in a text, is never taken for it.
+    ``prompt_key`` and ``completion_key`` are the names of the token counts in it. ``count_characters`` returns the
+    length of the completion's text; it is unknown if the body's middle is missing.
     """
+    usage: dict[str, Any] | None
+    character_count: int | None = None
+    if body.is_whole:
+        value = decode_json(body.head + body.tail)
+        if not isinstance(value, dict):
+            return Reading()
+        usage, character_count = object_in(value, "usage"), count_characters(value)
+    else:
+        usage = find_usage(body)
+        if usage is None:
+            return Reading()
+    return Reading(figure_in(usage, prompt_key), figure_in(usage, completion_key), character_count, is_final=True)
+
+
+def find_usage(body: BodyWindow) -> dict[str, Any] | None:
+    """Return the top-level ``usage`` object of a JSON body whose middle may be missing, or ``None``."""
+    # APIs put it near the end. A candidate counts only if it and everything behind it is exactly the rest of an object;
+    # so a "usage" deeper inside, or within a text, is never taken for it.
     data, end = body.tail or body.head, None
     for _ in range(_MAX_USAGE_CANDIDATES):
         start = data.rfind(b'"usage"', 0, end)
@@ -108,18 +129,19 @@ def find_usage(body: BodyWindow) -> dict[str, Any] | None:
 
 
 def list_frames(body: BodyWindow) -> list[Frame]:
-    """The whole frames of an event stream that can be seen in a body's windows, in order.
+    """Return the complete frames of an event stream in a body's window, in order.
 
-    Of a body that is not whole in them only the outermost :data:`SCAN_BYTES` at each end are looked at: the figures
-    stand in the first and the last events, and text cannot be counted any more.
+    Of a body whose middle is missing, only :data:`SCAN_BYTES` at each end are parsed.
     """
     if body.is_whole:
         return parse_frames(body.head + body.tail)
+    # The figures are in the first and the last events. The events between them would only serve to count text, which
+    # is incomplete anyway.
     return [*parse_frames(body.head[:SCAN_BYTES]), *parse_frames(body.tail[-SCAN_BYTES:], mid_frame=True)]
 
 
 def list_objects(frames: list[Frame]) -> Iterator[dict[str, Any]]:
-    """The JSON objects among the frames' data."""
+    """Yield the frames' data that are JSON objects, decoded."""
     for frame in frames:
         value = decode_json(frame.data)
         if isinstance(value, dict):
@@ -127,19 +149,19 @@ def list_objects(frames: list[Frame]) -> Iterator[dict[str, Any]]:
 
 
 def object_in(value: object, key: str) -> dict[str, Any]:
-    """The object under ``key``, or an empty one."""
+    """Return the object under ``key``, or an empty one."""
     inner = value.get(key) if isinstance(value, dict) else None
     return inner if isinstance(inner, dict) else {}
 
 
 def objects_in(value: object, key: str) -> Iterator[dict[str, Any]]:
-    """The objects in the list under ``key``."""
+    """Return the objects in the list under ``key``."""
     items = value.get(key) if isinstance(value, dict) else None
     return (item for item in items if isinstance(item, dict)) if isinstance(items, list) else iter(())
 
 
 def figure_in(value: dict[str, Any], key: str) -> int | None:
-    """The token count under ``key``: an integer that is not negative, or ``None``."""
+    """Return the token count under ``key``, an integer that is not negative, or ``None``."""
     figure = value.get(key)
     if isinstance(figure, int) and not isinstance(figure, bool) and 0 <= figure < MAX_FIGURE:
         return figure
@@ -147,6 +169,6 @@ def figure_in(value: dict[str, Any], key: str) -> int | None:
 
 
 def text_length_in(value: dict[str, Any], key: str) -> int:
-    """The length of the text under ``key``, in code points; 0 if there is none."""
+    """Return the length of the text under ``key``, in code points; 0 if there is none."""
     text = value.get(key)
     return len(text) if isinstance(text, str) else 0

@@ -1,4 +1,4 @@
-"""Where a store is: the addresses of one server, of a cluster's nodes, or of the Sentinels that know the master."""
+"""Addresses of a store: one server, the nodes of a cluster, or Sentinels; and parsing them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_ur
 
 @frozen
 class RedisAddress:
-    """Where a server is and who we are there. ``path`` is set for a unix socket, ``host`` and ``port`` otherwise."""
+    """The address of a server and the login there: ``path`` is a unix socket, otherwise ``host`` and ``port`` count."""
 
     host: str = "localhost"
     port: int = 6379
@@ -26,26 +26,26 @@ class RedisAddress:
 
     @property
     def display_name(self) -> str:
-        """``host:port`` or the socket's path: what people may read."""
+        """``host:port`` or the socket's path, without the login: for messages."""
         if self.path is not None:
             return self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def at(self, host: str, port: int) -> RedisAddress:
-        """The same login and TLS at another place, as a cluster or a Sentinel names it."""
+        """Return the address with the same login and TLS, at another host and port."""
         return attrs.evolve(self, host=host, port=port, path=None)
 
 
 @frozen
 class ClusterAddress:
-    """Some nodes of a cluster, to ask for the others."""
+    """Some nodes of a cluster; they name the others."""
 
     nodes: tuple[RedisAddress, ...]
 
 
 @frozen
 class SentinelAddress:
-    """The Sentinels to ask for the master of ``service``. ``master`` is the login there; its place is not yet known."""
+    """The Sentinels that know the master of ``service``. ``master`` holds the login there, without host and port."""
 
     service: str
     sentinels: tuple[RedisAddress, ...]
@@ -56,13 +56,13 @@ StoreAddress = RedisAddress | ClusterAddress | SentinelAddress
 
 
 def parse_store_url(url: str) -> StoreAddress:
-    """Parse the address of a store: as :func:`parse_redis_url`, or one of several servers.
+    """Parse the address of a store: one server, as in :func:`parse_redis_url`, or several servers.
 
     ``redis+cluster://[user[:password]@]host[:port][,host[:port]…]``,
     ``redis+sentinel://[user[:password]@]host[:port][,host[:port]…]/service[/database]``; with ``rediss+…`` all
-    connections are TLS. User and password are those of the nodes and of the master; Sentinels with a login of
-    their own take it from the query options ``sentinel_username`` and ``sentinel_password``. The query options for
-    TLS are those of :func:`parse_redis_url`. Raises :exc:`ValueError` with a sentence that never holds a password.
+    connections are TLS. User and password are for the nodes and the master; the login of the Sentinels is in the
+    query options ``sentinel_username`` and ``sentinel_password``. The query options for TLS are those of
+    :func:`parse_redis_url`. Raises :exc:`ValueError` with a sentence that never contains a password.
     """
     url = url.strip()
     scheme, separator, rest = url.partition("://")
@@ -71,7 +71,7 @@ def parse_store_url(url: str) -> StoreAddress:
         return parse_redis_url(url)
     if transport not in {"redis", "rediss"} or kind not in {"cluster", "sentinel"}:
         raise ValueError(
-            "the Redis address has an unknown scheme; known with + are redis[s]+cluster, redis[s]+sentinel"
+            "the Redis address has an unknown scheme; those with + are redis[s]+cluster and redis[s]+sentinel"
         )
     rest, _, query = rest.partition("?")
     netloc, _, path = rest.partition("/")
@@ -105,12 +105,13 @@ def _build_url(transport: str, login: str, path: str, options: list[tuple[str, s
 
 
 def _parse_places(text: str, base: RedisAddress, default_port: int = 6379) -> tuple[RedisAddress, ...]:
-    """The comma-separated ``host[:port]`` of ``text``, each with the login and TLS of ``base``."""
+    """Parse comma-separated ``host[:port]``; each address has the login and TLS of ``base``."""
     places = []
     for place in text.split(","):
         if not place.strip():
-            raise ValueError("the Redis address must name at least one host, and no empty one: host[:port][,…]")
+            raise ValueError("the Redis address must name one host or more, none of them empty: host[:port][,…]")
         address = parse_redis_url(f"redis://{place.strip()}")
+        # Behind the bracket of an IPv6 address, a colon can only begin the port.
         has_port = place.rstrip().rpartition("]")[2].count(":") > 0
         places.append(base.at(address.host, address.port if has_port else default_port))
     return tuple(places)
@@ -121,7 +122,7 @@ def parse_redis_url(url: str) -> RedisAddress:
 
     ``redis[s]://[user[:password]@]host[:port][/database]``, ``unix://[user[:password]@]/path[?db=N]``. For TLS also
     the query options ``ssl_ca_certs``, ``ssl_cert_reqs`` (``none``), ``ssl_check_hostname``, ``ssl_certfile``,
-    ``ssl_keyfile``. Raises :exc:`ValueError` with a sentence that never holds the password.
+    ``ssl_keyfile``. Raises :exc:`ValueError` with a sentence that never contains the password.
     """
     url = url.strip()
     if "://" not in url:
@@ -132,7 +133,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         options: Mapping[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         database = int(options.get("db") or 0)
     except ValueError:
-        # parse_url's own text could repeat what it was given.
+        # Not parse_url's own message: it may quote the URL, password included.
         raise ValueError(
             "the Redis address must be redis://, rediss:// or unix:// (or host:port), with a numeric port and database"
         ) from None

@@ -1,4 +1,4 @@
-"""What cgw must know of Redis's commands to send them over links that many tasks and nodes share."""
+"""Properties of Redis's commands: the first key of each, and the ones that can't run on a shared link."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def _name(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-# Commands that change the state of the connection, or answer in more or less than one reply: on a shared link they
-# would reach into other callers' commands.
+# Commands that change the state of the connection, block it, or have more or less than one reply: on a shared link
+# they would affect other callers' commands.
 NOT_ON_SHARED_LINKS = _name(
     """
     ASKING AUTH BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN DISCARD EXEC HELLO MONITOR MULTI
@@ -32,9 +32,10 @@ _KEY_AFTER_NAME_AND_COUNT = _name("EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_R
 
 
 def find_first_key(command: tuple[Any, ...]) -> Any:
-    """The first key of a command in its words (name, arguments), or ``None`` if it has none.
+    """Return the first key of a command given as words (name, arguments), or ``None`` if it has none.
 
-    From the commands' own documentation; a command that is not known here has its key first.
+    Follows the commands' documentation (https://redis.io/commands); of a command that is not listed here, the first
+    argument is taken for the key.
     """
     name = str(command[0]).upper()
     if name in _WITHOUT_KEY:

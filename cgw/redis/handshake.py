@@ -1,10 +1,7 @@
-"""One connection to a Redis or Valkey server: how to open and greet it."""
+"""Opening a connection to a Redis or Valkey server: socket, TLS, login, database, and a PING in time."""
 
 from __future__ import annotations
 
-import os
-import socket
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,30 +10,30 @@ import trio
 from attrs import evolve, frozen
 from redis.exceptions import InvalidResponse, ResponseError
 
-from cgw.errors import StoreUnavailable
+from cgw.errors import StoreUnavailable, explain_os_error
 from cgw.redis.address import RedisAddress
 from cgw.redis.replies import build_reply_error, get_server_text
 
 NEED_DATA = object()
-"""What a reader gives when no reply is whole yet."""
+"""Returned by a reader while no reply is complete; ``None`` would be a null reply."""
 
 _NOT_READY_CODES = ("LOADING", "BUSY", "MASTERDOWN")
 _NOT_READY_PAUSE_SECONDS = 0.01
 
 
 def pack_command(command: tuple[bytes | str | int | float, ...]) -> bytes:
-    """One command in Redis's protocol. Raises :exc:`TypeError` for arguments of other types."""
-    # hiredis's own annotation speaks of a tuple of one.
+    """Return one command in Redis's protocol (RESP). Raises :exc:`TypeError` for arguments of other types."""
+    # hiredis's annotation says a tuple of one element; it takes any number.
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
     return packed
 
 
 @frozen
 class RedisConnection:
-    """A greeted connection: the stream, and the reader that holds what came of the next reply.
+    """A connection after the handshake: the stream, and the reader that holds received bytes of the next replies.
 
-    ``mode`` is what the server says it is (``standalone``, ``cluster``, ``sentinel``) and ``role`` its part in
-    replication (``master``, ``replica``); both are empty for a server without RESP3.
+    ``mode`` (``standalone``, ``cluster``, ``sentinel``) and ``role`` in replication (``master``, ``replica``) are as
+    the server reports them in its reply to HELLO; both are empty for a server without RESP3.
     """
 
     stream: trio.abc.Stream
@@ -49,10 +46,11 @@ class RedisConnection:
 async def connect(
     address: RedisAddress, connect_timeout_seconds: float, ping_timeout_seconds: float
 ) -> RedisConnection:
-    """Open a connection, authenticate, select the database, and see one PING answered in time.
+    """Open a connection, authenticate, select the database, and wait for a PING that is answered in time.
 
-    Waits, within ``connect_timeout_seconds``, for a server that is still loading. Raises
-    :exc:`StoreUnavailable` with one sentence naming the server. Cancel-safe: leaves no socket behind.
+    A server that is still loading its data is waited for, within ``connect_timeout_seconds``. A PING that takes
+    longer than ``ping_timeout_seconds`` is a failure: commands would miss their deadline. Raises
+    :exc:`StoreUnavailable` with one sentence that names the server. Cancel-safe: leaves no socket behind.
     """
     stream: trio.abc.Stream | None = None
     try:
@@ -61,7 +59,7 @@ async def connect(
             connection = RedisConnection(stream, _build_reader(), address)
             greeting = await _greet(connection, address)
             await _wait_ready(connection, ping_timeout_seconds)
-    except BaseException as error:
+    except BaseException as error:  # also Cancelled: the socket is closed whatever happens
         if stream is not None:
             await trio.aclose_forcefully(stream)
         reason = _describe_failure(error, connect_timeout_seconds)
@@ -85,15 +83,20 @@ async def _open_stream(address: RedisAddress) -> trio.abc.Stream:
     stream = trio.SSLStream(tcp, address.tls, server_hostname=address.host)
     try:
         await stream.do_handshake()
-    except BaseException:
+    except BaseException:  # also Cancelled: the caller has no stream to close yet
         await trio.aclose_forcefully(stream)
         raise
     return stream
 
 
 async def ask(connection: RedisConnection, *command: str | int) -> Any:
-    """Send one command and read its one reply; an error reply is returned as an exception."""
+    """Send one command and return its reply; an error reply is returned as an exception.
+
+    For connections that no :class:`~cgw.redis.link.Link` uses. Raises :exc:`trio.BrokenResourceError` when the
+    connection breaks. If it is cancelled the connection must be closed: the reply may still come.
+    """
     await connection.stream.send_all(pack_command(command))
+    # RESP3 servers may send push notifications at any time; they are not replies.
     while (reply := connection.reader.gets()) is NEED_DATA or isinstance(reply, hiredis.PushNotification):
         if reply is NEED_DATA:
             data = await connection.stream.receive_some(4096)
@@ -104,14 +107,15 @@ async def ask(connection: RedisConnection, *command: str | int) -> Any:
 
 
 async def _greet(connection: RedisConnection, address: RedisAddress) -> Mapping[bytes, Any]:
-    """Say who we are; returns what the server says of itself."""
+    """Switch to RESP3 and log in; return the server's reply to HELLO, empty for a server without RESP3."""
     credentials: tuple[str, ...] = ()
     if address.password is not None:
+        # HELLO takes a user always; a password alone is that of the user "default".
         credentials = ("AUTH", address.username or "default", address.password)
     reply = await ask(connection, "HELLO", 3, *credentials, "SETNAME", "cgw")
     greeting = reply if isinstance(reply, dict) else {}
     if isinstance(reply, ResponseError) and str(reply).startswith(("NOPROTO", "ERR")):
-        # A server (or a proxy before it) without RESP3: the older way.
+        # A server (or a proxy in front of it) without RESP3: log in with AUTH, as before Redis 6.
         reply = b"OK"
         if address.password is not None:
             names = (address.username,) if address.username else ()
@@ -124,7 +128,6 @@ async def _greet(connection: RedisConnection, address: RedisAddress) -> Mapping[
 
 
 async def _wait_ready(connection: RedisConnection, ping_timeout_seconds: float) -> None:
-    """See a PING answered in time; wait while the server is still loading."""
     while True:
         asked_at = trio.current_time()
         reply = await ask(connection, "PING")
@@ -132,7 +135,7 @@ async def _wait_ready(connection: RedisConnection, ping_timeout_seconds: float) 
             text = get_server_text(reply)
             if not text.startswith(_NOT_READY_CODES):
                 raise _Refused(text)
-            await trio.sleep(_NOT_READY_PAUSE_SECONDS)
+            await trio.sleep(_NOT_READY_PAUSE_SECONDS)  # until the caller's timeout
         elif trio.current_time() - asked_at > ping_timeout_seconds:
             raise _Refused(f"it took longer than {ping_timeout_seconds * 1000:.0f} ms to answer a PING")
         else:
@@ -140,39 +143,24 @@ async def _wait_ready(connection: RedisConnection, ping_timeout_seconds: float) 
 
 
 def describe_refusal(reply: object) -> str:
-    """The end of a sentence that begins with the server's name: why ``reply`` is not what was asked for."""
+    """Return the end of a sentence that begins with the server's name: why ``reply`` can't be used."""
     if isinstance(reply, Exception):
         return f"refused us: {get_server_text(reply)}"
-    return "answered something else than what was asked"
+    return "sent a reply of an unexpected form"
 
 
 class _Refused(Exception):
-    """The server's own words for not serving us."""
+    """The server refused the connection; the message is the server's."""
 
 
 def _describe_failure(error: BaseException, connect_timeout_seconds: float) -> str | None:
-    """The end of a sentence that begins with the server's name; ``None`` for what is no failure of the server."""
+    """Return the end of a sentence that begins with the server's name; ``None`` if the failure is not the server's."""
     if isinstance(error, _Refused):
         return f"refused us: {error}"
     if isinstance(error, trio.TooSlowError):
         return f"did not answer within {connect_timeout_seconds:g} s"
     if isinstance(error, InvalidResponse):
         return "does not speak Redis's protocol"
-    if isinstance(error, (OSError, trio.BrokenResourceError, ssl.CertificateError)):
-        return f"can't be reached: {_root_reason(error)}"
+    if isinstance(error, (OSError, trio.BrokenResourceError)):
+        return f"can't be reached: {explain_os_error(error)}"
     return None
-
-
-def _root_reason(error: BaseException) -> str:
-    cause = error.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    if isinstance(cause, (OSError, ssl.SSLError)):
-        error = cause
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not valid: {error.verify_message}"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
-        return os.strerror(error.errno)  # without the addresses that Trio adds
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or "the connection broke"

@@ -1,130 +1,126 @@
-"""One connection shared by many tasks: one writer that batches, one reader that answers in order.
+"""A connection to a Redis server that many tasks share: one writer that batches, one reader, replies in order.
 
-Redis answers the commands of a connection in the order in which they came, so a first-in-first-out queue of
-calls is all that matches replies to callers. A caller that is cancelled or has waited long enough leaves its place
-in the queue, marked as nobody's: its reply is dropped when it comes, and the link stays in step. Nothing is
-allocated per call but that place; deadlines are kept by one watchdog per link.
+Redis answers the commands of a connection in the order in which they came, so one first-in-first-out queue is enough
+to match replies to callers::
+
+    request(), post() ──► _unsent ──► _write() or _send_early() ──► server
+           │                                                          │
+           └──────────► _calls, in the same order ◄── _read(): the next reply belongs to the first call
+
+A call's entry stays in the queue until its reply comes, whatever happens to the caller, so that the later replies
+still find their callers::
+
+    waiting ──reply──────────────────► done, the caller has its reply
+       │
+       └─cancelled, deadline──► abandoned ──reply──► done, the reply is dropped
+                                (its undo is posted behind it)
+
+    posted ──reply──► done  (NOSCRIPT: posted again as EVAL; other errors: handed to the owner)
+
+When the link goes down, waiting calls fail, and undos and posted calls are handed to the owner, to be sent on another
+link. Nothing is allocated per call except the entry and the closure that abandons it: one watchdog per link keeps all
+deadlines.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from itertools import takewhile
 from typing import Any, Protocol
 
 import hiredis
 import outcome
 import trio
-from attrs import field, frozen
+from attrs import define
 from redis.exceptions import InvalidResponse, NoScriptError
 
-from cgw.errors import StoreUnavailable
+from cgw.errors import StoreUnavailable, explain_os_error
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
+from cgw.redis.lua import ScriptCall
 
 RECEIVE_BYTES = 65_536
 MAX_TIMEOUTS_IN_A_ROW = 8
-"""After this many calls without an answer in time the link is replaced: the circuit is open until a PING is quick."""
+"""After this many timeouts without a reply in between, the link is replaced; connecting waits for a quick PING, so
+that calls fail fast until the server is quick again (a circuit breaker)."""
 
-SENT_EARLY = 16
-"""So many commands are not kept for one large write: the server would idle while their callers run, and they while it
-works (50 callers: 12,000 pairs of calls a second, and 22,000 so; benchmark ``limits``, 2026-11-23)."""
+SEND_EARLY_COUNT = 16
+"""This many unsent commands are written at once instead of being kept for one large write by the writer task.
+
+Otherwise the server would idle while the callers run, and the callers while the server works. Measured with 50
+callers: 12,000 pairs of calls a second without, 22,000 with (benchmark ``limits``, 2026-11-23).
+"""
 
 STALL_SECONDS = 0.01
-"""When a deadline is noticed later than this, the delay was ours: the server gets that much time to show itself."""
+"""When the watchdog wakes up later than this, this process was stalled: replies get that much time to be read."""
 
 _CLOSE_SECONDS = 1.0
 _ASKING = pack_command(("ASKING",))
 
 
-@frozen
-class LuaScript:
-    """A Lua script: its text, and the SHA-1 under which servers know it."""
-
-    text: str = field(repr=False)
-    sha1: str
-
-    @classmethod
-    def from_text(cls, text: str) -> LuaScript:
-        """The script with this text."""
-        # Not for security: Redis names scripts so.
-        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-@frozen
-class ScriptCall:
-    """One run of a script on ``keys`` (all in one slot) with ``args``."""
-
-    script: LuaScript
-    keys: Sequence[bytes | str]
-    args: Sequence[bytes | str | int]
-
-    def pack_evalsha(self) -> bytes:
-        """The command that runs it on a server that knows it."""
-        return pack_command(("EVALSHA", self.script.sha1, len(self.keys), *self.keys, *self.args))
-
-    def pack_eval(self) -> bytes:
-        """The command that runs it on any server, and makes it known there."""
-        return pack_command(("EVAL", self.script.text, len(self.keys), *self.keys, *self.args))
-
-
-def _get_descriptor(stream: trio.abc.Stream) -> int | None:
-    """What bytes can be written to as they are: not with TLS in between."""
-    return stream.socket.fileno() if isinstance(stream, trio.SocketStream) else None
-
-
+@define
 class LinkCounters:
-    """What links and their owners count; shared by all links of one :class:`~cgw.redis.opening.Redis`."""
+    """Counters that all links of one store share, see :class:`~cgw.redis.store.RedisStatistics`."""
 
-    __slots__ = ("calls", "cancelled", "failed_fast", "reconnects", "redirections", "retries", "timeouts")
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.timeouts = 0
-        self.cancelled = 0
-        self.failed_fast = 0
-        self.reconnects = 0
-        self.redirections = 0
-        self.retries = 0
+    calls: int = 0
+    timeouts: int = 0
+    cancelled: int = 0
+    failed_fast: int = 0
+    reconnects: int = 0
+    redirections: int = 0
+    retries: int = 0
 
 
-class PostedCalls(Protocol):
-    """Who looks after calls that nobody waits for. Both methods are called from the link's tasks and don't wait."""
+class LinkOwner(Protocol):
+    """The store that a link belongs to. Its methods are called from the link's tasks and must not block."""
 
-    def keep(self, call: ScriptCall) -> None:
-        """Keep a call whose answer was lost with its link, for later."""
+    def keep_call(self, call: ScriptCall) -> None:
+        """Keep a call whose reply was lost with its link, to be sent on the next one."""
         ...
 
-    def posted_failed(self, link: Link, call: ScriptCall, error: Exception) -> None:
-        """A posted call had an error for an answer."""
+    def handle_posted_error(self, link: Link, call: ScriptCall, error: Exception) -> None:
+        """Handle the error reply to a posted call."""
+        ...
+
+    def handle_link_up(self) -> None:
+        """Handle that a link was connected."""
+        ...
+
+    def handle_link_lost(self) -> None:
+        """Handle that a link broke, or was closed by the server."""
         ...
 
 
 class _Call:
-    """A place in the queue. ``task`` is ``None`` once nobody waits; ``undo`` is then sent in its place.
+    """An entry in the queue of calls that have no reply yet.
 
-    A call that was posted never had a task, and is its own ``undo``.
+    ``task`` is the waiting caller; ``None`` for a posted call, and once the caller is cancelled or timed out.
+    ``if_lost`` is what has to run when the reply is lost: the undo of a waiting call, or the posted call itself.
     """
 
-    __slots__ = ("sent_at", "task", "undo")
+    __slots__ = ("if_lost", "sent_at", "task")
 
-    def __init__(self, task: trio.lowlevel.Task | None, sent_at: float, undo: ScriptCall | None) -> None:
+    def __init__(self, task: trio.lowlevel.Task | None, sent_at: float, if_lost: ScriptCall | None) -> None:
         self.task = task
         self.sent_at = sent_at
-        self.undo = undo
+        self.if_lost = if_lost
 
 
 class Link:
-    """A greeted connection while it works. ``run`` serves it; afterwards ``error`` says why it ended."""
+    """A connection in use, after the handshake. ``run`` serves it; afterwards ``error`` says why it went down.
+
+    A link goes down once and is never up again::
+
+        up ──the connection breaks, protocol error, silence, kill()──► down (``error`` is set, requests fail at once)
+    """
 
     def __init__(
         self,
         connection: RedisConnection,
         timeout_seconds: float,
         counters: LinkCounters,
-        posted_calls: PostedCalls,
+        owner: LinkOwner,
     ) -> None:
         self.error: str | None = None
         self.address = connection.address
@@ -132,48 +128,82 @@ class Link:
         self._replies = connection.reader
         self._timeout_seconds = timeout_seconds
         self._counters = counters
-        self._posted_calls = posted_calls
+        self._owner = owner
         self._calls: deque[_Call] = deque()
         self._unsent: list[bytes] = []
         self._is_sending = False
         self._descriptor = _get_descriptor(connection.stream)
         self._parked_writer: trio.lowlevel.Task | None = None
         self._parked_watchdog: trio.lowlevel.Task | None = None
-        self._received_at = trio.current_time()
+        self._received_at = trio.current_time()  # the handshake's PING has just been answered
         self._timeouts_in_a_row = 0
         self._scope = trio.CancelScope()
 
     @property
     def waiting_calls(self) -> int:
-        """Calls whose reply has not come yet, those that nobody waits for included."""
+        """Calls that have no reply yet, abandoned and posted ones included."""
         return len(self._calls)
 
+    # --- life ---------------------------------------------------------------------------------------------------------
+
     async def run(self) -> None:
-        """Serve the link until it breaks, is killed or is cancelled; then every waiting caller has its error."""
+        """Serve the link until it goes down or is cancelled; every caller has its reply or its error then."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._guard, self._read)
-                    nursery.start_soon(self._guard, self._write)
-                    nursery.start_soon(self._watch)
+                    nursery.start_soon(self._run_guarded, self._read)
+                    nursery.start_soon(self._run_guarded, self._write)
+                    nursery.start_soon(self._keep_deadlines)
         finally:
             self.kill("was closed")
+            # Closing has a checkpoint: without the shield, a cancelled task would leave the socket open.
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                 await trio.aclose_forcefully(self._stream)
+
+    async def _run_guarded(self, serve: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await serve()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            self.kill(f"broke: {explain_os_error(error)}")
+        except InvalidResponse as error:
+            self.kill(f"broke the protocol: {error}")
+
+    def kill(self, reason: str) -> None:
+        """Take the link down at once: every waiting caller gets :exc:`StoreUnavailable`. The first reason is kept."""
+        if self.error is not None:
+            return
+        # First, so that what the owner posts from here on does not end up in this link again.
+        self.error = reason
+        self._scope.cancel()
+        self._unsent.clear()
+        calls, self._calls = self._calls, deque()
+        for call in calls:
+            # The server may have run the command or not, and there is no telling: undo it on the next link.
+            if call.if_lost is not None:
+                self._owner.keep_call(call.if_lost)
+            if call.task is not None:
+                trio.lowlevel.reschedule(call.task, outcome.Error(self._build_unavailable()))
+
+    def _build_unavailable(self) -> StoreUnavailable:
+        return StoreUnavailable(f"the link to Redis at {self.address.display_name} {self.error}")
+
+    # --- calls --------------------------------------------------------------------------------------------------------
 
     async def request(self, data: bytes, undo: ScriptCall | None, now: float, *, is_asking: bool = False) -> Any:
         """Send one packed command and wait for its reply; an error reply is returned as an exception.
 
-        ``now`` is the current time, from which the deadline counts. With ``is_asking`` the command is one that a
-        cluster's ASK has sent here. Raises :exc:`StoreUnavailable` when the link breaks or no reply comes within
-        the deadline. Cancel-safe: the command may still be executed. If the caller stops waiting for either reason,
-        ``undo`` is sent after it.
+        ``now`` is the current time, from which the deadline counts. Set ``is_asking`` when an ASK of a cluster has
+        redirected the command here. Raises :exc:`StoreUnavailable` when the link goes down or no reply comes within
+        the deadline. Cancel-safe: the command may still be executed, and its reply is dropped. When the caller stops
+        waiting, for whatever reason, ``undo`` is sent behind the command.
         """
+        # Before anything is sent: a caller that is cancelled already must not change anything on the server.
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.error is not None:
-            raise self._unavailable()
+            raise self._build_unavailable()
         if is_asking:
-            # Nothing waits between this and the next line, so no other caller's command comes between the two.
+            # ASKING counts for the next command of the connection only. There is no checkpoint between the two
+            # lines, so that no other task's command comes in between.
             self._enqueue(_Call(None, now, None), _ASKING)
         call = _Call(trio.lowlevel.current_task(), now, undo)
         self._enqueue(call, data)
@@ -183,46 +213,29 @@ class Link:
             self._abandon(call)
             return trio.lowlevel.Abort.SUCCEEDED
 
+        # The reader, the watchdog or kill() reschedules this task; Trio does not call abort after that.
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
     def post(self, call: ScriptCall, *, is_asking: bool = False) -> None:
-        """Run a script without waiting for its answer. If the link breaks before that, the call is kept for later."""
+        """Run a script without waiting for its reply. If the link goes down first, the owner keeps the call."""
         if self.error is not None:
-            self._posted_calls.keep(call)
+            self._owner.keep_call(call)
             return
         now = trio.current_time()
-        if is_asking:
-            self._enqueue(_Call(None, now, None), _ASKING)
-        # After ASKING with the text, as "unknown script" would come when the permission to ask is used up.
-        self._enqueue(_Call(None, now, call), call.pack_eval() if is_asking else call.pack_evalsha())
-
-    def _take_posted_error(self, call: ScriptCall, error: Exception) -> None:
-        if isinstance(error, NoScriptError):
-            self._enqueue(_Call(None, trio.current_time(), call), call.pack_eval())
-        else:
-            self._posted_calls.posted_failed(self, call, error)
-
-    def kill(self, reason: str) -> None:
-        """End the link at once: every waiting caller gets :exc:`StoreUnavailable`. The first reason counts."""
-        if self.error is not None:
+        if not is_asking:
+            self._enqueue(_Call(None, now, call), call.pack_evalsha())
             return
-        self.error = reason
-        self._scope.cancel()
-        self._unsent.clear()
-        calls, self._calls = self._calls, deque()
-        for call in calls:
-            task, call.task = call.task, None
-            if call.undo is not None:
-                self._posted_calls.keep(call.undo)
-            if task is not None:
-                trio.lowlevel.reschedule(task, outcome.Error(self._unavailable()))
+        self._enqueue(_Call(None, now, None), _ASKING)
+        # EVAL, not EVALSHA: after a NOSCRIPT the permission that ASKING gave would be used up.
+        self._enqueue(_Call(None, now, call), call.pack_eval())
 
     def _enqueue(self, call: _Call, data: bytes) -> None:
         self._counters.calls += 1
         self._calls.append(call)
         self._unsent.append(data)
-        if len(self._unsent) >= SENT_EARLY:
+        if len(self._unsent) >= SEND_EARLY_COUNT:
             self._send_early()
+        # The writer runs after the tasks that are runnable now, so that their commands leave in one write.
         if self._parked_writer is not None:
             trio.lowlevel.reschedule(self._parked_writer)
             self._parked_writer = None
@@ -230,34 +243,28 @@ class Link:
             trio.lowlevel.reschedule(self._parked_watchdog)
             self._parked_watchdog = None
 
+    def _abandon(self, call: _Call) -> None:
+        """Drop the reply of a call when it comes, and undo the call."""
+        call.task = None
+        undo, call.if_lost = call.if_lost, None
+        if undo is not None:
+            # Redis runs the commands of a connection in order: posted on this link, the undo runs after the call.
+            self.post(undo)
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
     def _send_early(self) -> None:
-        """Send what has gathered, as far as it goes: the server works on it while more callers come along."""
+        """Write the unsent commands now, as far as the kernel takes them."""
+        # While the writer is in send_all, a part of its data may not be written yet: bytes from here would get
+        # between the halves of a command.
         if self._is_sending or self._descriptor is None:
             return
         data = b"".join(self._unsent)
         try:
             sent = os.write(self._descriptor, data)
         except OSError:
-            return  # the kernel takes no more, or the connection broke: the writer will find out
+            return  # the kernel's buffer is full, or the connection broke: the writer waits for it, or reports it
         self._unsent = [data[sent:]] if sent < len(data) else []
-
-    def _abandon(self, call: _Call) -> None:
-        """Leave the call's place in the queue to nobody."""
-        call.task = None
-        undo, call.undo = call.undo, None
-        if undo is not None:
-            self.post(undo)
-
-    def _unavailable(self) -> StoreUnavailable:
-        return StoreUnavailable(f"the link to Redis at {self.address.display_name} {self.error}")
-
-    async def _guard(self, serve: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await serve()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-            self.kill(f"broke: {error.__cause__ or error}")
-        except InvalidResponse as error:
-            self.kill(f"broke the protocol: {error}")
 
     async def _write(self) -> None:
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -265,6 +272,7 @@ class Link:
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
+            # A loop: _send_early may have sent everything between the wake-up and this task's turn.
             while not self._unsent:
                 self._parked_writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
@@ -272,9 +280,12 @@ class Link:
             self._unsent.clear()
             self._is_sending = True
             await self._stream.send_all(data)
-            self._is_sending = False
+            self._is_sending = False  # not reached on errors: the link is down then
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
+        # Local names: these are looked up for each reply.
         receive, feed, next_reply = self._stream.receive_some, self._replies.feed, self._replies.gets
         reschedule = trio.lowlevel.reschedule
         while True:
@@ -283,29 +294,37 @@ class Link:
                 self.kill("was closed by the server")
                 return
             self._received_at = trio.current_time()
-            feed(bytes(data))  # for the type only: no copy is made of bytes
+            feed(bytes(data))  # for the type only: bytes() does not copy bytes
             while (reply := next_reply()) is not NEED_DATA:
                 if isinstance(reply, hiredis.PushNotification):
-                    continue
+                    continue  # RESP3: not a reply to a command
                 if not self._calls:
                     raise InvalidResponse("a reply without a command")
                 call = self._calls.popleft()
-                task = call.task
-                if task is not None:
-                    call.task = None
-                    self._timeouts_in_a_row = 0
-                    reschedule(task, outcome.Value(reply))
-                elif call.undo is not None and isinstance(reply, Exception):
-                    self._take_posted_error(call.undo, reply)
+                if call.task is not None:
+                    self._timeouts_in_a_row = 0  # only by replies in time: late ones find no task
+                    reschedule(call.task, outcome.Value(reply))
+                elif call.if_lost is not None and isinstance(reply, Exception):
+                    self._handle_posted_error(call.if_lost, reply)
 
-    async def _watch(self) -> None:
-        """Keep every call's deadline. All calls have the same allowance, so the queue is sorted by deadline.
+    def _handle_posted_error(self, call: ScriptCall, error: Exception) -> None:
+        if isinstance(error, NoScriptError):
+            self._enqueue(_Call(None, trio.current_time(), call), call.pack_eval())
+        else:
+            self._owner.handle_posted_error(self, call, error)
 
-        Wakes up at most once per allowance while calls come and go in time, and never while there are none.
+    # --- deadlines ----------------------------------------------------------------------------------------------------
+
+    async def _keep_deadlines(self) -> None:
+        """Time out the calls whose deadline passes.
+
+        All calls of a link have the same timeout, so the queue is sorted by deadline. This task wakes up at most
+        once per timeout while replies come in time, and not at all while there are no calls.
         """
         while True:
             if not self._calls:
                 await self._wait_call()
+            # Calls at the head of the queue may be overdue already: they are abandoned, and their replies late.
             overdue_at = trio.current_time() - self._timeout_seconds
             next_call = next((call for call in self._calls if call.sent_at > overdue_at), None)
             wait_from = next_call.sent_at if next_call is not None else trio.current_time()
@@ -313,10 +332,12 @@ class Link:
             await trio.sleep_until(deadline)
             noticed_at = trio.current_time()
             if noticed_at - deadline > STALL_SECONDS:
-                # This process itself was held up: commands may not have left yet, and replies lie unread.
+                # This process was stalled: commands may not have been sent yet, and replies not read. Let the writer
+                # and the server do their part before the server is blamed.
                 await trio.sleep(STALL_SECONDS)
-            # Replies may have come in the same moment: let the reader go first.
+            # Replies may be readable since the same moment: let the reader run first.
             await trio.lowlevel.checkpoint()
+            # As of when the deadline was noticed: calls that became overdue during the pauses get theirs, too.
             self._expire(noticed_at)
 
     async def _wait_call(self) -> None:
@@ -328,12 +349,13 @@ class Link:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _expire(self, now: float) -> None:
-        """Turn away the callers whose deadline had passed at ``now``; kill a link that was silent, or is too slow."""
+        """Time out the callers whose deadline has passed at ``now``; kill a link that is silent or too slow."""
         overdue = list(takewhile(lambda call: call.sent_at <= now - self._timeout_seconds, self._calls))
         if not overdue:
             return
         milliseconds = f"{self._timeout_seconds * 1000:g} ms"
         if now - self._received_at >= self._timeout_seconds:
+            # Not a byte in all that time: kill() fails the overdue callers, and those behind them at once.
             self._counters.timeouts += sum(call.task is not None for call in overdue)
             self.kill(f"was silent for {milliseconds}")
             return
@@ -347,3 +369,8 @@ class Link:
                 trio.lowlevel.reschedule(task, outcome.Error(error))
         if self._timeouts_in_a_row >= MAX_TIMEOUTS_IN_A_ROW:
             self.kill(f"was too slow: {self._timeouts_in_a_row} calls in a row took longer than {milliseconds}")
+
+
+def _get_descriptor(stream: trio.abc.Stream) -> int | None:
+    """Return the file descriptor for writes that bypass Trio, or ``None`` if there is TLS in between."""
+    return stream.socket.fileno() if isinstance(stream, trio.SocketStream) else None

@@ -1,4 +1,4 @@
-"""What Redis's error replies mean to a caller: the store can't serve now, it is elsewhere, or the command is wrong."""
+"""Exceptions for Redis's error replies: the store can't serve now, the slot is elsewhere, the command is wrong."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _UNAVAILABLE_CODES = frozenset(
         "WRONGPASS",
     }
 )
-# Redis 6.2 puts the code of an error inside a script behind a text of its own; from 7.0 on, the code stands first.
+# Redis 6.2 wraps an error inside a script in a text of its own; from 7.0 on, the error's code stands first.
 _WRAPPED_CODE = re.compile(r"^ERR Error running script .*?-([A-Z]+) ")
-# What a script may not do has no code of its own: Redis 6.2 and 7.0, then Redis 7.2 to Valkey 9.
+# A missing permission inside a script has no code: the texts of Redis 6.2 and 7.0, then of Redis 7.2 to Valkey 9.
 _NO_PERMISSION_IN_SCRIPT = re.compile(r"^ERR (?:.*The user executing the script can't|ACL failure in script)")
 _PREFIX = "Redis can't serve now: "
 
 
 class ServerReadOnly(StoreUnavailable):
-    """The server is a replica that takes no writes."""
+    """The server is a read-only replica."""
 
 
 class TryAgain(StoreUnavailable):
-    """The keys of the call lie on two nodes of a cluster just now, as their slot is being moved."""
+    """The keys of the call are on two nodes of a cluster, because their slot is being moved."""
 
 
 class ClusterDown(StoreUnavailable):
-    """The cluster has no master for the slot, or no majority."""
+    """The cluster has no master for the slot, or no majority of its masters."""
 
 
 class Redirected(StoreUnavailable):
@@ -57,7 +57,11 @@ class Redirected(StoreUnavailable):
 
 
 def build_reply_error(text: str) -> Exception:
-    """The exception for an error reply: :exc:`StoreUnavailable` when the server can't serve now."""
+    """Return the exception for an error reply.
+
+    :exc:`~cgw.errors.StoreUnavailable`, or a subclass of it, when the server can't serve now or the slot is served
+    by another node; :exc:`redis.exceptions.ResponseError`, or its subclass ``NoScriptError``, otherwise.
+    """
     code = text.partition(" ")[0]
     if code == "NOSCRIPT":
         return NoScriptError(text)
@@ -77,7 +81,7 @@ def build_reply_error(text: str) -> Exception:
 
 
 def _build_redirected(text: str) -> Redirected | None:
-    """``MOVED slot host:port``; the host may be an IPv6 address without brackets, or nothing."""
+    """Parse ``MOVED slot host:port``; the host may be an IPv6 address without brackets, or empty."""
     code, _, rest = text.partition(" ")
     slot, _, place = rest.partition(" ")
     host, _, port = place.rpartition(":")
@@ -87,5 +91,5 @@ def _build_redirected(text: str) -> Redirected | None:
 
 
 def get_server_text(error: Exception) -> str:
-    """The server's own words of an error that :func:`build_reply_error` made."""
+    """Return the text that the server sent for an error that :func:`build_reply_error` built."""
     return str(error).removeprefix(_PREFIX)

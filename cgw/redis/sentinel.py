@@ -1,4 +1,4 @@
-"""Finding the master that Sentinels watch over, anew for each connection."""
+"""Connecting to the master that Sentinels name; they are asked for each connection."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cgw.redis.address import RedisAddress, SentinelAddress
 from cgw.redis.handshake import RedisConnection, ask, connect, describe_refusal
 
 _STEP_SECONDS = 0.4
-"""Most that one Sentinel, or the master that it names, may take: one that is stopped must not hold up the way to the
-next, or to the new master."""
+"""The most that one Sentinel, or the master that it names, may take: a stopped one must not delay asking the next
+Sentinel, or finding the new master."""
 
 
 class MasterFinder:
-    """Connects to the master of a service. The Sentinel that answered last is asked first the next time."""
+    """Connects to the master of a service. The Sentinel that answered last is asked first at the next connection."""
 
     def __init__(self, address: SentinelAddress, timeout_seconds: float) -> None:
         self._address = address
@@ -26,11 +26,11 @@ class MasterFinder:
 
     @property
     def display_name(self) -> str:
-        """What people may read."""
+        """The service, for messages; the master's address changes."""
         return f"the master of {self._address.service} (by Sentinel)"
 
     async def connect(self, connect_timeout_seconds: float) -> RedisConnection:
-        """A connection to the master of now, which has said that it is one.
+        """Return a connection to the current master, which has reported that role itself.
 
         Raises :exc:`StoreUnavailable` with one sentence when no Sentinel answers or the master does not. Cancel-safe.
         """
@@ -41,7 +41,7 @@ class MasterFinder:
                 address = await self._ask_sentinel(sentinel, step_seconds)
             except StoreUnavailable as error:
                 reasons.append(str(error))
-                # To the end: its likes will be asked first.
+                # Asked last at the next connection, so that it costs its timeout only once.
                 self._sentinels.remove(sentinel)
                 self._sentinels.append(sentinel)
             else:
@@ -71,13 +71,15 @@ class MasterFinder:
 
     async def _connect_master(self, address: RedisAddress, step_seconds: float) -> RedisConnection:
         connection = await connect(address, step_seconds, self._timeout_seconds)
+        # During a failover a Sentinel may still name the old master, which is up and a replica by now, or a replica
+        # that is not promoted yet. Sentinel's guidelines for clients ask to check the role for that reason.
         try:
             with trio.fail_after(step_seconds):
                 role = connection.role or await _ask_role(connection)
         except BaseException as error:
             await trio.aclose_forcefully(connection.stream)
             if isinstance(error, (trio.TooSlowError, trio.BrokenResourceError)):
-                raise StoreUnavailable(f"Redis at {address.display_name} did not tell its role") from error
+                raise StoreUnavailable(f"Redis at {address.display_name} gave no answer to ROLE") from error
             raise
         if role != "master":
             await trio.aclose_forcefully(connection.stream)
@@ -86,7 +88,7 @@ class MasterFinder:
 
 
 async def _ask_role(connection: RedisConnection) -> str:
-    """The role of a server that does not tell it in its greeting."""
+    """Ask a server without RESP3 for its role, which the others report in their reply to HELLO."""
     reply = await ask(connection, "ROLE")
     if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
         return reply[0].decode("ascii", "replace")

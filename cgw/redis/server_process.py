@@ -1,4 +1,4 @@
-"""A server process whose life is tied to ours."""
+"""A server process that ends with this one, however this one ends."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import trio
 
-# Run by a fresh interpreter that then becomes the server: a function between fork and exec of this process
-# (preexec_fn) could deadlock on a lock that another thread holds. PR_SET_PDEATHSIG (1) outlives the exec. If the
-# gateway died before it was set, the process has another parent by now and must not stay.
+# Run by a new interpreter that then becomes the server by exec. Python code between fork and exec of this process
+# (preexec_fn) could deadlock on a lock that another thread held. PR_SET_PDEATHSIG (1) survives the exec. If the
+# gateway ended before it was set, no signal will come: the process has another parent by then, and must end itself.
 _LAUNCHER = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, {signal}, 0, 0, 0)
@@ -27,19 +27,20 @@ _POLL_SECONDS = 0.01
 _STALE_SECONDS = 2.0
 
 
-class StoreProcess:
-    """A running server. On Linux the kernel kills it when the thread that started it ends, however that happens."""
+class ServerProcess:
+    """A running server. On Linux the kernel kills it when the thread that started it ends, for whatever reason."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     @classmethod
-    def spawn(cls, command: Sequence[str], log_file: Path) -> StoreProcess:
-        """Start ``command`` in a session of its own (so that Ctrl-C reaches only us), its output in ``log_file``.
+    def spawn(cls, command: Sequence[str], log_file: Path) -> ServerProcess:
+        """Start ``command`` in a new session (so that Ctrl-C does not reach it), with its output in ``log_file``.
 
         Raises :exc:`OSError`.
         """
-        # SIGKILL, not SIGTERM: it works on a stopped process too, and the append-only file is in the kernel's hands.
+        # SIGKILL, not SIGTERM: it also ends a stopped process, and loses nothing, because what was written to the
+        # append-only file is in the page cache.
         launcher = _LAUNCHER.format(signal=int(signal.SIGKILL))
         tied = [sys.executable, "-I", "-S", "-c", launcher, str(os.getpid()), *command]
         with log_file.open("wb") as log:
@@ -58,18 +59,18 @@ class StoreProcess:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """The exit status, or ``None`` while it runs."""
+        """Return the exit status, or ``None`` while the process runs."""
         return self._process.poll()
 
     async def wait(self) -> int:
-        """Wait for the end of the process; returns its exit status. Cancel-safe."""
+        """Wait for the end of the process and return its exit status. Cancel-safe."""
         await self._wait_by_handle()
-        while (status := self._process.poll()) is None:  # noqa: ASYNC110 - nothing tells us where there are no handles
+        while (status := self._process.poll()) is None:  # noqa: ASYNC110 - no event without pidfd
             await trio.sleep(_POLL_SECONDS)
         return status
 
     async def _wait_by_handle(self) -> None:
-        """Wait for the process by a handle to it; returns at once where the system gives none."""
+        """Wait for the process by its pidfd; return at once where the system has none (macOS, Linux before 5.3)."""
         if sys.platform != "linux":
             return
         try:
@@ -82,20 +83,24 @@ class StoreProcess:
             os.close(handle)
 
     async def stop(self, seconds: float) -> None:
-        """Ask the process to end; kill it if it has not after ``seconds``. Returns when it is gone."""
+        """Send SIGTERM, and SIGKILL after ``seconds``; return when the process has ended.
+
+        Call it in a shielded scope: when it is cancelled, the process may still be running.
+        """
         if self._process.poll() is None:
             self._process.terminate()
             with trio.move_on_after(seconds):
                 await self.wait()
             self._process.kill()
+        # Blocks for a moment at most: the process has ended, or has SIGKILL.
         self._process.wait()
 
 
 def end_stale_process(pid_file: Path, folder: Path, names: Sequence[str]) -> None:
-    """Kill the server that a gateway before us left running in ``folder``, if its pid file names one.
+    """Kill the server that an earlier gateway left running in ``folder``, if its pid file names one.
 
-    Only a process that is one of ``names`` and works in ``folder`` is touched: pids are used again. Waits up to
-    2 s for its end. Does nothing where there is no ``/proc``.
+    The operating system reuses pids, so only a process whose program is one of ``names`` and whose working directory
+    is ``folder`` is killed. Blocks up to 2 s for its end. Does nothing where there is no ``/proc``.
     """
     try:
         pid = int(pid_file.read_text("ascii"))
@@ -115,12 +120,14 @@ def end_stale_process(pid_file: Path, folder: Path, names: Sequence[str]) -> Non
 
 
 def _program_name(process: Path) -> str:
+    # The kernel adds the suffix when the binary was replaced, as by an upgrade, while it runs.
     return os.path.basename(os.readlink(process / "exe")).removesuffix(" (deleted)")
 
 
 def _is_running(process: Path) -> bool:
-    """Whether the process is there and no zombie."""
+    """Return True if the process exists and is not a zombie."""
     try:
+        # The state follows the program's name, which is in parentheses and may contain any character.
         return (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] not in {"Z", "X"}
     except (OSError, IndexError):
         return False

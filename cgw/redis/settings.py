@@ -1,4 +1,4 @@
-"""Settings of Redis: its address, in the forms that are allowed, and the deadline of a call."""
+"""Settings of Redis: its address, and the deadline of a call."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _parse_redis_endpoint(text: str) -> Secret:
 
 
 def _check_store_places(scheme: str, text: str) -> None:
-    """Raise :exc:`ValueError` unless ``text`` names a cluster's nodes, or Sentinels and their service."""
+    """Raise :exc:`ValueError` unless ``text`` is a URL of a cluster's nodes, or of Sentinels with a service."""
     transport, _, kind = scheme.partition("+")
     rest = text.partition("://")[2].partition("?")[0]
     netloc, slash, path = rest.partition("/")
@@ -45,11 +45,11 @@ def _check_store_places(scheme: str, text: str) -> None:
         and all(place is not None and 0 < int(place[1] or 1) < 65_536 for place in places)
     )
     if not is_valid or not text.isprintable() or " " in text:
-        raise ValueError("no places")
+        raise ValueError("not host[:port][,...]")
 
 
 def _mask_redis_url(text: str) -> str:
-    """``text`` without its password and its query (redis-py reads ``?password=…`` as well)."""
+    """Return ``text`` without password and query (redis-py takes the password from ``?password=…``, too)."""
     shown, question, _ = text.partition("?")
     scheme, _, rest = shown.partition("://")
     netloc, slash, path = rest.partition("/")
@@ -60,12 +60,12 @@ def _mask_redis_url(text: str) -> str:
 
 
 REDIS_ENDPOINT: Kind[Secret] = Kind(_parse_redis_endpoint, str)
-"""``host:port`` (as in the reference) or a URL of one server, a cluster or Sentinels; shown without password."""
+"""``host:port`` (as in the reference) or a URL of one server, a cluster or Sentinels; printed without password."""
 
 
 @frozen
 class RedisSettings:
-    """The store that counts limits."""
+    """Settings of the store that counts limits."""
 
     endpoint: Secret | None = setting(
         "REDIS_ENDPOINT",

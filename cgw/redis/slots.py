@@ -1,4 +1,4 @@
-"""Which node of a cluster has which slot: reading the reply to CLUSTER SLOTS."""
+"""Parsing the reply to CLUSTER SLOTS: the nodes of a cluster and the slots that they serve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cgw.redis.address import RedisAddress
 
 SLOTS = 16_384
 COMMAND = ("CLUSTER", "SLOTS")
-"""Known to all of Redis 6.2 to 8 and Valkey 7.2 to 9; CLUSTER SHARDS, its successor, is not."""
+"""Supported by Redis 6.2 to 8 and Valkey 7.2 to 9. Its successor CLUSTER SHARDS came with Redis 7."""
 
 
 @frozen
@@ -25,9 +25,9 @@ class SlotRange:
 
 
 def read_slot_ranges(reply: Any, asked: RedisAddress) -> list[SlotRange]:
-    """The ranges in a reply to CLUSTER SLOTS; what a node says of no place or in no known form is left out.
+    """Return the ranges in a reply to CLUSTER SLOTS. Entries without a valid address or of unknown form are skipped.
 
-    A master without a host is at the one that was asked.
+    A master without a host is at the host of ``asked``, the node that sent the reply.
     """
     ranges = []
     for entry in reply if isinstance(reply, list) else ():
@@ -40,12 +40,13 @@ def read_slot_ranges(reply: Any, asked: RedisAddress) -> list[SlotRange]:
 
 
 def _read_host(host: Any, details: Sequence[Any], asked: RedisAddress) -> str:
-    if not host:  # nil: the preferred endpoint is not known
+    if not host:  # nil: the node does not know by which address its clients reach it
         return get_host(asked)
     name = host.decode("utf-8", "replace") if isinstance(host, bytes) else ""
     if name != "?":
         return name
-    # The host name that the node should announce is missing; its address is among the details.
+    # "?": the node is to announce a host name (cluster-preferred-endpoint-type) and has none. The details, after the
+    # node's id, hold its address: a map in RESP3, a flat list in RESP2.
     extra = details[1] if len(details) > 1 else ()
     known = extra if isinstance(extra, Mapping) else dict(zip(extra[::2], extra[1::2], strict=False))
     address = known.get(b"ip", b"")
@@ -53,5 +54,5 @@ def _read_host(host: Any, details: Sequence[Any], asked: RedisAddress) -> str:
 
 
 def get_host(asked: RedisAddress) -> str:
-    """The host that was asked; a unix socket is on ours."""
+    """Return the host of the node that was asked; the node behind a unix socket is on this host."""
     return asked.host if asked.path is None else "127.0.0.1"

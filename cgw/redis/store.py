@@ -1,4 +1,4 @@
-"""What the rooms above may ask of the store, whether it is one server, a cluster, or a master that Sentinels watch."""
+"""The interface of the store, which is one server, a cluster, or a master behind Sentinels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from cgw.redis.link import LuaScript, ScriptCall
+from cgw.redis.commands import StoreCommands
+from cgw.redis.lua import LuaScript, ScriptCall
 
 
 @frozen
 class RedisStatistics:
-    """How the links are and what they did since they were opened, over all nodes.
+    """The state of the links and the counters since the store was opened, over all nodes.
 
-    ``calls`` counts commands sent, ``timeouts`` callers turned away at their deadline, ``cancelled`` callers that
-    stopped waiting, ``failed_fast`` calls refused because no link was up, ``waiting_calls`` commands in flight,
-    ``kept_calls`` script calls kept for a server that is away, ``nodes`` the servers that there are links to,
-    ``redirections`` the MOVED and ASK that were followed, ``retries`` the TRYAGAIN that were tried again.
+    ``links`` is the number of servers that have a link (one each), ``links_up`` those whose link works now.
+    ``calls`` counts commands sent, ``timeouts`` callers whose deadline passed, ``cancelled`` callers that were
+    cancelled while they waited, ``failed_fast`` calls refused because no link was up. ``waiting_calls`` are
+    commands in flight, ``kept_calls`` script calls that wait for an unavailable server. ``redirections`` counts
+    MOVED and ASK replies that were followed, ``retries`` TRYAGAIN replies after which the call was retried.
     """
 
     links: int
@@ -29,22 +31,26 @@ class RedisStatistics:
     failed_fast: int
     waiting_calls: int
     kept_calls: int
-    nodes: int = 1
-    redirections: int = 0
-    retries: int = 0
+    redirections: int
+    retries: int
 
 
 class Store(Protocol):
-    """A Redis or Valkey that counts.
+    """A Redis or Valkey that counts limits.
 
-    Calls raise :exc:`~cgw.errors.StoreUnavailable` when there is no answer within the deadline or the store can't
+    Calls raise :exc:`~cgw.errors.StoreUnavailable` when there is no reply within the deadline or the store cannot
     serve now, and :exc:`redis.exceptions.ResponseError` for other error replies (WRONGTYPE, CROSSSLOT, a script's
-    own). They are cancel-safe: a cancelled call may still be executed.
+    own). They are cancel-safe: the command of a cancelled call may still be executed.
     """
 
     @property
     def is_cluster(self) -> bool:
-        """Whether keys are spread over nodes, so that all keys of one call must share a hash tag."""
+        """True when keys are spread over nodes, so that all keys of one call must share a hash tag."""
+        ...
+
+    @property
+    def commands(self) -> StoreCommands:
+        """redis-py's command methods, for control work."""
         ...
 
     async def run_script(
@@ -55,19 +61,27 @@ class Store(Protocol):
         *,
         undo: ScriptCall | None = None,
     ) -> Any:
-        """Run ``script`` on ``keys``, all of one slot; one deadline for all trips that this takes.
+        """Run ``script`` on ``keys``, all in one cluster slot; one deadline covers all round trips of the call.
 
-        ``undo`` runs after it if its answer does not come to the caller; it must do nothing if the script did not
-        run, and must be safe to repeat.
+        ``undo`` is run after it when the reply does not reach the caller (cancelled, deadline, link broken). It must
+        do nothing if the script did not run, and must be safe to repeat.
         """
         ...
 
     def send_later(self, call: ScriptCall) -> None:
-        """Run a script without waiting for its answer: now if possible, else when the store is back."""
+        """Run a script without waiting for its reply: now if possible, otherwise when the store is available again.
+
+        The call must be safe to repeat. It is kept in memory only, and dropped when the reply is an error other than
+        that the store cannot serve now.
+        """
         ...
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run one command; on a cluster, at the node of its first key, or at any node if it has none."""
+    async def execute_command(self, *args: Any) -> Any:
+        """Run one command; on a cluster, on the node of its first key, or on any node if it has no key.
+
+        Raises :exc:`ValueError` for commands that need a connection of their own (``SUBSCRIBE``, ``MULTI``,
+        ``BLPOP``, ...).
+        """
         ...
 
     async def check(self) -> None:
@@ -75,5 +89,5 @@ class Store(Protocol):
         ...
 
     def statistics(self) -> RedisStatistics:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         ...

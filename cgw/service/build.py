@@ -17,10 +17,10 @@ from cgw.control.app import ControlApp
 from cgw.control.hypercorn_engine import HypercornEngine
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
-from cgw.gateway.exchange import Gateway
 from cgw.gateway.http_engine import HttpEngine
+from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
-from cgw.limits.alerts import Notifier
+from cgw.limits.alerts import AlertQueue
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
@@ -37,14 +37,14 @@ def build_gateway(
     sources: Sources,
     tls_context: ssl.SSLContext,
     redis: Store,
-    notifier: Notifier,
+    alerts: AlertQueue,
     event_log: EventLog,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
         sources=sources,
         refresher=Refresher(sources),
-        limiter=Limiter(redis, build_limiter_options(settings), on_notice=notifier.notify),
+        limiter=Limiter(redis, build_limiter_options(settings), on_alert=alerts.put),
         pool=UpstreamPool(tls_context, build_deadlines(settings)),
         relay=FlatRelay(
             tick_seconds=settings.upstream.relay_tick_seconds,
@@ -88,7 +88,7 @@ def build_sources(settings: Settings) -> Sources:
     sources: list[Source] = []
     if actors.allow_anonymous:
         # Without this source a request without a token gets 401: nobody was recognised, so nobody can be forbidden.
-        sources.append(AnonymousSource(is_allowed=True, percentage=percentage, interval_ms=interval_ms))
+        sources.append(AnonymousSource(percentage=percentage, interval_ms=interval_ms))
     if actors.file is not None:
         sources.append(load_static_actors(actors.file, percentage=percentage, interval_ms=interval_ms))
     return Sources(sources)

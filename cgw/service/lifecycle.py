@@ -22,10 +22,10 @@ from cgw.control.hypercorn_engine import HypercornEngine
 from cgw.errors import ConfigError
 from cgw.events.event_log import open_event_log
 from cgw.events.options import EventLogOptions
-from cgw.gateway.exchange import Gateway
 from cgw.gateway.http_engine import HttpEngine
+from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
-from cgw.limits.alerts import Notifier
+from cgw.limits.alerts import AlertQueue
 from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
 from cgw.service.build import build_engines, build_gateway, build_sources, build_upstream_tls
@@ -103,12 +103,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
         redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
         webhook = await _open_webhook(stack, settings, tls_context)
-        notifier = Notifier(webhook, settings.limits.dotcom_api_url)
-        gateway = build_gateway(settings, sources, tls_context, redis, notifier, event_log)
+        alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
+        gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)
         http_engine, hypercorn_engine = build_engines(settings, gateway, dialects, redis)
         server = Server(listeners)
-        background = (notifier.run, gateway.limiter.run, gateway.refresher.run, gateway.pool.run, gateway.relay.run)
+        background = (alerts.run, gateway.limiter.run, gateway.refresher.run, gateway.pool.run, gateway.relay.run)
         for run in background:
             await stack.enter_async_context(open_background_task(run))
         await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))

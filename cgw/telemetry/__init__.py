@@ -1,1 +1,1 @@
-"""Logs, and messages to Slack."""
+"""Logging, and posting to Slack."""

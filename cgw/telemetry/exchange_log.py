@@ -1,4 +1,4 @@
-"""One log line per exchange: what it says, and how serious it is."""
+"""One log line per exchange: its fields, its level, and its text for a terminal."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ logger = logging.getLogger("cgw.exchange")
 
 
 class Outcome(enum.StrEnum):
-    """How an exchange ended. Whose fault it was stands in the name."""
+    """The end of an exchange; the name says whose fault it was."""
 
     OK = "ok"
-    """The upstream's answer was passed on as a whole, whatever its status."""
+    """The upstream's whole response was relayed, whatever its status."""
     REFUSED = "refused"
-    """Answered by cgw itself: not authorised, over a limit, malformed, overloaded."""
+    """cgw answered instead of the upstream: not authorised, over a limit, malformed, overloaded."""
     CLIENT_GONE = "client_gone"
+    """The client disconnected, or stopped reading, before the end of its response."""
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
+    """No connection to the upstream could be opened."""
     UPSTREAM_BROKE = "upstream_broke"
-    """The upstream's answer is no valid HTTP, or ended before its end."""
+    """The upstream's response is not valid HTTP, or is incomplete."""
     TIMEOUT = "timeout"
-    """The upstream was silent for too long, or took too long in total."""
+    """The upstream sent nothing for too long, or took too long in total."""
     SHUTDOWN = "shutdown"
-    """Cut off by the end of the drain time."""
+    """Cut off when the drain timeout was over."""
     INTERNAL_ERROR = "internal_error"
-    """A mistake of ours."""
+    """A bug in cgw."""
 
 
 _WARNINGS = {Outcome.UPSTREAM_UNREACHABLE, Outcome.UPSTREAM_BROKE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
@@ -34,12 +36,12 @@ _WARNINGS = {Outcome.UPSTREAM_UNREACHABLE, Outcome.UPSTREAM_BROKE, Outcome.TIMEO
 
 @frozen(kw_only=True)
 class ExchangeRecord:
-    """What is logged of one exchange; ``None`` where unknown or not reached. As text, it is the line for people.
+    """The log's fields for one exchange; ``None`` where unknown or not reached. ``str()`` gives the terminal's line.
 
-    ``path`` has no query (that may hold a key). ``status`` is what the client was sent. ``duration_ms`` is the whole
-    exchange, ``upstream_ms`` the part from the upstream's request to the end of its answer, ``first_byte_ms`` the
-    time from the request to the first byte of the answer's body. ``trace`` is
-    ``projects/<project>/traces/<trace id>``, as Cloud Logging wants it.
+    ``path`` has no query, because a query may hold a key. ``status`` is the one that the client was sent.
+    ``duration_ms`` is the length of the whole exchange, ``upstream_ms`` the time from sending the upstream's request
+    to the end of its response, ``first_byte_ms`` the time from the client's request to the first byte of the
+    response's body.
     """
 
     method: str
@@ -61,11 +63,10 @@ class ExchangeRecord:
     remote_ip: str | None = None
     user_agent: str | None = None
     error: str | None = None
-    trace: str | None = None
 
     @property
     def level(self) -> int:
-        """INFO; WARNING for faults of the upstream and our own 503; ERROR for what is our mistake."""
+        """INFO; WARNING for faults of the upstream and our own 503; ERROR for our own bugs."""
         if self.outcome is Outcome.INTERNAL_ERROR:
             return logging.ERROR
         if self.outcome in _WARNINGS:
@@ -74,7 +75,7 @@ class ExchangeRecord:
             status = self.status or 0
             return logging.INFO if status < 500 else logging.ERROR if status == 500 else logging.WARNING
         upstream_status = self.upstream_status or 0
-        # 401 and 403 are about our key: the client's own token was good.
+        # The client's token was accepted before, so a 401 or 403 from the upstream is about the provider's key.
         is_fault = upstream_status >= 500 or upstream_status in (401, 403, 429)
         return logging.WARNING if is_fault else logging.INFO
 
@@ -95,12 +96,12 @@ class ExchangeRecord:
 
 
 def log_exchange(record: ExchangeRecord, error: BaseException | None = None) -> None:
-    """Log the one line of an exchange, at the level that fits its outcome, with ``error``'s traceback if given.
+    """Log one exchange at the level that fits its outcome, with the traceback of ``error`` if it is given.
 
-    The text is put together by the log's own thread, and not at all when the level is off.
+    The text is formatted later by the log's thread, and not at all when the level is off.
     """
     level = record.level
     if logger.isEnabledFor(level):
         exc_info = None if error is None else (type(error), error, error.__traceback__)
-        # Not logger.log(): it walks the stack to find its caller, which costs more than all the rest.
+        # Not logger.log(): it walks the stack to find its caller, which costs more than everything else here.
         logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), exc_info))

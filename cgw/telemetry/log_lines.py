@@ -1,4 +1,8 @@
-"""How a log entry looks: JSON in Cloud Logging's field names, or one readable line. Pure."""
+"""Formats of log entries: JSON with Cloud Logging's field names, and readable text for a terminal. Pure.
+
+https://cloud.google.com/logging/docs/structured-logging,
+https://cloud.google.com/error-reporting/docs/formatting-error-messages
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,15 @@ from cgw.telemetry.exchange_log import ExchangeRecord
 Mask = Callable[[str], str]
 
 REPORTED_ERROR = "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent"
-TRACE_FIELD = "logging.googleapis.com/trace"
 
 MAX_MESSAGE_CHARACTERS = 16_384
 MAX_STACK_TRACE_CHARACTERS = 100_000
-"""Cloud Logging takes 256 KiB an entry."""
+"""Both limits together keep an entry below Cloud Logging's maximum of 256 KiB."""
 
 
 @frozen
 class LogEntry:
-    """One log record, detached from whatever it reports on. ``created`` is in seconds since the epoch."""
+    """A log record without references to mutable objects. ``created`` is in seconds since the epoch."""
 
     level: int
     created: float
@@ -37,7 +40,8 @@ class LogEntry:
 
 
 def build_entry(record: logging.LogRecord) -> LogEntry:
-    """What is needed of ``record``, with its arguments formatted now, as they may change later."""
+    """Build the entry for ``record``. Formats its arguments and traceback, unless it is an exchange's."""
+    # The arguments of an ordinary record may change before the log's thread writes it; an ExchangeRecord is frozen.
     message = record.msg if isinstance(record.msg, ExchangeRecord) else record.getMessage()
     stack_trace = None
     if record.exc_info and record.exc_info[1] is not None:
@@ -45,23 +49,24 @@ def build_entry(record: logging.LogRecord) -> LogEntry:
     return LogEntry(record.levelno, record.created, record.name, message, stack_trace)
 
 
-class Lines(Protocol):
-    """A way to write entries."""
+class LineFormat(Protocol):
+    """A format of log entries."""
 
     def render(self, entry: LogEntry) -> bytes:
-        """The entry as UTF-8, with its line ending."""
+        """Return the entry as UTF-8, with its line ending."""
         ...
 
 
 @frozen
 class JsonLines:
-    """One JSON object a line, as Cloud Logging and Error Reporting read them; every text in it is masked."""
+    """One JSON object per line, as Cloud Logging and Error Reporting read them. Every string that may come from
+    outside is masked."""
 
     mask: Mask
     version: str
 
     def render(self, entry: LogEntry) -> bytes:
-        """The entry as one line of JSON."""
+        """Return the entry as one line of JSON."""
         message = str(entry.message)
         fields: dict[str, Any] = {
             "severity": name_severity(entry.level),
@@ -79,7 +84,8 @@ class JsonLines:
         return encode_json(fields) + b"\n"
 
     def _describe_exchange(self, record: ExchangeRecord, message: str) -> dict[str, Any]:
-        size = None if record.response_bytes is None else str(record.response_bytes)  # int64, a string in JSON
+        # Protocol Buffers' JSON mapping writes int64 as a string.
+        size = None if record.response_bytes is None else str(record.response_bytes)
         request = _known(
             requestMethod=record.method,
             requestUrl=record.path,
@@ -105,16 +111,11 @@ class JsonLines:
             response_bytes=record.response_bytes,
             error=record.error,
         )
-        # One look at all texts together, as nearly always there is nothing to mask: it saves half of the time.
-        texts = (
-            f"{message}\n{record.user_agent}\n{record.remote_ip}\n{record.protocol}\n{record.source}\n{record.trace}"
-        )
-        is_clean = self.mask(texts) == texts
-        trace = {} if record.trace is None else {TRACE_FIELD: record.trace}
-        fields: dict[str, Any] = {"httpRequest": request, "exchange": exchange, **trace}
-        if not is_clean:
-            fields = self._mask_values(fields)
-        return fields
+        fields: dict[str, Any] = {"httpRequest": request, "exchange": exchange}
+        # Nearly always there is nothing to mask. Masking all texts at once to find that out takes half of the time of
+        # masking each value. The message holds all texts but these four.
+        texts = f"{message}\n{record.user_agent}\n{record.remote_ip}\n{record.protocol}\n{record.source}"
+        return fields if self.mask(texts) == texts else self._mask_values(fields)
 
     def _mask_values(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -131,13 +132,14 @@ _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICA
 
 @frozen
 class TerminalLines:
-    """One readable line for each entry, in local time; a traceback follows indented, so it can't pose as a line."""
+    """One readable line for each entry, in local time. The lines of a traceback are indented, so that no line of it
+    can be taken for an entry."""
 
     mask: Mask
     has_colour: bool
 
     def render(self, entry: LogEntry) -> bytes:
-        """The entry as text; whatever a terminal might obey is escaped."""
+        """Return the entry as text, with control characters escaped."""
         clock = time.strftime("%H:%M:%S", time.localtime(entry.created)) + f".{int(entry.created % 1 * 1000):03d}"
         severity = name_severity(entry.level)
         label = f"{severity:<8}"
@@ -152,7 +154,7 @@ class TerminalLines:
 
 
 def name_severity(level: int) -> str:
-    """Cloud Logging's name for a level of :mod:`logging`."""
+    """Return Cloud Logging's name for a level of :mod:`logging`."""
     if level >= logging.CRITICAL:
         return "CRITICAL"
     if level >= logging.ERROR:
@@ -163,7 +165,7 @@ def name_severity(level: int) -> str:
 
 
 def escape_controls(text: str) -> str:
-    """``text`` with line ends, control and formatting characters and lone surrogates written as escapes."""
+    """Return ``text`` with line ends, control and formatting characters and lone surrogates as escapes."""
     if text.isprintable():
         return text
     return "".join(
@@ -173,13 +175,16 @@ def escape_controls(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """``text``, cut to ``limit`` characters. Mask first: half a secret is none that a mask could know."""
+    """Return ``text``, cut to ``limit`` characters, with its full length if it was cut.
+
+    Mask the text before: a secret that is cut in two would not be recognised.
+    """
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
 def encode_json(fields: dict[str, Any]) -> bytes:
-    """``fields`` as JSON in one line; half surrogate pairs become question marks."""
+    """Return ``fields`` as JSON on one line, with a question mark for each lone surrogate."""
     try:
         return msgspec.json.encode(fields)
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # a lone surrogate; json is slower, but can be told to replace it
         return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")

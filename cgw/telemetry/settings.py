@@ -10,7 +10,7 @@ from cgw.config.kinds import VISIBLE_TEXT, choice
 
 @frozen
 class LogSettings:
-    """What cgw says while it runs, on standard error."""
+    """The log, which goes to standard error."""
 
     level: str = setting(
         "CODY_GATEWAY_LOG_LEVEL", choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "The least severe lines to log."

@@ -1,1 +1,1 @@
-"""The scripted upstream that the tour, the tests and the benchmarks share."""
+"""The scripted upstream, which the tour and the tests share."""

@@ -1,4 +1,4 @@
-"""What a scripted upstream is to answer, and when: plain records without I/O."""
+"""Scripts for the scripted upstream, and the answers made from them: plain records without I/O."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ DEFAULT_ANSWER = (
     "gateway writes down who asked and what it came to. Should you leave early, it hangs up at once, "
     "so that nobody pays for words that are never read."
 )
-"""About a hundred words, so a good three seconds at the default rate."""
+"""112 words: almost four seconds at the default rate."""
 
 EVERY_MODEL = "*"
-"""The key of the script that answers for every model without one of its own."""
+"""The key of the script for all models that have no script of their own."""
 
 
 class Breakage(enum.Enum):
-    """How an answer breaks off."""
+    """Ways in which an answer can break off."""
 
     RESET = "reset"
     """The connection is reset (TCP RST)."""
     CLOSE = "close"
     """The connection is closed (TCP FIN) in the middle of the body, outside any chunk."""
     END = "end"
-    """The body ends as HTTP wants it, but too early: the API's own final marker is missing."""
+    """The body ends correctly for HTTP, but too early: the API's own final event is missing."""
 
 
 @frozen
 class Script:
-    """How the upstream answers requests for one model.
+    """The behaviour of the scripted upstream for one model.
 
-    ``answer`` is cut into tokens: a word with the blanks before it. They leave at ``tokens_per_second``, at once if
-    that is ``0`` or ``math.inf``. The response head comes ``head_delay_seconds`` after the whole request, the first
-    token ``first_token_delay_seconds`` after the head; an answer that is not streamed keeps its head back until its
-    last token would have been due.
+    ``answer`` is split into tokens: words, each with the blanks before it. They are sent at ``tokens_per_second``, all
+    at once if that is ``0`` or ``math.inf``. The response head is sent ``head_delay_seconds`` after the request's end,
+    the first token ``first_token_delay_seconds`` after the head. An answer that is not streamed is sent as a whole
+    when its last token is due.
 
-    A ``status`` other than 200 is answered with ``error_message`` in the API's own shape, and ``error_headers``
-    (``retry-after`` and the like). ``break_after_events`` breaks an answer off, by ``breakage``, after so many events
-    of a stream (0: right after the head), or in the middle of a body that is not streamed.
-    ``use_content_length`` sends even a stream with a ``content-length`` instead of chunked.
+    With a ``status`` other than 200, the answer is ``error_message`` in the API's own format, with ``error_headers``
+    (``retry-after``, for example). ``break_after_events`` breaks a stream off, in the way of ``breakage``, after that
+    many events (0: right after the head), and a body that is not streamed in its middle. ``use_content_length`` sends
+    a stream with ``content-length`` instead of chunked.
     """
 
     answer: str = DEFAULT_ANSWER
@@ -64,7 +64,7 @@ class Script:
     use_content_length: bool = False
 
     def token_at_seconds(self, index: int) -> float:
-        """When token ``index`` (from 0) of an answer is due, in seconds after the request."""
+        """Return when token ``index`` (from 0) is due, in seconds after the request."""
         if self.tokens_per_second == 0 or math.isinf(self.tokens_per_second):
             pace = 0.0
         else:
@@ -73,27 +73,30 @@ class Script:
 
 
 def split_tokens(text: str) -> tuple[str, ...]:
-    """Cut ``text`` into words, each with the blanks before it; together they are ``text`` again."""
+    """Split ``text`` into words, each with the blanks before it, so that joining them gives ``text`` again."""
     tokens = re.findall(r"\s*\S+", text)
     rest = text[sum(map(len, tokens)) :]
     return (*tokens, rest) if rest else tuple(tokens)
 
 
 @frozen
-class Piece:
-    """Bytes of a body that leave together, ``at_seconds`` after the request."""
+class BodyPiece:
+    """Bytes of a body that are sent together, ``at_seconds`` after the request."""
 
     at_seconds: float
     data: bytes
 
 
 @frozen
-class Answer:
-    """A whole response with its timetable. ``headers`` hold no framing; ``has_length`` asks for a content-length."""
+class ScriptedAnswer:
+    """A whole response with the times at which its parts are sent, in seconds after the request.
+
+    ``headers`` are without framing: ``has_length`` adds ``content-length``, otherwise the body is chunked.
+    """
 
     status: int
     headers: Headers
-    pieces: tuple[Piece, ...]
+    pieces: tuple[BodyPiece, ...]
     head_at_seconds: float = 0.0
     has_length: bool = True
     breakage: Breakage | None = None
@@ -101,5 +104,4 @@ class Answer:
 
     @property
     def body_bytes(self) -> int:
-        """The size of the whole body."""
         return sum(len(piece.data) for piece in self.pieces)

@@ -1,1 +1,1 @@
-"""Sockets: the listener, client connections, the upstream pool, the relay, Redis links."""
+"""Sockets: the listener, client connections, the upstream pool, the relay."""

@@ -1,7 +1,7 @@
-"""The client's side of one exchange, whichever engine carries it.
+"""The client's side of one exchange, as a protocol that each kind of connection implements.
 
-The HTTP/1.1 engine (:mod:`cgw.transport.http1_connection`) and the ASGI adapter (:mod:`cgw.control.adapter`)
-implement it; the exchange knows nothing else of either.
+:mod:`cgw.transport.http1_client` implements it for HTTP/1.1, and :mod:`cgw.control.adapter` for ASGI; the exchange
+depends on nothing else of a connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cgw.wire.messages import RequestHead
 
 @frozen
 class ClientLimits:
-    """What a client may send and how long it may take: sizes in bytes, times in seconds."""
+    """Limits for what a client sends and how long it takes. Sizes are in bytes, times in seconds."""
 
     max_head_bytes: int = 64 * 1024
     max_body_bytes: int = 32 * 1024 * 1024
@@ -27,13 +27,34 @@ class ClientLimits:
     stall_timeout_seconds: float = 60
 
 
-class ClientSide(Protocol):
-    """One request, and the way back to whoever sent it.
+class RawBody(Protocol):
+    """A response's body that is written to the client's socket as it is, framing included, without its end.
 
-    The order of calls is: ``receive_body``, then either ``send_response``, or ``send_head``, any number of
-    ``send_chunk``, and ``finish`` or ``break_off``. ``wait_gone`` runs beside them, in a task of its own, from the
-    moment that the body is there. Every method that waits is cancel-safe in the sense that the exchange may be
-    given up; the connection is closed then.
+    Data goes out by ``send``, or straight to ``sock``, which must be reported with ``note_sent``. The end, and the rest
+    of a body with a content length, go through :meth:`ClientSide.finish`.
+    """
+
+    @property
+    def sock(self) -> socket.socket:
+        """The client's socket, non-blocking. It stays the connection's: do not close it."""
+        ...
+
+    async def send(self, data: bytes, body_bytes: int) -> None:
+        """Send ``data`` as it is. ``body_bytes`` of payload have been sent then. Raises :exc:`ClientGone`."""
+        ...
+
+    def note_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
+        """Note that ``body_bytes`` of payload have been sent in total; ``is_stalled``: the client stopped reading."""
+        ...
+
+
+class ClientSide(Protocol):
+    """One request, and the means to respond to it.
+
+    Calls come in this order: ``receive_body``, then either ``send_response``, or ``send_head``, any number of
+    ``send_chunk``, and ``finish`` or ``break_off``. ``begin_raw_body`` may take the place of ``send_chunk``.
+    ``wait_gone`` may run in a task of its own as soon as the body has been received. When a method that waits is
+    cancelled, only ``break_off`` may follow; the connection is closed after the exchange.
     """
 
     @property
@@ -53,18 +74,18 @@ class ClientSide(Protocol):
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of the response's body sent so far."""
+        """Payload bytes of the response's body that have been sent."""
         ...
 
     async def receive_body(self) -> bytes:
-        """The whole body.
+        """Return the request's whole body.
 
         Raises :exc:`~cgw.errors.Refusal` 400, 408 or 413, and :exc:`~cgw.errors.ClientGone`.
         """
         ...
 
     def close_after_response(self) -> None:
-        """Do not go on with this connection after the response; to be called before it begins."""
+        """Close the connection after the response. To be called before the response begins."""
         ...
 
     async def send_response(self, status: int, headers: Headers, body: bytes) -> None:
@@ -72,9 +93,9 @@ class ClientSide(Protocol):
         ...
 
     async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
-        """Begin a response. ``is_stream`` asks that the head be sent now rather than with the first chunk.
+        """Begin a response. With ``is_stream`` its head is sent now; otherwise together with the first chunk.
 
-        ``headers`` name the body's length where it is known, and nothing of transfer codings.
+        ``headers`` have a ``content-length`` where the length is known, and never a transfer coding.
         Raises :exc:`~cgw.errors.ClientGone`.
         """
         ...
@@ -83,34 +104,25 @@ class ClientSide(Protocol):
         """Send the next bytes of the body, at once. Raises :exc:`~cgw.errors.ClientGone`."""
         ...
 
-    def pass_raw(self, content_length: int | None) -> socket.socket | None:
-        """The socket, for who writes the body to it as it is, framing included; ``None`` where that can't be done.
+    def begin_raw_body(self, content_length: int | None) -> RawBody | None:
+        """Return the means to send the body as it is, or ``None`` where this connection needs its own framing.
 
-        To be called once the head has begun, and before any of the body. ``content_length`` is the body's, or
-        ``None`` for a chunked one. From then on bytes of the body go to ``send_raw`` or straight to the socket, and
-        ``finish`` gets the rest of a counted body.
+        To be called after ``send_head`` and before any of the body, which has ``content_length`` bytes, or is chunked
+        (``None``). ``send_chunk`` may continue a chunked body where a raw chunk has ended.
         """
         ...
 
-    async def send_raw(self, data: bytes, body_bytes: int) -> None:
-        """Send ``data`` as it is, which brings the body to ``body_bytes``. Raises :exc:`~cgw.errors.ClientGone`."""
-        ...
-
-    def raw_passed(self, body_bytes: int, *, is_stalled: bool = False) -> None:
-        """Note what was written to the socket: ``body_bytes`` of the body are out, or the client took no more."""
-        ...
-
     async def finish(self, last: bytes = b"") -> None:
-        """Send ``last``, and what tells the client that the body is complete.
+        """Send ``last``, the last bytes of the body, and whatever marks the body as complete.
 
         Raises :exc:`~cgw.errors.ClientGone`.
         """
         ...
 
     def break_off(self) -> None:
-        """Make it visible that the body is not complete: the connection (in HTTP/2 the stream) is cut."""
+        """Make the response visibly incomplete: the connection (in HTTP/2, the stream) will be cut."""
         ...
 
     async def wait_gone(self) -> None:
-        """Return once the client has left. A client that only closed its sending side has left, too."""
+        """Return once the client has left. A client that only closes its sending side counts as gone, too."""
         ...

@@ -1,117 +1,65 @@
-"""The flat relay: bodies pass from upstreams to clients in one loop, without a task switch per event.
+"""The flat relay: forwards bodies from upstreams to clients in one loop, without a task switch per event.
 
-One relay per process owns an epoll instance and one thread that waits on it: a wake-up of a thread in epoll_wait(2)
-costs a fifth of one through Trio's scheduler (``docs/design.md`` has the figures), and that is most of what an event
-costs. Each exchange's own task registers its two sockets here and parks; when there is something to read, the loop
-reads it, looks where the framing stands, and sends it, for all streams that are ready. At the end of a body, or of the
-patience with one of its sides, the exchange's task is rescheduled with a :class:`Carried`. Cancelling that task takes
-its stream out.
+This is the fast path; anything unusual is left to the fallback path (:mod:`cgw.transport.relay`), and property tests
+hold the two to the same results.
 
-What the thread does for some events, and what a task does to a stream, exclude each other by a lock; under it there are
-only system calls that do not wait. The thread belongs to a Trio task, :meth:`FlatRelay.run`, which ends only after it.
+There is one relay per process. It owns an epoll instance and a thread that waits on it: waking up that thread costs a
+fifth of waking up a task by Trio's scheduler (``docs/design.md`` has the measurements), and waking up is most of what
+an event costs. The task of an exchange calls :meth:`FlatRelay.forward`, which registers its sockets and suspends the
+task until the body ends.
 
-Everything unusual is left to the plain path (:mod:`cgw.transport.relay`), which is what this one is held against.
+Which thread runs what::
+
+    relay thread    drain(): epoll, recv, framer, send          holds the lock for up to 16 events
+    Trio thread     forward(), its cancellation, the sweep      holds the lock for one stream
+    Trio thread     _deliver(), called by run_sync_soon         reschedules the task of a stream that has ended
+
+The lock guards the streams and their registrations; under it only system calls that do not wait are made.
 """
 
 from __future__ import annotations
 
-import enum
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import outcome
 import trio
 from attrs import frozen
 
+from cgw.transport.flat_stream import FlatStream, Reader, StreamEnd, StreamOutcome, Writer
 from cgw.transport.sockets import RECEIVE_BYTES, Scratch
-from cgw.wire.framers import ChunkedFramer, Framer, LengthFramer, Standing
+from cgw.wire.framers import ChunkedFramer, Framer, FramerState, LengthFramer
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
 
 MAX_EVENTS = 128
-"""Sockets per pass; after it the relay yields, so that no flood of streams starves the other tasks."""
+"""The most sockets per pass. After a pass the interpreter is free for tasks, even in a flood of streams."""
 
 EVENTS_PER_LOCK = 16
-"""Sockets that are carried before a task may take a stream out: what it may have to wait for, some 300 µs."""
+"""Sockets that are served before the lock is released: a task that wants it waits for some 300 µs at most."""
 
 COALESCE_ABOVE = 5_000.0
-"""Events per second above which the relay drains on a tick instead of at each wake-up."""
+"""Events per second above which the relay drains once per tick instead of at each wake-up."""
 
 COALESCE_BELOW = 3_500.0
-"""Events per second below which it goes back to wake-ups."""
+"""Events per second below which it drains at each wake-up again; measured: there both cost the same."""
 
 RATE_WINDOW_SECONDS = 0.02
+"""The time over which the rate of events is measured."""
+
 SWEEP_SECONDS = 0.25
-"""How often deadlines are looked at: a stream may be silent for this much longer than it is allowed to."""
+"""The time between two checks of all timeouts: a stream ends up to this much later than its timeout says."""
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _WRITE = select.EPOLLOUT
 
 
-class Reader(Protocol):
-    """The upstream's side: a transport of :mod:`cgw.transport.sockets`."""
-
-    def fileno(self) -> int:
-        """The socket's descriptor."""
-        ...
-
-    def open_reading(self, scratch: Scratch) -> Callable[[int], bytes]:
-        """A function that reads what is there, up to so many bytes; nothing at the end."""
-        ...
-
-
-class Writer(Protocol):
-    """The client's side."""
-
-    def fileno(self) -> int:
-        """The socket's descriptor."""
-        ...
-
-    def send(self, data: bytes, /) -> int:
-        """Write what the kernel takes."""
-        ...
-
-
-class Ending(enum.Enum):
-    """Why a stream came back to its exchange."""
-
-    COMPLETE = "complete"
-    """The upstream ended the body properly; ``held`` waits to be released."""
-    UNUSUAL = "unusual"
-    """The plain path has to go on, with ``held`` as the next bytes."""
-    BROKEN = "broken"
-    """The upstream broke off."""
-    SILENT = "silent"
-    """The upstream sent nothing for too long."""
-    STALLED = "stalled"
-    """The client took nothing for too long."""
-    CLIENT_GONE = "client_gone"
-    """The client's socket takes nothing any more."""
-
-
-@frozen
-class Carried:
-    """How a stream ended, and what of the upstream's bytes has not been passed on."""
-
-    ending: Ending
-    held: bytes
-    reason: str = ""
-
-    @classmethod
-    def of_standing(cls, standing: Standing, framer: Framer) -> Carried:
-        """The end that a framer has come to."""
-        if standing is Standing.MALFORMED:
-            return cls(Ending.BROKEN, b"", "the upstream broke the framing of its body")
-        return cls(Ending.COMPLETE if standing is Standing.COMPLETE else Ending.UNUSUAL, framer.held)
-
-
 @frozen
 class RelayStatistics:
-    """What the relay did: streams now, and since the start passes of its loop, events, waits on a tick."""
+    """``streams`` is their number now; the other counts are totals. ``ticks`` are passes that waited for a tick."""
 
     streams: int
     passes: int
@@ -121,47 +69,11 @@ class RelayStatistics:
     is_coalescing: bool
 
 
-class _Stream:
-    """One body under way. While ``unsent`` holds something, the upstream is not read."""
-
-    __slots__ = (
-        "active_at",
-        "framer",
-        "on_first",
-        "reader_fd",
-        "receive",
-        "send",
-        "standing",
-        "task",
-        "unsent",
-        "writer_fd",
-    )
-
-    def __init__(
-        self,
-        reader: Reader,
-        receive: Callable[[int], bytes],
-        writer: Writer,
-        framer: Framer,
-        on_first: Callable[[float], None] | None,
-    ) -> None:
-        self.reader_fd = reader.fileno()
-        self.writer_fd = writer.fileno()
-        self.receive = receive
-        self.send = writer.send
-        self.framer = framer
-        self.on_first = on_first
-        self.task: trio.lowlevel.Task | None = None
-        self.unsent = b""
-        self.standing = Standing.OPEN
-        self.active_at = 0.0
-
-
 class FlatRelay:
-    """Carries bodies for the exchanges of one process. ``run`` must be running while any are carried.
+    """Forwards bodies for the exchanges of one process. ``run`` must be running while ``forward`` is used.
 
-    ``tick_seconds`` is the longest that an event may wait under load (0: never); ``silence_seconds`` and
-    ``stall_seconds`` are how long an upstream may send nothing, and a client take nothing.
+    ``tick_seconds`` is the longest that an event may wait for others under load (0: never). An upstream that sends
+    nothing for ``silence_seconds``, or a client that reads nothing for ``stall_seconds``, ends its stream.
     """
 
     def __init__(self, *, tick_seconds: float = 0.001, silence_seconds: float = 60, stall_seconds: float = 60) -> None:
@@ -169,14 +81,15 @@ class FlatRelay:
         self.silence_seconds = silence_seconds
         self.stall_seconds = stall_seconds
         self._epoll = select.epoll()
-        self._streams: dict[int, _Stream] = {}
-        self._sizes: dict[bytes, int] = {}
+        self._streams: dict[int, FlatStream] = {}  # by the descriptor that is registered
+        self._chunk_sizes: dict[bytes, int] = {}  # the cache of all chunked framers
         self._passes = self._events = self._ticks = 0
         self._registrations = 0
         self._is_coalescing = False
-        self._now = 0.0
+        self._now = 0.0  # of the current pass: one reading of the clock for all of its events
+        # Reentrant: what the thread does under the lock may, without a thread, cancel another stream's task.
         self._lock = threading.RLock()
-        self._scratch = Scratch()
+        self._scratch = Scratch()  # the relay thread's own
         self._is_stopping = False
         self._clock: Callable[[], float] = trio.current_time
         self._call_trio: Callable[..., object] = _call
@@ -184,61 +97,71 @@ class FlatRelay:
     def choose_framer(
         self, head: ResponseHead, content_length: int | None, collector: BodyWindowCollector
     ) -> Framer | None:
-        """What follows a body with this head, or ``None`` for one that the flat relay does not carry."""
+        """Return a framer for a body with this head, or ``None`` if the fallback path has to relay it."""
         if head.status in (204, 304):
             return None
         if content_length is not None:
             return LengthFramer(collector, content_length) if content_length else None
         if head.http_version == b"1.1" and (head.header(b"transfer-encoding") or b"").lower() == b"chunked":
-            return ChunkedFramer(collector, self._sizes)
+            return ChunkedFramer(collector, self._chunk_sizes)
         return None
 
     def statistics(self) -> RelayStatistics:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         with self._lock:
-            streams = len(self._streams)  # each is registered with one of its sockets at a time
+            streams = len(self._streams)  # each has one descriptor registered at a time
         return RelayStatistics(
             streams, self._passes, self._events, self._ticks, self._registrations, self._is_coalescing
         )
 
-    async def carry(
-        self, reader: Reader, writer: Writer, framer: Framer, on_first: Callable[[float], None] | None = None
-    ) -> Carried:
-        """Carry what is still to come of one body.
+    async def forward(
+        self,
+        reader: Reader,
+        writer: Writer,
+        framer: Framer,
+        on_first_chunk: Callable[[float], None] | None = None,
+    ) -> StreamOutcome:
+        """Forward the rest of one body, and return how it ended. The sockets are not closed.
 
-        ``on_first`` is called once, with Trio's time, when the first of it is there: from the relay's thread, so it
-        must do no more than take a note. The sockets are not closed in any case. Cancel-safe: the stream is taken out
-        at once; what was sent by then is unknown to the caller.
+        ``on_first_chunk`` is called once, with Trio's time, when payload arrives. It runs in the relay's thread, under
+        the lock: it may only store the time. Cancel-safe: the stream is removed at once, but how much of it was sent is
+        unknown then.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        stream = _Stream(reader, reader.open_reading(self._scratch), writer, framer, on_first)
+        stream = FlatStream(reader, reader.open_reading(self._scratch), writer, framer, on_first_chunk)
         stream.active_at = trio.current_time()
         stream.task = trio.lowlevel.current_task()
+        # No checkpoint between here and wait_task_rescheduled: _deliver can't run before the task is suspended.
         with self._lock:
             self._register(stream, stream.reader_fd, _READ)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             with self._lock:
+                # The outcome may be on its way to _deliver, which must not reschedule the task a second time.
                 stream.task = None
-                self._take_out(stream)
+                self._remove(stream)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        carried = await trio.lowlevel.wait_task_rescheduled(abort)
-        assert isinstance(carried, Carried)
-        return carried
+        stream_outcome = await trio.lowlevel.wait_task_rescheduled(abort)
+        assert isinstance(stream_outcome, StreamOutcome)
+        return stream_outcome
 
     async def run(self) -> None:
-        """Relay until cancelled, in a thread of its own, which has ended when this returns."""
+        """Relay until cancelled, in a thread, which has ended when this returns."""
+        # The loop reads perf_counter(), as Trio's clock can only be read in Trio's thread; both advance alike.
         offset = trio.current_time() - time.perf_counter()
         self._clock = lambda: time.perf_counter() + offset
         self._call_trio = trio.lowlevel.current_trio_token().run_sync_soon
         self._is_stopping = False
+        # The thread may be in epoll_wait without a timeout; this descriptor wakes it up to stop.
         stop_descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(stop_descriptor, select.EPOLLIN)
         try:
             async with trio.open_nursery() as relay_nursery:
-                relay_nursery.start_soon(self._sweep_for_ever)
+                relay_nursery.start_soon(self._sweep_forever)
                 relay_nursery.start_soon(self._stop_when_cancelled, stop_descriptor)
+                # Not abandoned on cancellation (Trio's default), so that the thread has ended before its sockets close.
+                # A limiter of its own: the thread runs for the whole life of the process.
                 await trio.to_thread.run_sync(
                     self._drain_in_thread, limiter=trio.CapacityLimiter(1), thread_name="cgw-relay"
                 )
@@ -253,7 +176,7 @@ class FlatRelay:
             os.eventfd_write(stop_descriptor, 1)
 
     def _drain_in_thread(self) -> None:
-        self._begin_window()
+        self._begin_rate_window()
         while not self._is_stopping:
             if self._is_coalescing:
                 self._ticks += 1
@@ -261,29 +184,30 @@ class FlatRelay:
                 self.drain(0)
             else:
                 self.drain(-1)
-            self._adapt()
+            self._adapt_to_rate()
 
     async def run_without_thread(self) -> None:
-        """Relay until cancelled, in this task: slower, but in step with Trio's clock and scheduler, as tests need."""
+        """Relay until cancelled, in this task: slower, but in step with Trio's clock and scheduler, for tests."""
         self._clock, self._call_trio = trio.current_time, _call
-        self._begin_window()
+        self._begin_rate_window()
         async with trio.open_nursery() as relay_nursery:
-            relay_nursery.start_soon(self._sweep_for_ever)
+            relay_nursery.start_soon(self._sweep_forever)
             while True:
                 if self._is_coalescing:
                     self._ticks += 1
                     await trio.sleep(self.tick_seconds)
                 else:
+                    # An epoll instance is itself a descriptor that is readable when it has events.
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
                 if self.drain(0) == MAX_EVENTS:
                     await trio.lowlevel.checkpoint()
-                self._adapt()
+                self._adapt_to_rate()
 
-    def _begin_window(self) -> None:
+    def _begin_rate_window(self) -> None:
         self._window_began, self._window_events = self._clock(), self._events
 
-    def _adapt(self) -> None:
-        """Coalesce or not, by the rate of events in the last while."""
+    def _adapt_to_rate(self) -> None:
+        """Switch coalescing on or off by the rate of events. Two limits, so that it does not switch all the time."""
         elapsed = self._now - self._window_began
         if elapsed >= RATE_WINDOW_SECONDS:
             rate = (self._events - self._window_events) / elapsed
@@ -292,34 +216,41 @@ class FlatRelay:
             self._window_began, self._window_events = self._now, self._events
 
     def drain(self, timeout_seconds: float) -> int:
-        """One pass: wait for so long at most (−1: for ever) and carry what is ready; how many sockets were."""
+        """Make one pass: wait at most this long (−1: without limit), serve what is ready, return how many sockets."""
         ready = self._epoll.poll(timeout_seconds, MAX_EVENTS)
         self._passes += 1
         self._now = self._clock()
         for start in range(0, len(ready), EVENTS_PER_LOCK):
             with self._lock:
-                self._carry_events(ready[start : start + EVENTS_PER_LOCK])
+                self._serve_events(ready[start : start + EVENTS_PER_LOCK])
         return len(ready)
 
-    def _carry_events(self, ready: list[tuple[int, int]]) -> None:
-        """What happens for an event as it usually is stands in this one loop; all else is left to functions."""
-        streams, now, still_open = self._streams, self._now, Standing.OPEN
+    def _serve_events(self, ready: list[tuple[int, int]]) -> None:
+        """Read and forward for each ready socket. This loop is what every event costs.
+
+        The usual event (read, all of it may be forwarded, the client takes all) is handled here without a call of a
+        method of ours besides the framer's; ``tests/guards/test_relay_costs.py`` counts. The rest is in methods.
+        """
+        streams, now, still_open = self._streams, self._now, FramerState.OPEN
         for descriptor, _ in ready:
             stream = streams.get(descriptor)
             if stream is None:
-                continue  # taken out meanwhile
+                # Removed since epoll reported it, or the descriptor that stops the loop. If another stream has the
+                # number by now, nothing is lost: its socket is tried without blocking.
+                continue
             if descriptor != stream.reader_fd:
                 self._write(stream)
                 continue
             try:
+                # Once per pass, even if there is more: epoll is level-triggered, and will report the socket again.
                 data = stream.receive(RECEIVE_BYTES)
             except BlockingIOError:
                 continue
             except OSError as error:
-                self._finish(stream, Ending.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
+                self._fail(stream, StreamEnd.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
                 continue
             if not data:
-                self._finish(stream, Ending.BROKEN, "the upstream closed the connection before the end of the body")
+                self._fail(stream, StreamEnd.BROKEN, "the upstream closed the connection before the end of the body")
                 continue
             self._events += 1
             stream.active_at = now
@@ -327,97 +258,106 @@ class FlatRelay:
             if framer.held:
                 data = framer.held + data
             size = len(data)
-            passable, standing = framer.follow(data, size)
-            if passable != size or standing is not still_open or stream.on_first is not None:
-                self._pass_on(stream, data[:passable], standing)
+            passable, state = framer.feed(data, size)
+            if passable != size or state is not still_open or stream.on_first_chunk is not None:
+                self._forward_part(stream, data[:passable], state)
                 continue
             try:
                 sent = stream.send(data)
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self._finish(stream, Ending.CLIENT_GONE)
+                self._fail(stream, StreamEnd.CLIENT_GONE)
                 continue
             if sent != size:
-                self._keep(stream, data[sent:])
+                self._wait_for_client(stream, data[sent:])
 
-    def _pass_on(self, stream: _Stream, data: bytes, standing: Standing) -> None:
-        """Send ``data``, which may be only part of what came, and see to the end if this is it."""
-        if stream.on_first is not None and stream.framer.has_begun:
-            stream.on_first(self._now)
-            stream.on_first = None
-        stream.standing = standing
+    def _forward_part(self, stream: FlatStream, data: bytes, state: FramerState) -> None:
+        """Send ``data``, the part of a piece that may be forwarded, and end the stream if ``state`` is final."""
+        if stream.on_first_chunk is not None and stream.framer.has_begun:
+            stream.on_first_chunk(self._now)
+            stream.on_first_chunk = None
+        stream.framer_state = state
         if data:
             try:
                 sent = stream.send(data)
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self._finish(stream, Ending.CLIENT_GONE)
+                self._fail(stream, StreamEnd.CLIENT_GONE)
                 return
             if sent < len(data):
-                self._keep(stream, data[sent:])
+                self._wait_for_client(stream, data[sent:])
                 return
-        if standing is not Standing.OPEN:
-            self._wake(stream, Carried.of_standing(standing, stream.framer))
+        if state is not FramerState.OPEN:
+            self._end(stream, StreamOutcome.from_framer(state, stream.framer))
 
-    def _keep(self, stream: _Stream, unsent: bytes) -> None:
-        """The client does not take more: wait for it, and do not read on. At most one read's worth is kept."""
+    def _wait_for_client(self, stream: FlatStream, unsent: bytes) -> None:
+        """Keep ``unsent``, at most one read, until the client reads on; do not read the upstream meanwhile."""
         stream.unsent = unsent
         self._unregister(stream.reader_fd)
         self._register(stream, stream.writer_fd, _WRITE)
 
-    def _write(self, stream: _Stream) -> None:
+    def _write(self, stream: FlatStream) -> None:
+        """Send what was kept for a client whose socket takes data again."""
         try:
             sent = stream.send(stream.unsent)
         except BlockingIOError:
             return
         except OSError:
-            self._finish(stream, Ending.CLIENT_GONE)
+            self._fail(stream, StreamEnd.CLIENT_GONE)
             return
+        # The upstream's silence is counted from here on, too: it was not read while the client was slow.
         stream.active_at = self._now
         stream.unsent = stream.unsent[sent:]
         if stream.unsent:
             return
         self._unregister(stream.writer_fd)
-        if stream.standing is Standing.OPEN:
+        if stream.framer_state is FramerState.OPEN:
             self._register(stream, stream.reader_fd, _READ)
         else:
-            self._wake(stream, Carried.of_standing(stream.standing, stream.framer))
+            self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer))
 
-    async def _sweep_for_ever(self) -> None:
+    async def _sweep_forever(self) -> None:
         shortest = min(self.silence_seconds, self.stall_seconds)
         while True:
             await trio.sleep(min(SWEEP_SECONDS, shortest / 4))
             self._sweep()
 
     def _sweep(self) -> None:
-        """End the streams whose upstream, or client, has been idle for too long."""
+        """End the streams whose upstream or client has been idle for too long.
+
+        One sweep over all streams instead of a timer each, which every event would have to reset.
+        """
         now = trio.current_time()
         silent_since, stalled_since = now - self.silence_seconds, now - self.stall_seconds
         with self._lock:
             streams = list(self._streams.values())
+        # The lock is taken again for each stream, so that the relay's thread never waits for the whole sweep.
         for stream in streams:
             with self._lock:
                 self._end_if_idle(stream, silent_since, stalled_since)
 
-    def _end_if_idle(self, stream: _Stream, silent_since: float, stalled_since: float) -> None:
-        if stream.task is None:
+    def _end_if_idle(self, stream: FlatStream, silent_since: float, stalled_since: float) -> None:
+        if stream.task is None:  # ended since the list was made
             return
+        # If it has ended and its outcome is still on the way to _deliver, a second outcome is ignored there.
         if stream.unsent:
             if stream.active_at <= stalled_since:
-                self._finish(stream, Ending.STALLED, f"the client took nothing for {self.stall_seconds:g} seconds")
+                self._fail(stream, StreamEnd.STALLED, f"the client took nothing for {self.stall_seconds:g} seconds")
         elif stream.active_at <= silent_since:
-            self._finish(stream, Ending.SILENT, f"the upstream was silent for {self.silence_seconds:g} seconds")
+            self._fail(stream, StreamEnd.SILENT, f"the upstream was silent for {self.silence_seconds:g} seconds")
 
-    def _finish(self, stream: _Stream, ending: Ending, reason: str = "") -> None:
-        self._wake(stream, Carried(ending, b"", reason))
+    def _fail(self, stream: FlatStream, end: StreamEnd, reason: str = "") -> None:
+        self._end(stream, StreamOutcome(end, b"", reason))
 
-    def _wake(self, stream: _Stream, carried: Carried) -> None:
-        self._take_out(stream)
-        self._call_trio(_deliver, stream, carried)
+    def _end(self, stream: FlatStream, stream_outcome: StreamOutcome) -> None:
+        """Remove ``stream`` and have its task go on with ``stream_outcome``."""
+        # Removed first: the task may close the sockets as soon as it runs.
+        self._remove(stream)
+        self._call_trio(_deliver, stream, stream_outcome)
 
-    def _register(self, stream: _Stream, descriptor: int, events: int) -> None:
+    def _register(self, stream: FlatStream, descriptor: int, events: int) -> None:
         self._epoll.register(descriptor, events)
         self._registrations += 1
         self._streams[descriptor] = stream
@@ -426,21 +366,22 @@ class FlatRelay:
         del self._streams[descriptor]
         self._epoll.unregister(descriptor)
 
-    def _take_out(self, stream: _Stream) -> None:
+    def _remove(self, stream: FlatStream) -> None:
         for descriptor in (stream.reader_fd, stream.writer_fd):
+            # Compared because the stream may have ended, and the number may have been given to another one since.
             if self._streams.get(descriptor) is stream:
                 self._unregister(descriptor)
 
     def close(self) -> None:
-        """Close the epoll instance; nothing may be carried any more."""
+        """Close the epoll instance. No stream may be forwarded after that."""
         self._epoll.close()
 
 
-def _deliver(stream: _Stream, carried: Carried) -> None:
-    """Let the exchange's task go on, unless it was cancelled meanwhile. Runs in Trio's thread."""
+def _deliver(stream: FlatStream, stream_outcome: StreamOutcome) -> None:
+    """Reschedule the task of a stream that has ended. Runs in Trio's thread."""
     task, stream.task = stream.task, None
-    if task is not None:
-        trio.lowlevel.reschedule(task, outcome.Value(carried))
+    if task is not None:  # None: cancelled between the end of the stream and now
+        trio.lowlevel.reschedule(task, outcome.Value(stream_outcome))
 
 
 def _call(function: Callable[..., object], *arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Noticing that a peer has left, even behind bytes that nobody has read yet."""
+"""Waiting for a peer to leave, even while data that it sent before has not been read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import trio
 async def wait_hangup(sock: socket.socket) -> None:
     """Return once the peer has closed its sending side, or the connection is broken.
 
-    Bytes that the peer sent before are left in the kernel's buffer, unread: a pipelined request is no hang-up.
-    ``sock`` is non-blocking, and nobody else may wait for it to become readable in the meantime. Cancel-safe: nothing
-    is left behind.
+    Data that the peer sent before stays in the kernel's buffer: a pipelined request does not count as leaving.
+    ``sock`` is non-blocking, and no other task may wait for it to become readable in the meantime. Cancel-safe.
     """
     while True:
         await trio.lowlevel.wait_readable(sock)
         try:
+            # MSG_PEEK tells data from an end without taking the data from whoever reads the next request.
             if not sock.recv(1, socket.MSG_PEEK):
                 return
         except BlockingIOError:
@@ -29,11 +29,12 @@ async def wait_hangup(sock: socket.socket) -> None:
 
 
 async def wait_hangup_behind_data(descriptor: int) -> None:
-    """Like :func:`wait_hangup`, where there are bytes to read, or beside somebody else who reads.
+    """Like :func:`wait_hangup`, but for a socket that has unread data, or that another task reads from.
 
-    It costs an epoll instance of its own, since the socket itself is readable, or waited for, already: what Trio
-    waits for is that epoll, and that one knows of nothing but the hang-up (``EPOLLRDHUP``, epoll_ctl(2)).
+    It costs an epoll instance for as long as it waits.
     """
+    # Trio can't wait for a hang-up alone: the socket is readable already, or has a waiting task. So Trio waits for an
+    # epoll instance that reports nothing but EPOLLRDHUP of the socket (epoll_ctl(2)).
     watch = select.epoll()
     try:
         watch.register(descriptor, select.EPOLLRDHUP)

@@ -1,4 +1,4 @@
-"""The client's side of one exchange on the hot engine: a socket, and a codec of :mod:`cgw.wire.server_codec`."""
+"""The client's side of one HTTP/1.1 exchange: a socket, and a codec of :mod:`cgw.wire.server_codec`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from email.utils import formatdate
 import trio
 
 from cgw.errors import ClientGone, Headers, Refusal
-from cgw.transport.client_side import ClientLimits
+from cgw.transport.client_side import ClientLimits, RawBody
 from cgw.transport.hangup import wait_hangup
 from cgw.transport.sockets import PlainTransport
 from cgw.wire.messages import RequestHead
@@ -17,9 +17,10 @@ from cgw.wire.server_codec import BodyMismatch, ServerCodec
 
 
 class Http1Client:
-    """See :class:`~cgw.transport.client_side.ClientSide`. ``buffer`` is scratch that may be shared.
+    """One request of an HTTP/1.1 connection; see :class:`~cgw.transport.client_side.ClientSide`.
 
-    ``is_draining`` tells whether the connection should end with this exchange.
+    ``buffer`` is scratch, shared by all connections of a process. ``is_draining`` is asked when the response begins: if
+    true, the response says ``Connection: close``.
     """
 
     def __init__(
@@ -38,11 +39,11 @@ class Http1Client:
         self._limits = limits
         self._buffer = buffer
         self._is_draining = is_draining
-        self._received = b""
-        self._unsent = b""
+        self._received = b""  # came together with the head; not given to the codec yet
+        self._unsent = b""  # encoded, but kept to go out in one write with what follows
         self._is_stalled = False
         self._is_last = False
-        self._is_counted_raw = False
+        self._is_raw_with_length = False
         self.head = head
         self.peer = peer
         self.bytes_sent = 0
@@ -52,26 +53,28 @@ class Http1Client:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether both sides are done with this exchange, so that the connection can carry another."""
+        """Whether the connection can carry another exchange (RFC 9112 §9.3)."""
         return self.is_response_complete and not self.is_broken_off and self._codec.is_reusable
 
     @property
     def needs_reset(self) -> bool:
-        """Whether closing the connection now must look like an error, since a mere end would look like success."""
+        """Whether the connection must be reset, because an orderly end would look like a complete response."""
         is_under_way = self.is_response_started and not self.is_response_complete
+        # A stalled client has unread data in the kernel's send buffer: a reset frees it at once.
         return self._is_stalled or (self._codec.is_close_delimited and (is_under_way or self.is_broken_off))
 
     @property
     def unread(self) -> bytes:
-        """Bytes that the client sent beyond its request: the beginning of a pipelined one."""
+        """Bytes that the client sent beyond its request: the start of a pipelined one (RFC 9112 §9.3.2)."""
         return self._codec.unread + self._received
 
     def feed(self, received: bytes) -> None:
-        """Take what came together with the head; what is wrong with it shows when the body is asked for."""
+        """Take data that came together with the head. It is not checked before ``receive_body``."""
         self._received = received
 
     async def receive_body(self) -> bytes:
         """See :meth:`~cgw.transport.client_side.ClientSide.receive_body`."""
+        # Before anything is read: a content length over the limit is refused without waiting for the body.
         self._check_size()
         received, self._received = self._received, b""
         if received:
@@ -97,13 +100,13 @@ class Http1Client:
             self._check_size()
             if codec.is_request_complete:
                 return
-            if codec.wants_continue:
+            if codec.wants_continue:  # only now that the size is allowed (RFC 9110 §10.1.1)
                 await self._write(codec.encode_continue())
             try:
                 size = await self._transport.receive_some(self._buffer)
             except (OSError, trio.ClosedResourceError):
                 raise ClientGone from None
-            if not size:
+            if not size:  # a client that closes its sending side has left, as for nginx and Go's server
                 raise ClientGone
             codec.feed(bytes(view[:size]))
 
@@ -120,6 +123,7 @@ class Http1Client:
         """See :meth:`~cgw.transport.client_side.ClientSide.send_head`."""
         self._unsent += self._codec.begin(status, headers, is_last=self._is_last or self._is_draining())
         self.is_response_started = True
+        # Otherwise head and body go out in one write, and in one segment if they are small.
         if is_stream:
             await self._flush()
 
@@ -129,31 +133,32 @@ class Http1Client:
         await self._flush()
         self.bytes_sent += len(data)
 
-    def pass_raw(self, content_length: int | None) -> socket.socket | None:
-        """See :meth:`~cgw.transport.client_side.ClientSide.pass_raw`."""
-        if not self._codec.pass_raw(content_length):
+    def begin_raw_body(self, content_length: int | None) -> RawBody | None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.begin_raw_body`."""
+        if not self._codec.begin_raw_body(content_length):
             return None
-        self._is_counted_raw = content_length is not None
-        return self._transport.sock
+        self._is_raw_with_length = content_length is not None
+        return _Http1RawBody(self, self._transport.sock)
 
     async def send_raw(self, data: bytes, body_bytes: int) -> None:
-        """See :meth:`~cgw.transport.client_side.ClientSide.send_raw`."""
+        """Send ``data`` without the codec; used by the raw body only."""
         self._unsent += data
         await self._flush()
         self.bytes_sent = body_bytes
 
-    def raw_passed(self, body_bytes: int, *, is_stalled: bool = False) -> None:
-        """See :meth:`~cgw.transport.client_side.ClientSide.raw_passed`."""
+    def note_raw_sent(self, body_bytes: int, *, is_stalled: bool) -> None:
+        """Note what was written to the socket; used by the raw body only."""
         self.bytes_sent = body_bytes
         self._is_stalled = is_stalled
 
     async def finish(self, last: bytes = b"") -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.finish`."""
         try:
-            self._unsent += last if self._is_counted_raw else self._codec.encode(last)
+            # The codec does not count a raw body with a length, so it would find ``last`` too long.
+            self._unsent += last if self._is_raw_with_length else self._codec.encode(last)
             self._unsent += self._codec.end()
         except BodyMismatch:
-            # The upstream announced another length than it sent; what the client got must not look whole.
+            # The upstream sent another length than it announced: the response must not look complete.
             self.break_off()
             return
         await self._flush()
@@ -175,7 +180,7 @@ class Http1Client:
 
     async def _write(self, data: bytes) -> None:
         try:
-            # Nearly always the kernel takes all of it at once; only the rest needs a deadline.
+            # Nearly always the kernel takes all of it at once. Only the rest needs a cancel scope with a deadline.
             await trio.lowlevel.checkpoint_if_cancelled()
             sent = self._transport.send_nowait(data)
         except BlockingIOError:
@@ -194,12 +199,31 @@ class Http1Client:
                 self.break_off()
                 raise ClientGone from None
         if stall_scope.cancelled_caught:
+            # A part of a chunk may have been written, so nothing can follow on this connection.
             self._is_stalled = True
             self.break_off()
             raise ClientGone
 
 
+class _Http1RawBody:
+    """See :class:`~cgw.transport.client_side.RawBody`."""
+
+    __slots__ = ("_client", "sock")
+
+    def __init__(self, client: Http1Client, sock: socket.socket) -> None:
+        self._client = client
+        self.sock = sock
+
+    async def send(self, data: bytes, body_bytes: int) -> None:
+        """See :meth:`~cgw.transport.client_side.RawBody.send`."""
+        await self._client.send_raw(data, body_bytes)
+
+    def note_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
+        """See :meth:`~cgw.transport.client_side.RawBody.note_sent`."""
+        self._client.note_raw_sent(body_bytes, is_stalled=is_stalled)
+
+
 def build_own_fields(body: bytes) -> list[tuple[bytes, bytes]]:
-    """The fields of an answer that is cgw's own: its date and its length."""
+    """Return the header fields that a response of our own has besides its others: date and length."""
     date = formatdate(usegmt=True).encode("ascii")
     return [(b"date", date), (b"content-length", b"%d" % len(body))]

@@ -1,23 +1,27 @@
-"""Carrying a response's body to the client, unchanged and without delay, on one of two paths.
+"""Relaying a response's body to the client, unchanged and without delay, on one of two paths.
 
-The plain path goes through h11 on both sides. It is correct for every framing, and the measure that the other one is
-held against. The flat path (:mod:`cgw.transport.flat_relay`) passes bytes as they are, where both sides frame alike.
+The fallback path (:func:`relay_body`) goes through h11 on both sides, and is correct for every framing. The fast path
+(:mod:`cgw.transport.flat_relay`) forwards raw bytes, where upstream and client use the same framing::
+
+    relay_response ──> fast path ── something unusual ──> fallback path ──> RelayOutcome
+          │                └── the body has ended ────────────────────────────────^
+          └── the fast path is not possible ───────────> fallback path
 """
 
 from __future__ import annotations
 
 import enum
-import socket
 from collections.abc import Callable
 
 import trio
 from attrs import frozen
 
 from cgw.errors import ClientGone, UpstreamError, UpstreamTimeout
-from cgw.transport.client_side import ClientSide
-from cgw.transport.flat_relay import Carried, Ending, FlatRelay
+from cgw.transport.client_side import ClientSide, RawBody
+from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.flat_stream import StreamEnd, StreamOutcome
 from cgw.transport.upstream import UpstreamResponse
-from cgw.wire.framers import Framer, Standing
+from cgw.wire.framers import Framer, FramerState
 from cgw.wire.windows import BodyWindowCollector
 
 
@@ -31,7 +35,7 @@ class RelayEnd(enum.Enum):
 
 @frozen
 class RelayOutcome:
-    """What the relay came to. ``held_back`` is what the client has still to get once the exchange is on record."""
+    """How a relay ended. ``held_back`` is to be sent once the exchange is recorded; ``error`` is for logs."""
 
     end: RelayEnd
     held_back: bytes = b""
@@ -47,14 +51,17 @@ async def relay_response(
     content_length: int | None,
     on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome:
-    """Pass a body on by the flat path where that can be, and by the plain one otherwise, or from where it has to.
+    """Relay a body on the fast path where possible, otherwise, or from where it has to, on the fallback path.
 
-    As :func:`relay_body` in all else.
+    ``client.send_head`` was called before. What completes the body for the client is held back: the end of a chunked
+    body, or the last bytes of one with a ``content_length``. ``window`` gets the whole payload; ``on_first_chunk`` is
+    called once, with Trio's time, and possibly in another thread. Raises :exc:`~cgw.errors.ClientGone`.
     """
     framer = flat.choose_framer(response.head, content_length, window)
-    sock = None if framer is None else client.pass_raw(content_length)
-    if framer is not None and sock is not None:
-        outcome = await _relay_raw(flat, response, client, framer, sock, window, on_first_chunk)
+    # Asked for only with a framer: from here on the client's codec expects raw bytes.
+    raw_body = None if framer is None else client.begin_raw_body(content_length)
+    if framer is not None and raw_body is not None:
+        outcome = await _relay_raw(flat, response, client, framer, raw_body, window, on_first_chunk)
         if outcome is not None:
             return outcome
     return await relay_body(response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
@@ -65,43 +72,49 @@ async def _relay_raw(
     response: UpstreamResponse,
     client: ClientSide,
     framer: Framer,
-    sock: socket.socket,
+    raw_body: RawBody,
     window: BodyWindowCollector,
     on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome | None:
-    """The flat path; ``None`` where the plain one has to go on."""
+    """Relay on the fast path; return ``None`` when the fallback path has to continue."""
     unread = response.connection.take_unread()
-    passable, standing = framer.follow(unread, len(unread))
+    # Whatever was read together with the head comes before what is still in the socket.
+    passable, state = framer.feed(unread, len(unread))
     if window.total_bytes:
         on_first_chunk(trio.current_time())
-    if standing is Standing.OPEN or passable:
-        # A body that is whole already leaves together with its head, when it is released.
-        await client.send_raw(unread[:passable], window.total_bytes - len(framer.held_body))
-    if standing is Standing.OPEN:
-        carried = await flat.carry(
-            response.connection.transport, sock, framer, None if window.total_bytes else on_first_chunk
+    if state is FramerState.OPEN or passable:
+        # Not for a body that is complete already and is held as a whole: it goes out later, in one write with the head.
+        await raw_body.send(unread[:passable], window.total_bytes - len(framer.held_body))
+    if state is FramerState.OPEN:
+        stream_outcome = await flat.forward(
+            response.connection.transport, raw_body.sock, framer, None if window.total_bytes else on_first_chunk
         )
     else:
-        carried = Carried.of_standing(standing, framer)
-    client.raw_passed(window.total_bytes - len(framer.held_body), is_stalled=carried.ending is Ending.STALLED)
-    return _conclude_raw(carried, response, client, framer)
+        stream_outcome = StreamOutcome.from_framer(state, framer)
+    # Before the outcome is looked at: ``bytes_sent`` and the need for a reset must be right in every case.
+    raw_body.note_sent(window.total_bytes - len(framer.held_body), is_stalled=stream_outcome.end is StreamEnd.STALLED)
+    return _conclude_raw(stream_outcome, response, client, framer)
 
 
 def _conclude_raw(
-    carried: Carried, response: UpstreamResponse, client: ClientSide, framer: Framer
+    stream_outcome: StreamOutcome, response: UpstreamResponse, client: ClientSide, framer: Framer
 ) -> RelayOutcome | None:
-    if carried.ending is Ending.COMPLETE:
-        response.end_of_raw_body(framer.surplus_bytes)
-        return RelayOutcome(RelayEnd.COMPLETE, held_back=framer.held_body)
-    if carried.ending is Ending.UNUSUAL:
-        response.connection.go_on_after(carried.held)
-        return None
-    if carried.ending is Ending.BROKEN:
-        return RelayOutcome(RelayEnd.BROKEN, error=carried.reason)
-    if carried.ending is Ending.SILENT:
-        return RelayOutcome(RelayEnd.TIMED_OUT, error=carried.reason)
-    client.break_off()
-    raise ClientGone
+    match stream_outcome.end:
+        case StreamEnd.COMPLETE:
+            response.end_raw_body(framer.surplus_bytes)
+            # Of a chunked body nothing: its end is encoded by ``client.finish``.
+            return RelayOutcome(RelayEnd.COMPLETE, held_back=framer.held_body)
+        case StreamEnd.UNUSUAL:
+            response.connection.continue_with(stream_outcome.held)
+            return None
+        case StreamEnd.BROKEN:
+            return RelayOutcome(RelayEnd.BROKEN, error=stream_outcome.reason)
+        case StreamEnd.SILENT:
+            return RelayOutcome(RelayEnd.TIMED_OUT, error=stream_outcome.reason)
+        case StreamEnd.STALLED | StreamEnd.CLIENT_GONE:
+            # The last write may have ended in the middle of a chunk: the connection can only be cut.
+            client.break_off()
+            raise ClientGone
 
 
 async def relay_body(
@@ -112,18 +125,18 @@ async def relay_body(
     content_length: int | None,
     on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome:
-    """Pass each chunk on as it comes, until the body ends or breaks.
+    """Relay a body on the fallback path: forward each chunk as it comes, until the body ends or breaks.
 
-    What would tell the client that the body is complete is held back: the end of a chunked body, or the last chunk
-    of one with a ``content_length``. ``window`` sees every byte. Raises :exc:`~cgw.errors.ClientGone`.
+    Arguments, result and exceptions are as for :func:`relay_response`.
     """
     try:
         while (chunk := await response.receive_chunk()) is not None:
             if not window.total_bytes:
                 on_first_chunk(trio.current_time())
             window.feed(chunk)
+            # A body with a length has no other end than its last bytes, so these are held back.
             if content_length is not None and window.total_bytes >= content_length:
-                await _wait_end(response)
+                await _receive_end(response)
                 return RelayOutcome(RelayEnd.COMPLETE, held_back=chunk)
             await client.send_chunk(chunk)
     except UpstreamTimeout as error:
@@ -133,7 +146,7 @@ async def relay_body(
     return RelayOutcome(RelayEnd.COMPLETE)
 
 
-async def _wait_end(response: UpstreamResponse) -> None:
-    """Take the end of a counted body, which is there already, so that the connection can be kept."""
+async def _receive_end(response: UpstreamResponse) -> None:
+    """Have h11 report the end of a body of which all bytes are there, so that the connection can be kept."""
     while await response.receive_chunk() is not None:
         continue

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-import struct
-from contextlib import suppress
-
 import trio
+
+from cgw.transport.sockets import send_reset_on_close
 
 _NO_H2C = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 42\r\nconnection: close\r\n\r\n"
@@ -68,13 +66,9 @@ class ReplayedStream:
 
 
 def abort_socket(sock: trio.socket.SocketType, *, reset: bool = False) -> None:
-    """Close ``sock`` at once; with ``reset``, so that the peer sees an error instead of an end (TCP RST).
-
-    A reset is needed where the end of the stream would be the end of the message: RFC 9112 §6.3, rule 8.
-    """
+    """Close ``sock`` at once; with ``reset``, so that the peer sees an error instead of an end."""
     if reset:
-        with suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        send_reset_on_close(sock)
     sock.close()
 
 

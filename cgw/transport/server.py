@@ -1,4 +1,4 @@
-"""The listener, and the nursery that every client's connection lives in."""
+"""The listener of a port, and the nursery of its clients' connections."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ logger = logging.getLogger("cgw.server")
 
 @define(eq=False)
 class Server:
-    """Accepts connections and serves each in a nursery of its own, until it drains.
+    """Accepts connections and serves each in a nursery of its own.
 
-    ``drained`` is set once accepting has stopped and every connection has ended.
+    ``drained`` is set once accepting has stopped and every connection has ended::
+
+        run() ──> accepting ── stop_accepting() ──> draining ── last connection ends, or cut() ──> drained
     """
 
     listeners: list[trio.SocketListener]
@@ -31,13 +33,14 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port that was bound: the one that was asked for, or, for 0, the one that was free."""
+        """The port that was bound; when 0 was asked for, the one that the system chose."""
         return int(self.listeners[0].socket.getsockname()[1])
 
     async def run(self, serve_connection: ServeConnection) -> None:
         """Serve until :meth:`stop_accepting` was called and all connections have ended, or until cancelled.
 
-        ``serve_connection`` gets each stream and its connection's nursery; the stream is closed when it returns.
+        ``serve_connection`` is called with each stream and its connection's nursery. When it returns, the nursery is
+        cancelled and the stream is closed.
         """
         try:
             with self._serving_scope:
@@ -54,14 +57,15 @@ class Server:
             self.drained.set()
 
     def stop_accepting(self) -> None:
-        """Close the port. Connections go on; the service tells the idle ones to end."""
+        """Close the port. Open connections continue; ending the idle ones is for the caller."""
         self.is_draining = True
         self._accepting_scope.cancel()
+        # Not only when run() ends: a port that is open but not accepted from would let clients wait in its backlog.
         for listener in self.listeners:
             listener.socket.close()
 
     def cut(self) -> None:
-        """End the connections that are left, under way or not."""
+        """End the connections that are left, whatever they are doing."""
         self._serving_scope.cancel()
 
     async def _serve_stream(self, serve_connection: ServeConnection, stream: trio.SocketStream) -> None:
@@ -73,17 +77,18 @@ class Server:
         except* OSError as group:
             logger.warning("a connection ended with an error: %s", group.exceptions[0])
         except* Exception:
-            # One connection's bug must not end the others; it is an error that somebody has to look at.
+            # The boundary of a connection: a bug that one of them meets must not end the others.
             logger.exception("a connection failed")
         finally:
             self.connection_count -= 1
+            # Not aclose(), which is a checkpoint: this must not wait, nor be cancelled.
             stream.socket.close()
 
 
 async def open_listeners(host: str, port: int, *, backlog: int = 2048) -> list[trio.SocketListener]:
-    """Listen on ``host`` (a name, an address, or ``""`` for all). Raises :exc:`OSError` when the port is taken."""
+    """Listen on ``host``: a name, an address, or ``""`` for all. Raises :exc:`OSError`, as when the port is in use."""
     listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=backlog)
     for listener in listeners:
-        # Accepted sockets inherit it: an answer's last, small segment never waits for an acknowledgement.
+        # Inherited by accepted sockets. With Nagle's algorithm each small event would wait for an acknowledgement.
         listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listeners

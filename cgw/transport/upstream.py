@@ -1,14 +1,20 @@
-"""The pool of connections to upstreams: plain or TLS, kept alive per origin.
+"""The pool of connections to upstreams, which are kept alive per origin, with or without TLS.
 
-Whoever opened a response owns its connection until the ``async with`` ends. It goes back to the pool only after a
-response that was read to its proper end; in every other case, cancellation included, it is closed at once, without
-waiting for anything, which is what stops the upstream.
+The states of a connection::
+
+    new ── connect, TLS ──> busy ── complete response, kept alive by both sides ──> idle
+                             │ ^                                                     │ │
+                             │ └────────── open_response() takes the youngest ───────┘ │
+                             │                                                         │
+                             └── anything else, cancellation too ──> closed <──────────┘
+                                                                     too old, or data or an end was received
+
+A busy connection belongs to the ``async with`` of its response. Closing it never waits, and is what stops an upstream
+that is still generating.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import ssl
 import time
 from collections import deque
@@ -18,15 +24,16 @@ from contextlib import asynccontextmanager
 import trio
 from attrs import define, frozen
 
-from cgw.errors import UpstreamTimeout, UpstreamUnreachable
-from cgw.transport.sockets import PlainTransport, Scratch, TlsTransport, take_socket
+from cgw.errors import UpstreamTimeout, UpstreamUnreachable, explain_os_error
+from cgw.transport.sockets import PlainTransport, Scratch, Transport, take_socket
+from cgw.transport.tls import TlsTransport
 from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
 
 
 @frozen
 class UpstreamDeadlines:
-    """How long an upstream may take, in seconds; what all of it together may take is the exchange's to say."""
+    """Timeouts of the phases of a request, in seconds. The deadline for all of it is the exchange's."""
 
     connect_seconds: float = 5
     head_seconds: float = 60
@@ -35,7 +42,7 @@ class UpstreamDeadlines:
 
 @define
 class PoolStatistics:
-    """What the pool did so far: connections opened, requests on a kept one, retries after a stale one."""
+    """Totals of connections opened, of requests on a kept one, and of retries after a stale one; and present counts."""
 
     opened: int = 0
     reused: int = 0
@@ -45,10 +52,10 @@ class PoolStatistics:
 
 
 def build_tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """The context for all upstreams: certificates and host names are verified, HTTP/1.1 is all that is offered.
+    """Build the context for all upstreams. Certificates and host names are verified; only HTTP/1.1 is offered.
 
-    ``ca_file`` names a PEM file of certificates that are trusted besides the system's.
-    Raises :exc:`OSError` (:exc:`ssl.SSLError` is one) when it cannot be read or holds none.
+    ``ca_file`` is a PEM file of certificates that are trusted besides the system's.
+    Raises :exc:`OSError` (:exc:`ssl.SSLError` is one) when it cannot be read or contains no certificate.
     """
     context = ssl.create_default_context()
     if ca_file is not None:
@@ -58,7 +65,7 @@ def build_tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 class UpstreamResponse:
-    """The answer to one request, while its connection is ours."""
+    """The response to one request, valid inside its ``async with``."""
 
     def __init__(self, head: ResponseHead, connection: UpstreamConnection, silence_seconds: float) -> None:
         self.head = head
@@ -67,10 +74,10 @@ class UpstreamResponse:
         self.is_complete = False
 
     async def receive_chunk(self) -> bytes | None:
-        """The next bytes of the body as they came, or ``None`` at its proper end.
+        """Return the next bytes of the body, as they came, or ``None`` at its proper end.
 
         Raises :exc:`UpstreamTimeout` after too long a silence, and :exc:`UpstreamProtocolError` when the upstream
-        breaks off. Cancel-safe, but the response cannot be read on after that.
+        breaks off. After cancellation the response can't be read any further.
         """
         with trio.move_on_after(self._silence_seconds) as silence_scope:
             chunk = await self.connection.receive_chunk()
@@ -79,14 +86,17 @@ class UpstreamResponse:
         self.is_complete = chunk is None
         return chunk
 
-    def end_of_raw_body(self, surplus_bytes: int) -> None:
-        """The body was read from the connection's transport, to its proper end and ``surplus_bytes`` more."""
-        self.connection.end_of_raw_body(surplus_bytes)
+    def end_raw_body(self, surplus_bytes: int) -> None:
+        """Note that the body was read from the transport, to its proper end and ``surplus_bytes`` beyond."""
+        self.connection.end_raw_body(surplus_bytes)
         self.is_complete = True
 
 
 class UpstreamPool:
-    """Keeps connections alive, at most ``max_idle`` per origin and each idle for at most ``idle_seconds``."""
+    """Keeps at most ``max_idle`` connections per origin, each idle for at most ``idle_seconds``.
+
+    ``run`` must be running for idle connections to be closed in time.
+    """
 
     def __init__(
         self,
@@ -100,12 +110,12 @@ class UpstreamPool:
         self._deadlines = deadlines
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
-        self._idle: dict[Origin, deque[UpstreamConnection]] = {}
+        self._idle: dict[Origin, deque[UpstreamConnection]] = {}  # the one that was idle for longest is first
         self._statistics = PoolStatistics()
         self._scratch = Scratch()
 
     def statistics(self) -> PoolStatistics:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         counts = self._statistics
         counts.idle = sum(len(connections) for connections in self._idle.values())
         return PoolStatistics(counts.opened, counts.reused, counts.retried, counts.idle, counts.busy)
@@ -114,9 +124,9 @@ class UpstreamPool:
     async def open_response(self, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
         """Send ``request`` and yield the response once its head is there.
 
-        Raises :exc:`UpstreamUnreachable`, :exc:`UpstreamTimeout`, :exc:`UpstreamProtocolError`. A kept connection
-        that turns out stale before its first response byte is replaced once by a fresh one; nothing else is retried.
-        Cancel-safe: the connection is closed at once.
+        Raises :exc:`UpstreamUnreachable`, :exc:`UpstreamTimeout` and :exc:`UpstreamProtocolError`. Retried once, on a
+        new connection, is only a request whose kept connection ended before the first byte of a response. Cancel-safe:
+        the connection is closed at once.
         """
         connection, head = await self._send(request)
         response = UpstreamResponse(head, connection, self._deadlines.silence_seconds)
@@ -134,6 +144,8 @@ class UpstreamPool:
             try:
                 return kept, await self._exchange_heads(kept, request)
             except StaleConnection:
+                # When not a byte of a response came, the usual cause is that the upstream closed the idle connection
+                # while the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection.
                 self._statistics.retried += 1
         fresh = await self._connect(request.origin)
         return fresh, await self._exchange_heads(fresh, request)
@@ -141,6 +153,7 @@ class UpstreamPool:
     async def _exchange_heads(self, connection: UpstreamConnection, request: UpstreamRequest) -> ResponseHead:
         is_open = False
         try:
+            # One timeout for both: an upstream that does not read the request will not answer it, either.
             with trio.move_on_after(self._deadlines.head_seconds) as head_scope:
                 await connection.send_request(request)
                 head = await connection.receive_head()
@@ -149,6 +162,7 @@ class UpstreamPool:
             is_open = True
             return head
         finally:
+            # Also when cancelled: the pool has no record of a connection that is being used.
             if not is_open:
                 connection.close()
 
@@ -160,28 +174,31 @@ class UpstreamPool:
         self._statistics.opened += 1
         return UpstreamConnection(transport, origin, self._scratch.plain)
 
-    async def _open_transport(self, origin: Origin) -> PlainTransport:
+    async def _open_transport(self, origin: Origin) -> Transport:
         try:
             stream = await trio.open_tcp_stream(origin.host, origin.port)
         except OSError as error:
-            raise UpstreamUnreachable(f"cannot connect to {origin.host}:{origin.port}: {_reason(error)}") from None
+            reason = explain_os_error(error)
+            raise UpstreamUnreachable(f"cannot connect to {origin.host}:{origin.port}: {reason}") from None
         sock = take_socket(stream)
         if origin.scheme == "http":
             return PlainTransport(sock)
         transport = TlsTransport(sock, self._tls_context, origin.host, self._scratch)
         is_agreed = False
         try:
-            await transport.do_handshake()
+            await transport.do_handshake()  # under the connect timeout, like everything here
             is_agreed = True
         except OSError as error:
-            raise UpstreamUnreachable(f"TLS with {origin.host}:{origin.port} failed: {_reason(error)}") from None
+            reason = explain_os_error(error)
+            raise UpstreamUnreachable(f"TLS with {origin.host}:{origin.port} failed: {reason}") from None
         finally:
             if not is_agreed:
                 transport.close()
         return transport
 
     def _take_idle(self, origin: Origin) -> UpstreamConnection | None:
-        """The youngest kept connection that still looks alive; those that do not are closed on the way."""
+        """Return the youngest idle connection that is still usable, and close those found that are not."""
+        # The youngest is the least likely to be closed by its upstream; and the others expire when load falls.
         connections = self._idle.get(origin)
         while connections:
             connection = connections.pop()
@@ -191,6 +208,7 @@ class UpstreamPool:
         return None
 
     def _give_back(self, connection: UpstreamConnection, *, is_complete: bool) -> None:
+        # Without waiting for the rest of a body: how much of it is to come is unknown, and it costs tokens.
         kept = self._idle.setdefault(connection.origin, deque())
         if not is_complete or len(kept) >= self._max_idle or not connection.recycle():
             connection.close()
@@ -199,9 +217,10 @@ class UpstreamPool:
         kept.append(connection)
 
     def close_idle(self, older_than_seconds: float = 0) -> None:
-        """Close the kept connections that have been idle for longer than ``older_than_seconds``."""
+        """Close the connections that have been idle for longer than ``older_than_seconds``."""
         latest = time.monotonic() - older_than_seconds
         for connections in self._idle.values():
+            # Connections are appended when they become idle, so the oldest are first.
             while connections and connections[0].idle_since <= latest:
                 connections.popleft().close()
 
@@ -209,22 +228,7 @@ class UpstreamPool:
         """Close connections that have been idle for too long, until cancelled; then close all that are idle."""
         try:
             while True:
-                await trio.sleep(self._idle_seconds / 4)
+                await trio.sleep(self._idle_seconds / 4)  # so they live for at most 1.25 times the limit
                 self.close_idle(self._idle_seconds)
         finally:
             self.close_idle()
-
-
-def _reason(error: BaseException) -> str:
-    """Why it failed, in words; of a group of attempts (one per address) or a wrapped error, the first cause."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"the certificate is not valid: {cause.verify_message}"
-    if isinstance(cause, OSError) and not isinstance(cause, (ssl.SSLError, socket.gaierror)) and cause.errno:
-        return os.strerror(cause.errno)  # Trio's own text names the address once more
-    text = getattr(cause, "strerror", None) or str(cause)
-    return text or type(cause).__name__

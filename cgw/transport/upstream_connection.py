@@ -1,8 +1,13 @@
-"""One connection to an upstream, one exchange at a time.
+"""One connection to an upstream: requests are encoded, and responses read, one after the other.
 
-A plain head (:mod:`cgw.wire.plain_heads`) is read without h11, any other by it. h11 is given the response's head and
-no byte more. So the body can be taken as raw bytes by the flat relay, or be read through h11, or first the one and then
-the other, without a byte being lost in between.
+A head that the fast parser (:mod:`cgw.wire.fast_heads`) reads needs no h11; others do. h11 gets the response's head
+and not a byte of the body before it has to read it. So the body can be taken as raw data by the flat relay, or through
+h11, or first the one and then the other, and no data is lost in between::
+
+    send_request ──> receive_head ──┬──> receive_chunk (h11), until None ────────────────────┬──> recycle, or close
+                                    │            ^                                            │
+                                    │            │ continue_with(unread)                      │
+                                    └──> take_unread, then the transport ──> end_raw_body ────┘
 """
 
 from __future__ import annotations
@@ -13,10 +18,10 @@ import h11
 import trio
 
 from cgw.errors import UpstreamProtocolError
-from cgw.transport.sockets import PlainTransport
+from cgw.transport.sockets import Transport
+from cgw.wire.fast_heads import has_connection_close, parse_fast_response
 from cgw.wire.heads import describe_violation, find_head_end
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
-from cgw.wire.plain_heads import parse_plain_response, says_close
 
 MAX_HEAD_BYTES = 64 * 1024
 """The largest response head that is read."""
@@ -26,17 +31,17 @@ MAX_INFORMATIONAL = 16
 
 
 class StaleConnection(Exception):
-    """A kept connection broke before the first byte of a response: the upstream had closed it meanwhile."""
+    """A kept connection ended before the first byte of a response, as when the upstream has closed it while idle."""
 
 
 class UpstreamConnection:
-    """A connection and what h11 knows of it. ``buffer`` is scratch that may be shared: nothing stays in it."""
+    """A connection and the state of its current exchange. ``buffer`` is scratch, shared by the pool."""
 
-    def __init__(self, transport: PlainTransport, origin: Origin, buffer: bytearray) -> None:
+    def __init__(self, transport: Transport, origin: Origin, buffer: bytearray) -> None:
         self._buffer = buffer
         self._h11: h11.Connection | None = None
-        self._plain_head = b""
-        self._unread = b""
+        self._fast_head = b""  # what h11 has to be given, should it be needed for the body
+        self._unread = b""  # was received, and not used yet
         self._is_request_sent = False
         self._has_received = False
         self._has_ended = False
@@ -48,53 +53,59 @@ class UpstreamConnection:
         self.was_used = False
 
     def is_usable(self) -> bool:
-        """Whether an idle connection still is: no end has come, nor bytes that nobody asked for."""
+        """Return whether an idle connection can be used: no end was received, nor data that was not asked for."""
         return self.transport.is_quiet(self._buffer)
 
     def close(self) -> None:
-        """Close the socket at once. A TLS upstream gets no close_notify: there is nobody left to lie to."""
+        """Close the socket at once. TLS's close_notify is left out: it could wait, and upstreams don't need it."""
         self.transport.close()
 
     async def send_request(self, request: UpstreamRequest) -> None:
-        """Send ``request``. An upstream that closes early may have answered already: that is for reading to say."""
+        """Send ``request``. That it could not be sent is not an error here: ``receive_head`` reports it."""
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
         lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (request.method, request.target, request.origin.authority)]
         lines += [b"%b: %b" % field for field in request.headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(request.body))
         head = b"\r\n".join(lines)
+        # One count of the result instead of a check of each field: request splitting (RFC 9110 §5.5).
         if head.count(b"\n") != len(lines) + 2:
-            raise ValueError("a header field of the upstream request holds a line end")
+            raise ValueError("a header field of the upstream request contains a line feed")
         try:
             await self.transport.send_all(head + request.body)
         except (OSError, trio.ClosedResourceError):
+            # The upstream may have responded before it closed, as with 413: read that.
             return
         self._is_request_sent = True
 
     async def receive_head(self) -> ResponseHead:
-        """The final response's head; 1xx ones are skipped.
+        """Return the final response's head; 1xx responses are skipped.
 
-        Raises :exc:`StaleConnection` when a kept connection ends without a byte, :exc:`UpstreamProtocolError` else.
+        Raises :exc:`StaleConnection` when a kept connection ends before any data, and :exc:`UpstreamProtocolError` when
+        a new one does, or when the data is not a response.
         """
         for _ in range(MAX_INFORMATIONAL + 1):
             data = await self._take_head()
-            head = parse_plain_response(data)
+            head = parse_fast_response(data)
+            # After a 1xx response h11 has to see the final one, too.
             if head is not None and self._h11 is None:
-                self._plain_head = data
-                self._may_be_kept = not says_close(head)
+                self._fast_head = data
+                self._may_be_kept = not has_connection_close(head)
                 return head
             self._feed_h11(data)
             event = self._parse()
             if isinstance(event, h11.Response):
                 head = ResponseHead(event.status_code, tuple(event.headers), event.http_version, event.reason)
-                self._may_be_kept = head.http_version != b"1.0" and not says_close(head)
+                # HTTP/1.0 connections persist only if asked to, and we don't ask (RFC 9112 §9.3).
+                self._may_be_kept = head.http_version != b"1.0" and not has_connection_close(head)
                 return head
+            # 101 would switch to a protocol that was not asked for.
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
                 raise UpstreamProtocolError("the upstream sent no response")
         raise UpstreamProtocolError("the upstream sent too many 1xx responses")
 
     async def _take_head(self) -> bytes:
-        """The next head, or whatever there is when that will never be one."""
+        """Return the next head with its blank line, or all there is if the upstream ends before it."""
         while (end := find_head_end(self._unread)) < 0:
             if len(self._unread) > MAX_HEAD_BYTES:
                 raise UpstreamProtocolError(f"the upstream's response head is larger than {MAX_HEAD_BYTES} bytes")
@@ -108,10 +119,11 @@ class UpstreamConnection:
         return head
 
     def _feed_h11(self, head: bytes) -> None:
-        """Bring h11, which has not been needed so far, to where ``head`` has been read."""
+        """Give ``head`` to h11, which is created when it is first needed."""
         if self._h11 is None:
             self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-            # What was asked for makes no difference to how the answer is framed, unless it was HEAD or CONNECT.
+            # A stand-in for the request that was sent: unless it is HEAD or CONNECT, it does not change how the
+            # response is framed (RFC 9112 §6.3).
             fields = [(b"host", self.origin.authority), (b"content-length", b"0")]
             self._h11.send(h11.Request(method=b"POST", target=b"/", headers=fields))
             self._h11.send(h11.EndOfMessage())
@@ -121,9 +133,12 @@ class UpstreamConnection:
             self._h11.receive_data(b"")
 
     async def receive_chunk(self) -> bytes | None:
-        """The next bytes of the body as they came, or ``None`` at its proper end."""
+        """Return the next bytes of the body, as they came, or ``None`` at its proper end.
+
+        Raises :exc:`UpstreamProtocolError` when the upstream breaks off or violates HTTP/1.1.
+        """
         if self._h11 is None:
-            self._feed_h11(self._plain_head)
+            self._feed_h11(self._fast_head)
             self._parse()
         while (event := self._parse()) is h11.NEED_DATA:
             data, self._unread = self._unread or await self._receive(), b""
@@ -143,6 +158,7 @@ class UpstreamConnection:
         try:
             return cast("h11.Event", self._get_h11().next_event())
         except h11.RemoteProtocolError as error:
+            # As h11 sees it, a connection that ends before a response violates the protocol.
             if not self._has_received and self.was_used:
                 raise StaleConnection from None
             raise UpstreamProtocolError(f"the upstream broke HTTP/1.1: {describe_violation(error)}") from None
@@ -158,25 +174,31 @@ class UpstreamConnection:
         return bytes(memoryview(self._buffer)[:size])
 
     def take_unread(self) -> bytes:
-        """The beginning of the body that came with the head, for who reads the rest from the transport itself."""
+        """Return the start of the body that came with the head. The rest is to be read from ``transport``."""
         unread, self._unread = self._unread, b""
         return unread
 
-    def go_on_after(self, unread: bytes) -> None:
-        """Read on with h11 from a boundary between chunks, where ``unread`` is what comes next."""
+    def continue_with(self, unread: bytes) -> None:
+        """Have ``receive_chunk`` continue at a boundary between chunks, with ``unread`` as its next data."""
         self._unread = unread
 
-    def end_of_raw_body(self, surplus_bytes: int) -> None:
-        """The body was read from the transport itself, up to its end and ``surplus_bytes`` more."""
+    def end_raw_body(self, surplus_bytes: int) -> None:
+        """Note that the body was read from ``transport``, up to its end and ``surplus_bytes`` beyond."""
         self._has_ended = True
+        # Data that was not asked for would be taken for the response to the next request.
         self._may_be_kept = self._may_be_kept and not surplus_bytes
 
     def recycle(self) -> bool:
-        """Make ready for another request; whether that is possible after what came and went."""
+        """Prepare for another request; return ``False`` when the connection has to be closed instead.
+
+        Kept is a connection whose request was sent whole and whose response was read to its end, with no data behind
+        it, and which the upstream keeps open (RFC 9112 §9.3).
+        """
         if not self._is_request_sent or self._unread:
             return False
         if self._h11 is not None and not self._has_ended:
-            # Only our own stand-in for the request was sent through h11, so its own state says nothing.
+            # Only h11's view of the upstream counts: what we sent through it was a stand-in. It has seen the head, and
+            # so "close" and HTTP/1.0: then its state is MUST_CLOSE, not DONE.
             if self._h11.their_state is not h11.DONE or self._h11.trailing_data != (b"", False):
                 return False
         elif not (self._has_ended and self._may_be_kept):

@@ -1,1 +1,1 @@
-"""Sans-I/O parts of HTTP: heads, framing, server-sent events. Nothing here knows of sockets or of Trio."""
+"""Sans-I/O parts of HTTP: heads, framing, server-sent events. Nothing here does I/O or imports Trio."""

@@ -1,7 +1,7 @@
-"""Following chunked framing (RFC 9112 §7.1) in raw bytes, strictly and across any split.
+"""A strict checker of chunked request bodies (RFC 9112 §7.1), independent of where the data is cut.
 
-Used where the bytes themselves are needed and h11's events are not: to refuse an oversized or malformed chunk as soon
-as its size is announced. ``feed`` never copies chunk data.
+It runs in front of h11, which is more lenient with size lines, and which tells of a chunk only once its data is there:
+here a malformed or oversized chunk is refused as soon as its size line is read.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ import re
 from cgw.errors import CgwError
 
 MAX_SIZE_LINE_BYTES = 256
-"""The longest chunk-size line, extensions and CR LF included."""
+"""The longest chunk-size line, extensions and CR LF included. Bounds what is buffered of an unfinished line."""
 
 MAX_TRAILER_BYTES = 8192
 """The longest trailer section."""
 
+# At most 16 digits fit in 64 bits. Extensions are skipped, but may not contain control characters: a bare CR or LF that
+# another parser takes for a line end would move the end of the body (request smuggling).
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n\Z")
 
 
 class ChunkedFramingError(CgwError):
-    """The bytes are no valid chunked body."""
+    """The data is not a valid chunked body."""
 
 
 class ChunkScanner:
-    """Follows one chunked body. ``body_bytes`` counts the data of all chunks announced so far.
+    """Checks one chunked body.
 
-    After the end of the body ``is_complete`` is true and ``feed`` must not be called again.
+    ``body_bytes`` is the sum of all chunk sizes read so far: it grows before the data arrives, so that a limit can be
+    applied early. ``is_complete`` becomes true at the end of the body; ``feed`` must not be called after that.
     """
 
     __slots__ = (
@@ -41,7 +44,7 @@ class ChunkScanner:
 
     def __init__(self) -> None:
         self._line = bytearray()
-        self._remaining = 0
+        self._remaining = 0  # of the current chunk's data, without its CR LF
         self._expects_line_end = False
         self._in_trailer = False
         self._trailer_bytes = 0
@@ -49,9 +52,9 @@ class ChunkScanner:
         self.is_complete = False
 
     def feed(self, data: bytes | bytearray) -> int:
-        """Follow ``data``; return how many of its bytes belong to this body (fewer than given only at its end).
+        """Check ``data``; return how many of its bytes belong to the body (fewer than given only at its end).
 
-        Raises :exc:`ChunkedFramingError` at the first byte that cannot be part of a chunked body.
+        Chunk data is not copied. Raises :exc:`ChunkedFramingError` at the first line that is not valid.
         """
         position, size = 0, len(data)
         while position < size and not self.is_complete:
@@ -71,6 +74,7 @@ class ChunkScanner:
         limit = MAX_TRAILER_BYTES if self._in_trailer else MAX_SIZE_LINE_BYTES
         if len(self._line) > limit:
             raise ChunkedFramingError("a chunk-size line is too long")
+        # Checked before the LF is there: after chunk data only CR LF may follow, so nothing else is buffered.
         if self._expects_line_end and not b"\r\n".startswith(self._line):
             raise ChunkedFramingError("chunk data is not followed by CR LF")
         if end >= 0:

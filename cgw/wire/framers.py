@@ -1,8 +1,11 @@
-"""Following a body's framing in bytes that are passed on as they are: the flat relay's view of HTTP/1.1.
+"""Framers: find the end of a response's body in raw HTTP/1.1 bytes that are forwarded unchanged.
 
-A framer says of every piece how much of it may be passed on at once, collects the payload for usage, and notices the
-end before the bytes that would tell the client of it have left. It is strict (RFC 9112 §7.1): what it does not know,
-chunk extensions and trailers included, it stops at, on a boundary where a full parser can go on.
+Used on the fast path only (:mod:`cgw.transport.flat_relay`). For each piece of data a framer says how many bytes may be
+forwarded now and whether the body has ended, and gives the payload to a collector, from which usage is read later. It
+stops before the bytes that would tell the client that the body is complete, so that the exchange can be recorded first.
+
+Framers accept a strict subset of RFC 9112 §7.1. At anything else that could be valid (chunk extensions, trailers) they
+stop at a boundary between chunks, where h11 can continue.
 """
 
 from __future__ import annotations
@@ -13,54 +16,63 @@ from typing import Protocol
 from cgw.wire.windows import BodyWindowCollector
 
 MAX_SIZES = 4096
-"""How many different chunk-size lines are remembered: providers' chunks come in few sizes."""
+"""The most chunk-size lines that are cached. Providers use few sizes; the bound is for upstreams that do not."""
 
 MAX_SIZE_DIGITS = 16
-"""Hexadecimal digits of a chunk size: more would not fit in 64 bits."""
+"""The most hexadecimal digits of a chunk size: what fits in 64 bits."""
 
 _CR, _LF = 0x0D, 0x0A
 _DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
-class Standing(enum.Enum):
-    """Where a framer stands after a piece."""
+class FramerState(enum.Enum):
+    """The state of a body after a piece of its data. All but ``OPEN`` are final."""
 
     OPEN = "open"
-    """More of the body is to come."""
+    """More of the body follows."""
     COMPLETE = "complete"
-    """The body has ended properly; ``held`` is what has not been passed on."""
+    """The body has ended properly; ``held`` are its bytes that were not forwarded."""
     UNUSUAL = "unusual"
-    """``held`` begins with something for a full parser, at a boundary between chunks."""
+    """``held`` begins at a boundary between chunks, with something that only a full parser can read."""
     MALFORMED = "malformed"
-    """The bytes are no valid framing."""
+    """The data is not valid framing."""
 
 
 class Framer(Protocol):
-    """What the relay needs of a framing."""
+    """One body's framing.
+
+    ``feed`` is called with each piece of data that comes from the upstream, until it returns another state than
+    ``OPEN``.
+    """
 
     held: bytes
-    """Bytes seen but not passed on: the beginning of what comes next, or what must wait for the end."""
+    """Data that was fed but may not be forwarded yet. While the body is open: the start of a chunk-size line, or of the
+    end of the body; the caller puts it in front of the next piece. In a final state: see :class:`FramerState`."""
     held_body: bytes
-    """What of ``held`` is the body's own: the last piece of a counted one."""
+    """The part of ``held`` that is payload: the last piece of a body with a content length. It was collected, but the
+    client has not got it."""
     surplus_bytes: int
-    """Bytes after the end of the body, which nobody asked for."""
+    """How many bytes were fed beyond the end of the body. The upstream was not asked for them, so its connection cannot
+    be used again."""
 
     @property
     def has_begun(self) -> bool:
-        """Whether there was anything of the payload yet."""
+        """Whether any payload was seen."""
         ...
 
-    def follow(self, data: bytes, size: int) -> tuple[int, Standing]:
-        """Take ``data``, all of its ``size`` bytes, which begin with ``held``; how many may be passed on, and where it
-        leaves the body. What may not be passed on is ``held`` from now on."""
+    def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
+        """Take ``data`` (``held`` first), and return how many of its bytes may be forwarded, and the body's state.
+
+        ``size`` is ``len(data)``, which the caller has at hand. The rest of ``data`` is in ``held`` afterwards.
+        """
         ...
 
 
 class ChunkedFramer:
-    """Follows a chunked body that goes to the client in its own chunks.
+    """The framer of a chunked body, which goes to the client in the upstream's own chunks.
 
-    ``sizes`` remembers valid chunk-size lines and how many bytes follow each, the chunk's CR LF included. It may be
-    shared by all framers of a process.
+    ``sizes`` is a cache that all framers of a process may share: from a valid chunk-size line to the number of bytes
+    that follow it, the chunk's own CR LF included.
     """
 
     __slots__ = ("_collector", "_need", "_sizes", "held", "held_body", "surplus_bytes")
@@ -68,7 +80,7 @@ class ChunkedFramer:
     def __init__(self, collector: BodyWindowCollector, sizes: dict[bytes, int]) -> None:
         self._collector = collector
         self._sizes = sizes
-        self._need = 0  # bytes of the present chunk still to come, its CR LF included
+        self._need = 0  # bytes of the current chunk that are still to come, its CR LF included
         self.held = self.held_body = b""
         self.surplus_bytes = 0
 
@@ -77,50 +89,55 @@ class ChunkedFramer:
         """See :class:`Framer`."""
         return self._collector.total_bytes > 0
 
-    def follow(self, data: bytes, size: int) -> tuple[int, Standing]:
-        """See :meth:`Framer.follow`. What is held is at most a chunk-size line, or the last chunk."""
+    def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
+        """See :meth:`Framer.feed`. ``held`` is at most one chunk-size line, or the end of the body."""
         position = 0
         self.held = b""
         if not self._need:
-            # Nearly always a piece is one or more whole chunks of sizes that were seen before.
-            sizes, feed = self._sizes, self._collector.feed
+            # Nearly always a piece is one or more whole chunks of sizes that were seen before. Looking the size line up
+            # in the cache replaces checking and converting its digits; the last chunk ("0") is never in the cache.
+            sizes, collect = self._sizes, self._collector.feed
             while line_end := data.find(b"\n", position) + 1:
+                # An unknown size line counts as longer than the data, which leaves it to _feed_pieces.
                 end = line_end + sizes.get(data[position:line_end], size)
                 if end > size or data[end - 2 : end] != b"\r\n":
                     break
-                feed(data[line_end : end - 2])
+                collect(data[line_end : end - 2])
                 if end == size:
-                    return size, Standing.OPEN
+                    return size, FramerState.OPEN
                 position = end
-        return self._follow_closely(data, position, size)
+        return self._feed_pieces(data, position, size)
 
-    def _follow_closely(self, data: bytes, position: int, size: int) -> tuple[int, Standing]:
+    def _feed_pieces(self, data: bytes, position: int, size: int) -> tuple[int, FramerState]:
+        """Take ``data`` from ``position`` on, where chunks may be cut anywhere and sizes may be new."""
         while position < size:
             if self._need:
-                position, is_valid = self._follow_chunk(data, position, size)
+                position, is_valid = self._feed_chunk(data, position, size)
                 if not is_valid:
-                    return position, Standing.MALFORMED
+                    return position, FramerState.MALFORMED
                 continue
             line_end = data.find(b"\n", position) + 1
             if not line_end:
+                # A size line that cannot become valid is handed over now: h11 refuses it without waiting for more.
                 self.held = data[position:]
-                return position, Standing.OPEN if self._may_be_size(self.held) else Standing.UNUSUAL
+                return position, FramerState.OPEN if self._may_be_size(self.held) else FramerState.UNUSUAL
             chunk_bytes = self._parse_size(data[position:line_end])
             if chunk_bytes < 0:
                 self.held = data[position:]
-                return position, Standing.UNUSUAL
+                return position, FramerState.UNUSUAL
             if chunk_bytes == 0:
                 return position, self._end(data[position:])
             self._need = chunk_bytes + 2
             position = line_end
-        return size, Standing.OPEN
+        return size, FramerState.OPEN
 
-    def _follow_chunk(self, data: bytes, position: int, size: int) -> tuple[int, bool]:
+    def _feed_chunk(self, data: bytes, position: int, size: int) -> tuple[int, bool]:
+        """Take what there is of the current chunk; return the position behind it, and whether its line end is valid."""
         need = self._need
         end = position + need
         if end <= size:
             self._need = 0
-            if need > 2:
+            if need > 2:  # with 1 or 2, only (the rest of) the CR LF was missing
                 self._collector.feed(data[position : end - 2])
             is_valid = data[end - 1] == _LF and (need == 1 or data[end - 2] == _CR)
             return end, is_valid
@@ -128,6 +145,7 @@ class ChunkedFramer:
         payload_end = min(size, end - 2)
         if payload_end > position:
             self._collector.feed(data[position:payload_end])
+        # One missing byte means that the data ends between CR and LF: the CR is checked now, as it is forwarded now.
         return size, self._need != 1 or data[size - 1] == _CR
 
     def _may_be_size(self, part: bytes) -> bool:
@@ -135,8 +153,9 @@ class ChunkedFramer:
         return len(digits) <= MAX_SIZE_DIGITS and _DIGITS.issuperset(digits)
 
     def _parse_size(self, line: bytes) -> int:
-        """The size of a plain chunk-size line, or −1 for what is not one (an extension, or nonsense)."""
+        """Return the size in a chunk-size line, or −1 unless it is only digits (an extension, or not valid)."""
         digits = line[:-2]
+        # int() alone would accept signs, underscores and spaces, as in "+3" and "1_0": request smuggling by chunk size.
         if not line.endswith(b"\r\n") or not digits or len(digits) > MAX_SIZE_DIGITS or not _DIGITS.issuperset(digits):
             return -1
         chunk_bytes = int(digits, 16)
@@ -144,19 +163,20 @@ class ChunkedFramer:
             self._sizes[line] = chunk_bytes + 2
         return chunk_bytes
 
-    def _end(self, rest: bytes) -> Standing:
-        """``rest`` begins with the last chunk's size line; only when no trailer follows is it the plain end."""
+    def _end(self, rest: bytes) -> FramerState:
+        """Return the state at ``rest``, which begins with the size line of the last chunk."""
         line_end = rest.index(b"\n") + 1
         self.held = rest
         after = rest[line_end : line_end + 2]
         if after == b"\r\n":
             self.surplus_bytes = len(rest) - line_end - 2
-            return Standing.COMPLETE
-        return Standing.OPEN if b"\r\n".startswith(after) else Standing.UNUSUAL
+            return FramerState.COMPLETE
+        # Anything but the empty line is a trailer field, which h11 has to read (RFC 9112 §7.1.2).
+        return FramerState.OPEN if b"\r\n".startswith(after) else FramerState.UNUSUAL
 
 
 class LengthFramer:
-    """Follows a body of ``content_length`` bytes. The piece that completes it is held as a whole."""
+    """The framer of a body with a content length (more than 0). The piece that completes it is held as a whole."""
 
     __slots__ = ("_collector", "_need", "held", "held_body", "surplus_bytes")
 
@@ -171,14 +191,15 @@ class LengthFramer:
         """See :class:`Framer`."""
         return self._collector.total_bytes > 0
 
-    def follow(self, data: bytes, size: int) -> tuple[int, Standing]:
-        """See :meth:`Framer.follow`."""
+    def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
+        """See :meth:`Framer.feed`."""
         if size < self._need:
             self._need -= size
             self._collector.feed(data)
-            return size, Standing.OPEN
+            return size, FramerState.OPEN
+        # No marker follows the body, so its last bytes are what tells the client that it is complete.
         self.held = self.held_body = data[: self._need]
         self._collector.feed(self.held)
         self.surplus_bytes = size - self._need
         self._need = 0
-        return 0, Standing.COMPLETE
+        return 0, FramerState.COMPLETE

@@ -1,8 +1,8 @@
-"""Reading and checking request heads, and choosing which header fields travel on.
+"""Checks of request heads beyond those of h11, and the choice of header fields that are forwarded.
 
-h11 parses heads; what stands here is what h11 leaves open on purpose and a gateway must not: every way in which two
-parsers could disagree about where a request ends is refused (request smuggling, RFC 9112 §11.2), and limits are
-checked before anything is parsed.
+h11 is lenient on purpose where a gateway must not be: heads that two parsers could read differently are refused, so
+that nobody can disagree about where a request ends (request smuggling, RFC 9112 §11.2). Limits are checked before
+anything is parsed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from cgw.errors import Headers, Refusal
 from cgw.wire.messages import RequestHead
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4)."""
+"""The first bytes of an HTTP/2 connection with prior knowledge (RFC 9113 §3.4)."""
 
 MAX_TARGET_BYTES = 8192
-"""The longest request target that is read; RFC 9112 §3 recommends at least 8000."""
+"""The longest request target that is accepted; RFC 9112 §3 recommends at least 8000."""
 
 MAX_HEADER_FIELDS = 100
 """The most header fields that a request may have."""
@@ -38,10 +38,10 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     ]
 )
-"""Fields that speak of one connection only (RFC 9110 §7.6.1, and the older ones that Go drops as well)."""
+"""Fields that concern one connection only: RFC 9110 §7.6.1, and the older ones that Go's ``ReverseProxy`` drops."""
 
 NOT_PASSED_ON = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
-"""Fields of an upstream's response that a client must not see: cookies and services of somebody else's host."""
+"""Fields of an upstream's response that are not forwarded: cookies and alternative services belong to its own host."""
 
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
@@ -50,9 +50,9 @@ _FOLDED_LINE = re.compile(rb"\r\n[ \t]")
 
 
 def find_head_end(data: bytes | bytearray) -> int:
-    """The index just past the blank line that ends a head, or −1 while it is incomplete.
+    """Return the index just past the blank line that ends a head, or −1 while the head is incomplete.
 
-    A bare LF ends a line here too, so that a malformed head is found, and refused, without waiting for more of it.
+    A bare LF counts as a line end here, so that a malformed head is refused without waiting for more of it.
     """
     end = data.find(b"\n\r\n")
     bare = data.find(b"\n\n")
@@ -61,7 +61,7 @@ def find_head_end(data: bytes | bytearray) -> int:
 
 
 def parse_request_head(data: bytes, connection: h11.Connection) -> RequestHead:
-    """Check one whole head (through its blank line), feed it to ``connection``, and return it.
+    """Check one whole head (through its blank line), feed it to the h11 ``connection``, and return it.
 
     Raises :exc:`~cgw.errors.Refusal` 400, 414 or 431, each with ``must_close``.
     """
@@ -79,15 +79,17 @@ def parse_request_head(data: bytes, connection: h11.Connection) -> RequestHead:
 
 
 def describe_violation(error: h11.ProtocolError) -> str:
-    """What h11 found wrong, without the bytes that it repeats: they are long at times, and may hold a token."""
+    """Return h11's message without the data that it quotes, which may be long, and may contain a token."""
     return str(error).partition(": bytearray(")[0]
 
 
 def _check_octets(data: bytes) -> None:
+    # h11 accepts a bare LF as a line end; other parsers take it for a part of the value (RFC 9112 §2.2).
     if _LONE_LINE_END.search(data):
         raise _malformed("lines of the head must end in CR LF")
     if b"\x00" in data:
-        raise _malformed("the head holds a NUL byte")
+        raise _malformed("the head contains a NUL byte")
+    # obs-fold: RFC 9112 §5.2 lets a server refuse it; h11 would join the lines.
     if _FOLDED_LINE.search(data):
         raise _malformed("folded header lines (obs-fold) are not accepted")
     request_line = data[: data.index(b"\r\n")]
@@ -96,6 +98,7 @@ def _check_octets(data: bytes) -> None:
         raise _malformed("the request line must read METHOD TARGET HTTP/1.1")
     if len(parts[1]) > MAX_TARGET_BYTES:
         raise Refusal(414, f"the request target is longer than {MAX_TARGET_BYTES} bytes", must_close=True)
+    # Besides the fields, the request line and the blank line end in CR LF.
     if data.count(b"\r\n") - 2 > MAX_HEADER_FIELDS:
         raise Refusal(431, f"the request has more than {MAX_HEADER_FIELDS} header fields", must_close=True)
 
@@ -106,6 +109,7 @@ def _check_framing(head: RequestHead) -> None:
         return
     if [coding.lower() for coding in codings] != [b"chunked"]:
         raise _malformed("the only transfer coding that is accepted is chunked")
+    # RFC 9112 §6.1 and §6.3, rule 3, allow to refuse both of these; proxies have been tricked with either.
     if head.header(b"content-length") is not None:
         raise _malformed("a request must not have both content-length and transfer-encoding")
     if head.http_version == b"1.0":
@@ -117,9 +121,10 @@ def _malformed(reason: str) -> Refusal:
 
 
 def select_response_headers(headers: Headers, replaced: Iterable[bytes] = ()) -> list[tuple[bytes, bytes]]:
-    """The fields of an upstream's response that travel on to the client, in order.
+    """Return the fields of an upstream's response that are forwarded to the client, in their order.
 
-    Left out: hop-by-hop fields, those that ``Connection`` names, cookies, ``alt-svc``, and all in ``replaced``.
+    Left out are hop-by-hop fields, those that ``Connection`` names, cookies, ``alt-svc``, and those in ``replaced``
+    (lower case).
     """
     dropped = NOT_PASSED_ON.union(replaced)
     named = [value for name, value in headers if name == b"connection"]
@@ -130,5 +135,5 @@ def select_response_headers(headers: Headers, replaced: Iterable[bytes] = ()) ->
 
 
 def status_phrase(status: int) -> bytes:
-    """The reason phrase of a status; empty for one that has none, as 529 (RFC 9112 §4 allows that)."""
+    """Return the reason phrase of a status; empty for one that has none, such as 529 (RFC 9112 §4 allows that)."""
     return _PHRASES.get(status, b"")

@@ -1,4 +1,4 @@
-"""Heads of requests and responses, as plain records that both sides of the gateway share."""
+"""Heads of requests and responses: records that the clients' and the upstreams' side share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @frozen
 class Origin:
-    """Where an upstream lives: scheme (``http`` or ``https``), host name or address, port."""
+    """The origin of an upstream: scheme (``http`` or ``https``), host name or address, port."""
 
     scheme: str
     host: str
@@ -21,7 +21,7 @@ class Origin:
 
     @property
     def authority(self) -> bytes:
-        """The value of the ``Host`` header (RFC 9110 §7.2): the port is left out when it is the scheme's own."""
+        """The value of the ``Host`` field (RFC 9110 §7.2), without the port where it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         if DEFAULT_PORTS[self.scheme] == self.port:
             return host.encode("ascii")
@@ -31,7 +31,7 @@ class Origin:
 def parse_base_url(url: str) -> tuple[Origin, str]:
     """Split an API's base URL into its origin and its path without a trailing slash (``""`` for none).
 
-    Raises :exc:`ValueError`, with a sentence for people, unless it is an http(s) URL with a host and without
+    Raises :exc:`ValueError`, with a message for the operator, unless it is an http(s) URL with a host and without
     user, query or fragment.
     """
     parts = urlsplit(url)
@@ -39,13 +39,14 @@ def parse_base_url(url: str) -> tuple[Origin, str]:
         raise ValueError(f"must be an http:// or https:// URL with a host, not {url!r}")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("must have no user, query or fragment")
+    # An IPv6 address has colons, and is not a name for IDNA to encode.
     host = parts.hostname.encode("idna").decode("ascii") if ":" not in parts.hostname else parts.hostname
     port = parts.port if parts.port is not None else DEFAULT_PORTS[parts.scheme]
     return Origin(parts.scheme, host, port), parts.path.rstrip("/")
 
 
 def find_header(headers: Headers, name: bytes) -> bytes | None:
-    """The value of the first field called ``name`` (lower case), or ``None``."""
+    """Return the value of the first field called ``name`` (lower case), or ``None``."""
     for key, value in headers:
         if key == name:
             return value
@@ -54,7 +55,7 @@ def find_header(headers: Headers, name: bytes) -> bytes | None:
 
 @frozen
 class RequestHead:
-    """The head of a client's request. Header names are in lower case; ``http_version`` is ``b"1.1"`` or the like."""
+    """The head of a client's request. Header names are in lower case; ``http_version`` is like ``b"1.1"``."""
 
     method: bytes
     target: bytes
@@ -63,14 +64,14 @@ class RequestHead:
 
     @property
     def path(self) -> bytes:
-        """The target's path, without query; an absolute-form target (RFC 9112 §3.2.2) loses its authority."""
+        """The target's path, without its query and, of an absolute-form target (RFC 9112 §3.2.2), its authority."""
         path = self.target.partition(b"?")[0]
         if not path.startswith(b"/") and b"://" in path:
             path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
         return path
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of the first field called ``name`` (lower case), or ``None``."""
+        """Return the value of the first field called ``name`` (lower case), or ``None``."""
         return find_header(self.headers, name)
 
 
@@ -84,13 +85,13 @@ class ResponseHead:
     reason: bytes = b""
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of the first field called ``name`` (lower case), or ``None``."""
+        """Return the value of the first field called ``name`` (lower case), or ``None``."""
         return find_header(self.headers, name)
 
 
 @frozen
 class UpstreamRequest:
-    """A whole request to an upstream: ``headers`` without ``host`` and ``content-length``, which the sender adds."""
+    """A whole request to an upstream. ``headers`` lack ``host`` and ``content-length``, which are added on sending."""
 
     origin: Origin
     target: bytes

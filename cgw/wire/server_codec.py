@@ -1,6 +1,6 @@
-"""A server's side of one HTTP/1.1 exchange, as bytes: a request's body in, a response out. Sans-I/O.
+"""The server's side of one HTTP/1.1 exchange as bytes: decodes a request's body, encodes the response. Sans-I/O.
 
-Two implementations: :class:`PlainCodec` for requests whose head is plain (:mod:`cgw.wire.plain_heads`), and
+Two implementations: :class:`FastCodec` for requests whose head the fast parser reads (:mod:`cgw.wire.fast_heads`), and
 :class:`H11Codec` for all others: HTTP/1.0, chunked requests, ``Expect: 100-continue``.
 """
 
@@ -12,99 +12,108 @@ import h11
 
 from cgw.errors import CgwError, Headers, Refusal
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
+from cgw.wire.fast_heads import has_connection_close, parse_fast_request
 from cgw.wire.heads import describe_violation, parse_request_head, status_phrase
 from cgw.wire.messages import RequestHead
-from cgw.wire.plain_heads import parse_plain_request, says_close
 
 
 class BodyMismatch(CgwError):
-    """A response's body is not as long as its head says: it must not look complete."""
+    """A response's body is longer or shorter than its content length says: the client must not take it for whole."""
 
 
 class ServerCodec(Protocol):
-    """One exchange. Requests: ``feed`` until ``is_request_complete``, then ``take_body``. Responses: ``begin``,
-    ``encode`` and ``end`` return the bytes to send."""
+    """One exchange of a connection.
+
+    Of a request: ``feed`` until ``is_request_complete``, then ``take_body``. Of a response: ``begin``, ``encode`` for
+    each piece of the body (or ``begin_raw_body``, once), and ``end``; each returns the bytes to send.
+    """
 
     @property
     def is_request_complete(self) -> bool:
-        """Whether the whole body is there."""
+        """Whether the whole body was fed."""
         ...
 
     @property
     def body_bytes(self) -> int:
-        """The body's size as far as it is known: announced, or received."""
+        """The size of the request's body as far as it is known: its content length, or its chunks so far."""
         ...
 
     @property
     def wants_continue(self) -> bool:
-        """Whether the client waits for a 100 before it sends the body."""
+        """Whether the client waits for a 100 response before it sends the body (RFC 9110 §10.1.1)."""
         ...
 
     @property
     def unread(self) -> bytes:
-        """What came after the request."""
+        """Bytes that were fed beyond the request."""
         ...
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the connection can carry another exchange after the response's end."""
+        """Whether request and response are complete and the connection may carry another exchange (RFC 9112 §9.3)."""
         ...
 
     @property
     def is_close_delimited(self) -> bool:
-        """Whether the response's end is the connection's."""
+        """Whether only closing the connection ends the response's body (RFC 9112 §6.3, rule 8)."""
         ...
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes. Raises :exc:`~cgw.errors.Refusal` 400."""
+        """Take the next bytes of the request. Raises :exc:`~cgw.errors.Refusal` 400."""
         ...
 
     def take_body(self) -> bytes:
-        """The whole body; once."""
+        """Return the request's whole body. To be called once."""
         ...
 
     def encode_continue(self) -> bytes:
-        """A 100 response."""
+        """Encode a 100 response."""
         ...
 
     def begin(self, status: int, headers: Headers, *, is_last: bool) -> bytes:
-        """A response's head. Without a ``content-length`` among ``headers`` the body is framed here."""
+        """Encode a response's head. The codec chooses the framing unless ``headers`` have a ``content-length``.
+
+        With ``is_last`` the response says ``Connection: close``.
+        """
         ...
 
     def encode(self, data: bytes) -> bytes:
-        """The next bytes of the body, framed."""
+        """Encode the next bytes of the body. Raises :exc:`BodyMismatch` when it gets longer than announced."""
         ...
 
-    def pass_raw(self, content_length: int | None) -> bool:
-        """The body will be sent without ``encode``, as its own chunks or with its length; whether that can be."""
+    def begin_raw_body(self, content_length: int | None) -> bool:
+        """Prepare for a body that is sent without ``encode``; return ``False`` where that is not possible.
+
+        The caller sends ``content_length`` bytes, or a valid chunked body up to its last chunk, which is from ``end``.
+        """
         ...
 
     def end(self) -> bytes:
-        """What ends the body. Raises :exc:`BodyMismatch`."""
+        """Encode the end of the body. Raises :exc:`BodyMismatch` when it is shorter than announced."""
         ...
 
 
 def parse_request(data: bytes) -> tuple[RequestHead, ServerCodec]:
     """Parse one whole head, through its blank line. Raises :exc:`~cgw.errors.Refusal` 400, 414 or 431."""
-    head = parse_plain_request(data)
+    head = parse_fast_request(data)
     if head is not None:
-        return head, PlainCodec(head)
+        return head, FastCodec(head)
     connection = h11.Connection(h11.SERVER)
     head = parse_request_head(data, connection)
     return head, H11Codec(head, connection)
 
 
-class PlainCodec:
-    """For a plain HTTP/1.1 request, counted or without body."""
+class FastCodec:
+    """The codec for a request that the fast parser read: HTTP/1.1, with a content length or without a body."""
 
     wants_continue = False
     is_close_delimited = False
 
     def __init__(self, head: RequestHead) -> None:
         self._parts: list[bytes] = []
-        self._need = int(head.header(b"content-length") or 0)
-        self._keeps_alive = not says_close(head)
-        self._length: int | None = None
+        self._need = int(head.header(b"content-length") or 0)  # bytes of the request's body still to come
+        self._keeps_alive = not has_connection_close(head)
+        self._length: int | None = None  # bytes of the response's body still to come; None for a chunked one
         self._is_ended = False
         self.body_bytes = self._need
         self.unread = b""
@@ -117,6 +126,8 @@ class PlainCodec:
     @property
     def is_reusable(self) -> bool:
         """See :class:`ServerCodec`."""
+        # HTTP/1.1 connections persist unless either side says "close" (RFC 9112 §9.3). A body that was not read to its
+        # end would be taken for the next request.
         return self._is_ended and self._keeps_alive and self._need == 0
 
     def feed(self, data: bytes) -> None:
@@ -134,41 +145,45 @@ class PlainCodec:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def encode_continue(self) -> bytes:
-        """Never called: the request has no ``Expect``."""
+        """Return nothing: the fast parser leaves requests with ``Expect`` to h11."""
         return b""
 
     def begin(self, status: int, headers: Headers, *, is_last: bool) -> bytes:
-        """See :class:`ServerCodec`. Raises :exc:`ValueError` for a field that holds a line end."""
+        """See :class:`ServerCodec`. Raises :exc:`ValueError` for a field that contains a line feed."""
         lines = [b"HTTP/1.1 %d %b" % (status, status_phrase(status))]
         for name, value in headers:
             lines.append(b"%b: %b" % (name, value))
             if name == b"content-length":
                 self._length = int(value)
+        # 204 and 304 have no body, whatever their fields say (RFC 9112 §6.3, rule 1).
         if self._length is None and status not in (204, 304):
             lines.append(b"transfer-encoding: chunked")
         elif self._length is None:
             self._length = 0
+        # ``_need``: we answer before the body was read, and will not read it.
         if is_last or self._need or not self._keeps_alive:
             self._keeps_alive = False
             lines.append(b"connection: close")
         head = b"\r\n".join([*lines, b"\r\n"])
+        # One count of the result instead of a check of each field: response splitting (RFC 9110 §5.5).
         if head.count(b"\n") != len(lines) + 1:
-            raise ValueError("a header field holds a line end")
+            raise ValueError("a header field contains a line feed")
         return head
 
     def encode(self, data: bytes) -> bytes:
         """See :class:`ServerCodec`."""
         if self._length is None:
+            # A chunk of size 0 would end the body.
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         self._length -= len(data)
         if self._length < 0:
             raise BodyMismatch("the body is longer than its content-length")
         return data
 
-    def pass_raw(self, content_length: int | None) -> bool:
+    def begin_raw_body(self, content_length: int | None) -> bool:
         """See :class:`ServerCodec`."""
         if content_length is not None:
-            self._length = 0
+            self._length = 0  # the caller counts
         return True
 
     def end(self) -> bytes:
@@ -179,8 +194,8 @@ class PlainCodec:
         return b"0\r\n\r\n" if self._length is None else b""
 
 
-class _Bytes:
-    """So many bytes, of which h11 needs to know no more."""
+class _RawBytes:
+    """An object with the size of some data but without the data: all that h11 needs to count a body."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -190,7 +205,7 @@ class _Bytes:
 
 
 class H11Codec:
-    """For any request that h11 accepts, chunked ones read strictly (:mod:`cgw.wire.chunked`)."""
+    """The codec for any other request. Chunked bodies are checked by :mod:`cgw.wire.chunked` before h11 reads them."""
 
     def __init__(self, head: RequestHead, connection: h11.Connection) -> None:
         self._head = head
@@ -231,6 +246,7 @@ class H11Codec:
                 used = self._scanner.feed(data)
             except ChunkedFramingError as error:
                 raise Refusal(400, f"malformed request: {error}", must_close=True) from None
+            # h11 gets nothing beyond the body: what follows is kept apart for the next exchange.
             data, self._after_body = data[:used], data[used:]
         self._h11.receive_data(data)
         self._pull()
@@ -261,8 +277,10 @@ class H11Codec:
     def begin(self, status: int, headers: Headers, *, is_last: bool) -> bytes:
         """See :class:`ServerCodec`."""
         fields = list(headers)
+        # h11 adds "close" for HTTP/1.0 and for requests that ask for it; a body that was not read is for us to see.
         if is_last or not self.is_request_complete:
             fields.append((b"connection", b"close"))
+        # HTTP/1.0 has no chunks: without a length h11 ends the body by closing the connection.
         has_length = any(name == b"content-length" for name, _ in fields)
         self.is_close_delimited = self._head.http_version == b"1.0" and not has_length
         response = h11.Response(status_code=status, headers=fields, reason=status_phrase(status))
@@ -275,11 +293,11 @@ class H11Codec:
         except h11.LocalProtocolError:
             raise BodyMismatch("the body is longer than its content-length") from None
 
-    def pass_raw(self, content_length: int | None) -> bool:
+    def begin_raw_body(self, content_length: int | None) -> bool:
         """See :class:`ServerCodec`."""
         if content_length is not None:
-            # h11 keeps count of the body without seeing it, as it offers for sendfile(2).
-            self._h11.send_with_data_passthrough(h11.Data(data=cast("bytes", _Bytes(content_length))))
+            # h11 counts the body without seeing it: its documented way to use sendfile(2).
+            self._h11.send_with_data_passthrough(h11.Data(data=cast("bytes", _RawBytes(content_length))))
             return True
         return self._head.http_version == b"1.1"
 

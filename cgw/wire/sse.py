@@ -1,9 +1,8 @@
-"""Server-sent event frames, read as the WHATWG HTML standard's "Interpreting an event stream" says.
+"""A parser of server-sent events, after "Interpreting an event stream" in the WHATWG HTML standard.
 
-Pure and incremental: bytes in, whole frames out, in whatever pieces they come. cgw itself passes streams through
-unread; this parser serves those who want to know what went by: usage from the windows that were kept of a body, the
-demo, and tests. A window may begin in mid-frame (``mid_frame``: everything up to the first blank line is skipped)
-and may end in one (an unfinished frame is never yielded; clients drop those too).
+The relay forwards streams without parsing them. This parser is for usage, which is read from the windows that were
+kept of a body, for the demo and for tests. A window may begin in the middle of a frame (``mid_frame``: all up to the
+first blank line is skipped) and may end in one (an unfinished frame is not returned; clients discard those too).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _BOM = b"\xef\xbb\xbf"
 class Frame(NamedTuple):
     """One event: its name (``b""`` when the stream gives none) and its data lines, joined by LF.
 
-    A named tuple rather than an attrs class: hundreds are made for each body that is read.
+    A named tuple rather than an attrs class: each body has hundreds, and a tuple is cheaper to create.
     """
 
     event: bytes
@@ -28,16 +27,14 @@ class Frame(NamedTuple):
 class FrameParser:
     """Turns pieces of an event stream into :class:`Frame` objects, independently of where the pieces are cut.
 
-    Memory: what is held is the frame that is not finished yet, nothing else; whoever feeds unbounded streams bounds
-    them. ``id`` and ``retry`` fields, comments and frames without data yield nothing, as in the standard.
+    Only the unfinished frame is kept in memory; its size is not limited here, so callers with unbounded streams must
+    limit it. ``id`` and ``retry`` fields, comments and frames without data are skipped, as in the standard.
     """
 
     def __init__(self, *, mid_frame: bool = False) -> None:
-        """Begin at the start of a stream, or (``mid_frame``) at an unknown byte of one."""
-        self._rest: list[bytes] = []
-        """The pieces of the line that is not ended yet."""
-        self._follows_cr = False
-        """The last piece ended in CR: an LF at the start of the next belongs to it."""
+        """Begin at the start of a stream or, with ``mid_frame``, at any byte of one."""
+        self._rest: list[bytes] = []  # pieces of the unfinished line, joined only once: a long line stays linear
+        self._follows_cr = False  # the last piece ended in CR: an LF at the start of the next belongs to it
         self._is_mid_frame = mid_frame
         self._in_first_line = True
         self._is_skipping = mid_frame
@@ -70,11 +67,11 @@ class FrameParser:
         return self._read_lines(lines)
 
     def _start(self, lines: list[bytes]) -> list[bytes]:
-        """The lines without a byte order mark, or without what is left of a frame that was cut off before them."""
+        """Drop the byte order mark or, in the middle of a frame, the rest of that frame, from the first ``lines``."""
         if self._in_first_line:
             self._in_first_line = False
             if self._is_mid_frame:
-                # The end of a line of which the start is unknown: even if it is empty it is no blank line.
+                # The start of this line is unknown: even if its end is empty, it does not count as a blank line.
                 lines = lines[1:]
             else:
                 lines[0] = lines[0].removeprefix(_BOM)
@@ -89,7 +86,7 @@ class FrameParser:
         frames: list[Frame] = []
         event, data = self._event, self._data
         for line in lines:
-            if line.startswith(b"data: "):  # as all APIs write it; the general case is below
+            if line.startswith(b"data: "):  # the form that all providers use; the general case is below
                 data.append(line[6:])
             elif line.startswith(b"event: "):
                 event = line[7:]
@@ -109,5 +106,5 @@ class FrameParser:
 
 
 def parse_frames(data: bytes, *, mid_frame: bool = False) -> list[Frame]:
-    """The whole frames of ``data``, which begins at the start of a stream or (``mid_frame``) anywhere in it."""
+    """Return the whole frames of ``data``, which begins at the start of a stream or, with ``mid_frame``, anywhere."""
     return FrameParser(mid_frame=mid_frame).feed(data)

@@ -1,19 +1,16 @@
-"""Keeping the first and the last bytes of a body that passes through, so that usage can be read from it."""
+"""The windows of a body: its first and last bytes, kept while it is relayed, from which usage is read at its end."""
 
 from __future__ import annotations
 
 from cgw.model import BodyWindow
 
+# Providers put usage into the first and the last events of a stream, and at one of the ends of a JSON body.
 HEAD_BYTES = 32 * 1024
 TAIL_BYTES = 32 * 1024
 
 
 class BodyWindowCollector:
-    """Sees every chunk of one body and keeps at most ``head_bytes`` of its start and ``tail_bytes`` of its end.
-
-    A chunk costs one append while the windows fill; the tail is trimmed once it has grown to twice its size, so
-    that the work per byte is constant.
-    """
+    """Takes every chunk of a body, and keeps ``head_bytes`` of its start and at least ``tail_bytes`` of its end."""
 
     __slots__ = ("_head", "_head_room", "_tail", "_tail_bytes", "_tail_limit", "total_bytes")
 
@@ -37,11 +34,13 @@ class BodyWindowCollector:
                 return
             chunk = chunk[taken:]
         self._tail += chunk
+        # Trimmed only once it has twice its size: each byte is moved at most once, so the cost per byte is constant.
         if len(self._tail) > self._tail_limit:
             del self._tail[: -self._tail_bytes]
 
     def close(self, *, is_complete: bool) -> BodyWindow:
-        """What was kept; ``is_complete`` tells whether the upstream ended the body properly."""
+        """Return the windows. ``is_complete`` says whether the upstream ended the body properly."""
+        # A body that was kept whole is left whole, even if its tail is longer than asked for.
         if len(self._head) + len(self._tail) != self.total_bytes:
             del self._tail[: -self._tail_bytes]
         return BodyWindow(bytes(self._head), bytes(self._tail), self.total_bytes, is_complete)

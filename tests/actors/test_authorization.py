@@ -1,4 +1,4 @@
-"""Tokens in headers, and access of actors."""
+"""Reading tokens from headers, and checking the access of actors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cgw.model import Actor
     ],
 )
 def test_a_token_is_found_in_either_header(headers: Headers, token: str) -> None:
-    """Authorization wins over x-api-key; an empty header is as good as none."""
+    """Authorization wins over x-api-key; an empty header counts as absent."""
     assert extract_token(headers) == token
 
 
@@ -41,7 +41,7 @@ def test_a_token_is_found_in_either_header(headers: Headers, token: str) -> None
     ],
 )
 def test_a_malformed_authorization_is_refused(value: bytes, text: str) -> None:
-    """It gets 400 with the reference's text (§4), which never holds what may be a token."""
+    """It is a 400 with the reference's text (§4), which never contains a possible token."""
     with pytest.raises(Refusal) as caught:
         extract_token([(b"authorization", value), (b"x-api-key", b"abc")])
     assert (caught.value.status, caught.value.message) == (400, text)
@@ -49,7 +49,7 @@ def test_a_malformed_authorization_is_refused(value: bytes, text: str) -> None:
 
 @given(st.binary(max_size=60))
 def test_any_authorization_gives_a_token_or_a_refusal(value: bytes) -> None:
-    """No bytes in the header make it fail in another way, or come back in the refusal's text."""
+    """No bytes in the header cause another error, or appear in the refusal's text."""
     try:
         token = extract_token([(b"authorization", value)])
     except Refusal as refusal:
@@ -76,7 +76,7 @@ def actor(*, access_enabled: bool = False, actor_id: str = "acme", **grants: boo
     ],
 )
 def test_access_is_granted(subject: Actor, path: str | bytes) -> None:
-    """An actor with access may do anything; one without may use the paths that it is granted."""
+    """An actor with access may use all paths; one without may use the paths that it is granted."""
     check_access(subject, path)
 
 
@@ -90,7 +90,7 @@ def test_access_is_granted(subject: Actor, path: str | bytes) -> None:
     ],
 )
 def test_access_is_refused(subject: Actor, path: str) -> None:
-    """Without access it is 403; the longest prefix decides, and no grant covers an actor without id."""
+    """Without access it is a 403; the longest prefix decides, and an actor without id is granted nothing."""
     with pytest.raises(Refusal) as caught:
         check_access(subject, path)
     assert (caught.value.status, caught.value.message) == (403, "Cody Gateway access not enabled")

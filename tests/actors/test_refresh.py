@@ -1,4 +1,4 @@
-"""Refreshing actors: one update for all who ask, cool-down, failures, and an end that leaves nobody waiting."""
+"""Refreshing actors: shared updates, cool-down, failures, and an end that answers all callers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build_actor(actor_id: str = "acme", source: str = "listed") -> Actor:
 
 @define
 class ListedSource:
-    """A source whose truth is slow, or fails, as the test says; it notes whom it was asked for."""
+    """A source whose updates take time, or fail, as the test sets it; it notes the actors that were updated."""
 
     seconds: float = 0.0
     error: Exception | None = None
@@ -51,7 +51,7 @@ class ListedSource:
 
 @frozen
 class FixedSource:
-    """A source that can't update."""
+    """A source that cannot update."""
 
     name: str = "fixed"
 
@@ -61,7 +61,7 @@ class FixedSource:
 
 @asynccontextmanager
 async def open_refresher(*sources: ListedSource | FixedSource) -> AsyncIterator[Refresher]:
-    """A refresher whose service runs while the block does."""
+    """Run a refresher for the length of the block."""
     refresher = Refresher(Sources(sources))
     async with trio.open_nursery() as service_nursery:
         service_nursery.start_soon(refresher.run)
@@ -71,7 +71,7 @@ async def open_refresher(*sources: ListedSource | FixedSource) -> AsyncIterator[
 
 @define
 class Outcomes:
-    """How calls ended, in the order in which they did."""
+    """The outcomes of calls, in the order in which they ended."""
 
     ended: list[str] = field(factory=list)
 
@@ -85,7 +85,7 @@ class Outcomes:
 
 
 def test_an_updater_is_found_by_the_actors_source() -> None:
-    """An actor's updater is its own source, where that is one."""
+    """An actor's updater is its own source, if that can update."""
     listed = ListedSource()
     sources = Sources([FixedSource(), listed])
     assert sources.find_updater(build_actor()) is listed
@@ -110,7 +110,7 @@ async def test_callers_for_one_actor_share_one_update(autojump_clock: trio.testi
 
 
 async def test_cancelled_caller_leaves_the_update_to_the_others(autojump_clock: trio.testing.MockClock) -> None:
-    """The first caller, who started the update, gives up; the one who joined still gets its outcome."""
+    """If the caller that started the update is cancelled, the one that joined still gets its outcome."""
     source = ListedSource(seconds=2)
     outcomes = Outcomes()
     async with open_refresher(source) as refresher, trio.open_nursery() as callers:
@@ -124,7 +124,7 @@ async def test_cancelled_caller_leaves_the_update_to_the_others(autojump_clock: 
 
 
 async def test_request_does_not_wait(autojump_clock: trio.testing.MockClock) -> None:
-    """A request returns at once; the update follows, and whoever asks meanwhile joins it."""
+    """A request returns at once; the update follows, and later callers join it."""
     source = ListedSource(seconds=2)
     async with open_refresher(source) as refresher:
         refresher.request(build_actor())
@@ -158,7 +158,7 @@ async def test_cool_down_refuses_with_the_time_left(autojump_clock: trio.testing
 async def test_failure_reaches_all_callers_and_cools_down(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the source raises is what each caller gets; the same failure is logged once, and its end too."""
+    """Each caller gets the source's error; the same failure is logged once, and so is the recovery."""
     source = ListedSource(seconds=1, error=StoreUnavailable("down"), cooldown_seconds=10)
     outcomes = Outcomes()
     with caplog.at_level(logging.INFO, "cgw.actors"):
@@ -183,7 +183,7 @@ async def test_failure_reaches_all_callers_and_cools_down(
 async def test_fault_of_a_source_ends_nothing_else(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception that is none of cgw's is logged with its traceback; callers get a plain error, others go on."""
+    """An unexpected exception is logged with its traceback; its callers get a plain error, other refreshes go on."""
     broken = ListedSource(error=KeyError("token sgp_abcdef0123456789"), name="broken")
     async with open_refresher(broken, ListedSource()) as refresher:
         with pytest.raises(RefreshFailed) as caught:
@@ -196,8 +196,8 @@ async def test_fault_of_a_source_ends_nothing_else(
     assert record.exc_info[0] is KeyError
 
 
-async def test_source_that_never_answers_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """An update has a deadline, so that a source that hangs does not hold the others' turns for ever."""
+async def test_source_that_never_answers_times_out(autojump_clock: trio.testing.MockClock) -> None:
+    """An update has a deadline, so that a source that hangs does not block the others for ever."""
     stuck = ListedSource(seconds=float("inf"), name="stuck")
     outcomes = Outcomes()
     async with open_refresher(stuck, ListedSource()) as refresher:
@@ -226,8 +226,8 @@ async def test_few_updates_run_at_once_in_the_order_of_arrival(autojump_clock: t
     ]
 
 
-async def test_full_queue_turns_requests_away(autojump_clock: trio.testing.MockClock) -> None:
-    """Beyond the bound a request is dropped and counted, and a caller who would wait is told."""
+async def test_full_queue_refuses_requests(autojump_clock: trio.testing.MockClock) -> None:
+    """Beyond the bound a request is dropped and counted, and a caller that would wait gets an error."""
     refresher = Refresher(Sources([ListedSource()]))
     for number in range(MAX_WAITING + 5):
         refresher.request(build_actor(f"{number}"))
@@ -241,8 +241,8 @@ async def test_full_queue_turns_requests_away(autojump_clock: trio.testing.MockC
     assert refresher.statistics().updated == MAX_WAITING
 
 
-async def test_end_of_the_service_leaves_nobody_waiting(autojump_clock: trio.testing.MockClock) -> None:
-    """Callers of updates under way, and of those whose turn had not come, are told; so are later ones."""
+async def test_end_of_the_service_answers_all_callers(autojump_clock: trio.testing.MockClock) -> None:
+    """Callers of updates that run or wait get an error when the service ends, and so do later ones."""
     source = ListedSource(seconds=20)
     outcomes = Outcomes()
     async with trio.open_nursery() as callers, open_refresher(source) as refresher:
@@ -259,7 +259,7 @@ async def test_end_of_the_service_leaves_nobody_waiting(autojump_clock: trio.tes
 
 
 async def test_actor_without_updater_is_done_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    """Where the source cannot update, refreshing does nothing, however often."""
+    """If the source cannot update, refreshing does nothing, however often."""
     async with open_refresher(FixedSource()) as refresher:
         for _ in range(3):
             await refresher.refresh(build_actor(source="fixed"))
@@ -269,7 +269,7 @@ async def test_actor_without_updater_is_done_at_once(autojump_clock: trio.testin
 
 
 async def test_memory_of_cool_downs_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    """Of very many actors the oldest are forgotten; those that have cooled down go as others come."""
+    """Of very many actors the oldest are forgotten; those that have cooled down are removed as others come."""
     source = ListedSource(cooldown_seconds=60)
     async with open_refresher(source) as refresher:
         for number in range(MAX_COOLING + 10):
@@ -285,7 +285,7 @@ async def test_memory_of_cool_downs_is_bounded(autojump_clock: trio.testing.Mock
 
 
 async def test_source_without_cool_down_updates_every_time(autojump_clock: trio.testing.MockClock) -> None:
-    """A cool-down of zero is none, and nothing is remembered."""
+    """With a cool-down of zero every update runs, and nothing is remembered."""
     source = ListedSource(cooldown_seconds=0)
     async with open_refresher(source) as refresher:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The actors file while the gateway runs: what an edit changes, and what a wrong edit does not."""
+"""Editing the actors file while the gateway runs, rightly and wrongly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from cgw.actors.refresh import Refresher, RefreshFailed
-from cgw.actors.source import NotFromSource, Sources, Updater
+from cgw.actors.source import NotFromSource, Sources
 from cgw.actors.static import StaticSource, load_static_actors
 from cgw.actors.tokens import hash_token
 from cgw.errors import ConfigError
@@ -21,7 +21,7 @@ from cgw.model import Actor, Feature
 
 
 def build_text(*actors: tuple[str, str, int]) -> str:
-    """A file with an actor for each id, token and limit."""
+    """Build the text of a file with an actor for each id, token and limit."""
     return "".join(
         f'[[actor]]\nid = "{actor_id}"\ntoken_sha256 = ["{hash_token(token)}"]\n'
         f'[actor.limits.chat_completions]\nlimit = {limit}\ninterval = "24h"\n'
@@ -31,7 +31,7 @@ def build_text(*actors: tuple[str, str, int]) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The actors file, with two actors."""
+    """Return the actors file, with two actors."""
     path = tmp_path / "actors.toml"
     path.write_text(build_text(("acme", "one", 100), ("other", "two", 100)))
     return path
@@ -43,7 +43,7 @@ def source(path: Path) -> StaticSource:
 
 
 def replace(path: Path, text: str) -> None:
-    """Change the file as editors do: another file in its place."""
+    """Change the file as editors do: put another file in its place."""
     other = path.with_suffix(".new")
     other.write_text(text)
     other.rename(path)
@@ -59,7 +59,7 @@ async def get_actor(source: StaticSource) -> Actor:
 
 @pytest.mark.parametrize("is_replaced", [True, False], ids=["replaced", "written over"])
 async def test_edit_acts_at_the_next_update(source: StaticSource, path: Path, is_replaced: bool) -> None:
-    """Limits change, actors and tokens that are gone stop working, new ones work; before the update nothing does."""
+    """The update changes limits, and adds and removes actors and tokens; before it nothing changes."""
     text = build_text(("acme", "one", 2_000), ("new", "three", 5))
     if is_replaced:
         replace(path, text)
@@ -74,7 +74,7 @@ async def test_edit_acts_at_the_next_update(source: StaticSource, path: Path, is
 
 
 async def test_new_file_of_the_same_size_and_time_is_seen(source: StaticSource, path: Path) -> None:
-    """A file that was put in place of the old one is another one, even with the old one's times."""
+    """A file that replaces the old one is a new version, even with the old one's times."""
     times = path.stat()
     replace(path, build_text(("acme", "one", 999), ("other", "two", 999)))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -84,7 +84,7 @@ async def test_new_file_of_the_same_size_and_time_is_seen(source: StaticSource, 
 
 
 async def test_unchanged_file_is_not_read(source: StaticSource) -> None:
-    """As long as the file is the same, so is the table: its actors are the very objects."""
+    """While the file is the same, its actors are the same objects."""
     actor = await get_actor(source)
     await source.update(actor)
     assert await get_actor(source) is actor
@@ -94,7 +94,7 @@ async def test_unchanged_file_is_not_read(source: StaticSource) -> None:
     ("text", "problem"),
     [
         (build_text(("acme", "one", 0)), "actor[0].limits.chat_completions.limit: must be at least 1, not 0"),
-        (build_text(("acme", "one", 5))[:-3], "is no TOML: "),
+        (build_text(("acme", "one", 5))[:-3], "not valid TOML: "),
         ("", "has no [[actor]]"),
     ],
     ids=["wrong value", "half written", "empty"],
@@ -102,7 +102,7 @@ async def test_unchanged_file_is_not_read(source: StaticSource) -> None:
 async def test_wrong_edit_leaves_the_old_actors_in_force(
     source: StaticSource, path: Path, text: str, problem: str
 ) -> None:
-    """Every update says what is wrong until it is mended; then the mended file acts."""
+    """Every update raises the problem until it is mended; then the mended file takes effect."""
     replace(path, text)
     for _ in range(2):
         with pytest.raises(ConfigError) as caught:
@@ -115,7 +115,7 @@ async def test_wrong_edit_leaves_the_old_actors_in_force(
 
 
 async def test_vanished_file_leaves_the_old_actors_in_force(source: StaticSource, path: Path) -> None:
-    """While the file is away each update says so; when it is back, whatever it has acts."""
+    """While the file is missing each update raises that; when it is back, its content takes effect."""
     away = path.with_suffix(".away")
     path.rename(away)
     for _ in range(2):
@@ -130,7 +130,7 @@ async def test_vanished_file_leaves_the_old_actors_in_force(source: StaticSource
 
 
 async def test_file_that_could_not_be_opened_is_tried_again(source: StaticSource, path: Path) -> None:
-    """What kept the file from being read is no version of it: the same file acts once it can be read."""
+    """A failure to read is not remembered as a version: the same file takes effect once it can be read."""
     text = build_text(("acme", "one", 7))
     path.unlink()
     path.mkdir()
@@ -145,20 +145,20 @@ async def test_file_that_could_not_be_opened_is_tried_again(source: StaticSource
 async def test_many_updates_at_once_read_once(
     source: StaticSource, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Updates of different actors that find the same edit share one reading, which is logged."""
+    """Updates that find the same edit share one reading, which is logged."""
     replace(path, build_text(("acme", "one", 7)))
     actor = await get_actor(source)
     with caplog.at_level(logging.INFO, "cgw.actors"):
         async with trio.open_nursery() as callers:
             for _ in range(20):
                 callers.start_soon(source.update, actor)
-    assert [record.getMessage() for record in caplog.records] == [f"the actors are read anew from {path}: 1"]
+    assert [record.getMessage() for record in caplog.records] == [f"the actors were read again from {path}: 1"]
 
 
 async def test_refresher_logs_a_wrong_file_once(
     source: StaticSource, path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many actors are refreshed from a wrong file, its problems are in the log once; so is the mending."""
+    """For all actors refreshed from a wrong file, its problems are logged once; so is the recovery."""
     autojump_clock.autojump_threshold = 0.01  # reading takes real time
     refresher = Refresher(Sources([source]))
     actors = source.actors
@@ -180,13 +180,13 @@ async def test_refresher_logs_a_wrong_file_once(
         f"unexpected error updating actor acme from source static: {path}: "
         "actor[0].limits.chat_completions.limit: must be at least 1, not 0"
     )
-    assert rest == [f"the actors are read anew from {path}: 1", "updating actors from source static works again"]
+    assert rest == [f"the actors were read again from {path}: 1", "updating actors from source static works again"]
 
 
 async def test_hanging_file_holds_one_thread_and_no_refresh(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A file whose opening hangs (a pipe without writer) is given up; further updates wait for the same thread."""
+    """An update whose file hangs (a pipe without writer) times out; further updates wait for the same thread."""
     autojump_clock.autojump_threshold = 0.01
     path = tmp_path / "actors.toml"
     path.write_text(build_text(("acme", "one", 100)))
@@ -205,18 +205,9 @@ async def test_hanging_file_holds_one_thread_and_no_refresh(
         service_nursery.cancel_scope.cancel()
     assert max(thread_counts) == thread_counts[0]
     assert await get_limit(source, "one") == 100
-    # The thread is in open(2); a writer lets it go.
+    # The thread is in open(2); a writer releases it.
     os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     path.unlink()
     path.write_text(build_text(("acme", "one", 7)))
     await source.update(source.actors[0])
     assert await get_limit(source, "one") == 7
-
-
-async def test_source_without_file_never_changes() -> None:
-    """Actors that were given directly stay as they are."""
-    actor = Actor(id="acme", name="", source="static", access_enabled=True)
-    source = StaticSource({hash_token("one"): actor})
-    assert isinstance(source, Updater)
-    await source.update(actor)
-    assert await source.get("one") is actor

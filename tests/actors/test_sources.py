@@ -1,6 +1,8 @@
-"""The order of sources, and the anonymous one."""
+"""The order of sources, and the anonymous source."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pytest
 from attrs import frozen
@@ -10,8 +12,6 @@ from hypothesis import strategies as st
 from cgw.actors.anonymous import AnonymousSource
 from cgw.actors.concurrency import DAY_MS, derive_concurrent_requests
 from cgw.actors.source import AccessTokenDenied, NotFromSource, Sources
-from cgw.actors.static import StaticSource
-from cgw.actors.tokens import hash_token
 from cgw.errors import StoreUnavailable
 from cgw.model import MAX_TOKEN_MS, Actor, Feature, LimitUnit, rate_limit_problems
 
@@ -19,8 +19,21 @@ ACME = Actor(id="acme", name="", source="static", access_enabled=True)
 
 
 @frozen
+class ListedSource:
+    """A source of some actors, by their tokens."""
+
+    actors: Mapping[str, Actor]
+    name: str = "static"
+
+    async def get(self, token: str) -> Actor:
+        if token not in self.actors:
+            raise NotFromSource
+        return self.actors[token]
+
+
+@frozen
 class FailingSource:
-    """A source that answers every token with one error."""
+    """A source that raises one error for every token."""
 
     error: Exception
     name: str = "failing"
@@ -29,13 +42,13 @@ class FailingSource:
         raise self.error
 
 
-def anonymous_source(*, is_allowed: bool = True, percentage: int = 50) -> AnonymousSource:
-    return AnonymousSource(is_allowed=is_allowed, percentage=percentage, interval_ms=10_000)
+def anonymous_source() -> AnonymousSource:
+    return AnonymousSource(percentage=50, interval_ms=10_000)
 
 
 async def test_the_first_source_that_knows_a_token_answers() -> None:
-    """Sources that pass on are skipped; the empty token is the anonymous source's, others are not."""
-    sources = Sources([anonymous_source(), StaticSource({hash_token("secret"): ACME})])
+    """Sources that do not know the token are skipped; the anonymous source knows only the empty one."""
+    sources = Sources([anonymous_source(), ListedSource({"secret": ACME})])
     assert await sources.get("secret") is ACME
     assert (await sources.get("")).id == "anonymous"
 
@@ -48,8 +61,8 @@ async def test_the_first_source_that_knows_a_token_answers() -> None:
     ],
 )
 async def test_a_token_of_no_source_is_reported_without_the_token(token: str, text: str) -> None:
-    """Where all pass on, the error has the reference's text, which does not hold the token."""
-    sources = Sources([StaticSource({hash_token("secret"): ACME})])
+    """If no source knows it, the error has the reference's text, which does not contain the token."""
+    sources = Sources([ListedSource({"secret": ACME})])
     with pytest.raises(NotFromSource) as caught:
         await sources.get(token)
     assert str(caught.value) == text
@@ -59,8 +72,8 @@ async def test_a_token_of_no_source_is_reported_without_the_token(token: str, te
     "error", [AccessTokenDenied("revoked", "failing"), StoreUnavailable("down")], ids=["denied", "unavailable"]
 )
 async def test_a_denial_or_failure_ends_the_search(error: Exception) -> None:
-    """What is no ``NotFromSource`` is final, even where a later source knows the token; it names the source."""
-    sources = Sources([FailingSource(error), StaticSource({hash_token("secret"): ACME})])
+    """Any other error than ``NotFromSource`` is final, even if a later source knows the token; it names the source."""
+    sources = Sources([FailingSource(error), ListedSource({"secret": ACME})])
     with pytest.raises(type(error)) as caught:
         await sources.get("secret")
     assert caught.value.__notes__ == ["from the actor source 'failing'"]
@@ -95,12 +108,6 @@ async def test_the_anonymous_actor_has_the_limits_of_the_reference() -> None:
     )
 
 
-async def test_anonymous_access_can_be_off() -> None:
-    """With anonymous access off there is still an actor, without access: the answer is 403 and not 401."""
-    actor = await anonymous_source(is_allowed=False).get("")
-    assert not actor.access_enabled
-
-
 @pytest.mark.parametrize(
     ("limit", "interval_ms", "percentage", "expected"),
     [
@@ -122,7 +129,7 @@ def test_the_short_term_rate_is_derived_as_in_the_reference(
 
 @given(st.integers(1, 10**9), st.integers(1, 365 * DAY_MS), st.integers(0, 100), st.integers(1, DAY_MS))
 def test_a_derived_rate_can_always_be_enforced(limit: int, interval_ms: int, percentage: int, window_ms: int) -> None:
-    """Whatever the limit, its derived short-term rate is one that a bucket counts exactly."""
+    """The short-term rate derived from any limit is one that a bucket counts exactly."""
     rate = derive_concurrent_requests(limit, interval_ms, percentage, window_ms)
     assert rate >= 1
     assert rate * window_ms <= MAX_TOKEN_MS

@@ -1,4 +1,4 @@
-"""The actors file: what it gives, and how a wrong one is refused."""
+"""Loading the actors file, and the problems of a wrong one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(tmp_path: Path, text: str | bytes) -> StaticSource:
 
 
 def problems_of(tmp_path: Path, text: str | bytes) -> list[str]:
-    """The problems of a file, without its path, which all have to begin with."""
+    """Return the problems of a file, without its path, which all must begin with."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     prefix = f"{tmp_path / 'actors.toml'}: "
@@ -35,7 +35,7 @@ def problems_of(tmp_path: Path, text: str | bytes) -> list[str]:
 
 
 async def test_an_entry_gives_its_actor(tmp_path: Path) -> None:
-    """All keys of the documented format are honoured; each listed token is the actor's."""
+    """All keys of the documented format take effect; each listed token is the actor's."""
     source = load(
         tmp_path,
         f"""
@@ -63,7 +63,7 @@ async def test_an_entry_gives_its_actor(tmp_path: Path) -> None:
     assert source.actors == (actor,)
 
 
-async def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
+async def test_missing_keys_have_defaults(tmp_path: Path) -> None:
     """Access is on, all models are allowed, and the short-term rate is half the daily limit per 10 s."""
     actor = await load(tmp_path, HEAD.replace(HASH, hash_token("one")) + LIMITS).get("one")
     assert actor.access_enabled
@@ -72,7 +72,7 @@ async def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
 
 
 async def test_features_have_defaults_of_their_own(tmp_path: Path) -> None:
-    """Embeddings are charged by tokens and others by requests; the actor's bound in flight is each feature's."""
+    """Embeddings count tokens and others requests; the actor's bound in flight applies to each feature."""
     source = load(
         tmp_path,
         HEAD.replace(HASH, hash_token("one"))
@@ -91,7 +91,7 @@ async def test_features_have_defaults_of_their_own(tmp_path: Path) -> None:
 
 
 async def test_embeddings_can_be_charged_by_requests(tmp_path: Path) -> None:
-    """What the file says wins over the default of the feature."""
+    """The unit in the file wins over the default of the feature."""
     limits = LIMITS.replace("chat_completions", "embeddings") + 'unit = "requests"'
     actor = await load(tmp_path, HEAD.replace(HASH, hash_token("one")) + limits).get("one")
     assert actor.rate_limits[Feature.EMBEDDINGS].unit is LimitUnit.REQUESTS
@@ -99,7 +99,7 @@ async def test_embeddings_can_be_charged_by_requests(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["", "three", HASH])
 async def test_other_tokens_are_not_of_this_source(tmp_path: Path, token: str) -> None:
-    """A token that is not listed, the empty one, or a listed hash itself, is left to other sources."""
+    """A token that is not listed, the empty token and a listed hash are left to other sources."""
     source = load(tmp_path, HEAD + LIMITS)
     with pytest.raises(NotFromSource):
         await source.get(token)
@@ -119,7 +119,7 @@ async def test_a_fresh_token_and_its_entry_fit_together(tmp_path: Path) -> None:
 
 
 def test_all_problems_of_a_file_are_named(tmp_path: Path) -> None:
-    """Every wrong key of every entry is reported with its path, in one go."""
+    """Every wrong key of every entry is reported with its path, all at once."""
     problems = problems_of(
         tmp_path,
         f"""
@@ -151,13 +151,13 @@ def test_all_problems_of_a_file_are_named(tmp_path: Path) -> None:
         """,
     )
     assert set(problems) == {
-        "version: is no known key",
+        "version: unknown key",
         "actor[0].id: must consist of 1 to 128 letters, digits and . _ - @ :",
-        "actor[0].nam: is no known key; did you mean name?",
+        "actor[0].nam: unknown key; did you mean name?",
         "actor[0].token_sha256[0]: must be the SHA-256 of a token, 64 hex digits; it has 3",
         "actor[0].token_sha256[1]: must be a string",
         "actor[0].access_enabled: must be true or false, not a string",
-        "actor[0].limits.chat_completion: is no known key; did you mean chat_completions?",
+        "actor[0].limits.chat_completion: unknown key; did you mean chat_completions?",
         "actor[0].limits.embeddings.limit: 99999999999999999 is too large to be counted exactly "
         "over interval 86400000 ms (at most 26062497)",
         "actor[0].limits.embeddings.concurrent_requests: must be at least 1, not 0",
@@ -214,24 +214,24 @@ def test_all_problems_of_a_file_are_named(tmp_path: Path) -> None:
         ),
         (HEAD + "max_in_flight = -1\n" + LIMITS, "actor[0].max_in_flight: must be from 1 to 1000000, not -1"),
         (HEAD + "max_in_flight = '5'\n" + LIMITS, "actor[0].max_in_flight: must be a whole number, not a string"),
-        (HEAD + "unit = 'tokens'\n" + LIMITS, "actor[0].unit: is no known key"),
+        (HEAD + "unit = 'tokens'\n" + LIMITS, "actor[0].unit: unknown key"),
         (HEAD + "limits = 3", "actor[0].limits: must be a table, not a whole number"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str | bytes, problem: str) -> None:
-    """Each mistake has its own sentence."""
+    """Each mistake has a sentence of its own."""
     assert problem in problems_of(tmp_path, text)
 
 
 def test_a_syntax_error_is_named_by_line_and_column(tmp_path: Path) -> None:
-    """What is no TOML is refused with the place."""
+    """A file that is not valid TOML is refused with line and column."""
     (problem,) = problems_of(tmp_path, '[[actor]]\nid "acme"\n')
-    assert problem.startswith("is no TOML: ")
+    assert problem.startswith("not valid TOML: ")
     assert "line 2, column 4" in problem
 
 
 def test_a_raw_token_in_the_file_is_not_repeated(tmp_path: Path) -> None:
-    """Whoever pastes the token where its hash belongs is told so, without the token in the error."""
+    """A token in the place of its hash is an error that says so, without the token."""
     token = new_token()
     (problem,) = problems_of(tmp_path, HEAD.replace(HASH, token) + LIMITS)
     assert "looks like a token itself" in problem
@@ -240,6 +240,6 @@ def test_a_raw_token_in_the_file_is_not_repeated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    """A missing file, or a directory in its place, gives one sentence."""
+    """A missing file, or a directory in its place, is one sentence."""
     with pytest.raises(ConfigError, match="cannot be read: "):
         load_static_actors(tmp_path / name, percentage=50, interval_ms=10_000)

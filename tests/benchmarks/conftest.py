@@ -1,4 +1,4 @@
-"""Made-up runs, so that what is asked of results can be known beforehand."""
+"""Invented runs, whose ratios and medians are known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = tuple[str, Mapping[str, int | str], str, Metrics]
 
 @pytest.fixture
 def make_results() -> Callable[..., Results]:
-    """Results of rounds, each a list of (scenario, parameters, subject, metrics)."""
+    """Return a function that builds results from rounds, each a list of (scenario, parameters, subject, metrics)."""
 
     def make(*rounds: list[Row]) -> Results:
         return Results(
@@ -50,7 +50,7 @@ def make_results() -> Callable[..., Results]:
 
 @pytest.fixture
 def spread() -> Callable[..., Distribution]:
-    """A distribution of times given in microseconds."""
+    """Return a function that builds a distribution of times in microseconds."""
 
     def make(*microseconds: int) -> Distribution:
         made = Distribution.of(Histogram.of(value * 1000 for value in microseconds), 1000)

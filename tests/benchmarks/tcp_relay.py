@@ -1,4 +1,4 @@
-"""A program for the suite's own tests: passes TCP on from a port to an upstream.
+"""A program for tests of the suite: forwards TCP connections from a port to an upstream.
 
 tcp_relay.py PORT UPSTREAM_HOST UPSTREAM_PORT
 """

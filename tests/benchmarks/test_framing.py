@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.tools.framing import Body, FramingError, split_head
+from benchmarks.tools.framing import FramingError, MessageBody, split_head
 
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=8)
 
 
 def feed(wire: bytes, cuts: list[int]) -> tuple[bytes, bool, bytes]:
-    """The body's data, whether it ended, and what is left, when the wire's bytes come in parts."""
+    """Parse ``wire`` in parts; return the body's data, whether the body ended, and the remaining bytes."""
     places = sorted({min(cut, len(wire)) for cut in cuts} | {len(wire)})
     buffer, data, body, start = bytearray(), b"", None, 0
     for place in places:
@@ -20,7 +20,7 @@ def feed(wire: bytes, cuts: list[int]) -> tuple[bytes, bool, bytes]:
         start = place
         if body is None:
             head = split_head(buffer)
-            body = Body(head, "until-close") if head else None
+            body = MessageBody(head, "until-close") if head else None
         if body is not None and not body.done:
             data += b"".join(body.take(buffer))
     assert body is not None
@@ -29,7 +29,7 @@ def feed(wire: bytes, cuts: list[int]) -> tuple[bytes, bool, bytes]:
 
 @given(PIECES, st.lists(st.integers(0, 500), max_size=12))
 def test_a_chunked_body_is_the_same_however_it_is_split(pieces: list[bytes], cuts: list[int]) -> None:
-    """The data is that of all chunks, and nothing behind the last one is taken."""
+    """The data is that of all chunks, and bytes after the last one remain."""
     chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
     wire = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\nx: y\r\n\r\n"
 
@@ -39,7 +39,7 @@ def test_a_chunked_body_is_the_same_however_it_is_split(pieces: list[bytes], cut
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 300), max_size=12))
 def test_a_counted_body_ends_at_its_length(data: bytes, cuts: list[int]) -> None:
-    """Exactly the bytes that were announced belong to the body."""
+    """The body has exactly ``content-length`` bytes."""
     wire = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(data), data)
 
     assert feed(wire + b"next", cuts) == (data, True, b"next")
@@ -47,6 +47,6 @@ def test_a_counted_body_ends_at_its_length(data: bytes, cuts: list[int]) -> None
 
 @pytest.mark.parametrize("chunk", [b"zz\r\n", b"\r\n", b"2\r\nabc\r\n", b"-1\r\n"])
 def test_broken_framing_is_an_error(chunk: bytes) -> None:
-    """A size that is none, or a chunk longer than its size, is never taken for data."""
+    """An invalid size, or a chunk longer than its size, raises an error and is never taken for data."""
     with pytest.raises(FramingError):
         feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunk, [])

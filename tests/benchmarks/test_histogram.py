@@ -1,4 +1,4 @@
-"""Histograms: percentiles as close to the exact ones as promised, whatever the values."""
+"""Histograms: percentiles are within the documented error for all values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_percentile_is_within_one_bucket_of_the_exact_one(values: list[int], per
 
 @given(VALUES)
 def test_a_value_lies_within_the_bounds_of_its_bucket(value: int) -> None:
-    """Each value is in exactly one bucket, whose bounds enclose it and are no wider than the relative error."""
+    """Each value is in exactly one bucket, whose bounds enclose it within the relative error."""
     low, high = bucket_bounds(bucket_index(value))
 
     assert low <= value <= high
@@ -37,14 +37,14 @@ def test_a_value_lies_within_the_bounds_of_its_bucket(value: int) -> None:
 
 @given(st.lists(st.lists(VALUES, max_size=50), max_size=5))
 def test_merged_histograms_are_those_of_all_values(parts: list[list[int]]) -> None:
-    """Rounds that are merged give what one long round would have given."""
+    """Merged rounds equal one long round."""
     merged = Histogram.merged(Histogram.of(part) for part in parts)
 
     assert merged == Histogram.of([value for part in parts for value in part])
 
 
 def test_values_out_of_range_are_counted_at_its_ends() -> None:
-    """A negative time counts as 0, and one beyond the range as the largest, with an exact maximum."""
+    """A negative value counts as 0, and one beyond the range as the largest, with an exact maximum."""
     histogram = Histogram.of([-5, LARGEST + 1000])
 
     assert histogram.percentile(50) == 0
@@ -53,7 +53,7 @@ def test_values_out_of_range_are_counted_at_its_ends() -> None:
 
 @pytest.mark.parametrize("percent", [-1, 101])
 def test_a_percentile_outside_of_0_to_100_is_refused(percent: float) -> None:
-    """A share that makes no sense is an error, as is a percentile of nothing."""
+    """A percentile outside of 0 to 100 is an error, as is one of an empty histogram."""
     with pytest.raises(ValueError, match="percentile"):
         Histogram.of([1]).percentile(percent)
     with pytest.raises(ValueError, match="percentile"):

@@ -1,4 +1,4 @@
-"""What is asked of results: ratios, comparisons, goals, the report."""
+"""Queries of results: ratios, comparisons, goals, the report."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from benchmarks.charts import log_ticks, nice_ticks
+from benchmarks.charts import log_ticks
 from benchmarks.compare import compare_results, print_changes
 from benchmarks.goals import check_goals
-from benchmarks.report import render_cpu_plot, render_report
+from benchmarks.html_report import render_cpu_plot, render_report
 from benchmarks.results import Distribution, Metrics, Results, ResultsError
 
 STEADY = {"streams": 200, "rate": 50}
@@ -30,7 +30,7 @@ def met(results: Results) -> dict[str, bool | None]:
 
 
 def test_a_ratio_is_taken_within_each_round(make_results: Make) -> None:
-    """A round in which the machine was twice as slow for all changes no ratio; a failed measurement does not count."""
+    """A round on a machine that is twice as slow does not change a ratio; a failed measurement does not count."""
     results = make_results(
         [("steady", STEADY, "cgw", cpu(30)), ("steady", STEADY, "go", cpu(40))],
         [("steady", STEADY, "cgw", cpu(60)), ("steady", STEADY, "go", cpu(80))],
@@ -43,7 +43,7 @@ def test_a_ratio_is_taken_within_each_round(make_results: Make) -> None:
 
 
 def test_results_survive_the_file(make_results: Make, spread: Spread, tmp_path: Path) -> None:
-    """What is written is read back the same, histograms included."""
+    """Results are the same after writing and reading, histograms included."""
     metrics = Metrics(latency_us=spread(1, 50, 3000), errors={"truncated": 1}, saturated=True)
     results = make_results([("steady", STEADY, "cgw", metrics)])
 
@@ -54,7 +54,7 @@ def test_results_survive_the_file(make_results: Make, spread: Spread, tmp_path: 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema":"cgw-benchmarks/1"}'])
 def test_a_file_that_holds_no_results_is_named(tmp_path: Path, text: str) -> None:
-    """A wrong file is an error that names it, not a traceback."""
+    """A wrong file raises an error that names it."""
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ResultsError, match=r"other\.json"):
@@ -62,7 +62,7 @@ def test_a_file_that_holds_no_results_is_named(tmp_path: Path, text: str) -> Non
 
 
 def test_compare_fails_past_the_tolerance_only(make_results: Make) -> None:
-    """A ratio that is 20 % worse fails at 10 % and passes at 30 %, though the absolute figures became better."""
+    """A ratio that is 20 % worse fails at 10 % and passes at 30 %, although the absolute figures improved."""
     before = make_results([("steady", STEADY, "cgw", cpu(50)), ("steady", STEADY, "go", cpu(100))])
     after = make_results([("steady", STEADY, "cgw", cpu(30)), ("steady", STEADY, "go", cpu(50))])
 
@@ -75,7 +75,7 @@ def test_compare_fails_past_the_tolerance_only(make_results: Make) -> None:
 
 
 def test_compare_knows_which_direction_is_worse(make_results: Make) -> None:
-    """Fewer requests a second are worse; the same fall of CPU is better."""
+    """Half the requests a second are worse; half the CPU is better."""
     case = {"connections": 32}
 
     def run(rate: float, used: float) -> Results:
@@ -95,7 +95,7 @@ def test_compare_knows_which_direction_is_worse(make_results: Make) -> None:
 
 
 def test_compare_needs_what_both_runs_have(make_results: Make) -> None:
-    """Runs without a common reference or subject are refused with a sentence."""
+    """Runs without a common reference or subject raise an error with a sentence."""
     ours = make_results([("steady", STEADY, "cgw", cpu(50))])
     theirs = make_results([("steady", STEADY, "cgw", cpu(50)), ("steady", STEADY, "go", cpu(50))])
     with pytest.raises(ResultsError, match="share none"):
@@ -105,7 +105,7 @@ def test_compare_needs_what_both_runs_have(make_results: Make) -> None:
 
 
 def test_goals_are_met_missed_or_not_measured(make_results: Make, spread: Spread) -> None:
-    """Each goal is held to its own figures; what the run does not have is neither met nor missed."""
+    """Each goal is checked against its own figure; without a figure it is neither met nor missed."""
     ours = Metrics(cpu_us_per_event=30, latency_us=spread(900, 950, 5000))
     results = make_results(
         [("steady", STEADY, "cgw", ours), ("steady", STEADY, "go", cpu(40)), ("steady", STEADY, "nginx", cpu(20))]
@@ -121,7 +121,7 @@ def test_goals_are_met_missed_or_not_measured(make_results: Make, spread: Spread
 
 
 def test_added_latency_leaves_out_what_direct_takes(make_results: Make, spread: Spread) -> None:
-    """100 µs against 60 µs is a ratio of 2 once the 20 µs of the suite itself are taken off both."""
+    """100 µs and 60 µs have a ratio of 2 after subtracting the 20 µs of the suite itself from both."""
     results = make_results(
         [
             ("steady", STEADY, "direct", Metrics(latency_us=spread(20))),
@@ -135,8 +135,8 @@ def test_added_latency_leaves_out_what_direct_takes(make_results: Make, spread: 
     assert measured["added latency p50, 200 streams, tick 0, to Go"] == pytest.approx(2.0)
 
 
-def test_the_hardest_rival_counts(make_results: Make, spread: Spread) -> None:
-    """Against several routes of LiteLLM, the one that is best at it is the one to beat."""
+def test_the_strongest_route_of_litellm_is_the_reference(make_results: Make, spread: Spread) -> None:
+    """Of several routes of LiteLLM, the one with the best figure is the reference."""
     results = make_results(
         [
             ("first-byte", {}, "cgw", Metrics(first_byte_us=spread(1000))),
@@ -151,7 +151,7 @@ def test_the_hardest_rival_counts(make_results: Make, spread: Spread) -> None:
 
 
 class Page(HTMLParser):
-    """Open elements, and addresses that the page would fetch."""
+    """Collects open elements, and addresses that a browser would fetch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def test_the_report_is_one_well_formed_page(make_results: Make, spread: Spread) 
 
 
 def test_the_plot_stands_alone(make_results: Make) -> None:
-    """The plot for the README is one valid SVG, with each subject's name, and colours that need no style sheet."""
+    """The plot for the README is valid SVG with each subject's name, and colours that need no style sheet."""
     rows = [
         ("steady", {"streams": count, "rate": 50}, subject, cpu(used))
         for subject, used in (("cgw", 30.0), ("go", 40.0))
@@ -210,12 +210,9 @@ def test_the_plot_stands_alone(make_results: Make) -> None:
 
 @pytest.mark.parametrize(("lowest", "highest"), [(1, 1), (23.4, 913), (0.7, 250_000), (99, 101)])
 def test_ticks_enclose_the_values(lowest: float, highest: float) -> None:
-    """An axis is never shorter than what is drawn on it, nor crowded."""
-    linear, logarithmic = nice_ticks(highest), log_ticks(lowest, highest)
+    """The ticks of an axis enclose its values, and are 2 to 9."""
+    logarithmic = log_ticks(lowest, highest)
 
-    assert linear[0] == 0
-    assert linear[-1] >= highest
     assert logarithmic[0] <= lowest * 1.001
     assert logarithmic[-1] >= highest * 0.999
-    assert 2 <= len(linear) <= 8
     assert 2 <= len(logarithmic) <= 9

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.build import REPOSITORY
+from benchmarks.binaries import REPOSITORY
 from benchmarks.histogram import bucket_index
 from benchmarks.results import Results
 
@@ -17,7 +17,7 @@ TOOLS = [
     "python",
     pytest.param("c", marks=pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")),
 ]
-# Passes bytes on in both directions; enough of a proxy for a subject.
+# Forwards bytes in both directions, which is enough for a subject.
 RELAY = REPOSITORY / "tests" / "benchmarks" / "tcp_relay.py"
 
 
@@ -36,7 +36,7 @@ def run_suite(*arguments: str, cache: Path | None = None) -> subprocess.Complete
 
 @pytest.mark.parametrize("tools", TOOLS)
 def test_a_run_measures_what_the_upstream_sent(tools: str, tmp_path: Path) -> None:
-    """Paced, counted, cancelled: no stream is broken, times make sense, and a JSON file and a report are left."""
+    """No stream of three scenarios breaks, times are plausible, and a JSON file and a report are written."""
     path = tmp_path / "results.json"
     done = run_suite(
         *("--profile", "smoke", "--scenario", "steady,requests,cancel", "--subjects", "direct"),
@@ -87,7 +87,7 @@ def test_a_command_as_subject_is_measured_and_ended(tmp_path: Path) -> None:
 
 
 def test_a_subject_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
-    """Its failure stands in the results, the others are measured; one that is not installed is left out and named."""
+    """The results have its failure and the other subjects; one that is not installed is left out and named."""
     path = tmp_path / "results.json"
     done = run_suite(
         *("--profile", "smoke", "--scenario", "throughput", "--subjects", "direct,portkey"),
@@ -106,7 +106,7 @@ def test_a_subject_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
 
 
 def test_limits_are_a_scenario_of_the_suite(tmp_path: Path) -> None:
-    """A run of it alone starts no gateway, names what was measured, and its report has the figures."""
+    """A run of it alone starts no gateway, records the versions of its clients, and has their figures in the report."""
     path = tmp_path / "results.json"
     done = run_suite(
         *("--profile", "smoke", "--scenario", "limits", "--case", "limits=3", "--subjects", "cgw,redis-py-asyncio"),
@@ -137,7 +137,7 @@ def test_a_wrong_command_line_is_explained(arguments: list[str]) -> None:
 
 
 def test_help_lists_scenarios_and_commands() -> None:
-    """The commands, and every scenario with what it is for, can be found from --help."""
+    """``--help`` lists the commands, scenarios and options."""
     top, run = run_suite("--help").stdout, run_suite("run", "--help").stdout
 
     assert all(name in top for name in ("run", "report", "compare", "goals"))

@@ -1,4 +1,4 @@
-"""The command line, as a user runs it: in a process of its own, with nothing of this one's environment."""
+"""The command line, as a user runs it: in a process with an environment of its own."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ RunCgw = Callable[..., Completed]
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """The environment of a fresh installation; nothing of the developer's own gets in."""
+    """The environment of a fresh installation, without any variable of the developer's."""
     return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
 
 
 @pytest.fixture
 def run_cgw(environ: dict[str, str]) -> RunCgw:
-    """Runs ``cgw`` to its end; variables of the environment are given by name."""
+    """``run_cgw(*arguments, **variables)`` runs ``cgw`` to its end, with ``variables`` in its environment."""
 
     def run(*arguments: str, **variables: str) -> Completed:
         return subprocess.run(
@@ -59,7 +59,7 @@ def run_cgw(environ: dict[str, str]) -> RunCgw:
 
 
 def test_help_names_every_command_and_the_exit_statuses(run_cgw: RunCgw) -> None:
-    """``cgw --help`` is the way in."""
+    """``cgw --help`` lists every command and explains the exit statuses."""
     completed = run_cgw("--help")
     assert completed.returncode == 0
     for command in ("serve", "demo", "usage", "limits", "config", "token", "Exit status"):
@@ -67,7 +67,7 @@ def test_help_names_every_command_and_the_exit_statuses(run_cgw: RunCgw) -> None
 
 
 def test_help_is_quick(run_cgw: RunCgw) -> None:
-    """``cgw --help`` takes under 0.3 s of processor time (the best of three; the rest is up to the machine's load)."""
+    """``cgw --help`` takes under 0.3 s of processor time, which depends less on the machine's load than real time."""
 
     def measure() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -78,8 +78,8 @@ def test_help_is_quick(run_cgw: RunCgw) -> None:
     assert min(measure() for _ in range(3)) < 0.3
 
 
-def test_the_command_line_loads_nothing_that_help_does_not_need() -> None:
-    """What makes cold starts slow is imported by the commands that use it."""
+def test_help_imports_no_slow_packages() -> None:
+    """Packages that are slow to import are imported by the commands that use them."""
     code = "import sys, cgw.cli.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     heavy = {"trio", "h11", "hypercorn", "httpx", "redis", "attrs", "cattrs", "msgspec", "rich", "ssl", "sqlite3"}
@@ -112,7 +112,7 @@ def test_a_wrong_command_line_exits_with_2(run_cgw: RunCgw, arguments: list[str]
 
 @pytest.mark.parametrize("command", ["serve", "config", "usage"])
 def test_wrong_settings_exit_with_1_and_all_problems(run_cgw: RunCgw, command: str) -> None:
-    """Each problem is one line on standard error that names its variable; nothing else is said."""
+    """Each problem is one line on standard error with its variable's name; nothing else is printed."""
     completed = run_cgw(command, PORT="x", CODY_GATEWAY_LOG_FORMAT="xml")
     assert (completed.returncode, completed.stdout) == (1, "")
     assert completed.stderr.splitlines() == [
@@ -135,7 +135,7 @@ def test_config_lists_every_setting_with_secrets_masked(run_cgw: RunCgw) -> None
 
 
 async def test_a_new_token_works_with_its_entry(run_cgw: RunCgw, tmp_path: Path) -> None:
-    """What ``cgw token new`` prints can be pasted, and the token it shows is the entry's."""
+    """The entry that ``cgw token new`` prints can be pasted, and belongs to the token that it prints."""
     completed = run_cgw("token", "new", "--id", "acme", "--name", "Acme Inc.")
     assert (completed.returncode, completed.stderr) == (0, "")
     tokens = re.findall(r"^cgw_[0-9a-f]{64}$", completed.stdout, re.MULTILINE)
@@ -147,7 +147,7 @@ async def test_a_new_token_works_with_its_entry(run_cgw: RunCgw, tmp_path: Path)
 
 
 async def record_completions(data_dir: Path, moments: Mapping[datetime, str]) -> None:
-    """Put one completion for each moment, by the actor with that id, into the event log of ``data_dir``."""
+    """Record one completion for each moment, by the actor with that id, in the event log of ``data_dir``."""
     async with open_event_log(data_dir / "events") as event_log:
         for moment, actor_id in moments.items():
             event = completions_finished(
@@ -161,8 +161,8 @@ async def record_completions(data_dir: Path, moments: Mapping[datetime, str]) ->
             event_log.record(attrs.evolve(event, created_at=moment))
 
 
-async def test_usage_sums_up_what_is_recorded(run_cgw: RunCgw, tmp_path: Path) -> None:
-    """The data directory comes from the settings or from the option; the days are inclusive, the actor exact."""
+async def test_usage_sums_up_recorded_completions(run_cgw: RunCgw, tmp_path: Path) -> None:
+    """The data directory comes from the settings or from the option; days are inclusive, the actor's id exact."""
     day = datetime(2024, 5, 1, tzinfo=UTC)
     late = timedelta(hours=23, minutes=59)
     await record_completions(
@@ -185,7 +185,7 @@ async def test_usage_sums_up_what_is_recorded(run_cgw: RunCgw, tmp_path: Path) -
 
 
 def test_usage_without_records_says_so(run_cgw: RunCgw, tmp_path: Path) -> None:
-    """Without events the JSON list is empty, and the table comes with a remark on standard error."""
+    """Without events the JSON list is empty, and the table has a remark on standard error; neither is an error."""
     option = f"--data-dir={tmp_path}"
     assert run_cgw("usage", "--json", option).stdout == "[]\n"
     completed = run_cgw("usage", option)
@@ -194,8 +194,8 @@ def test_usage_without_records_says_so(run_cgw: RunCgw, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_missing", [True, False], ids=["no data directory", "a file instead of the folder"])
-def test_usage_of_what_is_no_event_log_is_one_sentence(run_cgw: RunCgw, tmp_path: Path, is_missing: bool) -> None:
-    """A wrong path gives exit status 1 and no traceback."""
+def test_a_wrong_data_directory_is_reported_in_one_sentence(run_cgw: RunCgw, tmp_path: Path, is_missing: bool) -> None:
+    """A path that has no event log gives exit status 1, and no traceback."""
     (tmp_path / "events").write_text("")
     data_dir = tmp_path / "missing" if is_missing else tmp_path
     completed = run_cgw("usage", f"--data-dir={data_dir}")
@@ -204,8 +204,8 @@ def test_usage_of_what_is_no_event_log_is_one_sentence(run_cgw: RunCgw, tmp_path
     assert len(completed.stderr.splitlines()) == 1
 
 
-def test_a_reader_that_leaves_is_no_error(environ: dict[str, str]) -> None:
-    """``cgw config | head`` is quiet: the process ends by SIGPIPE, as any filter."""
+def test_a_closed_pipe_ends_the_process_silently(environ: dict[str, str]) -> None:
+    """In ``cgw config | head`` the process ends by SIGPIPE, as any filter, and prints nothing."""
     read_end, write_end = os.pipe()
     with subprocess.Popen([*COMMAND, "config"], env=environ, stdout=write_end, stderr=subprocess.PIPE) as process:
         os.close(write_end)
@@ -215,14 +215,14 @@ def test_a_reader_that_leaves_is_no_error(environ: dict[str, str]) -> None:
 
 
 def wait_until_asleep(pid: int) -> None:
-    """Return once the process waits in a system call, as its state in ``proc(5)`` tells."""
+    """Return when the process waits in a system call, according to its state in ``proc(5)``."""
     give_up_at = time.monotonic() + TIMEOUT_SECONDS
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
         assert time.monotonic() < give_up_at
 
 
 def test_an_interrupt_exits_with_130_and_no_traceback(environ: dict[str, str]) -> None:
-    """Ctrl-C while ``cgw config`` waits for its reader ends it, although output is left that nobody takes."""
+    """Ctrl-C ends ``cgw config`` while it waits for its reader, although output is left that was not read."""
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)  # less than the table has, so that the process has to wait
     process = subprocess.Popen([*COMMAND, "config"], env=environ, stdout=write_end, stderr=subprocess.PIPE)

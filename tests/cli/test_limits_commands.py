@@ -19,7 +19,7 @@ from cgw.limits.limiter import Limiter
 from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import open_redis
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, TOKEN, build_environ
 from tests.support.process import open_gateway_process
 from tests.support.redis_server import run_redis_server
@@ -69,13 +69,16 @@ async def test_beside_a_gateway_with_its_embedded_store(
         assert (shown.returncode, shown.stderr) == (0, b"")
         quota, rate = json.loads(shown.stdout)
         assert (quota["name"], quota["source"], quota["limit"], quota["used"]) == ("quota", "static", 2, 2)
-        assert (quota["notice_percent"], rate["name"]) == (100, "concurrency")
+        assert (quota["alert_percent"], rate["name"]) == (100, "concurrency")
         table = (await run_limits(environ, "show", "--actor", "acme")).stdout.decode().splitlines()
         assert table[0].split()[:5] == ["source", "feature", "limit", "size", "used"]
         assert len(table) == 5
         reset = await run_limits(environ, "reset", "--actor", "acme")
         assert (reset.returncode, reset.stderr) == (0, b"")
-        assert "chat_completions quota: 2 of 2 requests per 24h used; 100 % had been told" in reset.stdout.decode()
+        assert (
+            "chat_completions quota: 2 of 2 requests per 24h used; alert of 100 % had been sent"
+            in reset.stdout.decode()
+        )
         with trio.fail_after(5):  # a gateway repeats a refusal for a moment without asking
             while (await client.post(PATH, json=body)).status_code != 200:
                 pass

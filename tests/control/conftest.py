@@ -1,4 +1,4 @@
-"""The gateway of the tests of whole exchanges, for the other engine's tests too."""
+"""The gateway of the tests of whole exchanges, for the tests of control routes."""
 
 from __future__ import annotations
 

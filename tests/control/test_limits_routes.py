@@ -1,4 +1,4 @@
-"""``/v1/limits`` and ``/v1/limits/refresh``: what callers are told of their limits, and how they have them fetched."""
+"""``/v1/limits`` and ``/v1/limits/refresh``: reading an actor's limits, and fetching the actor again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from cgw.service.lifecycle import Service
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import DISABLED_TOKEN, TOKEN, build_actors
 from tests.support.limits import open_http, open_patient_gateway
 from tests.support.requests import build_body
@@ -20,13 +20,13 @@ REFRESH = "/v1/limits/refresh"
 
 
 async def spend(client: httpx.AsyncClient, count: int) -> None:
-    """So many requests of acme that are let through."""
+    """Send ``count`` requests of acme, which all succeed."""
     for _ in range(count):
         assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 200
 
 
 async def test_limits_are_those_of_each_feature(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """The reference's shape, with unit and rest: an entry per feature with a limit, an expiry where it was used."""
+    """Each feature with a limit has an entry in the reference's shape, with unit, rest and, if used, an expiry."""
     async with open_patient_gateway(tmp_path, upstream.url, limit=24) as gateway, open_http(gateway) as client:
         await spend(client, 3)
         answer = await client.get("/v1/limits")
@@ -55,8 +55,8 @@ async def test_limits_are_those_of_each_feature(tmp_path: Path, upstream: Script
     }
 
 
-async def test_limits_in_tokens_are_told_in_tokens(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """A quota in tokens says so, and its figures are tokens."""
+async def test_limits_in_tokens_have_figures_in_tokens(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A quota in tokens has that unit, and its figures count tokens."""
     async with (
         open_patient_gateway(tmp_path, upstream.url, limit=100, chat_lines='unit = "tokens"') as gateway,
         open_http(gateway) as client,
@@ -67,7 +67,7 @@ async def test_limits_in_tokens_are_told_in_tokens(tmp_path: Path, upstream: Scr
 
 
 async def test_reading_limits_uses_nothing(gateway: Service) -> None:
-    """Asking for one's limits, also by HEAD, does not count on them."""
+    """Reading limits, by GET or HEAD, does not count on them."""
     async with open_http(gateway) as client:
         for _ in range(3):
             chat = (await client.get("/v1/limits")).json()["chat_completions"]
@@ -77,7 +77,7 @@ async def test_reading_limits_uses_nothing(gateway: Service) -> None:
 
 
 async def test_anonymous_callers_share_limits(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Without a token the anonymous actor's limits are told, embeddings in tokens."""
+    """Without a token the response has the anonymous actor's limits, those for embeddings in tokens."""
     more = {"CODY_GATEWAY_ALLOW_ANONYMOUS": "true"}
     async with (
         open_patient_gateway(tmp_path, upstream.url, more=more) as gateway,
@@ -95,7 +95,7 @@ async def test_anonymous_callers_share_limits(tmp_path: Path, upstream: Scripted
 
 
 async def test_refreshing_has_a_cool_down(gateway: Service) -> None:
-    """Refreshed once: 200 with nothing to say. Again at once: 429 that names the wait, in text and header."""
+    """The first refresh is 200 with an empty body; the next one at once is 429 with the wait in text and header."""
     async with open_http(gateway) as client:
         first, second = await client.post(REFRESH), await client.post(REFRESH)
     assert (first.status_code, first.content) == (200, b"")
@@ -107,7 +107,7 @@ async def test_refreshing_has_a_cool_down(gateway: Service) -> None:
 
 
 async def test_refreshing_brings_changed_limits(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """What an operator wrote is in force as soon as the refresh has answered, in both engines."""
+    """A change of the actors file takes effect as soon as the refresh is answered, in both engines."""
     async with open_patient_gateway(tmp_path, upstream.url, limit=1) as gateway, open_http(gateway) as client:
         await spend(client, 1)
         (tmp_path / "actors.toml").write_text(build_actors(limit=3))
@@ -120,12 +120,12 @@ async def test_refreshing_brings_changed_limits(tmp_path: Path, upstream: Script
 
 
 async def test_refreshing_a_broken_file(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """A source that can't tell is a 500 without its details, which are for the log; the limits stay as they were."""
+    """A source that fails gives 500 without details, which are only logged; the limits stay as they were."""
     async with open_patient_gateway(tmp_path, upstream.url, limit=5) as gateway, open_http(gateway) as client:
         (tmp_path / "actors.toml").write_text("[[actor]]\nid = ")
         answer = await client.post(REFRESH)
         assert answer.status_code == 500
-        assert answer.json() == {"error": "the actor could not be refreshed: its source can't tell now"}
+        assert answer.json() == {"error": "the actor could not be refreshed: its source failed"}
         assert (await client.get("/v1/limits")).json()["chat_completions"]["limit"] == 5
 
 
@@ -134,8 +134,8 @@ NOT_ALLOWED = [("GET", REFRESH, "POST"), ("DELETE", REFRESH, "POST"), ("PUT", "/
 
 
 @pytest.mark.parametrize("headers", [UNKNOWN, {"authorization": ""}], ids=["unknown", "none"])
-async def test_tokens_that_nobody_knows(gateway: Service, headers: Mapping[str, str]) -> None:
-    """Without a known token, neither route tells or does anything: 401."""
+async def test_unknown_tokens(gateway: Service, headers: Mapping[str, str]) -> None:
+    """Without a known token, both routes answer 401 and do nothing."""
     async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
         for answer in (await client.get("/v1/limits"), await client.post(REFRESH)):
             assert answer.status_code == 401
@@ -143,8 +143,8 @@ async def test_tokens_that_nobody_knows(gateway: Service, headers: Mapping[str, 
     assert gateway.gateway.refresher.statistics().updated == 0
 
 
-async def test_actors_whose_access_is_off(gateway: Service) -> None:
-    """An actor that is switched off is told so: 403, as on the other routes."""
+async def test_actors_without_access(gateway: Service) -> None:
+    """An actor whose access is off gets 403, as on the other routes."""
     async with open_http(gateway, authorization=f"Bearer {DISABLED_TOKEN}") as client:
         assert (await client.get("/v1/limits")).status_code == 403
         assert (await client.post(REFRESH)).status_code == 403
@@ -152,7 +152,7 @@ async def test_actors_whose_access_is_off(gateway: Service) -> None:
 
 @pytest.mark.parametrize(("method", "path", "allowed"), NOT_ALLOWED)
 async def test_other_methods(gateway: Service, method: str, path: str, allowed: str) -> None:
-    """Each route says which methods it has: 405 with Allow."""
+    """Other methods get 405, with the allowed ones in Allow."""
     async with httpx.AsyncClient(base_url=gateway.url, headers={"authorization": f"Bearer {TOKEN}"}) as client:
         answer = await client.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

@@ -11,15 +11,15 @@ import trio
 
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, open_gateway
 from tests.support.requests import HEADERS, ROUTES, build_body, build_request, read_to_end
 
 PATH = "/v1/completions/anthropic-messages"
 
 
-async def test_a_keep_alive_connection_mixes_hot_and_other_routes(gateway: Service) -> None:
-    """On one HTTP/1.1 connection hot and other routes get their own answers, before and after the hand-over."""
+async def test_a_keep_alive_connection_mixes_provider_and_control_routes(gateway: Service) -> None:
+    """On one HTTP/1.1 connection each route gets its own response, before and after the hand-over to Hypercorn."""
     async with httpx.AsyncClient(base_url=gateway.url, headers=HEADERS) as client:
         for path in (*ROUTES, "/v1/limits", *ROUTES, "/-/__version", "/nowhere", *ROUTES):
             if path in ROUTES:
@@ -41,23 +41,23 @@ async def get_usage(gateway: Service) -> int:
 
 
 async def test_pipelined_requests_are_answered_in_order(gateway: Service) -> None:
-    """Requests of both engines sent in one go come back in the order in which they were sent."""
+    """Requests for both engines that are sent at once are answered in the order in which they were sent."""
     version = b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n"
     last = b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-    hot = [build_request(path, stream=False) for path in ROUTES]
+    completions = [build_request(path, stream=False) for path in ROUTES]
     stream = await trio.open_tcp_stream("127.0.0.1", gateway.port)
-    await stream.send_all(b"".join([*hot, version, *hot, last]))
+    await stream.send_all(b"".join([*completions, version, *completions, last]))
     async with stream:
         data = await read_to_end(stream)
     marks = [b'"type":"message"', b'"chat.completion"'] * 2
     position = 0
     for mark in [*marks, b"\r\n0.1.0", *marks, b"there is no route"]:
         position = data.index(mark, position) + 1
-    assert data.count(b"HTTP/1.1 ") == 2 * len(hot) + 2
+    assert data.count(b"HTTP/1.1 ") == 2 * len(completions) + 2
 
 
 async def test_one_http2_connection_carries_many_exchanges(gateway: Service, upstream: ScriptedUpstream) -> None:
-    """Twenty streamed answers and some GETs at once over one HTTP/2 connection: each gets its own, whole."""
+    """Twenty streamed responses and some GETs at once over one HTTP/2 connection: each is complete and its own."""
     upstream.scripts[ANTHROPIC_MODEL] = Script(
         answer="word " * 99 + "word", tokens_per_second=500, first_token_delay_seconds=0.05, api_key=ANTHROPIC_KEY
     )
@@ -92,7 +92,7 @@ async def test_one_http2_connection_carries_many_exchanges(gateway: Service, ups
 
 
 async def test_a_broken_upstream_resets_its_http2_stream_only(gateway: Service, upstream: ScriptedUpstream) -> None:
-    """An HTTP/2 client sees an error where the upstream broke off, and its connection goes on."""
+    """An HTTP/2 client gets an error when the upstream breaks off, and its connection stays open."""
     upstream.scripts[ANTHROPIC_MODEL] = Script(
         answer="word " * 20, tokens_per_second=0, break_after_events=5, api_key=ANTHROPIC_KEY
     )
@@ -104,7 +104,7 @@ async def test_a_broken_upstream_resets_its_http2_stream_only(gateway: Service, 
 
 
 async def test_a_broken_upstream_cuts_a_handed_over_connection(gateway: Service, upstream: ScriptedUpstream) -> None:
-    """After the hand-over an HTTP/1.1 client still sees a body without its end."""
+    """After the hand-over, an HTTP/1.1 client still gets an incomplete body when the upstream breaks off."""
     upstream.scripts[ANTHROPIC_MODEL] = Script(
         answer="word " * 20, tokens_per_second=0, break_after_events=5, api_key=ANTHROPIC_KEY
     )
@@ -115,7 +115,7 @@ async def test_a_broken_upstream_cuts_a_handed_over_connection(gateway: Service,
 
 
 async def test_websocket_upgrade_of_an_unknown_route_is_refused(gateway: Service) -> None:
-    """A WebSocket handshake where there is none gets a final status instead of an open connection."""
+    """A WebSocket handshake on an unknown route gets 403."""
     stream = await trio.open_tcp_stream("127.0.0.1", gateway.port)
     await stream.send_all(
         b"GET /socket HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
@@ -126,7 +126,7 @@ async def test_websocket_upgrade_of_an_unknown_route_is_refused(gateway: Service
     assert data.startswith(b"HTTP/1.1 403 ")
 
 
-async def test_wrong_methods_name_the_right_ones(gateway: Service) -> None:
+async def test_wrong_methods_get_the_allowed_ones(gateway: Service) -> None:
     """405 carries Allow on both kinds of route; HEAD is answered like GET, without a body."""
     async with httpx.AsyncClient(base_url=gateway.url, headers=HEADERS) as client:
         for path in ROUTES:
@@ -139,8 +139,8 @@ async def test_wrong_methods_name_the_right_ones(gateway: Service) -> None:
         assert (answer.status_code, answer.text) == (200, "")
 
 
-async def test_diagnostics_ask_for_their_secret(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """With a secret, healthz answers to its bearer only; the version is open."""
+async def test_diagnostics_need_their_secret(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """With a secret, healthz needs it as bearer token; the version does not."""
     async with (
         open_gateway(tmp_path, upstream.url, more={"CODY_GATEWAY_DIAGNOSTICS_SECRET": "open-sesame"}) as gateway,
         httpx.AsyncClient(base_url=gateway.url) as client,

@@ -1,4 +1,4 @@
-"""How the tour looks, on a terminal and when it is piped."""
+"""Output of the tour on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cgw.demo.paste import Snippet, build_snippets
-from cgw.demo.screen import Screen, WordFlow, has_colour
+from cgw.demo.screen import Screen, WordWrapper, has_colour
+from cgw.demo.snippets import Snippet, build_snippets
 from cgw.testing.script import DEFAULT_ANSWER, split_tokens
 
 
 class Terminal(io.StringIO):
-    """A file that says it is a terminal."""
+    """A file that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -26,16 +26,16 @@ def show_everything(screen: Screen) -> None:
     screen.show_section("Section")
     screen.say("Some prose [with brackets]. " * 6, "dim")
     screen.show_facts([("name", "value"), ("longer name", "x" * 150)])
-    flow = screen.open_flow()
+    wrapper = screen.begin_text()
     for token in split_tokens(DEFAULT_ANSWER):
-        screen.show_token(flow, token)
-    screen.end_flow()
+        screen.show_token(wrapper, token)
+    screen.end_text()
     for snippet in build_snippets("http://127.0.0.1:9992", "cgw_" + "0" * 64):
         screen.show_snippet(snippet)
 
 
 def test_piped_output_is_plain_text() -> None:
-    """What isn't a terminal gets no escape, no box character and no trailing blanks; values stay whole."""
+    """A pipe gets no escape sequences, box characters or trailing blanks; values stay whole."""
     file = io.StringIO()
     show_everything(Screen(file))
     text = file.getvalue()
@@ -48,7 +48,7 @@ def test_piped_output_is_plain_text() -> None:
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_a_terminal_gets_colours_within_its_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal there are colours, and nothing but lines to paste is wider than it, or than is good to read."""
+    """A terminal gets colours, and only snippets are wider than the terminal or 96 columns."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -61,8 +61,8 @@ def test_a_terminal_gets_colours_within_its_width(columns: int, monkeypatch: pyt
     assert max(len(line) for line in prose.splitlines()) <= min(columns, 96)
 
 
-def test_lines_to_paste_are_never_wrapped_or_indented(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snippet comes out line by line as it is, also on a narrow terminal."""
+def test_snippets_are_never_wrapped_or_indented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snippet is printed as it is, also on a narrow terminal."""
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("TERM", "dumb")
     code = 'import anthropic\nfor text in ["a long line that is wider than the terminal"]:\n    print(text)'
@@ -82,11 +82,11 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text(alphabet="ab \n", max_size=200), st.integers(1, 40))
-@example("aaaa a ", 6)  # a text's last blanks may stand beyond the edge, where nobody sees them
+@example("aaaa a ", 6)  # the last blanks of a text may be beyond the edge, where they cannot be seen
 def test_streamed_words_are_broken_only_between_words(text: str, width: int) -> None:
-    """Whatever the width, the words come out in order and whole, and a line is too long only by a single word."""
-    flow = WordFlow(width)
-    printed = "".join(flow.place(token) for token in split_tokens(text))
+    """For any width, words stay whole and in order, and only a line of a single word may be too long."""
+    wrapper = WordWrapper(width)
+    printed = "".join(wrapper.place(token) for token in split_tokens(text))
     assert printed.split() == text.split()
     for line in printed.splitlines():
         assert len(line.rstrip()) <= width or len(line.split()) <= 1

@@ -1,4 +1,4 @@
-"""The whole tour, run as a user runs it: in a process of its own, with its output piped."""
+"""The whole tour in a process of its own, as a user runs it, with its output in a pipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKENS = len(split_tokens(DEFAULT_ANSWER))
 
 
 class Demo:
-    """A running tour and what it has written so far."""
+    """A running tour and its output so far."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
@@ -36,15 +36,15 @@ class Demo:
             self.errors += bytes(data)
 
     async def read_until(self, text: str) -> None:
-        """Read standard output until ``text`` has come; fail when it ends before."""
+        """Read standard output until it contains ``text``; fail when it ends before."""
         assert self.process.stdout is not None
         while text not in self.output:
             data = bytes(await self.process.stdout.receive_some())
-            assert data, f"{text!r} never came; it wrote {self.output!r} and {self.errors!r}"
+            assert data, f"{text!r} is missing in {self.output!r} (standard error: {self.errors!r})"
             self.output += data.decode()
 
     async def read_all(self) -> int:
-        """Read standard output to its end; the exit status."""
+        """Read standard output to its end; return the exit status."""
         assert self.process.stdout is not None
         async for data in self.process.stdout:
             self.output += bytes(data).decode()
@@ -52,13 +52,13 @@ class Demo:
 
     @property
     def folder(self) -> Path:
-        """The folder that it keeps its data in."""
+        """The tour's data folder, from its output."""
         found = re.search(r"^data folder +(\S+)", self.output, re.MULTILINE)
         assert found is not None
         return Path(found[1])
 
     def assert_nothing_is_left(self) -> None:
-        """Neither the folder nor a process that was started with a path in it."""
+        """Check that the folder is gone, and every process that was started with a path in it."""
         assert not self.folder.exists()
         needle = str(self.folder).encode()
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -71,7 +71,7 @@ class Demo:
 
 @asynccontextmanager
 async def open_demo(arguments: str) -> AsyncIterator[Demo]:
-    """Run the tour with ``arguments``, in a process group of its own as a shell would, for a minute at most."""
+    """Run the tour with ``arguments`` for up to a minute, in a process group of its own, as shells do."""
     code = f"import sys; from cgw.demo.tour import run_demo; sys.exit(run_demo({arguments}))"
     environ = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
     process = await trio.lowlevel.open_process(
@@ -123,12 +123,12 @@ async def test_the_tour_shows_answer_limits_event_and_overhead_and_leaves_nothin
     assert "/v1/completions/openai" in text
     assert "\x1b" not in demo.output
     assert demo.errors == b""
-    assert seconds < 15  # about 5 when nothing else keeps the machine busy
+    assert seconds < 15  # about 5 on an idle machine
     demo.assert_nothing_is_left()
 
 
 async def test_pasted_lines_work_and_ctrl_c_ends_it_well() -> None:
-    """Every printed line of ``curl`` and every SDK snippet works as printed; then SIGINT ends it with a count."""
+    """Every ``curl`` and SDK snippet works as printed; then SIGINT ends the tour, which prints a count."""
     async with open_demo(f"once=False, port={find_free_port()}") as demo:
         await demo.read_until("open until Ctrl-C")
         blocks = re.findall(r"^# (.+)\n((?:.+\n)+)", demo.output, re.MULTILINE)
@@ -173,7 +173,7 @@ async def test_pasted_lines_work_and_ctrl_c_ends_it_well() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_in_mid_tour_ends_it_at_once(number: signal.Signals) -> None:
-    """While tokens still stream, a signal ends the tour quietly, with the status that shells know, and cleanly."""
+    """A signal during the stream ends the tour without messages, with status 130, and leaves nothing."""
     async with open_demo(f"once=True, port={find_free_port()}") as demo:
         await demo.read_until("Hello from")
         os.killpg(demo.process.pid, number)
@@ -185,7 +185,7 @@ async def test_a_signal_in_mid_tour_ends_it_at_once(number: signal.Signals) -> N
 
 
 async def test_a_taken_port_is_one_sentence_and_exit_status_1() -> None:
-    """A port that another program has is named on standard error, without a traceback."""
+    """A port that another program uses is named on standard error, without a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with open_demo(f"once=True, port={port}") as demo:
@@ -196,8 +196,8 @@ async def test_a_taken_port_is_one_sentence_and_exit_status_1() -> None:
     )
 
 
-async def test_a_reader_that_has_had_enough_ends_the_tour_quietly() -> None:
-    """When nobody reads standard output any more (``| head``), the tour ends without a traceback."""
+async def test_a_closed_pipe_ends_the_tour_without_messages() -> None:
+    """If standard output is closed (``| head``), the tour ends without a traceback."""
     async with open_demo(f"once=True, port={find_free_port()}") as demo:
         await demo.read_until("Hello from")
         assert demo.process.stdout is not None

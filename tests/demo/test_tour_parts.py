@@ -1,4 +1,4 @@
-"""The tour's parts by themselves: its client, its measuring, its reading of the event log, its choice of a port."""
+"""Parts of the tour: its client, its measurement of overhead, its reading of the event log, its choice of a port."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from cgw.demo.recorded import count_completions, read_last_completion
+from cgw.demo.recorded_events import count_completions, read_last_completion
 from cgw.demo.tour import choose_port
-from cgw.demo.tour_client import RequestFailed, Target, measure_overhead, open_client
+from cgw.demo.tour_client import RequestFailed, TourRequest, measure_overhead, open_tour_client
 from cgw.errors import ConfigError
 from cgw.events.event_log import open_event_log
 from cgw.model import EventName, UsageEvent
 from cgw.testing.script import Script
-from cgw.testing.upstream import open_scripted_upstream
+from cgw.testing.scripted_upstream import open_scripted_upstream
 
 BODY = b'{"model": "claude-3-haiku-20240307", "max_tokens": 9, "stream": true, "messages": [{"role": "user"}]}'
 HEADERS = {"x-api-key": "sk-right", "anthropic-version": "2023-06-01"}
 
 
 async def test_the_client_reads_answer_after_answer_on_one_connection() -> None:
-    """The connection is used again after a whole answer, refused or not."""
+    """The connection is reused after a whole response, whether its status is 200 or not."""
     script = Script(answer="One two", tokens_per_second=0, api_key="sk-right")
-    async with open_scripted_upstream(script) as upstream, open_client(upstream.url) as client:
+    async with open_scripted_upstream(script) as upstream, open_tour_client(upstream.url) as client:
         for _ in range(2):
             await client.send("/v1/messages", HEADERS, BODY)
             head = await client.receive_head()
@@ -39,13 +39,13 @@ async def test_the_client_reads_answer_after_answer_on_one_connection() -> None:
 
 
 async def test_overhead_is_the_difference_of_medians_measured_in_turn() -> None:
-    """The slower of two ways shows by its delay, and both are asked equally often, in turn."""
+    """The delay of the slower target is measured, and both targets get equally many requests."""
     fast = Script(answer="One", tokens_per_second=0, api_key="sk-right")
     slow = Script(answer="One", tokens_per_second=0, api_key="sk-right", head_delay_seconds=0.1)
     async with open_scripted_upstream(fast) as direct, open_scripted_upstream(slow) as through:
         overhead = await measure_overhead(
-            Target(through.url, "/v1/messages", HEADERS, BODY),
-            Target(direct.url, "/v1/messages", HEADERS, BODY),
+            TourRequest(through.url, "/v1/messages", HEADERS, BODY),
+            TourRequest(direct.url, "/v1/messages", HEADERS, BODY),
             rounds=5,
             warm_up_rounds=2,
         )
@@ -62,7 +62,7 @@ async def test_overhead_is_the_difference_of_medians_measured_in_turn() -> None:
 
 
 async def test_the_event_log_is_read_while_the_gateway_writes_it(tmp_path: Path) -> None:
-    """The newest completion of an actor is found whole, and completions are counted."""
+    """The newest completion of an actor is found, and completions are counted."""
     path = tmp_path / "events"
 
     def event(name: EventName, identifier: str, **metadata: object) -> UsageEvent:
@@ -82,7 +82,7 @@ async def test_the_event_log_is_read_while_the_gateway_writes_it(tmp_path: Path)
 
 
 def test_a_port_that_is_taken_is_refused_in_one_sentence() -> None:
-    """A port that was asked for and is taken, or is none at all, is a problem that names the way out."""
+    """A requested port that is taken or out of range is refused with a sentence that names ``--port``."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"^port {port} cannot be used \(Address already in use\); --port"):

@@ -1,4 +1,4 @@
-"""Drills with figures: many streams at once, and very many after one another, leave nothing. Show them with ``-s``."""
+"""Drills: many concurrent streams, and very many in sequence, leave nothing behind. ``-s`` prints the figures."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ DESCRIPTORS_PER_STREAM = 4  # both ends of both connections are this process's
 
 SEQUENCE = 10_000
 SEQUENCE_SECONDS = 90.0
-"""How long the sequence may take on the slowest machine."""
+"""The timeout of the sequence, for the slowest machine."""
 
 GROWTH_BYTES = 1024 * 1024
 GROWTH_BLOCKS = 1_500
-"""What moves by itself, free lists and tables: some 900, however many streams there were. One per stream is a leak."""
+"""Objects in free lists and tables come and go: some 900, for any number of streams. One per stream is a leak."""
 
 
 def report(text: str) -> None:
-    """A line of figures, for ``-s``."""
+    """Print a line of figures, for ``-s``."""
     sys.stdout.write(f"{text}\n")
 
 
 async def test_a_thousand_streams_dropped_at_once() -> None:
-    """When 1000 clients leave at the same moment all their upstreams are closed, and the gateway is as before."""
+    """When 1000 clients disconnect at once, all their upstreams are closed, and the gateway is as before."""
     room = allow_descriptors(CROWD * DESCRIPTORS_PER_STREAM + 500)
     count = min(CROWD, (room - 500) // DESCRIPTORS_PER_STREAM)
     if count < 100:
@@ -59,12 +59,12 @@ async def test_a_thousand_streams_dropped_at_once() -> None:
             assert stage.flat.statistics().streams == 0
             assert stage.gateway.pool.statistics().busy == 0
             assert seconds < 10
-            if turn:  # the first time threads and listeners take what they keep
+            if turn:  # the first streams allocate what threads and listeners keep
                 assert count_descriptors() == before
 
 
 async def test_ten_thousand_streams_after_one_another() -> None:
-    """Short streams in sequence leave neither memory, nor objects, nor descriptors: the slopes are flat."""
+    """Short streams in sequence leak neither memory, nor objects, nor descriptors: the slopes are flat."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     first, *rest = split_events(ANTHROPIC)
     begin, end = head + encode_chunked([first])[: -len(b"0\r\n\r\n")], encode_chunked(rest)
@@ -74,7 +74,7 @@ async def test_ten_thousand_streams_after_one_another() -> None:
     async def play(stream: trio.SocketStream) -> None:
         while await read_request(stream) is not None:
             await stream.send_all(begin)
-            await trio.lowlevel.checkpoint()  # the rest comes by itself, and so over the flat path
+            await trio.lowlevel.checkpoint()  # the rest comes after the head, and so over the fast path
             await stream.send_all(end)
 
     async with (

@@ -1,7 +1,7 @@
-"""Drills with figures: what one client or upstream that misbehaves costs its 200 neighbours. Show them with ``-s``.
+"""Drills: the cost of one misbehaving client or upstream for 200 other streams. ``-s`` prints the figures.
 
-The bounds are wide, since the load shares the machine, and the interpreter, with the gateway: the figures are what is
-worth reading, and the bounds catch a neighbour that is stopped, not one that is slowed by a little.
+The bounds are wide, because the load generator shares the machine and the interpreter with the gateway. They catch
+streams that are blocked; only the printed figures show streams that are slowed down a little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECONDS = 1.2
 
 FACTOR = 4
 SLACK_MS = 25.0
-"""How much later than without the neighbour the 99th of 100 events may come: so many times, and so much more."""
+"""The allowed 99th percentile of delays beside the neighbour: this factor times that without it, plus this much."""
 
 FLOOD = (b"1000\r\n" + b"z" * 4096 + b"\r\n") * 16
 Streams = list[tuple[socket.socket, socket.socket]]
@@ -39,7 +39,7 @@ def enough_descriptors() -> None:
 
 
 def report(text: str) -> None:
-    """A line of figures, for ``-s``."""
+    """Print a line of figures, for ``-s``."""
     sys.stdout.write(f"{text}\n")
 
 
@@ -49,7 +49,7 @@ async def measure(streams: Streams) -> Delays:
 
 
 def compare(name: str, without: list[Delays], beside: Delays) -> None:
-    """Print the figures, and hold the one beside the neighbour to those before and after it."""
+    """Print the figures, and check those beside the neighbour against those before and after it."""
     report(f"\n{STREAMS} smooth streams without {name}:\n  " + "\n  ".join(map(str, without)))
     report(f"beside {name}:\n  {beside}")
     assert beside.p99_ms <= FACTOR * max(delays.p99_ms for delays in without) + SLACK_MS
@@ -57,7 +57,7 @@ def compare(name: str, without: list[Delays], beside: Delays) -> None:
 
 @asynccontextmanager
 async def flood(stage: Stage, name: bytes) -> AsyncIterator[tuple[socket.socket, list[int]]]:
-    """A stream whose upstream sends as much as is taken: the client's end, and how many bytes were taken so far."""
+    """Open a stream whose upstream sends as fast as it can; yield the client's end and a count of the bytes sent."""
     client = await trio.to_thread.run_sync(stage.ask, name)
     taken = [0]
     with closing_all([client]):
@@ -74,7 +74,7 @@ async def flood(stage: Stage, name: bytes) -> AsyncIterator[tuple[socket.socket,
                 except TimeoutError:
                     continue
                 except OSError:
-                    return  # the gateway has closed its side
+                    return  # the gateway has closed the connection
 
         thread = threading.Thread(target=send)
         thread.start()
@@ -86,7 +86,7 @@ async def flood(stage: Stage, name: bytes) -> AsyncIterator[tuple[socket.socket,
 
 
 async def test_client_that_reads_one_byte_a_second() -> None:
-    """200 smooth streams do not notice a client that hardly reads beside them, nor does the gateway's memory."""
+    """A client that hardly reads neither delays 200 smooth streams nor grows the gateway's memory."""
     async with open_stage() as stage, open_smooth_streams(stage, STREAMS) as streams:
         before = await measure(streams)
         resident = read_resident_bytes()
@@ -115,7 +115,7 @@ async def test_client_that_reads_one_byte_a_second() -> None:
 
 
 async def test_upstream_that_floods() -> None:
-    """200 smooth streams go on beside one whose upstream and client move all that they can."""
+    """200 smooth streams go on beside one whose upstream and client move bytes as fast as they can."""
     async with open_stage() as stage, open_smooth_streams(stage, STREAMS) as streams:
         before = await measure(streams)
         async with flood(stage, b"flood") as (client, _):
@@ -140,7 +140,7 @@ async def test_upstream_that_floods() -> None:
 
 
 async def test_requests_that_keep_trio_busy() -> None:
-    """200 smooth streams go on while the Trio thread does nothing but open and close other exchanges."""
+    """200 smooth streams go on while the Trio thread is busy opening and closing other exchanges."""
     async with open_stage() as stage, open_smooth_streams(stage, STREAMS) as streams:
         before = await measure(streams)
         exchanges = 0

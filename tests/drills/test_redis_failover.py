@@ -1,4 +1,4 @@
-"""Drills with figures: Sentinels and clusters that lose a master or move slots under load. Show them with ``-s``."""
+"""Drills with figures: Sentinels and clusters lose a master or move slots under load. Show the figures with ``-s``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.crc import key_slot
 
 from cgw.errors import StoreUnavailable
 from cgw.redis.opening import LuaScript, open_redis
-from tests.support.redis_callers import run_drill
+from tests.support.redis_callers import run_caller_drill
 from tests.support.redis_cluster import (
     ClusterNode,
     RedisCluster,
@@ -36,22 +36,22 @@ ADD_BOTH = LuaScript.from_text(
 @pytest.mark.parametrize("sentinels", [1, 3])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 async def test_sentinel_failover(tmp_path: Path, sentinels: int, number: signal.Signals) -> None:
-    """The master is killed or stopped: a moment after the Sentinels have another, the callers have it, too."""
+    """The master is killed or stopped: a moment after the Sentinels name another, the callers use it."""
     name = f"Sentinel failover, Sentinels: {sentinels}, {number.name}"
-    async with run_sentinel_group(tmp_path, sentinels) as group, run_drill(name, group.url) as drill:
+    async with run_sentinel_group(tmp_path, sentinels) as group, run_caller_drill(name, group.url) as drill:
         group.master.server.send_signal(number)
         await drill.wait_outage()
         await wait_until(partial(_is_failed_over, group), seconds=20)
         await drill.wait_back()
         if number == signal.SIGSTOP:
-            group.master.server.send_signal(signal.SIGCONT)  # back among the living: nobody follows it
+            group.master.server.send_signal(signal.SIGCONT)  # the old master is up again: it must not be used
             errors = drill.errors
             await drill.wait_answers(500)
             assert drill.errors == errors
 
 
 async def test_planned_failover(tmp_path: Path) -> None:
-    """SENTINEL FAILOVER: the old master serves until the Sentinels make it a replica; then all are at the new one."""
+    """SENTINEL FAILOVER: the old master serves until it is made a replica; then all callers use the new one."""
 
     async def is_demoted() -> bool:
         try:
@@ -59,7 +59,10 @@ async def test_planned_failover(tmp_path: Path) -> None:
         except StoreUnavailable:  # a Sentinel that demotes a master ends all its connections, this one too
             return False
 
-    async with run_sentinel_group(tmp_path) as group, run_drill("Sentinel failover, planned", group.url) as drill:
+    async with (
+        run_sentinel_group(tmp_path) as group,
+        run_caller_drill("Sentinel failover, planned", group.url) as drill,
+    ):
         await group.ask_sentinel(0, "FAILOVER", SERVICE)
         await wait_until(is_demoted, seconds=20)
         await drill.wait_back()
@@ -72,11 +75,11 @@ async def _is_failed_over(group: SentinelGroup) -> bool:
 
 
 async def test_slots_move_under_load(tmp_path: Path) -> None:
-    """A slot moves to and fro key by key while callers count on two of its keys: all are served, none twice."""
+    """A slot moves back and forth key by key while callers count on two of its keys: each call runs exactly once."""
     with run_redis_cluster(tmp_path) as cluster:
-        async with open_redis(cluster.url, links=2, timeout_seconds=PATIENT) as redis:
+        async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
             slot = key_slot(b"{load}")
-            await redis.mset({f"{{load}}:filler:{number}": number for number in range(MOVERS_KEYS)})
+            await redis.commands.mset({f"{{load}}:filler:{number}": number for number in range(MOVERS_KEYS)})
             counted = [0, 0]
             longest = 0.0
 
@@ -106,7 +109,7 @@ async def test_slots_move_under_load(tmp_path: Path) -> None:
             assert statistics.redirections > 0
             assert statistics.retries > 0
             for pair in range(2):
-                values = await redis.mget(f"{{load}}:{pair}:a", f"{{load}}:{pair}:b")
+                values = await redis.commands.mget(f"{{load}}:{pair}:a", f"{{load}}:{pair}:b")
                 # A call that was cancelled in the end may have counted.
                 assert values[0] == values[1]
                 assert counted[pair] <= int(values[0] or 0) <= counted[pair] + 4
@@ -123,13 +126,13 @@ async def _move_key_by_key(cluster: RedisCluster, slot: int) -> None:
 
 
 async def test_killed_master_of_a_cluster(tmp_path: Path) -> None:
-    """A master without replica dies: the others' slots are served on, its own again when it is."""
+    """A master without replica is killed: other slots are still served, and its own after it is restarted."""
     with run_redis_cluster(tmp_path) as cluster:
         lost = cluster.nodes[2]
         lost_key, other_key = [await _find_key(cluster, node) for node in (lost, cluster.nodes[0])]
         async with (
-            run_drill("cluster, master killed: its slots", cluster.url, key=lost_key) as drill,
-            run_drill("cluster, master killed: the others' slots", cluster.url, key=other_key) as others,
+            run_caller_drill("cluster, master killed: its slots", cluster.url, key=lost_key) as drill,
+            run_caller_drill("cluster, master killed: the others' slots", cluster.url, key=other_key) as others,
         ):
             lost.server.send_signal(signal.SIGKILL)
             lost.server.process.wait()
@@ -144,10 +147,10 @@ async def test_killed_master_of_a_cluster(tmp_path: Path) -> None:
 
 
 async def test_stopped_master_of_a_cluster(tmp_path: Path) -> None:
-    """A master stops for a while, too short for the cluster to notice: its slots are back as soon as it goes on."""
+    """A master stops for too short for the cluster to notice: its slots are served as soon as it continues."""
     with run_redis_cluster(tmp_path) as cluster:
         key = await _find_key(cluster, cluster.nodes[1])
-        async with run_drill("cluster, SIGSTOP 0.5 s of a master", cluster.url, key=key) as drill:
+        async with run_caller_drill("cluster, SIGSTOP 0.5 s of a master", cluster.url, key=key) as drill:
             cluster.nodes[1].server.send_signal(signal.SIGSTOP)
             await trio.sleep(0.5)
             assert drill.errors > 0
@@ -156,18 +159,18 @@ async def test_stopped_master_of_a_cluster(tmp_path: Path) -> None:
 
 
 async def test_failover_in_a_cluster(tmp_path: Path) -> None:
-    """A master with a replica dies: a moment after the cluster has its successor, the callers have it, too."""
+    """A master with a replica is killed: a moment after the replica is promoted, the callers use it."""
     with run_redis_cluster(tmp_path) as cluster, run_cluster_node(tmp_path / "r", *find_node_ports(1)) as replica:
         master = cluster.nodes[0]
         await _replicate(replica, master)
         key = await _find_key(cluster, master)
-        async with run_drill("cluster failover to a replica", cluster.url, key=key) as drill:
+        async with run_caller_drill("cluster failover to a replica", cluster.url, key=key) as drill:
             master.server.send_signal(signal.SIGKILL)
             master.server.process.wait()
             await drill.wait_outage()
             await wait_until(partial(_takes_writes, replica, key), seconds=20)
             recovered_at = trio.current_time()
-            # The links to the dead node stay down for a while: here only answers count.
+            # The link to the killed node stays down for a while, so wait_back would wait for it.
             await drill.wait_answers(50)
             drill.back_seconds = trio.current_time() - recovered_at
 
@@ -192,7 +195,7 @@ async def _takes_writes(node: ClusterNode, key: str) -> bool:
 
 
 async def _find_key(cluster: RedisCluster, node: ClusterNode) -> str:
-    """A key of a slot that this node has."""
+    """Return a key whose slot this node serves."""
     number = 0
     while await cluster.find_owner(key_slot(b"key:%d" % number)) is not node:
         number += 1

@@ -1,8 +1,8 @@
-"""Drills with figures: what callers notice of each way in which Redis can fail. Show them with ``-s``.
+"""Drills with figures: the effect on clients of each way in which Redis can fail. Show the figures with ``-s``.
 
-Three gateways, one for each policy, share a Redis and are asked steadily. The promises: no request waits longer for
-its limits than the deadline plus 20 ms, no answer is another than the policy's, all is back within 1 s of the
-recovery, and what was let through is counted. The bounds are wider, since the load, and in CI others, share the
+Three gateways, one per policy, share a Redis and are under steady load. The promises: no request waits longer for
+its limits than the deadline plus 20 ms, each response is the one of the policy, everything works within 1 s of the
+recovery, and each admitted request is counted. The bounds are wider, since the load, and in CI other jobs, share the
 machine.
 """
 
@@ -21,18 +21,18 @@ import redis
 import trio
 
 from cgw.testing.script import Script
-from cgw.testing.upstream import open_scripted_upstream
+from cgw.testing.scripted_upstream import open_scripted_upstream
 from tests.support.gateway import build_environ
 from tests.support.process import start_cgw
 from tests.support.redis_cluster import find_free_ports
-from tests.support.redis_drill import DEADLINE_SECONDS, Drill, open_drill
+from tests.support.redis_drill import DEADLINE_SECONDS, GatewayDrill, open_gateway_drill
 from tests.support.redis_server import RedisServer, run_redis_server
 from tests.support.waiting import wait_until
 
 WAIT_GRACE_SECONDS = 0.15
 BACK_SECONDS = 1.0
 BACK_GRACE_SECONDS = 1.0
-"""What a busy machine may add to what is promised."""
+"""The most that a busy machine may add to the promises."""
 FAULT_SECONDS = 0.7
 PASSWORD = "before"
 
@@ -40,8 +40,8 @@ LONG = "CGW_LONG_DRILLS"
 """The environment variable that lets the drill of 30 s run."""
 
 
-class Store:
-    """The server of a drill, which may be killed and started again at the same port."""
+class RestartableServer:
+    """The server of a drill, which can be killed and restarted at the same port."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         (self.port,) = find_free_ports(1)
@@ -51,35 +51,37 @@ class Store:
 
     @contextmanager
     def run(self) -> Iterator[RedisServer]:
-        """The server, while the block runs."""
+        """Run the server for the length of the block."""
         with run_redis_server(self._folder, *self._options) as server:
             yield server
 
 
 @contextmanager
 def open_control(server: RedisServer, password: str | None = None) -> Iterator[redis.Redis]:
-    """A client for what operators do."""
+    """Open a client for the commands of operators."""
     with redis.Redis(unix_socket_path=str(server.path), password=password) as client:
         yield client
 
 
 @asynccontextmanager
-async def open_case(name: str, folder: Path, *options: str) -> AsyncIterator[tuple[Drill, RedisServer, redis.Redis]]:
-    """A drill on a server of its own, with the load running."""
-    store = Store(folder, *options)
+async def open_case(
+    name: str, folder: Path, *options: str
+) -> AsyncIterator[tuple[GatewayDrill, RedisServer, redis.Redis]]:
+    """Run a drill on a new server, with the load running."""
+    store = RestartableServer(folder, *options)
     with store.run() as server, open_control(server) as control:
-        async with open_drill(name, folder, store.url) as drill:
+        async with open_gateway_drill(name, folder, store.url) as drill:
             await drill.wait_calm()
             yield drill, server, control
 
 
 def report(text: str) -> None:
-    """A line of figures, for ``-s``."""
+    """Print a line of figures, for ``-s``."""
     sys.stdout.write(f"{text}\n")
 
 
-async def conclude(drill: Drill, *, loses_store: bool = False) -> None:
-    """End a drill, print its figures, and hold them to the promises. ``local`` does not show who counted."""
+async def conclude(drill: GatewayDrill, *, loses_store: bool = False) -> None:
+    """End a drill, print its figures, and check them against the promises. ``local`` does not show who counted."""
     await drill.finish()
     report("")
     for line in drill.lines:
@@ -109,10 +111,10 @@ def _show(seconds: float) -> str:
 
 
 async def test_killed_and_restarted_empty(tmp_path: Path) -> None:
-    """kill -9, and a restart with nothing left."""
-    store = Store(tmp_path)
+    """kill -9, and a restart without data."""
+    store = RestartableServer(tmp_path)
     with store.run() as server:
-        async with open_drill("kill -9, restart empty", tmp_path, store.url) as drill:
+        async with open_gateway_drill("kill -9, restart empty", tmp_path, store.url) as drill:
             await drill.wait_calm()
             server.send_signal(signal.SIGKILL)
             server.process.wait()
@@ -123,7 +125,7 @@ async def test_killed_and_restarted_empty(tmp_path: Path) -> None:
 
 
 async def test_scripts_forgotten(tmp_path: Path) -> None:
-    """SCRIPT FLUSH is not noticed at all."""
+    """SCRIPT FLUSH has no effect on clients."""
     async with open_case("SCRIPT FLUSH", tmp_path) as (drill, _, control):
         for _ in range(5):
             control.script_flush()
@@ -137,7 +139,7 @@ async def test_scripts_forgotten(tmp_path: Path) -> None:
     "seconds", [1, pytest.param(30, marks=pytest.mark.skipif(LONG not in os.environ, reason=LONG))]
 )
 async def test_stopped(tmp_path: Path, seconds: int) -> None:
-    """SIGSTOP: the server is there, and silent."""
+    """SIGSTOP: the server is connected, and silent."""
     async with open_case(f"SIGSTOP {seconds} s", tmp_path) as (drill, server, _):
         server.send_signal(signal.SIGSTOP)
         await trio.sleep(seconds)
@@ -147,7 +149,7 @@ async def test_stopped(tmp_path: Path, seconds: int) -> None:
 
 
 async def test_paused(tmp_path: Path) -> None:
-    """CLIENT PAUSE, as during a failover that is under way."""
+    """CLIENT PAUSE, as during a failover."""
     async with open_case("CLIENT PAUSE 700 ms", tmp_path) as (drill, _, control):
         control.client_pause(round(FAULT_SECONDS * 1000), all=True)
         await trio.sleep(FAULT_SECONDS)
@@ -156,7 +158,7 @@ async def test_paused(tmp_path: Path) -> None:
 
 
 async def test_connections_killed(tmp_path: Path) -> None:
-    """CLIENT KILL of every connection, again and again."""
+    """CLIENT KILL of every connection, repeatedly."""
     async with open_case("CLIENT KILL, 5 times", tmp_path) as (drill, _, control):
         for _ in range(5):
             control.client_kill_filter(_type="normal", skipme=True)
@@ -176,7 +178,7 @@ async def test_read_only(tmp_path: Path) -> None:
 
 
 async def test_out_of_memory(tmp_path: Path) -> None:
-    """OOM: the server takes no writes."""
+    """OOM: the server refuses writes."""
     async with open_case("OOM", tmp_path) as (drill, _, control):
         control.config_set("maxmemory", "1")
         await trio.sleep(FAULT_SECONDS)
@@ -186,17 +188,17 @@ async def test_out_of_memory(tmp_path: Path) -> None:
 
 
 async def test_busy(tmp_path: Path) -> None:
-    """BUSY: somebody's script does not end."""
+    """BUSY: the script of another client does not end."""
     async with (
         open_case("BUSY", tmp_path, "--lua-time-limit", "5") as (drill, server, control),
         trio.open_nursery() as n,
     ):
 
-        def run_for_ever() -> None:
+        def run_forever() -> None:
             with open_control(server) as other, pytest.raises(redis.ResponseError, match="killed"):
                 other.eval("while true do end", 0)
 
-        n.start_soon(trio.to_thread.run_sync, run_for_ever)
+        n.start_soon(trio.to_thread.run_sync, run_forever)
         await trio.sleep(FAULT_SECONDS)
         control.script_kill()
         drill.recovered()
@@ -204,7 +206,7 @@ async def test_busy(tmp_path: Path) -> None:
 
 
 async def test_password_rotated(tmp_path: Path) -> None:
-    """The password is changed and all connections are ended; later the old one is set again."""
+    """The password is changed and all connections are closed; later the old one is set again."""
     async with open_case("wrong password, rotated", tmp_path) as (drill, server, control):
         control.config_set("requirepass", "after")
         with open_control(server, "after") as other:
@@ -217,7 +219,7 @@ async def test_password_rotated(tmp_path: Path) -> None:
 
 @contextmanager
 def open_deaf_listener(port: int) -> Iterator[None]:
-    """Something that listens on ``port`` and never accepts: connections are made by the kernel, and nobody answers."""
+    """Listen on ``port`` without accepting: the kernel completes connections, and nothing answers on them."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
@@ -226,10 +228,10 @@ def open_deaf_listener(port: int) -> Iterator[None]:
 
 
 async def test_listener_that_never_accepts(tmp_path: Path) -> None:
-    """In the server's place something takes connections and says nothing."""
-    store = Store(tmp_path)
+    """At the server's port something takes connections and sends nothing."""
+    store = RestartableServer(tmp_path)
     with store.run() as server:
-        async with open_drill("never accepts", tmp_path, store.url) as drill:
+        async with open_gateway_drill("never accepts", tmp_path, store.url) as drill:
             await drill.wait_calm()
             server.send_signal(signal.SIGKILL)
             server.process.wait()
@@ -242,8 +244,8 @@ async def test_listener_that_never_accepts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["wrong password", "never accepts"])
 async def test_at_the_start(tmp_path: Path, fault: str) -> None:
-    """A store that cannot be used when cgw starts is one sentence without the password, soon, and exit status 1."""
-    store = Store(tmp_path, "--requirepass", "right")
+    """If the store can't be used at the start, cgw prints one sentence without the password and exits with status 1."""
+    store = RestartableServer(tmp_path, "--requirepass", "right")
     run = store.run() if fault == "wrong password" else open_deaf_listener(store.port)
     environ = {"REDIS_ENDPOINT": f"redis://:canary@127.0.0.1:{store.port}", "CODY_GATEWAY_REDIS_TIMEOUT": "100ms"}
     async with open_scripted_upstream(Script()) as upstream:

@@ -1,4 +1,4 @@
-"""A store that stops and goes on all the time: nothing is charged twice, nothing is lost, no place stays taken."""
+"""A store that stops and continues all the time: nothing is charged twice, no charge is lost, no slot stays taken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attrs import define, field
 
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.model import Actor, Feature, RateLimit
-from cgw.redis.opening import Redis, open_redis
+from cgw.redis.opening import Store, open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
@@ -21,14 +21,14 @@ CHAT = Feature.CHAT_COMPLETIONS
 DEADLINE_SECONDS = 0.02
 EXCHANGES = 1_500
 SPAN_SECONDS = 3.0
-# Refills by one request in 1,000 s: what is counted is what was charged.
+# Refills one request in 1,000 s, so that the usage at the end is the number of charges.
 LIMIT = RateLimit(20_000, 2 * 10**10, ("*",), 20_000, 2 * 10**10, max_in_flight=10_000)
 ACTORS = [Actor(f"actor-{number}", "", "static", True, {CHAT: LIMIT}) for number in range(3)]
 
 
 @define
-class Crowd:
-    """Exchanges that come and go at random, some of whose clients leave while they wait for their limits."""
+class RandomExchanges:
+    """Exchanges at random times, some of whose clients leave while they wait for their limits."""
 
     limiter: Limiter
     dice: random.Random
@@ -56,7 +56,7 @@ class Crowd:
 
 
 async def flap(server: RedisServer, dice: random.Random) -> None:
-    """Stop the server again and again, for less and for more than the deadline."""
+    """Stop the server repeatedly, for less and for more than the deadline."""
     for _ in range(12):
         await trio.sleep(dice.random() * SPAN_SECONDS / 10)
         server.send_signal(signal.SIGSTOP)
@@ -64,21 +64,21 @@ async def flap(server: RedisServer, dice: random.Random) -> None:
         server.send_signal(signal.SIGCONT)
 
 
-async def list_leftovers(links: Redis) -> list[bytes]:
-    """Reservations that were never settled or given up, and places that are still taken."""
+async def list_leftovers(links: Store) -> list[bytes]:
+    """Return reservations that were never settled or given up, and slots that are still taken."""
     left: list[bytes] = []
     keys: list[bytes] = await links.execute_command("KEYS", "cgw:*")
     for key in keys:
         if key.endswith(b":in_flight"):
-            left += [key] * int(await links.zcard(key))
-        elif b":reservation:" in key and await links.get(key) not in MARKS:
+            left += [key] * int(await links.commands.zcard(key))
+        elif b":reservation:" in key and await links.commands.get(key) not in MARKS:
             left.append(key)
     return left
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_nothing_is_counted_twice_or_lost(tmp_path: Path, seed: int) -> None:
-    """However the store flaps, in the end it counts exactly what was charged, and holds nothing."""
+    """After any sequence of stops the store has counted exactly the charges, and holds no reservation."""
     dice = random.Random(seed)
     with run_redis_server(tmp_path) as server:
         async with (
@@ -89,20 +89,20 @@ async def test_nothing_is_counted_twice_or_lost(tmp_path: Path, seed: int) -> No
             # Leases of 30 s: none ends by itself in this test.
             limiter = Limiter(links, LimiterOptions(heartbeat_seconds=10))
             services_nursery.start_soon(limiter.run)
-            crowd = Crowd(limiter, dice)
+            exchanges = RandomExchanges(limiter, dice)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flap, server, dice)
-                nursery.start_soon(crowd.run)
+                nursery.start_soon(exchanges.run)
 
             async def is_told() -> bool:
                 await trio.lowlevel.checkpoint()
-                statistics = links.statistics()
-                return not (limiter.untold or limiter.outage.is_on or statistics.waiting_calls or statistics.kept_calls)
+                limits, calls = limiter.statistics(), links.statistics()
+                return not (limits.backlog or limits.is_redis_away or calls.waiting_calls or calls.kept_calls)
 
             await wait_until(is_told)
-            assert crowd.local > 0
+            assert exchanges.local > 0
             assert links.statistics().cancelled > 0
             counted = {actor.id: (await Limiter(observer).peek(actor))[CHAT].usage for actor in ACTORS}
-            assert counted == crowd.charged
+            assert counted == exchanges.charged
             assert await list_leftovers(observer) == []
             services_nursery.cancel_scope.cancel()

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from cgw.testing.script import Script
-from cgw.testing.upstream import open_scripted_upstream
+from cgw.testing.scripted_upstream import open_scripted_upstream
 from tests.support.disk import install_disk
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, open_gateway
 from tests.support.limits import open_http, read_recorded

@@ -1,4 +1,4 @@
-"""The events' contents: the reference's names and keys, and nothing where nothing is known."""
+"""The contents of events: the reference's names and keys, without the unknown ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACTOR = Actor(id="acme", name="Acme Inc.", source="static", access_enabled=True)
 
 
 def test_completion_carries_the_reference_keys() -> None:
-    """A whole completion has every key of the reference, the dialect's own, and cgw's usage_quality and actor_name."""
+    """A complete response has every key of the reference, the dialect's own, and cgw's usage_quality and actor_name."""
     event = completions_finished(
         ACTOR,
         feature=Feature.CHAT_COMPLETIONS,
@@ -49,7 +49,7 @@ def test_completion_carries_the_reference_keys() -> None:
 
 
 def test_unknown_figures_are_left_out() -> None:
-    """What is not known has no key: no −1 and no null."""
+    """Unknown figures have no key: no −1 and no null."""
     event = completions_finished(
         evolve(ACTOR, name=" "),
         feature=Feature.CODE_COMPLETIONS,
@@ -84,7 +84,7 @@ def test_dialect_cannot_displace_our_keys() -> None:
 
 
 def test_refusals_carry_the_reference_keys() -> None:
-    """RateLimited says what and why, Unauthorized has the identifier "unknown", AccessDenied no metadata."""
+    """RateLimited has the error and its cause, Unauthorized the identifier "unknown", AccessDenied no metadata."""
     limited = rate_limited(ACTOR, Feature.EMBEDDINGS, error="you exceeded the rate limit", cause="quota")
     assert (limited.name, limited.source, limited.identifier) == (EventName.RATE_LIMITED, "static", "acme")
     assert limited.metadata == {"error": "you exceeded the rate limit", "feature": "embeddings", "cause": "quota"}
@@ -97,5 +97,5 @@ def test_refusals_carry_the_reference_keys() -> None:
 
 
 def test_events_have_ids_of_their_own() -> None:
-    """Two events of the same content are two events."""
+    """Two events with the same content have different ids."""
     assert access_denied(ACTOR).id != access_denied(ACTOR).id

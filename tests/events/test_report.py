@@ -72,13 +72,13 @@ async def test_completions_are_summed_by_day_actor_feature_and_model(folder: Pat
 
 
 async def test_missing_status_is_an_error(folder: Path) -> None:
-    """A completion without a known status was not answered 2xx."""
+    """A completion without a known status counts as an error."""
     await record(folder, finished(resolved_status_code=None), finished(resolved_status_code=299))
     assert [row.errors for row in summarise(folder)] == [1]
 
 
 async def test_report_can_be_narrowed(folder: Path) -> None:
-    """since is included, until is not, and actor is an exact id."""
+    """``since`` is inclusive, ``until`` exclusive, and ``actor`` an exact id."""
     await record(folder, finished(day=21), finished(day=22), finished(day=23), finished("acme2", day=22))
     days = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in (22, 23)]
     assert [row.day for row in summarise(folder, since=days[0], actor="acme")] == ["2026-11-22", "2026-11-23"]
@@ -111,13 +111,13 @@ def test_what_is_no_event_log_is_refused(folder: Path) -> None:
 
 
 def test_json_is_a_list_of_flat_objects() -> None:
-    """The JSON has the row's fields as they are, with null where a sum is unknown."""
+    """The JSON has the fields of each row, with null where a sum is unknown."""
     assert json.loads(render_json([ROW])) == [attrs.asdict(ROW)]
     assert json.loads(render_json([])) == []
 
 
 def test_plain_table_has_one_whole_line_for_each_row() -> None:
-    """Piped, the table is a header and a line for each row, neither coloured nor cut."""
+    """In a pipe, the table is a header and a line for each row, neither coloured nor truncated."""
     model = "openai/" + "long" * 50
     lines = render_table([ROW, attrs.evolve(ROW, actor_name="", model=model)]).splitlines()
     assert [line.split()[0] for line in lines] == ["day", "2026-11-23", "2026-11-23"]
@@ -135,7 +135,7 @@ def test_terminal_table_fits_its_width() -> None:
 
 
 def test_names_cannot_drive_the_terminal() -> None:
-    """Control characters and markup in names are shown, not obeyed."""
+    """Control characters and markup in names are escaped."""
     row = attrs.evolve(ROW, actor_name="\x1b[2J[bold]x\r\n")
     for is_terminal in (True, False):
         table = render_table([row], is_terminal=is_terminal, width=200)

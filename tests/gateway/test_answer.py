@@ -1,4 +1,4 @@
-"""What an exchange reads from a request's head and makes of a response's."""
+"""Reading an exchange's request head, and building its response head."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from cgw.gateway.answer import (
     select_feature,
 )
 from cgw.model import Feature
-from cgw.providers.anthropic.messages import AnthropicMessages, AnthropicSdkMessages
+from cgw.providers.anthropic.messages import AnthropicMessages, AnthropicSdkMessages, build_endpoint
 from cgw.wire.messages import RequestHead, ResponseHead
 
-REFERENCE = AnthropicMessages("http://upstream", "key-of-tests", ("anthropic/claude",))
-SDK = AnthropicSdkMessages("http://upstream", "key-of-tests", ("anthropic/claude",))
+ENDPOINT = build_endpoint("http://upstream", "key-of-tests")
+REFERENCE = AnthropicMessages(ENDPOINT, ("anthropic/claude",))
+SDK = AnthropicSdkMessages(ENDPOINT, ("anthropic/claude",))
 OWN: Headers = ((b"x-ratelimit-limit", b"10"), (b"x-ratelimit-remaining", b"9"))
 
 
@@ -38,14 +39,14 @@ def read_timeout(value: bytes) -> float:
 
 
 @pytest.mark.parametrize("value", [b"chat_completions", b"code_completions", b" code_completions "])
-def test_feature_is_what_the_header_says(value: bytes) -> None:
-    """Both completion features can be named, on either kind of route."""
+def test_feature_is_read_from_the_header(value: bytes) -> None:
+    """Both completion features are accepted, on either kind of route."""
     head = build_head((b"x-sourcegraph-feature", value))
     assert select_feature(head, REFERENCE) == select_feature(head, SDK) == Feature(value.strip().decode())
 
 
 def test_feature_has_a_default_on_sdk_routes_only() -> None:
-    """SDKs know no such header: chat there, 400 on the reference's routes."""
+    """A missing header means chat on SDK routes, whose clients do not send it, and 400 on reference routes."""
     assert select_feature(build_head(), SDK) is Feature.CHAT_COMPLETIONS
     with pytest.raises(Refusal, match="X-Sourcegraph-Feature header is required") as caught:
         select_feature(build_head(), REFERENCE)
@@ -57,14 +58,14 @@ def test_feature_has_a_default_on_sdk_routes_only() -> None:
 )
 @pytest.mark.parametrize("dialect", [REFERENCE, SDK], ids=["reference", "sdk"])
 def test_any_other_feature_is_refused(dialect: AnthropicMessages | AnthropicSdkMessages, value: bytes) -> None:
-    """A value that is no completions feature gets 400 and the list of those that are, also where there is a default."""
+    """Any other value gets 400 and the list of completion features, also on routes with a default."""
     with pytest.raises(Refusal, match="allowed: chat_completions, code_completions") as caught:
         select_feature(build_head((b"x-sourcegraph-feature", value)), dialect)
     assert caught.value.status == 400
 
 
 def test_timeout_is_the_clients_up_to_the_maximum() -> None:
-    """X-Timeout-Ms counts in milliseconds, may exceed the default, and is capped by the maximum."""
+    """X-Timeout-Ms is in milliseconds, may exceed the default, and is capped by the maximum."""
     assert read_timeout_seconds(build_head(), 60, 600) == 60
     assert read_timeout_seconds(build_head(), 900, 600) == 600
     assert read_timeout(b"1500") == 1.5
@@ -73,28 +74,28 @@ def test_timeout_is_the_clients_up_to_the_maximum() -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"soon", b"1e3", b"1.5", b"\xb2", b"0x10", b"1 000"])
-def test_timeout_that_is_no_number_is_ignored(value: bytes) -> None:
-    """As in the reference, the default holds then."""
+def test_timeout_that_is_not_a_number_is_ignored(value: bytes) -> None:
+    """The default applies, as in the reference."""
     assert read_timeout(value) == 60
 
 
 @pytest.mark.parametrize("value", [b"0", b"-1", b"-" + b"9" * 400])
 def test_timeout_that_is_not_positive_is_refused(value: bytes) -> None:
-    """No time at all is a mistake of the client's, told with 400 rather than with 504."""
+    """A timeout of zero or less is an error of the client: 400, not 504."""
     with pytest.raises(Refusal, match="positive") as caught:
         read_timeout(value)
     assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("digits", [309, 400, 4300, 5000])
-def test_timeout_of_absurd_length_is_no_crash(digits: int) -> None:
-    """A number beyond every float, or beyond what Python would read, is capped like any other."""
+def test_timeout_of_absurd_length_is_capped(digits: int) -> None:
+    """A number too large for a float, or for Python's integer parser, is capped like any other."""
     assert read_timeout(b"9" * digits) == 600
 
 
 @given(st.binary(max_size=40))
 def test_any_timeout_is_a_time_or_a_400(value: bytes) -> None:
-    """Whatever stands in the header, the result is positive and within the maximum, or the request is refused."""
+    """For any header value the result is positive and within the maximum, or the request is refused."""
     try:
         seconds = read_timeout(value)
     except Refusal as refusal:
@@ -112,14 +113,14 @@ def test_any_timeout_is_a_time_or_a_400(value: bytes) -> None:
         (b"", False),
     ],
 )
-def test_event_streams_are_told_by_their_type(content_type: bytes, expected: bool) -> None:
-    """The media type decides, in whatever case and with parameters."""
+def test_event_streams_are_recognised_by_their_type(content_type: bytes, expected: bool) -> None:
+    """The media type decides, in any case and with parameters."""
     assert is_event_stream(build_response(200, (b"content-type", content_type))) is expected
     assert not is_event_stream(build_response(200))
 
 
 def test_event_streams_are_not_to_be_buffered() -> None:
-    """Only event streams carry x-accel-buffering: no, whatever the upstream said of it."""
+    """Only event streams carry ``x-accel-buffering: no``, whatever the upstream sent."""
     stream = build_response(200, (b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"yes"))
     headers = build_answer_headers(stream, "anthropic/claude", 2, OWN)
     assert [value for name, value in headers if name == b"x-accel-buffering"] == [b"no"]
@@ -128,14 +129,14 @@ def test_event_streams_are_not_to_be_buffered() -> None:
 
 
 def test_own_fields_replace_the_upstreams() -> None:
-    """Limits and model are the gateway's to tell: the upstream's fields of these names do not travel on."""
+    """The gateway's limit and model headers replace fields of the same names from the upstream."""
     head = build_response(200, (b"x-ratelimit-limit", b"999999"), (b"x-cody-resolved-model", b"m"), (b"x-id", b"1"))
     headers = build_answer_headers(head, "anthropic/claude", 2, OWN)
     assert sorted(headers) == sorted([(b"x-id", b"1"), *OWN, (b"x-cody-resolved-model", b"anthropic/claude")])
 
 
 def test_retry_after_of_a_503_is_the_upstreams_or_the_default() -> None:
-    """A 503, of whichever origin, says when to come back: as the upstream does, or else as the provider's default."""
+    """Every 503 carries ``retry-after``: the upstream's value, otherwise the provider's default."""
     for status in (429, 503):
         assert dict(build_answer_headers(build_response(status), "m", 30, ()))[b"retry-after"] == b"30"
         told = build_response(status, (b"retry-after", b"7"))
@@ -144,7 +145,7 @@ def test_retry_after_of_a_503_is_the_upstreams_or_the_default() -> None:
 
 
 def test_only_429_changes_its_status() -> None:
-    """The quota upstream is shared by all clients, so its end is 503 to each; all other statuses pass."""
+    """The upstream quota is shared by all clients, so its 429 becomes 503; all other statuses pass."""
     assert {status: answer_status(status) for status in (200, 204, 400, 401, 404, 429, 500, 503, 529)} == {
         **{status: status for status in (200, 204, 400, 401, 404, 500, 503, 529)},
         429: 503,
@@ -162,12 +163,12 @@ def test_length_counts_only_without_a_transfer_coding() -> None:
 
 
 def test_fields_of_one_hop_and_cookies_stay_behind() -> None:
-    """Cookies, alternative services, hop-by-hop fields and those that Connection names are not for the client."""
+    """Cookies, alternative services, hop-by-hop fields and those that Connection names are removed."""
     dropped = (b"set-cookie", b"alt-svc", b"keep-alive", b"upgrade", b"trailer", b"proxy-authenticate", b"x-internal")
     head = build_response(200, (b"connection", b"keep-alive, X-Internal"), *((name, b"v") for name in dropped))
     assert build_answer_headers(head, "m", 2, ()) == [(b"x-cody-resolved-model", b"m")]
 
 
 def test_allow_lists_the_methods() -> None:
-    """The Allow field of a 405 (RFC 9110 §10.2.1)."""
+    """A 405 has an Allow field (RFC 9110 §10.2.1)."""
     assert allowed_methods(["GET", "HEAD"]) == [(b"allow", b"GET, HEAD")]

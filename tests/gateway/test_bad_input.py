@@ -1,4 +1,4 @@
-"""What callers get wrong: each mistake has its status, in the shape of the route's own API, and tells no secret."""
+"""Errors of callers: each has its status, in the shape of the route's API, and contains no secret."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attrs import evolve
 from cgw.actors.tokens import hash_token
 from cgw.events.reading import read_events as read_recorded
 from cgw.service.lifecycle import Service
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, DISABLED_TOKEN, OPENAI_KEY, TOKEN, open_gateway
 from tests.support.raw_client import Answer, open_client
 from tests.support.raw_client import ask as ask_raw
@@ -36,7 +36,7 @@ OPENAI_TYPES = {504: "server_error"}
 
 @pytest.fixture(autouse=True)
 def no_secret_is_logged(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> Iterator[None]:
-    """Whatever a test does: no key and no token is in any log line, nor anywhere in the event log."""
+    """Check after every test that no key and no token is in a log line or in the event log."""
     caplog.set_level(logging.DEBUG)
     yield
     records = [*caplog.get_records("setup"), *caplog.get_records("call")]
@@ -48,7 +48,7 @@ def no_secret_is_logged(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> Ite
 
 
 def build(path: str, body: bytes | None = None, /, **headers: str | None) -> bytes:
-    """A request for ``path``; headers replace the usual ones (``_`` for ``-``), ``None`` leaves one out."""
+    """Build a request for ``path``; headers replace the usual ones (``_`` for ``-``), ``None`` omits one."""
     if body is None:
         body = json.dumps(build_body(path, stream=False)).encode()
     fields: dict[str, str | None] = {"host": "gateway", **HEADERS, "content-length": str(len(body))}
@@ -58,7 +58,7 @@ def build(path: str, body: bytes | None = None, /, **headers: str | None) -> byt
 
 
 async def ask(gateway: Service, data: bytes) -> Answer:
-    """The answer to one request, which holds no secret."""
+    """Send one request; return the response, after a check that it contains no secret."""
     answer = await ask_raw(gateway.port, data)
     shown = repr(answer)
     assert not [secret for secret in SECRETS if secret in shown]
@@ -66,7 +66,7 @@ async def ask(gateway: Service, data: bytes) -> Answer:
 
 
 def read_error(path: str, answer: Answer) -> dict[str, Any]:
-    """The error of ``answer``, checked for the shape that callers of ``path`` know; ``message`` is always there."""
+    """Return the error in ``answer``, after a check that it has the shape of the API at ``path``."""
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
     if path.startswith("/anthropic/"):
@@ -86,7 +86,7 @@ def read_error(path: str, answer: Answer) -> dict[str, Any]:
 
 
 def read_events(gateway: Service) -> list[tuple[str, str]]:
-    """Name and identifier of each event in the event log."""
+    """Return name and identifier of each event in the event log."""
     return [(event.name, event.identifier) for event in read_recorded(gateway.events_folder)]
 
 
@@ -107,8 +107,8 @@ NOT_LET_IN: list[tuple[dict[str, str | None], int, str]] = [
 ]
 
 
-async def test_who_is_not_let_in(gateway: Service, caplog: pytest.LogCaptureFixture) -> None:
-    """No or an unknown token gets 401, what is no Bearer 400, a disabled actor 403 and its event; none gets further."""
+async def test_authentication_is_refused(gateway: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """A missing or unknown token gets 401, another scheme than Bearer 400, a disabled actor 403 and its event."""
     for headers, status, words in NOT_LET_IN:
         for path in ROUTES:
             answer = await ask(gateway, build(path, **headers))
@@ -121,7 +121,7 @@ async def test_who_is_not_let_in(gateway: Service, caplog: pytest.LogCaptureFixt
 
 
 async def test_feature_must_be_known(gateway: Service) -> None:
-    """A wrong feature gets 400 everywhere, a missing one only on the reference's routes: SDKs know no such header."""
+    """A wrong feature gets 400 everywhere, a missing one only on reference routes: SDKs do not send the header."""
     for path in ROUTES:
         for value in ("embeddings", "chat", ""):
             answer = await ask(gateway, build(path, x_sourcegraph_feature=value))
@@ -136,7 +136,7 @@ async def test_feature_must_be_known(gateway: Service) -> None:
 
 
 async def test_feature_must_be_granted(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """An actor without a limit for the feature gets 403, and no event: nothing was asked of anybody."""
+    """An actor without a limit for the feature gets 403, and no event: no upstream was asked."""
     actors = tmp_path / "narrow.toml"
     actors.write_text(
         f'[[actor]]\nid = "narrow"\ntoken_sha256 = ["{hash_token(TOKEN)}"]\n'
@@ -152,7 +152,7 @@ async def test_feature_must_be_granted(tmp_path: Path, upstream: ScriptedUpstrea
 
 
 async def test_code_completions_are_not_for_openai(gateway: Service) -> None:
-    """As in the reference: 400 on OpenAI's routes, where the feature is not supported."""
+    """Code completions get 400 on OpenAI's routes, which do not support them, as in the reference."""
     for path in ROUTES:
         answer = await ask(gateway, build(path, x_sourcegraph_feature="code_completions"))
         if "openai" in path:
@@ -164,7 +164,7 @@ async def test_code_completions_are_not_for_openai(gateway: Service) -> None:
 
 MESSAGE = {"role": "user", "content": "hi"}
 WRONG_BODIES: dict[str, tuple[bytes | dict[str, Any], str, str | None]] = {
-    # body (a mapping replaces fields of a good one), what the message says, OpenAI's param
+    # body (a mapping replaces fields of a valid one), a part of the message, OpenAI's param
     "empty": (b"", "the body is empty", None),
     "blank": (b" \n", "the body is empty", None),
     "no JSON": (b"model=gpt-4o", "invalid JSON", None),
@@ -203,8 +203,8 @@ WRONG_BODIES: dict[str, tuple[bytes | dict[str, Any], str, str | None]] = {
 }
 
 
-async def test_body_must_be_what_the_api_takes(gateway: Service) -> None:
-    """Each wrong body gets 400 with what is wrong, by its path in the body, and the connection goes on after it."""
+async def test_body_must_be_valid(gateway: Service) -> None:
+    """Each wrong body gets 400 that names the problem by its path, and the connection stays usable."""
     for path in ROUTES:
         async with open_client(gateway.port) as client:
             for name, (wrong, words, param) in WRONG_BODIES.items():
@@ -222,7 +222,7 @@ async def test_body_must_be_what_the_api_takes(gateway: Service) -> None:
 
 
 async def test_max_tokens_has_a_cap_on_the_references_route(gateway: Service) -> None:
-    """More than the cap gets 400 on the reference's Anthropic route; SDKs, which ask for much by default, have none."""
+    """More than the cap gets 400 on the reference's Anthropic route; the SDK route has no cap."""
     for path in ROUTES:
         body = json.dumps(build_body(path, stream=False, max_tokens=4001)).encode()
         answer = await ask(gateway, build(path, body))
@@ -234,7 +234,7 @@ async def test_max_tokens_has_a_cap_on_the_references_route(gateway: Service) ->
 
 
 async def test_request_without_a_body_is_refused(gateway: Service) -> None:
-    """A POST that announces no body has an empty one."""
+    """A POST without framing has an empty body, which is refused."""
     for path in ROUTES:
         answer = await ask(gateway, build(path, b"", content_length=None))
         assert answer.status == 400
@@ -242,7 +242,7 @@ async def test_request_without_a_body_is_refused(gateway: Service) -> None:
 
 
 async def test_too_large_body_is_refused(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """More than CODY_GATEWAY_MAX_BODY_BYTES gets 413, by its length or as soon as a chunk exceeds it, then the end."""
+    """More than CODY_GATEWAY_MAX_BODY_BYTES gets 413, by its length or as soon as a chunk exceeds it, then a close."""
     async with open_gateway(tmp_path, upstream.url, more={"CODY_GATEWAY_MAX_BODY_BYTES": "1024"}) as gateway:
         for path in ROUTES:
             announced = build(path, b"", content_length="1025")
@@ -258,7 +258,7 @@ async def test_too_large_body_is_refused(tmp_path: Path, upstream: ScriptedUpstr
 
 
 async def test_model_must_be_allowed(gateway: Service) -> None:
-    """A model that is unknown, or not in the actor's list for the feature, gets 400 and the names that are allowed."""
+    """A model that is unknown, or not in the actor's list for the feature, gets 400 with the allowed names."""
     for path in ROUTES:
         provider = "anthropic" if "anthropic" in path else "openai"
         body = json.dumps(build_body(path, stream=False) | {"model": "gpt-0"}).encode()
@@ -271,8 +271,8 @@ async def test_model_must_be_allowed(gateway: Service) -> None:
     assert error["message"].endswith(f"is not allowed, allowed: [anthropic/{ANTHROPIC_MODEL}]")
 
 
-async def test_wrong_method_gets_405_and_what_is_allowed(gateway: Service) -> None:
-    """In the shape of the route; HEAD as well, but without a body."""
+async def test_wrong_method_gets_405_with_allow(gateway: Service) -> None:
+    """A wrong method gets 405 in the shape of the route; HEAD too, but without a body."""
     for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"):
         for path in ROUTES:
             async with open_client(gateway.port) as client:
@@ -305,7 +305,7 @@ NO_ROUTES = (
 
 
 async def test_unknown_route_gets_404(gateway: Service) -> None:
-    """Whatever the method; a path must fit exactly, as it stands."""
+    """Unknown paths get 404 with any method; paths are compared exactly, without normalisation."""
     for method in ("GET", "POST"):
         for path in NO_ROUTES:
             answer = await ask(gateway, f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
@@ -314,7 +314,7 @@ async def test_unknown_route_gets_404(gateway: Service) -> None:
 
 
 async def test_absolute_form_and_query_reach_the_route(gateway: Service) -> None:
-    """Neither a scheme and authority in the target nor a query keep a request from its route."""
+    """Routes are found for targets in absolute form, and for targets with a query."""
     for path in ROUTES:
         for target in (f"http://gateway{path}", f"{path}?beta=true"):
             answer = await ask(gateway, build(path).replace(path.encode(), target.encode(), 1))
@@ -322,7 +322,7 @@ async def test_absolute_form_and_query_reach_the_route(gateway: Service) -> None
 
 
 async def test_malformed_http_gets_400_from_the_gateway(gateway: Service) -> None:
-    """Before a route is known the error has the reference's shape; no part of the head is repeated in it."""
+    """Malformed HTTP gets 400 in the reference's shape; no part of the head is repeated in it."""
     for lines in (
         f"Host: gateway\r\nAuthorization : Bearer {TOKEN}",
         f"Host: gateway\r\nAuthorization: Bearer\r\n {TOKEN}",
@@ -339,7 +339,7 @@ async def test_malformed_http_gets_400_from_the_gateway(gateway: Service) -> Non
 
 
 async def test_timeout_must_be_positive(gateway: Service) -> None:
-    """X-Timeout-Ms of nothing or less gets 400; what is no number, or beyond all numbers, does not matter."""
+    """X-Timeout-Ms of zero or less gets 400; a value that is not a number is ignored, a huge one capped."""
     for path in ROUTES:
         for value in ("0", "-5"):
             answer = await ask(gateway, build(path, x_timeout_ms=value))
@@ -350,7 +350,7 @@ async def test_timeout_must_be_positive(gateway: Service) -> None:
 
 
 async def test_timeout_that_passes_gets_504(gateway: Service, upstream: ScriptedUpstream) -> None:
-    """An exchange that may not take as long as its upstream does is answered in time, recorded, and not charged."""
+    """An exchange whose upstream exceeds X-Timeout-Ms gets 504 in time, is recorded, and is not charged."""
     upstream.scripts = {model: evolve(script, head_delay_seconds=60) for model, script in upstream.scripts.items()}
     for path in ROUTES:
         answer = await ask(gateway, build(path, x_timeout_ms="30"))
@@ -361,8 +361,8 @@ async def test_timeout_that_passes_gets_504(gateway: Service, upstream: Scripted
     assert (await ask(gateway, head)).json()["chat_completions"]["usage"] == 0
 
 
-async def test_control_routes_take_bad_tokens_as_well(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """/v1/limits and a guarded /-/healthz answer each wrong token with 401, 400 or 403, never with a crash."""
+async def test_control_routes_refuse_bad_tokens(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """/v1/limits and a protected /-/healthz answer each wrong token with 401, 400 or 403, never with 500."""
     more = {"CODY_GATEWAY_DIAGNOSTICS_SECRET": "secret-of-the-diagnostics"}
     async with open_gateway(tmp_path, upstream.url, more=more) as gateway:
         for authorization, limits_status, health_status in [

@@ -12,7 +12,7 @@ import pytest
 
 from cgw.events.imports import import_lines
 from cgw.service.lifecycle import Service
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import open_gateway
 from tests.support.limits import open_http, read_recorded
 from tests.support.requests import build_body

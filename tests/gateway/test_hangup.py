@@ -1,4 +1,4 @@
-"""A client that leaves stops its upstream, in every phase and on both engines, and leaves nothing behind."""
+"""A client that disconnects stops its upstream, in every phase and on both HTTP servers, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import trio.testing
 from cgw.model import Feature
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, SeenRequest
+from cgw.testing.scripted_upstream import ScriptedUpstream, SeenRequest
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, TOKEN, open_gateway
 from tests.support.http2 import Http2Client
 from tests.support.raw_server import open_raw_server
@@ -25,7 +25,7 @@ from tests.support.waiting import wait_until
 
 PATH = "/v1/completions/anthropic-messages"
 LIMIT_SECONDS = 0.05
-"""What is promised; held against the median of several tries, since the machine has other things to do."""
+"""The guaranteed time; compared with the median of several tries, because the machine is shared."""
 
 Leave = Callable[[], None]
 
@@ -41,7 +41,7 @@ PHASES: dict[str, tuple[dict[str, float], bool, int]] = {
 def build_script(
     *, tokens_per_second: float = math.inf, head_delay_seconds: float = 0, first_token_delay_seconds: float = 0
 ) -> Script:
-    """A long answer in its time."""
+    """Return a script of a long response with the given delays."""
     return Script(
         answer="word " * 500,
         api_key=ANTHROPIC_KEY,
@@ -52,7 +52,7 @@ def build_script(
 
 
 @asynccontextmanager
-async def send_hot(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
+async def send_http1(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
     connection = await trio.open_tcp_stream("127.0.0.1", gateway.port)
     await connection.send_all(build_request(PATH, stream=stream))
     yield connection.socket.close
@@ -60,7 +60,7 @@ async def send_hot(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
 
 
 @asynccontextmanager
-async def send_hot_half_closing(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
+async def send_half_closing(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
     connection = await trio.open_tcp_stream("127.0.0.1", gateway.port)
     await connection.send_all(build_request(PATH, stream=stream))
     yield lambda: connection.socket.shutdown(trio.socket.SHUT_WR)
@@ -68,7 +68,7 @@ async def send_hot_half_closing(gateway: Service, stream: bool) -> AsyncIterator
 
 
 @asynccontextmanager
-async def send_hot_with_pipelined(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
+async def send_with_pipelined(gateway: Service, stream: bool) -> AsyncIterator[Leave]:
     connection = await trio.open_tcp_stream("127.0.0.1", gateway.port)
     await connection.send_all(build_request(PATH, stream=stream) + b"GET /v1/limits HTTP/1.1\r\nhost: x\r\n\r\n")
     yield connection.socket.close
@@ -118,9 +118,9 @@ async def send_http2_and_reset(gateway: Service, stream: bool) -> AsyncIterator[
 
 
 SENDERS = {
-    "hot": send_hot,
-    "hot, half-closing": send_hot_half_closing,
-    "hot, with a pipelined request": send_hot_with_pipelined,
+    "HTTP/1.1": send_http1,
+    "HTTP/1.1, half-closing": send_half_closing,
+    "HTTP/1.1, with a pipelined request": send_with_pipelined,
     "after a hand-over": send_after_hand_over,
     "after a hand-over, with a pipelined request": send_after_hand_over_with_pipelined,
     "HTTP/2, closing": send_http2_and_close,
@@ -129,13 +129,13 @@ SENDERS = {
 
 
 async def count_tasks() -> int:
-    """How many tasks there are once all have got to where they wait."""
+    """Return the number of tasks once all are blocked."""
     await trio.testing.wait_all_tasks_blocked()
     return trio.lowlevel.current_statistics().tasks_living
 
 
 async def wait_rest(gateway: Service, task_count: int) -> None:
-    """Wait until there are no more tasks than before; fail with the count when they do not go."""
+    """Wait until all connections are closed, and no more than ``task_count`` tasks are left."""
     await wait_until(lambda: gateway.server.connection_count == 0)
     await wait_until(lambda: trio.lowlevel.current_statistics().tasks_living <= task_count)
 
@@ -186,12 +186,11 @@ async def test_resetting_one_http2_stream_leaves_the_others(gateway: Service, up
 
 
 async def test_leaving_while_limits_are_waited_for(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """A client that leaves while Redis is silent ends its exchange; the upstream is never asked."""
-
+    """When the client disconnects while Redis is silent, the exchange ends and the upstream is never asked."""
     async with open_gateway(tmp_path, upstream.url, more={"CODY_GATEWAY_REDIS_TIMEOUT": "20s"}) as gateway:
         await gateway.redis.execute_command("CLIENT", "PAUSE", "3000", "ALL")
         task_count = await count_tasks()
-        async with send_hot(gateway, True) as leave:
+        async with send_http1(gateway, True) as leave:
             await wait_until(lambda: gateway.redis.statistics().waiting_calls > 0)
             leave()
             await wait_rest(gateway, task_count)
@@ -199,7 +198,7 @@ async def test_leaving_while_limits_are_waited_for(tmp_path: Path, upstream: Scr
 
 
 async def test_leaving_while_the_upstream_does_not_read(tmp_path: Path) -> None:
-    """A client that leaves while its large prompt is stuck on the way to the upstream closes that connection."""
+    """When the client disconnects while the upstream does not read its large prompt, that connection is closed."""
     closed = trio.Event()
     connected = trio.Event()
     left = trio.Event()
@@ -228,20 +227,20 @@ async def test_leaving_while_the_upstream_does_not_read(tmp_path: Path) -> None:
 
 
 async def test_a_stream_whose_client_left_is_charged_and_recorded(gateway: Service, upstream: ScriptedUpstream) -> None:
-    """An exchange whose client left after the upstream's 200 counts on the quota; before it, it does not."""
+    """An exchange whose client disconnects counts on the quota after the upstream's 200, and not before it."""
     upstream.scripts[ANTHROPIC_MODEL] = build_script(tokens_per_second=100)
-    async with send_hot(gateway, True) as leave:
+    async with send_http1(gateway, True) as leave:
         seen = await upstream.wait_request(1)
         await seen.wait_events_sent(4)
         leave()
         await seen.wait_over()
     upstream.scripts[ANTHROPIC_MODEL] = build_script(head_delay_seconds=30)
-    async with send_hot(gateway, True) as leave:
+    async with send_http1(gateway, True) as leave:
         seen = await upstream.wait_request(2)
         leave()
         await seen.wait_over()
     await wait_until(lambda: gateway.gateway.event_log.statistics().recorded == 2)
     actor = await gateway.gateway.sources.get(TOKEN)
-    with trio.fail_after(5):  # what was not charged is given back once that is on record
+    with trio.fail_after(5):  # the refund of the second exchange comes after its event
         while (await gateway.gateway.limiter.peek(actor))[Feature.CHAT_COMPLETIONS].usage != 1:  # noqa: ASYNC110 - of another process
             await trio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Limits over HTTP: what the refused, the admitted and operators are told, and what is counted."""
+"""Limits over HTTP: responses to refused and admitted requests, log lines for operators, and the counting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_actors, build_environ
 from tests.support.limits import (
@@ -43,12 +43,12 @@ WORTHWHILE_MS = 120_000
 OWN_DIALECTS = ("/anthropic/v1/messages", "/openai/v1/chat/completions")
 
 ANSWER_TOKENS = 6
-"""What a request of :func:`build_body` and its answer "Good day to you." come to, in and out."""
+"""The tokens, in and out, of a request of :func:`build_body` and the response "Good day to you."."""
 
 
 @frozen
 class Case:
-    """A limit that is about to refuse. ``used`` and ``held`` requests are let through before, of each provider."""
+    """A limit that is about to refuse, after ``used`` requests, and one held in flight per provider if ``held``."""
 
     cause: str
     text: str
@@ -119,7 +119,7 @@ CASE_NAMES = ["requests", "tokens", "concurrency", "in flight", "provider"]
 
 @asynccontextmanager
 async def open_full_gateway(folder: Path, upstream: ScriptedUpstream, case: Case) -> AsyncIterator[Service]:
-    """A gateway whose ``case`` refuses the next request, whatever its route."""
+    """Run a gateway in which the limit of ``case`` refuses the next request, on any route."""
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(
             open_patient_gateway(
@@ -144,7 +144,7 @@ async def open_full_gateway(folder: Path, upstream: ScriptedUpstream, case: Case
 
 
 def read_message(path: str, answer: httpx.Response) -> str:
-    """What a refusal says, which is in the shape of the dialect of ``path``."""
+    """Return the message of a refusal, and check its shape, which depends on the dialect of ``path``."""
     body = answer.json()
     if path.startswith("/anthropic"):
         assert body == {
@@ -162,7 +162,7 @@ def read_message(path: str, answer: httpx.Response) -> str:
 
 
 def check_refusal(case: Case, path: str, answer: httpx.Response) -> str:
-    """Hold a refusal to all that it promises; returns its text."""
+    """Check status, headers and text of a refusal; returns the text."""
     headers, message = answer.headers, read_message(path, answer)
     assert answer.status_code == 429
     assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == (str(case.limit), str(case.remaining))
@@ -181,10 +181,10 @@ def check_refusal(case: Case, path: str, answer: httpx.Response) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
-async def test_a_refusal_says_which_limit_and_when_to_come_back(
+async def test_a_refusal_names_its_limit_and_the_time_to_retry(
     tmp_path: Path, upstream: ScriptedUpstream, case: Case
 ) -> None:
-    """On every route, in its own dialect: 429 with the limit, its size, the time, and all headers; nothing is used."""
+    """On every route, in its dialect: 429 with the limit, its size, the time and all headers; nothing is consumed."""
     async with open_full_gateway(tmp_path, upstream, case) as gateway, open_http(gateway) as client:
         before = await get_usage(gateway), await count_held(gateway), upstream.request_count
         messages = []
@@ -213,8 +213,8 @@ async def test_the_sdks_raise_their_rate_limit_error(tmp_path: Path, upstream: S
         assert error.response.headers["x-ratelimit-limit"] == str(case.limit)
 
 
-async def test_the_sdks_wait_as_they_are_told_and_try_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Refused for a moment, each SDK comes back by itself when it was told to, and gets its answer."""
+async def test_the_sdks_wait_and_retry(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """After a short refusal each SDK retries by itself at the given time, and gets its response."""
     lines = 'concurrent_requests_interval = "1s"'
     async with open_patient_gateway(tmp_path, upstream.url, concurrent_requests=1, chat_lines=lines) as gateway:
         async with open_anthropic(gateway, retries=2) as client:
@@ -229,8 +229,8 @@ async def test_the_sdks_wait_as_they_are_told_and_try_again(tmp_path: Path, upst
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_an_answer_says_how_its_limits_stand(tmp_path: Path, upstream: ScriptedUpstream, stream: bool) -> None:
-    """Every answer carries the quota's size and rest, and all limits of its actor in the IETF's fields."""
+async def test_a_response_has_the_state_of_its_limits(tmp_path: Path, upstream: ScriptedUpstream, stream: bool) -> None:
+    """Every response has the quota's size and remainder, and all limits of its actor in the IETF's fields."""
     lines = "max_in_flight = 7"
     more = {"CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "9"}
     async with (
@@ -272,10 +272,10 @@ TOKENS = 'unit = "tokens"'
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_tokens_are_charged_by_what_the_answer_said(
+async def test_tokens_are_charged_by_the_usage_in_the_response(
     tmp_path: Path, upstream: ScriptedUpstream, path: str, stream: bool
 ) -> None:
-    """What was reserved shows while the answer comes; what it really came to, in and out, is charged in the end."""
+    """The reservation counts until the response ends; then the tokens that it really used are charged."""
     options = {"stream_options": {"include_usage": True}} if stream and "openai" in path else {}
     async with (
         open_patient_gateway(tmp_path, upstream.url, limit=10_000, chat_lines=TOKENS) as gateway,
@@ -290,7 +290,7 @@ async def test_tokens_are_charged_by_what_the_answer_said(
 
 
 async def test_a_stream_whose_client_left_is_charged_for_what_came(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Of 4,000 tokens reserved, a stream that was left after a few costs some tens: its events' size, at worst."""
+    """Of 4,000 reserved tokens, a stream whose client left early is charged for the part that arrived."""
     slow_down(upstream, "word " * 3_000)
     async with (
         open_patient_gateway(tmp_path, upstream.url, limit=10_000, chat_lines=TOKENS) as gateway,
@@ -306,7 +306,7 @@ async def test_a_stream_whose_client_left_is_charged_for_what_came(tmp_path: Pat
 
 @pytest.mark.parametrize("status", [400, 429, 500, 529])
 async def test_only_2xx_is_charged(tmp_path: Path, upstream: ScriptedUpstream, status: int) -> None:
-    """An answer with another status costs neither tokens nor requests."""
+    """A response with another status costs neither tokens nor requests."""
     upstream.scripts[ANTHROPIC_MODEL] = Script(status=status, api_key=ANTHROPIC_KEY)
     async with (
         open_patient_gateway(tmp_path, upstream.url, limit=10_000, chat_lines=TOKENS) as gateway,
@@ -324,7 +324,7 @@ async def test_only_2xx_is_charged(tmp_path: Path, upstream: ScriptedUpstream, s
 
 
 async def ask_until(gateway: Service, status: int, seconds: float = 5) -> None:
-    """Ask until the answer has ``status``."""
+    """Send requests until a response has ``status``."""
     async with open_http(gateway) as client:
         with trio.fail_after(seconds):
             while (await client.post(PATH, json=build_body(PATH, stream=False))).status_code != status:
@@ -332,7 +332,7 @@ async def ask_until(gateway: Service, status: int, seconds: float = 5) -> None:
 
 
 async def test_a_raised_limit_acts_without_restart(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Once an operator has raised a quota in the file, its next refusal has it read, and soon requests get through."""
+    """After a quota was raised in the file, the next refusal makes the gateway read it, and requests get through."""
     async with open_patient_gateway(tmp_path, upstream.url, limit=1) as gateway, open_http(gateway) as client:
         assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 200
         (tmp_path / "actors.toml").write_text(build_actors(limit=5))
@@ -346,7 +346,7 @@ async def test_a_raised_limit_acts_without_restart(tmp_path: Path, upstream: Scr
 async def test_a_broken_file_changes_nothing_and_is_logged(
     tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the file is wrong the limits of before hold, and the log says once what is wrong with it, by name."""
+    """While the file is wrong the earlier limits hold, and its problems are logged once."""
     async with open_patient_gateway(tmp_path, upstream.url, limit=1) as gateway, open_http(gateway) as client:
         assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 200
         (tmp_path / "actors.toml").write_text(build_actors(limit=0))
@@ -360,8 +360,10 @@ async def test_a_broken_file_changes_nothing_and_is_logged(
     assert "actor[0].limits.chat_completions.limit: must be at least 1, not 0" in lines[0]
 
 
-async def test_limits_that_cannot_be_held_are_refused_at_the_start(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Limits of 0, negative, too large or per no time: cgw names each, by its key in the file, and exits with 1."""
+async def test_limits_that_cannot_be_enforced_are_refused_at_the_start(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """Limits that are 0, negative, too large or per 0 s are named by their keys, and cgw exits with 1."""
     environ = build_environ(tmp_path, upstream.url)
     lines = 'max_in_flight = 0\nconcurrent_requests_interval = "0s"'
     text = build_actors(limit=0, concurrent_requests=-1, chat_lines=lines)
@@ -388,7 +390,7 @@ async def test_limits_that_cannot_be_held_are_refused_at_the_start(tmp_path: Pat
 
 @pytest.mark.parametrize("path", ROUTES)
 async def test_a_request_with_less_time_than_redis(tmp_path: Path, upstream: ScriptedUpstream, path: str) -> None:
-    """X-Timeout-Ms shorter than Redis's deadline: 504 within its time, in the dialect, and nothing stays reserved."""
+    """An X-Timeout-Ms shorter than Redis's deadline is a 504 in time, in the dialect; nothing stays reserved."""
     with run_redis_server(tmp_path) as server:
         more = {"REDIS_ENDPOINT": server.url, "CODY_GATEWAY_REDIS_TIMEOUT": "5s", **PROVIDER_BOUND}
         async with (
@@ -414,7 +416,7 @@ async def test_a_request_with_less_time_than_redis(tmp_path: Path, upstream: Scr
 async def test_a_key_of_another_type_costs_its_own_limit_only(
     tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, when_down: str
 ) -> None:
-    """A foreign value under a quota's name: that limit is as if Redis were away; one line says so, by name."""
+    """With a foreign value in a quota's key, that limit acts as if Redis were away; one line names the key."""
     more = {"CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN": when_down}
     async with (
         open_patient_gateway(tmp_path, upstream.url, limit=3, more=more) as gateway,
@@ -431,7 +433,7 @@ async def test_a_key_of_another_type_costs_its_own_limit_only(
         health = await client.get("/-/healthz")
         assert (health.status_code, health.text) == (200, "healthz: ok")
         if when_down != "closed":
-            await wait_until(lambda: gateway.gateway.limiter.untold == 0)
+            await wait_until(lambda: gateway.gateway.limiter.statistics().backlog == 0)
         lines = [record.getMessage() for record in caplog.records if record.name == "cgw.limits"]
         assert len(lines) == 1, lines
         assert QUOTA in lines[0]

@@ -1,4 +1,4 @@
-"""What clients and operators see while Redis is away, by each policy, and that all is made up for afterwards."""
+"""Whole gateways while Redis is away, by each policy, and the charges to Redis afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from cgw.service.lifecycle import Service
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
 from tests.support.gateway import open_gateway
 from tests.support.limits import count_held, get_usage, open_http, slow_down, wait_nothing_held
@@ -23,10 +23,10 @@ from tests.support.requests import ROUTES, build_body
 
 PATH = "/v1/completions/anthropic-messages"
 DEADLINE = {"CODY_GATEWAY_REDIS_TIMEOUT": "250ms"}
-"""Longer than by default, so that a busy machine's pauses are no outages."""
+"""Longer than the default, so that pauses of a busy machine are not taken for outages."""
 BACK_SECONDS = 1.0
 GRACE_SECONDS = 1.0
-"""How soon all is to be as before, and what a busy machine may add."""
+"""The allowed time until all is as before, and a reserve for a busy machine."""
 LIMIT = 8
 
 
@@ -34,7 +34,7 @@ LIMIT = 8
 async def open_pair(
     folder: Path, upstream: ScriptedUpstream, when_down: str
 ) -> AsyncIterator[tuple[Service, RedisServer, httpx.AsyncClient]]:
-    """A gateway with a quota of :data:`LIMIT`, the server that it counts on, and a client of the gateway."""
+    """Run a gateway with a quota of :data:`LIMIT`, the Redis server that it uses, and a client of the gateway."""
     with run_redis_server(folder) as server:
         more = {"REDIS_ENDPOINT": server.url, "CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN": when_down, **DEADLINE}
         async with (
@@ -49,21 +49,21 @@ async def ask(client: httpx.AsyncClient, path: str = PATH) -> httpx.Response:
 
 
 async def wait_back(client: httpx.AsyncClient) -> None:
-    """Return once healthz says that all is well, in one line; fails unless that is soon."""
+    """Wait until healthz is ok without a detail; fails after a time limit."""
     with trio.fail_after(BACK_SECONDS + GRACE_SECONDS):
         while (await client.get("/-/healthz")).text != "healthz: ok":  # noqa: ASYNC110 - it happens in Redis
             await trio.sleep(0.01)
 
 
 async def wait_usage(gateway: Service, usage: int) -> None:
-    """Return once Redis counts so much; fails unless that is soon."""
+    """Wait until Redis counts ``usage``; fails after a time limit."""
     with trio.fail_after(BACK_SECONDS + GRACE_SECONDS):
         while await get_usage(gateway) != usage:
             pass
 
 
 def list_changes(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of the outage, without its reasons."""
+    """Return the log lines about the outage, without their reasons."""
     messages = [record.getMessage() for record in caplog.records if record.name == "cgw.limits"]
     return [message.partition(":")[0] for message in messages]
 
@@ -71,7 +71,7 @@ def list_changes(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_local_holds_limits_in_the_process(
     tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Requests go on up to the limit, with headers and refusals as ever; all of it is in Redis afterwards."""
+    """Requests go on up to the limit, with the usual headers and refusals; all usage is in Redis afterwards."""
     async with open_pair(tmp_path, upstream, "local") as (gateway, server, client):
         assert [(await ask(client)).headers["x-ratelimit-remaining"] for _ in range(3)] == ["7", "6", "5"]
         server.send_signal(signal.SIGSTOP)
@@ -98,10 +98,8 @@ async def test_local_holds_limits_in_the_process(
     assert back.startswith("Redis is back after ")
 
 
-async def test_open_lets_all_through(
-    tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nobody is refused, no answer speaks of limits that nobody holds; all of it is in Redis afterwards."""
+async def test_open_admits_all(tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture) -> None:
+    """No request is refused, and responses have no limit headers; all usage is in Redis afterwards."""
     async with open_pair(tmp_path, upstream, "open") as (gateway, server, client):
         assert (await ask(client)).status_code == 200
         server.send_signal(signal.SIGSTOP)
@@ -121,7 +119,7 @@ async def test_open_lets_all_through(
 
 
 async def test_closed_refuses_all(tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture) -> None:
-    """Every request is a 503 with retry-after in its dialect, healthz a 500; afterwards nothing was counted."""
+    """Every response is a 503 with retry-after, in its dialect, and healthz a 500; nothing is counted for it."""
     async with open_pair(tmp_path, upstream, "closed") as (gateway, server, client):
         assert (await ask(client)).status_code == 200
         server.send_signal(signal.SIGSTOP)
@@ -152,7 +150,7 @@ async def test_closed_refuses_all(tmp_path: Path, upstream: ScriptedUpstream, ca
 
 @pytest.mark.parametrize("when_down", ["local", "open"])
 async def test_streams_outlive_the_outage(tmp_path: Path, upstream: ScriptedUpstream, when_down: str) -> None:
-    """Streams that began before, in or after an outage come to their ends, are charged once each and hold nothing."""
+    """Streams that began before, in or after an outage end normally, are charged once each and hold no slot."""
     slow_down(upstream, "word " * 15)
     async with open_pair(tmp_path, upstream, when_down) as (gateway, server, client):
         statuses: list[int] = []
@@ -165,7 +163,7 @@ async def test_streams_outlive_the_outage(tmp_path: Path, upstream: ScriptedUpst
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream)
             await upstream.wait_request(1)
-            assert (await count_held(gateway)).places == 1
+            assert (await count_held(gateway)).slots == 1
             server.send_signal(signal.SIGSTOP)
             nursery.start_soon(stream)
             await upstream.wait_request(2)
@@ -175,11 +173,11 @@ async def test_streams_outlive_the_outage(tmp_path: Path, upstream: ScriptedUpst
         assert statuses == [200, 200, 200]
         await wait_usage(gateway, 3)
         await wait_nothing_held(gateway)
-        assert gateway.gateway.limiter.untold == 0
+        assert gateway.gateway.limiter.statistics().backlog == 0
 
 
 async def test_a_server_that_came_back_empty_is_counted_on(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Killed and started with nothing left: what was used meanwhile is there soon, and limits are held from then on."""
+    """A server that restarts empty gets the usage of the outage, and limits are enforced from then on."""
     async with open_pair(tmp_path, upstream, "local") as (gateway, server, client):
         for _ in range(2):
             assert (await ask(client)).status_code == 200

@@ -1,4 +1,4 @@
-"""The real SDKs, unchanged but for base URL and key: answers, usage figures, and errors of their own types."""
+"""The real SDKs, with another base URL and key: responses, usage figures, and errors of their own types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from cgw.events.report import summarise
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Breakage, Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import (
     ANTHROPIC_KEY,
     ANTHROPIC_MODEL,
@@ -51,7 +51,7 @@ async def ask_openai(
 
 
 async def test_anthropic_message(gateway: Service) -> None:
-    """A message that is not streamed arrives whole, with its usage."""
+    """A message that is not streamed arrives complete, with its usage."""
     async with open_anthropic(gateway) as client:
         message = await ask_anthropic(client)
     assert message.content[0].type == "text"
@@ -79,7 +79,7 @@ async def test_anthropic_stream(gateway: Service) -> None:
 
 
 async def test_openai_completion(gateway: Service) -> None:
-    """A completion that is not streamed arrives whole, with its usage."""
+    """A completion that is not streamed arrives complete, with its usage."""
     async with open_openai(gateway) as client:
         completion = await ask_openai(client)
     assert completion.choices[0].message.content == ANSWER
@@ -92,7 +92,7 @@ async def test_openai_completion(gateway: Service) -> None:
 
 
 async def test_openai_stream(gateway: Service) -> None:
-    """A streamed completion arrives piece by piece; the usage that was asked for comes, and is in the event log."""
+    """A streamed completion arrives piece by piece, with the requested usage, which is recorded as well."""
     usage, texts = None, []
     async with open_openai(gateway) as client:
         stream = await client.chat.completions.create(
@@ -112,7 +112,7 @@ async def test_openai_stream(gateway: Service) -> None:
 
 
 async def test_limits_reach_the_sdks(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Over its quota, each SDK raises its RateLimitError, told when to come back, and does not retry for hours."""
+    """Over quota, each SDK raises its RateLimitError with the wait, and does not retry when the wait is hours."""
     async with open_gateway(tmp_path, upstream.url, limit=1) as gateway:
         async with open_anthropic(gateway, retries=2) as client:
             await ask_anthropic(client)
@@ -174,7 +174,7 @@ async def test_errors_reach_openais_sdk(gateway: Service, upstream: ScriptedUpst
 
 @pytest.mark.parametrize("breakage", [Breakage.RESET, Breakage.CLOSE])
 async def test_a_broken_upstream_looks_broken(gateway: Service, upstream: ScriptedUpstream, breakage: Breakage) -> None:
-    """A stream that the upstream breaks off raises in both SDKs; nobody takes it for the whole answer."""
+    """A stream that the upstream breaks off raises in both SDKs instead of ending normally."""
     broken = {"answer": "word " * 20, "tokens_per_second": 0.0, "break_after_events": 6, "breakage": breakage}
     upstream.scripts[ANTHROPIC_MODEL] = Script(api_key=ANTHROPIC_KEY, **broken)  # type: ignore[arg-type]
     upstream.scripts[OPENAI_MODEL] = Script(api_key=OPENAI_KEY, **broken)  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ async def test_a_broken_upstream_looks_broken(gateway: Service, upstream: Script
             async for _ in chunks:
                 pass
 
-    # The SDKs let errors of their HTTP libraries through here, one the bare one.
+    # Here the SDKs do not wrap the errors of their HTTP libraries, one not even httpcore's.
     for read in (read_anthropic, read_openai):
         with pytest.raises(Exception, match=r"peer closed connection|Connection error"):
             await read()

@@ -1,4 +1,4 @@
-"""Upstreams that no request can be sent to, TLS included: 502 with the reason, an event, and no charge."""
+"""Unreachable upstreams, TLS included: 502 with the reason, an event, and no charge."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_upstream_that_cannot_be_reached_is_502(tmp_path: Path) -> None:
 async def open_tls_bench(
     tmp_path: Path, upstream: Upstream, *, name: str = "127.0.0.1", is_trusted: bool = True
 ) -> AsyncIterator[Bench]:
-    """A gateway before an upstream with a certificate for ``name``, of an authority that it trusts or does not."""
+    """Run a gateway in front of an upstream with a certificate for ``name``, from a trusted CA or another one."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority = trustme.CA()
     authority.issue_cert(name).configure_cert(context)
@@ -68,8 +68,8 @@ async def open_tls_bench(
         yield Bench(gateway, upstream)
 
 
-async def test_tls_upstream_is_served_with_its_authority(tmp_path: Path) -> None:
-    """CODY_GATEWAY_UPSTREAM_CA_FILE makes a private authority trusted; streams pass, and connections are kept."""
+async def test_tls_upstream_is_served_with_its_ca(tmp_path: Path) -> None:
+    """CODY_GATEWAY_UPSTREAM_CA_FILE adds a trusted CA; streams pass, and connections are kept alive."""
     async with open_tls_bench(tmp_path, Upstream(answer=WHOLE)) as bench:
         for stream in (True, False, True):
             answer = await bench.ask(stream=stream)
@@ -79,7 +79,7 @@ async def test_tls_upstream_is_served_with_its_authority(tmp_path: Path) -> None
 
 
 async def test_bad_certificate_is_502(tmp_path: Path) -> None:
-    """Neither an authority that nobody trusts nor another host's certificate is accepted; no request is sent to it."""
+    """A certificate from an untrusted CA, or of another host, is refused; no request is sent."""
     for name, is_trusted, words in (
         ("127.0.0.1", False, "unable to get local issuer certificate"),
         ("elsewhere.test", True, "mismatch"),
@@ -92,8 +92,8 @@ async def test_bad_certificate_is_502(tmp_path: Path) -> None:
         assert upstream.requests == 0
 
 
-async def test_tls_end_without_goodbye_looks_broken(tmp_path: Path) -> None:
-    """A body that lasts until the connection ends is cut when TLS did not say so: anybody can forge a FIN."""
+async def test_tls_end_without_close_notify_looks_broken(tmp_path: Path) -> None:
+    """A body that ends with the connection is truncated unless TLS sent close_notify: a FIN can be forged."""
     async with open_tls_bench(tmp_path, Upstream(answer=OK + b"\r\n" + ANTHROPIC)) as bench:
         cut = await bench.ask_cut(build_request(PATH))
         assert (cut.status, cut.body) == (200, ANTHROPIC)

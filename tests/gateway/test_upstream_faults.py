@@ -1,4 +1,4 @@
-"""What upstreams do wrong: each fault reaches the client as what it is, is recorded, and leaves nothing behind."""
+"""Faults of upstreams: each is visible to the client, is recorded, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BROKEN_HEADS = {
 
 
 async def test_upstream_that_sends_no_response_is_502(bench: Bench) -> None:
-    """Whatever is no response, closed or reset: 502 in the route's shape, nothing of the bytes in it, no charge."""
+    """Invalid bytes, a close or a reset: 502 in the route's shape, without those bytes, and no charge."""
     for is_reset in (False, True):
         for name, (answer, words) in BROKEN_HEADS.items():
             bench.upstream.answer, bench.upstream.is_reset = answer, is_reset
@@ -68,7 +68,7 @@ BROKEN_STREAMS = {
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
 async def test_broken_stream_looks_broken(bench: Bench, is_reset: bool) -> None:
-    """On either engine and to HTTP/1.0: what came is passed on, no end is made up; recorded as partial, and charged."""
+    """A broken stream is passed on without an end, in every HTTP version; it is recorded as partial, and charged."""
     good = b"".join(EVENTS[:2])
     for name, answer in BROKEN_STREAMS.items():
         bench.upstream.answer, bench.upstream.is_reset = answer, is_reset
@@ -87,7 +87,7 @@ async def test_broken_stream_looks_broken(bench: Bench, is_reset: bool) -> None:
 
 
 async def test_broken_stream_is_reset_in_http_2(bench: Bench) -> None:
-    """One stream of an HTTP/2 connection is reset, and the connection goes on: the next one is whole."""
+    """A broken stream resets one HTTP/2 stream; the connection stays usable, and its next response is complete."""
     async with open_client(bench.gateway.port) as client:
         http2 = Http2Client(client.stream)
         for answer, expected in [*((answer, StreamReset) for answer in BROKEN_STREAMS.values()), (WHOLE, StreamEnded)]:
@@ -102,8 +102,8 @@ async def test_broken_stream_is_reset_in_http_2(bench: Bench) -> None:
     await bench.check("HTTP/2", resolved=200, upstream=200, count=len(BROKEN_STREAMS) + 1)
 
 
-async def test_broken_plain_answer_looks_broken(bench: Bench) -> None:
-    """An answer that is not streamed is cut as well, whether its length is known or not."""
+async def test_broken_response_that_is_not_streamed_looks_broken(bench: Bench) -> None:
+    """A broken response that is not streamed is truncated, too, whether its length is known or not."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
     for name, answer in {
         "length, nothing": head + b"content-length: 10\r\n\r\n",
@@ -119,7 +119,7 @@ async def test_broken_plain_answer_looks_broken(bench: Bench) -> None:
 
 
 async def test_end_of_connection_is_an_end_only_without_reset(bench: Bench) -> None:
-    """A body that lasts until the connection ends is whole after a FIN, to every client, and cut after a reset."""
+    """A body that ends with the connection is complete after a FIN, for every client, and truncated after a reset."""
     bench.upstream.answer = OK + b"\r\n" + ANTHROPIC
     for version in ("1.1", "1.0"):
         assert (await bench.ask(version=version)).body == ANTHROPIC
@@ -131,13 +131,13 @@ async def test_end_of_connection_is_an_end_only_without_reset(bench: Bench) -> N
 
 
 async def wait_peer(stream: trio.SocketStream) -> None:
-    """Wait, for as long as the peer stays."""
+    """Wait until the peer disconnects."""
     while await stream.receive_some(65536):
         pass
 
 
-async def test_silence_has_an_end(tmp_path: Path) -> None:
-    """Before the head 504 in the route's shape; in mid-stream a cut, as the status is out. The upstream is closed."""
+async def test_silence_has_a_timeout(tmp_path: Path) -> None:
+    """A silent upstream is closed: 504 in the route's shape before the head, a truncated response in mid-stream."""
     more = {"CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "60ms", "CODY_GATEWAY_UPSTREAM_SILENCE_TIMEOUT": "60ms"}
     closed = 0
 
@@ -166,8 +166,8 @@ async def test_silence_has_an_end(tmp_path: Path) -> None:
         await wait_until(lambda: closed == 2 * len(ROUTES) + 6)
 
 
-async def test_deadline_of_the_whole_cuts_a_stream(bench: Bench) -> None:
-    """X-Timeout-Ms holds in mid-stream as well: an upstream that goes on for ever is left."""
+async def test_total_deadline_cuts_a_stream(bench: Bench) -> None:
+    """X-Timeout-Ms also applies in mid-stream: an endless upstream is closed."""
 
     async def go_on(stream: trio.SocketStream) -> None:
         await read_request(stream)
@@ -195,8 +195,8 @@ ODD_BUT_WHOLE = {
 }
 
 
-async def test_odd_but_whole_answers_pass_unchanged(bench: Bench) -> None:
-    """Byte by byte, with all that HTTP allows: the body arrives as it was, and its usage is exact."""
+async def test_unusual_complete_responses_pass_unchanged(bench: Bench) -> None:
+    """Sent byte by byte, with everything that HTTP allows, the body arrives unchanged, and its usage is exact."""
 
     async def dribble(stream: trio.SocketStream) -> None:
         await read_request(stream)
@@ -215,7 +215,7 @@ async def test_odd_but_whole_answers_pass_unchanged(bench: Bench) -> None:
 
 
 async def test_log_counts_each_byte_of_a_body_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """On either engine, whatever the framing, and whether the body came in pieces or with its head."""
+    """The log counts each byte once, on both HTTP servers and for every framing and split of the body."""
     caplog.set_level(logging.INFO, "cgw.exchange")
     for answer in ODD_BUT_WHOLE.values():
         bench.upstream.answer = answer
@@ -233,7 +233,7 @@ async def test_log_counts_each_byte_of_a_body_once(bench: Bench, caplog: pytest.
 
 
 async def test_answers_without_a_body_pass(bench: Bench) -> None:
-    """204, and a 200 of no bytes, of either framing: complete, recorded, and charged."""
+    """A 204, and an empty 200 of either framing, are complete, recorded, and charged."""
     for answer, status in [
         (b"HTTP/1.1 204 No Content\r\n\r\n", 204),
         (OK + b"content-length: 0\r\n\r\n", 200),
@@ -248,7 +248,7 @@ async def test_answers_without_a_body_pass(bench: Bench) -> None:
 
 
 async def test_compressed_answer_passes_unchanged(bench: Bench) -> None:
-    """An upstream that compresses although it was asked not to is not understood, and passed on all the same."""
+    """A response that is compressed although cgw asked for none passes unchanged, without exact usage."""
     body = gzip.compress(ANTHROPIC)
     bench.upstream.answer = OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     answer = await bench.ask()
@@ -258,7 +258,7 @@ async def test_compressed_answer_passes_unchanged(bench: Bench) -> None:
 
 
 async def test_refusals_of_the_upstream_pass_with_their_bodies(bench: Bench) -> None:
-    """Their status, type and body are the client's to see; none of them is charged."""
+    """Refusals of the upstream reach the client with status, type and body, and are not charged."""
     body = b'{"type":"error","error":{"type":"api_error","message":"no"}}'
     for status in (400, 401, 404, 413, 500, 503, 529):
         bench.upstream.answer = (
@@ -273,7 +273,7 @@ async def test_refusals_of_the_upstream_pass_with_their_bodies(bench: Bench) -> 
 
 
 async def test_upstreams_429_is_503_with_retry_after(bench: Bench) -> None:
-    """The quota upstream is everybody's: the client may come back when the upstream says, or after the default time."""
+    """An upstream's 429 becomes 503, with the upstream's ``retry-after`` or the default: its quota is shared."""
     for told, expected in ((b"retry-after: 17\r\n", ["17"] * 4), (b"", ["2", "30", "2", "30"])):
         bench.upstream.answer = b"HTTP/1.1 429 Too Many Requests\r\n%bcontent-length: 2\r\n\r\n{}" % told
         answers = [await bench.ask(path) for path in ROUTES]
@@ -284,7 +284,7 @@ async def test_upstreams_429_is_503_with_retry_after(bench: Bench) -> None:
 
 
 async def test_fields_of_another_hop_do_not_pass(bench: Bench) -> None:
-    """Cookies, alternative services and what concerns one connection stay behind; streams say not to be buffered."""
+    """Cookies, alternative services and hop-by-hop fields are removed; streams carry ``x-accel-buffering: no``."""
     dropped = ["set-cookie", "alt-svc", "keep-alive", "upgrade", "x-internal", "proxy-authenticate", "te", "trailer"]
     fields = "".join(f"{name}: v\r\n" for name in dropped) + "connection: x-internal\r\nrequest-id: r\r\n"
     bench.upstream.answer = WHOLE.replace(b"transfer", fields.encode() + b"transfer", 1)
@@ -302,7 +302,7 @@ async def test_fields_of_another_hop_do_not_pass(bench: Bench) -> None:
 
 
 async def test_stale_connection_costs_the_client_nothing(bench: Bench) -> None:
-    """A kept connection that breaks before its first byte is replaced once; after that byte nothing is repeated."""
+    """A reused connection that breaks before its first byte is replaced once; after that byte nothing is retried."""
     requests = 0
 
     async def play(stream: trio.SocketStream) -> None:
@@ -326,7 +326,7 @@ async def test_stale_connection_costs_the_client_nothing(bench: Bench) -> None:
 
 
 async def test_answer_before_the_body_is_read_passes(bench: Bench) -> None:
-    """An upstream that refuses a large request by its head, and closes, is heard."""
+    """The response of an upstream that refuses a large request by its head, and closes, reaches the client."""
 
     async def refuse(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
@@ -339,7 +339,7 @@ async def test_answer_before_the_body_is_read_passes(bench: Bench) -> None:
 
 
 async def test_pipelined_exchange_follows_a_failed_one(bench: Bench) -> None:
-    """A 502 ends no client's connection: the next request on it, sent already, is answered as if nothing had been."""
+    """A 502 keeps the client's connection open: the next request, already pipelined, is answered normally."""
     requests = 0
 
     async def play(stream: trio.SocketStream) -> None:

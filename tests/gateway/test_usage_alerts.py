@@ -1,4 +1,4 @@
-"""Slack hears from a whole gateway of quotas that are used up, once each, and can hold nothing up."""
+"""Usage alerts of whole gateways: posted to Slack once each, without delaying anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.limits import open_http, open_patient_gateway
 from tests.support.raw_server import open_raw_server, read_request
 from tests.support.redis_server import RedisServer, run_redis_server
@@ -25,7 +25,7 @@ LIMIT = 4
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """One Redis for all gateways of a test."""
+    """Run one Redis for all gateways of a test."""
     (tmp_path / "redis").mkdir()
     with run_redis_server(tmp_path / "redis") as running:
         yield running
@@ -42,7 +42,7 @@ def build_settings(server: RedisServer, port: int) -> dict[str, str]:
 async def test_each_threshold_is_posted_once_over_all_replicas(
     tmp_path: Path, server: RedisServer, upstream: ScriptedUpstream
 ) -> None:
-    """Two gateways share an actor's quota: 50 % and 100 % are posted once each, with who, what and when it resets."""
+    """Two gateways share an actor's quota: 50 % and 100 % are posted once each, with all facts."""
     posted: list[dict[str, Any]] = []
     surplus = trio.Event()
 
@@ -81,10 +81,10 @@ async def test_each_threshold_is_posted_once_over_all_replicas(
         assert "resets in" in text
 
 
-async def test_a_webhook_that_never_answers_holds_nothing_up(
+async def test_a_webhook_that_never_answers_delays_nothing(
     tmp_path: Path, server: RedisServer, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Requests and the end of the gateway are as quick as ever; the log says what was not delivered, not where to."""
+    """Requests and the end of the gateway are not delayed; the log has the lost alerts, but no secret."""
     asked = trio.Event()
 
     async def never(stream: trio.SocketStream) -> None:
@@ -108,10 +108,10 @@ async def test_a_webhook_that_never_answers_holds_nothing_up(
     assert not any("x7secretcanary" in record.getMessage() for record in caplog.records)
 
 
-async def test_without_a_webhook_the_log_is_told(
+async def test_without_a_webhook_alerts_are_logged(
     tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line with the same facts stands in the log."""
+    """An alert is one line in the log, with the same facts."""
     caplog.set_level(logging.INFO)
     more = {"CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_THRESHOLDS": "100"}
     async with (

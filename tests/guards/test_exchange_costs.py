@@ -1,7 +1,7 @@
-"""What one exchange costs besides its bytes, in counts that do not vary: calls of Redis, parses, hops to threads.
+"""The cost of one exchange besides its body, in counts that do not vary: Redis calls, parses, thread hops.
 
-How to read them: each is per exchange of the whole gateway, with authentication, limits and events on. A bound is what
-was measured when it was set; one that fails says that every exchange costs one more.
+Counts are per exchange of a whole gateway with authentication, limits and events. Each bound is the count that was
+measured when it was set. A failure means that every exchange costs one more.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
 EXCHANGES = 20
 
 IN_SCRIPTS = {"get": 2, "set": 3, "getdel": 1, "time": 1}
-"""What both scripts together do in the store, for an actor with a quota and a short-term rate."""
+"""Commands that both scripts together run in Redis, for an actor with a quota and a short-term rate."""
 
 PARSERS = re.compile(r"msgspec.*\.decode$|orjson\.loads$|^json.*:(loads|load|decode|raw_decode)$")
 
 
 async def play(stream: trio.SocketStream) -> None:
-    """Answer every request of a connection: with the recorded stream, or at once with JSON."""
+    """Answer every request of a connection with the recorded stream or with JSON."""
     while (asked := await read_request(stream)) is not None:
         if b'"stream":true' in asked[1].replace(b" ", b""):
             head, *rest = split_events(ANTHROPIC)
@@ -47,7 +47,7 @@ async def play(stream: trio.SocketStream) -> None:
 
 
 async def run_exchanges(gateway: Service, count: int, *, is_stream: bool) -> None:
-    """So many exchanges, one after the other on one connection."""
+    """Run ``count`` exchanges, one after the other on one connection."""
     request = build_request(PATH, stream=is_stream)
     async with open_client(gateway.port) as client:
         for _ in range(count):
@@ -57,7 +57,7 @@ async def run_exchanges(gateway: Service, count: int, *, is_stream: bool) -> Non
 
 
 async def read_command_counts(gateway: Service) -> Counter[str]:
-    """How often the store has run each command, those within scripts included."""
+    """Return how often Redis has run each command, including those in scripts."""
     info = await gateway.redis.execute_command("INFO", "commandstats")
     found: list[tuple[bytes, bytes]] = re.findall(rb"cmdstat_([^:]+):calls=(\d+)", info)
     return Counter({name.decode(): int(calls) for name, calls in found if name != b"info"})
@@ -65,7 +65,7 @@ async def read_command_counts(gateway: Service) -> Counter[str]:
 
 @asynccontextmanager
 async def open_warm_gateway(folder: Path) -> AsyncIterator[Service]:
-    """A whole gateway that has served a few of each kind: scripts are loaded, connections are open."""
+    """Open a gateway that has served a few exchanges of each kind: scripts are loaded, connections are open."""
     async with open_raw_server(play) as port, open_gateway(folder, f"http://127.0.0.1:{port}") as gateway:
         for is_stream in (True, False):
             await run_exchanges(gateway, 3, is_stream=is_stream)
@@ -74,7 +74,7 @@ async def open_warm_gateway(folder: Path) -> AsyncIterator[Service]:
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
 async def test_calls_of_the_store(tmp_path: Path, is_stream: bool) -> None:
-    """An exchange is two calls of the store, to admit and to settle, and each touches what it touched when measured."""
+    """An exchange costs two calls of Redis, to admit and to settle, which run the commands that were measured."""
     async with open_warm_gateway(tmp_path) as gateway:
         before = await read_command_counts(gateway)
         await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
@@ -87,7 +87,7 @@ async def test_calls_of_the_store(tmp_path: Path, is_stream: bool) -> None:
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
 async def test_parses_of_json(tmp_path: Path, is_stream: bool) -> None:
-    """JSON is parsed once for the request; besides that only what usage is read from: the answer, or its frames."""
+    """JSON is parsed once for the request, and once for the answer, or for each of its frames, to read usage."""
     counter = CallCounter()
     async with open_warm_gateway(tmp_path) as gateway:
         with counter.count():
@@ -99,7 +99,7 @@ async def test_parses_of_json(tmp_path: Path, is_stream: bool) -> None:
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
 async def test_hops_between_threads(tmp_path: Path, is_stream: bool) -> None:
-    """An exchange goes to no other thread; only a stream that is still open is passed to the relay's and comes back."""
+    """An exchange hops to no thread; only a stream that is still open goes to the relay's and back."""
     counter = CallCounter()
     async with open_warm_gateway(tmp_path) as gateway:
         before = gateway.gateway.event_log.statistics()
@@ -110,7 +110,7 @@ async def test_hops_between_threads(tmp_path: Path, is_stream: bool) -> None:
         after = gateway.gateway.event_log.statistics()
     assert after.recorded - before.recorded == EXCHANGES
     assert counter.calls["_queue.SimpleQueue.put"] == 0
-    checks = 1 + int(seconds)  # the event log looks after its segment in a thread, once a second
+    checks = 1 + int(seconds)  # the event log checks its segment in a thread, once a second
     assert counter.calls["trio._threads:to_thread_run_sync"] <= checks
-    # What other threads had Trio call: the relay's for a stream that was still open.
+    # Calls from other threads into Trio: the relay's for a stream that had not ended with its head.
     assert counter.calls["trio._core._entry_queue:run_cb"] <= checks + (EXCHANGES if is_stream else 0)

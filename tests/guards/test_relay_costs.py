@@ -1,9 +1,8 @@
-"""What one event costs on the flat path, in counts that do not vary. They fail when a change makes the path worse.
+"""The cost of one event on the fast path, in counts that do not vary. A change that makes it worse fails here.
 
-How to read them: each count is a whole number per event, and a bound is what was measured when it was set. One that
-fails says that every event costs one more call, turn or object; one that could be lower has been earned, and is lowered
-together with the change that earned it. Only what the relay does is counted: the other ends of the sockets belong to
-the test, which moves them while nothing counts.
+Each bound is the count that was measured when it was set. A failure means that every event costs one more call, turn
+or object. A change that lowers a count lowers its bound, too. Only the relay is counted: the test uses the other ends
+of the sockets while counting is off.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from tests.support.waiting import wait_until
 
 EVENT = b"c8\r\n" + b"data: %b\n\n" % (b"x" * 192) + b"\r\n"
 WARM_UP = 1_000
-"""Events of each stream before anything is counted: the windows are full by then (2 × 32 KiB)."""
+"""Events of each stream before counting begins: after them the windows (2 × 32 KiB) are full."""
 
 CALLS_INTO_C = 8.1
-"""Calls from the relay's Python into C for one event: two system calls, two look-ups (stream, chunk size), `find`,
-`min`, and two `len`. The lock is left out: interpreters differ in what they show of a ``with``."""
+"""Calls into C for one event: two system calls, two look-ups (stream, chunk size), `find`, `min`, and two `len`. The
+lock is left out: versions of Python differ in what they report of a ``with``."""
 
 CALLS_OF_PYTHON = 3.1
-"""Python functions that one event runs through: the event's own, the framer, the window."""
+"""Calls of Python functions for one event: its own, the framer, the window."""
 
 GROWTH_BLOCKS = 64
 GROWTH_BYTES = 128 * 1024
-"""What 10,000 events (2 MB) may leave: nothing, but for the tail window, whose size moves between 32 and 64 KiB."""
+"""What may remain of 10,000 events (2 MB): only the tail window, whose size varies between 32 and 64 KiB."""
 
 
 def send(legs: list[Leg]) -> None:
@@ -50,7 +49,7 @@ def check_received(legs: list[Leg]) -> None:
 
 
 def play(flat: FlatRelay, legs: list[Leg], rounds: int, counter: CallCounter | None = None) -> None:
-    """One event on each stream, and one pass of the relay, so many times."""
+    """Make ``rounds`` passes of the relay, each with one event on every stream."""
     for _ in range(rounds):
         send(legs)
         if counter is None:
@@ -63,7 +62,7 @@ def play(flat: FlatRelay, legs: list[Leg], rounds: int, counter: CallCounter | N
 
 
 async def count_calls(streams: int, rounds: int) -> CallCounter:
-    """The calls of ``rounds`` passes, each with an event on every stream."""
+    """Count the calls of ``rounds`` passes, each with an event on every stream."""
     flat, counter = FlatRelay(tick_seconds=0), CallCounter()
     async with open_legs(flat, streams) as legs:
         play(flat, legs, WARM_UP // streams)
@@ -72,7 +71,7 @@ async def count_calls(streams: int, rounds: int) -> CallCounter:
 
 
 async def test_system_calls_of_a_single_stream() -> None:
-    """An event that comes alone costs three system calls: wait, receive, send; nothing is registered anew."""
+    """An event that comes alone costs three system calls: wait, receive, send; nothing is registered again."""
     counter = await count_calls(1, 500)
     assert counter.system_calls() == {"epoll.poll": 500, "socket.recv": 500, "socket.send": 500}
 
@@ -84,7 +83,7 @@ async def test_system_calls_of_many_streams() -> None:
 
 
 async def test_calls_per_event() -> None:
-    """What an event runs through, in calls of C and Python functions, is at most what was measured."""
+    """An event costs at most as many calls of C and Python functions as were measured."""
     one, fifty = await count_calls(1, 100), await count_calls(50, 100)
     # The difference is 49 more events in the same number of passes.
     more = Counter(fifty.calls)
@@ -98,7 +97,7 @@ async def test_calls_per_event() -> None:
 
 @pytest.mark.parametrize("streams", [1, 50])
 async def test_nothing_grows_with_the_length_of_a_stream(streams: int) -> None:
-    """10,000 events leave no object and no memory behind, once the windows are full."""
+    """Once the windows are full, 10,000 events leave no objects and no memory behind."""
     flat = FlatRelay(tick_seconds=0)
     rounds = 10_000 // streams
     async with open_legs(flat, streams) as legs:
@@ -115,10 +114,10 @@ async def test_nothing_grows_with_the_length_of_a_stream(streams: int) -> None:
 
 
 async def test_no_task_takes_a_turn_for_an_event() -> None:
-    """While the relay's thread carries 2,000 events one by one, Trio's tasks take no turns but for the sweep."""
+    """While the relay's thread forwards 2,000 events one by one, no task of Trio runs but for the sweep."""
     flat, steps = FlatRelay(tick_seconds=0), StepCounter()
     async with open_legs(flat, 1, in_thread=True) as legs:
-        await carry_in_thread(flat, legs, 10)
+        await forward_in_thread(flat, legs, 10)
         registrations, passes = flat.statistics().registrations, flat.statistics().passes
         trio.lowlevel.add_instrument(steps)
         steps.is_on = True
@@ -131,15 +130,15 @@ async def test_no_task_takes_a_turn_for_an_event() -> None:
     assert sum(steps.steps.values()) < 20, steps.steps
 
 
-async def carry_in_thread(flat: FlatRelay, legs: list[Leg], rounds: int) -> None:
+async def forward_in_thread(flat: FlatRelay, legs: list[Leg], rounds: int) -> None:
     for _ in range(rounds):
         expected = flat.statistics().events + len(legs)
         send(legs)
-        await wait_until(functools.partial(has_carried, flat, expected))
+        await wait_until(functools.partial(has_forwarded, flat, expected))
         check_received(legs)
 
 
-def has_carried(flat: FlatRelay, events: int) -> bool:
+def has_forwarded(flat: FlatRelay, events: int) -> bool:
     return flat.statistics().events == events
 
 
@@ -151,7 +150,7 @@ def blocking_load(leg: Leg, events: int) -> None:
 
 
 async def test_coalescing_shares_the_wait(mock_clock: trio.testing.MockClock) -> None:
-    """On a tick, 50 streams with an event each are carried in one pass: one wait for all of them."""
+    """On a tick, 50 streams with an event each are served in one pass: one wait for all of them."""
     flat = FlatRelay(tick_seconds=0.001)
     async with open_legs(flat, 50) as legs:
         for _ in range(100):
@@ -175,7 +174,7 @@ async def test_coalescing_shares_the_wait(mock_clock: trio.testing.MockClock) ->
 
 
 async def test_pressure_registers_once_on_each_side() -> None:
-    """A client that stops and goes on again costs one registration each time, however many events wait meanwhile."""
+    """A client that stops reading, and one that continues, cost one registration each, however many events wait."""
     flat = FlatRelay(tick_seconds=0)
     async with open_legs(flat, 1) as legs:
         (leg,) = legs
@@ -196,5 +195,5 @@ async def test_pressure_registers_once_on_each_side() -> None:
 
 
 def test_a_pass_is_bounded() -> None:
-    """A pass takes at most so many sockets: each costs some 20 µs, and the lock and the interpreter are shared."""
+    """A pass is bounded: each socket costs some 20 µs, and tasks need the interpreter, too."""
     assert MAX_EVENTS <= 128

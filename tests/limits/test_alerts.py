@@ -1,4 +1,4 @@
-"""Notices about quotas: what they say, and that nobody waits for them."""
+"""Usage alerts: their text, and a delivery that delays no request."""
 
 from __future__ import annotations
 
@@ -16,28 +16,23 @@ from attrs import define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgw.actors.policies import POLICIES, PRODUCT_SUBSCRIPTION
 from cgw.errors import CgwError
-from cgw.limits.alerts import (
-    MAX_WAITING,
-    NOTIFIED_SOURCES,
-    SUBSCRIPTION_SOURCE,
-    Notice,
-    Notifier,
-    build_message,
-    describe_notice,
-)
-from cgw.model import Actor, Feature, LimitUnit
+from cgw.limits.alert_messages import UsageAlert, build_message, describe_alert
+from cgw.limits.alerts import MAX_WAITING, AlertQueue
+from cgw.model import NEUTRAL_POLICY, Actor, Feature, LimitUnit
 from cgw.telemetry.slack import open_slack_webhook
 from tests.support.raw_server import open_raw_server, read_request
 
 DOTCOM = "https://sourcegraph.com/.api/graphql"
 AT = datetime(2026, 11, 23, 22, 30, 15, 250_000, tzinfo=UTC)
 ACTOR = Actor(id="acme", name="Acme Inc.", source="static", access_enabled=True)
-NOTICE = Notice(ACTOR, Feature.CHAT_COMPLETIONS, 90, 1000, LimitUnit.REQUESTS, 5_400_000, AT)
+ALERT = UsageAlert(ACTOR, Feature.CHAT_COMPLETIONS, 90, 1000, LimitUnit.REQUESTS, 5_400_000, AT)
 
 
-def about(actor_id: str, name: str = "", source: str = "static") -> Notice:
-    return evolve(NOTICE, actor=Actor(id=actor_id, name=name, source=source, access_enabled=True))
+def about(actor_id: str, name: str = "", source: str = "static") -> UsageAlert:
+    policy = POLICIES.get(source, NEUTRAL_POLICY)
+    return evolve(ALERT, actor=Actor(id=actor_id, name=name, source=source, access_enabled=True, policy=policy))
 
 
 def read_block(message: dict[str, Any]) -> str:
@@ -51,7 +46,7 @@ def read_block(message: dict[str, Any]) -> str:
 
 @define
 class Deliveries:
-    """Where messages go, slowly or not at all, as the test says."""
+    """A delivery that takes time, or fails, as the test sets it."""
 
     seconds: float = 0.0
     error: Exception | None = None
@@ -65,15 +60,15 @@ class Deliveries:
 
 
 class WebhookBroken(CgwError):
-    """A failure that has a sentence."""
+    """An expected failure."""
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- text ----------------------------------------------------------------------------------------------------
 
 
-def test_message_says_who_how_much_and_until_when() -> None:
-    """Both the blocks and their stand-in have the actor with source, the share, the feature and the reset (§10)."""
-    message = build_message(NOTICE, DOTCOM)
+def test_message_has_all_facts() -> None:
+    """Both the blocks and the plain text have the actor with source, the share, the feature and the reset (§10)."""
+    message = build_message(ALERT, DOTCOM)
     text = (
         "The actor `acme` (Acme Inc.) (source `static`) exceeded *90%* of its quota of 1000 requests for "
         "`chat_completions`. The quota resets in `1h30m` at `2026-11-24T00:00:15Z`."
@@ -83,8 +78,8 @@ def test_message_says_who_how_much_and_until_when() -> None:
 
 
 def test_log_line_has_the_same_facts() -> None:
-    """What is logged is the message without its markup."""
-    assert describe_notice(evolve(NOTICE, unit=LimitUnit.TOKENS, threshold=100)) == (
+    """The log line is the message without its markup."""
+    assert describe_alert(evolve(ALERT, unit=LimitUnit.TOKENS, threshold=100)) == (
         "actor acme (Acme Inc.) from static exceeded 100% of its quota of 1000 tokens for chat_completions; "
         "it resets in 1h30m at 2026-11-24T00:00:15Z"
     )
@@ -100,17 +95,17 @@ def test_log_line_has_the_same_facts() -> None:
 )
 def test_product_subscriptions_are_linked(dotcom_url: str, base: str) -> None:
     """The name links to the subscription's page: the API's URL without its path, and the id (§10)."""
-    notice = about("d3d2b638-d0a2", "Acme & Sons", SUBSCRIPTION_SOURCE)
+    alert = about("d3d2b638-d0a2", "Acme & Sons", PRODUCT_SUBSCRIPTION)
     link = f"<{base}/site-admin/dotcom/product/subscriptions/d3d2b638-d0a2|Acme &amp; Sons>"
-    message = build_message(notice, dotcom_url)
+    message = build_message(alert, dotcom_url)
     assert read_block(message).startswith(f"The actor {link} (source `dotcom-product-subscriptions`) exceeded ")
     assert message["text"].startswith("The actor `d3d2b638-d0a2` (Acme &amp; Sons) (source ")
 
 
 def test_actor_without_name_is_shown_by_its_id() -> None:
-    """The id stands where no name is known, as the text of the link too."""
+    """Without a name the id is shown, also as the text of the link."""
     assert read_block(build_message(about("acme"), DOTCOM)).startswith("The actor `acme` (source `static`) ")
-    linked = read_block(build_message(about("a1-b2", " ", SUBSCRIPTION_SOURCE), DOTCOM))
+    linked = read_block(build_message(about("a1-b2", " ", PRODUCT_SUBSCRIPTION), DOTCOM))
     assert "/subscriptions/a1-b2|a1-b2> (source" in linked
 
 
@@ -128,14 +123,14 @@ def test_actor_without_name_is_shown_by_its_id() -> None:
         ("Ünï 李", "Ünï 李"),
     ],
 )
-def test_names_are_shown_as_they_are(name: str, shown: str) -> None:
-    """A name makes no mention, link, style, emoji or line of its own."""
+def test_names_are_shown_literally(name: str, shown: str) -> None:
+    """A name cannot make a mention, link, style, emoji or line."""
     assert f"`acme` ({shown}) (source" in read_block(build_message(about("acme", name), DOTCOM))
 
 
-@given(st.text(max_size=400), st.text(max_size=400), st.sampled_from([*sorted(NOTIFIED_SOURCES), "<!here>"]))
+@given(st.text(max_size=400), st.text(max_size=400), st.sampled_from([*POLICIES, "<!here>"]))
 def test_nothing_in_an_actor_is_markup(actor_id: str, name: str, source: str) -> None:
-    """Whatever an actor is called, the message has our own markup alone, fits a block, and is valid JSON."""
+    """For any id and name, the message has only our own markup, fits a block, and is valid JSON."""
     message = build_message(about(actor_id, name, source), DOTCOM)
     for text in (read_block(message), message["text"]):
         assert text.isprintable() or "\u2060" in text
@@ -163,40 +158,40 @@ def test_nothing_in_an_actor_is_markup(actor_id: str, name: str, source: str) ->
         (2**51, ("625499948h14m46s", "9999-12-31T23:59:59Z")),
     ],
 )
-def test_reset_is_told_in_whole_seconds(reset_ms: int, expected: tuple[str, str]) -> None:
-    """Part of a second counts as one; intervals beyond the calendar end with it."""
-    text = read_block(build_message(evolve(NOTICE, reset_ms=reset_ms), DOTCOM))
+def test_reset_is_in_whole_seconds(reset_ms: int, expected: tuple[str, str]) -> None:
+    """Part of a second counts as one; times beyond the year 9999 are cut off there."""
+    text = read_block(build_message(evolve(ALERT, reset_ms=reset_ms), DOTCOM))
     assert text.endswith(f" resets in `{expected[0]}` at `{expected[1]}`.")
 
 
-def test_times_are_told_in_utc() -> None:
+def test_times_are_in_utc() -> None:
     """A time of another zone is the same moment in UTC."""
     at = AT.astimezone(timezone(timedelta(hours=9)))
-    assert build_message(evolve(NOTICE, at=at), DOTCOM) == build_message(NOTICE, DOTCOM)
+    assert build_message(evolve(ALERT, at=at), DOTCOM) == build_message(ALERT, DOTCOM)
 
 
-# --- how it is passed on ---------------------------------------------------------------------------------------------
+# --- delivery ---------------------------------------------------------------------------------------------
 
 
-async def test_notices_go_out_in_order_and_nobody_waits(autojump_clock: trio.testing.MockClock) -> None:
-    """However slow the other side is, notify() returns at once, and the notices arrive one after the other."""
+async def test_alerts_are_delivered_in_order_without_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    """However slow Slack is, put() returns at once, and the alerts arrive one after the other."""
     deliveries = Deliveries(seconds=60)
-    notifier = Notifier(deliveries.send, DOTCOM)
+    queue = AlertQueue(deliveries.send, DOTCOM)
     ids = [f"a{number}" for number in range(5)]
-    notifier.notify(about("early"))
+    queue.put(about("early"))
     async with trio.open_nursery() as service_nursery:
-        service_nursery.start_soon(notifier.run)
+        service_nursery.start_soon(queue.run)
         await trio.testing.wait_all_tasks_blocked()
         for actor_id in ids:
-            notifier.notify(about(actor_id))
+            queue.put(about(actor_id))
         assert trio.current_time() == 0
         await trio.sleep(6 * 60 + 1)
         assert deliveries.delivered == ["early", *ids]
-        notifier.notify(about("late"))
+        queue.put(about("late"))
         await trio.sleep(61)
         service_nursery.cancel_scope.cancel()
     assert deliveries.delivered[-1] == "late"
-    statistics = notifier.statistics()
+    statistics = queue.statistics()
     assert (statistics.sent, statistics.failed, statistics.dropped, statistics.waiting) == (7, 0, 0, 0)
 
 
@@ -204,84 +199,84 @@ async def test_notices_go_out_in_order_and_nobody_waits(autojump_clock: trio.tes
 async def test_failure_is_logged_with_the_facts(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """A notice that could not be delivered is in the log at least; the next one is tried nevertheless."""
+    """An alert that could not be delivered is logged with its facts; the next one is tried."""
     deliveries = Deliveries(error=error)
-    notifier = Notifier(deliveries.send, DOTCOM)
+    queue = AlertQueue(deliveries.send, DOTCOM)
     async with trio.open_nursery() as service_nursery:
-        service_nursery.start_soon(notifier.run)
-        notifier.notify(NOTICE)
+        service_nursery.start_soon(queue.run)
+        queue.put(ALERT)
         await trio.sleep(1)
         deliveries.error = None
-        notifier.notify(about("next"))
+        queue.put(about("next"))
         await trio.sleep(1)
         service_nursery.cancel_scope.cancel()
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert describe_notice(NOTICE) in record.getMessage()
+    assert describe_alert(ALERT) in record.getMessage()
     assert ("no_service" in record.getMessage()) == isinstance(error, WebhookBroken)
     assert deliveries.delivered == ["next"]
-    assert (notifier.statistics().sent, notifier.statistics().failed) == (1, 1)
+    assert (queue.statistics().sent, queue.statistics().failed) == (1, 1)
 
 
 async def test_overflow_is_counted_and_logged_once(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Beyond the bound notices are dropped, with one line in the log, until the queue has been empty."""
+    """Beyond the bound alerts are dropped, with one line in the log, until the queue has been empty."""
     deliveries = Deliveries(seconds=1)
-    notifier = Notifier(deliveries.send, DOTCOM)
+    queue = AlertQueue(deliveries.send, DOTCOM)
     async with trio.open_nursery() as service_nursery:
-        service_nursery.start_soon(notifier.run)
+        service_nursery.start_soon(queue.run)
         for _ in range(2):
             caplog.clear()
             for number in range(MAX_WAITING + 10):
-                notifier.notify(about(f"a{number}"))
-            assert notifier.statistics().waiting == MAX_WAITING
+                queue.put(about(f"a{number}"))
+            assert queue.statistics().waiting == MAX_WAITING
             assert [record.levelno for record in caplog.records] == [logging.ERROR]
             await trio.sleep(MAX_WAITING + 1)
         service_nursery.cancel_scope.cancel()
-    assert notifier.statistics().sent == 2 * MAX_WAITING
-    assert notifier.statistics().dropped == 20
+    assert queue.statistics().sent == 2 * MAX_WAITING
+    assert queue.statistics().dropped == 20
 
 
 async def test_end_drops_what_is_left(autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    """Cancelling ends the service at once; how many notices were lost is logged, and later ones are not kept."""
-    notifier = Notifier(Deliveries(seconds=600).send, DOTCOM)
+    """Cancelling ends the worker at once; the number of lost alerts is logged, and later ones are not kept."""
+    queue = AlertQueue(Deliveries(seconds=600).send, DOTCOM)
     with trio.move_on_after(1):
         for number in range(3):
-            notifier.notify(about(f"a{number}"))
-        await notifier.run()
+            queue.put(about(f"a{number}"))
+        await queue.run()
     assert trio.current_time() == pytest.approx(1)
-    notifier.notify(NOTICE)
+    queue.put(ALERT)
     assert [record.getMessage() for record in caplog.records] == ["3 usage alerts were not delivered before the end"]
-    assert (notifier.statistics().dropped, notifier.statistics().waiting) == (4, 0)
+    assert (queue.statistics().dropped, queue.statistics().waiting) == (4, 0)
 
 
 async def test_quiet_end_logs_nothing(autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    """A service with nothing to do ends without a word."""
+    """A worker with nothing to do ends without a log line."""
     with trio.move_on_after(1), caplog.at_level(logging.DEBUG):
-        await Notifier(Deliveries().send, DOTCOM).run()
+        await AlertQueue(Deliveries().send, DOTCOM).run()
     assert caplog.records == []
 
 
-async def test_without_webhook_the_log_is_told(
+async def test_without_webhook_alerts_are_logged(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each notice is one line at INFO with the reference's words, at once, whether the service runs or not."""
-    notifier = Notifier(None, DOTCOM)
+    """Each alert is one line at INFO with the reference's words, at once, whether the worker runs or not."""
+    queue = AlertQueue(None, DOTCOM)
     with caplog.at_level(logging.INFO, "cgw.limits"):
-        notifier.notify(NOTICE)
+        queue.put(ALERT)
         with trio.move_on_after(1) as service_scope:
-            await notifier.run()
+            await queue.run()
     assert service_scope.cancelled_caught
     (record,) = caplog.records
-    assert (record.levelno, record.getMessage()) == (logging.INFO, f"new usage alert: {describe_notice(NOTICE)}")
-    assert notifier.statistics().sent == 1
+    assert (record.levelno, record.getMessage()) == (logging.INFO, f"new usage alert: {describe_alert(ALERT)}")
+    assert queue.statistics().sent == 1
 
 
-async def test_notices_reach_slack_in_spite_of_failures(
+async def test_alerts_reach_slack_in_spite_of_failures(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """End to end over a real connection: a server that resets, is busy and refuses gets each notice that it takes."""
+    """Over a real connection to a server that resets, is busy and refuses, each alert that it accepts arrives once."""
     autojump_clock.autojump_threshold = 0.01
     is_over = trio.Event()
     taken: list[str] = []
@@ -315,11 +310,11 @@ async def test_notices_reach_slack_in_spite_of_failures(
         open_raw_server(serve) as port,
         open_slack_webhook(f"http://127.0.0.1:{port}/services/canary") as webhook,
     ):
-        notifier = Notifier(webhook.post, DOTCOM)
+        queue = AlertQueue(webhook.post, DOTCOM)
         async with trio.open_nursery() as service_nursery:
-            service_nursery.start_soon(notifier.run)
+            service_nursery.start_soon(queue.run)
             for number in range(3):
-                notifier.notify(about(f"a{number}"))
+                queue.put(about(f"a{number}"))
             await is_over.wait()
             await trio.sleep(1)
             service_nursery.cancel_scope.cancel()

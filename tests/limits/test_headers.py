@@ -1,4 +1,4 @@
-"""What clients read about their limits."""
+"""The header fields and refusals about limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _field(refusal: Refusal, name: bytes) -> bytes | None:
 
 
 def test_headers_of_an_admitted_request() -> None:
-    """The quota in the old form, all limits in the IETF draft's; times are whole seconds, rounded up."""
+    """The quota is in the x-ratelimit fields, all limits in the IETF draft's; times are seconds, rounded up."""
     assert list(build_limit_headers([QUOTA, RATE])) == [
         (b"x-ratelimit-limit", b"100"),
         (b"x-ratelimit-remaining", b"97"),
@@ -35,12 +35,12 @@ def test_headers_of_an_admitted_request() -> None:
 
 
 def test_no_limits_no_headers() -> None:
-    """An exchange without limits says nothing of them."""
+    """Without limits there are no fields."""
     assert list(build_limit_headers([])) == []
 
 
 def test_concurrency_refusal() -> None:
-    """The short-term rate refuses in the reference's words, with a date and with milliseconds."""
+    """A refusal by the short-term rate has the reference's text, a date and milliseconds."""
     refusal = build_limit_refusal(LimitExceeded(RATE, [QUOTA, RATE], 200), Feature.CHAT_COMPLETIONS, NOW)
     assert refusal.status == 429
     assert refusal.message == (
@@ -65,15 +65,15 @@ def test_quota_refusal_far_away() -> None:
     assert _field(refusal, b"x-should-retry") == b"false"
 
 
-@pytest.mark.parametrize(("wait_ms", "is_told_off"), [(120_000, False), (120_001, True)])
-def test_two_minutes_are_worth_waiting(wait_ms: int, is_told_off: bool) -> None:
+@pytest.mark.parametrize(("wait_ms", "is_discouraged"), [(120_000, False), (120_001, True)])
+def test_two_minutes_are_worth_waiting(wait_ms: int, is_discouraged: bool) -> None:
     """The bound is two minutes, inclusive."""
     refusal = build_limit_refusal(LimitExceeded(RATE, [RATE], wait_ms), Feature.CODE_COMPLETIONS, NOW)
-    assert (_field(refusal, b"x-should-retry") == b"false") is is_told_off
+    assert (_field(refusal, b"x-should-retry") == b"false") is is_discouraged
 
 
 def test_pointless_waiting() -> None:
-    """What will never fit carries no time, and says not to retry."""
+    """A refusal for a request that never fits has no time, and says not to retry."""
     refusal = build_limit_refusal(LimitExceeded(QUOTA, [QUOTA], None), Feature.CHAT_COMPLETIONS, NOW)
     assert refusal.message == "you have exceeded the rate limit of 100 requests."
     assert (_field(refusal, b"retry-after"), _field(refusal, b"retry-after-ms")) == (None, None)
@@ -81,7 +81,7 @@ def test_pointless_waiting() -> None:
 
 
 def test_cut_off_is_the_references_403() -> None:
-    """An actor that was cut off has no access, now or later."""
+    """An actor that was cut off gets a 403, and is told not to retry."""
     refusal = build_limit_refusal(LimitExceeded(QUOTA, [QUOTA], None, is_cut_off=True), Feature.CHAT_COMPLETIONS, NOW)
     assert (refusal.status, refusal.message) == (403, "completions access has not been granted")
     assert _field(refusal, b"x-should-retry") == b"false"
@@ -93,7 +93,7 @@ def test_cut_off_is_the_references_403() -> None:
     st.integers(0, 10**10),
 )
 def test_retry_after_is_never_early(moment: datetime, zone_minutes: int, wait_ms: int) -> None:
-    """The date is an IMF-fixdate in GMT, at or within a second after the moment that it means."""
+    """The date is an IMF-fixdate in GMT, at most a second after the exact time, and never before it."""
     now = moment.replace(tzinfo=timezone(timedelta(minutes=zone_minutes)))
     refusal = build_limit_refusal(LimitExceeded(RATE, [RATE], wait_ms), Feature.CHAT_COMPLETIONS, now)
     text = (_field(refusal, b"retry-after") or b"").decode("ascii")

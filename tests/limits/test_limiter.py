@@ -1,4 +1,4 @@
-"""The limiter on real servers: exact across connections, charged only when it should be, never leaking."""
+"""The limiter on real servers: exact across connections, correct charges, no leaked reservations."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import trio
 from attrs import evolve
 from redis.crc import key_slot
 
+from cgw.actors.policies import POLICIES
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission
-from cgw.limits.alerts import Notice
+from cgw.limits.alert_messages import UsageAlert
 from cgw.limits.claims import build_key_prefix
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
-from cgw.redis.opening import Redis, open_redis
+from cgw.redis.opening import Store, open_redis
 from tests.support.limits import MARKS
 from tests.support.redis_server import RedisServer, wait_until
 
@@ -31,20 +32,20 @@ def _actor(**limits: RateLimit) -> Actor:
 
 
 @pytest.fixture
-async def links(server: RedisServer) -> AsyncIterator[Redis]:
-    """Links to the emptied server."""
+async def links(server: RedisServer) -> AsyncIterator[Store]:
+    """Return links to the emptied server."""
     async with open_redis(server.url, timeout_seconds=2) as connected:
         yield connected
 
 
 @pytest.fixture
-def limiter(links: Redis) -> Limiter:
-    """A limiter on them."""
+def limiter(links: Store) -> Limiter:
+    """Return a limiter on these links."""
     return Limiter(links)
 
 
-async def test_admission_says_how_the_limits_stand(limiter: Limiter) -> None:
-    """An admitted request sees its quota and short-term rate after it was counted."""
+async def test_admission_has_the_state_of_its_limits(limiter: Limiter) -> None:
+    """An admission has its quota and short-term rate, with the request counted."""
     admission = await limiter.admit(_actor(), CHAT, LIMIT)
     quota, rate = admission.states
     assert (quota.name, quota.limit, quota.remaining, quota.usage, quota.window_ms) == ("quota", 100, 99, 1, DAY_MS)
@@ -53,7 +54,7 @@ async def test_admission_says_how_the_limits_stand(limiter: Limiter) -> None:
 
 
 async def test_quota_and_rate_refuse(limiter: Limiter) -> None:
-    """The limit that is used up refuses, says when to come back, and the other one is not touched."""
+    """The limit that is used up refuses, with the time to retry; the other one is not touched."""
     tight = evolve(LIMIT, concurrent_requests=1)
     await limiter.admit(_actor(), CHAT, tight)
     with pytest.raises(LimitExceeded, match="concurrency limit of 1 requests exceeded") as refusal:
@@ -70,8 +71,8 @@ async def test_quota_and_rate_refuse(limiter: Limiter) -> None:
     assert refusal.value.states[1].remaining == 49
 
 
-async def test_the_longer_wait_speaks(limiter: Limiter) -> None:
-    """When both limits refuse, the one that keeps the caller longest is named."""
+async def test_the_longer_wait_is_named(limiter: Limiter) -> None:
+    """If both limits refuse, the one with the longer wait is named."""
     both = evolve(LIMIT, limit=1, concurrent_requests=1)
     await limiter.admit(_actor(), CHAT, both)
     with pytest.raises(LimitExceeded) as refusal:
@@ -96,7 +97,7 @@ async def test_only_charged_requests_count(limiter: Limiter) -> None:
 
 
 async def test_peek_lists_the_quotas(limiter: Limiter) -> None:
-    """Peeking consumes nothing, and leaves out what has no limit."""
+    """Peeking consumes nothing, and leaves out features without a limit."""
     assert await limiter.peek(_actor()) == {}
     actor = _actor(embeddings=LIMIT, code_completions=evolve(LIMIT, limit=7))
     await limiter.admit(actor, CODE, actor.rate_limits[CODE])
@@ -108,8 +109,8 @@ async def test_peek_lists_the_quotas(limiter: Limiter) -> None:
 
 @pytest.mark.parametrize("source", ["dotcom-product-subscriptions", "dotcom-user"])
 async def test_limit_of_one_means_cut_off_where_abuse_handling_sets_it(limiter: Limiter, source: str) -> None:
-    """From Sourcegraph.com's sources a limit of 1 admits nothing; elsewhere it admits one (see above)."""
-    actor = evolve(_actor(), source=source)
+    """From Sourcegraph.com's sources a limit of 1 admits nothing; from others it admits one."""
+    actor = evolve(_actor(), source=source, policy=POLICIES[source])
     with pytest.raises(LimitExceeded) as refusal:
         await limiter.admit(actor, CHAT, evolve(LIMIT, limit=1))
     assert (refusal.value.is_cut_off, refusal.value.retry_after_ms, refusal.value.cause) == (True, None, "quota")
@@ -140,8 +141,8 @@ async def test_exactly_the_limit_over_many_connections(server: RedisServer) -> N
     assert (len(outcomes), sum(outcomes)) == (200, 50)
 
 
-async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Redis) -> None:
-    """Callers who leave while they wait for Redis are not charged, wherever the answer was by then."""
+async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Store) -> None:
+    """Callers cancelled while they wait for Redis are not charged, wherever the answer was by then."""
     actor = _actor(chat_completions=evolve(LIMIT, concurrent_requests=1_000, limit=1_000))
     limit = actor.rate_limits[CHAT]
     admitted: list[Admission] = []
@@ -159,14 +160,14 @@ async def test_cancelled_admissions_leak_nothing(limiter: Limiter, links: Redis)
         await limiter.settle(admission, is_charged=False)
     assert await _has_usage(limiter, actor, 0)
     records: list[bytes] = await links.execute_command("KEYS", "*reservation*")
-    assert all([await links.get(key) in MARKS for key in records])
+    assert all([await links.commands.get(key) in MARKS for key in records])
 
 
 async def _has_usage(limiter: Limiter, actor: Actor, usage: int) -> bool:
     return (await limiter.peek(actor))[CHAT].usage == usage
 
 
-async def test_two_calls_an_exchange(limiter: Limiter, links: Redis) -> None:
+async def test_two_calls_an_exchange(limiter: Limiter, links: Store) -> None:
     """One trip to admit, one to settle, once the server knows the scripts."""
     await limiter.settle(await limiter.admit(_actor(), CHAT, LIMIT), is_charged=True)
     before = links.statistics().calls
@@ -175,17 +176,17 @@ async def test_two_calls_an_exchange(limiter: Limiter, links: Redis) -> None:
     assert links.statistics().calls - before == 20
 
 
-async def test_forgotten_scripts_are_sent_again(limiter: Limiter, links: Redis) -> None:
-    """SCRIPT FLUSH between two calls goes unnoticed."""
+async def test_forgotten_scripts_are_sent_again(limiter: Limiter, links: Store) -> None:
+    """SCRIPT FLUSH between two calls has no effect on callers."""
     admission = await limiter.admit(_actor(), CHAT, LIMIT)
-    await links.script_flush()
+    await links.commands.script_flush()
     await limiter.settle(admission, is_charged=False)
     assert (await limiter.admit(_actor(), CHAT, LIMIT)).states[0].remaining == 99
 
 
 @pytest.mark.parametrize("name", ["a}b{c", "{}", "x:y", "käse \r\n%", ""])
 async def test_odd_ids_keep_to_one_slot(limiter: Limiter, name: str) -> None:
-    """Whatever an actor is called, its keys share a slot, and no other actor's keys can be meant."""
+    """For any actor id, the keys share a slot of a cluster, and cannot be those of another actor."""
     actor = evolve(_actor(), id=name)
     admission = await limiter.admit(actor, CHAT, LIMIT)
     assert len({key_slot(key.encode()) for key in admission.reservations[0].keys}) == 1
@@ -199,9 +200,9 @@ def test_sources_and_ids_cant_be_mixed_up() -> None:
 
 
 async def test_a_foreign_key_makes_the_limit_unavailable(
-    links: Redis, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    links: Store, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A key of another type under our name is an outage of that limit alone, and said clearly, once."""
+    """A key of another type under a limit's name is an outage of that limit alone, and logged once with the key."""
     key = "cgw:{static:acme}:chat_completions:quota"
     client.lpush(key, "x")
     closed = Limiter(links, LimiterOptions(when_down="closed"))
@@ -219,7 +220,7 @@ async def test_a_foreign_key_makes_the_limit_unavailable(
 
 
 async def test_tokens_are_reserved_and_settled(limiter: Limiter) -> None:
-    """Where tokens count, the estimate is reserved, and what was used stays: less, more, or nothing."""
+    """Where tokens are counted, the estimate is reserved and replaced by the usage: less, more, or nothing."""
     limit = evolve(LIMIT, limit=1_000, unit=LimitUnit.TOKENS)
     actor = _actor(chat_completions=limit)
     for reserved, used, is_charged, left in ((400, 100, True, 900), (100, 250, True, 650), (300, 300, False, 650)):
@@ -233,7 +234,7 @@ async def test_tokens_are_reserved_and_settled(limiter: Limiter) -> None:
 
 
 async def test_a_request_larger_than_the_budget_gets_through_when_all_of_it_is_there(limiter: Limiter) -> None:
-    """An estimate above the whole limit reserves all of it, and what was used beyond is owed."""
+    """An estimate above the whole limit reserves all of it; usage beyond the limit is an overdraft."""
     limit = evolve(LIMIT, limit=1_000, unit=LimitUnit.TOKENS)
     admission = await limiter.admit(_actor(), CHAT, limit, tokens=10**12)
     assert admission.states[0].remaining == 0
@@ -243,8 +244,8 @@ async def test_a_request_larger_than_the_budget_gets_through_when_all_of_it_is_t
     assert refusal.value.retry_after_ms is not None
 
 
-async def test_places_in_flight_are_bounded_and_freed(limiter: Limiter, client: redis.Redis) -> None:
-    """At most so many requests of an actor and feature are under way; each exit frees its place, charged or not."""
+async def test_slots_are_bounded_and_freed(limiter: Limiter, client: redis.Redis) -> None:
+    """At most so many requests of an actor and feature are in flight; each exit frees its slot, charged or not."""
     limit = evolve(LIMIT, max_in_flight=2)
     held = [await limiter.admit(_actor(), CHAT, limit) for _ in range(2)]
     assert [state.name for state in held[0].states] == ["quota", "concurrency", "in_flight"]
@@ -262,8 +263,8 @@ async def test_places_in_flight_are_bounded_and_freed(limiter: Limiter, client: 
     assert client.zcard("cgw:{static:acme}:chat_completions:in_flight") == 0
 
 
-async def test_the_settings_bound_actors_that_bring_no_bound(links: Redis) -> None:
-    """What the operator set holds where the actor has no number of its own."""
+async def test_the_settings_bound_actors_that_bring_no_bound(links: Store) -> None:
+    """The operator's bound applies to actors that have none of their own."""
     limiter = Limiter(links, LimiterOptions(max_in_flight=1))
     await limiter.admit(_actor(), CHAT, LIMIT)
     with pytest.raises(LimitExceeded, match="limit of 1 requests in flight"):
@@ -272,7 +273,7 @@ async def test_the_settings_bound_actors_that_bring_no_bound(links: Redis) -> No
     assert (await limiter.admit(_actor(), CHAT, own)).states[2].limit == 3
 
 
-async def test_a_provider_is_bounded_for_all_actors_together(server: RedisServer, links: Redis) -> None:
+async def test_a_provider_is_bounded_for_all_actors_together(server: RedisServer, links: Store) -> None:
     """Requests of all actors and replicas to one provider count together; another provider is not affected."""
     options = LimiterOptions(provider_max_in_flight={"anthropic": 2})
     one, other = _actor(), evolve(_actor(), id="initech")
@@ -291,8 +292,8 @@ async def test_a_provider_is_bounded_for_all_actors_together(server: RedisServer
         await replicas[0].admit(one, CHAT, LIMIT, provider="anthropic")
 
 
-async def test_heartbeats_keep_places_and_the_dead_lose_theirs(server: RedisServer, client: redis.Redis) -> None:
-    """A place outlives its lease while its gateway lives, and ends three heartbeats after the gateway died."""
+async def test_heartbeats_keep_slots_of_gateways_that_live(server: RedisServer, client: redis.Redis) -> None:
+    """A slot outlives its lease while its gateway lives, and ends three heartbeats after the gateway died."""
     limit, options = evolve(LIMIT, max_in_flight=1), LimiterOptions(heartbeat_seconds=0.1)
     key = "cgw:{static:acme}:chat_completions:in_flight"
     async with open_redis(server.url, timeout_seconds=2) as links:
@@ -304,7 +305,7 @@ async def test_heartbeats_keep_places_and_the_dead_lose_theirs(server: RedisServ
             assert client.zcard(key) == 1
             with pytest.raises(LimitExceeded):
                 await limiter.admit(_actor(), CHAT, limit)
-            nursery.cancel_scope.cancel()  # it dies without settling
+            nursery.cancel_scope.cancel()  # the gateway dies without settling
         started = trio.current_time()
         survivor = Limiter(links, options)
         await wait_until(lambda: _is_admitted(survivor, limit), seconds=2)
@@ -319,8 +320,8 @@ async def _is_admitted(limiter: Limiter, limit: RateLimit) -> bool:
     return True
 
 
-async def test_an_actor_that_hammers_spares_redis(limiter: Limiter, links: Redis) -> None:
-    """A refusal is repeated for up to 250 ms without asking; what is given back here ends that at once."""
+async def test_an_actor_that_hammers_spares_redis(limiter: Limiter, links: Store) -> None:
+    """A refusal is repeated for up to 250 ms without asking Redis; a refund in this process ends that at once."""
     limit = evolve(LIMIT, limit=1)
     admission = await limiter.admit(_actor(), CHAT, limit)
     waits = []
@@ -335,23 +336,23 @@ async def test_an_actor_that_hammers_spares_redis(limiter: Limiter, links: Redis
     await limiter.admit(_actor(), CHAT, limit)
 
 
-async def test_people_are_told_once_over_all_replicas(server: RedisServer, links: Redis) -> None:
-    """Each threshold of a quota makes one notice, whichever replica reaches it; other sources make none."""
-    notices: list[Notice] = []
+async def test_alerts_are_sent_once_over_all_replicas(server: RedisServer, links: Store) -> None:
+    """Each threshold of a quota makes one alert, whichever replica reaches it, if the source has alerts at all."""
+    alerts: list[UsageAlert] = []
     options = LimiterOptions(notify_thresholds=(50, 100))
     limit = evolve(LIMIT, limit=10)
     async with open_redis(server.url, timeout_seconds=2) as more_links:
-        replicas = [Limiter(connected, options, on_notice=notices.append) for connected in (links, more_links)]
+        replicas = [Limiter(connected, options, on_alert=alerts.append) for connected in (links, more_links)]
         for source in ("static", "anonymous"):
             for number in range(12):
                 try:
-                    actor = evolve(_actor(), source=source)
+                    actor = evolve(_actor(), source=source, policy=POLICIES[source])
                     admission = await replicas[number % 2].admit(actor, CHAT, limit)
                 except LimitExceeded:
                     continue
                 await replicas[number % 2].settle(admission, is_charged=True)
-    assert [(notice.threshold, notice.limit, notice.actor.source) for notice in notices] == [
+    assert [(alert.threshold, alert.limit, alert.actor.source) for alert in alerts] == [
         (50, 10, "static"),
         (100, 10, "static"),
     ]
-    assert 0 < notices[1].reset_ms <= DAY_MS
+    assert 0 < alerts[1].reset_ms <= DAY_MS

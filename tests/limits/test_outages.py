@@ -1,4 +1,4 @@
-"""Limits while Redis is away: the three policies, what is settled afterwards, and what operators are told."""
+"""Limits while Redis is away: the three policies, the settlements afterwards, and the log lines for operators."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PREFIX = "cgw:{static:acme}:chat_completions:"
 
 @frozen
 class Setup:
-    """A limiter with its upkeep, the server it counts on, and a client of its own to look."""
+    """A running limiter and its server."""
 
     limiter: Limiter
     server: RedisServer
@@ -62,7 +62,7 @@ async def open_setup(
 
 
 async def run_exchange(limiter: Limiter, limit: RateLimit = LIMIT, *, is_charged: bool = True) -> bool:
-    """Admit and settle one request; whether it was admitted."""
+    """Admit and settle one request; returns whether it was admitted."""
     try:
         admission = await limiter.admit(ACTOR, CHAT, limit)
     except LimitExceeded:
@@ -72,7 +72,7 @@ async def run_exchange(limiter: Limiter, limit: RateLimit = LIMIT, *, is_charged
 
 
 async def test_local_goes_on_counting_from_what_redis_last_said(tmp_path: Path) -> None:
-    """Of 10 with 4 used before the outage, 6 get through during it; and all 10 are counted in Redis afterwards."""
+    """Of 10 with 4 used before the outage, 6 are admitted during it; all 10 are counted in Redis afterwards."""
     limit = evolve(LIMIT, limit=10)
     async with open_setup(tmp_path) as setup:
         for _ in range(4):
@@ -91,8 +91,8 @@ async def _has_remaining(setup: Setup, limit: RateLimit, remaining: int) -> bool
     return states[CHAT].remaining == remaining
 
 
-async def test_local_holds_places_in_flight(tmp_path: Path) -> None:
-    """Requests under way when Redis goes away count on, those that begin meanwhile too, and in Redis afterwards."""
+async def test_local_holds_slots(tmp_path: Path) -> None:
+    """Slots taken before and during an outage are held during it, and in Redis afterwards."""
     # Leases of 3 s: what is freed within the second that this waits was freed, and did not end by itself.
     async with open_setup(tmp_path, heartbeat_seconds=1) as setup:
         held = [await setup.limiter.admit(ACTOR, CHAT, LIMIT) for _ in range(2)]
@@ -111,13 +111,13 @@ async def test_local_holds_places_in_flight(tmp_path: Path) -> None:
             await wait_until(lambda: _counts(client, 0), seconds=1)
 
 
-async def _counts(client: redis.Redis, places: int) -> bool:
+async def _counts(client: redis.Redis, slots: int) -> bool:
     await trio.lowlevel.checkpoint()
-    return client.zcard(f"{PREFIX}in_flight") == places
+    return client.zcard(f"{PREFIX}in_flight") == slots
 
 
-async def test_open_lets_all_through_and_charges_it_afterwards(tmp_path: Path) -> None:
-    """Nothing is refused, nothing is said of limits, and what was used is counted when Redis is back."""
+async def test_open_admits_all_and_charges_afterwards(tmp_path: Path) -> None:
+    """All requests are admitted, without states of limits, and the usage is charged when Redis is back."""
     limit = evolve(LIMIT, limit=10)
     async with open_setup(tmp_path, "open") as setup:
         assert await run_exchange(setup.limiter, limit)
@@ -149,8 +149,8 @@ async def test_closed_refuses_all(tmp_path: Path) -> None:
         assert await run_exchange(setup.limiter)
 
 
-async def test_tokens_used_meanwhile_are_charged_by_what_was_used(tmp_path: Path) -> None:
-    """What a request really used counts, here during the outage and in Redis after it."""
+async def test_tokens_are_charged_by_usage(tmp_path: Path) -> None:
+    """The real usage counts, in this process during the outage and in Redis after it."""
     limit = evolve(LIMIT, limit=1_000, unit=LimitUnit.TOKENS)
     async with open_setup(tmp_path) as setup:
         setup.stop_server()
@@ -163,8 +163,8 @@ async def test_tokens_used_meanwhile_are_charged_by_what_was_used(tmp_path: Path
         await wait_until(lambda: _has_remaining(setup, limit, 600), seconds=1)
 
 
-async def test_a_settlement_that_failed_is_made_up_for(tmp_path: Path) -> None:
-    """What was admitted before the outage and ended during it is settled afterwards, once."""
+async def test_a_settlement_that_failed_is_sent_later(tmp_path: Path) -> None:
+    """A request admitted before the outage and ended during it is settled afterwards, once."""
     async with open_setup(tmp_path) as setup:
         kept, given_back = [await setup.limiter.admit(ACTOR, CHAT, LIMIT) for _ in range(2)]
         setup.stop_server()
@@ -180,7 +180,7 @@ async def test_a_settlement_that_failed_is_made_up_for(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_takes_no_writes_is_away(tmp_path: Path) -> None:
-    """A full server answers a PING: that is not taken for its being back."""
+    """A full server, which answers a PING, still counts as away."""
     async with open_setup(tmp_path) as setup:
         with setup.open_client() as client:
             assert await run_exchange(setup.limiter)
@@ -193,8 +193,8 @@ async def test_a_server_that_takes_no_writes_is_away(tmp_path: Path) -> None:
             await wait_until(lambda: _has_remaining(setup, LIMIT, 98), seconds=1)
 
 
-async def test_an_outage_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Many failures are one line when it begins and one when it ends, and a sentence for healthz in between."""
+async def test_an_outage_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An outage is one line when it begins and one when it ends, and a sentence for healthz in between."""
     async with open_setup(tmp_path) as setup:
         setup.stop_server()
         for _ in range(10):
@@ -209,8 +209,8 @@ async def test_an_outage_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureF
     assert lines[1].startswith("Redis is back")
 
 
-async def test_a_server_that_came_back_empty_gets_the_places_in_flight_again(tmp_path: Path) -> None:
-    """After a restart with nothing left, the next heartbeat puts back what is under way."""
+async def test_a_server_that_restarted_empty_gets_the_slots_again(tmp_path: Path) -> None:
+    """After a restart without data, the next heartbeat takes the leases of requests in flight again."""
     async with open_setup(tmp_path) as setup:
         admission = await setup.limiter.admit(ACTOR, CHAT, LIMIT)
         with setup.open_client() as client:

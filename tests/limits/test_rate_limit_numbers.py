@@ -1,4 +1,4 @@
-"""Which numbers a limit may have."""
+"""The numbers that a limit may have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DAY_MS = 86_400_000
 
 @pytest.mark.parametrize("limit", [1, 100, 1_000_000, MAX_TOKEN_MS // DAY_MS])
 def test_usual_limits_are_fine(limit: int) -> None:
-    """From one a day to as many as can be counted exactly."""
+    """Limits from one a day to the largest that can be counted exactly are accepted."""
     assert rate_limit_problems(limit, DAY_MS, 50, 10_000) == []
 
 
@@ -25,8 +25,8 @@ def test_every_problem_is_named() -> None:
     ]
 
 
-def test_what_cant_be_counted_exactly_is_refused() -> None:
-    """One more than the largest exact limit is refused, with the largest that is not."""
+def test_limits_that_cannot_be_counted_exactly_are_refused() -> None:
+    """One more than the largest exact limit is refused, and the error names the largest."""
     largest = MAX_TOKEN_MS // DAY_MS
     assert rate_limit_problems(largest + 1, DAY_MS, 1, 1) == [
         f"limit {largest + 1} is too large to be counted exactly over interval 86400000 ms (at most {largest})"

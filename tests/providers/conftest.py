@@ -1,4 +1,4 @@
-"""What the tests of dialects share: callers, heads and bodies."""
+"""Dialects with test settings, and preparing a request on one of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Prepare = Callable[..., PreparedRequest]
 
 @pytest.fixture(scope="session")
 def dialects() -> dict[str, Dialect]:
-    """All dialects by their path, with marked keys and base URLs that have path prefixes."""
+    """All dialects by their path, with recognisable keys; one base URL has a path."""
     built = build_dialects(
         {
             "anthropic": AnthropicSettings(
@@ -43,7 +43,7 @@ def dialects() -> dict[str, Dialect]:
 
 @pytest.fixture(scope="session")
 def prepare(dialects: dict[str, Dialect]) -> Prepare:
-    """``prepare(path, body, …)``: a body (bytes, or what is to be JSON) through the dialect at ``path``."""
+    """``prepare(path, body, …)`` prepares a body (bytes, or a value for JSON) with the dialect at ``path``."""
 
     def prepare_on(
         path: str,

@@ -1,4 +1,4 @@
-"""The shapes of errors, held against the real SDKs."""
+"""Error bodies, checked with the real SDKs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_openais_sdk_raises_its_own_exception(
 
 
 def test_the_reference_shape_is_one_line_of_json() -> None:
-    """The reference's error is an object with one text, ended by a line feed."""
+    """The reference's error is an object with one text, and a line feed after it."""
     headers, body = ReferenceErrors().render(Refusal(400, 'model "a" is not allowed'))
     assert list(headers) == [(b"content-type", b"application/json")]
     assert body == b'{"error":"model \\"a\\" is not allowed"}\n'
@@ -94,13 +94,13 @@ def test_the_reference_shape_is_one_line_of_json() -> None:
 
 @STYLES
 def test_the_refusals_own_headers_are_not_rendered(style: ErrorStyle) -> None:
-    """Whoever sends the answer adds them, once."""
+    """The gateway adds them when it sends the response, so an error style must not."""
     headers, _ = style.render(Refusal(429, "wait", headers=[(b"retry-after", b"1")]))
     assert [name for name, _ in headers] == [b"content-type"]
 
 
 @STYLES
-def test_any_text_can_be_told(style: ErrorStyle) -> None:
-    """A text with line ends, quotes or half a surrogate pair still makes valid JSON in UTF-8."""
+def test_any_text_can_be_rendered(style: ErrorStyle) -> None:
+    """A text with line ends, quotes or a lone surrogate still gives valid JSON in UTF-8."""
     _, body = style.render(Refusal(400, 'a"\r\n\x00\ud83d'))
     assert 'a\\"' in json.dumps(json.loads(body.decode()))

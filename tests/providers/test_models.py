@@ -1,4 +1,4 @@
-"""Who may use which model."""
+"""Allowed models: prefixes, intersections, and the check of one model."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MASTER = ("anthropic/claude-2", "anthropic/claude-3", "openai/gpt-4")
         (["openai/claude-2", "unknown", "google/gemini"], ()),
     ],
 )
-def test_an_actors_list_is_held_to_the_gateways(actor_models: list[str], allowed: tuple[str, ...]) -> None:
-    """A lone star is everything, anything else the intersection; legacy names go without prefix."""
+def test_an_actors_list_is_intersected_with_the_gateways(actor_models: list[str], allowed: tuple[str, ...]) -> None:
+    """A lone star means all models; otherwise the intersection counts, in which names need no prefix."""
     assert evaluate_allowed_models(actor_models, MASTER) == allowed
 
 
 def test_legacy_names_get_the_prefix_of_the_routes_provider() -> None:
-    """On a provider's route a name without prefix is that provider's."""
+    """With a provider, a name without prefix is that provider's model."""
     assert evaluate_allowed_models(["claude-2", "gpt-4"], MASTER, "anthropic") == ("anthropic/claude-2",)
     assert evaluate_allowed_models(["*"], MASTER, "anthropic") == MASTER
     assert evaluate_allowed_models(["*", "claude-2"], (*MASTER, "anthropic/*"), "anthropic") == ("anthropic/claude-2",)
@@ -45,15 +45,15 @@ def test_legacy_names_get_the_prefix_of_the_routes_provider() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([*MASTER, "*", "claude-2", "x/y"])), st.sampled_from([None, "anthropic", "openai"]))
-def test_nobody_is_allowed_more_than_the_gateway_has(actor_models: list[str], provider: str | None) -> None:
-    """Whatever an actor's list says, the result is part of the gateway's list, in its order."""
+def test_no_list_allows_more_than_the_gateways(actor_models: list[str], provider: str | None) -> None:
+    """The result is a part of the gateway's list, in its order, whatever the actor's list."""
     allowed = evaluate_allowed_models(actor_models, MASTER, provider)
     assert allowed == tuple(model for model in MASTER if model in allowed)
 
 
 @pytest.mark.parametrize("model", ["anthropic/claude-2", "Anthropic/CLAUDE-2"])
 def test_an_allowed_model_passes_in_any_case(model: str) -> None:
-    """The comparison does not heed case, as in the reference."""
+    """The comparison ignores case, as in the reference."""
     check_model(model, MASTER[:2])
     with pytest.raises(Refusal):
         check_model(model, MASTER[1:])
@@ -69,12 +69,12 @@ def test_a_model_that_is_not_allowed_is_refused_with_those_that_are() -> None:
 
 
 def test_prefixes_are_added_once() -> None:
-    """A name that holds a slash has its prefix."""
+    """A name with a slash has its prefix already."""
     assert [add_prefix("openai", name) for name in ("gpt-4", "openai/gpt-4")] == ["openai/gpt-4", "openai/gpt-4"]
 
 
 def test_todays_default_models_are_those_of_the_sdks() -> None:
-    """Whatever the default lists add to the reference's is named by the SDKs; no name comes twice."""
+    """All names that the default lists add to the reference's are in the SDKs; no name comes twice."""
     named = {*get_args(get_args(ModelParam)[0]), *DEPRECATED_MODELS}
     assert set(ANTHROPIC_MODELS[23:]) <= named
     assert set(OPENAI_MODELS[5:]) <= set(get_args(ChatModel))

@@ -1,4 +1,4 @@
-"""OpenAI's Chat Completions API: what goes upstream from the reference's route and from the SDK route."""
+"""OpenAI's Chat Completions API: upstream requests from the reference's route and from the SDK route."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openai.types.chat import completion_create_params
 from cgw.errors import Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Dialect, PreparedRequest
-from cgw.providers.openai.chat import BODY_FIELDS, OpenAIChat, OpenAISdkChat
+from cgw.providers.openai.chat import BODY_FIELDS, build_endpoint
 from cgw.wire.messages import Origin
 
 REFERENCE = "/v1/completions/openai"
@@ -43,7 +43,7 @@ def test_the_request_is_rewritten_for_the_upstream(prepare: Prepare, path: str) 
 
 @BOTH
 def test_the_upstream_request_is_complete(prepare: Prepare, path: str) -> None:
-    """Where it goes, and the headers it has, each once: none of them is the client's."""
+    """The request has its target, and each header once; none of the client's headers is passed on."""
     client = [(b"authorization", b"Bearer client"), (b"openai-organization", b"client"), (b"openai-project", b"x")]
     upstream = prepare(path, {"model": "gpt-a", "messages": HELLO}, headers=client).upstream
     assert (upstream.method, upstream.origin, upstream.target) == (
@@ -63,15 +63,15 @@ def test_the_upstream_request_is_complete(prepare: Prepare, path: str) -> None:
 
 def test_without_organization_there_is_no_such_header() -> None:
     """The organization is optional."""
-    dialect = OpenAIChat("https://api.openai.com", "KEY", ())
-    assert "organization" not in repr(dialect._endpoint._json_headers)
+    request = build_endpoint("https://api.openai.com", "KEY").build_request(b"", is_stream=False)
+    assert b"openai-organization" not in dict(request.headers)
 
 
 @pytest.mark.parametrize(("path", "expected"), [(REFERENCE, []), (SDK, [(b"openai-beta", b"a")])])
 def test_only_the_sdk_route_passes_on_betas_and_query(
     prepare: Prepare, path: str, expected: list[tuple[bytes, bytes]]
 ) -> None:
-    """An SDK chooses the API's betas; they and the query go upstream."""
+    """An SDK chooses the API's betas; they and the query are passed on."""
     body = {"model": "gpt-a", "messages": HELLO}
     upstream = prepare(path, body, target=f"{path}?a=b", headers=[(b"openai-beta", b"a")]).upstream
     assert [item for item in upstream.headers if item[0] == b"openai-beta"] == expected
@@ -84,8 +84,8 @@ def test_more_than_one_choice_is_for_sdks_only(prepare: Prepare, path: str, n: i
     assert sent(prepare(path, {"model": "gpt-a", "messages": HELLO, "n": n}))["n"] == expected
 
 
-def test_the_reference_route_drops_what_it_does_not_know(prepare: Prepare) -> None:
-    """Unknown fields, fields that are null, and what would keep prompts do not go upstream; parts stay whole."""
+def test_the_reference_route_drops_unknown_fields(prepare: Prepare) -> None:
+    """Unknown fields, null fields, and fields that would store prompts are dropped; content parts are kept whole."""
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}], "junk": 1},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]},
@@ -108,8 +108,8 @@ def test_the_reference_route_drops_what_it_does_not_know(prepare: Prepare) -> No
     }
 
 
-def test_the_sdk_route_passes_on_what_it_does_not_know(prepare: Prepare) -> None:
-    """A field that is newer than this gateway reaches the API; who is asking is still the gateway's to say."""
+def test_the_sdk_route_passes_on_unknown_fields(prepare: Prepare) -> None:
+    """A field that is newer than this gateway reaches the API; the caller's identity is still set by the gateway."""
     body = {
         "model": "gpt-a",
         "messages": [{"role": "user", "content": "hi", "new": 1}],
@@ -120,7 +120,7 @@ def test_the_sdk_route_passes_on_what_it_does_not_know(prepare: Prepare) -> None
 
 
 def test_the_fields_of_today_are_known() -> None:
-    """Every field of a completion in OpenAI's own SDK is let through on the reference's route, but three."""
+    """The reference's route passes on all but three fields of a completion in OpenAI's own SDK."""
     fields = set(get_type_hints(completion_create_params.CompletionCreateParamsStreaming))
     assert fields - BODY_FIELDS == {"store", "metadata", "safety_identifier"}
 
@@ -165,14 +165,14 @@ def test_all_text_of_the_prompt_is_counted(prepare: Prepare, path: str) -> None:
     ],
 )
 def test_wrong_types_are_named_by_path(prepare: Prepare, path: str, extra: dict[str, Any], param: str) -> None:
-    """Both routes check what they know."""
+    """Both routes check the types of known fields."""
     with pytest.raises(Refusal) as caught:
         prepare(path, {"model": "gpt-a", **extra})
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
 def test_the_routes_have_their_properties(dialects: dict[str, Dialect]) -> None:
-    """Models are prefixed; only the SDK route has a default feature; 30 seconds do not invite a retry."""
+    """Models are prefixed; only the SDK route has a default feature; clients may retry after 30 seconds."""
     for dialect in (dialects[REFERENCE], dialects[SDK]):
         assert dialect.models == ("openai/gpt-a",)
         assert (dialect.provider, dialect.retry_after_seconds) == ("openai", 30)
@@ -182,17 +182,16 @@ def test_the_routes_have_their_properties(dialects: dict[str, Dialect]) -> None:
 
 @BOTH
 def test_the_key_shows_nowhere(dialects: dict[str, Dialect], prepare: Prepare, path: str) -> None:
-    """Neither a dialect's nor a request's ``repr`` holds the key."""
+    """Neither a dialect's nor a request's ``repr`` contains the key."""
     prepared = prepare(path, {"model": "gpt-a", "messages": HELLO})
     assert "KEY" not in repr(dialects[path])
     assert "KEY" not in repr(prepared)
 
 
-@pytest.mark.parametrize("dialect", [OpenAIChat, OpenAISdkChat])
-def test_a_key_or_organization_that_is_no_header_value_is_refused(dialect: type[OpenAIChat | OpenAISdkChat]) -> None:
-    """What cannot be sent is refused when the dialect is made, without being repeated."""
+def test_a_key_or_organization_that_is_not_a_header_value_is_refused() -> None:
+    """A value that cannot be sent is refused when the endpoint is built, without being repeated."""
     with pytest.raises(ValueError, match="access token must be printable ASCII") as caught:
-        dialect("https://api.openai.com", "KEY\n", ())
+        build_endpoint("https://api.openai.com", "KEY\n")
     assert "KEY" not in str(caught.value)
     with pytest.raises(ValueError, match="organization must be printable ASCII"):
-        dialect("https://api.openai.com", "KEY", (), organization="org\n1")
+        build_endpoint("https://api.openai.com", "KEY", organization="org\n1")

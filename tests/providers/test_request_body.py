@@ -53,8 +53,8 @@ def refuse(body: object) -> Refusal:
     return caught.value
 
 
-def test_a_good_body_is_structured_beside_what_it_was_decoded_from() -> None:
-    """The structured body has the types that were asked for; the decoded object is as it was sent."""
+def test_a_valid_body_is_structured_and_decoded() -> None:
+    """The structured body has the declared types; the decoded object is as it was sent."""
     sent = {"model": "m", "messages": [{"role": "user", "content": "hé", "x": 1}], "temperature": 1, "unknown": {}}
     parsed, raw = READER.read(json.dumps(sent).encode())
     assert parsed == Body("m", [Turn("user", Content("hé", 2))], temperature=1)
@@ -85,7 +85,7 @@ def test_a_good_body_is_structured_beside_what_it_was_decoded_from() -> None:
     ],
 )
 def test_a_wrong_type_is_named_by_its_path(field: str, value: object, problem: str) -> None:
-    """The text names the path, what was expected and what came, and the refusal carries the path."""
+    """The text has the path, the expected type and the type that came; the refusal has the path."""
     refusal = refuse({"model": "m", field: value})
     assert refusal.message == f"failed to parse request body: {problem}"
     assert refusal.param == problem.partition(":")[0]
@@ -105,7 +105,7 @@ def test_a_wrong_type_is_named_by_its_path(field: str, value: object, problem: s
     ],
 )
 def test_a_wrong_content_is_named_by_its_path(content: object, problem: str) -> None:
-    """Parts are checked as far as the gateway reads them."""
+    """Parts are checked as far as the gateway reads them, and problems have the path of the part."""
     refusal = refuse({"model": "m", "messages": [{"role": "user", "content": content}]})
     assert refusal.message == f"failed to parse request body: messages[0].content{problem}"
 
@@ -128,8 +128,8 @@ def test_the_text_of_a_content_is_counted(content: object, count: int) -> None:
     assert parsed.messages[0].content.character_count == count
 
 
-def test_all_problems_are_told_at_once() -> None:
-    """One answer names everything that is wrong, the first of them as the parameter."""
+def test_all_problems_are_reported_at_once() -> None:
+    """One refusal has all problems in its text, and the first one as its parameter."""
     refusal = refuse({"messages": [{"role": 1, "content": 2}], "stream": 3})
     assert refusal.message == (
         "failed to parse request body: model: required field is missing; "
@@ -141,14 +141,14 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_many_problems_are_cut_short() -> None:
-    """The text stays short, however much is wrong."""
+    """The text stays short, however many problems there are."""
     refusal = refuse({"model": "m", "messages": [1] * 1000})
     assert refusal.message.endswith("; and 990 more")
     assert len(refusal.message) < 1000
 
 
 def test_the_problems_never_repeat_the_values() -> None:
-    """What was sent does not come back in the text: it may be somebody's prompt."""
+    """The text does not repeat values, which may be part of a prompt."""
     assert "secret" not in refuse({"model": ["secret"], "messages": ["secret"]}).message
 
 
@@ -170,22 +170,22 @@ def test_the_problems_never_repeat_the_values() -> None:
         (b"\xef\xbb\xbf{}", "invalid JSON: invalid character (byte 0)"),
     ],
 )
-def test_what_is_no_json_object_is_refused_with_its_place(body: bytes, problem: str) -> None:
-    """Bad JSON is told apart, with the byte where it goes wrong."""
+def test_invalid_json_is_refused_with_the_position(body: bytes, problem: str) -> None:
+    """Each kind of invalid JSON has its own text, with the position of the first wrong byte."""
     assert refuse(body).message == f"failed to parse request body: {problem}"
 
 
 @pytest.mark.parametrize("depth", [100_000, 1_000_000])
 @pytest.mark.parametrize(("start", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_deep_nesting_is_refused(depth: int, start: bytes, end: bytes) -> None:
-    """No depth makes the reader crash, whether the nesting is closed or not."""
+    """No depth crashes the reader, whether the nesting is closed or not."""
     body = b'{"model":"m","tools":' + start * depth + b"1" + end * depth + b"}"
     assert refuse(body).message == "failed to parse request body: nested too deeply"
     assert refuse(body[: len(body) // 2]).message == "failed to parse request body: nested too deeply"
 
 
-def test_what_can_be_read_but_not_written_is_refused() -> None:
-    """An object that is nested too deeply for the serialiser is the client's fault, too."""
+def test_an_object_that_cannot_be_encoded_is_refused() -> None:
+    """An object that is nested too deeply for the encoder is the client's fault as well."""
     deep: dict[str, Any] = {}
     for _ in range(200_000):
         deep = {"a": deep}
@@ -194,13 +194,13 @@ def test_what_can_be_read_but_not_written_is_refused() -> None:
 
 
 def test_the_last_of_duplicate_keys_counts() -> None:
-    """A key that comes twice has its last value, for the checks and for the upstream alike."""
+    """A key that comes twice has its last value, both for the checks and for the upstream."""
     parsed, raw = READER.read(b'{"model":"a","model":"b"}')
     assert parsed.model == raw["model"] == "b"
 
 
 def test_numbers_come_out_as_they_went_in() -> None:
-    """Integers beyond 64 bits are exact; floats are the same floats; an integer stays one."""
+    """Integers beyond 64 bits are exact; floats are the same floats; an integer stays an integer."""
     body = b'{"a":123456789012345678901234567890,"b":0.1,"c":1.0,"d":-9223372036854775809,"e":1e-7,"f":2}'
     assert encode_object(decode_object(body)) == body
 
@@ -216,8 +216,8 @@ def test_numbers_come_out_as_they_went_in() -> None:
         (rb"\ud83d\ude00", "😀"),
     ],
 )
-def test_half_a_surrogate_pair_becomes_a_replacement_character(sent: bytes, read: str) -> None:
-    """What JavaScript makes of a text that was cut within a character is let through, as by the reference."""
+def test_a_lone_surrogate_becomes_a_replacement_character(sent: bytes, read: str) -> None:
+    """A lone surrogate, as in a text that JavaScript has cut inside a character, is replaced, as by the reference."""
     assert decode_object(b'{"text":"' + sent + b'"}') == {"text": read}
 
 
@@ -231,14 +231,14 @@ json_values = st.recursive(
 @settings(deadline=None)
 @given(st.dictionaries(st.text(), json_values))
 def test_any_object_survives_reading_and_writing(value: dict[str, Any]) -> None:
-    """What is decoded and encoded again is the same value."""
+    """A value that is decoded and encoded again is the same value."""
     assert json.loads(encode_object(decode_object(json.dumps(value).encode()))) == value
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["model", "messages", "stream", "stop", "tools", "max_tokens"]), json_values))
 def test_any_object_is_read_or_refused(value: dict[str, Any]) -> None:
-    """There is no third way, and a refusal of a type always names a path."""
+    """Any object is read, or refused with a path."""
     try:
         READER.read(json.dumps(value).encode())
     except Refusal as refusal:
@@ -250,7 +250,7 @@ def test_any_object_is_read_or_refused(value: dict[str, Any]) -> None:
 @example(b'{"model":"\\ud800')
 @example(b'{"model":"m","messages":[{"role":"user","content":[{"type":{}}]}]}')
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
-    """No bytes raise anything but a refusal."""
+    """Bytes are read or refused; nothing else is raised."""
     try:
         READER.read(body)
     except Refusal as refusal:

@@ -1,4 +1,4 @@
-"""Usage read from what is left of an answer: both APIs, whole or in windows, streamed or not."""
+"""Usage from the windows of responses: both APIs, whole bodies and windows, streamed or not."""
 
 from __future__ import annotations
 
@@ -85,34 +85,34 @@ def read(dialect: Dialect, response: ResponseHead, body: BodyWindow) -> Usage:
 
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, ANTHROPIC_SDK])
-def test_a_message_tells_its_usage(dialect: Dialect) -> None:
+def test_a_message_gives_its_usage(dialect: Dialect) -> None:
     """A whole message gives exact tokens and the length of its text."""
     body = whole(message(input_tokens=12, output_tokens=34, cache_read_input_tokens=5))
     assert read(dialect, JSON, body) == Usage(12, 34, 5, 5, EXACT)
 
 
 @pytest.mark.parametrize("dialect", [OPENAI, OPENAI_SDK])
-def test_a_completion_tells_its_usage(dialect: Dialect) -> None:
+def test_a_completion_gives_its_usage(dialect: Dialect) -> None:
     """A whole completion gives exact tokens and the length of its text."""
     assert read(dialect, JSON, whole(completion(usage=OPENAI_USAGE))) == Usage(12, 34, 5, 5, EXACT)
 
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, ANTHROPIC_SDK])
-def test_a_message_stream_tells_its_usage(dialect: Dialect) -> None:
-    """The start's input tokens, the last delta's output tokens, and all deltas' text."""
+def test_a_message_stream_gives_its_usage(dialect: Dialect) -> None:
+    """The input tokens of the start, the output tokens of the last delta, and the text of all deltas count."""
     body = START + delta("hé") + message_delta(output_tokens=3) + delta("llo") + message_delta(output_tokens=34) + STOP
     assert read(dialect, STREAM, whole(body)) == Usage(12, 34, 5, 5, EXACT)
 
 
 @pytest.mark.parametrize("dialect", [OPENAI, OPENAI_SDK])
-def test_a_completion_stream_tells_its_usage(dialect: Dialect) -> None:
-    """The chunk with usage, and all deltas' text; chunks with a null usage say nothing."""
+def test_a_completion_stream_gives_its_usage(dialect: Dialect) -> None:
+    """The chunk with usage and the text of all deltas count; chunks with a null usage do not matter."""
     body = chunk("hé", usage=None) + chunk("llo", usage=None) + chunk(usage=OPENAI_USAGE) + DONE
     assert read(dialect, STREAM, whole(body)) == Usage(12, 34, 5, 5, EXACT)
 
 
-def test_a_prompt_that_grew_is_told_by_the_last_delta() -> None:
-    """Server tools make the prompt grow: the larger of the figures is the final one."""
+def test_a_prompt_that_grew_is_counted_by_the_last_delta() -> None:
+    """Server tools can make the prompt grow: the larger of the figures is the final one."""
     body = START + message_delta(input_tokens=500, output_tokens=34) + STOP
     assert read(ANTHROPIC, STREAM, whole(body)).prompt_token_count == 500
     body = START + message_delta(input_tokens=0, output_tokens=34) + STOP
@@ -126,7 +126,7 @@ def test_a_prompt_that_grew_is_told_by_the_last_delta() -> None:
         (OPENAI, completion("x" * 900, usage=OPENAI_USAGE, extra="z")),
     ],
 )
-def test_a_large_answer_tells_its_tokens_from_its_end(dialect: Dialect, body: bytes) -> None:
+def test_tokens_of_a_large_response_are_read_from_its_end(dialect: Dialect, body: bytes) -> None:
     """With the middle dropped the tokens are exact, and the length of the text is unknown."""
     assert read(dialect, JSON, windows(body, 50, 200)) == Usage(12, 34, 5, None, EXACT)
 
@@ -141,22 +141,22 @@ def test_a_large_answer_tells_its_tokens_from_its_end(dialect: Dialect, body: by
         b'"text": "usage"}',
     ],
 )
-def test_a_usage_that_is_not_the_answers_own_is_not_taken_for_it(end: bytes) -> None:
-    """In a window, ``usage`` counts only where it and all that follows is the end of the outermost object."""
+def test_a_nested_usage_is_not_taken_for_the_responses_own(end: bytes) -> None:
+    """In a window, ``usage`` counts only if it and everything after it is the end of the outermost object."""
     body = b'{"content": "' + b"x" * 900 + b'", ' + end
     assert read(ANTHROPIC, JSON, windows(body, 50, 200)) == Usage(None, None, 5, None, ESTIMATED)
 
 
-def test_a_quoted_usage_is_not_taken_for_the_answers_own() -> None:
-    """Text that looks like usage is text; the real one is found before it as well as after it."""
+def test_a_quoted_usage_is_not_taken_for_the_responses_own() -> None:
+    """Text that looks like usage is skipped, and the real usage before it is found."""
     body = json.dumps(
         {"choices": "x" * 900, "usage": OPENAI_USAGE, "fingerprint": '"usage": {"prompt_tokens": 1}}', "last": "usage"}
     ).encode()
     assert read(OPENAI, JSON, windows(body, 50, 250)) == Usage(12, 34, 5, None, EXACT)
 
 
-def test_large_streams_tell_their_tokens_from_both_ends() -> None:
-    """With the middle dropped, both windows cut in mid-frame, the tokens are exact and the text's length unknown."""
+def test_tokens_of_a_large_stream_are_read_from_both_ends() -> None:
+    """With the middle dropped and both windows cut inside a frame, tokens are exact and the text's length unknown."""
     body = START + delta("hello") * 50 + message_delta(output_tokens=34) + STOP
     assert read(ANTHROPIC, STREAM, windows(body, 300, 300)) == Usage(12, 34, 5, None, EXACT)
     body = chunk("hello") * 50 + chunk(usage=OPENAI_USAGE) + DONE
@@ -174,18 +174,18 @@ def test_large_streams_tell_their_tokens_from_both_ends() -> None:
     ],
 )
 def test_a_stream_that_broke_off_is_partial(dialect: Dialect, body: bytes, expected: Usage) -> None:
-    """What arrived is read; the first few output tokens of a message are not taken for its total."""
+    """The part that arrived is read; the first output tokens of a message are not taken for its total."""
     assert read(dialect, STREAM, whole(body, is_complete=False)) == expected
 
 
 def test_a_stream_that_ended_without_its_marker_is_partial() -> None:
-    """A clean end of the body without the final marker is no proof that the figures are final."""
+    """A complete body without the end marker does not prove that the figures are final."""
     error = event({"type": "error", "error": {"type": "overloaded_error"}})
     assert read(ANTHROPIC, STREAM, whole(START + error)) == Usage(12, None, 5, 0, PARTIAL)
     assert read(OPENAI, STREAM, whole(chunk("hello", usage=OPENAI_USAGE))) == Usage(12, 34, 5, 5, PARTIAL)
 
 
-def test_an_answer_without_figures_is_estimated() -> None:
+def test_a_response_without_figures_is_estimated() -> None:
     """OpenAI streams without ``include_usage`` hold no figures; the length of the text is known."""
     assert read(OPENAI, STREAM, whole(chunk("hello") + DONE)) == Usage(None, None, 5, 5, ESTIMATED)
     assert read(OPENAI, JSON, whole(completion())) == Usage(None, None, 5, 5, ESTIMATED)
@@ -193,28 +193,28 @@ def test_an_answer_without_figures_is_estimated() -> None:
 
 @pytest.mark.parametrize("figure", [-1, True, 1.5, "12", None, 2**53, 10**40])
 def test_odd_figures_are_unknown(figure: object) -> None:
-    """Only integers that are no negative and no absurd numbers count."""
+    """Only integers that are plausible and not negative count."""
     usage = read(ANTHROPIC, JSON, whole(message(input_tokens=figure, output_tokens=34)))
     assert usage == Usage(None, 34, 5, 5, PARTIAL)
 
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])
 @pytest.mark.parametrize("status", [100, 301, 400, 429, 500, 529])
-def test_what_is_no_success_says_nothing(dialect: Dialect, status: int) -> None:
-    """Of answers that are not 2xx only the prompt's length is known."""
+def test_responses_without_success_have_no_figures(dialect: Dialect, status: int) -> None:
+    """For responses that are not 2xx, only the prompt's length is known."""
     body = whole(message(input_tokens=1, output_tokens=1))
     assert read(dialect, ResponseHead(status, JSON.headers), body) == Usage(prompt_character_count=5)
 
 
 @pytest.mark.parametrize(("encoding", "is_known"), [(b"gzip", False), (b"identity", True), (b"Identity ", True)])
-def test_an_encoded_answer_says_nothing(encoding: bytes, is_known: bool) -> None:
-    """A body that the upstream compressed although it was not asked to is not read."""
+def test_an_encoded_response_has_no_figures(encoding: bytes, is_known: bool) -> None:
+    """A body that the upstream compressed, although it was asked not to, is not read."""
     response = ResponseHead(200, [*JSON.headers, (b"content-encoding", encoding)])
     usage = read(OPENAI, response, whole(completion(usage=OPENAI_USAGE)))
     assert usage == (Usage(12, 34, 5, 5, EXACT) if is_known else Usage(prompt_character_count=5))
 
 
-def test_the_answer_decides_whether_it_is_a_stream() -> None:
+def test_the_response_decides_whether_it_is_a_stream() -> None:
     """A JSON answer to a streaming request is read as JSON; without a content type the request decides."""
     streaming = request_of(OPENAI, stream=True)
     body = whole(completion(usage=OPENAI_USAGE))
@@ -232,7 +232,7 @@ RECORDINGS = {
 @pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])
 @pytest.mark.parametrize("change", [lambda body: body, lambda body: body.replace(b"\n", b"\r\n")], ids=["lf", "crlf"])
 def test_where_windows_are_cut_does_not_change_the_usage(dialect: Dialect, change: Callable[[bytes], bytes]) -> None:
-    """A stream whose windows hold all of it reads the same, wherever the one ends and the other begins."""
+    """A stream that is wholly in its windows reads the same, wherever the first one ends."""
     body = change(RECORDINGS[dialect.path])
     expected = read(dialect, STREAM, whole(body))
     assert expected.quality is EXACT
@@ -240,8 +240,8 @@ def test_where_windows_are_cut_does_not_change_the_usage(dialect: Dialect, chang
 
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])
-def test_a_stream_cut_anywhere_never_claims_more_than_it_has(dialect: Dialect) -> None:
-    """Wherever a stream breaks off, the figures are right or unknown, and the quality is partial."""
+def test_a_stream_cut_anywhere_gives_no_wrong_figures(dialect: Dialect) -> None:
+    """Wherever a stream breaks off, figures are correct or unknown, and the quality is partial."""
     body = RECORDINGS[dialect.path]
     full = read(dialect, STREAM, whole(body))
     for length in range(len(body)):
@@ -275,10 +275,10 @@ bodies = (
 
 @settings(deadline=None)
 @given(bodies, st.integers(0, 40), st.integers(0, 40), st.booleans(), st.sampled_from([JSON, STREAM]))
-def test_no_answer_makes_the_reader_raise(
+def test_no_response_makes_the_reader_raise(
     body: bytes, head_bytes: int, tail_bytes: int, is_complete: bool, response: ResponseHead
 ) -> None:
-    """Whatever an upstream sent, the reader gives figures that are none or not negative."""
+    """Whatever an upstream sent, each figure is unknown or not negative."""
     head = body[:head_bytes]
     tail = body[len(head) :][-tail_bytes:] if tail_bytes else body[len(head) :]
     for dialect in (ANTHROPIC, OPENAI):

@@ -1,4 +1,4 @@
-"""Addresses of clusters and Sentinels, and what the replies that name places mean."""
+"""Addresses of clusters and Sentinels, and the replies that contain addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_cluster_nodes_share_login_and_tls() -> None:
 
 
 def test_sentinels_have_a_login_of_their_own() -> None:
-    """User and password are the master's; those of the Sentinels stand in the query. Nothing is shown."""
+    """User and password are the master's; those of the Sentinels are in the query. The repr shows neither."""
     address = parse_store_url(
         f"redis+sentinel://user:{SECRET}@a:26380,b/my%20service/2?sentinel_username=watch&sentinel_password={SECRET}2"
     )
@@ -40,7 +40,7 @@ def test_sentinels_have_a_login_of_their_own() -> None:
 
 
 def test_sentinels_without_login_are_not_given_the_masters() -> None:
-    """The master's password is sent to no Sentinel."""
+    """The master's password is not sent to Sentinels."""
     address = parse_store_url(f"rediss+sentinel://:{SECRET}@a/service")
     assert isinstance(address, SentinelAddress)
     assert (address.sentinels[0].password, address.sentinels[0].tls is not None) == (None, True)
@@ -67,7 +67,7 @@ def test_one_server_is_as_before() -> None:
     ],
 )
 def test_wrong_address_of_several_servers_is_refused_without_its_password(url: str) -> None:
-    """What can't be understood raises ValueError, in words that don't repeat a password."""
+    """An address of an unknown form raises ValueError, with a message that does not contain the password."""
     with pytest.raises(ValueError, match="Redis address") as refused:
         parse_store_url(url)
     assert SECRET not in str(refused.value)
@@ -89,8 +89,8 @@ def test_any_text_is_a_store_or_a_value_error(scheme: str, text: str) -> None:
         ("ASK 3999 2001:db8::1:6381", ("2001:db8::1", 6381), True),
     ],
 )
-def test_redirections_name_a_place(text: str, place: tuple[str, int], is_ask: bool) -> None:
-    """MOVED and ASK are read as slot, host and port; they mean "not here" to those who can't follow."""
+def test_redirections_are_parsed(text: str, place: tuple[str, int], is_ask: bool) -> None:
+    """MOVED and ASK are parsed into slot, host and port; to callers that can't follow they mean unavailable."""
     error = build_reply_error(text)
     assert isinstance(error, Redirected)
     assert isinstance(error, StoreUnavailable)
@@ -98,8 +98,8 @@ def test_redirections_name_a_place(text: str, place: tuple[str, int], is_ask: bo
 
 
 @pytest.mark.parametrize("text", ["MOVED", "ASK 1", "MOVED x a:1", "MOVED 16384 a:1", "MOVED 1 a:70000", "MOVED 1 a:"])
-def test_redirections_to_nowhere_are_plain_errors(text: str) -> None:
-    """A redirection without a valid slot and place is an error like others."""
+def test_invalid_redirections_are_plain_errors(text: str) -> None:
+    """A redirection without a valid slot, host and port is an ordinary error reply."""
     assert type(build_reply_error(text)) is ResponseError
 
 
@@ -115,7 +115,7 @@ def test_redirections_to_nowhere_are_plain_errors(text: str) -> None:
     ],
 )
 def test_slots_name_their_masters(host: bytes | None, details: list[Any], read: str) -> None:
-    """A master is where CLUSTER SLOTS says; without a host it is at the one asked, or at the address in the details."""
+    """A master is at the host in CLUSTER SLOTS; without one, at the node asked or the address in the details."""
     reply = [[0, 5460, [host, 7000, *details], [b"10.9.9.9", 7003, b"replica"]]]
     assert read_slot_ranges(reply, RedisAddress(host="asked.example")) == [SlotRange(0, 5460, read, 7000)]
 
@@ -129,7 +129,7 @@ _ANYTHING = st.recursive(
 
 @given(st.lists(st.tuples(st.integers(), st.integers(), _ANYTHING).map(list) | _ANYTHING, max_size=4))
 def test_any_reply_is_a_table_of_slots(reply: list[Any]) -> None:
-    """No reply makes the reader of CLUSTER SLOTS raise, and what it gives is within bounds."""
+    """No reply makes the parser of CLUSTER SLOTS raise, and the ranges are within bounds."""
     for entry in read_slot_ranges(reply, RedisAddress()):
         assert 0 <= entry.first <= entry.last < 16_384
         assert entry.host
@@ -153,5 +153,5 @@ def test_any_reply_is_a_table_of_slots(reply: list[Any]) -> None:
     ],
 )
 def test_first_key_of_commands(command: str, key: str | None) -> None:
-    """A command is sent by its first key, wherever its syntax has it."""
+    """The first key of a command is found wherever its syntax has it."""
     assert find_first_key(tuple(command.split())) == key

@@ -1,4 +1,4 @@
-"""The shared links under cancellation: right replies, nothing left, what was done for nobody undone."""
+"""The shared link under cancellation: right replies, no call left over, abandoned calls undone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from cgw.redis.opening import LuaScript, Redis, ScriptCall, open_redis
+from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 PATIENT = 5.0
-"""The deadline of tests that are not about deadlines: a busy machine must not fail them."""
+"""The deadline in tests that are not about deadlines: long, so that a busy machine does not fail them."""
 
 MARK = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return 1")
 UNMARK = LuaScript.from_text("return redis.call('DEL', KEYS[1])")
@@ -38,13 +38,13 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-async def _is_quiet(redis: Redis) -> bool:
+async def _is_quiet(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     return redis.statistics().waiting_calls == 0
 
 
-async def _run_fuzz(call: Callable[[str], Awaitable[object]], redis: Redis) -> int:
-    """Run ``call`` from all tasks with texts of their own, cancelled at random; returns how many had their answer."""
+async def _run_fuzz(call: Callable[[str], Awaitable[object]], redis: Store) -> int:
+    """Run ``call`` from all tasks with unique texts, cancelled at random; return the number of replies."""
     answered = 0
 
     async def repeat(task: int) -> None:
@@ -70,36 +70,36 @@ async def _run_fuzz(call: Callable[[str], Awaitable[object]], redis: Redis) -> i
 
 
 async def test_replies_reach_their_own_callers_under_cancellation(server: RedisServer) -> None:
-    """40 tasks, cancelled at random moments, never get another's reply, and the links stay."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
-        await _run_fuzz(redis.echo, redis)
+    """40 tasks, cancelled at random moments, never get another task's reply, and the link stays up."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        await _run_fuzz(redis.commands.echo, redis)
 
 
 async def test_cancelled_takes_are_given_back(server: RedisServer) -> None:
-    """40 tasks take by script, cancelled at random: what is left taken is exactly what was answered."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
+    """40 tasks take by script, cancelled at random: exactly the takes that had a reply remain."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
 
         async def take(text: str) -> object:
             undo = ScriptCall(GIVE_BACK, ["taken", "count"], [text])
             return await redis.run_script(TAKE, ["taken", "count"], [text], undo=undo)
 
         answered = await _run_fuzz(take, redis)
-        assert int(await redis.get("count") or 0) == await redis.scard("taken") == answered
+        assert int(await redis.commands.get("count") or 0) == await redis.commands.scard("taken") == answered
 
 
 async def test_cancelled_before_the_call_sends_nothing(server: RedisServer) -> None:
-    """A caller that is cancelled already changes nothing on the server."""
+    """A call in a scope that is already cancelled changes nothing on the server."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         with trio.CancelScope() as client_scope:
             client_scope.cancel()
-            await redis.set("touched", 1)
+            await redis.commands.set("touched", 1)
         assert client_scope.cancelled_caught
-        assert await redis.get("touched") is None
+        assert await redis.commands.get("touched") is None
 
 
 async def test_undo_follows_a_cancelled_call(server: RedisServer) -> None:
-    """What a cancelled caller's script did is undone on the same link, right after it."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
+    """The effect of a cancelled caller's script is undone on the same link, right behind it."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         undo = ScriptCall(UNMARK, ["mark"], [])
         for _ in range(20):
             with trio.CancelScope() as client_scope:
@@ -112,6 +112,6 @@ async def test_undo_follows_a_cancelled_call(server: RedisServer) -> None:
                     nursery.start_soon(leave)
                     await redis.run_script(MARK, ["mark"], [1], undo=undo)
                     nursery.cancel_scope.cancel()
-        await redis.set("mark", "last")  # one more trip on each link, so that all before it has been done
-        await redis.delete("mark")
+        await redis.commands.set("mark", "last")  # a round trip, so that all earlier commands have been executed
+        await redis.commands.delete("mark")
         assert redis.statistics().kept_calls == 0

@@ -1,4 +1,4 @@
-"""The links to a cluster: each call at the node that has its slot, also while slots move."""
+"""A cluster: each call reaches the node that serves its slot, also while slots move."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.redis import cluster as redis_cluster
-from cgw.redis.opening import LuaScript, Redis, ScriptCall, Store, open_redis
+from cgw.redis import cluster_store
+from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.raw_server import open_raw_server
 from tests.support.redis_cluster import (
     ClusterNode,
@@ -31,10 +31,10 @@ from tests.support.redis_cluster import (
 from tests.support.redis_server import wait_until
 
 PATIENT = 5.0
-"""The deadline of tests that are not about deadlines: a busy machine must not fail them."""
+"""The deadline in tests that are not about deadlines: long, so that a busy machine does not fail them."""
 TIMEOUT = 0.1
 GRACE = 0.15
-"""What a busy machine may add to a deadline before a test fails."""
+"""The most that a busy machine may add to a deadline before a test fails."""
 
 MARK = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return 1")
 UNMARK = LuaScript.from_text("return redis.call('DEL', KEYS[1])")
@@ -50,20 +50,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
         yield cluster
 
 
-async def _is_quiet(redis: Redis) -> bool:
+async def _is_quiet(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     statistics = redis.statistics()
     return statistics.waiting_calls == 0 and statistics.kept_calls == 0
 
 
-async def _has_nodes(redis: Redis, count: int) -> bool:
+async def _has_nodes(redis: Store, count: int) -> bool:
     await trio.lowlevel.checkpoint()
     statistics = redis.statistics()
-    return (statistics.nodes, statistics.links_up) == (count, count)
+    return (statistics.links, statistics.links_up) == (count, count)
 
 
 async def test_address_forms_lead_to_the_whole_cluster(cluster: RedisCluster) -> None:
-    """Any node's address, marked as a cluster's or not, gives links to all masters and all keys."""
+    """The address of any node, as redis+cluster:// or not, leads to links to all masters, and to all keys."""
     (closed_port,) = find_free_ports(1)
     first, second, _ = cluster.nodes
     for url in (
@@ -72,20 +72,20 @@ async def test_address_forms_lead_to_the_whole_cluster(cluster: RedisCluster) ->
         f"redis://{second.place}",
         first.server.url,
     ):
-        async with open_redis(url, links=2, timeout_seconds=PATIENT) as redis:
+        async with open_redis(url, timeout_seconds=PATIENT) as redis:
             store: Store = redis
             assert store.is_cluster
             statistics = store.statistics()
-            assert (statistics.nodes, statistics.links, statistics.links_up) == (3, 6, 6)
+            assert (statistics.links, statistics.links_up) == (3, 3)
             for number in range(20):
-                await redis.set(f"form:{number}", number)
+                await redis.commands.set(f"form:{number}", number)
                 assert await store.run_script(MARK, [f"form:{number}"], [number]) == 1
-                assert await redis.get(f"form:{number}") == b"%d" % number
+                assert await redis.commands.get(f"form:{number}") == b"%d" % number
             await store.check()
             assert redis.statistics().redirections == 0
 
 
-async def test_one_server_is_no_cluster(cluster: RedisCluster, tmp_path: Path) -> None:
+async def test_single_server_is_not_a_cluster(cluster: RedisCluster, tmp_path: Path) -> None:
     """An address that names a cluster where there is a single server is refused in one sentence."""
 
     async def play(stream: trio.SocketStream) -> None:
@@ -100,43 +100,43 @@ async def test_one_server_is_no_cluster(cluster: RedisCluster, tmp_path: Path) -
 
 
 async def test_commands_go_by_their_first_key(cluster: RedisCluster) -> None:
-    """Commands find their node wherever their syntax has the key; those without go to any node."""
+    """Commands reach the node of their first key, wherever their syntax has it; those without key, any node."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         for number in range(10):
             key = f"first:{number}"
-            await redis.set(key, number)
+            await redis.commands.set(key, number)
             assert await redis.execute_command("OBJECT", "REFCOUNT", key) is not None
-            assert await redis.eval("return redis.call('GET', KEYS[1])", 1, key) == b"%d" % number
+            assert await redis.commands.eval("return redis.call('GET', KEYS[1])", 1, key) == b"%d" % number
             assert await redis.execute_command("PING") == b"PONG"
         assert redis.statistics().redirections == 0
 
 
 async def test_keys_of_several_slots_are_the_callers_error(cluster: RedisCluster) -> None:
-    """A call whose keys lie in several slots is wrong, not unavailable."""
+    """A call with keys in several slots raises ResponseError, not StoreUnavailable."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         with pytest.raises(ResponseError, match="CROSSSLOT"):
             await redis.run_script(ADD_BOTH, ["cross:a", "cross:b"], [1])
 
 
 async def test_moved_slots_are_followed(cluster: RedisCluster) -> None:
-    """After a slot moved with its keys one MOVED leads to it, its script is loaded there, and the way is remembered."""
+    """After a slot has moved, one MOVED is followed, the script is loaded there, and later calls go there directly."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         key = "moved"
         slot = key_slot(key.encode())
-        await redis.set(key, "here")
+        await redis.commands.set(key, "here")
         source = await cluster.find_owner(slot)
         target = cluster.others(source)[0]
         for node in cluster.nodes:
             await node.ask("SCRIPT", "FLUSH")
         await cluster.move_slot(slot, source, target)
         assert await redis.run_script(MARK, [key], ["there"]) == 1
-        assert await redis.get(key) == b"there"
+        assert await redis.commands.get(key) == b"there"
         assert redis.statistics().redirections == 1
         assert await target.ask("GET", key) == b"there"
 
 
 async def test_one_redirection_renews_the_whole_table(cluster: RedisCluster) -> None:
-    """A MOVED makes the table be read anew: other slots that moved as well cost no redirection then."""
+    """A MOVED makes the slot table be read again: other slots that have moved, too, cost no redirection then."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         keys = [f"table:{number}" for number in range(4)]
         for key in keys:
@@ -148,12 +148,12 @@ async def test_one_redirection_renews_the_whole_table(cluster: RedisCluster) -> 
         async def is_read() -> bool:
             return await _count_table_reads(cluster) > reads
 
-        await redis.set(keys[0], 1)
+        await redis.commands.set(keys[0], 1)
         assert redis.statistics().redirections == 1
         await wait_until(is_read)
         await wait_until(partial(_is_quiet, redis))
         for key in keys:
-            await redis.set(key, 2)
+            await redis.commands.set(key, 2)
         assert redis.statistics().redirections == 1
 
 
@@ -163,18 +163,18 @@ async def _count_table_reads(cluster: RedisCluster) -> int:
 
 
 async def test_asked_calls_leave_others_on_the_link_alone(cluster: RedisCluster) -> None:
-    """While a slot is on its way its calls ask at the target, whose link others share: all get their own replies."""
+    """Calls to a slot that is moving use ASKING on a link that other calls share: all get their own replies."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         slot = key_slot(b"{ask}")
         source = await cluster.find_owner(slot)
         target = cluster.others(source)[0]
         other_key = await _find_key(cluster, target)
-        await redis.mset({f"{{ask}}:{number}": number for number in range(20)})
+        await redis.commands.mset({f"{{ask}}:{number}": number for number in range(20)})
         await cluster.begin_move(slot, source, target)
         await cluster.move_keys(slot, source, target)
 
         async def read(number: int) -> None:
-            assert await redis.get(f"{{ask}}:{number % 20}") == b"%d" % (number % 20)
+            assert await redis.commands.get(f"{{ask}}:{number % 20}") == b"%d" % (number % 20)
 
         async def echo(number: int) -> None:
             script = LuaScript.from_text("return ARGV[1]")
@@ -192,15 +192,15 @@ async def test_asked_calls_leave_others_on_the_link_alone(cluster: RedisCluster)
 
 
 async def _find_key(cluster: RedisCluster, node: ClusterNode) -> str:
-    """A key of a slot that this node has."""
+    """Return a key whose slot this node serves."""
     number = 0
     while await cluster.find_owner(key_slot(b"key:%d" % number)) is not node:
         number += 1
     return f"key:{number}"
 
 
-async def test_call_on_a_torn_slot_is_tried_again(cluster: RedisCluster) -> None:
-    """A script whose keys are on two nodes waits until the move is over; with little time it is unavailable in time."""
+async def test_call_with_keys_on_two_nodes_is_retried(cluster: RedisCluster) -> None:
+    """A script whose keys are on two nodes is retried until the move is over, or fails at its deadline."""
     keys = ["{torn}:a", "{torn}:b"]
     slot = key_slot(b"{torn}")
     async with (
@@ -227,15 +227,15 @@ async def test_call_on_a_torn_slot_is_tried_again(cluster: RedisCluster) -> None
             await wait_until(has_retried)
             await cluster.move_keys(slot, source, target)
             await cluster.end_move(slot, target)
-        assert await redis.mget(keys) == [b"7", b"7"]
+        assert await redis.commands.mget(keys) == [b"7", b"7"]
 
 
 async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
-    """What a cancelled call did is undone wherever its slot is by then: whoever had no answer left no mark."""
+    """A cancelled call is undone wherever its slot is by then: only calls that had a reply leave a mark."""
     slot = key_slot(b"{undo}")
     done: set[bytes] = set()
 
-    async def mark(redis: Redis, number: int) -> None:
+    async def mark(redis: Store, number: int) -> None:
         key = f"{{undo}}:{number}"
         dice = random.Random(number)
         with trio.move_on_after(dice.random() * 0.004):
@@ -252,7 +252,7 @@ async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
                 nursery.start_soon(mark, redis, number)
                 if number % 20 == 0:
                     await trio.sleep(0.002)  # spread over the move
-        await redis.echo("x")
+        await redis.commands.echo("x")
         await wait_until(partial(_is_quiet, redis))
         left = await target.ask("CLUSTER", "GETKEYSINSLOT", slot, 1_000)
         assert isinstance(left, list)
@@ -261,7 +261,7 @@ async def test_undo_follows_its_slot(cluster: RedisCluster) -> None:
         assert redis.statistics().cancelled > 0
 
 
-async def _move_all(cluster: RedisCluster, redis: Redis, slot: int) -> None:
+async def _move_all(cluster: RedisCluster, redis: Store, slot: int) -> None:
     source = await cluster.find_owner(slot)
     target = cluster.others(source)[0]
     for _ in range(10):
@@ -272,12 +272,12 @@ async def _move_all(cluster: RedisCluster, redis: Redis, slot: int) -> None:
 
 
 async def test_posted_call_follows_its_slot(cluster: RedisCluster) -> None:
-    """A call that nobody waits for goes where its slot is: by MOVED, by ASK, and after TRYAGAIN."""
+    """A posted call follows its slot: by MOVED, by ASK, and after TRYAGAIN."""
     keys = ["{post}:a", "{post}:b"]
     slot = key_slot(b"{post}")
 
-    async def counts_to(redis: Redis, number: int) -> bool:
-        return bool(await redis.mget(keys) == [b"%d" % number] * 2)
+    async def counts_to(redis: Store, number: int) -> bool:
+        return bool(await redis.commands.mget(keys) == [b"%d" % number] * 2)
 
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
         await redis.run_script(ADD_BOTH, keys, [1])
@@ -304,11 +304,11 @@ async def test_posted_call_follows_its_slot(cluster: RedisCluster) -> None:
 
 
 async def test_nodes_come_and_go(cluster: RedisCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that gets its first slot gets links when the first call is sent there; without slots it loses them."""
-    monkeypatch.setattr(redis_cluster, "_RETIRE_SECONDS", 0.05)
+    """A node that gets its first slot gets a link when a call is redirected to it; without slots it loses the link."""
+    monkeypatch.setattr(cluster_store, "_RETIRE_SECONDS", 0.05)
     slot = key_slot(b"{guest}")
     async with open_redis(cluster.url, timeout_seconds=1) as redis:
-        await redis.set("{guest}", "kept")
+        await redis.commands.set("{guest}", "kept")
         home = await cluster.find_owner(slot)
         with run_cluster_node(tmp_path / "g", *find_node_ports(1)) as guest:
             await cluster.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", guest.port)
@@ -320,17 +320,17 @@ async def test_nodes_come_and_go(cluster: RedisCluster, tmp_path: Path, monkeypa
 
             await wait_until(know_guest, seconds=10)
             await cluster.move_slot(slot, home, guest)
-            assert await redis.get("{guest}") == b"kept"
+            assert await redis.commands.get("{guest}") == b"kept"
             await wait_until(partial(_has_nodes, redis, 4))
             await cluster.move_slot(slot, guest, home)
-            assert await redis.get("{guest}") == b"kept"
+            assert await redis.commands.get("{guest}") == b"kept"
             await wait_until(partial(_has_nodes, redis, 3))
         for node in cluster.nodes:
             await node.ask("CLUSTER", "FORGET", guest.id)
 
 
 async def test_check_asks_every_master(cluster: RedisCluster) -> None:
-    """One master that doesn't answer is enough for the check to fail, in time; the others' keys go on."""
+    """One master that does not answer makes the check fail within the deadline; the others' keys are still served."""
     async with open_redis(cluster.url, timeout_seconds=TIMEOUT) as redis:
         stopped = cluster.nodes[2]
         key = await _find_key(cluster, cluster.nodes[0])
@@ -340,7 +340,7 @@ async def test_check_asks_every_master(cluster: RedisCluster) -> None:
             with pytest.raises(StoreUnavailable, match="silent"):
                 await redis.check()
             assert trio.current_time() - started < TIMEOUT + GRACE
-            assert await redis.set(key, 1) == b"OK"
+            assert await redis.commands.set(key, 1) == b"OK"
         finally:
             stopped.server.send_signal(signal.SIGCONT)
 
@@ -354,8 +354,8 @@ async def test_check_asks_every_master(cluster: RedisCluster) -> None:
         await wait_until(is_well)
 
 
-async def test_place_without_host_is_where_the_answer_came_from() -> None:
-    """Nodes that don't know how they are reached name only ports: the host is the one that was asked."""
+async def test_redirection_without_host_is_to_the_node_that_sent_it() -> None:
+    """Nodes that don't know their own address send only ports: the host is that of the node that was asked."""
     asked: list[bytes] = []
 
     async def play_second(stream: trio.SocketStream) -> None:
@@ -376,12 +376,12 @@ async def test_place_without_host_is_where_the_answer_came_from() -> None:
         open_redis(f"redis://127.0.0.1:{port}", timeout_seconds=PATIENT) as redis,
     ):
         assert redis.is_cluster
-        assert await redis.get("foo") == b"here"
+        assert await redis.commands.get("foo") == b"here"
     assert asked[-1] == b"*2\r\n$3\r\nGET\r\n$3\r\nfoo\r\n"
 
 
 async def test_announced_host_names_are_verified(tmp_path: Path) -> None:
-    """Over TLS a node's certificate must be for the name that the cluster announces for it."""
+    """Over TLS the certificate of a node must be valid for the host name that the cluster announces for it."""
     authority = trustme.CA()
     trusted = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(trusted))
@@ -402,7 +402,7 @@ async def test_announced_host_names_are_verified(tmp_path: Path) -> None:
         url = f"rediss+cluster://127.0.0.1:{seed_port}?ssl_ca_certs={trusted}"
         place.append(b"%d" % named_port)
         async with open_redis(url, timeout_seconds=PATIENT) as redis:
-            assert await redis.get("foo") == b"here"
+            assert await redis.commands.get("foo") == b"here"
         place.append(b"%d" % seed_port)  # whose certificate is for the address only
         with pytest.raises(StoreUnavailable, match=f"nodes can be reached: localhost:{seed_port}"):
             async with open_redis(url, timeout_seconds=PATIENT, connect_timeout_seconds=0.5):

@@ -1,4 +1,4 @@
-"""Addresses, greeting, and what a server's refusal is called."""
+"""Addresses, the handshake, and the errors for a server's refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECRET = "s3cr3t-password"
 
 @pytest.fixture
 def locked_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that wants a password, and knows a user of its own."""
+    """A server with a password, and a user with the same one."""
     users = ("--user", "gateway", "on", f">{SECRET}", "~*", "+@all")
     with run_redis_server(tmp_path, "--requirepass", SECRET, *users) as server:
         yield server
@@ -46,13 +46,13 @@ def locked_server(tmp_path: Path) -> Iterator[RedisServer]:
     ],
 )
 def test_address_forms(url: str, name: str, database: int, has_tls: bool) -> None:
-    """Every documented form of address names its server, database and whether it is TLS."""
+    """Every documented form of address is parsed into server, database and TLS."""
     address = parse_redis_url(url)
     assert (address.display_name, address.database, address.tls is not None) == (name, database, has_tls)
 
 
 def test_credentials_are_decoded_and_never_shown() -> None:
-    """User and password are percent-decoded, and the password stays out of the repr."""
+    """User and password are percent-decoded, and the repr does not contain the password."""
     address = parse_redis_url("redis://gate%40way:s%3Acret@cache:1/0")
     assert (address.username, address.password) == ("gate@way", "s:cret")
     assert "s:cret" not in repr(address)
@@ -62,7 +62,7 @@ def test_credentials_are_decoded_and_never_shown() -> None:
     "url", ["", "http://x", f"redis://:{SECRET}@host:port", f"redis://:{SECRET}@h:1/0?db=x", "unix://"]
 )
 def test_wrong_address_is_refused_without_its_password(url: str) -> None:
-    """What is no Redis address raises ValueError, in words that don't repeat a password."""
+    """An invalid address raises ValueError, with a message that does not contain the password."""
     with pytest.raises(ValueError, match="Redis address") as refused:
         parse_redis_url(url)
     assert SECRET not in str(refused.value)
@@ -75,8 +75,8 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
         assert parse_redis_url(text).display_name
 
 
-async def test_open_redis_names_a_wrong_address_as_a_setting() -> None:
-    """A wrong address is a configuration error."""
+async def test_invalid_address_is_a_config_error() -> None:
+    """open_redis raises ConfigError for an invalid address."""
     with pytest.raises(ConfigError, match="Redis address"):
         async with open_redis("http://nowhere"):
             raise AssertionError("opened")
@@ -106,12 +106,12 @@ async def test_open_redis_names_a_wrong_address_as_a_setting() -> None:
     ],
 )
 def test_error_replies_have_their_kind(text: str, kind: type[Exception]) -> None:
-    """A server that can't serve now is unavailable; other error replies are the command's own."""
+    """Replies that mean "can't serve now" become StoreUnavailable; others stay errors of the command."""
     assert type(build_reply_error(text)) is kind or issubclass(type(build_reply_error(text)), kind)
 
 
 def test_code_of_an_error_inside_a_script_stands_first() -> None:
-    """What Redis 6.2 wraps in a text of its own reads as the servers after it say it."""
+    """The wrapped error of Redis 6.2 gets the text that later servers send."""
     text = "ERR Error running script (call to f_1): @user_script:1: -WRONGTYPE Operation against a key"
     assert str(build_reply_error(text)) == "WRONGTYPE Operation against a key"
 
@@ -121,7 +121,7 @@ async def _say_nothing(_: trio.SocketStream) -> None:
 
 
 async def test_unreachable_server_is_one_sentence() -> None:
-    """Nobody listening is one sentence that names host and port, not the password."""
+    """A refused connection is one sentence with host and port, without the password."""
     async with open_raw_server(_say_nothing) as port:
         pass
     with pytest.raises(StoreUnavailable) as raised:
@@ -131,7 +131,7 @@ async def test_unreachable_server_is_one_sentence() -> None:
 
 
 async def test_silent_server_is_given_up_in_time() -> None:
-    """A listener that accepts and says nothing is given up after the connect timeout."""
+    """A listener that accepts and sends nothing is given up after the connect timeout."""
     async with open_raw_server(_say_nothing) as port:
         started = trio.current_time()
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.05 s"):
@@ -141,7 +141,7 @@ async def test_silent_server_is_given_up_in_time() -> None:
 
 
 async def test_server_of_another_protocol() -> None:
-    """Something that isn't Redis is called so."""
+    """A server that is not Redis is reported as such."""
 
     async def greet(stream: trio.SocketStream) -> None:
         await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -155,16 +155,16 @@ async def test_server_of_another_protocol() -> None:
 
 @pytest.mark.parametrize("user", ["", "gateway", "default"])
 async def test_password_and_user_are_accepted(locked_server: RedisServer, user: str) -> None:
-    """A password alone, and user and password, log in."""
+    """Logging in works with a password alone and with user and password."""
     async with open_redis(f"unix://{user}:{SECRET}@{locked_server.path}?db=1", timeout_seconds=5) as redis:
-        who = await redis.acl_whoami()
+        who = await redis.commands.acl_whoami()
         assert who == (user or "default").encode()
         assert b"db=1" in await redis.execute_command("CLIENT INFO")
 
 
 @pytest.mark.parametrize(("login", "reason"), [(":wrong-one@", "WRONGPASS"), ("", "NOAUTH")])
 async def test_refused_login_is_one_sentence(locked_server: RedisServer, login: str, reason: str) -> None:
-    """A wrong or missing password is a sentence with the server's reason and without the password."""
+    """A wrong or missing password is one sentence with the server's reason, without the password."""
     with pytest.raises(StoreUnavailable, match=rf"refused us: {reason}") as raised:
         async with open_redis(f"unix://{login}{locked_server.path}"):
             raise AssertionError("opened")
@@ -172,7 +172,7 @@ async def test_refused_login_is_one_sentence(locked_server: RedisServer, login: 
 
 
 async def test_server_without_resp3() -> None:
-    """A server that does not know HELLO is greeted the older way."""
+    """A server without HELLO is logged in to with AUTH."""
     answers = {b"HELLO": b"-ERR unknown command 'HELLO'\r\n", b"AUTH": b"+OK\r\n", b"PING": b"+PONG\r\n"}
     seen: list[bytes] = []
 
@@ -183,19 +183,19 @@ async def test_server_without_resp3() -> None:
             await stream.send_all(answers.get(command, b"$5\r\nvalue\r\n"))
 
     async with open_raw_server(play) as port, open_redis(f"redis://:{SECRET}@127.0.0.1:{port}") as redis:
-        assert await redis.get("key") == b"value"
+        assert await redis.commands.get("key") == b"value"
     assert seen == [b"HELLO", b"AUTH", b"PING", b"GET"]
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A plain server."""
+    """A server without password."""
     with run_redis_server(tmp_path) as server:
         yield server
 
 
 async def _tunnel(path: Path, context: ssl.SSLContext, raw: trio.SocketStream) -> None:
-    """End TLS before a server that has none."""
+    """Terminate TLS in front of a server without it."""
     client = trio.SSLStream(raw, context, server_side=True)
 
     async def copy(source: trio.abc.Stream, target: trio.abc.Stream) -> None:
@@ -214,7 +214,7 @@ async def _tunnel(path: Path, context: ssl.SSLContext, raw: trio.SocketStream) -
 
 
 async def test_tls(server: RedisServer, tmp_path: Path) -> None:
-    """rediss:// works with a certificate that can be verified, and refuses one that can't."""
+    """rediss:// accepts a certificate that can be verified, and refuses another."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -223,6 +223,6 @@ async def test_tls(server: RedisServer, tmp_path: Path) -> None:
     async with open_raw_server(partial(_tunnel, server.path, context)) as port:
         async with open_redis(f"rediss://127.0.0.1:{port}?ssl_ca_certs={trusted}", timeout_seconds=5) as redis:
             assert await redis.execute_command("PING") == b"PONG"
-        with pytest.raises(StoreUnavailable, match="its certificate is not valid"):
+        with pytest.raises(StoreUnavailable, match="the certificate is not valid"):
             async with open_redis(f"rediss://127.0.0.1:{port}"):
                 raise AssertionError("opened")

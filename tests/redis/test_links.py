@@ -1,4 +1,4 @@
-"""The shared links: right replies, deadlines, cancellation, and every way a server can fail."""
+"""The shared link: right replies, deadlines, and every way a server can fail."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.redis.link import MAX_TIMEOUTS_IN_A_ROW
-from cgw.redis.opening import LuaScript, Redis, ScriptCall, open_redis
+from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.raw_server import open_raw_server
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 PATIENT = 5.0
-"""The deadline of tests that are not about deadlines: a busy machine must not fail them."""
+"""The deadline in tests that are not about deadlines: long, so that a busy machine does not fail them."""
 TIMEOUT = 0.1
 GRACE = 0.15
-"""What a busy machine may add to a deadline before a test fails."""
+"""The most that a busy machine may add to a deadline before a test fails."""
 
 MARK = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return 1")
 UNMARK = LuaScript.from_text("return redis.call('DEL', KEYS[1])")
@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-async def _answers(redis: Redis) -> bool:
+async def _answers(redis: Store) -> bool:
     try:
         return bool(await redis.execute_command("PING") == b"PONG")
     except StoreUnavailable:
@@ -42,35 +42,35 @@ async def _answers(redis: Redis) -> bool:
 
 
 async def _expect_unavailable(call: Callable[[], Awaitable[object]], match: str) -> float:
-    """The call fails as unavailable; returns how long that took."""
+    """Expect that the call raises StoreUnavailable; return the seconds it took."""
     started = trio.current_time()
     with pytest.raises(StoreUnavailable, match=match):
         await call()
     return trio.current_time() - started
 
 
-async def test_commands_are_redis_pys(server: RedisServer) -> None:
-    """redis-py's command methods work and give the server's own replies."""
-    async with open_redis(server.url, links=2, timeout_seconds=PATIENT) as redis:
-        assert await redis.set("name", "value", px=60_000) == b"OK"
-        assert await redis.get("name") == b"value"
-        assert await redis.hset("hash", mapping={"a": 1}) == 1
-        assert await redis.hgetall("hash") == {b"a": b"1"}
-        assert redis.statistics().links_up == 2
+async def test_redis_py_commands(server: RedisServer) -> None:
+    """redis-py's command methods work and return the server's own replies."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        assert await redis.commands.set("name", "value", px=60_000) == b"OK"
+        assert await redis.commands.get("name") == b"value"
+        assert await redis.commands.hset("hash", mapping={"a": 1}) == 1
+        assert await redis.commands.hgetall("hash") == {b"a": b"1"}
+        assert redis.statistics().links_up == 1
 
 
 async def test_wrong_command_is_the_callers_error(server: RedisServer) -> None:
-    """An error reply that is about the command reaches its caller, and nobody else."""
+    """An error reply about a command is raised to its caller only."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
-        await redis.set("text", "x")
+        await redis.commands.set("text", "x")
         with pytest.raises(ResponseError, match="WRONGTYPE"):
-            await redis.lpush("text", "y")
-        assert await redis.get("text") == b"x"
+            await redis.commands.lpush("text", "y")
+        assert await redis.commands.get("text") == b"x"
 
 
 @pytest.mark.parametrize("command", ["SUBSCRIBE", "multi", "CLIENT", "BLPOP"])
 async def test_commands_that_hold_a_connection_are_refused(server: RedisServer, command: str) -> None:
-    """A command that would change what others on the link get is refused, before it is sent."""
+    """A command that would affect other callers of the link is refused before it is sent."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         if command == "CLIENT":
             assert b"name=cgw" in await redis.execute_command("CLIENT INFO")
@@ -80,18 +80,18 @@ async def test_commands_that_hold_a_connection_are_refused(server: RedisServer, 
 
 
 async def test_script_runs_known_or_not(server: RedisServer) -> None:
-    """A script runs by its digest, and by its text when the server has forgotten it."""
+    """A script runs by its SHA-1, and by its text when the server has not cached it."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         for _ in range(2):
             assert await redis.run_script(MARK, ["a"], ["1"]) == 1
-        await redis.script_flush()
+        await redis.commands.script_flush()
         assert await redis.run_script(MARK, ["b"], [2]) == 1
-        assert await redis.mget("a", "b") == [b"1", b"2"]
+        assert await redis.commands.mget("a", "b") == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("takes_too_long", [False, True])
-async def test_one_deadline_for_all_trips(takes_too_long: bool) -> None:
-    """A script that its server doesn't know takes two trips, but no more than one deadline."""
+async def test_one_deadline_for_all_round_trips(takes_too_long: bool) -> None:
+    """A script that the server has not cached takes two round trips, within one deadline."""
     delay = TIMEOUT * (0.7 if takes_too_long else 0.1)
 
     async def play(stream: trio.SocketStream) -> None:
@@ -112,13 +112,13 @@ async def test_one_deadline_for_all_trips(takes_too_long: bool) -> None:
         await wait_until(lambda: _is_quiet(redis))
 
 
-async def _is_quiet(redis: Redis) -> bool:
+async def _is_quiet(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     return redis.statistics().waiting_calls == 0
 
 
 async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: RedisServer) -> None:
-    """A call whose answer was lost with the link is undone once there is a link again."""
+    """A call whose reply was lost with the link is undone once there is a link again."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
         await redis.run_script(MARK, ["other"], [1])
         server.send_signal(signal.SIGSTOP)
@@ -128,32 +128,32 @@ async def test_undo_of_a_lost_call_is_sent_when_the_server_is_back(server: Redis
         server.send_signal(signal.SIGCONT)
         await wait_until(lambda: _answers(redis))
         assert redis.statistics().kept_calls == 0
-        assert await redis.mget("other", "mark") == [b"1", None]
+        assert await redis.commands.mget("other", "mark") == [b"1", None]
 
 
-async def test_posted_call_is_made_known_and_sent_again_while_refused(server: RedisServer) -> None:
-    """A call that nobody waits for runs though its script is unknown, and after the server was full."""
+async def test_posted_call_is_loaded_and_retried_while_refused(server: RedisServer) -> None:
+    """A posted call runs though its script is not cached, and after the server had no memory."""
 
-    async def is_marked(redis: Redis, text: bytes) -> bool:
-        return bool(await redis.get("mark") == text)
+    async def is_marked(redis: Store, text: bytes) -> bool:
+        return bool(await redis.commands.get("mark") == text)
 
-    async def is_kept(redis: Redis) -> bool:
+    async def is_kept(redis: Store) -> bool:
         await trio.lowlevel.checkpoint()
         return redis.statistics().kept_calls == 1
 
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         redis.send_later(ScriptCall(MARK, ["mark"], ["first"]))
         await wait_until(lambda: is_marked(redis, b"first"))
-        await redis.config_set("maxmemory", "1")
+        await redis.commands.config_set("maxmemory", "1")
         redis.send_later(ScriptCall(MARK, ["mark"], ["second"]))
         await wait_until(lambda: is_kept(redis))
-        await redis.config_set("maxmemory", "0")
+        await redis.commands.config_set("maxmemory", "0")
         await wait_until(lambda: is_marked(redis, b"second"))
         assert redis.statistics().kept_calls == 0
         redis.send_later(ScriptCall(LuaScript.from_text("return redis.call('LPUSH', KEYS[1], 1)"), ["mark"], []))
-        await redis.ping()
+        await redis.commands.ping()
         await wait_until(lambda: _is_quiet(redis))
-        assert redis.statistics().kept_calls == 0  # its error is nobody's
+        assert redis.statistics().kept_calls == 0  # dropped: the error is the script's own
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ async def test_posted_call_is_made_known_and_sent_again_while_refused(server: Re
     ],
 )
 async def test_refusals_are_outages_in_scripts_too(server: RedisServer, commands: Sequence[str], code: str) -> None:
-    """A server that can't serve says so to commands and to scripts: both are unavailable."""
+    """Refusals that mean "can't serve now" are StoreUnavailable for commands and for scripts."""
     script = LuaScript.from_text("return redis.call('GET', KEYS[1])") if code == "MASTERDOWN" else MARK
     async with (
         open_redis(server.url, timeout_seconds=PATIENT) as redis,
@@ -174,21 +174,23 @@ async def test_refusals_are_outages_in_scripts_too(server: RedisServer, commands
     ):
         for command in commands:
             await redis.execute_command(*command.split())
-        await _expect_unavailable(lambda: redis.get("a") if code == "MASTERDOWN" else redis.set("a", 1), code)
+        await _expect_unavailable(
+            lambda: redis.commands.get("a") if code == "MASTERDOWN" else redis.commands.set("a", 1), code
+        )
         await _expect_unavailable(lambda: other.run_script(script, ["a"], [1]), code)
 
 
 async def test_missing_right_is_an_outage_in_scripts_too(server: RedisServer) -> None:
-    """A user who may run scripts but not write is told NOPERM: unavailable."""
+    """NOPERM for a user who may run scripts but not write is StoreUnavailable."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as operator:
         await operator.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-set")
         async with open_redis(f"unix://reader:secret@{server.path}", timeout_seconds=PATIENT) as redis:
-            await _expect_unavailable(lambda: redis.set("a", 1), "NOPERM")
+            await _expect_unavailable(lambda: redis.commands.set("a", 1), "NOPERM")
             await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "NOPERM")
 
 
 async def test_failed_snapshots_are_an_outage_in_scripts_too(tmp_path: Path) -> None:
-    """MISCONF: a server that is to save and can't takes no writes."""
+    """MISCONF: a server that can't save its snapshots refuses writes."""
     folder = tmp_path / "gone"
     folder.mkdir()
 
@@ -200,17 +202,17 @@ async def test_failed_snapshots_are_an_outage_in_scripts_too(tmp_path: Path) -> 
         async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
             await redis.execute_command("BGSAVE")
             await wait_until(is_failed)
-            await _expect_unavailable(lambda: redis.set("a", 1), "MISCONF")
+            await _expect_unavailable(lambda: redis.commands.set("a", 1), "MISCONF")
             await _expect_unavailable(lambda: redis.run_script(MARK, ["a"], [1]), "MISCONF")
 
 
 async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServer) -> None:
-    """Calls to a stopped server fail at their deadline, the next at once; all is well when it goes on."""
+    """A call to a stopped server fails at its deadline, the next one at once; both work when it continues."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
         server.send_signal(signal.SIGSTOP)
-        took = await _expect_unavailable(redis.ping, "silent for 100 ms")
+        took = await _expect_unavailable(redis.commands.ping, "silent for 100 ms")
         assert TIMEOUT <= took < TIMEOUT + GRACE
-        await _expect_unavailable(redis.ping, "no link")
+        await _expect_unavailable(redis.commands.ping, "no link")
         server.send_signal(signal.SIGCONT)
         await wait_until(lambda: _answers(redis), seconds=2)
         statistics = redis.statistics()
@@ -219,16 +221,16 @@ async def test_silent_server_costs_one_deadline_and_comes_back(server: RedisServ
 
 
 async def test_paused_server_comes_back(server: RedisServer) -> None:
-    """CLIENT PAUSE is an outage like any other."""
+    """CLIENT PAUSE is handled like any silence."""
     async with open_redis(server.url, timeout_seconds=TIMEOUT) as redis:
-        await redis.client_pause(300)
-        took = await _expect_unavailable(redis.ping, "silent")
+        await redis.commands.client_pause(300)
+        took = await _expect_unavailable(redis.commands.ping, "silent")
         assert took < TIMEOUT + GRACE
         await wait_until(lambda: _answers(redis), seconds=2)
 
 
 async def test_killed_connection_is_replaced(server: RedisServer) -> None:
-    """A connection that the server ends fails the waiting callers at once and is replaced."""
+    """A connection that the server closes fails the waiting callers at once and is replaced."""
     async with (
         open_redis(server.url, timeout_seconds=PATIENT) as redis,
         open_redis(server.url, timeout_seconds=PATIENT) as operator,
@@ -239,31 +241,31 @@ async def test_killed_connection_is_replaced(server: RedisServer) -> None:
 
 
 async def test_killed_server_is_found_again(tmp_path: Path) -> None:
-    """kill -9 fails the calls at once; an empty server at the same place is taken up, its scripts loaded anew."""
+    """kill -9 fails calls at once; an empty server at the same address is used, and scripts are loaded again."""
     with run_redis_server(tmp_path) as first:
         async with open_redis(first.url, timeout_seconds=PATIENT) as redis:
             await redis.run_script(MARK, ["a"], [1])
             first.send_signal(signal.SIGKILL)
             first.process.wait()
-            assert await _expect_unavailable(redis.ping, "Redis at") < GRACE
+            assert await _expect_unavailable(redis.commands.ping, "Redis at") < GRACE
             with run_redis_server(tmp_path):
                 await wait_until(lambda: _answers(redis))
                 assert await redis.run_script(MARK, ["a"], [1]) == 1
 
 
 async def test_read_only_server_is_unavailable_and_looked_up_again(server: RedisServer) -> None:
-    """READONLY is an outage, and the link is made anew: after a failover the name leads elsewhere."""
+    """READONLY is an outage and replaces the link: after a failover the name leads elsewhere."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
-        await _expect_unavailable(lambda: redis.set("a", 1), "READONLY")
+        await _expect_unavailable(lambda: redis.commands.set("a", 1), "READONLY")
         await wait_until(lambda: _answers(redis))
         assert redis.statistics().reconnects == 1
         await redis.execute_command("REPLICAOF", "NO", "ONE")
-        assert await redis.set("a", 1) == b"OK"
+        assert await redis.commands.set("a", 1) == b"OK"
 
 
 async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
-    """BUSY is an outage that ends with the script that caused it."""
+    """BUSY is an outage until the script that causes it ends."""
     async with trio.open_nursery() as nursery:
         with run_redis_server(tmp_path, "--lua-time-limit", "5") as server:
             async with (
@@ -272,25 +274,25 @@ async def test_busy_server_is_unavailable(tmp_path: Path) -> None:
             ):
                 nursery.start_soon(_run_forever, other)
                 await wait_until(lambda: _is_busy(redis))
-                await redis.script_kill()
+                await redis.commands.script_kill()
                 await wait_until(lambda: _answers(redis))
 
 
-async def _run_forever(redis: Redis) -> None:
+async def _run_forever(redis: Store) -> None:
     with pytest.raises(ResponseError, match="killed"):
-        await redis.eval("while true do end", 0)
+        await redis.commands.eval("while true do end", 0)
 
 
-async def _is_busy(redis: Redis) -> bool:
+async def _is_busy(redis: Store) -> bool:
     try:
-        await redis.ping()
+        await redis.commands.ping()
     except StoreUnavailable as error:
         return "BUSY" in str(error)
     return False
 
 
 async def test_slow_server_opens_the_circuit() -> None:
-    """A server that answers steadily but far too late for most is dropped: until it is quick, calls fail at once."""
+    """A link on which call after call times out is closed: until the server is quick, calls fail at once."""
     delay = 0.0
 
     async def play(stream: trio.SocketStream) -> None:
@@ -299,9 +301,9 @@ async def test_slow_server_opens_the_circuit() -> None:
                 await trio.sleep(delay)
                 await stream.send_all(b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n")
 
-    async def call(redis: Redis) -> None:
+    async def call(redis: Store) -> None:
         try:
-            await redis.ping()
+            await redis.commands.ping()
         except StoreUnavailable as error:
             reasons.append(str(error))
 
@@ -315,20 +317,20 @@ async def test_slow_server_opens_the_circuit() -> None:
         assert len(reasons) >= MAX_TIMEOUTS_IN_A_ROW
         assert redis.statistics().timeouts >= MAX_TIMEOUTS_IN_A_ROW
         await wait_until(lambda: _is_down(redis))
-        await _expect_unavailable(redis.ping, "no link")
+        await _expect_unavailable(redis.commands.ping, "no link")
         assert redis.statistics().failed_fast >= 1
         delay = 0.0
         await wait_until(lambda: _answers(redis))
 
 
-async def _is_down(redis: Redis) -> bool:
+async def _is_down(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     return redis.statistics().links_up == 0
 
 
 @pytest.mark.parametrize("garbage", [b"?what\r\n", b"+PONG\r\n+ONE TOO MANY\r\n"])
 async def test_broken_protocol_costs_the_link_only(garbage: bytes) -> None:
-    """A server that breaks the protocol loses its connection; the next one is taken up."""
+    """A reply that breaks the protocol closes the connection; the next one is used."""
     connections = 0
 
     async def play(stream: trio.SocketStream) -> None:
@@ -342,29 +344,29 @@ async def test_broken_protocol_costs_the_link_only(garbage: bytes) -> None:
 
     async with open_raw_server(play) as port, open_redis(f"127.0.0.1:{port}") as redis:
         try:
-            await redis.ping()
+            await redis.commands.ping()
         except StoreUnavailable as error:
             assert "protocol" in str(error)
         await wait_until(lambda: _is_reconnected(redis))
         assert await redis.execute_command("PING") == b"PONG"
 
 
-async def _is_reconnected(redis: Redis) -> bool:
+async def _is_reconnected(redis: Store) -> bool:
     await trio.lowlevel.checkpoint()
     statistics = redis.statistics()
     return statistics.reconnects == 1 and statistics.links_up == 1
 
 
 async def test_own_stall_is_not_the_servers_fault(server: RedisServer) -> None:
-    """When this process is held up for longer than the deadline, what the server answered in time still counts."""
+    """When this process stalls for longer than the deadline, replies that came in time still count."""
     async with open_redis(server.url, timeout_seconds=0.05) as redis, trio.open_nursery() as nursery:
         replies: list[object] = []
 
         async def call() -> None:
-            replies.append(await redis.echo("x"))
+            replies.append(await redis.commands.echo("x"))
 
         for _ in range(10):
-            await redis.echo("y")  # whose deadline passes during the stall
+            await redis.commands.echo("y")  # whose deadline passes during the stall
             nursery.start_soon(call)
             await trio.lowlevel.checkpoint()
             time.sleep(0.08)  # noqa: ASYNC251 - the stall is the point
@@ -374,7 +376,7 @@ async def test_own_stall_is_not_the_servers_fault(server: RedisServer) -> None:
 
 
 async def test_cleanup_can_still_use_the_links(server: RedisServer) -> None:
-    """A cancelled block can settle its affairs: the links outlive it."""
+    """A cancelled block can still use the store in its shielded cleanup."""
     with trio.CancelScope() as client_scope:
         async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
             try:
@@ -382,30 +384,30 @@ async def test_cleanup_can_still_use_the_links(server: RedisServer) -> None:
                 await trio.sleep_forever()
             finally:
                 with trio.move_on_after(1, shield=True):
-                    await redis.set("settled", 1)
+                    await redis.commands.set("settled", 1)
     assert client_scope.cancelled_caught
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
-        assert await redis.get("settled") == b"1"
+        assert await redis.commands.get("settled") == b"1"
 
 
 async def test_errors_of_the_block_come_out_as_they_are(server: RedisServer) -> None:
-    """What the block raises is not wrapped in an exception group."""
+    """An exception of the block is not wrapped in an exception group."""
     with pytest.raises(KeyError, match="mine"):
         async with open_redis(server.url, timeout_seconds=PATIENT):
             raise KeyError("mine")
 
 
 async def test_nothing_is_left_when_the_block_ends(server: RedisServer) -> None:
-    """The end of the block closes every connection and leaves no task behind."""
+    """The end of the block closes the connection and leaves no task behind."""
     async with trio.open_nursery() as nursery:
-        async with open_redis(server.url, links=3, timeout_seconds=PATIENT) as redis:
-            assert len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 3
+        async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+            assert len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 1
         assert not nursery.child_tasks
         with pytest.raises(StoreUnavailable, match="no link"):
-            await redis.ping()
+            await redis.commands.ping()
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         await wait_until(lambda: _is_alone(redis))
 
 
-async def _is_alone(redis: Redis) -> bool:
+async def _is_alone(redis: Store) -> bool:
     return len((await redis.execute_command("CLIENT LIST", "TYPE", "normal")).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The way to the master by way of Sentinels: who is asked, who is believed, and what is said when nobody knows."""
+"""Finding the master through Sentinels: the order of asking, the check of the role, and the errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 import trio
 
 from cgw.errors import StoreUnavailable
+from cgw.redis.address import SentinelAddress, parse_store_url
 from cgw.redis.opening import Store, open_redis
+from cgw.redis.sentinel import MasterFinder
 from tests.support.raw_server import open_raw_server
 from tests.support.redis_cluster import find_free_ports
 from tests.support.redis_sentinel import SERVICE, run_sentinel_group
@@ -40,7 +42,7 @@ def _serve(reply: bytes, greeting: bytes = _GREETING) -> Callable[[trio.SocketSt
 
 
 async def test_real_sentinels_lead_to_the_master(tmp_path: Path) -> None:
-    """With passwords of their own for master and Sentinels, the master is found, also past a Sentinel that is away."""
+    """The master is found with different passwords for it and the Sentinels, also when one Sentinel is down."""
     login = ("--requirepass", SECRET, "--masterauth", SECRET)
     lines = f"sentinel auth-pass {SERVICE} {SECRET}\nrequirepass {WATCH_SECRET}"
     (closed_port,) = find_free_ports(1)
@@ -49,11 +51,11 @@ async def test_real_sentinels_lead_to_the_master(tmp_path: Path) -> None:
     ) as group:
         place = f"127.0.0.1:{closed_port},127.0.0.1:{group.sentinels[0].port}"
         url = f"redis+sentinel://:{SECRET}@{place}/{SERVICE}/2?sentinel_password={WATCH_SECRET}"
-        async with open_redis(url, links=2, timeout_seconds=PATIENT) as redis:
+        async with open_redis(url, timeout_seconds=PATIENT) as redis:
             store: Store = redis
             assert not store.is_cluster
             await store.check()
-            assert redis.statistics().links_up == 2
+            assert redis.statistics().links_up == 1
             info = str(await redis.execute_command("CLIENT INFO"))
             assert "db=2" in info
             assert f"laddr=127.0.0.1:{group.master.port}" in info
@@ -64,16 +66,18 @@ async def test_real_sentinels_lead_to_the_master(tmp_path: Path) -> None:
 
 
 async def test_plain_address_of_a_sentinel_is_refused() -> None:
-    """An address without +sentinel that leads to a Sentinel says how to write it."""
+    """An address without +sentinel that leads to a Sentinel is refused with the form to write."""
     greeting = b"%1\r\n$4\r\nmode\r\n$8\r\nsentinel\r\n"
     async with open_raw_server(_serve(b"+OK\r\n", greeting)) as port:
-        with pytest.raises(StoreUnavailable, match=r"there is a Sentinel at 127\.0\.0\.1:\d+: say redis\+sentinel://"):
+        with pytest.raises(
+            StoreUnavailable, match=r"there is a Sentinel at 127\.0\.0\.1:\d+: write redis\+sentinel://"
+        ):
             async with open_redis(f"redis://127.0.0.1:{port}"):
                 raise AssertionError("opened")
 
 
-async def test_silent_sentinel_is_passed_over() -> None:
-    """A Sentinel that accepts and says nothing costs 0.4 s once; afterwards the one that answered is asked first."""
+async def test_silent_sentinel_is_skipped() -> None:
+    """A Sentinel that accepts and sends nothing costs 0.4 s once; later the one that answered is asked first."""
     connections = 0
 
     async def say_nothing(_: trio.SocketStream) -> None:
@@ -87,9 +91,13 @@ async def test_silent_sentinel_is_passed_over() -> None:
         open_raw_server(_serve(_name_master(master_port))) as sentinel_port,
     ):
         started = trio.current_time()
-        url = f"redis+sentinel://127.0.0.1:{silent_port},127.0.0.1:{sentinel_port}/{SERVICE}"
-        async with open_redis(url, links=3, timeout_seconds=0.1):
-            assert 0.4 <= trio.current_time() - started < 0.9
+        address = parse_store_url(f"redis+sentinel://127.0.0.1:{silent_port},127.0.0.1:{sentinel_port}/{SERVICE}")
+        assert isinstance(address, SentinelAddress)
+        finder = MasterFinder(address, timeout_seconds=0.1)
+        for _ in range(3):
+            connection = await finder.connect(1)
+            await trio.aclose_forcefully(connection.stream)
+        assert 0.4 <= trio.current_time() - started < 0.9
         assert connections == 1
 
 
@@ -98,12 +106,12 @@ async def test_silent_sentinel_is_passed_over() -> None:
     [
         (b"_\r\n", "knows no service mymaster"),
         (b"-NOPERM no permission\r\n", "refused us: NOPERM no permission"),
-        (b"+OK\r\n", "answered something else"),
-        (b"*1\r\n$1\r\nx\r\n", "answered something else"),
+        (b"+OK\r\n", "sent a reply of an unexpected form"),
+        (b"*1\r\n$1\r\nx\r\n", "sent a reply of an unexpected form"),
     ],
 )
 async def test_sentinel_that_knows_no_master(reply: bytes, reason: str) -> None:
-    """What a Sentinel can't tell is one sentence with its name and the reason."""
+    """A Sentinel that does not name a master is reported in one sentence with its address and the reason."""
     async with open_raw_server(_serve(reply)) as port:
         with pytest.raises(StoreUnavailable, match=rf"no Sentinel knows the master: .*127\.0\.0\.1:{port} {reason}"):
             async with open_redis(f"redis+sentinel://127.0.0.1:{port}/{SERVICE}"):
@@ -111,8 +119,8 @@ async def test_sentinel_that_knows_no_master(reply: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-async def test_server_that_is_no_master_is_not_believed(is_old: bool) -> None:
-    """A server that calls itself a replica is refused, by its greeting or, without RESP3, by ROLE."""
+async def test_server_that_is_not_the_master_is_refused(is_old: bool) -> None:
+    """A server that reports to be a replica is refused, by its HELLO or, without RESP3, by ROLE."""
     greeting = b"-ERR unknown command\r\n" if is_old else _GREETING.replace(b"$6\r\nmaster", b"$7\r\nreplica")
     role = b"*5\r\n$7\r\nreplica\r\n$1\r\nx\r\n:1\r\n$7\r\nconnect\r\n:0\r\n"
     async with (

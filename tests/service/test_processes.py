@@ -1,4 +1,4 @@
-"""``cgw serve`` as operators run it: several processes on one Redis, killed, drained, and started wrongly."""
+"""``cgw serve`` as operators run it: several processes on one Redis, killed, drained, and misconfigured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import trio
 
 from cgw.redis.embedded import open_embedded_redis
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
 from tests.support.limits import PATIENT, read_recorded
 from tests.support.process import GatewayProcess, open_gateway_process, start_cgw
@@ -36,7 +36,7 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 
 
 async def test_three_processes_admit_exactly_the_limit(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """200 requests at once over three processes that share one Redis, against a limit of 50: 50 get through."""
+    """Of 200 concurrent requests to three processes that share one Redis, a limit of 50 admits 50."""
     statuses: Counter[int] = Counter()
     async with AsyncExitStack() as stack:
         store = tmp_path / "store"
@@ -69,14 +69,14 @@ async def test_three_processes_admit_exactly_the_limit(tmp_path: Path, upstream:
 
 
 async def test_kill_9_loses_no_usage_and_leaves_no_orphan(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Killed amid 100 streams, every answer that a client has whole is recorded; the store is gone; it restarts."""
+    """After a kill amid 100 streams every complete response is recorded, the server is gone, and cgw restarts."""
     for number in range(100):
         upstream.scripts[f"claude-{number}"] = Script(
             answer="word " * (number + 1), tokens_per_second=200, api_key=ANTHROPIC_KEY
         )
     models = ",".join(f"claude-{number}" for number in range(100))
     environ = build_environ(tmp_path, upstream.url, more={"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS": models})
-    whole: set[str] = set()
+    complete: set[str] = set()
     broken: set[str] = set()
     async with open_gateway_process(environ, tmp_path / "log") as gateway:
         store_pid = find_store_pid(tmp_path)
@@ -94,30 +94,30 @@ async def test_kill_9_loses_no_usage_and_leaves_no_orphan(tmp_path: Path, upstre
                     broken.add(str(number))
                 else:
                     assert answer.status_code == 200
-                    whole.add(str(number))
-                    if len(whole) == 40:
+                    complete.add(str(number))
+                    if len(complete) == 40:
                         gateway.kill()
 
             for number in range(100):
                 nursery.start_soon(ask, number)
         assert await gateway.wait() == -signal.SIGKILL
-    assert len(whole) >= 40
+    assert len(complete) >= 40
     assert broken
     await wait_until(lambda: not is_alive(store_pid), seconds=10)
     async with open_gateway_process(environ, tmp_path / "log"):
         pass
     recorded = {metadata["sg_actor_anonymous_uid"] for _, metadata in read_recorded(tmp_path)}
-    assert whole <= recorded
+    assert complete <= recorded
 
 
 def find_store_pid(data_dir: Path) -> int:
-    """The process id of the embedded store whose data is under ``data_dir``."""
+    """Return the process id of the embedded server whose data is in ``data_dir``."""
     (pid_file,) = data_dir.rglob("*.pid")
     return int(pid_file.read_text().split()[0])
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -125,9 +125,9 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.parametrize("is_handed_over", [False, True], ids=["hot", "other engine"])
+@pytest.mark.parametrize("is_handed_over", [False, True], ids=["HTTP/1.1 engine", "Hypercorn"])
 async def test_sigterm_lets_streams_finish(tmp_path: Path, upstream: ScriptedUpstream, is_handed_over: bool) -> None:
-    """After SIGTERM the port is closed, the open stream comes to its end, and the exit status is 0."""
+    """After SIGTERM the port is closed, the open stream finishes, and the exit status is 0."""
     upstream.scripts[ANTHROPIC_MODEL] = Script(answer="word " * 60, tokens_per_second=100, api_key=ANTHROPIC_KEY)
     environ = build_environ(tmp_path, upstream.url)
     async with open_gateway_process(environ, tmp_path / "log") as gateway:
@@ -151,12 +151,12 @@ async def test_sigterm_lets_streams_finish(tmp_path: Path, upstream: ScriptedUps
 
 
 def is_listening(port: int) -> bool:
-    """Whether something accepts connections at ``port``."""
+    """Return whether something accepts connections at ``port``."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("is_handed_over", [False, True], ids=["hot", "other engine"])
+@pytest.mark.parametrize("is_handed_over", [False, True], ids=["HTTP/1.1 engine", "Hypercorn"])
 async def test_what_does_not_finish_in_time_is_cut_and_recorded(
     tmp_path: Path, upstream: ScriptedUpstream, is_handed_over: bool
 ) -> None:
@@ -187,7 +187,7 @@ async def test_what_does_not_finish_in_time_is_cut_and_recorded(
 
 
 async def test_redis_that_cannot_be_reached_is_one_sentence(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Without the Redis that it was given, cgw says so once, naming it but not its password, and exits with 1."""
+    """If Redis is unreachable, cgw says so once, with its address but not its password, and exits with 1."""
     environ = build_environ(tmp_path, upstream.url, more={"REDIS_ENDPOINT": "redis://:canary@127.0.0.1:1"})
     process = start_cgw(environ, tmp_path / "log")
     await wait_until(lambda: process.poll() is not None, seconds=20)
@@ -200,7 +200,7 @@ async def test_redis_that_cannot_be_reached_is_one_sentence(tmp_path: Path, upst
 
 
 async def test_a_taken_port_is_one_sentence(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """When somebody else has the port, cgw says which, and exits with 1."""
+    """If the port is in use, cgw names it and exits with 1."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -215,7 +215,7 @@ async def test_a_taken_port_is_one_sentence(tmp_path: Path, upstream: ScriptedUp
 
 @pytest.mark.parametrize("when_down", ["local", "open", "closed"])
 async def test_a_store_that_dies(tmp_path: Path, upstream: ScriptedUpstream, when_down: str) -> None:
-    """While its store is killed and comes back, cgw answers by its policy, at once: 200, or 503 with retry-after."""
+    """While its server is killed and restarted, cgw answers at once by its policy: 200, or 503 with retry-after."""
     settings = {"CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN": when_down}
     async with (
         open_gateway_process(build_environ(tmp_path, upstream.url, more=settings), tmp_path / "log") as gateway,

@@ -1,4 +1,4 @@
-"""Five gateways, 2,000 requests at once: exactly what is allowed gets through, on one Redis and on a cluster."""
+"""Five gateways, 2,000 concurrent requests: the limits are exact, on one Redis and on a cluster."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ REPLICAS = 5
 PER_CALLER = 100
 CALLERS = [
     *(Caller(f"quota-{number}", 10 + 4 * number, 500) for number in range(15)),
-    *(Caller(f"places-{number}", 900, 3 + 2 * number, GATED_MODEL) for number in range(5)),
+    *(Caller(f"slots-{number}", 900, 3 + 2 * number, GATED_MODEL) for number in range(5)),
 ]
-"""15 whose quota runs out, with a place in flight for each request, and 5 whose places in flight do."""
+"""15 actors whose quota runs out, with a slot in flight for each request, and 5 whose slots in flight run out."""
 EXPECTED = {caller.id: Counter({200: caller.allowed, 429: PER_CALLER - caller.allowed}) for caller in CALLERS}
 LEASES_SECONDS = 1.0
 
 SETTINGS = {
-    # The load must not look like an outage, and if it did, it would be seen.
+    # The load must not look like an outage; with `closed` an outage would show as 503.
     "CODY_GATEWAY_REDIS_TIMEOUT": "60s",
     "CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN": "closed",
-    # More than may ever be under way, for the second kind of lease.
+    # Never reached: it only adds the second kind of lease.
     "CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "5000",
 }
 
@@ -54,7 +54,7 @@ def enough_descriptors() -> None:
 
 
 async def open_gate(crowd: Crowd, upstream: GatedUpstream) -> None:
-    """Let the upstream answer once all that are refused know it: until then every place in flight is taken."""
+    """Let the upstream answer once all refusals have arrived: until then every slot in flight is taken."""
     waiting = sum(caller.allowed for caller in CALLERS if caller.model == GATED_MODEL)
     total = len(CALLERS) * PER_CALLER
     await wait_until(lambda: crowd.answered >= total - waiting or upstream.waiting > waiting, seconds=60)
@@ -62,7 +62,7 @@ async def open_gate(crowd: Crowd, upstream: GatedUpstream) -> None:
 
 
 def read_events(folder: Path) -> Counter[tuple[str, object]]:
-    """How many events of each name, and cause, all gateways have recorded."""
+    """Count the recorded events of all gateways by name and cause."""
     return Counter(
         (name, metadata.get("cause"))
         for number in range(REPLICAS)
@@ -71,7 +71,7 @@ def read_events(folder: Path) -> Counter[tuple[str, object]]:
 
 
 def list_leftovers(clients: list[redis.Redis]) -> list[bytes]:
-    """Keys of leases that are held and of reservations that were not settled."""
+    """Return the keys of held leases and of reservations that were not settled."""
     leftovers: list[bytes] = []
     for client in clients:
         keys: list[bytes] = list(client.scan_iter("cgw:*", count=1_000))
@@ -81,7 +81,7 @@ def list_leftovers(clients: list[redis.Redis]) -> list[bytes]:
 
 
 async def check_outcome(crowd: Crowd, upstream: GatedUpstream, clients: list[redis.Redis], folder: Path) -> None:
-    """Hold what came of a crowd to all that is promised."""
+    """Check the outcomes of a crowd: responses, events, charges and leases."""
     assert crowd.outcomes == EXPECTED
     await wait_until(lambda: not list_leftovers(clients), seconds=LEASES_SECONDS)
     allowed = sum(caller.allowed for caller in CALLERS)
@@ -93,23 +93,23 @@ async def check_outcome(crowd: Crowd, upstream: GatedUpstream, clients: list[red
             usage[caller.id] = answer.json()["chat_completions"]["usage"]
     assert usage == {caller.id: caller.allowed for caller in CALLERS}
     by_quota = sum(PER_CALLER - caller.allowed for caller in CALLERS if caller.model != GATED_MODEL)
-    by_places = sum(PER_CALLER - caller.allowed for caller in CALLERS if caller.model == GATED_MODEL)
+    by_slots = sum(PER_CALLER - caller.allowed for caller in CALLERS if caller.model == GATED_MODEL)
     assert read_events(folder) == {
         ("CompletionsFinished", None): allowed,
         ("RateLimited", "quota"): by_quota,
-        ("RateLimited", "in_flight"): by_places,
+        ("RateLimited", "in_flight"): by_slots,
     }
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """One Redis for all."""
+    """One Redis for all gateways."""
     with run_redis_server(tmp_path) as server:
         yield server
 
 
 async def test_five_processes_on_one_redis(tmp_path: Path, server: RedisServer) -> None:
-    """Each of 20 actors gets exactly what it may, by quota and in flight; 1 s later nothing is held any more."""
+    """Each of 20 actors gets exactly its limits, by quota and in flight; 1 s later no lease is held."""
     settings = {"REDIS_ENDPOINT": server.url, **SETTINGS}
     async with (
         open_gated_upstream() as upstream,
@@ -125,7 +125,7 @@ async def test_five_processes_on_one_redis(tmp_path: Path, server: RedisServer) 
 
 
 def count_redirections(clients: list[redis.Redis]) -> Counter[str]:
-    """How often the nodes said that a slot is elsewhere, or on its way."""
+    """Count the MOVED and ASK replies of all nodes."""
     redirections: Counter[str] = Counter()
     for client in clients:
         for name, statistic in client.info("errorstats").items():
@@ -135,17 +135,17 @@ def count_redirections(clients: list[redis.Redis]) -> Counter[str]:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
-    """Three masters."""
+    """A cluster of three masters."""
     with run_redis_cluster(tmp_path) as cluster:
         yield cluster
 
 
 MOVED = [CALLERS[0], CALLERS[14], CALLERS[16]]
-"""Actors whose slots go to another node amid the crowd; the last one holds places meanwhile."""
+"""Actors whose cluster slots move to another node amid the crowd; the last one holds leases meanwhile."""
 
 
 async def move_slots(cluster: RedisCluster, crowd: Crowd) -> list[int]:
-    """Move the slots of :data:`MOVED`, few keys at a time, while answers come; returns how many keys each had."""
+    """Move the cluster slots of :data:`MOVED`, few keys at a time; return how many keys each had."""
     counts = []
     for number, caller in enumerate(MOVED):
         slot = key_slot(caller.hash_tag.encode())
@@ -163,7 +163,7 @@ async def move_slots(cluster: RedisCluster, crowd: Crowd) -> list[int]:
 
 
 async def test_five_processes_on_a_cluster_whose_slots_move(tmp_path: Path, cluster: RedisCluster) -> None:
-    """The same on three nodes while actors' slots move from one to another: no 503, and not one request too many."""
+    """On three nodes whose slots move meanwhile, the limits are just as exact, without any 503."""
     settings = {"REDIS_ENDPOINT": cluster.url, **SETTINGS}
     moved: list[int] = []
     async with (

@@ -1,4 +1,4 @@
-"""The transport room alone as a gateway: connection, pool and relay, without actors, limits and events."""
+"""The transport package alone as a gateway: connection, pool and relay, without actors, limits and events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cgw.wire.windows import BodyWindowCollector
 
 @define
 class BareGateway:
-    """A running relay to one origin. ``refusals`` are those that were answered, in order."""
+    """A running gateway to one origin. ``refusals`` are those that were answered, in order."""
 
     port: int
     pool: UpstreamPool
@@ -41,9 +41,9 @@ async def open_bare_gateway(
     flat: FlatRelay | None = None,
     stops_with_client: bool = False,
 ) -> AsyncIterator[BareGateway]:
-    """Relay every POST to ``origin`` while the block runs: by the plain path, or with ``flat`` where it can.
+    """Relay every POST to ``origin`` while the block runs: on the fallback path, or with ``flat`` on the fast path.
 
-    ``stops_with_client`` has each exchange watch its client, and end when it leaves, as real ones do.
+    With ``stops_with_client`` each exchange watches its client and ends when it leaves, as real ones do.
     """
     pool = pool or UpstreamPool(build_tls_context(None), deadlines or UpstreamDeadlines())
     limits = limits or ClientLimits()
@@ -91,7 +91,7 @@ async def open_bare_gateway(
 
 
 async def forward(client: Http1Client, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None) -> None:
-    """Relay one answer, as an exchange does, with nothing around it."""
+    """Relay one answer as an exchange does, without limits and events."""
     window = BodyWindowCollector()
     try:
         async with pool.open_response(request) as response:
@@ -120,7 +120,7 @@ async def forward(client: Http1Client, request: UpstreamRequest, pool: UpstreamP
 async def forward_until_gone(
     client: Http1Client, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None
 ) -> None:
-    """Like :func:`forward`, beside a task that ends it when the client leaves."""
+    """Like :func:`forward`, but end when the client leaves."""
     client_scope = trio.CancelScope()
 
     async def watch() -> None:

@@ -1,4 +1,4 @@
-"""Counting what the process does, by counts that do not vary: calls into C, turns of tasks."""
+"""Counters of what does not vary between runs: calls of C and Python functions, turns of tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 
 
 class CallCounter:
-    """Counts calls of this thread while it is on: of C functions by owner and name, of Python functions by name.
+    """Counts calls in this thread: of C functions by owner and name, of Python functions by module and name.
 
     A C function that belongs to a socket or an epoll instance is a system call: ``socket.send``, ``epoll.poll``.
     """
@@ -25,7 +25,7 @@ class CallCounter:
         self.is_on = False
 
     def note(self, frame: FrameType, event: str, argument: Any) -> None:
-        """A profile function, for :func:`sys.setprofile`."""
+        """Count one call; a profile function for :func:`sys.setprofile`."""
         if not self.is_on:
             return
         if event == "c_call":
@@ -46,7 +46,7 @@ class CallCounter:
             self.is_on = False
 
     def system_calls(self) -> Counter[str]:
-        """Only those of sockets and epoll instances."""
+        """Return the calls of methods of sockets and epoll instances."""
         calls = {name: count for name, count in self.calls.items() if name.startswith(("socket.", "epoll."))}
         return Counter({name: count for name, count in calls.items() if not name.endswith((".fileno", ".__exit__"))})
 
@@ -60,13 +60,13 @@ def _owner_name(owner: object) -> str:
 
 
 class StepCounter(trio.abc.Instrument):
-    """Counts the turns of tasks by their names, while it is on."""
+    """Counts the turns of tasks by their names, while ``is_on``."""
 
     def __init__(self) -> None:
         self.steps: Counter[str] = Counter()
         self.is_on = False
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Called by Trio."""
+        """Count one turn; called by Trio."""
         if self.is_on:
             self.steps[task.name.rpartition(".")[2]] += 1

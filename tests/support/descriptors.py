@@ -1,4 +1,4 @@
-"""What the process holds of the kernel's: descriptors, and registrations with all of its epoll instances."""
+"""Descriptors, epoll registrations and memory of this process, from ``/proc``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from attrs import frozen
 
 @frozen
 class Descriptors:
-    """Open descriptors, and sockets (or nested instances) that are registered with an epoll instance."""
+    """Numbers of open descriptors, and of registrations with epoll instances."""
 
     open: int
     registered: int
 
 
 def count_descriptors() -> Descriptors:
-    """A snapshot, from ``/proc/self``."""
+    """Count them now."""
     count = registered = 0
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -32,7 +32,7 @@ def count_descriptors() -> Descriptors:
 
 
 def allow_descriptors(count: int) -> int:
-    """Raise the soft limit of open descriptors to ``count`` if the hard one lets us; the limit that holds now."""
+    """Raise the soft limit of open descriptors to ``count`` if the hard one allows it; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -42,6 +42,6 @@ def allow_descriptors(count: int) -> int:
 
 
 def read_resident_bytes() -> int:
-    """The process's resident memory now."""
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""A gateway before an upstream that plays faults, and a look at what each fault leaves behind."""
+"""A gateway in front of an upstream that plays faults, and checks of what each fault leaves behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RST_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
 
 @define
 class Upstream:
-    """What the next requests are answered with: bytes, then a close, by reset if so, or a handler of the test's own."""
+    """An upstream that answers with bytes and then closes or resets the connection, or runs the test's own handler."""
 
     answer: bytes = b""
     is_reset: bool = False
@@ -55,7 +55,7 @@ class Upstream:
 
 @define
 class Bench:
-    """A gateway before an upstream that plays faults."""
+    """A gateway in front of an upstream that plays faults."""
 
     gateway: Service
     upstream: Upstream
@@ -66,7 +66,7 @@ class Bench:
         return await ask(self.gateway.port, build_request(path, **options))
 
     async def ask_cut(self, data: bytes, *, hand_over: bool = False) -> AnswerCut:
-        """The answer to ``data``, which must not look whole; ``hand_over`` goes through the other engine."""
+        """Return the response to ``data``, which must be truncated; ``hand_over`` sends it through Hypercorn."""
         async with open_client(self.gateway.port) as client:
             if hand_over:
                 await client.ask(b"GET /-/__version HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -75,13 +75,13 @@ class Bench:
             return caught.value
 
     def read_events(self) -> list[dict[str, Any]]:
-        """The metadata of each event that came since the last call."""
+        """Return the metadata of each event since the last call."""
         events = [event.metadata for event in read_events(self.gateway.events_folder)][self.events_seen :]
         self.events_seen += len(events)
         return events
 
     async def check(self, name: str, *, resolved: int, upstream: int | None, count: int = 1) -> list[dict[str, Any]]:
-        """``count`` exchanges are over and left their events, their charges, and nothing else."""
+        """Check that ``count`` exchanges ended and left their events, their charges, and nothing else."""
         await self.wait_rest()
         events = self.read_events()
         statuses = [(event["resolved_status_code"], event.get("upstream_status_code")) for event in events]
@@ -93,7 +93,7 @@ class Bench:
         return events
 
     async def wait_rest(self) -> None:
-        """Wait until no client's connection, no upstream's, and no stream of the relay is left."""
+        """Wait until no client connection, no upstream connection and no stream of the relay is left."""
         services = self.gateway.gateway
         await wait_until(
             lambda: (
@@ -105,7 +105,7 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(data_dir: Path, more: Mapping[str, str] | None = None) -> AsyncIterator[Bench]:
-    """A gateway and its upstream; at the end both must be at rest."""
+    """Run a gateway and its upstream; at the end neither may have a connection left."""
     upstream = Upstream()
     async with (
         open_raw_server(upstream.serve) as port,
@@ -117,7 +117,7 @@ async def open_bench(data_dir: Path, more: Mapping[str, str] | None = None) -> A
 
 
 def read_message(path: str, answer: Answer) -> str:
-    """The text of an error in the shape of the route's API."""
+    """Return the text of an error, after a check that it has the shape of the route's API."""
     error = answer.json()["error"]
     text: str = error["message"] if isinstance(error, dict) else error
     assert isinstance(error, dict) != path.startswith("/v1/")
@@ -125,7 +125,7 @@ def read_message(path: str, answer: Answer) -> str:
 
 
 async def check_502(bench: Bench, name: str, words: str) -> None:
-    """Each route answers 502 in its own shape, whether a stream was asked for or not."""
+    """Check that each route answers 502 in its own shape, streamed or not."""
     for index, path in enumerate(ROUTES):
         answer = await bench.ask(path, stream=bool(index % 2))
         assert (name, answer.status) == (name, 502)

@@ -1,4 +1,4 @@
-"""The whole gateway, in this process, in front of an upstream on loopback."""
+"""The complete gateway, in this process, in front of an upstream on loopback."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def build_environ(
     chat_lines: str = "",
     more: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The environment of a gateway with two actors, whose data and actors file are in ``data_dir``.
+    """Return the environment of a gateway with two actors, whose data and actors file are in ``data_dir``.
 
-    ``chat_lines`` is what else the actors file says of acme's chat completions.
+    ``chat_lines`` are more lines for the limits of acme's chat completions.
     """
     actors = data_dir / "actors.toml"
     actors.write_text(build_actors(limit, concurrent_requests, chat_lines))
@@ -69,7 +69,7 @@ def build_environ(
 
 
 def build_actors(limit: int = 1000, concurrent_requests: int = 1000, chat_lines: str = "") -> str:
-    """What stands in the actors file."""
+    """Return the contents of the actors file."""
     return ACTORS.format(
         token=hash_token(TOKEN),
         disabled=hash_token(DISABLED_TOKEN),
@@ -89,7 +89,7 @@ async def open_gateway(
     chat_lines: str = "",
     more: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Service]:
-    """Run a gateway while the block runs; with its embedded store, unless ``more`` names another."""
+    """Run a gateway for the length of the block, with its embedded server unless ``more`` names another one."""
     environ = build_environ(
         data_dir,
         upstream_url,

@@ -1,4 +1,4 @@
-"""An HTTP/2 client that can leave in its own way."""
+"""An HTTP/2 client that a test moves step by step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.requests import HEADERS
 
 
 class Http2Client:
-    """One HTTP/2 connection with prior knowledge, by hand: so that it can leave in its own way."""
+    """One HTTP/2 connection with prior knowledge; a test may cut it or leave a stream at any step."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -18,7 +18,7 @@ class Http2Client:
         self.connection.initiate_connection()
 
     async def post(self, path: str, body: bytes) -> int:
-        """Send a request on a stream of its own; returns the stream's id."""
+        """Send a request on a new stream; return the stream's id."""
         stream_id = self.connection.get_next_available_stream_id()
         head = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x"), *HEADERS.items()]
         self.connection.send_headers(stream_id, head)
@@ -27,5 +27,5 @@ class Http2Client:
         return stream_id
 
     async def flush(self) -> None:
-        """Send what is waiting."""
+        """Send the data that h2 has queued."""
         await self.stream.send_all(self.connection.data_to_send())

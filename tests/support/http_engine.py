@@ -1,4 +1,4 @@
-"""Connections of clients as the hot engine serves them, with a handler of the test's own in the place of exchanges."""
+"""A server of HTTP/1.1 connections with a handler of the test's own in the place of exchanges."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.raw_client import RawClient
 from tests.support.waiting import wait_until
 
 ERRORS = ReferenceErrors()
-HEAD = b"POST /hot HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /fast HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 Handler = Callable[[Http1Client], Awaitable[None]]
 
 
 async def echo(client: Http1Client) -> None:
-    """Answer with the target and the body, or with the refusal that reading it came to."""
+    """Answer with the target and the body, or with the refusal that reading the body raised."""
     try:
         body = await client.receive_body()
     except Refusal as refusal:
@@ -40,7 +40,7 @@ async def echo(client: Http1Client) -> None:
 
 @define
 class Engine:
-    """Connections with nothing above them. ``handed_over`` is what the other engine got to read, by connection."""
+    """A running server. ``handed_over`` has the data of each connection that was handed over."""
 
     handler: Handler
     limits: ClientLimits
@@ -57,7 +57,7 @@ class Engine:
     async def serve_connection(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         service = ConnectionCallbacks(
             limits=self.limits,
-            is_fast_path=lambda head: head.path == b"/hot",
+            is_fast_path=lambda head: head.path == b"/fast",
             handle=self.handle,
             hand_over=self.take_over,
             render_refusal=ERRORS.render,
@@ -78,7 +78,7 @@ class Engine:
             self.handed_over[index] += data
 
     def drain(self) -> None:
-        """As the hot engine does it."""
+        """Stop keeping connections alive, as :mod:`cgw.gateway.http_engine` does."""
         self.is_draining = True
         for connection in self.connections:
             if connection.is_idle:
@@ -87,7 +87,7 @@ class Engine:
 
 @asynccontextmanager
 async def open_engine(handler: Handler = echo, limits: ClientLimits | None = None) -> AsyncIterator[Engine]:
-    """Serve connections on a free port. At the end none may be left, since every client has left by then."""
+    """Serve connections on a free port. At the end every client must have left, and no connection may remain."""
     engine = Engine(handler, limits or ClientLimits())
     engine.server = Server(await open_listeners("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
@@ -100,7 +100,7 @@ async def open_engine(handler: Handler = echo, limits: ClientLimits | None = Non
 
 
 async def read_refusal(client: RawClient, status: int) -> str:
-    """The text of a refusal, which must be JSON, be the last answer on its connection, and end it properly."""
+    """Read a refusal, check that it is JSON and the last answer on its connection, and return its text."""
     answer = await client.read_answer()
     assert answer.status == status
     assert answer.headers["content-type"] == "application/json"

@@ -1,4 +1,4 @@
-"""What the limits' Lua should do, in exact integers, written without it."""
+"""A model of the limits' Lua for property tests, in exact integers, written independently of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import define, evolve, field
 from tests.support.limit_store import Answer, Limit
 
 Check = tuple[int, Callable[[], None], Callable[[], tuple[int, int, int]]]
-"""The wait of one limit, what claims from it, and what measures it."""
+"""The wait of one limit, a function that claims from it, and one that measures it."""
 
 
 def _ceil(numerator: int, denominator: int) -> int:
@@ -17,8 +17,8 @@ def _ceil(numerator: int, denominator: int) -> int:
 
 
 @define
-class Bucket:
-    """A token bucket in exact integers."""
+class ModelBucket:
+    """A token bucket; ``debt`` in tokens × milliseconds."""
 
     debt: int
     at: int
@@ -45,20 +45,10 @@ class Bucket:
 
 
 @define
-class Window:
-    """An aligned window."""
-
-    id: int
-    used: int
-    period: int
-
-
-@define
 class Model:
-    """What the scripts should do, written without them."""
+    """The expected behaviour of the scripts."""
 
-    buckets: dict[str, Bucket] = field(factory=dict)
-    windows: dict[str, Window] = field(factory=dict)
+    buckets: dict[str, ModelBucket] = field(factory=dict)
     leases: dict[str, dict[str, int]] = field(factory=dict)
     records: dict[str, tuple[int, list[Answer]]] = field(factory=dict)
 
@@ -78,7 +68,7 @@ class Model:
         return admitted, answers
 
     def _check_bucket(self, now: int, _: str, limit: Limit, cost: int) -> Check:
-        bucket = self.buckets.get(limit.key, Bucket(0, now, limit.limit, limit.period, 0))
+        bucket = self.buckets.get(limit.key, ModelBucket(0, now, limit.limit, limit.period, 0))
         was_ahead = bucket.at > now
         looked_at = evolve(bucket)
         looked_at.refill(now)
@@ -96,28 +86,6 @@ class Model:
 
         return wait, claim, looked_at.measure
 
-    def _check_window(self, now: int, _: str, limit: Limit, cost: int) -> Check:
-        window = self._window(now, limit)
-        reset = (window.id + 1) * limit.period - now
-        wait = 0 if window.used + cost <= limit.limit else -1 if cost > limit.limit else reset
-
-        def claim() -> None:
-            window.used += cost
-            self.windows[limit.key] = window
-
-        def measure() -> tuple[int, int, int]:
-            left = max(0, limit.limit - window.used)
-            return (left, reset, reset) if window.used else (left, 0, 0)
-
-        return wait, claim, measure
-
-    def _window(self, now: int, limit: Limit) -> Window:
-        id_ = now // limit.period
-        old = self.windows.get(limit.key)
-        if old is None or (old.period == limit.period and old.id not in {id_, id_ + 1}):
-            return Window(id_, 0, limit.period)
-        return evolve(old) if old.period == limit.period else Window(id_, old.used, limit.period)
-
     def _check_lease(self, now: int, rid: str, limit: Limit, cost: int) -> Check:
         held = {name: end for name, end in self.leases.get(limit.key, {}).items() if end > now}
         wait = 0
@@ -125,7 +93,7 @@ class Model:
             wait = -1 if cost > limit.limit else max(1, min(min(held.values()) - now, 1000))
 
         def claim() -> None:
-            # The lapsed are dropped only where nobody is left, as a heartbeat may still come for them.
+            # Leases that ended are dropped only if none is held: a late heartbeat may still renew them.
             if not held:
                 self.leases[limit.key] = {}
             self.leases[limit.key][rid] = held[rid] = now + limit.period
@@ -145,20 +113,14 @@ class Model:
             if limit.kind == "lease":
                 self.leases.get(limit.key, {}).pop(rid, None)
             elif record is not None and used != reserved:
-                getattr(self, f"_settle_{limit.kind}")(now, record[0], limit, used - reserved)
+                self._settle_bucket(now, record[0], limit, used - reserved)
         return record is not None
 
     def _settle_bucket(self, now: int, admitted_at: int, limit: Limit, difference: int) -> None:
         bucket = self.buckets.get(limit.key)
         if bucket is None or bucket.debt == 0:
-            bucket = self.buckets[limit.key] = Bucket(0, now, limit.limit, limit.period, now)
+            bucket = self.buckets[limit.key] = ModelBucket(0, now, limit.limit, limit.period, now)
         bucket.refill(now)
         if difference > 0 or admitted_at >= bucket.empty_at:
             change = difference * bucket.period
             bucket.debt = max(0, min(bucket.debt + change, 2 * bucket.limit * bucket.period))
-
-    def _settle_window(self, now: int, admitted_at: int, limit: Limit, difference: int) -> None:
-        window = self._window(now, limit)
-        if difference > 0 or admitted_at // limit.period >= window.id:
-            window.used = max(0, window.used + difference)
-            self.windows[limit.key] = window

@@ -1,4 +1,4 @@
-"""The limits' Lua on a real server, with a clock of the test's own."""
+"""The limits' Lua on a real server, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cgw.redis.opening import LuaScript
 START_MS = 1_800_000_000_000
 CLOCK = "test:clock"
 RECORD = "{t}:record:"
-NOTICE = "{t}:notice"
+ALERT = "{t}:notice"
 
 
 @frozen
@@ -30,7 +30,7 @@ class Limit:
 
 @frozen
 class Answer:
-    """What one limit says: remaining, reset, more, wait."""
+    """The answer of ``admit`` for one limit, in ms."""
 
     remaining: int
     reset: int
@@ -38,8 +38,8 @@ class Answer:
     wait: int
 
 
-class Store:
-    """The shipped scripts, but for two words: the clock is a key, and keys live long enough for a slow machine."""
+class LimitStore:
+    """The shipped scripts, with two replacements: the clock is a key, and keys outlive pauses of a slow machine."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
@@ -51,7 +51,7 @@ class Store:
         self.reset()
 
     def reset(self) -> None:
-        """An empty server at the first moment."""
+        """Empty the server, and set the clock to the start."""
         self.client.flushall()
         self.set_clock(START_MS)
 
@@ -61,16 +61,16 @@ class Store:
         self.client.rpush(CLOCK, milliseconds // 1000, milliseconds % 1000 * 1000 + 999)
 
     def dump(self) -> dict[bytes, bytes | None]:
-        """All keys and what they hold."""
+        """Return all keys with their values."""
         return {key: self.client.dump(key) for key in self.client.scan_iter()}
 
     def admit(self, rid: str, claims: Sequence[tuple[Limit, int]]) -> tuple[bool, list[Answer]]:
-        return self.admit_noting(rid, claims, "")[1:]
+        return self.admit_with_alerts(rid, claims, "")[1:]
 
-    def admit_noting(
+    def admit_with_alerts(
         self, rid: str, claims: Sequence[tuple[Limit, int]], thresholds: str
     ) -> tuple[int, bool, list[Answer]]:
-        keys = [RECORD + rid, *(limit.key for limit, _ in claims), *([NOTICE] if thresholds else [])]
+        keys = [RECORD + rid, *(limit.key for limit, _ in claims), *([ALERT] if thresholds else [])]
         args: list[Any] = [rid, 3_600_000, thresholds]
         for limit, cost in claims:
             args += [limit.kind, limit.limit, limit.period, cost]
@@ -79,12 +79,12 @@ class Store:
         return reply[2], reply[0] == 1, [Answer(*reply[at : at + 4]) for at in range(3, len(reply), 4)]
 
     def settle(self, rid: str, claims: Sequence[tuple[Limit, int, int]]) -> bool:
-        return self.settle_noting(rid, claims, "")[1]
+        return self.settle_with_alerts(rid, claims, "")[1]
 
-    def settle_noting(
+    def settle_with_alerts(
         self, rid: str, claims: Sequence[tuple[Limit, int, int]], thresholds: str, mark_ms: int = 0
     ) -> tuple[int, bool]:
-        keys = [RECORD + rid, *(limit.key for limit, _, _ in claims), *([NOTICE] if thresholds else [])]
+        keys = [RECORD + rid, *(limit.key for limit, _, _ in claims), *([ALERT] if thresholds else [])]
         args: list[Any] = [rid, mark_ms, thresholds]
         for limit, reserved, used in claims:
             args += [limit.kind, limit.limit, limit.period, reserved, used]
@@ -92,7 +92,7 @@ class Store:
         return threshold, is_settled == 1
 
     def renew(self, limit: Limit, rids: Sequence[str]) -> int:
-        """Keep leases, and take again those that were lost; returns how many those were."""
+        """Renew leases, and take those again that were lost; returns the number of the lost."""
         lost = self._renew([limit.key], [limit.period, "keep", *rids])
         if lost:
             assert self._renew([limit.key], [limit.period, "take", *lost]) == []
@@ -103,7 +103,7 @@ class Store:
         return kept
 
     def queue(self, pipeline: Any, rid: str, limit: Limit, *, reserved: int, used: int) -> None:
-        """Put an admission and its settlement into a pipeline."""
+        """Add an admission and its settlement to a pipeline."""
         keys = [RECORD + rid, limit.key]
         claim: list[Any] = [limit.kind, limit.limit, limit.period, reserved]
         self._admit(keys, [rid, 3_600_000, "", *claim], client=pipeline)
@@ -126,5 +126,5 @@ def with_test_clock(script: LuaScript) -> str:
 
 
 def as_claim(limit: Limit, cost: int) -> Claim:
-    """The same, as cgw's own."""
+    """Convert a limit and a cost to cgw's own type."""
     return Claim("quota", cast(LimitKind, limit.kind), limit.key, limit.limit, limit.period, cost)

@@ -1,4 +1,4 @@
-"""What whole gateways count: keys as they stand in Redis, and what clients and the event log are told."""
+"""Checking the limits of whole gateways: keys in Redis, answers to clients, and events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attrs import frozen
 from cgw.events.reading import read_events
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
-from cgw.testing.upstream import ScriptedUpstream
+from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, open_gateway
 from tests.support.requests import HEADERS
 
@@ -24,7 +24,7 @@ IN_FLIGHT = f"{CHAT_PREFIX}in_flight"
 PROVIDER_IN_FLIGHT = "cgw:{{provider:{}}}:in_flight"
 
 PATIENT = {"CODY_GATEWAY_REDIS_TIMEOUT": "20s"}
-"""For tests that count answers: a machine with too little to spare must not make an outage of its pauses."""
+"""For tests that count answers: pauses of a busy machine must not look like an outage of Redis."""
 
 Event = tuple[str, Mapping[str, Any]]
 
@@ -39,7 +39,7 @@ async def open_patient_gateway(
     chat_lines: str = "",
     more: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Service]:
-    """Run a gateway, as :func:`~tests.support.gateway.open_gateway`, that waits long for Redis."""
+    """Run a gateway as :func:`~tests.support.gateway.open_gateway`, with a long timeout for Redis."""
     async with open_gateway(
         data_dir,
         upstream_url,
@@ -57,13 +57,13 @@ def read_recorded(data_dir: Path) -> list[Event]:
 
 
 def open_http(gateway: Service, **headers: str) -> httpx.AsyncClient:
-    """A client of ``gateway``, in acme's name unless ``headers`` say otherwise (``_`` stands for ``-``)."""
+    """Return a client of ``gateway`` with acme's token, unless ``headers`` have another (``_`` stands for ``-``)."""
     own = {name.replace("_", "-"): value for name, value in headers.items()}
     return httpx.AsyncClient(base_url=gateway.url, headers={**HEADERS, **own}, timeout=30)
 
 
 async def get_usage(gateway: Service, feature: str = "chat_completions") -> int:
-    """What ``/v1/limits`` says of acme's usage."""
+    """Return acme's usage by ``/v1/limits``."""
     async with open_http(gateway) as client:
         answer = await client.get("/v1/limits")
     assert answer.status_code == 200
@@ -77,29 +77,29 @@ PROVIDER_BOUND = {"CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "5"}
 """Bounds on what is in flight: a line of an actor's limits, and a setting."""
 
 MARKS = (b"settled", b"void")
-"""What stands for a reservation that holds nothing: what was used while Redis was away leaves a mark, so that it is
-charged once, and so does an admission that was given up, in case it comes later."""
+"""Records that hold nothing: of usage without Redis, so that it is charged once, and of an admission that was given up,
+in case it arrives later."""
 
 
 @frozen
 class Held:
-    """What is held in Redis for requests under way."""
+    """The numbers of slots and reservations that Redis holds for requests in flight."""
 
-    places: int
+    slots: int
     reservations: int
 
 
 async def count_held(gateway: Service) -> Held:
-    """Places in flight, of actors and providers, and records of reservations; in a store with few keys."""
+    """Count slots, of actors and providers, and records of reservations. Slow: looks at all keys."""
     ask = gateway.redis.execute_command
     keys: Sequence[bytes] = await ask("KEYS", "cgw:*")
-    places = [await ask("ZCARD", key) for key in keys if key.endswith(b":in_flight")]
+    slots = [await ask("ZCARD", key) for key in keys if key.endswith(b":in_flight")]
     records = [await ask("GET", key) for key in keys if b":reservation:" in key]
-    return Held(sum(places), sum(record not in (None, *MARKS) for record in records))
+    return Held(sum(slots), sum(record not in (None, *MARKS) for record in records))
 
 
 async def wait_nothing_held(gateway: Service, seconds: float = 1.0) -> None:
-    """Return once nothing is held any more; fail with what is, after ``seconds``."""
+    """Wait until nothing is held any more; fail with what is held after ``seconds``."""
     held = await count_held(gateway)
     with trio.move_on_after(seconds):
         while held != Held(0, 0):
@@ -109,6 +109,6 @@ async def wait_nothing_held(gateway: Service, seconds: float = 1.0) -> None:
 
 
 def slow_down(upstream: ScriptedUpstream, answer: str = "word " * 40) -> None:
-    """Have answers stream for a long time."""
+    """Make responses stream for a long time."""
     for model, key in ((ANTHROPIC_MODEL, ANTHROPIC_KEY), (OPENAI_MODEL, OPENAI_KEY)):
         upstream.scripts[model] = Script(answer=answer, tokens_per_second=20, api_key=key)

@@ -1,4 +1,4 @@
-"""``cgw serve`` as a process of its own."""
+"""``cgw serve`` in a child process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SERVING = re.compile(r"is serving on http://127\.0\.0\.1:(\d+)")
 
 @define
 class GatewayProcess:
-    """A running ``cgw serve``, its port, and the file that its log goes to."""
+    """A running ``cgw serve``, its port, and its log file."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -34,21 +34,21 @@ class GatewayProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
-        """End it as ``kill -9`` does."""
+        """Send SIGKILL."""
         self.process.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Ask it to drain."""
+        """Send SIGTERM, which drains."""
         self.process.send_signal(signal.SIGTERM)
 
     async def wait(self, seconds: float = 20) -> int:
-        """Its exit status."""
+        """Wait for its end; return the exit status."""
         await wait_until(lambda: self.process.poll() is not None, seconds=seconds)
         return self.process.wait()
 
 
 def start_cgw(environ: Mapping[str, str], log_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start ``cgw`` with ``environ`` as all of its own settings; its standard error goes to ``log_path``."""
+    """Start ``cgw`` with only the settings in ``environ``; its standard error goes to ``log_path``."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
     with log_path.open("wb") as log:
         return subprocess.Popen(
@@ -62,7 +62,7 @@ def start_cgw(environ: Mapping[str, str], log_path: Path, *arguments: str) -> su
 
 @asynccontextmanager
 async def open_gateway_process(environ: Mapping[str, str], log_path: Path) -> AsyncIterator[GatewayProcess]:
-    """Run ``cgw serve`` while the block runs, from when it serves; whatever is left of it then is killed."""
+    """Run ``cgw serve`` for the length of the block, which begins when it serves; kill it at the end."""
     process = start_cgw(environ, log_path)
     try:
         found: list[str] = []

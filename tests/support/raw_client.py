@@ -1,4 +1,4 @@
-"""A client on a bare socket, for tests that care about bytes: it sends what it is told and reads strictly."""
+"""A client on a bare socket, for tests about bytes: it sends any data, and reads answers strictly."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Answer:
     informational: tuple[int, ...] = ()
 
     def json(self) -> Any:
-        """The body as JSON."""
+        """Return the body, parsed as JSON."""
         return json.loads(self.body)
 
 
 class AnswerCut(Exception):
-    """The connection ended before the answer did; ``status`` is ``None`` when there was not even a whole head.
+    """The connection ended before the answer; ``status`` is ``None`` if the head was incomplete, too.
 
-    ``is_reset`` tells a TCP reset from an end.
+    ``is_reset`` is true for a TCP reset, false for an end.
     """
 
     def __init__(self, status: int | None, body: bytes, *, is_reset: bool) -> None:
@@ -41,7 +41,7 @@ class AnswerCut(Exception):
 
 @define
 class RawClient:
-    """One connection. Answers are read one after the other, strictly by their framing."""
+    """One connection. Answers are read one after the other, by their framing."""
 
     stream: trio.SocketStream
     _buffer: bytes = field(default=b"", init=False)
@@ -51,7 +51,7 @@ class RawClient:
         await self.stream.send_all(data)
 
     async def read_answer(self) -> Answer:
-        """The next answer. Raises :exc:`AnswerCut` when the connection ends or breaks before it is whole."""
+        """Read the next answer. Raises :exc:`AnswerCut` when the connection ends or breaks before it is complete."""
         connection = h11.Connection(h11.CLIENT)
         connection.send(h11.Request(method="POST", target="/", headers=[("host", "x")]))
         connection.send(h11.EndOfMessage())
@@ -87,7 +87,7 @@ class RawClient:
         return await self.read_answer()
 
     async def read_end(self) -> bytes:
-        """What still comes before the connection's proper end; a reset raises :exc:`trio.BrokenResourceError`."""
+        """Read until the connection's end; a reset raises :exc:`trio.BrokenResourceError`."""
         rest, self._buffer = self._buffer, b""
         while data := await self.stream.receive_some(65536):
             rest += data
@@ -96,7 +96,7 @@ class RawClient:
 
 @asynccontextmanager
 async def open_client(port: int) -> AsyncIterator[RawClient]:
-    """A connection to a port of this machine; closed at the end of the block."""
+    """Connect to a port of this machine; closed at the end of the block."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     try:
         yield RawClient(stream)
@@ -105,6 +105,6 @@ async def open_client(port: int) -> AsyncIterator[RawClient]:
 
 
 async def ask(port: int, data: bytes) -> Answer:
-    """One answer, on a connection of its own."""
+    """Send ``data`` and read the answer, on a connection of its own."""
     async with open_client(port) as client:
         return await client.ask(data)

@@ -1,4 +1,4 @@
-"""A loopback server whose behaviour is a function of the test's own: it plays bytes, and faults."""
+"""A loopback server with a handler of the test's own, which plays bytes and faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Handler = Callable[[trio.SocketStream], Awaitable[None]]
 async def open_raw_server(handler: Handler) -> AsyncIterator[int]:
     """Run ``handler`` on each connection while the block runs; yields the port.
 
-    A peer that leaves ends its handler only; every socket is closed after its handler.
+    A peer that leaves ends only its own handler; every socket is closed after its handler.
     """
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -36,7 +36,7 @@ async def open_raw_server(handler: Handler) -> AsyncIterator[int]:
 
 
 async def read_request(stream: trio.SocketStream) -> tuple[h11.Request, bytes] | None:
-    """The next whole request, or ``None`` at the end of the connection. Pipelining is not for this server."""
+    """Read the next whole request; ``None`` at the end of the connection. Pipelining is not supported."""
     connection = h11.Connection(h11.SERVER)
     request: h11.Request | None = None
     body = b""

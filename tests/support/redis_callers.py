@@ -1,4 +1,4 @@
-"""Callers that use a store all the time while a drill breaks it: how long they waited, and when all was back."""
+"""Callers that use a store without pause while a drill makes it fail: how long they wait, and when they recover."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 import trio
 
 from cgw.errors import StoreUnavailable
-from cgw.redis.opening import LuaScript, Redis, open_redis
+from cgw.redis.opening import LuaScript, Store, open_redis
 from tests.support.redis_server import wait_until
 from tests.support.stalls import watch_stalls
 
 TIMEOUT = 0.1
 GRACE = 0.15
-"""What a busy machine may add before a drill fails; the promise is 20 ms, see the figures."""
+"""The most that a busy machine may add before a drill fails; the promise is 20 ms, see the printed figures."""
 BACK_SECONDS = 1.0
 
 _WRITE = LuaScript.from_text("redis.call('SET', KEYS[1], ARGV[1]) return ARGV[1]")
@@ -23,10 +23,10 @@ _CALLERS = 8
 _PAUSE_SECONDS = 0.002
 
 
-class Drill:
-    """Callers at work on ``redis``, and what they met."""
+class CallerDrill:
+    """Callers of ``redis``, their replies and errors."""
 
-    def __init__(self, name: str, redis: Redis, key: str) -> None:
+    def __init__(self, name: str, redis: Store, key: str) -> None:
         self.redis = redis
         self.answers = 0
         self.errors = 0
@@ -37,8 +37,8 @@ class Drill:
         self._answered_at = [0.0] * _CALLERS
         self._wrong: list[object] = []
 
-    async def call_all_the_time(self, caller: int) -> None:
-        """One caller: each call writes a text of its own and must have that very text for an answer."""
+    async def call_repeatedly(self, caller: int) -> None:
+        """Run one caller: each call writes a unique text and must have the same text as reply."""
         number = 0
         while True:
             number += 1
@@ -50,7 +50,7 @@ class Drill:
                 self.errors += 1
             else:
                 self.answers += 1
-                # Of a call that began before all was well nothing can be said.
+                # When the call began, not when it ended: wait_back asks for calls that began after the recovery.
                 self._answered_at[caller] = started
                 if reply != text.encode():
                     self._wrong.append((text, reply))
@@ -58,7 +58,7 @@ class Drill:
             await trio.sleep(_PAUSE_SECONDS)
 
     async def wait_outage(self) -> None:
-        """Wait until callers are turned away."""
+        """Wait until calls fail."""
         errors = self.errors
 
         async def has_errors() -> bool:
@@ -68,7 +68,7 @@ class Drill:
         await wait_until(has_errors)
 
     async def wait_answers(self, count: int) -> None:
-        """Wait until callers had so many more answers."""
+        """Wait for ``count`` more replies."""
         target = self.answers + count
 
         async def has_answers() -> bool:
@@ -78,7 +78,7 @@ class Drill:
         await wait_until(has_answers, seconds=20)
 
     async def wait_back(self, recovered_at: float | None = None) -> None:
-        """Wait until all links are up and each caller had an answer to a call begun after ``recovered_at`` (now)."""
+        """Wait until all links are up and each caller had a reply to a call begun after ``recovered_at`` (now)."""
         since = trio.current_time() if recovered_at is None else recovered_at
 
         async def is_back() -> bool:
@@ -90,7 +90,7 @@ class Drill:
         self.back_seconds = max(self.back_seconds, trio.current_time() - since)
 
     def finish(self, stalled_seconds: float) -> None:
-        """Report the figures, and hold them to what is promised; ``stalled_seconds`` were the machine's."""
+        """Print the figures and check them; ``stalled_seconds`` of the waits were stalls of this process."""
         statistics = self.redis.statistics()
         sys.stdout.write(
             f"\n{self._name}: longest wait {self.longest_seconds * 1000:.1f} ms of {TIMEOUT * 1000:.0f} ms, "
@@ -103,13 +103,13 @@ class Drill:
 
 
 @asynccontextmanager
-async def run_drill(name: str, url: str, *, key: str = "drill") -> AsyncIterator[Drill]:
-    """Open the store at ``url`` with the default deadline and have it used while the block breaks and mends it."""
-    async with watch_stalls() as stalls, open_redis(url, links=2, timeout_seconds=TIMEOUT) as redis:
-        drill = Drill(name, redis, key)
+async def run_caller_drill(name: str, url: str, *, key: str = "drill") -> AsyncIterator[CallerDrill]:
+    """Open the store at ``url`` with the default deadline and call it while the block makes it fail and recover."""
+    async with watch_stalls() as stalls, open_redis(url, timeout_seconds=TIMEOUT) as redis:
+        drill = CallerDrill(name, redis, key)
         async with trio.open_nursery() as callers_nursery:
             for caller in range(_CALLERS):
-                callers_nursery.start_soon(drill.call_all_the_time, caller)
+                callers_nursery.start_soon(drill.call_repeatedly, caller)
             await drill.wait_answers(2 * _CALLERS)
             yield drill
             callers_nursery.cancel_scope.cancel()

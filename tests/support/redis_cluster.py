@@ -1,4 +1,4 @@
-"""A real cluster of masters on loopback for tests, and what an operator does to its slots."""
+"""A real cluster of masters on loopback for tests, and moving its slots as operators do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.redis_server import RedisServer, ask_server, run_redis_server
 
 
 def find_free_ports(count: int) -> list[int]:
-    """TCP ports of loopback that nobody uses now."""
+    """Return TCP ports of loopback that are free now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in sockets:
@@ -26,11 +26,11 @@ def find_free_ports(count: int) -> list[int]:
 
 
 BUS_DISTANCE = 10_000
-"""How far a node's second port is from its first, where it can't be chosen (before Redis 7)."""
+"""The distance between the port of a node and that of its cluster bus; fixed before Redis 7."""
 
 
 def find_node_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody uses now, each with its second one."""
+    """Return ports of loopback that are free now, each together with the port of its cluster bus."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.randrange(20_000, 32_000)
@@ -59,7 +59,7 @@ class ClusterNode:
         return f"127.0.0.1:{self.port}"
 
     async def ask(self, *command: str | int) -> object:
-        """The reply of this very node; error replies are raised."""
+        """Return this node's reply; error replies are raised."""
         return await ask_server(self.server.path, *command)
 
 
@@ -75,23 +75,23 @@ class RedisCluster:
         return f"redis+cluster://{','.join(node.place for node in self.nodes)}"
 
     async def find_owner(self, slot: int) -> ClusterNode:
-        """The node that serves ``slot`` in the eyes of the first one."""
+        """Return the node that serves ``slot`` according to the first node."""
         reply = await self.nodes[0].ask("CLUSTER", "SLOTS")
         assert isinstance(reply, list)
         port = next(entry[2][1] for entry in reply if entry[0] <= slot <= entry[1])
         return next(node for node in self.nodes if node.port == port)
 
     def others(self, node: ClusterNode) -> list[ClusterNode]:
-        """The nodes but this one."""
+        """Return the other nodes."""
         return [other for other in self.nodes if other is not node]
 
     async def begin_move(self, slot: int, source: ClusterNode, target: ClusterNode) -> None:
-        """Mark a slot as on its way; from here on ``source`` answers ASK for keys that it doesn't have."""
+        """Begin to move a slot; from here on ``source`` answers ASK for keys that it does not have."""
         await target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         await source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
 
     async def move_keys(self, slot: int, source: ClusterNode, target: ClusterNode, most: int = 1_000) -> int:
-        """Move at most so many keys of a slot; returns how many there were."""
+        """Move at most ``most`` keys of a slot; return the number of keys moved."""
         keys = await source.ask("CLUSTER", "GETKEYSINSLOT", slot, most)
         assert isinstance(keys, list)
         names = [key.decode() for key in keys]
@@ -100,7 +100,7 @@ class RedisCluster:
         return len(names)
 
     async def end_move(self, slot: int, target: ClusterNode) -> None:
-        """Give the slot to ``target``, at the target first so that no node is without an answer."""
+        """Assign the slot to ``target``, at the target first, so that one node serves it at any time."""
         for node in (target, *self.others(target)):
             await node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
@@ -116,7 +116,7 @@ class RedisCluster:
 def run_redis_cluster(folder: Path, masters: int = 3) -> Iterator[RedisCluster]:
     """Run servers in ``folder`` (its path must be short) and make them one cluster; all are killed at the end.
 
-    Takes two seconds: so long a new node refuses to be a master.
+    Takes two seconds, because a new node refuses to serve as master for that long.
     """
     ports = find_node_ports(masters)
     with ExitStack() as stack:
@@ -129,7 +129,7 @@ def run_redis_cluster(folder: Path, masters: int = 3) -> Iterator[RedisCluster]:
 
 @contextmanager
 def run_cluster_node(folder: Path, port: int) -> Iterator[ClusterNode]:
-    """Run one server of a cluster, as it was if it ran in ``folder`` before; killed at the end."""
+    """Run one server of a cluster, with the state that an earlier run left in ``folder``; killed at the end."""
     folder.mkdir(exist_ok=True)
     options = ("--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes")
     behaviour = ("--cluster-require-full-coverage", "no", "--cluster-node-timeout", "1000")
@@ -139,7 +139,7 @@ def run_cluster_node(folder: Path, port: int) -> Iterator[ClusterNode]:
 
 def _ask_blocking(server: RedisServer, *command: str | int) -> bytes:
     with redis.Redis(unix_socket_path=str(server.path)) as client:
-        # Two words as one would be converted by redis-py.
+        # As separate words: redis-py converts the replies of the commands that it knows.
         reply: bytes = client.execute_command(*command)
         return reply
 
@@ -147,7 +147,7 @@ def _ask_blocking(server: RedisServer, *command: str | int) -> bytes:
 def _join(nodes: Sequence[ClusterNode]) -> None:
     for number, node in enumerate(nodes):
         first, end = (-(-part * SLOTS // len(nodes)) for part in (number, number + 1))
-        _ask_blocking(node.server, "CLUSTER", "ADDSLOTS", *range(first, end))  # ADDSLOTSRANGE is of Redis 7
+        _ask_blocking(node.server, "CLUSTER", "ADDSLOTS", *range(first, end))  # ADDSLOTSRANGE came with Redis 7
         _ask_blocking(node.server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
     for node in nodes[1:]:
         _ask_blocking(nodes[0].server, "CLUSTER", "MEET", "127.0.0.1", node.port)

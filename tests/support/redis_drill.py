@@ -1,4 +1,4 @@
-"""Steady requests to three gateways, one for each policy, while the Redis that they share is made to fail."""
+"""Steady requests to three gateways, one per policy, while the Redis that they share is made to fail."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ DAY_SECONDS = 86_400
 
 @frozen
 class Sample:
-    """One request: when it was sent (Trio's clock), how long it took, and what came. ``is_counted``: by Redis, as far
-    as its answer tells."""
+    """A request, the time it was sent (Trio's clock) and took, and its response.
+
+    ``is_counted`` is set when the response shows that Redis counted the request.
+    """
 
     sent_at: float
     took_seconds: float
@@ -41,13 +43,13 @@ class Sample:
 
     @property
     def answered_at(self) -> float:
-        """When its answer was there."""
+        """The time of the response."""
         return self.sent_at + self.took_seconds
 
 
 @define(eq=False)
-class Line:
-    """One gateway and what its clients got."""
+class LoadedGateway:
+    """A gateway under steady load, and the responses of its clients."""
 
     policy: str
     gateway: Service
@@ -55,7 +57,7 @@ class Line:
     healthy_at: float | None = None
 
     async def send_steadily(self, nursery: trio.Nursery) -> None:
-        """Send requests on connections of their own, whatever became of those before."""
+        """Send requests at a fixed rate, each on a new connection, without waiting for earlier ones."""
         next_at = trio.current_time()
         while True:
             nursery.start_soon(self._ask)
@@ -71,16 +73,16 @@ class Line:
         self.samples.append(Sample(sent_at, took_seconds, answer.status, is_counted, "retry-after" in answer.headers))
 
     def first_counted_after(self, moment: float) -> Sample | None:
-        """The first request sent after ``moment`` that Redis counted; the policy ``local`` does not let us see it."""
+        """Return the first request sent after ``moment`` that Redis counted; ``local`` does not show it."""
         return next((one for one in self.samples if one.sent_at >= moment and one.is_counted), None)
 
 
 @define(eq=False)
-class Drill:
+class GatewayDrill:
     """Three gateways under steady load, and the moments of the fault. Times are Trio's clock."""
 
     name: str
-    lines: list[Line]
+    lines: list[LoadedGateway]
     load_scope: trio.CancelScope
     load_ended: trio.Event
     stalls: Stalls
@@ -90,22 +92,22 @@ class Drill:
     recovered_at: float = 0.0
 
     async def wait_calm(self) -> None:
-        """Take the measure of how it is without a fault. The fault begins when this returns."""
+        """Measure how it is without a fault. The fault begins when this returns."""
         await self._wait(lambda: all(len(line.samples) >= 15 for line in self.lines))
         self.failed_at = trio.current_time()
         self.stalled_before = self.stalls.total_seconds
 
     def recovered(self) -> None:
-        """The fault is over now."""
+        """Note that the fault is over now."""
         self.recovered_at = trio.current_time()
 
     async def finish(self) -> None:
-        """Wait until all is as before, end the load, and hold the store to what was answered."""
+        """Wait for the recovery, end the load, and wait until all reservations are settled."""
         await self._wait(self._is_back)
         await trio.sleep(0.2)
         self.load_scope.cancel()
         await self.load_ended.wait()
-        await self._wait(lambda: all(line.gateway.gateway.limiter.untold == 0 for line in self.lines))
+        await self._wait(lambda: all(line.gateway.gateway.limiter.statistics().backlog == 0 for line in self.lines))
         await wait_nothing_held(self.lines[0].gateway)
 
     def _is_back(self) -> bool:
@@ -117,38 +119,38 @@ class Drill:
 
     async def _wait(self, is_true: Callable[[], bool], seconds: float = 10) -> None:
         with trio.fail_after(seconds):
-            while not is_true():  # noqa: ASYNC110 - what is waited for is announced by nobody
+            while not is_true():  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.002)
 
     # --- figures ------------------------------------------------------------------------------------------------------
 
     @property
     def stalled_seconds(self) -> float:
-        """How long this process was held up since the fault: not the gateways' fault."""
+        """The seconds that this process was stalled since the fault."""
         return self.stalls.total_seconds - self.stalled_before
 
-    def usual_seconds(self, line: Line) -> float:
-        """How long a request takes without a fault: the median."""
+    def usual_seconds(self, line: LoadedGateway) -> float:
+        """Return the median time of a request before the fault."""
         return statistics.median(one.took_seconds for one in line.samples if one.answered_at < self.failed_at)
 
-    def longest_wait_seconds(self, line: Line) -> float:
-        """The longest that a request was held up from the fault on, beyond what is usual."""
+    def longest_wait_seconds(self, line: LoadedGateway) -> float:
+        """Return the longest time of a request from the fault on, less the usual time."""
         longest = max(one.took_seconds for one in line.samples if one.answered_at >= self.failed_at)
         return longest - self.usual_seconds(line)
 
-    def back_seconds(self, line: Line) -> float:
-        """From the recovery to the answer of the first request that Redis counted."""
+    def back_seconds(self, line: LoadedGateway) -> float:
+        """Return the seconds from the recovery to the first response to a request that Redis counted."""
         first = line.first_counted_after(self.recovered_at)
         assert first is not None
         return max(0.0, first.answered_at - self.recovered_at)
 
-    def healthy_seconds(self, line: Line) -> float:
-        """From the recovery to when the gateway says so."""
+    def healthy_seconds(self, line: LoadedGateway) -> float:
+        """Return the seconds from the recovery to when the gateway's health says so."""
         assert line.healthy_at is not None
         return max(0.0, line.healthy_at - self.recovered_at)
 
-    def list_wrong(self, line: Line) -> list[Sample]:
-        """Answers that are not what the policy says."""
+    def list_wrong(self, line: LoadedGateway) -> list[Sample]:
+        """Return the responses that the policy does not allow."""
         if line.policy != "closed":
             return [one for one in line.samples if one.status != 200]
         back_at = self.recovered_at + self.back_seconds(line)
@@ -160,7 +162,7 @@ class Drill:
         ]
 
     async def count_missed(self) -> float:
-        """How many of the requests that were answered 200 Redis does not know of; what refilled is allowed for."""
+        """Return the number of requests with status 200 that Redis did not count, less what may have been refilled."""
         charged = sum(one.status == 200 for line in self.lines for one in line.samples)
         usage = await get_usage(self.lines[0].gateway)
         assert usage <= charged
@@ -169,8 +171,8 @@ class Drill:
 
 
 @asynccontextmanager
-async def open_drill(name: str, folder: Path, redis_url: str) -> AsyncIterator[Drill]:
-    """Three gateways on the store at ``redis_url``, with the load running from here on."""
+async def open_gateway_drill(name: str, folder: Path, redis_url: str) -> AsyncIterator[GatewayDrill]:
+    """Run three gateways on the store at ``redis_url``, under load for the length of the block."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(open_gated_upstream())
         lines = []
@@ -187,7 +189,7 @@ async def open_drill(name: str, folder: Path, redis_url: str) -> AsyncIterator[D
             gateway = await stack.enter_async_context(
                 open_gateway(data_dir, upstream.url, limit=LIMIT, chat_lines="max_in_flight = 500", more=more)
             )
-            lines.append(Line(policy, gateway))
+            lines.append(LoadedGateway(policy, gateway))
         async with trio.open_nursery() as nursery:
             load_scope, load_ended = trio.CancelScope(), trio.Event()
 
@@ -202,5 +204,5 @@ async def open_drill(name: str, folder: Path, redis_url: str) -> AsyncIterator[D
             nursery.start_soon(send)
             stalls = Stalls()
             nursery.start_soon(stalls.watch)
-            yield Drill(name, lines, load_scope, load_ended, stalls)
+            yield GatewayDrill(name, lines, load_scope, load_ended, stalls)
             nursery.cancel_scope.cancel()

@@ -27,7 +27,7 @@ sentinel failover-timeout {service} 3000
 
 @frozen
 class WatchedServer:
-    """A server and the TCP port by which Sentinels know it."""
+    """A server and the TCP port at which Sentinels reach it."""
 
     server: RedisServer
     port: int
@@ -35,7 +35,7 @@ class WatchedServer:
 
 @frozen
 class SentinelGroup:
-    """What runs: the first master, its replica, the Sentinels."""
+    """The running servers: the first master, its replica, the Sentinels."""
 
     master: WatchedServer
     replica: WatchedServer
@@ -43,7 +43,7 @@ class SentinelGroup:
     sentinel_password: str | None = field(default=None, repr=False)
 
     async def ask_sentinel(self, number: int, *command: str | int) -> object:
-        """The reply of one Sentinel; error replies are raised."""
+        """Return the reply of one Sentinel; error replies are raised."""
         path = str(self.sentinels[number].server.path)
         return await ask_server(RedisAddress(path=path, password=self.sentinel_password), "SENTINEL", *command)
 
@@ -53,7 +53,7 @@ class SentinelGroup:
         return f"redis+sentinel://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}/{SERVICE}"
 
     async def find_master_port(self, sentinel: int = 0) -> int:
-        """Where the master is in the eyes of one Sentinel."""
+        """Return the port of the master according to one Sentinel."""
         reply = await self.ask_sentinel(sentinel, "GET-MASTER-ADDR-BY-NAME", SERVICE)
         assert isinstance(reply, list)
         return int(reply[1])
@@ -90,8 +90,8 @@ async def run_sentinel_group(
                 folder=place,
                 service=SERVICE,
                 master_port=ports[0],
-                # One notices first and is elected by the others: when all stand at once, votes are split at times,
-                # and the next election is 6 s away.
+                # The first Sentinel notices a failure first and is elected by the others. If all stood for election at
+                # once, the votes could be split, and the next election is 6 s later.
                 quorum=1,
                 down_after_ms=down_after_ms * (10 if number else 1),
                 more=sentinel_lines,
@@ -107,8 +107,8 @@ async def run_sentinel_group(
 async def _wait_acquainted(group: SentinelGroup) -> None:
     numbers = range(len(group.sentinels))
     for number in numbers:
-        # As quick as the test wants to be, by default they look at each other every 10 s; and no quicker: a replica
-        # that was silent for five PINGs is none to fail over to.
+        # By default they ask each other every 10 s, which would slow the tests down. Not shorter than these periods: a
+        # replica that missed five PINGs is not promoted.
         periods = ("INFO-PERIOD", 300, "PING-PERIOD", 200, "PUBLISH-PERIOD", 200, "ASK-PERIOD", 100)
         await group.ask_sentinel(number, "DEBUG", *periods)
 

@@ -1,4 +1,4 @@
-"""A real Redis or Valkey server for tests, with whatever options the test needs."""
+"""A real Redis or Valkey server for tests, with the options that the test needs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _wait_listening(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 async def ask_server(place: Path | RedisAddress, *command: str | int) -> object:
-    """The reply of this very server, over a connection of its own; error replies are raised."""
+    """Return the reply of one server, over a new connection; error replies are raised."""
     address = RedisAddress(path=str(place)) if isinstance(place, Path) else place
     connection = await connect(address, 10, 10)
     try:
@@ -88,7 +88,7 @@ async def ask_server(place: Path | RedisAddress, *command: str | int) -> object:
 
 
 async def wait_until(holds: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
-    """Ask again and again until it holds; fails after ``seconds``."""
+    """Call ``holds`` every 5 ms until it returns True; raise :exc:`trio.TooSlowError` after ``seconds``."""
     with trio.fail_after(seconds):
-        while not await holds():  # noqa: ASYNC110 - what is waited for happens in another process
+        while not await holds():  # noqa: ASYNC110 - the event is in another process
             await trio.sleep(0.005)

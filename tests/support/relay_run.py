@@ -1,4 +1,4 @@
-"""One exchange between an upstream and a client that the test plays itself, step by step, on real sockets."""
+"""One exchange whose upstream and client are played by the test, step by step, on real sockets."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 
 @define
 class RelayRun:
-    """An exchange under way: what the test plays it with, and what became of it.
+    """A running exchange: the sockets of the test, and the result.
 
-    ``end`` is a value of :class:`RelayEnd`, ``client gone`` or ``cancelled``; ``None`` while the relay is at it. The
-    end of a complete answer is released by ``release``.
+    ``end`` is a value of :class:`RelayEnd`, ``client gone`` or ``cancelled``; ``None`` while the exchange runs. Setting
+    ``release`` releases the end of a complete answer.
     """
 
     upstream: socket.socket
@@ -49,36 +49,36 @@ class RelayRun:
     held_back: bytes = b""
     window: BodyWindow = field(factory=lambda: BodyWindow(b"", b"", 0, False))
     first_chunks: int = 0
-    hot_client: Http1Client | None = None
+    client_side: Http1Client | None = None
     received: bytes = b""
     is_client_closed: bool = False
     _unsent: bytes = b""
 
     async def send(self, data: bytes) -> None:
-        """Play ``data`` (ciphertext, with TLS) to the relay as far as the kernel takes it, until all is at rest."""
+        """Send ``data`` (with TLS: ciphertext) as the upstream, as far as the kernel takes it; wait for all tasks."""
         self._unsent += data
         try:
             while self._unsent:
                 self._unsent = self._unsent[self.upstream.send(self._unsent) :]
         except BlockingIOError:
-            pass  # the gateway does not read on
+            pass  # the gateway does not read at the moment
         except OSError:
             self._unsent = b""  # the gateway has closed its side
         await trio.testing.wait_all_tasks_blocked()
 
     def end_upstream(self, *, reset: bool = False) -> None:
-        """Close the upstream's side, in order or with a reset."""
+        """Close the upstream's side, with an end or a reset."""
         if reset:
             self.upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.upstream.close()
 
     @property
     def is_over(self) -> bool:
-        """Whether the relay has come to an end."""
+        """Whether the exchange has ended."""
         return self.end is not None
 
     def is_upstream_closed(self) -> bool:
-        """Whether the gateway has closed its connection to the upstream."""
+        """Return whether the gateway has closed its connection to the upstream."""
         try:
             return not self.upstream.recv(65536)
         except BlockingIOError:
@@ -87,7 +87,7 @@ class RelayRun:
             return True
 
     def read(self, size: int) -> int:
-        """Take up to ``size`` bytes as the client; how many there were."""
+        """Read up to ``size`` bytes as the client; return how many."""
         if self.is_client_closed or not size:
             return 0
         try:
@@ -99,31 +99,31 @@ class RelayRun:
         return len(data)
 
     async def read_all(self) -> None:
-        """Take everything as the client, and let the upstream's bytes follow, until nothing moves any more."""
+        """Read everything as the client, and send the rest of the upstream's data, until nothing is left."""
         while True:
             await self.send(b"")
             if self.read(65536):
                 continue
             if not self._is_in_flight():
                 return
-            # The kernel is at it: a window that was closed is opened again in its own time.
+            # The data is in the kernel: TCP reopens a window that was closed after a while.
             await trio.to_thread.run_sync(time.sleep, 0.001)
 
     def _is_in_flight(self) -> bool:
-        """Whether the gateway's kernel has still to get some of what the upstream has sent."""
+        """Return whether some of the upstream's data has not reached the gateway's socket yet."""
         if self.end is not None or self.upstream.fileno() < 0:
             return False
         unsent = fcntl.ioctl(self.upstream, termios.TIOCOUTQ, bytes(4))
         return bool(self._unsent) or unsent != bytes(4)
 
     def answer(self) -> Answered:
-        """What the client can make of what it received."""
+        """Parse what the client has received so far."""
         return parse_answer(self.received)
 
 
 @frozen
 class Answered:
-    """An answer as a strict client reads it: the payload so far, its raw bytes, and whether it is whole."""
+    """An answer as a strict client reads it: the payload so far, its raw bytes, and whether it is complete."""
 
     payload: bytes
     raw: bytes
@@ -157,7 +157,7 @@ async def open_relay_run(
     limits: ClientLimits | None = None,
     is_stream: bool = True,
 ) -> AsyncIterator[RelayRun]:
-    """An exchange whose request the upstream has got; ``flat`` must be running. All sockets are closed at the end.
+    """Open an exchange whose request has reached the upstream; ``flat`` must be running. All is closed at the end.
 
     The client is at one end of a socket pair. With ``client_buffer_bytes`` the gateway's end takes about that much
     (the kernel has a minimum) before it would block.
@@ -183,12 +183,12 @@ async def open_relay_run(
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, client_buffer_bytes)
     async with open_raw_server(accept) as port, trio.open_nursery() as nursery:
         origin = Origin("http" if tls is None else "https", "127.0.0.1", port)
-        run = RelayRun(theirs, theirs, tls)  # its upstream is known once it has been asked
+        run = RelayRun(theirs, theirs, tls)  # the upstream's socket follows once it is connected
 
         async def handle(client: Http1Client) -> None:
-            if run.hot_client is not None:
+            if run.client_side is not None:
                 run.scope, run.end = trio.CancelScope(), None  # the next exchange of this connection
-            run.hot_client = client
+            run.client_side = client
             await _Exchange(run, client, pool, flat, origin, is_stream).run()
 
         service = ConnectionCallbacks(
@@ -221,7 +221,7 @@ async def _refuse_hand_over(stream: object) -> None:
 
 
 class _Exchange:
-    """What an exchange does around the relay, with nothing of limits and events."""
+    """The steps of an exchange around the relay, without limits and events."""
 
     def __init__(
         self,

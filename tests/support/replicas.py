@@ -1,4 +1,4 @@
-"""Several gateways that share one store, many actors, and an upstream that answers some only when it is told to."""
+"""Several gateways that share one Redis, many actors, and an upstream that holds some responses back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ max_in_flight = {max_in_flight}
 
 @frozen
 class Caller:
-    """An actor with limits of its own. ``model`` says whether the upstream answers it at once."""
+    """An actor and its limits. The upstream answers requests for :data:`GATED_MODEL` only once its gate is open."""
 
     id: str
     limit: int
@@ -57,21 +57,21 @@ class Caller:
 
     @property
     def token(self) -> str:
-        """What it presents."""
+        """Its token."""
         return f"cgw_token-of-{self.id}"
 
     @property
     def allowed(self) -> int:
-        """How many of many requests at once get through."""
+        """The number of many concurrent requests that must be admitted."""
         return self.limit if self.model == OPEN_MODEL else min(self.limit, self.max_in_flight)
 
     @property
     def hash_tag(self) -> str:
-        """What decides on the slot of its keys in a cluster."""
+        """The hash tag of its keys, which decides on their slot in a cluster."""
         return f"static:{self.id}"
 
     def build_request(self) -> bytes:
-        """The bytes of a request that is not streamed."""
+        """Return the bytes of a request that is not streamed."""
         message = {"role": "user", "content": "Good day"}
         body = json.dumps({"model": self.model, "max_tokens": 50, "messages": [message]}).encode()
         head = (
@@ -83,7 +83,7 @@ class Caller:
 
 @define(eq=False)
 class GatedUpstream:
-    """Answers requests for :data:`OPEN_MODEL` at once, all others once ``gate`` is set."""
+    """An upstream that answers requests for :data:`OPEN_MODEL` at once, all others once ``gate`` is set."""
 
     url: str = ""
     gate: trio.Event = field(factory=trio.Event)
@@ -91,7 +91,7 @@ class GatedUpstream:
     answered: int = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """One connection."""
+        """Serve one connection."""
         data = b""
         while True:
             while b"\r\n\r\n" not in data:
@@ -114,7 +114,7 @@ class GatedUpstream:
 
 @asynccontextmanager
 async def open_gated_upstream() -> AsyncIterator[GatedUpstream]:
-    """Run one while the block runs."""
+    """Run a gated upstream for the length of the block."""
     upstream = GatedUpstream()
     async with open_raw_server(upstream.serve) as port:
         upstream.url = f"http://127.0.0.1:{port}"
@@ -125,7 +125,7 @@ async def open_gated_upstream() -> AsyncIterator[GatedUpstream]:
 async def open_replicas(
     folder: Path, count: int, callers: Sequence[Caller], upstream_url: str, settings: Mapping[str, str]
 ) -> AsyncIterator[list[GatewayProcess]]:
-    """Run ``count`` gateways for ``callers`` while the block runs; their data is in folders ``0``, ``1``, …."""
+    """Run ``count`` gateways for the length of the block; their data is in folders ``0``, ``1``, …."""
     actors = folder / "actors.toml"
     actors.write_text(
         "".join(
@@ -161,7 +161,7 @@ async def open_replicas(
 
 @define(eq=False)
 class Crowd:
-    """Many requests at once: ``per_caller`` of each caller, spread over all gateways. ``outcomes`` by caller's id."""
+    """Many concurrent requests: ``per_caller`` of each caller, spread over all gateways; ``outcomes`` by caller id."""
 
     callers: Sequence[Caller]
     gateways: Sequence[GatewayProcess]
@@ -175,7 +175,7 @@ class Crowd:
         return f"{self.answered} answers in {self.seconds:.1f} s: {dict(statuses)}"
 
     async def run(self) -> None:
-        """Open all connections, then send all requests, and read all answers."""
+        """Open all connections, then send all requests, and read all responses."""
         self.outcomes = {caller.id: Counter() for caller in self.callers}
         start = trio.Event()
         ready = [0]

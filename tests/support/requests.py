@@ -1,4 +1,4 @@
-"""Requests as tests send them: the four completion routes, as raw bytes and as bodies."""
+"""Requests of the tests: the four completion routes, as raw bytes and as bodies."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ ROUTES = {
     "/anthropic/v1/messages": ANTHROPIC_MODEL,
     "/openai/v1/chat/completions": OPENAI_MODEL,
 }
-"""Each POST route and a model for it."""
+"""A model for each POST route."""
 
 HEADERS = {"authorization": f"Bearer {TOKEN}", "x-sourcegraph-feature": "chat_completions"}
 
 
 def build_body(path: str, *, stream: bool = True, **more: Any) -> dict[str, Any]:
-    """A small, valid body for the route at ``path``."""
+    """Return a small, valid body for the route at ``path``."""
     message = {"role": "user", "content": "Good day"}
     return {"model": ROUTES[path], "max_tokens": 50, "stream": stream, "messages": [message], **more}
 
 
 def build_request(path: str, *, stream: bool = True, version: str = "1.1", **more: Any) -> bytes:
-    """The bytes of a request for the route at ``path``."""
+    """Return the bytes of a request for the route at ``path``."""
     body = json.dumps(build_body(path, stream=stream, **more)).encode()
     fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
     head = f"POST {path} HTTP/{version}\r\nhost: gateway\r\n{fields}content-length: {len(body)}\r\n\r\n"
@@ -35,7 +35,7 @@ def build_request(path: str, *, stream: bool = True, version: str = "1.1", **mor
 
 
 async def read_until(stream: trio.SocketStream, mark: bytes) -> bytes:
-    """What comes up to and with ``mark``, or up to the end."""
+    """Receive up to and including ``mark``, or up to the end."""
     data = b""
     while mark not in data:
         more = await stream.receive_some(65536)
@@ -46,7 +46,7 @@ async def read_until(stream: trio.SocketStream, mark: bytes) -> bytes:
 
 
 async def read_to_end(stream: trio.SocketStream) -> bytes:
-    """Everything up to the end of the connection."""
+    """Receive everything up to the end of the connection."""
     data = b""
     while more := await stream.receive_some(65536):
         data += more

@@ -1,4 +1,4 @@
-"""Many streams with evenly spaced events through a gateway, and how late each event comes out of it."""
+"""Many streams with evenly spaced events through a gateway, and the delay of each event."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHUNK_BYTES = len(_LINE) + EVENT_BYTES + 2
 
 @frozen
 class Delays:
-    """How late events came, in milliseconds, and how many there were."""
+    """The delays of events, in milliseconds, and their number."""
 
     count: int
     median_ms: float
@@ -34,7 +34,7 @@ class Delays:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Delays:
-        """Of a sample."""
+        """Return the delays of a sample, given in seconds."""
         ordered = sorted(seconds)
         return cls(len(ordered), ordered[len(ordered) // 2] * 1000, ordered[int(len(ordered) * 0.99)] * 1000)
 
@@ -44,9 +44,9 @@ class Delays:
 
 @define
 class Stage:
-    """A gateway on the flat path whose upstream leaves every stream open for the test to play.
+    """A gateway on the fast path whose upstream leaves every stream open, so that the test can send its events.
 
-    ``upstreams`` has the upstream's end of each open stream by its target.
+    ``upstreams`` has the upstream's end of each open stream, by its target.
     """
 
     gateway: BareGateway
@@ -55,19 +55,19 @@ class Stage:
     closed: set[bytes] = field(factory=set)
 
     def ask(self, name: bytes) -> socket.socket:
-        """Open a stream; the client's end."""
+        """Open a stream; return the client's end."""
         client = socket.create_connection(("127.0.0.1", self.gateway.port))
         client.sendall(REQUEST % name)
         return client
 
     async def wait_open(self, count: int, *, seconds: float = 20) -> None:
-        """Until the flat relay carries so many streams."""
+        """Wait until ``count`` streams are on the fast path."""
         await wait_until(lambda: self.flat.statistics().streams == count, seconds=seconds)
 
 
 @asynccontextmanager
 async def open_stage(*, tick_seconds: float = 0.001) -> AsyncIterator[Stage]:
-    """Upstream, gateway and relay while the block runs."""
+    """Run upstream, gateway and relay for the length of the block."""
     flat = FlatRelay(tick_seconds=tick_seconds)
 
     async def begin(stream: trio.SocketStream) -> None:
@@ -82,7 +82,7 @@ async def open_stage(*, tick_seconds: float = 0.001) -> AsyncIterator[Stage]:
         with stream.socket.dup() as duplicate:
             stage.upstreams[name] = socket.socket(fileno=duplicate.detach())
         try:
-            await stream.receive_some(1)  # until the gateway closes it
+            await stream.receive_some(1)  # leave it open until the gateway closes it
         finally:
             stage.upstreams.pop(name).close()
             stage.closed.add(name)
@@ -98,7 +98,7 @@ async def open_stage(*, tick_seconds: float = 0.001) -> AsyncIterator[Stage]:
 
 @contextmanager
 def closing_all(sockets: list[socket.socket]) -> Iterator[None]:
-    """Close the sockets at the end."""
+    """Close the sockets at the end of the block."""
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ def closing_all(sockets: list[socket.socket]) -> Iterator[None]:
 
 @asynccontextmanager
 async def open_smooth_streams(stage: Stage, count: int) -> AsyncIterator[list[tuple[socket.socket, socket.socket]]]:
-    """``count`` open streams: the upstream's and the client's end of each, the client's past the head."""
+    """Open ``count`` streams; yield the upstream's and the client's end of each, the client's past the head."""
     clients: list[socket.socket] = []
     with closing_all(clients):
         clients += [await trio.to_thread.run_sync(stage.ask, b"smooth-%d" % index) for index in range(count)]
@@ -124,9 +124,9 @@ async def open_smooth_streams(stage: Stage, count: int) -> AsyncIterator[list[tu
 def measure_delays(
     streams: list[tuple[socket.socket, socket.socket]], *, seconds: float, events_per_second: float
 ) -> Delays:
-    """Send an event on each stream in turn, each in its own time whether the last one came or not, and read them.
+    """Send events on all streams at fixed times, whether earlier ones have arrived or not; return their delays.
 
-    Runs in a thread of its own. ``events_per_second`` is that of each stream.
+    Runs in a thread of its own. ``events_per_second`` is the rate of each stream.
     """
     poll = select.epoll()
     clients = {client.fileno(): client for _, client in streams}

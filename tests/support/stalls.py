@@ -1,4 +1,4 @@
-"""How long this process itself was held up: what a test that holds others to a time must allow for."""
+"""Measures how long this process was held up, for tests with time limits on a busy machine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NOTICED_SECONDS = 0.02
 
 @define
 class Stalls:
-    """All delays of at least 20 ms so far, in sum: of a machine that had something else to do."""
+    """The sum of all delays of at least 20 ms, in which the machine was busy with something else."""
 
     total_seconds: float = 0.0
 
     async def watch(self) -> None:
-        """Note them, until cancelled."""
+        """Add up delays until cancelled."""
         while True:
             due_at = trio.current_time() + PERIOD_SECONDS
             await trio.sleep_until(due_at)
@@ -30,7 +30,7 @@ class Stalls:
 
 @asynccontextmanager
 async def watch_stalls() -> AsyncIterator[Stalls]:
-    """Watch while the block runs."""
+    """Measure while the block runs."""
     stalls = Stalls()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stalls.watch)

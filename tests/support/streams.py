@@ -1,4 +1,4 @@
-"""Recorded answers of both dialects, as their bytes came."""
+"""Recorded answers of both dialects, byte for byte."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ STREAMS = {"anthropic": ANTHROPIC, "openai": OPENAI}
 
 
 def split_events(body: bytes) -> list[bytes]:
-    """The body cut after each event, as a provider sends it."""
+    """Cut ``body`` after each event, as a provider sends it."""
     separator = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
     return [event + separator for event in body.split(separator) if event]
 
 
 def encode_chunked(pieces: list[bytes]) -> bytes:
-    """``pieces`` as the chunks of a whole chunked body."""
+    """Encode ``pieces`` as the chunks of a whole chunked body."""
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The server's end of a TLS connection, sans I/O: so that a test can cut records, and leave out what it likes."""
+"""The server's end of a TLS connection, sans I/O, so that a test can cut records or leave them out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class TlsAuthority:
         self.certificate = self.ca.issue_cert(HOST)
 
     def build_client_context(self) -> ssl.SSLContext:
-        """A context that trusts the authority."""
+        """Build a context that trusts the authority."""
         context = ssl.create_default_context()
         self.ca.configure_trust(context)
         return context
 
     def build_server_context(self, version: ssl.TLSVersion) -> ssl.SSLContext:
-        """A context that speaks ``version`` only."""
+        """Build a context for ``version`` only."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.certificate.configure_cert(context)
         context.minimum_version = context.maximum_version = version
@@ -33,14 +33,14 @@ class TlsAuthority:
 
 
 class TlsPeer:
-    """Turns plain bytes into ciphertext and back; the caller moves the ciphertext."""
+    """Encrypts and decrypts; the caller moves the ciphertext."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     async def do_handshake(self, stream: trio.SocketStream) -> None:
-        """Agree on keys. What TLS 1.3 has to say after that (session tickets) goes out, too."""
+        """Agree on keys, and send what follows in TLS 1.3: session tickets."""
         while True:
             try:
                 self._tls.do_handshake()
@@ -55,7 +55,7 @@ class TlsPeer:
                 return
 
     def feed(self, ciphertext: bytes) -> bytes:
-        """The plain bytes that ``ciphertext`` completes."""
+        """Return the data that ``ciphertext`` completes."""
         self._incoming.write(ciphertext)
         plain = b""
         while True:
@@ -68,13 +68,13 @@ class TlsPeer:
             plain += more
 
     def encrypt(self, data: bytes) -> bytes:
-        """``data`` as records of at most 16 KiB."""
+        """Encrypt ``data`` as records of at most 16 KiB."""
         if data:
             self._tls.write(data)
         return self._outgoing.read()
 
     def build_close_notify(self) -> bytes:
-        """The alert that says that nothing follows."""
+        """Build the alert that announces the end of the data."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self._tls.unwrap()
         return self._outgoing.read()

@@ -14,7 +14,7 @@ def build_request(port: int, *, scheme: str = "http", host: str = "127.0.0.1", b
 
 
 async def fetch(pool: UpstreamPool, request: UpstreamRequest) -> tuple[ResponseHead, bytes]:
-    """One whole response."""
+    """Return the head and the body of a whole response."""
     async with pool.open_response(request) as response:
         body = b""
         while (chunk := await response.receive_chunk()) is not None:

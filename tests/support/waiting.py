@@ -1,4 +1,4 @@
-"""Waiting for what nobody announces."""
+"""Waiting for conditions that have no event."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import trio
 
 
 async def wait_until(is_true: Callable[[], bool], *, seconds: float = 5) -> None:
-    """Look again every millisecond until ``is_true()``; :exc:`trio.TooSlowError` after ``seconds``."""
+    """Poll ``is_true()`` every millisecond. Raises :exc:`trio.TooSlowError` after ``seconds``."""
     with trio.fail_after(seconds):
-        while not is_true():  # noqa: ASYNC110 - the point of this function
+        while not is_true():  # noqa: ASYNC110 - polling is the purpose of this function
             await trio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""The line of an exchange: its level, its text, and its price when nobody reads it."""
+"""The line of an exchange: its level, its text, and its cost when the level is off."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def build_record(outcome: Outcome = Outcome.OK, **changes: object) -> ExchangeRe
     ],
 )
 def test_level_fits_the_outcome(record: ExchangeRecord, level: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Callers' doings are INFO, the upstream's faults and our overload WARNING, our mistakes ERROR; one line each."""
+    """Clients' faults are INFO, the upstream's faults and our overload WARNING, our bugs ERROR; one line each."""
     caplog.set_level(logging.DEBUG)
     log_exchange(record)
     assert [(entry.name, entry.levelno) for entry in caplog.records] == [("cgw.exchange", level)]
 
 
-def test_text_tells_what_is_known() -> None:
-    """The readable line has what was reached, in a fixed order, and the error at its end."""
+def test_text_has_all_known_fields() -> None:
+    """The readable line has the known fields in a fixed order, and the error at its end."""
     assert str(build_record()) == "POST /v1/completions/openai 200 ok 12 ms"
     record = build_record(
         Outcome.UPSTREAM_BROKE,
@@ -61,7 +61,7 @@ def test_text_tells_what_is_known() -> None:
 
 
 def test_error_is_attached(caplog: pytest.LogCaptureFixture) -> None:
-    """The exception of an internal error goes with the line, so that its traceback can be reported."""
+    """The exception of an internal error is attached to the record, so that its traceback can be reported."""
     error = ValueError("odd")
     log_exchange(build_record(Outcome.INTERNAL_ERROR, status=500), error)
     (entry,) = caplog.records

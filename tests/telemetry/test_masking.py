@@ -1,4 +1,4 @@
-"""Masking: no credential survives, ordinary text does."""
+"""Masking: credentials are replaced, ordinary text is not."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ CANARY = "CaFe0123456789abcdef"
         "eyJhbGciOiJub25lIn0.eyJ{}.{}",
     ],
 )
-def test_what_looks_like_a_credential_is_masked(template: str) -> None:
-    """Every known form of a credential is replaced, wherever in a text it stands."""
+def test_every_form_of_credential_is_masked(template: str) -> None:
+    """Every known form of a credential is replaced, anywhere in a text."""
     masked = SecretMask()(f"before {template.format(CANARY, CANARY)} after")
     assert CANARY not in masked
     assert masked.startswith("before ")
@@ -74,7 +74,7 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
 
 @given(secret=st.text(min_size=6), before=st.text(), after=st.text())
 def test_known_value_never_passes(secret: str, before: str, after: str) -> None:
-    """A registered value is gone from any text around it, also from the text's repr."""
+    """A known value is masked in any text around it, and in the text's repr."""
     mask = SecretMask([secret])
     text = f"{before}{secret}{after}"
     if secret not in f"{before}{MASK}{after}" and secret not in MASK:
@@ -83,7 +83,7 @@ def test_known_value_never_passes(secret: str, before: str, after: str) -> None:
 
 
 def test_known_value_is_masked_when_quoted() -> None:
-    """A registered value is also found URL-quoted and inside reprs with either quote."""
+    """A known value is also found URL-quoted and inside reprs with either quote."""
     mask = SecretMask(["pass/word'with\\odd\nparts"])
     for text in (
         "pass%2Fword%27with%5Codd%0Aparts",
@@ -94,17 +94,17 @@ def test_known_value_is_masked_when_quoted() -> None:
 
 
 def test_longer_of_two_known_values_wins() -> None:
-    """A value that contains another one is masked as a whole."""
+    """A known value that contains another one is masked as a whole."""
     assert SecretMask(["abcdef", "abcdefghi"])("xabcdefghix abcdefx") == f"x{MASK}x {MASK}x"
 
 
 def test_short_values_are_not_masked_by_value() -> None:
-    """An empty or tiny "secret" does not tear ordinary words apart."""
+    """An empty or very short "secret" is not masked inside ordinary words."""
     assert SecretMask(["", "a", "model"])("a model") == "a model"
 
 
 def test_mask_does_not_show_its_secrets() -> None:
-    """The mask's own repr holds none of the values."""
+    """The mask's repr contains none of the values."""
     assert CANARY not in repr(SecretMask([CANARY]))
 
 
@@ -131,13 +131,13 @@ FRAGMENTS = st.sampled_from(
 
 @given(before=st.lists(FRAGMENTS | st.text(), max_size=8), after=st.lists(FRAGMENTS | st.text(), max_size=8))
 def test_surroundings_do_not_hide_a_credential(before: list[str], after: list[str]) -> None:
-    """A token as a word of its own is masked whatever stands around it, and no text makes masking fail."""
+    """A token that is a word of its own is masked in any surroundings, and no text makes masking fail."""
     assert CANARY not in SecretMask()(f"{''.join(before)} sgp_{CANARY} {''.join(after)}")
 
 
 @pytest.mark.parametrize("piece", ["eyJ", "eyJaaaaaaaaa.", "bearer ", "://a:", "sk-", "password", "'\",", " ", "?key="])
 def test_hostile_text_takes_linear_time(piece: str) -> None:
-    """Repetitions made to confuse a pattern cost no more than a long text does: far below a second for 64 KiB."""
+    """Repetitions that target the patterns take linear time: far below a second for 64 KiB."""
     text = "secret " + piece * (2**16 // len(piece))
     start = time.process_time()
     SecretMask([CANARY])(text)

@@ -1,4 +1,4 @@
-"""The flat relay's own behaviour: pressure, patience, pace, and streams that come and go in the middle of a pass."""
+"""The flat relay itself: backpressure, timeouts, coalescing, and streams that are cancelled in the middle of a pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import trio
 import trio.testing
 
 from cgw.transport.client_side import ClientLimits
-from cgw.transport.flat_relay import COALESCE_ABOVE, COALESCE_BELOW, MAX_EVENTS, Carried, Ending, FlatRelay
+from cgw.transport.flat_relay import COALESCE_ABOVE, COALESCE_BELOW, MAX_EVENTS, FlatRelay
+from cgw.transport.flat_stream import StreamEnd, StreamOutcome
 from cgw.transport.relay import RelayEnd
 from cgw.transport.sockets import RECEIVE_BYTES, PlainTransport
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
@@ -34,7 +35,7 @@ def pool() -> UpstreamPool:
 async def open_flat_run(
     pool: UpstreamPool, flat: FlatRelay, *, client_buffer_bytes: int | None = None, stall_seconds: float = 60
 ) -> AsyncIterator[RelayRun]:
-    """A whole exchange on the flat path, whose head and first event have arrived."""
+    """Open an exchange on the fast path, whose head and first event have arrived at the client."""
     limits = ClientLimits(stall_timeout_seconds=stall_seconds)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(flat.run_without_thread)
@@ -52,14 +53,14 @@ async def open_flat_run(
 
 
 async def flood(run: RelayRun, size: int) -> bytes:
-    """Play ``size`` bytes of large events; returns all that was played, whether the relay has read it or not."""
+    """Send ``size`` bytes of large events, and return them, whether the relay has read them or not."""
     data = LARGE_EVENT * (size // len(LARGE_EVENT))
     await run.send(data)
     return data
 
 
 async def test_unread_client_stops_the_upstream(pool: UpstreamPool) -> None:
-    """While a client takes nothing its upstream is not read, beyond one buffer; once it reads, nothing is missing."""
+    """While a client does not read, its upstream is not read beyond one buffer; once it reads, nothing is missing."""
     flat = FlatRelay(tick_seconds=0)
     async with open_flat_run(pool, flat, client_buffer_bytes=8192) as run:
         data = await flood(run, 8_000_000)
@@ -82,7 +83,7 @@ async def test_unread_client_stops_the_upstream(pool: UpstreamPool) -> None:
 
 
 async def test_one_read_is_all_that_is_kept(pool: UpstreamPool) -> None:
-    """What the relay holds of a stream whose client takes nothing is what one read may bring."""
+    """The relay keeps at most one read of a stream whose client does not read."""
     flat = FlatRelay(tick_seconds=0)
     async with open_flat_run(pool, flat, client_buffer_bytes=4096) as run:
         await flood(run, 8_000_000)
@@ -95,7 +96,7 @@ async def test_one_read_is_all_that_is_kept(pool: UpstreamPool) -> None:
 
 
 async def test_client_that_takes_nothing_is_dropped(pool: UpstreamPool, mock_clock: trio.testing.MockClock) -> None:
-    """After the stall time a client that took nothing is cut with a reset, and its upstream is closed."""
+    """After the stall timeout a client that read nothing is reset, and its upstream is closed."""
     flat = FlatRelay(tick_seconds=0, stall_seconds=5)
     async with open_flat_run(pool, flat, client_buffer_bytes=4096) as run:
         await flood(run, 1_000_000)
@@ -105,13 +106,13 @@ async def test_client_that_takes_nothing_is_dropped(pool: UpstreamPool, mock_clo
         mock_clock.jump(1.3)
         await trio.testing.wait_all_tasks_blocked()
         assert run.end == "client gone"
-        assert run.hot_client is not None
-        assert run.hot_client.needs_reset
+        assert run.client_side is not None
+        assert run.client_side.needs_reset
         assert run.is_upstream_closed()
 
 
 async def test_slow_client_is_not_dropped(pool: UpstreamPool, mock_clock: trio.testing.MockClock) -> None:
-    """A client that takes something within each stall time is served on, however slow it is."""
+    """A client that reads something within each stall timeout is served, however slow it is."""
     flat = FlatRelay(tick_seconds=0, stall_seconds=5, silence_seconds=7)
     async with open_flat_run(pool, flat, client_buffer_bytes=4096) as run:
         await flood(run, 100_000)  # little enough for the kernel to have delivered it all
@@ -125,7 +126,7 @@ async def test_slow_client_is_not_dropped(pool: UpstreamPool, mock_clock: trio.t
 
 
 async def test_silent_upstream_times_out(pool: UpstreamPool, mock_clock: trio.testing.MockClock) -> None:
-    """Silence is counted from the last bytes; when it lasts too long the answer breaks off."""
+    """Silence counts from the last data; when it lasts too long, the answer is cut."""
     flat = FlatRelay(tick_seconds=0, silence_seconds=5)
     async with open_flat_run(pool, flat) as run:
         for _ in range(5):
@@ -146,7 +147,7 @@ async def test_silent_upstream_times_out(pool: UpstreamPool, mock_clock: trio.te
 
 
 async def test_waiting_for_a_client_is_no_silence(pool: UpstreamPool, mock_clock: trio.testing.MockClock) -> None:
-    """While an upstream is not read its silence does not count, and it starts anew when reading goes on."""
+    """While an upstream is not read its silence does not count; it counts from when reading continues."""
     flat = FlatRelay(tick_seconds=0, silence_seconds=5, stall_seconds=60)
     async with open_flat_run(pool, flat, client_buffer_bytes=4096) as run:
         await flood(run, 100_000)
@@ -163,7 +164,7 @@ async def test_waiting_for_a_client_is_no_silence(pool: UpstreamPool, mock_clock
 
 
 async def test_pipelined_request_is_no_hang_up(pool: UpstreamPool) -> None:
-    """A request that comes during a stream leaves it alone, and is answered after it on the same connection."""
+    """A request that comes during a stream does not end it, and is answered after it on the same connection."""
     flat = FlatRelay(tick_seconds=0)
     async with open_flat_run(pool, flat) as run:
         run.client.send(REQUEST)
@@ -185,7 +186,7 @@ async def test_pipelined_request_is_no_hang_up(pool: UpstreamPool) -> None:
 
 @pytest.mark.parametrize("is_pipelined", [False, True], ids=["nothing sent", "behind a pipelined request"])
 async def test_hang_up_under_pressure_closes_the_upstream(pool: UpstreamPool, is_pipelined: bool) -> None:
-    """A client that leaves while it had taken nothing ends the exchange at once."""
+    """A client that leaves without reading ends the exchange at once."""
     flat = FlatRelay(tick_seconds=0)
     async with open_flat_run(pool, flat, client_buffer_bytes=4096) as run:
         if is_pipelined:
@@ -207,8 +208,10 @@ async def test_hang_up_under_pressure_closes_the_upstream(pool: UpstreamPool, is
     ],
     ids=["extension", "trailers"],
 )
-async def test_what_is_unusual_goes_on_by_the_plain_path(pool: UpstreamPool, unusual: bytes, payload: bytes) -> None:
-    """A stream that becomes unusual on the way leaves the flat relay for good, and arrives whole."""
+async def test_unusual_framing_continues_on_the_fallback_path(
+    pool: UpstreamPool, unusual: bytes, payload: bytes
+) -> None:
+    """A stream whose framing becomes unusual on the way continues on the fallback path, and arrives whole."""
     flat = FlatRelay(tick_seconds=0)
     async with open_flat_run(pool, flat) as run:
         await run.send(EVENT)
@@ -228,7 +231,7 @@ async def test_what_is_unusual_goes_on_by_the_plain_path(pool: UpstreamPool, unu
 async def test_deadline_of_the_exchange_ends_a_flat_stream(
     pool: UpstreamPool, mock_clock: trio.testing.MockClock
 ) -> None:
-    """A scope around the exchange that runs out takes the stream out, and closes both sides visibly."""
+    """A deadline of the exchange ends the stream, and closes both sides visibly."""
     flat = FlatRelay(tick_seconds=0)
     async with open_flat_run(pool, flat) as run:
         run.scope.deadline = trio.current_time() + 10
@@ -246,7 +249,7 @@ async def test_deadline_of_the_exchange_ends_a_flat_stream(
 
 
 async def play_rate(legs: list[Leg], mock_clock: trio.testing.MockClock, events_per_second: float) -> None:
-    """Events on one stream after the other, evenly, for three windows of the measure."""
+    """Send events on one stream after the other, evenly, for three windows of the rate."""
     for turn in range(round(0.06 * events_per_second)):
         legs[turn % len(legs)].upstream.send(EVENT)
         mock_clock.jump(1 / events_per_second)
@@ -255,7 +258,7 @@ async def play_rate(legs: list[Leg], mock_clock: trio.testing.MockClock, events_
 
 @pytest.mark.parametrize("tick_seconds", [0.001, 0.0])
 async def test_coalescing_follows_the_rate(mock_clock: trio.testing.MockClock, tick_seconds: float) -> None:
-    """Above a rate the relay drains on a tick, below a lower one at each wake-up again; with a tick of 0 never."""
+    """Above a rate the relay drains once per tick, below a lower one at each wake-up; with a tick of 0 always."""
     flat = FlatRelay(tick_seconds=tick_seconds)
     states: list[bool] = []
     between = (COALESCE_ABOVE + COALESCE_BELOW) / 2
@@ -271,7 +274,7 @@ async def test_coalescing_follows_the_rate(mock_clock: trio.testing.MockClock, t
 
 
 async def test_coalescing_ends_when_nothing_comes(mock_clock: trio.testing.MockClock) -> None:
-    """After a burst the relay does not go on ticking: it waits for a wake-up."""
+    """After a burst the relay stops ticking, and waits for a wake-up."""
     flat = FlatRelay(tick_seconds=0.001)
     async with open_legs(flat, 40) as legs:
         await play_rate(legs, mock_clock, 2 * COALESCE_ABOVE)
@@ -287,7 +290,7 @@ async def test_coalescing_ends_when_nothing_comes(mock_clock: trio.testing.MockC
 
 
 async def test_endless_flood_leaves_turns_for_others() -> None:
-    """While more sockets are always ready than a pass takes, every other task has a turn for each pass."""
+    """While more sockets are ready than a pass takes, every other task has a turn after each pass."""
     flat = FlatRelay(tick_seconds=0)
     async with open_legs(flat, 3 * MAX_EVENTS) as legs:
         passes, turns = flat.statistics().passes, 0
@@ -302,7 +305,7 @@ async def test_endless_flood_leaves_turns_for_others() -> None:
 
 
 async def test_no_stream_starves_beside_floods() -> None:
-    """With more ready sockets than a pass takes, all get their turn: the passes go round."""
+    """With more ready sockets than a pass takes, all of them are served in turn."""
     flat = FlatRelay(tick_seconds=0)
     async with open_legs(flat, 3 * MAX_EVENTS) as legs:
         for leg in legs[1:]:
@@ -318,7 +321,7 @@ async def test_no_stream_starves_beside_floods() -> None:
 
 
 async def test_many_streams_end_in_one_pass() -> None:
-    """Streams that end at the same moment each come back to their own task, with their end held back."""
+    """Streams that end at the same moment each return to their own task, with their end held."""
     flat = FlatRelay(tick_seconds=0)
     async with open_legs(flat, MAX_EVENTS) as legs:
         assert flat.statistics().streams == MAX_EVENTS
@@ -328,12 +331,12 @@ async def test_many_streams_end_in_one_pass() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert flat.statistics().passes - passes <= 2
         assert flat.statistics().streams == 0
-        assert {leg.carried for leg in legs} == {Carried(Ending.COMPLETE, END)}
+        assert {leg.outcome for leg in legs} == {StreamOutcome(StreamEnd.COMPLETE, END)}
         assert {leg.received() for leg in legs} == {EVENT}
 
 
-async def test_stream_taken_out_by_another_one_of_the_same_pass() -> None:
-    """A stream that is cancelled by what happens to another one is not touched any more, though it was ready, too."""
+async def test_stream_cancelled_by_another_one_of_the_same_pass() -> None:
+    """A stream that is cancelled by the event of another one is not read, although it was ready, too."""
     flat = FlatRelay(tick_seconds=0)
     firsts: list[int] = []
 
@@ -350,15 +353,15 @@ async def test_stream_taken_out_by_another_one_of_the_same_pass() -> None:
         assert flat.statistics().streams == 0
         assert len(firsts) == 1
         winner, loser = legs[firsts[0]], legs[1 - firsts[0]]
-        assert winner.carried == Carried(Ending.COMPLETE, END)
-        assert loser.carried is None
+        assert winner.outcome == StreamOutcome(StreamEnd.COMPLETE, END)
+        assert loser.outcome is None
         assert loser.scope.cancelled_caught
         assert (winner.received(), loser.received()) == (EVENT, b"")
         assert loser.collector.total_bytes == 0
 
 
-async def test_cancelled_stream_can_be_carried_on(mock_clock: trio.testing.MockClock) -> None:
-    """Taking a stream out leaves its sockets as they are: what comes after that is there for the next reader."""
+async def test_cancelled_stream_leaves_its_sockets_alone(mock_clock: trio.testing.MockClock) -> None:
+    """After a cancellation the relay does not read from the sockets any more."""
     flat = FlatRelay(tick_seconds=0)
     async with open_legs(flat, 1) as legs:
         (leg,) = legs
@@ -375,12 +378,12 @@ async def test_cancelled_stream_can_be_carried_on(mock_clock: trio.testing.MockC
         assert leg.received() == b""
 
 
-async def test_carrying_under_a_cancelled_scope_registers_nothing() -> None:
-    """An exchange that is cancelled already does not even begin."""
+async def test_forwarding_in_a_cancelled_scope_registers_nothing() -> None:
+    """A stream of an exchange that is cancelled already is not registered."""
     flat = FlatRelay(tick_seconds=0)
     with open_pairs(1) as [(_, ours, writer, _)], trio.CancelScope() as scope:
         scope.cancel()
-        await flat.carry(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
+        await flat.forward(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
     assert scope.cancelled_caught
     assert flat.statistics().registrations == 0
     flat.close()

@@ -1,4 +1,4 @@
-"""The flat relay is held to the plain path: for whatever an upstream and a client do, the same comes of both."""
+"""The fast path is compared with the fallback path: whatever upstream and client do, the results are the same."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ BAD_LINES = [b"\r\n", b"x\r\n", b"-1\r\n", b"+3\r\n", b"3\n", b"FFFFFFFFFFFFFFFF
 
 @frozen
 class Play:
-    """What both sides do. Sizes in bytes.
+    """A script for both sides. Sizes are in bytes.
 
-    ``chunks`` are sizes, and how their lines are written; ``cut_at`` ends the upstream early; ``steps`` are what it
-    sends at once (in turn), ``reads`` what the client reads after each step (everything, when ``None``); after
-    ``interrupt_after`` steps the exchange is cancelled, or the client leaves.
+    ``chunks`` are sizes and styles of their size lines; ``cut_at`` ends the upstream early; ``steps`` are the sizes of
+    what it sends at once (in turn), ``reads`` those of what the client reads after each step (``None``: everything);
+    after ``interrupt_after`` steps the exchange is cancelled, or the client leaves.
     """
 
     framing: str = "chunked"
@@ -53,12 +53,12 @@ class Play:
 
     @property
     def body(self) -> bytes:
-        """The payload, as far as its framing tells."""
+        """The payload; of a body that ends with its connection, the part before ``cut_at``."""
         body = CONTENT[: sum(size for size, _ in self.chunks)]
         return body[: self.cut_at] if self.framing == "until close" else body
 
     def encode(self) -> bytes:
-        """Head and body as the upstream would send them, up to its early end."""
+        """Encode head and body as the upstream sends them, up to its early end."""
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
         if self.framing == "counted":
             head += b"content-length: %d\r\n\r\n" % len(self.body)
@@ -81,7 +81,7 @@ class Play:
 
 
 def encode_size(size: int, style: str) -> bytes:
-    """A chunk-size line."""
+    """Encode a chunk-size line in a style."""
     if style == "upper":
         return b"%X\r\n" % size
     if style == "zeros":
@@ -97,7 +97,7 @@ def encode_size(size: int, style: str) -> bytes:
 
 @frozen
 class Result:
-    """All that can be told of an exchange from outside."""
+    """All that can be observed of an exchange from outside."""
 
     end: str | None
     answered: Answered
@@ -114,7 +114,7 @@ class Result:
 
 
 async def perform(play: Play, *, is_flat: bool, version: ssl.TLSVersion | None) -> Result:
-    """Play ``play`` on one of the paths; nothing is left of it afterwards."""
+    """Play ``play`` on one of the paths, and check that no descriptor is left."""
     deadlines = UpstreamDeadlines(silence_seconds=SILENCE_SECONDS)
     await trio.testing.wait_all_tasks_blocked()  # Trio's own waits are there now
     before = count_descriptors()
@@ -159,7 +159,7 @@ async def play_out(play: Play, run: RelayRun, pool: UpstreamPool) -> Result:
     is_upstream_closed = play.end in ("close", "reset") or run.is_upstream_closed()
     run.release.set()
     await run.read_all()
-    client = run.hot_client
+    client = run.client_side
     assert client is not None
     return Result(
         run.end,
@@ -178,11 +178,11 @@ async def play_out(play: Play, run: RelayRun, pool: UpstreamPool) -> Result:
 
 
 async def play_steps(play: Play, run: RelayRun) -> bool:
-    """Send what there is, step by step; whether the exchange was interrupted on the way."""
+    """Send the data step by step; return whether the exchange was interrupted on the way."""
     data = play.encode()
     if run.tls is not None:
         head_end = data.index(b"\r\n\r\n") + 4
-        # Records of their own for the head and each of some sizes; then the ciphertext is cut where it happens.
+        # The head and pieces of some sizes are records of their own; then the ciphertext is cut anywhere.
         records = [data[:head_end], *cut(data[head_end:], (700, 1, 16_384, 40_000))]
         data = b"".join(run.tls.encrypt(record) for record in records)
         if play.end == "close_notify":
@@ -208,7 +208,7 @@ async def play_steps(play: Play, run: RelayRun) -> bool:
 
 
 def cut(data: bytes, sizes: tuple[int, ...]) -> list[bytes]:
-    """``data`` in pieces of ``sizes``, in turn; at most some 60 of them."""
+    """Cut ``data`` into pieces of ``sizes``, in turn, and at most 61 of them."""
     pieces, position, turn = [], 0, 0
     while position < len(data):
         size = sizes[turn % len(sizes)] if turn < 60 else len(data)
@@ -218,7 +218,7 @@ def cut(data: bytes, sizes: tuple[int, ...]) -> list[bytes]:
 
 
 def compare(play: Play, version: ssl.TLSVersion | None = None) -> tuple[Result, Result]:
-    """Both results of one play, compared as far as they must be equal."""
+    """Return the results of both paths, compared as far as they must be equal."""
     plain, flat = (
         trio.run(functools.partial(perform, play, is_flat=is_flat, version=version), clock=trio.testing.MockClock())
         for is_flat in (False, True)
@@ -245,7 +245,7 @@ def compare(play: Play, version: ssl.TLSVersion | None = None) -> tuple[Result, 
 
 
 def check(play: Play, result: Result) -> None:
-    """What must hold on each path by itself."""
+    """Check what must hold on each path."""
     assert play.body.startswith(result.answered.payload)
     assert not result.before_release.is_whole or (play.framing == "counted" and not play.body)
     assert result.answered.is_whole == (result.end == "complete")
@@ -297,7 +297,7 @@ def plays(draw: st.DrawFn) -> Play:
         interrupt = draw(st.sampled_from(["cancel", "leave"]))
         play = evolve(play, interrupt=interrupt, interrupt_after=draw(st.integers(0, 8)))
     if play.reads is not None and play.end == "reset":
-        play = evolve(play, end="close")  # what the kernel drops with a reset is its own affair
+        play = evolve(play, end="close")  # how much the kernel drops with a reset varies
     return play
 
 
@@ -309,7 +309,7 @@ def plays(draw: st.DrawFn) -> Play:
 @example(Play(chunks=((5, "extension"),)))
 @example(Play(chunks=((65_536, "plain"),) * 3, reads=(50,), steps=(100_000,), interrupt="cancel", interrupt_after=2))
 def test_both_paths_come_to_the_same(play: Play) -> None:
-    """Whatever the framing, the cuts, the client's pace and the interruption: same bytes, same end, nothing left."""
+    """With every framing, cut, pace of the client and interruption both paths end alike, with the same bytes."""
     compare(play)
 
 

@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from cgw.transport.flat_relay import Carried, Ending, FlatRelay
+from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.flat_stream import StreamEnd, StreamOutcome
 from cgw.transport.sockets import PlainTransport
 from cgw.wire.framers import ChunkedFramer
 from cgw.wire.windows import BodyWindowCollector
@@ -24,7 +25,7 @@ END = b"0\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def restless_threads() -> Iterator[None]:
-    """Lets the interpreter switch between the threads at nearly every step, which is when races show."""
+    """Have the interpreter switch between the threads at nearly every step, so that races show."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -34,12 +35,12 @@ def restless_threads() -> Iterator[None]:
 
 
 def build_event(number: int) -> bytes:
-    """An event that tells which one it is, so that a lost or doubled one shows."""
+    """Build an event with its number, so that one that is lost or doubled shows."""
     return b"10\r\ndata: %08d\n\n\r\n" % number
 
 
 async def test_every_stream_gets_its_bytes_in_order() -> None:
-    """100 streams that the thread carries while Trio sends at random arrive whole, in order, with their end held."""
+    """100 streams that the thread forwards while Trio sends at random arrive whole, in order, with the end held."""
     flat, choose = FlatRelay(tick_seconds=0.001), random.Random(1)
     sent = [0] * 100
     async with open_legs(flat, len(sent), in_thread=True) as legs:
@@ -52,17 +53,17 @@ async def test_every_stream_gets_its_bytes_in_order() -> None:
                 await trio.lowlevel.checkpoint()
         for leg in legs:
             leg.upstream.send(END)
-        await wait_until(lambda: all(leg.carried is not None for leg in legs))
+        await wait_until(lambda: all(leg.outcome is not None for leg in legs))
         for index, leg in enumerate(legs):
             received[index] += leg.received()
         assert flat.statistics().streams == 0
-    assert {leg.carried for leg in legs} == {Carried(Ending.COMPLETE, END)}
+    assert {leg.outcome for leg in legs} == {StreamOutcome(StreamEnd.COMPLETE, END)}
     assert received == [b"".join(map(build_event, range(count))) for count in sent]
     assert [leg.collector.total_bytes for leg in legs] == [16 * count for count in sent]
 
 
 async def test_nothing_is_sent_after_a_cancellation() -> None:
-    """A stream that is cancelled while the thread is at it has sent a beginning, each byte once, and not one more."""
+    """A stream that is cancelled while the thread forwards it has sent a prefix of its bytes, each of them once."""
     choose = random.Random(2)
     for _ in range(4):
         before = count_descriptors()
@@ -85,7 +86,7 @@ async def cancel_streams(choose: random.Random) -> None:
             await trio.lowlevel.checkpoint()
             assert leg.received() == b""
             assert whole.startswith(got)
-            assert leg.carried is None
+            assert leg.outcome is None
             # What was read may not have been sent, but nothing was sent that was not counted.
             assert leg.collector.total_bytes >= got.count(b"data") * 16
         assert flat.statistics().streams == 0
@@ -97,21 +98,21 @@ async def cancel_streams(choose: random.Random) -> None:
 
 
 async def test_descriptors_that_are_used_again_at_once() -> None:
-    """A stream on a descriptor that another one has just left gets only its own bytes, and all of them."""
+    """A stream whose descriptor was used by another one just before gets all of its own bytes, and no others."""
     flat, choose = FlatRelay(tick_seconds=0), random.Random(3)
 
-    async def carry_one(number: int) -> None:
+    async def forward_one(number: int) -> None:
         with open_pairs(1) as [(upstream, ours, writer, client)]:
             collector = BodyWindowCollector()
-            carried: list[Carried] = []
+            outcomes: list[StreamOutcome] = []
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
 
-                    async def carry() -> None:
+                    async def forward() -> None:
                         framer = ChunkedFramer(collector, {})
-                        carried.append(await flat.carry(PlainTransport(ours), writer, framer))
+                        outcomes.append(await flat.forward(PlainTransport(ours), writer, framer))
 
-                    nursery.start_soon(carry)
+                    nursery.start_soon(forward)
                     for _ in range(5):
                         upstream.send(build_event(number))
                         if choose.randrange(3) == 0:
@@ -124,37 +125,37 @@ async def test_descriptors_that_are_used_again_at_once() -> None:
                 got = client.recv(65536)
             whole = build_event(number) * 5
             assert whole.startswith(got)
-            assert scope.cancelled_caught or (got, carried) == (whole, [Carried(Ending.COMPLETE, END)])
+            assert scope.cancelled_caught or (got, outcomes) == (whole, [StreamOutcome(StreamEnd.COMPLETE, END)])
 
-    async def carry_many(first: int) -> None:
+    async def forward_many(first: int) -> None:
         for number in range(first, first + 100):
-            await carry_one(number)
+            await forward_one(number)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(flat.run)
         async with trio.open_nursery() as load_nursery:
             for first in range(0, 1_000, 100):
-                load_nursery.start_soon(carry_many, first)
+                load_nursery.start_soon(forward_many, first)
         assert flat.statistics().streams == 0
         nursery.cancel_scope.cancel()
     flat.close()
 
 
 async def test_statistics_while_streams_come_and_go() -> None:
-    """Looking at the counters never collides with the thread that keeps them."""
+    """Statistics can be read at any time beside the thread that counts."""
     flat = FlatRelay(tick_seconds=0)
     async with open_legs(flat, 200, in_thread=True) as legs:
         for leg in legs:
             leg.upstream.send(build_event(0) + END)
             for _ in range(20):
                 assert 0 <= flat.statistics().streams <= 200
-        await wait_until(lambda: all(leg.carried is not None for leg in legs))
+        await wait_until(lambda: all(leg.outcome is not None for leg in legs))
         assert flat.statistics().streams == 0
 
 
 @pytest.mark.parametrize("is_busy", [False, True], ids=["at rest", "on a tick"])
 async def test_thread_ends_with_its_task(is_busy: bool) -> None:
-    """Cancelling the relay ends its thread within moments, and leaves no descriptor."""
+    """Cancelling the relay ends its thread at once, and leaves no descriptor open."""
     before = count_descriptors()
     flat = FlatRelay(tick_seconds=0.001)
     with trio.fail_after(5):
@@ -171,22 +172,22 @@ async def test_thread_ends_with_its_task(is_busy: bool) -> None:
 
 
 async def test_a_pass_that_fails_ends_the_relay() -> None:
-    """A bug in what the thread runs is raised where the relay was started, not lost with the thread."""
+    """An exception in the thread is raised by ``run``."""
 
     def fail(at: float) -> None:
         raise ZeroDivisionError
 
     flat = FlatRelay(tick_seconds=0)
 
-    async def carry() -> None:
+    async def forward() -> None:
         with open_pairs(1) as [(upstream, ours, writer, _)]:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flat.run)
                 upstream.send(build_event(0))
-                await flat.carry(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}), fail)
+                await flat.forward(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}), fail)
 
     with pytest.raises(ExceptionGroup) as raised:
-        await carry()
+        await forward()
     assert raised.group_contains(ZeroDivisionError)
     assert flat.statistics().streams == 0
     flat.close()
@@ -200,8 +201,8 @@ async def test_two_runs_after_one_another() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flat.run)
                 upstream.send(build_event(number) + END)
-                carried = await flat.carry(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
-                assert carried == Carried(Ending.COMPLETE, END)
+                outcome = await flat.forward(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
+                assert outcome == StreamOutcome(StreamEnd.COMPLETE, END)
                 assert client.recv(65536) == build_event(number)
                 nursery.cancel_scope.cancel()
     flat.close()

@@ -1,4 +1,4 @@
-"""A client's connection: what is in order is answered in order; what is slow or too large is refused readably."""
+"""A client's HTTP/1.1 connection: requests are answered in order; slow or too large ones are refused readably."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.support.waiting import wait_until
 async def test_absolute_form_is_served() -> None:
     """A target with scheme and authority, as proxies get it, names the same route (RFC 9112 §3.2.2)."""
     async with open_engine() as engine:
-        answer = await ask(engine.port, b"POST http://x/hot?a=b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok")
-        assert (answer.status, answer.body) == (200, b"http://x/hot?a=b ok")
+        answer = await ask(engine.port, b"POST http://x/fast?a=b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok")
+        assert (answer.status, answer.body) == (200, b"http://x/fast?a=b ok")
 
 
 async def test_blank_lines_before_a_request_are_ignored() -> None:
@@ -29,11 +29,11 @@ async def test_blank_lines_before_a_request_are_ignored() -> None:
     async with open_engine() as engine, open_client(engine.port) as client:
         for blank in (b"\r\n", b"\r\n\r\n", b""):
             answer = await client.ask(blank + HEAD + b"Content-Length: 2\r\n\r\nok")
-            assert answer.body == b"/hot ok"
+            assert answer.body == b"/fast ok"
 
 
 async def test_blank_line_after_a_request_leaves_the_connection_idle(autojump_clock: trio.testing.MockClock) -> None:
-    """A stray CR LF is no request that is slow to come: the connection stays for the keep-alive time, without a 408."""
+    """A stray CR LF does not begin a request: the connection stays for the keep-alive timeout, without a 408."""
     autojump_clock.autojump_threshold = 0.01
     async with open_engine() as engine, open_client(engine.port) as client:
         await client.ask(HEAD + b"Content-Length: 2\r\n\r\nok\r\n")
@@ -53,7 +53,7 @@ async def test_blank_line_after_a_request_leaves_the_connection_idle(autojump_cl
     ],
 )
 async def test_too_large_head_is_refused(data: bytes, status: int) -> None:
-    """A head is refused once it is over its bounds, complete or not."""
+    """A head is refused once it is over its limits, complete or not."""
     async with open_engine() as engine, open_client(engine.port) as client:
         await client.send(data)
         await read_refusal(client, status)
@@ -71,7 +71,7 @@ async def test_largest_head_is_served() -> None:
 
 
 async def test_slow_head_gets_408(autojump_clock: trio.testing.MockClock) -> None:
-    """A head has its time in total, from its first byte: one byte a second does not stretch it (slowloris)."""
+    """The timeout of a head counts from its first byte: one byte a second does not extend it (slowloris)."""
     autojump_clock.autojump_threshold = 0.01
     async with open_engine(limits=ClientLimits(header_timeout_seconds=7)) as engine, open_client(engine.port) as client:
         started = trio.current_time()
@@ -84,7 +84,7 @@ async def test_slow_head_gets_408(autojump_clock: trio.testing.MockClock) -> Non
 
 @pytest.mark.parametrize("rest", [b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n64\r\n"])
 async def test_slow_body_gets_408(autojump_clock: trio.testing.MockClock, rest: bytes) -> None:
-    """A body has its time in total, whether its length is known or not."""
+    """The timeout of a body is for all of it, with a known length or not."""
     autojump_clock.autojump_threshold = 0.01
     async with open_engine(limits=ClientLimits(body_timeout_seconds=5)) as engine, open_client(engine.port) as client:
         started = trio.current_time()
@@ -97,7 +97,7 @@ async def test_slow_body_gets_408(autojump_clock: trio.testing.MockClock, rest: 
 
 
 async def test_too_large_body_is_refused_before_it_comes() -> None:
-    """413 answers the announcement, of the whole or of a chunk; what is just within the limit is served."""
+    """A body gets 413 as soon as its length or a chunk size announces too much; one at the limit is served."""
     limits = ClientLimits(max_body_bytes=10)
     async with open_engine(limits=limits) as engine:
         for start in (
@@ -113,7 +113,7 @@ async def test_too_large_body_is_refused_before_it_comes() -> None:
             HEAD + b"Content-Length: 10\r\n\r\n0123456789",
             CHUNKED + b"4;a=b\r\n0123\r\n6\r\n456789\r\n0\r\nA: b\r\n\r\n",
         ):
-            assert (await ask(engine.port, whole)).body == b"/hot 0123456789"
+            assert (await ask(engine.port, whole)).body == b"/fast 0123456789"
 
 
 async def test_expectation_is_met_when_the_body_is_wanted() -> None:
@@ -122,13 +122,13 @@ async def test_expectation_is_met_when_the_body_is_wanted() -> None:
     async with open_engine() as engine, open_client(engine.port) as client:
         await client.send(expecting)
         assert (await client.stream.receive_some(100)).startswith(b"HTTP/1.1 100 ")
-        assert (await client.ask(b"ok")).body == b"/hot ok"
+        assert (await client.ask(b"ok")).body == b"/fast ok"
         answer = await client.ask(expecting + b"ok")
-        assert (answer.informational, answer.body) == ((), b"/hot ok")
+        assert (answer.informational, answer.body) == ((), b"/fast ok")
 
 
 async def test_expectation_gets_the_final_status_when_the_head_is_refused() -> None:
-    """Nobody is asked to send a body that is not wanted: too large, or not even looked at."""
+    """No 100 is sent for a body that is too large, or that is not read."""
 
     async def refuse(client: Http1Client) -> None:
         await client.send_response(401, (), b"no")
@@ -145,15 +145,15 @@ async def test_expectation_gets_the_final_status_when_the_head_is_refused() -> N
 
 
 async def test_http_1_0_is_answered_and_closed() -> None:
-    """A client of HTTP/1.0 needs no Host, and its connection ends after the answer."""
+    """An HTTP/1.0 client needs no Host, and its connection ends after the answer."""
     async with open_engine() as engine, open_client(engine.port) as client:
-        answer = await client.ask(b"POST /hot HTTP/1.0\r\nContent-Length: 2\r\n\r\nok")
-        assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"/hot ok", "close")
+        answer = await client.ask(b"POST /fast HTTP/1.0\r\nContent-Length: 2\r\n\r\nok")
+        assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"/fast ok", "close")
         assert await client.read_end() == b""
 
 
 async def send_without_length(client: Http1Client, *, is_broken_off: bool = False) -> None:
-    """An answer without length, which in HTTP/1.0 ends with the connection."""
+    """Send an answer without a length, which in HTTP/1.0 ends with the connection."""
     await client.receive_body()
     await client.send_head(200, (), is_stream=True)
     await client.send_chunk(b"x" * 10_000)
@@ -164,14 +164,14 @@ async def send_without_length(client: Http1Client, *, is_broken_off: bool = Fals
 
 
 async def test_slow_reader_of_http_1_0_gets_all(autojump_clock: trio.testing.MockClock) -> None:
-    """A whole answer ends without a reset, however long its client takes to read what the kernel holds for it."""
+    """A complete answer ends without a reset, however slowly its client reads."""
     autojump_clock.autojump_threshold = 0.01
     async with open_engine(send_without_length) as engine:
         with trio.socket.socket() as sock:
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
             await sock.connect(("127.0.0.1", engine.port))
             client = RawClient(trio.SocketStream(sock))
-            await client.send(b"POST /hot HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+            await client.send(b"POST /fast HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
             await trio.sleep(60)
             assert engine.server.connection_count == 0
             assert (await client.read_answer()).body == b"x" * 10_000 + b"end"
@@ -179,12 +179,12 @@ async def test_slow_reader_of_http_1_0_gets_all(autojump_clock: trio.testing.Moc
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 async def test_broken_answer_does_not_look_whole(version: bytes) -> None:
-    """Broken off, HTTP/1.1 misses its last chunk; HTTP/1.0, where an end would look like success, is reset."""
+    """An incomplete answer lacks its last chunk in HTTP/1.1; in HTTP/1.0 its connection is reset."""
     async with (
         open_engine(partial(send_without_length, is_broken_off=True)) as engine,
         open_client(engine.port) as client,
     ):
-        await client.send(b"POST /hot HTTP/%b\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % version)
+        await client.send(b"POST /fast HTTP/%b\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % version)
         with pytest.raises(AnswerCut) as caught:
             await client.read_answer()
         assert caught.value.status == 200
@@ -192,7 +192,7 @@ async def test_broken_answer_does_not_look_whole(version: bytes) -> None:
 
 
 async def test_half_closed_http_1_0_client_sees_a_reset() -> None:
-    """A client that closes its sending side has left; if it still reads, it must not take the part it got for all."""
+    """A client that closes its sending side counts as gone; if it reads on, it sees that the answer is incomplete."""
     gone = trio.Event()
 
     async def answer_until_gone(client: Http1Client) -> None:
@@ -203,7 +203,7 @@ async def test_half_closed_http_1_0_client_sees_a_reset() -> None:
         gone.set()
 
     async with open_engine(answer_until_gone) as engine, open_client(engine.port) as client:
-        await client.send(b"POST /hot HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+        await client.send(b"POST /fast HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
         await client.stream.send_eof()
         await gone.wait()
         with pytest.raises(AnswerCut) as caught:
@@ -212,7 +212,7 @@ async def test_half_closed_http_1_0_client_sees_a_reset() -> None:
 
 
 async def test_one_connection_carries_many_requests() -> None:
-    """Keep-alive: bodies of both framings, and none, one after the other."""
+    """Requests with both framings and without a body are answered one after the other on one connection."""
     async with open_engine() as engine, open_client(engine.port) as client:
         for body in (
             b"Content-Length: 2\r\n\r\nok",
@@ -221,20 +221,20 @@ async def test_one_connection_carries_many_requests() -> None:
         ):
             for _ in range(2):
                 answer = await client.ask(HEAD + body)
-                assert answer.body == (b"/hot ok" if b"ok" in body else b"/hot ")
+                assert answer.body == (b"/fast ok" if b"ok" in body else b"/fast ")
         assert len(engine.connections) == 1
 
 
 @pytest.mark.parametrize("count", [2, 10])
 async def test_pipelined_requests_are_answered_in_order(count: int) -> None:
-    """Requests in one segment, or cut in two at any byte, get their answers in their order, bodies and all."""
+    """Pipelined requests, in one segment or cut in two at any byte, are answered in their order."""
     pieces = []
     for index in range(count):
         body = b"%d" % index * (index * 7 + 1)
         framing = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         if index % 2:
             framing = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-        pieces.append(b"POST http://x/hot?%d HTTP/1.1\r\nHost: x\r\n" % index + framing)
+        pieces.append(b"POST http://x/fast?%d HTTP/1.1\r\nHost: x\r\n" % index + framing)
     data = b"".join(pieces)
     async with open_engine() as engine, open_client(engine.port) as client:
         for cut in range(0, len(data), 1 if count == 2 else 17):
@@ -243,13 +243,13 @@ async def test_pipelined_requests_are_answered_in_order(count: int) -> None:
             await client.send(data[cut:])
             for index in range(count):
                 answer = await client.read_answer()
-                assert answer.body == b"http://x/hot?%d %b" % (index, b"%d" % index * (index * 7 + 1))
+                assert answer.body == b"http://x/fast?%d %b" % (index, b"%d" % index * (index * 7 + 1))
 
 
 @pytest.mark.parametrize("pipelined", [b"", HEAD + b"\r\n"], ids=["alone", "behind a pipelined request"])
 @pytest.mark.parametrize("is_half_closed", [True, False], ids=["half-closed", "closed"])
 async def test_client_that_leaves_is_noticed(is_half_closed: bool, pipelined: bytes) -> None:
-    """Closing the sending side counts as leaving, whatever bytes stand unread before it."""
+    """Closing the sending side counts as leaving, even behind unread data."""
     gone = trio.Event()
 
     async def wait_gone(client: Http1Client) -> None:
@@ -274,16 +274,16 @@ async def test_client_that_leaves_is_noticed(is_half_closed: bool, pipelined: by
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.2"])
 async def test_upgrades_are_ignored_on_hot_routes(protocol: bytes) -> None:
-    """A server may answer in the present protocol instead (RFC 9110 §7.8)."""
+    """An upgrade may be ignored: the answer comes in HTTP/1.1 (RFC 9110 §7.8)."""
     upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\nContent-Length: 2\r\n\r\nok" % protocol
     async with open_engine() as engine, open_client(engine.port) as client:
         for _ in range(2):
             answer = await client.ask(HEAD + upgrade)
-            assert (answer.status, answer.informational, answer.body) == (200, (), b"/hot ok")
+            assert (answer.status, answer.informational, answer.body) == (200, (), b"/fast ok")
 
 
 async def test_http_2_and_other_routes_reach_the_other_engine() -> None:
-    """The preface, in one piece or byte by byte, and whatever is not hot go there with every byte that was read."""
+    """Connections with the HTTP/2 preface or with other routes are handed over with every byte that was read."""
     get = b"GET /cold HTTP/1.1\r\nHost: x\r\n\r\n"
     async with open_engine() as engine:
         for index, data in enumerate([HTTP2_PREFACE + b"frames", get + HEAD + b"\r\n", get]):
@@ -300,7 +300,7 @@ async def test_http_2_and_other_routes_reach_the_other_engine() -> None:
 
 @pytest.mark.parametrize(("first", "seconds"), [(b"", 10), (HEAD + b"Content-Length: 2\r\n\r\nok", 75)])
 async def test_idle_connections_end(autojump_clock: trio.testing.MockClock, first: bytes, seconds: float) -> None:
-    """Without a word: before the first request after the time for a head, later after the keep-alive time."""
+    """Idle connections are closed: before a first request after the head's timeout, later after keep-alive's."""
     autojump_clock.autojump_threshold = 0.01
     async with open_engine() as engine, open_client(engine.port) as client:
         if first:
@@ -313,7 +313,7 @@ async def test_idle_connections_end(autojump_clock: trio.testing.MockClock, firs
 @pytest.mark.parametrize("data", [b"", HEAD, HEAD + b"Content-Length: 100\r\n\r\nhalf", CHUNKED + b"64\r\nhalf"])
 @pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
 async def test_client_that_leaves_while_it_sends_leaves_nothing(data: bytes, is_reset: bool) -> None:
-    """Whether in mid-head or mid-body, by an end or a reset: the connection's tasks end, and others go on."""
+    """A client that leaves in the middle of a head or body ends the tasks of its connection only."""
     async with open_engine() as engine:
         async with open_client(engine.port) as client:
             await client.send(data)
@@ -326,7 +326,7 @@ async def test_client_that_leaves_while_it_sends_leaves_nothing(data: bytes, is_
 
 
 async def test_draining_ends_idle_connections_and_finishes_busy_ones() -> None:
-    """Who waits for nothing is gone at once; who waits for an answer gets it, with the word that it is the last."""
+    """When draining, idle connections are closed at once; others get their answer, with ``Connection: close``."""
     proceed = trio.Event()
 
     async def wait_and_echo(client: Http1Client) -> None:
@@ -355,12 +355,12 @@ async def test_draining_ends_idle_connections_and_finishes_busy_ones() -> None:
         proceed.set()
         for client in (busy, in_mid_head):
             answer: Answer = await client.read_answer()
-            assert (answer.body, answer.headers["connection"]) == (b"/hot ok", "close")
+            assert (answer.body, answer.headers["connection"]) == (b"/fast ok", "close")
             assert await client.read_end() == b""
 
 
 async def test_client_that_takes_nothing_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
-    """A reader that stands still is dropped after the stall time, and sees that its answer is not whole."""
+    """A client that stops reading is cut after the stall timeout, and sees that its answer is incomplete."""
     autojump_clock.autojump_threshold = 0.01
     dropped = trio.Event()
 

@@ -1,4 +1,4 @@
-"""Requests that two parsers could read differently: refused with 400, readably, and never handled (RFC 9112 §11.2)."""
+"""Requests that two parsers could read differently are refused with 400 and never handled (RFC 9112 §11.2)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MALFORMED_HEADS = {
     "TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(32)), "not TLS"),
     "neither HTTP nor TLS": (b"\x00\x01\x02\x03", "plain HTTP"),
     "duplicate Host": (HEAD + b"Host: y\r\n\r\n", "Host"),
-    "no Host": (b"POST /hot HTTP/1.1\r\n\r\n", "Host"),
+    "no Host": (b"POST /fast HTTP/1.1\r\n\r\n", "Host"),
     "obs-fold": (HEAD + b"A: b\r\n c\r\n\r\n", "obs-fold"),
-    "obs-fold of the first field": (b"POST /hot HTTP/1.1\r\n Host: x\r\n\r\n", "obs-fold"),
-    "bare LF": (b"POST /hot HTTP/1.1\nHost: x\n\n", "CR LF"),
+    "obs-fold of the first field": (b"POST /fast HTTP/1.1\r\n Host: x\r\n\r\n", "obs-fold"),
+    "bare LF": (b"POST /fast HTTP/1.1\nHost: x\n\n", "CR LF"),
     "one bare LF": (HEAD + b"A: b\nContent-Length: 2\r\n\r\n{}", "CR LF"),
     "bare CR": (HEAD + b"A: b\rContent-Length: 2\r\n\r\n{}", "CR LF"),
     "NUL": (HEAD + b"A: b\x00c\r\n\r\n", "NUL"),
@@ -37,13 +37,13 @@ MALFORMED_HEADS = {
     "chunked twice": (HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding"),
     "TE and CL": (HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", "both"),
     "CL and TE": (HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "both"),
-    "TE in HTTP/1.0": (b"POST /hot HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "HTTP/1.0"),
-    "HTTP/0.9": (b"GET /hot\r\n\r\n", "METHOD TARGET HTTP/1.1"),
-    "HTTP/2 in text": (b"POST /hot HTTP/2.0\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
-    "lower-case protocol": (b"POST /hot http/1.1\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
-    "two spaces": (b"POST  /hot HTTP/1.1\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
-    "space in the target": (b"POST /hot x HTTP/1.1\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
-    "method that is no token": (b"PO(ST /hot HTTP/1.1\r\nHost: x\r\n\r\n", "malformed"),
+    "TE in HTTP/1.0": (b"POST /fast HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "HTTP/1.0"),
+    "HTTP/0.9": (b"GET /fast\r\n\r\n", "METHOD TARGET HTTP/1.1"),
+    "HTTP/2 in text": (b"POST /fast HTTP/2.0\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
+    "lower-case protocol": (b"POST /fast http/1.1\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
+    "two spaces": (b"POST  /fast HTTP/1.1\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
+    "space in the target": (b"POST /fast x HTTP/1.1\r\nHost: x\r\n\r\n", "METHOD TARGET HTTP/1.1"),
+    "method that is no token": (b"PO(ST /fast HTTP/1.1\r\nHost: x\r\n\r\n", "malformed"),
     "not quite HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "METHOD TARGET HTTP/1.1"),
 }
 
@@ -67,18 +67,18 @@ MALFORMED_BODIES = {
 
 @pytest.mark.parametrize("name", MALFORMED_HEADS)
 async def test_malformed_head_gets_400_and_the_end(name: str) -> None:
-    """Each head that two parsers could read differently is refused, with what is wrong, and never handled."""
+    """Each head that two parsers could read differently is refused with the reason, and never handled."""
     data, word = MALFORMED_HEADS[name]
     async with open_engine() as engine:
         async with open_client(engine.port) as client:
-            await client.send(data + b"POST /hot HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            await client.send(data + b"POST /fast HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
             assert word in await read_refusal(client, 400)
         assert (engine.handled, engine.handed_over) == (0, [])
 
 
 @pytest.mark.parametrize("name", MALFORMED_BODIES)
 async def test_malformed_body_gets_400_and_the_end(name: str) -> None:
-    """Each chunked body whose end is open to dispute is refused, whole or cut at any byte of it."""
+    """Each chunked body whose end is ambiguous is refused, in one piece or cut at any byte."""
     data, word = MALFORMED_BODIES[name]
     async with open_engine() as engine:
         for cut in [0, *range(1, min(len(data), 12))]:
@@ -90,7 +90,7 @@ async def test_malformed_body_gets_400_and_the_end(name: str) -> None:
 
 
 async def test_refusal_reaches_a_client_that_keeps_sending() -> None:
-    """Neither a malformed head nor a body over its limit makes the kernel reset the answer away (RFC 9112 §9.6)."""
+    """The answer to a malformed head or a too large body is not lost to a reset by the kernel (RFC 9112 §9.6)."""
     flood = b"x" * 4_000_000
     limits = ClientLimits(max_body_bytes=1_000_000)
     async with open_engine(limits=limits) as engine:

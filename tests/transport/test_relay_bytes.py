@@ -1,4 +1,4 @@
-"""Both paths of the relay pass every byte, however the upstream cuts them and whatever the framing on both sides."""
+"""Both paths of the relay forward every byte, wherever the upstream cuts them, with every framing on both sides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_response(body: bytes, framing: str, *, keeps_alive: bool) -> bytes:
 
 
 async def read_response(stream: trio.SocketStream, request: bytes) -> tuple[bytes, bool]:
-    """Send ``request``; the body of the answer, and whether the connection can be used again."""
+    """Send ``request``; return the body of the answer, and whether the connection can be used again."""
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "2")]))
     connection.send(h11.Data(data=b"{}"))
@@ -68,7 +68,7 @@ async def test_bytes_are_equal_for_every_cut(
             cut = next(cuts)
             cut_count += 1
             await stream.send_all(response[:cut])
-            await trio.testing.wait_all_tasks_blocked()  # the relay has passed on what it got
+            await trio.testing.wait_all_tasks_blocked()  # the relay has forwarded what it got
             await stream.send_all(response[cut:])
             if not keeps_alive:
                 return

@@ -1,4 +1,4 @@
-"""Transports: what a reader that must not wait sees, who is woken by a close, and TLS's own conversation."""
+"""Transports, with and without TLS: reading without waiting, closing, cancellation, and messages of TLS itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import trio
 import trio.testing
 import trustme
 
-from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, TlsTransport
+from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
+from cgw.transport.tls import TlsTransport
 from tests.support.tls_peer import HOST, TlsAuthority, TlsPeer
 
 LARGE = bytes(range(256)) * 16_384  # 4 MiB
@@ -33,7 +34,7 @@ def authority() -> TlsAuthority:
 
 
 class Peer:
-    """The other end of a transport, which speaks as the transport does."""
+    """The other end of a transport, with TLS if the transport has it."""
 
     def __init__(self, stream: trio.SocketStream, tls: TlsPeer | None) -> None:
         self.stream = stream
@@ -50,35 +51,35 @@ class Peer:
         return data if self.tls is None else self.tls.feed(data)
 
 
-Connect = Callable[[str], Awaitable[tuple[PlainTransport, Peer]]]
+Connect = Callable[[str], Awaitable[tuple[Transport, Peer]]]
 
 
 @pytest.fixture
 async def connect(authority: TlsAuthority) -> AsyncIterator[Connect]:
-    """Opens a transport of a kind and its peer over loopback; all are closed in the end."""
+    """Return a function that opens a transport of a kind, and its peer, over loopback."""
     async with AsyncExitStack() as stack:
 
-        async def open_pair(kind: str) -> tuple[PlainTransport, Peer]:
+        async def open_pair(kind: str) -> tuple[Transport, Peer]:
             return await stack.enter_async_context(open_transport(authority, kind))
 
         yield open_pair
 
 
 @asynccontextmanager
-async def open_transport(authority: TlsAuthority, kind: str) -> AsyncIterator[tuple[PlainTransport, Peer]]:
+async def open_transport(authority: TlsAuthority, kind: str) -> AsyncIterator[tuple[Transport, Peer]]:
     listener = socket.create_server(("127.0.0.1", 0))
     ours = socket.create_connection(listener.getsockname())
     theirs = listener.accept()[0]
     listener.close()
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-    transport = PlainTransport(ours)
+    transport: Transport = PlainTransport(ours)
     tls: TlsPeer | None = None
     if kind != "plain":
         tls = TlsPeer(authority.build_server_context(VERSIONS[kind]))
-        transport = TlsTransport(ours, authority.build_client_context(), HOST, Scratch())
+        transport = tls_transport = TlsTransport(ours, authority.build_client_context(), HOST, Scratch())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tls.do_handshake, stream)
-            await transport.do_handshake()
+            await tls_transport.do_handshake()
     try:
         yield transport, Peer(stream, tls)
     finally:
@@ -86,8 +87,8 @@ async def open_transport(authority: TlsAuthority, kind: str) -> AsyncIterator[tu
         stream.socket.close()
 
 
-def is_readable(transport: PlainTransport) -> bool:
-    """What an epoll instance says of the transport's socket."""
+def is_readable(transport: Transport) -> bool:
+    """Return whether epoll reports the transport's socket as readable."""
     epoll = select.epoll()
     try:
         epoll.register(transport.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
@@ -96,14 +97,14 @@ def is_readable(transport: PlainTransport) -> bool:
         epoll.close()
 
 
-async def receive(transport: PlainTransport) -> bytes:
+async def receive(transport: Transport) -> bytes:
     buffer = bytearray(BUFFER_BYTES)
     return bytes(buffer[: await transport.receive_some(buffer)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_quiet_is_open_and_silent(connect: Connect, kind: str) -> None:
-    """A connection is quiet until the peer sends something or ends; TLS 1.3's session tickets are not something."""
+    """A connection is quiet until the peer sends data or ends; TLS 1.3's session tickets do not count."""
     transport, peer = await connect(kind)
     buffer = bytearray(BUFFER_BYTES)
     assert transport.is_quiet(buffer)
@@ -118,7 +119,7 @@ async def test_quiet_is_open_and_silent(connect: Connect, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_idle_connection_still_works(connect: Connect, kind: str) -> None:
-    """Looking whether a connection is quiet takes nothing away from the exchange after it."""
+    """Checking whether a connection is quiet does not disturb the exchange after it."""
     transport, peer = await connect(kind)
     buffer = bytearray(BUFFER_BYTES)
     for turn in range(3):
@@ -131,7 +132,7 @@ async def test_idle_connection_still_works(connect: Connect, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_reset_is_not_quiet(connect: Connect, kind: str) -> None:
-    """A connection that was reset is not quiet, and says so without raising."""
+    """A connection that was reset is not quiet; checking it does not raise."""
     transport, peer = await connect(kind)
     assert transport.is_quiet(bytearray(BUFFER_BYTES))
     reset(peer.stream)
@@ -145,7 +146,7 @@ def reset(stream: trio.SocketStream) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_close_wakes_a_reader(connect: Connect, kind: str) -> None:
-    """Who waits for bytes learns that the transport was closed; closing it again does nothing."""
+    """Closing a transport ends a waiting read with an error; closing it again does nothing."""
     transport, _ = await connect(kind)
 
     async def wait() -> None:
@@ -162,7 +163,7 @@ async def test_close_wakes_a_reader(connect: Connect, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_close_wakes_a_writer(connect: Connect, kind: str) -> None:
-    """Who waits for room learns that the transport was closed."""
+    """Closing a transport ends a waiting write with an error."""
     transport, _ = await connect(kind)
 
     async def wait() -> None:
@@ -199,7 +200,7 @@ async def test_much_goes_both_ways_at_once(connect: Connect, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_cancelled_reader_loses_nothing(connect: Connect, kind: str) -> None:
-    """Bytes that come after a cancelled read, even in the middle of a record, are there for the next one."""
+    """Data that comes after a cancelled read, even in the middle of a record, is returned by the next one."""
     transport, peer = await connect(kind)
     data = peer.encode(b"hello")
     for position in range(len(data)):
@@ -219,9 +220,11 @@ async def test_cancelled_reader_loses_nothing(connect: Connect, kind: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_cancelled_writer_stops(connect: Connect, kind: str) -> None:
-    """A cancelled write has written a part of its bytes from the beginning, and the transport can be closed."""
+    """A cancelled write has written a prefix of its data, and the transport can be closed."""
     transport, peer = await connect(kind)
-    assert transport.is_quiet(bytearray(BUFFER_BYTES))  # nothing unread, for which the kernel would send a reset
+    assert transport.is_quiet(
+        bytearray(BUFFER_BYTES)
+    )  # reads what is there: for unread data the kernel would send a reset
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(transport.send_all, LARGE * 4)
@@ -238,7 +241,7 @@ async def test_cancelled_writer_stops(connect: Connect, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", VERSIONS)
 async def test_end_behind_data_is_seen_by_epoll(connect: Connect, kind: str) -> None:
-    """A close_notify that came together with data makes the socket readable, though the peer leaves it open."""
+    """A close_notify that came together with data makes the socket readable, even if the peer leaves it open."""
     transport, peer = await connect(kind)
     assert peer.tls is not None
     await peer.stream.send_all(peer.encode(b"hello") + peer.tls.build_close_notify())
@@ -250,7 +253,7 @@ async def test_end_behind_data_is_seen_by_epoll(connect: Connect, kind: str) -> 
 
 @pytest.mark.parametrize("kind", VERSIONS)
 async def test_broken_record_behind_data_is_raised_after_it(connect: Connect, kind: str) -> None:
-    """What came before a record that was tampered with is delivered; then comes the error, and it stays."""
+    """Data before a record that was tampered with is returned; after it every read raises."""
     transport, peer = await connect(kind)
     good, bad = peer.encode(b"hello"), bytearray(peer.encode(b"again"))
     bad[-1] ^= 1
@@ -264,7 +267,7 @@ async def test_broken_record_behind_data_is_raised_after_it(connect: Connect, ki
 
 @pytest.mark.parametrize("kind", VERSIONS)
 async def test_missing_close_notify_is_an_error(connect: Connect, kind: str) -> None:
-    """A TLS connection that merely ends may have been cut; the bytes before that are delivered first."""
+    """A TLS connection that ends without close_notify raises, after the data before the end was returned."""
     transport, peer = await connect(kind)
     await peer.send(b"hello")
     peer.stream.socket.close()
@@ -276,7 +279,7 @@ async def test_missing_close_notify_is_an_error(connect: Connect, kind: str) -> 
 
 @pytest.mark.parametrize("kind", VERSIONS)
 async def test_one_read_takes_all_records_of_a_segment(connect: Connect, kind: str) -> None:
-    """Many small records, and a large one behind them, are delivered at once: nothing stays where epoll is blind."""
+    """Many small records and a large one behind them are returned at once: no data stays where epoll cannot see it."""
     transport, peer = await connect(kind)
     plain = b"".join(b"event %d\n" % turn for turn in range(500))
     data = b"".join(peer.encode(line + b"\n") for line in plain.splitlines()) + peer.encode(b"z" * 16_384)
@@ -294,16 +297,9 @@ async def test_one_read_takes_all_records_of_a_segment(connect: Connect, kind: s
     assert transport.is_quiet(bytearray(BUFFER_BYTES))
 
 
-def read_nowait(transport: PlainTransport) -> bytes:
+def read_nowait(transport: Transport) -> bytes:
     buffer = bytearray(BUFFER_BYTES)
     return bytes(buffer[: transport.receive_nowait(buffer)])
-
-
-async def test_tls_is_never_written_by_the_relay(connect: Connect) -> None:
-    """Writing without waiting is for clients' sockets; over TLS it is refused, not garbled."""
-    transport, _ = await connect("TLS 1.3")
-    with pytest.raises(NotImplementedError):
-        transport.send_nowait(b"x")
 
 
 @pytest.mark.skipif(
@@ -311,7 +307,7 @@ async def test_tls_is_never_written_by_the_relay(connect: Connect) -> None:
     reason="needs the openssl command, the only one that updates keys; CI installs it",
 )
 async def test_keys_are_updated_while_idle(authority: TlsAuthority, tmp_path: Path) -> None:
-    """A server that asks for new keys on an idle connection gets them, and all works on (RFC 8446 §4.6.3)."""
+    """A server may update keys on an idle connection, which stays usable (RFC 8446 §4.6.3)."""
     async with open_openssl_server(authority.certificate, tmp_path) as (port, server):
         assert server.stdin is not None
         assert server.stdout is not None
@@ -358,7 +354,7 @@ async def open_openssl_server(certificate: trustme.LeafCert, folder: Path) -> As
 
 
 async def read_until(stream: trio.abc.ReceiveStream, *marks: bytes) -> bytes:
-    """What comes up to all of ``marks``, one after the other."""
+    """Read up to all of ``marks``, one after the other; return what was read."""
     data, position = b"", 0
     with trio.fail_after(10):
         for mark in marks:

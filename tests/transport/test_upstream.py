@@ -1,4 +1,4 @@
-"""Connections to upstreams: every way in which one can break its side, and what may be used again after it."""
+"""Connections to upstreams: every way in which an upstream can fail, and which connections are used again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def pool() -> AsyncIterator[UpstreamPool]:
 
 
 def play(*answers: bytes) -> Handler:
-    """A handler that answers one request of a connection after the other, and closes after the last answer."""
+    """Build a handler that answers requests of a connection one by one, and closes after the last answer."""
 
     async def handle(stream: trio.SocketStream) -> None:
         for answer in answers:
@@ -41,13 +41,13 @@ def play(*answers: bytes) -> Handler:
 
 
 async def reset(stream: Stream) -> None:
-    """Make the close that follows a TCP reset."""
+    """Make the next close a TCP reset."""
     transport = stream if isinstance(stream, trio.SocketStream) else stream.transport_stream
     transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
 
 
 async def wait_gone(stream: trio.SocketStream) -> None:
-    """Return when the peer has closed its side, in whatever way."""
+    """Return when the peer has closed its side or reset the connection."""
     try:
         while await stream.receive_some(65536):
             pass
@@ -56,7 +56,7 @@ async def wait_gone(stream: trio.SocketStream) -> None:
 
 
 async def test_refused_connection_is_unreachable(pool: UpstreamPool) -> None:
-    """A closed port is named with the system's reason."""
+    """The error for a closed port has the system's reason."""
     with trio.socket.socket() as unused:
         await unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -65,7 +65,7 @@ async def test_refused_connection_is_unreachable(pool: UpstreamPool) -> None:
 
 
 async def test_unknown_name_is_unreachable(pool: UpstreamPool) -> None:
-    """A host that no name server knows (RFC 6761 §6.4: .invalid never exists) is named, too."""
+    """The error for an unknown host names it (RFC 6761 §6.4: .invalid never exists)."""
     with pytest.raises(UpstreamUnreachable, match=r"cannot connect to nowhere\.invalid:80: ."):
         await fetch(pool, build_request(80, host="nowhere.invalid"))
 
@@ -107,7 +107,7 @@ BROKEN_BODIES = {
 
 @pytest.mark.parametrize("name", BROKEN_HEADS)
 async def test_broken_head_is_no_response(pool: UpstreamPool, name: str) -> None:
-    """Whatever is no HTTP/1.1 response is an error at once, and its connection is not kept."""
+    """Data that is not an HTTP/1.1 response is an error at once, and its connection is not kept."""
     async with open_raw_server(play(BROKEN_HEADS[name])) as port:
         with pytest.raises(UpstreamProtocolError):
             await fetch(pool, build_request(port))
@@ -117,7 +117,7 @@ async def test_broken_head_is_no_response(pool: UpstreamPool, name: str) -> None
 
 @pytest.mark.parametrize("name", BROKEN_BODIES)
 async def test_broken_body_yields_its_good_part_and_an_error(pool: UpstreamPool, name: str) -> None:
-    """What came before the fault is passed on; the fault itself never looks like an end."""
+    """Data before a fault is returned; the fault never looks like the end of the body."""
     got: list[bytes] = []
 
     async def receive_all(response: UpstreamResponse) -> None:
@@ -134,7 +134,7 @@ async def test_broken_body_yields_its_good_part_and_an_error(pool: UpstreamPool,
 
 @pytest.mark.parametrize("data", [b"", OK, CHUNKED + b"5\r\nhello\r\n"], ids=["at once", "in the head", "in the body"])
 async def test_reset_is_an_error(pool: UpstreamPool, data: bytes) -> None:
-    """A connection that is reset is told apart from one that was never there."""
+    """The error for a reset differs from that for a connection that could not be opened."""
 
     async def handle(stream: trio.SocketStream) -> None:
         await read_request(stream)
@@ -168,7 +168,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", WHOLE)
 async def test_unusual_responses_are_read_to_their_end(pool: UpstreamPool, name: str) -> None:
-    """Byte by byte and twice on one connection: each has its proper end, after which the connection goes on."""
+    """Two responses on one connection, cut at every byte, both have their proper end."""
     data, body = WHOLE[name]
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -196,7 +196,7 @@ async def test_unusual_responses_are_read_to_their_end(pool: UpstreamPool, name:
     ],
 )
 async def test_connections_that_cannot_go_on_are_closed(pool: UpstreamPool, answer: bytes) -> None:
-    """Where the end was the connection's, or bytes are left over, the next request takes a fresh connection."""
+    """After a body that ended with its connection, or with data behind it, the next request gets a new one."""
     async with open_raw_server(play(answer)) as port:
         for _ in range(2):
             await fetch(pool, build_request(port))
@@ -205,7 +205,7 @@ async def test_connections_that_cannot_go_on_are_closed(pool: UpstreamPool, answ
 
 
 async def test_response_that_is_not_read_to_its_end_costs_its_connection(pool: UpstreamPool) -> None:
-    """Leaving the block closes it at once: the upstream notices, and it is never used again."""
+    """Leaving the block early closes the connection at once; it is never used again."""
     gone = trio.Event()
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -223,7 +223,7 @@ async def test_response_that_is_not_read_to_its_end_costs_its_connection(pool: U
 
 
 async def test_silence_is_bounded_in_each_phase(pool: UpstreamPool, autojump_clock: trio.testing.MockClock) -> None:
-    """TLS that never begins, a head that does not come or does not end, and a pause in the body, each has its time."""
+    """A TLS handshake, a head, and a pause in the body that take too long all end with a timeout."""
     autojump_clock.autojump_threshold = 0.01
     pool = UpstreamPool(
         build_tls_context(None), UpstreamDeadlines(connect_seconds=3, head_seconds=7, silence_seconds=5)
@@ -254,7 +254,7 @@ async def test_silence_is_bounded_in_each_phase(pool: UpstreamPool, autojump_clo
 
 
 async def test_connection_that_ended_while_idle_is_not_used(pool: UpstreamPool) -> None:
-    """An end, a reset or unasked bytes that came in while idle are seen before anything is sent."""
+    """An end, a reset or data that came while a connection was idle is noticed before a request is sent."""
     for is_reset, unasked in ((False, b""), (True, b""), (False, b"HTTP/1.1 408 Request Timeout\r\n\r\n")):
         closed = trio.Event()
 
@@ -281,7 +281,7 @@ async def test_connection_that_ended_while_idle_is_not_used(pool: UpstreamPool) 
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
 async def test_stale_connection_is_replaced_once(pool: UpstreamPool, is_reset: bool) -> None:
-    """A kept connection that breaks before its first response byte costs one retry, on a fresh connection."""
+    """A kept connection that breaks before the first byte of a response leads to one retry on a new connection."""
     requests = 0
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -303,7 +303,7 @@ async def test_stale_connection_is_replaced_once(pool: UpstreamPool, is_reset: b
 
 
 async def test_retry_is_not_retried(pool: UpstreamPool) -> None:
-    """When the fresh connection breaks as well, that is the upstream's answer."""
+    """When the new connection breaks as well, the request fails."""
     requests = 0
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -323,7 +323,7 @@ async def test_retry_is_not_retried(pool: UpstreamPool) -> None:
 
 @pytest.mark.parametrize("data", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n", CHUNKED + b"5\r\nhello\r\n"])
 async def test_nothing_is_retried_after_the_first_byte(pool: UpstreamPool, data: bytes) -> None:
-    """One byte of a response is enough to know that the request arrived: it is never sent twice."""
+    """After one byte of a response a request is never sent again."""
     requests = 0
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -343,7 +343,7 @@ async def test_nothing_is_retried_after_the_first_byte(pool: UpstreamPool, data:
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["fresh", "kept"])
 async def test_answer_that_comes_before_the_body_is_read_counts(pool: UpstreamPool, is_kept: bool) -> None:
-    """An upstream that refuses by the head and closes has answered: nothing is sent again, on any connection."""
+    """An upstream that responds after the head and closes has answered: the request is not sent again."""
     refusal = b"HTTP/1.1 413 Content Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge"
     refusals = 0
 
@@ -365,7 +365,7 @@ async def test_answer_that_comes_before_the_body_is_read_counts(pool: UpstreamPo
 
 
 async def test_cancelling_closes_the_connection_in_each_phase(pool: UpstreamPool) -> None:
-    """Before the head and within the body: the upstream sees the end, and the pool keeps nothing."""
+    """Cancellation before the head or within the body closes the connection at once."""
     for data in (b"", OK, CHUNKED + b"5\r\nhello\r\n"):
         seen, gone = trio.Event(), trio.Event()
 
@@ -389,7 +389,7 @@ async def test_cancelling_closes_the_connection_in_each_phase(pool: UpstreamPool
 
 
 async def test_idle_connections_are_bounded_in_number_and_time() -> None:
-    """At most so many are kept for an origin, and the reaper closes those that nobody used, all of them at its end."""
+    """At most ``max_idle`` connections per origin are kept; ``run`` closes idle ones, and all of them at its end."""
     pool = UpstreamPool(build_tls_context(None), UpstreamDeadlines(), max_idle=2, idle_seconds=0.02)
     async with open_raw_server(play(HELLO, HELLO)) as port, trio.open_nursery() as nursery:
         async with (

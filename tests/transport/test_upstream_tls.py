@@ -1,4 +1,4 @@
-"""TLS to upstreams: who is trusted, and what an end without a goodbye means."""
+"""TLS to upstreams: trusted certificates, and ends with and without close_notify."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 async def tls_pool(authority: trustme.CA, tmp_path: Path) -> AsyncIterator[UpstreamPool]:
-    """A pool that trusts the tests' own authority, besides the system's."""
+    """Return a pool that trusts the tests' own authority besides the system's."""
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     pool = UpstreamPool(build_tls_context(str(ca_file)), UpstreamDeadlines())
@@ -53,7 +53,7 @@ async def answer_tls(stream: trio.SSLStream[trio.SocketStream], *answers: bytes)
 
 
 async def test_tls_upstream_is_reused(authority: trustme.CA, tls_pool: UpstreamPool) -> None:
-    """A CA file makes its authority trusted; session tickets that come unasked do not make a connection stale."""
+    """A CA file makes its authority trusted; unsolicited session tickets do not make a connection unusable."""
 
     async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
         await answer_tls(stream, HELLO, HELLO, HELLO)
@@ -73,7 +73,7 @@ async def test_tls_upstream_is_reused(authority: trustme.CA, tls_pool: UpstreamP
 async def test_bad_certificate_is_unreachable(
     authority: trustme.CA, tls_pool: UpstreamPool, is_trusted: bool, name: str, words: str
 ) -> None:
-    """Neither an unknown authority nor another host's certificate is accepted; the reason is told, nothing is sent."""
+    """An unknown authority or another host's certificate is refused with the reason, and no request is sent."""
     received = b""
     pool = tls_pool if is_trusted else UpstreamPool(build_tls_context(None), UpstreamDeadlines())
 
@@ -89,7 +89,7 @@ async def test_bad_certificate_is_unreachable(
 
 @pytest.mark.parametrize("answer", [b"", HELLO], ids=["closes", "speaks plain HTTP"])
 async def test_upstream_without_tls_is_unreachable(tls_pool: UpstreamPool, answer: bytes) -> None:
-    """A handshake that comes to nothing is told as such."""
+    """A failed handshake is an error that says so."""
 
     async def handle(stream: trio.SocketStream) -> None:
         await stream.receive_some(65536)
@@ -102,7 +102,7 @@ async def test_upstream_without_tls_is_unreachable(tls_pool: UpstreamPool, answe
 
 @pytest.mark.parametrize("says_goodbye", [True, False])
 async def test_tls_truncation_shows(authority: trustme.CA, tls_pool: UpstreamPool, says_goodbye: bool) -> None:
-    """A body that ends with its connection is whole only with close_notify: anybody can forge a FIN (RFC 9112 §9.8)."""
+    """A body that ends with its connection is complete only with close_notify: a FIN can be forged (RFC 9112 §9.8)."""
 
     async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
         await answer_tls(stream, OK + b"\r\nhello")
@@ -119,7 +119,7 @@ async def test_tls_truncation_shows(authority: trustme.CA, tls_pool: UpstreamPoo
 
 
 async def test_stale_tls_connection_is_replaced_once(authority: trustme.CA, tls_pool: UpstreamPool) -> None:
-    """A kept TLS connection that ends before the first byte, with or without close_notify, costs one retry."""
+    """A kept TLS connection that ends before the first byte, with or without close_notify, leads to one retry."""
     requests = 0
 
     async def handle(stream: trio.SSLStream[trio.SocketStream]) -> None:
@@ -139,7 +139,7 @@ async def test_stale_tls_connection_is_replaced_once(authority: trustme.CA, tls_
 
 
 def test_ca_file_must_hold_certificates(tmp_path: Path) -> None:
-    """A file that is missing, or no PEM, is an OSError for the start to tell of."""
+    """A CA file that is missing or not valid PEM raises OSError."""
     with pytest.raises(FileNotFoundError):
         build_tls_context(str(tmp_path / "missing.pem"))
     wrong = tmp_path / "wrong.pem"

@@ -1,4 +1,4 @@
-"""The strict reading of chunked framing."""
+"""The strict checker of chunked bodies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def encode(chunks: list[bytes]) -> bytes:
     st.lists(st.integers(min_value=1, max_value=9), min_size=1, max_size=40),
 )
 def test_any_split_finds_the_same_end(chunks: list[bytes], rest: bytes, steps: list[int]) -> None:
-    """However the bytes are cut, the body's size and end are the same, and what follows is not touched."""
+    """Size and end of a body are the same, however it is cut, and data behind it is not used."""
     data = encode(chunks) + rest
     scanner, position, turn = ChunkScanner(), 0, 0
     while not scanner.is_complete:
@@ -30,7 +30,7 @@ def test_any_split_finds_the_same_end(chunks: list[bytes], rest: bytes, steps: l
     assert scanner.body_bytes == sum(map(len, chunks))
 
 
-def test_extensions_and_trailers_are_followed() -> None:
+def test_extensions_and_trailers_are_valid() -> None:
     """Chunk extensions and trailer fields are valid framing (RFC 9112 §7.1.1, §7.1.2)."""
     scanner = ChunkScanner()
     data = b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\nnext"

@@ -1,4 +1,4 @@
-"""Following framing in bytes that are passed on as they are."""
+"""Framers: the end of a body in raw data, wherever the data is cut."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgw.wire.framers import ChunkedFramer, Framer, LengthFramer, Standing
+from cgw.wire.framers import ChunkedFramer, Framer, FramerState, LengthFramer
 from cgw.wire.windows import BodyWindowCollector
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
@@ -18,29 +18,29 @@ def encode(chunks: list[bytes]) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
-def follow(framer: Framer, data: bytes, steps: list[int]) -> tuple[bytes, Standing, bytes]:
-    """Feed ``data`` in ``steps``; what was passed on, where it ended, and what was never given."""
-    passed, position, turn, standing = b"", 0, 0, Standing.OPEN
-    while standing is Standing.OPEN and position < len(data):
+def feed_in_steps(framer: Framer, data: bytes, steps: list[int]) -> tuple[bytes, FramerState, bytes]:
+    """Feed ``data`` in ``steps``; return what may be forwarded, the last state, and what was not fed."""
+    passable, position, turn, state = b"", 0, 0, FramerState.OPEN
+    while state is FramerState.OPEN and position < len(data):
         piece = framer.held + data[position : position + steps[turn % len(steps)]]
         position += steps[turn % len(steps)]
         turn += 1
-        count, standing = framer.follow(piece, len(piece))
-        passed += piece[:count]
-        if standing is Standing.OPEN:
+        count, state = framer.feed(piece, len(piece))
+        passable += piece[:count]
+        if state is FramerState.OPEN:
             assert piece[count:] == framer.held
-    return passed, standing, data[position:]
+    return passable, state, data[position:]
 
 
 @given(CHUNKS, st.binary(max_size=8), STEPS)
 def test_chunks_pass_and_the_end_is_held(chunks: list[bytes], surplus: bytes, steps: list[int]) -> None:
-    """However it is cut, all but the last chunk is passed on, the payload is collected, and the end is noticed."""
+    """All but the last chunk may be forwarded, the payload is collected, and the end is found, however it is cut."""
     collector = BodyWindowCollector()
     framer = ChunkedFramer(collector, {})
     data = encode(chunks)
-    passed, standing, rest = follow(framer, data + surplus, steps)
-    assert standing is Standing.COMPLETE
-    assert passed == data[: -len(b"0\r\n\r\n")]
+    passable, state, rest = feed_in_steps(framer, data + surplus, steps)
+    assert state is FramerState.COMPLETE
+    assert passable == data[: -len(b"0\r\n\r\n")]
     assert framer.held.startswith(b"0\r\n\r\n")
     assert framer.surplus_bytes + len(rest) == len(surplus)
     window = collector.close(is_complete=True)
@@ -49,12 +49,12 @@ def test_chunks_pass_and_the_end_is_held(chunks: list[bytes], surplus: bytes, st
 
 @given(st.binary(min_size=1, max_size=80), st.binary(max_size=8), STEPS)
 def test_counted_bodies_hold_their_last_piece(body: bytes, surplus: bytes, steps: list[int]) -> None:
-    """However it is cut, a counted body is passed on but for its last piece; what follows is surplus."""
+    """A body with a length may be forwarded but for its last piece; what follows is surplus."""
     collector = BodyWindowCollector()
     framer = LengthFramer(collector, len(body))
-    passed, standing, rest = follow(framer, body + surplus, steps)
-    assert standing is Standing.COMPLETE
-    assert passed + framer.held == body
+    passable, state, rest = feed_in_steps(framer, body + surplus, steps)
+    assert state is FramerState.COMPLETE
+    assert passable + framer.held == body
     assert framer.held
     assert framer.surplus_bytes + len(rest) == len(surplus)
     assert collector.total_bytes == len(body)
@@ -65,40 +65,40 @@ def test_counted_bodies_hold_their_last_piece(body: bytes, surplus: bytes, steps
 )
 @given(chunks=CHUNKS, steps=STEPS)
 def test_what_is_unusual_is_left_at_a_boundary(unusual: bytes, chunks: list[bytes], steps: list[int]) -> None:
-    """Extensions, trailers and what is no plain size line are held from their first byte on, with nothing lost."""
+    """Extensions, trailers and other unusual lines are held from their first byte on; nothing is lost."""
     framer = ChunkedFramer(BodyWindowCollector(), {})
-    plain = encode(chunks)[: -len(b"0\r\n\r\n")]
-    passed, standing, rest = follow(framer, plain + unusual, steps)
-    assert standing is Standing.UNUSUAL
-    assert passed == plain
+    usual = encode(chunks)[: -len(b"0\r\n\r\n")]
+    passable, state, rest = feed_in_steps(framer, usual + unusual, steps)
+    assert state is FramerState.UNUSUAL
+    assert passable == usual
     assert framer.held + rest == unusual
 
 
 @pytest.mark.parametrize("bad", [b"3\r\nabcd\r\n", b"3\r\nabc\n\n", b"3\r\nabc\r\r", b"1\r\nabcdef"])
 @given(steps=STEPS)
 def test_missing_line_ends_are_malformed(bad: bytes, steps: list[int]) -> None:
-    """A chunk that is not followed by CR LF is an error, however it is cut."""
-    _, standing, _ = follow(ChunkedFramer(BodyWindowCollector(), {}), bad, steps)
-    assert standing is Standing.MALFORMED
+    """A chunk that is not followed by CR LF is malformed, however it is cut."""
+    _, state, _ = feed_in_steps(ChunkedFramer(BodyWindowCollector(), {}), bad, steps)
+    assert state is FramerState.MALFORMED
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=60), STEPS)
 def test_agrees_with_h11_on_arbitrary_bytes(data: bytes, steps: list[int]) -> None:
-    """What is passed on of arbitrary bytes is a valid beginning of a chunked body to h11, with the same payload."""
+    """What may be forwarded of arbitrary bytes is for h11 a valid start of a chunked body with the same payload."""
     collector = BodyWindowCollector()
-    passed, _, _ = follow(ChunkedFramer(collector, {}), data, steps)
+    passable, _, _ = feed_in_steps(ChunkedFramer(collector, {}), data, steps)
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
     connection.send(h11.EndOfMessage())
-    connection.receive_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + passed)
+    connection.receive_data(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + passable)
     payload = b""
     try:
         while isinstance(event := connection.next_event(), h11.Response | h11.Data):
             if isinstance(event, h11.Data):
                 payload += bytes(event.data)
     except h11.RemoteProtocolError:
-        # Only the CR LF after a chunk is noticed later than its bytes have been passed on.
+        # Only a wrong CR LF after a chunk is found after the bytes of the chunk were forwarded.
         pass
     window = collector.close(is_complete=False)
     assert (window.head + window.tail).startswith(payload) or payload.startswith(window.head + window.tail)

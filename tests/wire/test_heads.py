@@ -1,4 +1,4 @@
-"""Request heads: what is let through, and what is refused before it can mean two things."""
+"""Request heads: well-formed ones are parsed, ambiguous ones are refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_absolute_form_target_loses_its_authority() -> None:
     ],
 )
 def test_malformed_head_gets_400_and_close(data: bytes) -> None:
-    """Whatever two parsers could read differently is refused, and the connection with it."""
+    """Heads that two parsers could read differently are refused, and their connection has to close."""
     with pytest.raises(Refusal) as caught:
         parse(data)
     assert (caught.value.status, caught.value.must_close) == (400, True)
@@ -77,7 +77,7 @@ def test_too_long_target_gets_414() -> None:
 
 @given(st.binary(max_size=300))
 def test_no_head_raises_anything_but_a_refusal(data: bytes) -> None:
-    """Arbitrary bytes are parsed or refused with a status of 4xx; nothing else ever comes out."""
+    """Arbitrary bytes are parsed or refused with 4xx; no other exception is raised."""
     statuses = [200]
     try:
         parse(data + b"\r\n\r\n")
@@ -88,13 +88,13 @@ def test_no_head_raises_anything_but_a_refusal(data: bytes) -> None:
 
 @given(st.binary(max_size=60))
 def test_head_end_is_found_at_the_first_blank_line(tail: bytes) -> None:
-    """What follows the blank line does not move the end of the head."""
+    """Data behind the blank line does not change the end of the head."""
     assert find_head_end(GOOD + tail) == len(GOOD)
     assert find_head_end(GOOD[:-1]) == -1
 
 
 def test_response_fields_of_one_hop_stay_behind() -> None:
-    """Hop-by-hop fields, those that Connection names, cookies and alt-svc are not passed on; the rest is, in order."""
+    """Hop-by-hop fields, those that Connection names, cookies and alt-svc are left out; the rest stays in order."""
     headers = [
         (b"a", b"1"),
         (b"connection", b"close, X-Secret"),

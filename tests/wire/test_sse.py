@@ -1,4 +1,4 @@
-"""Event stream frames, from any pieces."""
+"""Frames of event streams, from any pieces."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def feed_all(parser: FrameParser, pieces: list[bytes]) -> list[Frame]:
 
 
 def test_named_frames_are_read_and_comments_are_not() -> None:
-    """Each event with data becomes a frame with its name; comments become nothing."""
+    """Each event with data becomes a frame with its name; comments are skipped."""
     frames = parse_frames(ANTHROPIC)
     assert [frame.event for frame in frames] == [b"message_start", b"ping", b"content_block_delta", b"message_stop"]
     assert json.loads(frames[2].data) == {"delta": {"text": "hé"}}
@@ -89,21 +89,21 @@ def test_frames_follow_the_standard(data: bytes, frames: list[Frame]) -> None:
     ],
 )
 def test_a_window_in_mid_frame_begins_after_the_first_sure_blank_line(data: bytes, frames: list[Frame]) -> None:
-    """What may be the end of a frame cut off before the window is skipped, so no half frame is yielded."""
+    """Data up to the first certain blank line is skipped, so that no partial frame is returned."""
     assert parse_frames(data, mid_frame=True) == frames
 
 
 @settings(deadline=None)
 @given(streams, st.lists(st.integers(min_value=0)))
 def test_any_pieces_give_the_same_frames(data: bytes, positions: list[int]) -> None:
-    """Where a stream is cut changes nothing."""
+    """The frames are the same wherever a stream is cut."""
     assert feed_all(FrameParser(), cut(data, positions)) == parse_frames(data)
 
 
 @settings(deadline=None)
 @given(streams, st.lists(st.integers(min_value=0)))
 def test_any_pieces_of_a_window_give_the_same_frames(data: bytes, positions: list[int]) -> None:
-    """Where a window that begins in mid-frame is cut changes nothing either."""
+    """The frames of a window that begins in mid-frame are the same wherever it is cut."""
     assert feed_all(FrameParser(mid_frame=True), cut(data, positions)) == parse_frames(data, mid_frame=True)
 
 
@@ -117,7 +117,7 @@ def test_arbitrary_bytes_are_no_error(data: bytes, mid_frame: bool) -> None:
 @settings(deadline=None)
 @given(streams, st.integers(min_value=0))
 def test_a_window_yields_only_frames_of_the_stream(data: bytes, position: int) -> None:
-    """A window's frames are the last frames of the whole stream: none is made up, none is in the middle missing."""
+    """A window's frames are the last frames of the whole stream: no other ones, and all of them."""
     window = data[position % (len(data) + 1) :]
     whole = parse_frames(data)
     seen = parse_frames(window, mid_frame=True)
@@ -126,7 +126,7 @@ def test_a_window_yields_only_frames_of_the_stream(data: bytes, position: int) -
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.from_regex(rb"[a-z_]*", fullmatch=True), st.from_regex(rb"[^\r\n]+", fullmatch=True))))
-def test_what_is_written_is_read_back(events: list[tuple[bytes, bytes]]) -> None:
+def test_written_frames_are_read_back(events: list[tuple[bytes, bytes]]) -> None:
     """Frames written in the usual way come back as they were."""
     data = b"".join(b"event: " + name + b"\ndata: " + value + b"\n\n" for name, value in events)
     assert parse_frames(data) == [Frame(name, value) for name, value in events]

@@ -1,4 +1,4 @@
-"""The windows that are kept of a body that passes through."""
+"""The windows that are kept of a body."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_windows_hold_the_two_ends(chunks: list[bytes], head_bytes: int, tail_by
 
 
 def test_memory_is_bounded() -> None:
-    """A long body leaves no more behind than the head and twice the tail."""
+    """Of a long body at most the head and twice the tail are kept."""
     collector = BodyWindowCollector(100, 100)
     for _ in range(1000):
         collector.feed(b"x" * 50)

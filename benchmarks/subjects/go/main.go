@@ -1,4 +1,4 @@
-// Go's own reverse proxy with every write flushed at once: the reference that other languages are held to.
+// Go's own reverse proxy, with every write flushed at once: the reference for the other subjects.
 package main
 
 import (
@@ -36,7 +36,7 @@ func main() {
 		}
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(pem)
-		// An empty map keeps HTTP/2 away: all subjects speak HTTP/1.1 to the upstream.
+		// An empty map disables HTTP/2: all subjects use HTTP/1.1 to the upstream.
 		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 		transport.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
 	}

@@ -1,14 +1,15 @@
--- examine: how limits stand, whoever's they are; and, when asked, make them unused.
+-- examine: read how limits stand, for operators, and on request make them unused.
 --
--- KEYS     [1..n] one key per limit or notice, all in one slot (hash tag)
--- ARGV     [1] show | reset; then 3 per key: kind (bucket | lease | notice), limit, period in ms (limit 0: the bucket's
---          numbers are not known here, so those it was written with hold; leases and notices need neither)
+-- KEYS     [1..n] one key per limit or alert, all in one slot (hash tag)
+-- ARGV     [1] show | reset; then 3 per key: kind (bucket | lease | alert), limit, period in ms (limit 0: the caller
+--          does not know the bucket's numbers, so those it was written with are used; leases and alerts need neither)
 -- Returns  {now in ms, then 4 per key: used, limit, period, ms until unused again}
---          used is in whole tokens, rounded up, and may exceed the limit (an overdraft); of leases: places that are
---          held; of a notice: the percentage that was told of last. -1: what the key holds can't be read (reset only).
+--          used: whole tokens, rounded up, which may exceed the limit (an overdraft); of leases: slots that are held; of
+--          an alert: the percentage that the last alert was sent for; -1: the key's value can't be read (reset only).
 -- Guarantees
---   show changes nothing, so a read-only replica may answer too; a key that can't be read is an error that names it.
---   reset deletes the keys, whatever they hold, and returns how they stood; nobody claims in between.
+--   show changes nothing, so a read-only replica may answer too; a key whose value can't be read is an error that names it.
+--   reset deletes the keys, whatever they hold, and returns how they stood. Both happen in this one script, so nothing
+--   can be claimed in between.
 
 local is_reset = ARGV[1] == 'reset'
 local now = now_ms()
@@ -30,10 +31,10 @@ function look.lease(key, limit, period)
   return #ends / 2, limit, period, #ends > 0 and tonumber(ends[#ends]) - now or 0
 end
 
-function look.notice(key, limit, period)
-  local told = read('GET', key)
-  if not told then return 0, limit, period, 0 end
-  return tonumber(told) or error('key ' .. key .. ' holds no notice', 0), limit, period, call('PTTL', key)
+function look.alert(key, limit, period)
+  local percentage = read('GET', key)
+  if not percentage then return 0, limit, period, 0 end
+  return tonumber(percentage) or error('key ' .. key .. ' holds no percentage', 0), limit, period, call('PTTL', key)
 end
 
 local answer = {now}
@@ -42,7 +43,7 @@ for i = 1, #KEYS do
   local kind, limit, period = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local figures
   if is_reset then
-    local found = {pcall(look[kind], key, limit, period)}
+    local found = {pcall(look[kind], key, limit, period)} -- a broken key is what a reset is for
     figures = found[1] and {unpack(found, 2)} or {-1, limit, period, 0}
     call('DEL', key)
   else

@@ -1,9 +1,9 @@
--- peek: how n limits stand. Changes nothing, so a read-only replica may answer too.
+-- peek: read how n limits stand. Changes nothing, so a read-only replica may answer too.
 --
 -- KEYS     [1..n] one key per limit, all in one slot (hash tag)
--- ARGV     3 per limit: kind (bucket | window | lease), limit, period in ms
--- Returns  {now in ms, then 3 per limit: remaining, ms until unused again, ms until more is available (0: all is;
---          of leases nobody knows, so both are 0)}
+-- ARGV     3 per limit: kind (bucket | lease), limit, period in ms
+-- Returns  {now in ms, then 3 per limit: remaining, ms until unused again, ms until more is available (0: all is)}
+--          When leases end is unknown, so for them both times are 0.
 
 local now = now_ms()
 local look = {}
@@ -12,13 +12,6 @@ function look.bucket(key, limit, period)
   local debt, old_limit, old_period = load_bucket(key, now)
   if not debt then return limit, 0, 0 end
   return measure_bucket(convert_debt(debt, old_limit, old_period, limit, period), limit, period)
-end
-
-function look.window(key, limit, period)
-  local used, id = load_window(key, now, period)
-  if used == 0 then return limit, 0, 0 end
-  local reset = (id + 1) * period - now
-  return max(0, limit - used), reset, reset
 end
 
 function look.lease(key, limit)

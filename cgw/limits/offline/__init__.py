@@ -1,1 +1,1 @@
-"""What holds while Redis is away: limits counted in this process, and the charges that Redis gets afterwards."""
+"""Limits while Redis is away: counted in this process, and charged to Redis afterwards."""

@@ -24,10 +24,10 @@ _TYPES = {
 
 @frozen
 class AnthropicErrors:
-    """Anthropic's shape (its API's page "Errors"): an error object whose ``type`` follows from the status."""
+    """Anthropic's shape (https://platform.claude.com/docs/en/api/errors): the ``type`` follows from the status."""
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        """The header fields and the body for ``refusal``; its own headers are the caller's to add."""
+        """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
         default = "api_error" if refusal.status >= 500 else "invalid_request_error"
         error = {"type": _TYPES.get(refusal.status, default), "message": clean_message(refusal.message)}
         return JSON_HEADERS, encode_error({"type": "error", "error": error})

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: the reference's route, and the route for unchanged SDKs.
+"""Anthropic's Messages API: the reference's route, and the route for SDKs that only have their base URL changed.
 
 Fields are those of ``anthropic`` 2.12 for Python (``MessageCreateParams``, plain and beta).
 """
@@ -28,21 +28,20 @@ from cgw.providers.request_body import (
 )
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.providers.usage_reading import read_usage
-from cgw.wire.messages import RequestHead, ResponseHead, UpstreamRequest
+from cgw.wire.messages import RequestHead, ResponseHead
 
 DEFAULT_MAX_TOKENS_CAP = 4000
-"""The reference's ``CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE``."""
+"""The default of the reference's ``CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE``."""
 PROVIDER = "anthropic"
 VERSION: Headers = ((b"anthropic-version", b"2023-06-01"),)
 
-_UPSTREAM_PATH = "/v1/messages"
 _PREFIX = "anthropic/"
 _SDK_HEADERS = frozenset({b"anthropic-version", b"anthropic-beta"})
 
 
 @frozen
 class Message:
-    """One turn. Its fields are all that the reference's route lets through."""
+    """A message of the conversation. The reference's route passes on these fields only."""
 
     role: str
     content: Content
@@ -50,10 +49,11 @@ class Message:
 
 @frozen
 class MessagesBody:
-    """What is known of a request. Its fields are all that the reference's route lets through.
+    """The known fields of a request. The reference's route passes on these only.
 
-    Left out on purpose: ``fallbacks`` (it names models that no check would see), ``billing_policy`` and
-    ``fallback_credit_token`` (who pays), ``thread`` and ``compaction`` (conversations kept under the gateway's key).
+    Left out on purpose: ``fallbacks`` (it names models that would not be checked), ``billing_policy`` and
+    ``fallback_credit_token`` (they decide who pays), ``thread`` and ``compaction`` (they store conversations under the
+    gateway's key).
     """
 
     model: str
@@ -85,33 +85,67 @@ BODY_FIELDS = frozenset(attribute.name for attribute in attrs.fields(MessagesBod
 MESSAGE_FIELDS = frozenset(attribute.name for attribute in attrs.fields(Message))
 
 
+def build_endpoint(api_url: str, access_token: str) -> Endpoint:
+    """Return the endpoint of the Messages API. Raises :exc:`ValueError` for an unusable base URL or key."""
+    return Endpoint.parse(
+        api_url, "/v1/messages", ((b"x-api-key", secret_value(access_token, "Anthropic's access token")),)
+    )
+
+
 def _build_reader() -> BodyReader[MessagesBody]:
     return BodyReader(MessagesBody, Message)
 
 
 @frozen
 class _MessagesRoute:
-    """What both routes share: where requests go, whose they are, and how usage is read.
+    """The steps that both routes share.
 
     ``models`` are ``provider/model`` names. ``max_tokens_cap`` is the largest ``max_tokens`` that a request may ask
     for, ``None`` for no cap.
     """
 
-    api_url: str
-    access_token: str = field(repr=False)
+    endpoint: Endpoint
     models: tuple[str, ...]
     max_tokens_cap: int | None = None
     _reader: BodyReader[MessagesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
-    _endpoint: Endpoint = field(init=False, repr=False)
 
     provider: ClassVar[str] = PROVIDER
     retry_after_seconds: ClassVar[int] = 2
-    fixed_headers: ClassVar[Headers] = ()
 
-    @_endpoint.default
-    def _build_endpoint(self) -> Endpoint:
-        key = secret_value(self.access_token, "Anthropic's access token")
-        return Endpoint.parse(self.api_url, _UPSTREAM_PATH, ((b"x-api-key", key), *self.fixed_headers))
+    def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message]]:
+        """Return the checked body, the decoded object and the messages, of which there is at least one.
+
+        Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
+        """
+        parsed, raw = self._reader.read(body)
+        if not parsed.messages:
+            raise Refusal(400, 'request body must contain "messages" field', param="messages")
+        cap = self.max_tokens_cap
+        if cap is not None and parsed.max_tokens is not None and parsed.max_tokens > cap:
+            text = f"max_tokens exceeds maximum allowed value of {cap}: {parsed.max_tokens}"
+            raise Refusal(400, text, param="max_tokens")
+        return parsed, raw, parsed.messages
+
+    def _build_request(
+        self, parsed: MessagesBody, outgoing: dict[str, Any], *, headers: Headers, query: bytes = b""
+    ) -> PreparedRequest:
+        is_stream = parsed.stream is True
+        metadata: dict[str, Any] = {"stream": is_stream}
+        if parsed.max_tokens is not None:
+            metadata["max_tokens"] = parsed.max_tokens
+        count = sum(message.content.character_count for message in parsed.messages or ())
+        if parsed.system is not None:
+            count += parsed.system.character_count
+        return PreparedRequest(
+            upstream=self.endpoint.build_request(
+                encode_object(outgoing), is_stream=is_stream, query=query, headers=headers
+            ),
+            model=_PREFIX + outgoing["model"],
+            is_stream=is_stream,
+            prompt_character_count=count,
+            metadata=metadata,
+            max_completion_tokens=parsed.max_tokens,
+        )
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
         """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
@@ -122,8 +156,8 @@ class _MessagesRoute:
 class AnthropicMessages(_MessagesRoute):
     """``/v1/completions/anthropic-messages``, as in the reference.
 
-    Better than there: content may be a string; today's fields pass; a system message without text does not crash; the
-    client's own ``system`` is kept, before the text of a first ``system`` message.
+    Better than there: content may be a string; today's fields are passed on; a system message without text is allowed;
+    the client's own ``system`` is kept, before the text of a first ``system`` message.
     """
 
     max_tokens_cap: int | None = DEFAULT_MAX_TOKENS_CAP
@@ -131,31 +165,29 @@ class AnthropicMessages(_MessagesRoute):
     path: ClassVar[str] = "/v1/completions/anthropic-messages"
     errors: ClassVar[ErrorStyle] = ReferenceErrors()
     default_feature: ClassVar[Feature | None] = None
-    fixed_headers: ClassVar[Headers] = VERSION
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
-        """See :meth:`cgw.providers.dialect.Dialect.prepare`; unknown and ``null`` fields are dropped."""
-        parsed, raw = self._reader.read(body)
-        messages = _check(parsed, self.max_tokens_cap)
+        """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
+        parsed, raw, messages = self._read(body)
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
+        # Older clients send the system prompt as the first message, which that API does not accept.
         if messages[0].role == "system":
             del outgoing["messages"][0]
             _set_system(outgoing, parsed.system, messages[0].content)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
-        is_stream = parsed.stream is True
-        request = self._endpoint.build_request(encode_object(outgoing), is_stream=is_stream)
-        return _prepared(request, parsed, outgoing["model"])
+        return self._build_request(parsed, outgoing, headers=VERSION)
 
 
 @frozen
 class AnthropicSdkMessages(_MessagesRoute):
     """``/anthropic/v1/messages``, for Anthropic's SDKs with only base URL and key changed.
 
-    Unknown fields are passed on, as are the query, ``anthropic-version`` and ``anthropic-beta``. SDKs ask for large
-    ``max_tokens``, so there is no cap unless one is given. ``metadata.user_id`` is always the gateway's. Fields that
-    name models besides ``model`` are refused, as an actor's list of models is checked against ``model`` alone.
+    Passes on unknown fields, the query, ``anthropic-version`` and ``anthropic-beta``. SDKs ask for large
+    ``max_tokens``, so there is no cap by default. ``metadata.user_id`` is always the gateway's. Fields other than
+    ``model`` that name models are refused, because only ``model`` is checked against the actor's allowed models.
     """
 
     path: ClassVar[str] = "/anthropic/v1/messages"
@@ -164,37 +196,25 @@ class AnthropicSdkMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw = self._reader.read(body)
-        _check(parsed, self.max_tokens_cap)
-        _refuse_further_models(parsed, raw)
-        raw["model"] = parsed.model.removeprefix(_PREFIX)
-        raw["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
-        request = self._endpoint.build_request(
-            encode_object(raw),
-            is_stream=parsed.stream is True,
-            query=query_of(head),
-            headers=select_headers(head, _SDK_HEADERS, VERSION),
-        )
-        return _prepared(request, parsed, raw["model"])
-
-
-def _check(body: MessagesBody, max_tokens_cap: int | None) -> list[Message]:
-    """The messages, of which there is at least one. Raises :exc:`Refusal` with the reference's texts."""
-    if not body.messages:
-        raise Refusal(400, 'request body must contain "messages" field', param="messages")
-    if max_tokens_cap is not None and body.max_tokens is not None and body.max_tokens > max_tokens_cap:
-        text = f"max_tokens exceeds maximum allowed value of {max_tokens_cap}: {body.max_tokens}"
-        raise Refusal(400, text, param="max_tokens")
-    return body.messages
+        parsed, outgoing, _ = self._read(body)
+        _refuse_further_models(parsed, outgoing)
+        outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
+        headers = select_headers(head, _SDK_HEADERS, VERSION)
+        return self._build_request(parsed, outgoing, headers=headers, query=query_of(head))
 
 
 def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content) -> None:
-    """Move a system message's text to the top: a string while that says it all, else (cache marks …) text parts."""
+    """Set the top-level ``system`` to the client's own one and the text of a system message.
+
+    The result is a string if that loses nothing, otherwise (cache marks, for example) a list of text parts.
+    """
     if isinstance(message.raw, list):
         for index, part in enumerate(message.raw):
             if part.get("type") != "text":
                 path = f"messages[0].content[{index}]"
                 raise Refusal(400, f"{path}: a system message may hold text only", param=path)
+    # An empty text block is an error for the API.
     if not message.character_count:
         return
     contents = [message] if own is None or not own.raw else [own, message]
@@ -205,6 +225,7 @@ def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content)
 
 
 def _is_plain(content: Content) -> bool:
+    # A part with more fields than "type" and "text" would lose them in a string.
     return not isinstance(content.raw, list) or all(part["type"] == "text" and len(part) == 2 for part in content.raw)
 
 
@@ -226,14 +247,3 @@ def _refuse_further_models(body: MessagesBody, raw: dict[str, Any]) -> None:
     if paths:
         text = f"{paths[0]}: naming further models is not supported by this gateway, which checks one for each request"
         raise Refusal(400, text, param=paths[0])
-
-
-def _prepared(request: UpstreamRequest, body: MessagesBody, model: str) -> PreparedRequest:
-    is_stream = body.stream is True
-    metadata: dict[str, Any] = {"stream": is_stream}
-    if body.max_tokens is not None:
-        metadata["max_tokens"] = body.max_tokens
-    count = sum(message.content.character_count for message in body.messages or ())
-    if body.system is not None:
-        count += body.system.character_count
-    return PreparedRequest(request, _PREFIX + model, is_stream, count, metadata, body.max_tokens)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from cgw.providers.anthropic.messages import PROVIDER, AnthropicMessages, AnthropicSdkMessages
+from cgw.providers.anthropic.messages import PROVIDER, AnthropicMessages, AnthropicSdkMessages, build_endpoint
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Dialect
-from cgw.providers.models import add_prefix
+from cgw.providers.models import add_prefixes
 from cgw.providers.provider import Provider, reveal_access_token
 
 
 def _build_dialects(settings: AnthropicSettings) -> tuple[Dialect, ...]:
-    url, token = settings.api_url, reveal_access_token(settings)
-    models = tuple(add_prefix(PROVIDER, model) for model in settings.allowed_models or ANTHROPIC_MODELS)
+    endpoint = build_endpoint(settings.api_url, reveal_access_token(settings))
+    models = add_prefixes(PROVIDER, settings.allowed_models or ANTHROPIC_MODELS)
     return (
-        AnthropicMessages(url, token, models, max_tokens_cap=settings.max_tokens_to_sample),
-        AnthropicSdkMessages(url, token, models),
+        AnthropicMessages(endpoint, models, max_tokens_cap=settings.max_tokens_to_sample),
+        AnthropicSdkMessages(endpoint, models),
     )
 
 

@@ -12,7 +12,7 @@ from cgw.providers.models import BUILT_IN_MODELS
 
 @frozen
 class AnthropicSettings:
-    """The provider ``anthropic``: it has routes when its access token is set."""
+    """The provider ``anthropic``, which has routes if its access token is set."""
 
     api_url: str = setting(
         "CODY_GATEWAY_ANTHROPIC_API_URL",
@@ -21,13 +21,16 @@ class AnthropicSettings:
         "The base URL of Anthropic's API, without /v1.",
     )
     access_token: Secret | None = setting(
-        "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN", SECRET, None, "The key for Anthropic's API; without it, no routes to it."
+        "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN",
+        SECRET,
+        None,
+        "The key for Anthropic's API; without it, there are no routes to it.",
     )
     allowed_models: tuple[str, ...] | None = setting(
         "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",
         NAMES,
         None,
-        "The models that may be used at all: names as Anthropic has them, separated by commas.",
+        "The models that the routes serve: names as Anthropic has them, separated by commas.",
         default_text=BUILT_IN_MODELS,
     )
     max_tokens_to_sample: int = setting(
@@ -40,5 +43,5 @@ class AnthropicSettings:
         "CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT",
         integer(least=1, most=MAX_IN_FLIGHT),
         None,
-        "How many requests may be under way to Anthropic at once, by all replicas together; unset is no bound.",
+        "How many requests may be in flight to Anthropic, from all replicas together; unset means no bound.",
     )

@@ -1,4 +1,4 @@
-"""Usage in the answers of Anthropic's Messages API.
+"""Usage in the responses of Anthropic's Messages API.
 
 ``usage.input_tokens`` and ``usage.output_tokens`` of a message; in a stream the figures of ``message_start`` and of the
 last ``message_delta``, which are cumulative. Tokens read from or written to a cache are not in ``input_tokens``.
@@ -11,39 +11,27 @@ from typing import Any
 from cgw.model import BodyWindow
 from cgw.providers.usage_reading import (
     Reading,
-    decode_json,
     figure_in,
-    find_usage,
     list_frames,
     list_objects,
     object_in,
     objects_in,
+    read_object,
     text_length_in,
 )
 
 
 def read_message(body: BodyWindow) -> Reading:
-    """What a message that was not streamed came to."""
-    if not body.is_whole:
-        usage = find_usage(body)
-        return Reading() if usage is None else _read_figures(usage, None)
-    message = decode_json(body.head + body.tail)
-    if not isinstance(message, dict):
-        return Reading()
-    length = sum(text_length_in(block, "text") for block in objects_in(message, "content"))
-    return _read_figures(object_in(message, "usage"), length)
+    """Read a message that was not streamed."""
+    return read_object(body, "input_tokens", "output_tokens", _count_characters)
 
 
-def _read_figures(usage: dict[str, Any], character_count: int | None) -> Reading:
-    return Reading(figure_in(usage, "input_tokens"), figure_in(usage, "output_tokens"), character_count, is_final=True)
+def _count_characters(message: dict[str, Any]) -> int:
+    return sum(text_length_in(block, "text") for block in objects_in(message, "content"))
 
 
 def read_message_stream(body: BodyWindow) -> Reading:
-    """What a streamed message came to; final when ``message_stop`` was seen.
-
-    The few output tokens that ``message_start`` speaks of are no figure for the whole: without a ``message_delta`` the
-    count is unknown. Where server tools made the prompt grow, the last ``message_delta`` says so.
-    """
+    """Read a streamed message. It is final if ``message_stop`` was seen."""
     prompt: int | None = None
     completion: int | None = None
     length = 0
@@ -53,10 +41,12 @@ def read_message_stream(body: BodyWindow) -> Reading:
         if kind == "content_block_delta":
             length += text_length_in(object_in(value, "delta"), "text")
         elif kind == "message_start":
+            # Its output_tokens are only those of the first event: without a message_delta the count is unknown.
             prompt = figure_in(object_in(object_in(value, "message"), "usage"), "input_tokens")
         elif kind == "message_delta":
             usage = object_in(value, "usage")
             completion = _latest(completion, figure_in(usage, "output_tokens"))
+            # Server tools can make the prompt grow after message_start.
             prompt = _largest(prompt, figure_in(usage, "input_tokens"))
         elif kind == "message_stop":
             is_final = True

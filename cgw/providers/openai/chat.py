@@ -1,4 +1,4 @@
-"""OpenAI's Chat Completions API: the reference's route, and the route for unchanged SDKs.
+"""OpenAI's Chat Completions API: the reference's route, and the route for SDKs that only have their base URL changed.
 
 Fields are those of ``openai`` 3.54 for Python (``CompletionCreateParams``).
 """
@@ -28,18 +28,17 @@ from cgw.providers.request_body import (
 )
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.providers.usage_reading import read_usage
-from cgw.wire.messages import RequestHead, ResponseHead, UpstreamRequest
+from cgw.wire.messages import RequestHead, ResponseHead
 
 PROVIDER = "openai"
 
-_UPSTREAM_PATH = "/v1/chat/completions"
 _PREFIX = "openai/"
 _SDK_HEADERS = frozenset({b"openai-beta"})
 
 
 @frozen
 class ChatMessage:
-    """One turn. Its fields are all that the reference's route lets through."""
+    """A message of the conversation. The reference's route passes on these fields only."""
 
     role: str
     content: Content | None = None
@@ -53,10 +52,10 @@ class ChatMessage:
 
 @frozen
 class ChatBody:
-    """What is known of a request. Its fields are all that the reference's route lets through.
+    """The known fields of a request. The reference's route passes on these only.
 
-    Left out on purpose: ``store`` and its ``metadata``, as prompts are not retained, and ``safety_identifier``, which
-    says who is asking: that is the gateway's to say, as ``user``.
+    Left out on purpose: ``store`` and its ``metadata``, because prompts are not retained, and ``safety_identifier``,
+    because the gateway identifies the caller, as ``user``.
     """
 
     model: str
@@ -99,43 +98,59 @@ BODY_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatBody))
 MESSAGE_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatMessage))
 
 
+def build_endpoint(api_url: str, access_token: str, organization: str | None = None) -> Endpoint:
+    """Return the endpoint of the Chat Completions API; ``organization`` is the one that OpenAI bills.
+
+    Raises :exc:`ValueError` for a base URL, key or organization that cannot be used.
+    """
+    headers: Headers = ((b"authorization", b"Bearer " + secret_value(access_token, "OpenAI's access token")),)
+    if organization is not None:
+        headers = (*headers, (b"openai-organization", secret_value(organization, "OpenAI's organization")))
+    return Endpoint.parse(api_url, "/v1/chat/completions", headers)
+
+
 def _build_reader() -> BodyReader[ChatBody]:
     return BodyReader(ChatBody, ChatMessage)
 
 
 @frozen
 class _ChatRoute:
-    """What both routes share: where requests go, whose they are, and how usage is read.
+    """The steps that both routes share. ``models`` are ``provider/model`` names."""
 
-    ``models`` are ``provider/model`` names; ``organization`` is the one that OpenAI bills.
-    """
-
-    api_url: str
-    access_token: str = field(repr=False)
+    endpoint: Endpoint
     models: tuple[str, ...]
-    organization: str | None = None
     _reader: BodyReader[ChatBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
-    _endpoint: Endpoint = field(init=False, repr=False)
 
     provider: ClassVar[str] = PROVIDER
     retry_after_seconds: ClassVar[int] = 30
 
-    @_endpoint.default
-    def _build_endpoint(self) -> Endpoint:
-        key = secret_value(self.access_token, "OpenAI's access token")
-        headers: Headers = ((b"authorization", b"Bearer " + key),)
-        if self.organization is not None:
-            headers = (*headers, (b"openai-organization", secret_value(self.organization, "OpenAI's organization")))
-        return Endpoint.parse(self.api_url, _UPSTREAM_PATH, headers)
-
     def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
-        """Return the checked body and the decoded object. Raises :exc:`Refusal` with the reference's texts."""
+        """Return the checked body and the decoded object.
+
+        Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
+        """
         if caller.feature is Feature.CODE_COMPLETIONS:
             raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
         parsed, raw = self._reader.read(body)
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         return parsed, raw
+
+    def _build_request(
+        self, parsed: ChatBody, outgoing: dict[str, Any], *, choices: int, headers: Headers = (), query: bytes = b""
+    ) -> PreparedRequest:
+        is_stream = parsed.stream is True
+        contents = (message.content for message in parsed.messages or ())
+        return PreparedRequest(
+            upstream=self.endpoint.build_request(
+                encode_object(outgoing), is_stream=is_stream, query=query, headers=headers
+            ),
+            model=_PREFIX + outgoing["model"],
+            is_stream=is_stream,
+            prompt_character_count=sum(content.character_count for content in contents if content is not None),
+            metadata={"stream": is_stream},
+            max_completion_tokens=_max_completion_tokens(parsed, choices),
+        )
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
         """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
@@ -146,7 +161,7 @@ class _ChatRoute:
 class OpenAIChat(_ChatRoute):
     """``/v1/completions/openai``, as in the reference.
 
-    Better than there: content may be a list of parts, and today's fields pass.
+    Better than there: content may be a list of parts, and today's fields are passed on.
     """
 
     path: ClassVar[str] = "/v1/completions/openai"
@@ -154,23 +169,23 @@ class OpenAIChat(_ChatRoute):
     default_feature: ClassVar[Feature | None] = None
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
-        """See :meth:`cgw.providers.dialect.Dialect.prepare`; unknown and ``null`` fields are dropped."""
+        """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
         parsed, raw = self._read(body, caller)
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         outgoing["user"] = caller.identifier
+        # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
-        request = self._endpoint.build_request(encode_object(outgoing), is_stream=parsed.stream is True)
-        return _prepared(request, parsed, outgoing["model"], 1)
+        return self._build_request(parsed, outgoing, choices=1)
 
 
 @frozen
 class OpenAISdkChat(_ChatRoute):
     """``/openai/v1/chat/completions``, for OpenAI's SDKs with only base URL and key changed.
 
-    Unknown fields are passed on, as are the query and ``openai-beta``; ``n`` is not changed. ``user`` is always the
+    Passes on unknown fields, the query and ``openai-beta``, and does not change ``n``. ``user`` is always the
     gateway's; a client's ``safety_identifier``, which has the same purpose, is dropped.
     """
 
@@ -180,28 +195,15 @@ class OpenAISdkChat(_ChatRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw = self._read(body, caller)
-        raw["model"] = parsed.model.removeprefix(_PREFIX)
-        raw["user"] = caller.identifier
-        raw.pop("safety_identifier", None)
-        request = self._endpoint.build_request(
-            encode_object(raw),
-            is_stream=parsed.stream is True,
-            query=query_of(head),
-            headers=select_headers(head, _SDK_HEADERS),
-        )
-        return _prepared(request, parsed, raw["model"], parsed.n or 1)
+        parsed, outgoing = self._read(body, caller)
+        outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        outgoing["user"] = caller.identifier
+        outgoing.pop("safety_identifier", None)
+        headers = select_headers(head, _SDK_HEADERS)
+        return self._build_request(parsed, outgoing, choices=parsed.n or 1, headers=headers, query=query_of(head))
 
 
-def _prepared(request: UpstreamRequest, body: ChatBody, model: str, choices: int) -> PreparedRequest:
-    is_stream = body.stream is True
-    count = sum(message.content.character_count for message in body.messages or () if message.content is not None)
-    return PreparedRequest(
-        request, _PREFIX + model, is_stream, count, {"stream": is_stream}, _max_tokens(body, choices)
-    )
-
-
-def _max_tokens(body: ChatBody, choices: int) -> int | None:
-    """The newer field wins; nonsense (none, or less than none) is the provider's to refuse."""
+def _max_completion_tokens(body: ChatBody, choices: int) -> int | None:
+    # max_completion_tokens replaces the older max_tokens. The provider refuses numbers below 1; here they are safe.
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return None if most is None else max(0, most) * max(1, choices)

@@ -21,10 +21,10 @@ _TYPES_AND_CODES: dict[int, tuple[str, str | None]] = {
 
 @frozen
 class OpenAIErrors:
-    """OpenAI's shape (its API's page "Error codes"): message, type, the offending parameter, and a code."""
+    """OpenAI's shape (https://platform.openai.com/docs/guides/error-codes): message, type, parameter and code."""
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        """The header fields and the body for ``refusal``; its own headers are the caller's to add."""
+        """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
         default = ("server_error" if refusal.status >= 500 else "invalid_request_error", None)
         kind, code = _TYPES_AND_CODES.get(refusal.status, default)
         error = {

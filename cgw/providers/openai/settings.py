@@ -12,13 +12,16 @@ from cgw.providers.models import BUILT_IN_MODELS
 
 @frozen
 class OpenAISettings:
-    """The provider ``openai``: it has routes when its access token is set."""
+    """The provider ``openai``, which has routes if its access token is set."""
 
     api_url: str = setting(
         "CODY_GATEWAY_OPENAI_API_URL", API_URL, "https://api.openai.com", "The base URL of OpenAI's API, without /v1."
     )
     access_token: Secret | None = setting(
-        "CODY_GATEWAY_OPENAI_ACCESS_TOKEN", SECRET, None, "The key for OpenAI's API; without it, no routes to it."
+        "CODY_GATEWAY_OPENAI_ACCESS_TOKEN",
+        SECRET,
+        None,
+        "The key for OpenAI's API; without it, there are no routes to it.",
     )
     org_id: str | None = setting(
         "CODY_GATEWAY_OPENAI_ORG_ID",
@@ -30,12 +33,12 @@ class OpenAISettings:
         "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",
         NAMES,
         None,
-        "The models that may be used at all: names as OpenAI has them, separated by commas.",
+        "The models that the routes serve: names as OpenAI has them, separated by commas.",
         default_text=BUILT_IN_MODELS,
     )
     max_in_flight: int | None = setting(
         "CODY_GATEWAY_OPENAI_MAX_IN_FLIGHT",
         integer(least=1, most=MAX_IN_FLIGHT),
         None,
-        "How many requests may be under way to OpenAI at once, by all replicas together; unset is no bound.",
+        "How many requests may be in flight to OpenAI, from all replicas together; unset means no bound.",
     )

@@ -1,0 +1,240 @@
+"""A store reached over shared links: its calls, with one deadline for all round trips that a call takes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+from redis.exceptions import NoScriptError
+
+from cgw.errors import StoreUnavailable
+from cgw.redis.command_keys import NOT_ON_SHARED_LINKS
+from cgw.redis.commands import StoreCommands
+from cgw.redis.handshake import pack_command
+from cgw.redis.link import Link, LinkCounters
+from cgw.redis.lua import LuaScript, ScriptCall
+from cgw.redis.replies import ServerReadOnly
+from cgw.redis.retried_call import RetriedCall
+from cgw.redis.store import RedisStatistics
+from cgw.redis.supervised_link import Connect, SupervisedLink
+
+MAX_KEPT_CALLS = 1_000
+"""The number of posted calls that are kept for an unavailable server; the oldest are dropped first."""
+
+_FIRST_RESEND_SECONDS = 0.02
+_LONGEST_RESEND_SECONDS = 0.5
+
+
+class LinkedStore(ABC):
+    """Calls of a store, over one link for each server. Satisfies :class:`~cgw.redis.store.Store`.
+
+    A call takes one round trip in the usual case, which is the fast path of every request of the gateway: it must
+    not await or allocate more than it does. An error reply leads to :meth:`_retry`, which may send the call again.
+    """
+
+    def __init__(self, timeout_seconds: float, connect_timeout_seconds: float) -> None:
+        self.commands = StoreCommands(self)
+        self._timeout_seconds = timeout_seconds
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._counters = LinkCounters()
+        self._kept: deque[ScriptCall] = deque(maxlen=MAX_KEPT_CALLS)
+        self._has_refused_calls = trio.Event()
+
+    @property
+    @abstractmethod
+    def is_cluster(self) -> bool:
+        """True when keys are spread over nodes, so that all keys of one call must share a hash tag."""
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Return if the store (every master of it) answers PING now; raise ``StoreUnavailable`` otherwise."""
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Keep the store's links up, until cancelled."""
+
+    @abstractmethod
+    def handle_link_lost(self) -> None:
+        """Handle that a link went down; its supervisor replaces it."""
+
+    @abstractmethod
+    def _route(self, key: Any) -> SupervisedLink:
+        """Return the link to the server that has ``key``, or to any server for ``None``.
+
+        Raises :exc:`StoreUnavailable` when there is no such server now.
+        """
+
+    @abstractmethod
+    def _route_command(self, command: tuple[Any, ...]) -> SupervisedLink:
+        """Return the link to the server for a command given as words. Raises :exc:`StoreUnavailable`."""
+
+    @abstractmethod
+    def _list_links(self) -> Sequence[SupervisedLink]:
+        """Return the links to all servers."""
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    async def run_script(
+        self,
+        script: LuaScript,
+        keys: Sequence[bytes | str],
+        args: Sequence[bytes | str | int],
+        *,
+        undo: ScriptCall | None = None,
+    ) -> Any:
+        """Run ``script`` by its SHA-1, or by its text where the server has not cached it.
+
+        ``undo`` is sent on the same link behind the call that it undoes, or, if the link is down, once there is one
+        again. See :meth:`cgw.redis.store.Store.run_script`.
+        """
+        call = ScriptCall(script, keys, args)
+        now = trio.current_time()
+        # All keys share a slot, so the first one is enough to find the node.
+        link = self._route(keys[0] if keys else None).get_link()
+        data = call.pack_evalsha()
+        reply = await link.request(data, undo, now)
+        if isinstance(reply, Exception):
+            retried = RetriedCall(data, now + self._timeout_seconds, script_call=call, undo=undo)
+            return await self._retry(retried, link, reply)
+        return reply
+
+    async def execute_command(self, *args: Any) -> Any:
+        """Run one command, given as words (``"CLIENT INFO"`` counts as two, as in redis-py).
+
+        See :meth:`cgw.redis.store.Store.execute_command`.
+        """
+        # redis-py's methods write subcommands so; the server wants separate words.
+        if isinstance(args[0], str) and " " in args[0]:
+            args = (*args[0].split(), *args[1:])
+        if str(args[0]).upper() in NOT_ON_SHARED_LINKS:
+            raise ValueError(f"{args[0]} needs a connection of its own: it can't run on a link that is shared")
+        now = trio.current_time()
+        link = self._route_command(args).get_link()
+        data = pack_command(args)
+        reply = await link.request(data, None, now)
+        if isinstance(reply, Exception):
+            return await self._retry(RetriedCall(data, now + self._timeout_seconds, command=args), link, reply)
+        return reply
+
+    async def _retry(self, call: RetriedCall, link: Link, error: Exception) -> Any:
+        """Send a call again after an error reply, until it succeeds or its deadline passes.
+
+        Raises the error if the call cannot succeed by being sent again.
+        """
+        # Each request has a watchdog deadline of its own, counted from when it is sent. This scope is the caller's
+        # deadline, counted from the first request, and always the earlier one.
+        with trio.move_on_at(call.deadline):
+            while True:
+                link = await self._find_next_link(call, link, error)
+                call.is_waiting = True
+                reply = await link.request(call.data, call.undo, trio.current_time(), is_asking=call.is_asking)
+                call.is_waiting = False
+                if not isinstance(reply, Exception):
+                    return reply
+                error = reply
+        self._counters.timeouts += 1
+        # The scope has cancelled the request, which counted that as a caller's cancellation.
+        self._counters.cancelled -= call.is_waiting
+        raise StoreUnavailable(
+            f"Redis at {link.address.display_name} did not answer within {self._timeout_seconds * 1000:g} ms; "
+            f"the last reply was: {error}"
+        ) from error
+
+    async def _find_next_link(self, call: RetriedCall, link: Link, error: Exception) -> Link:
+        """Prepare ``call`` to be sent again, and return the link to use. Raises ``error`` if that would not help."""
+        if isinstance(error, NoScriptError) and call.script_call is not None and not call.has_text:
+            call.data, call.has_text = call.script_call.pack_eval(), True
+            return link  # is_asking stays set: the refused EVALSHA has used up its ASKING, so another one is needed
+        self._replace_read_only(link, error)
+        raise error
+
+    @staticmethod
+    def _replace_read_only(link: Link, error: Exception) -> None:
+        # After a failover the same address may lead to the new master, but only a new connection gets there.
+        if isinstance(error, ServerReadOnly):
+            link.kill("leads to a read-only replica")
+
+    # --- posted calls: no caller waits for their replies --------------------------------------------------------------
+    #
+    #     send_later ──link up──► Link.post ──reply──► done
+    #         │                      │ └──"cannot serve now"──► kept ──_resend_refused──► send_later
+    #         └──link down──► kept ◄─┘ link lost
+    #                          └──a link comes up──► send_later
+    #
+    # A call that is refused must be sent again by a timer, because no link comes up that would do it.
+
+    def send_later(self, call: ScriptCall) -> None:
+        """Run a script without waiting for its reply. At most :data:`MAX_KEPT_CALLS` are kept in memory.
+
+        See :meth:`cgw.redis.store.Store.send_later`.
+        """
+        try:
+            link = self._route(call.keys[0] if call.keys else None).find_link()
+        except StoreUnavailable:
+            link = None
+        if link is None:
+            self._kept.append(call)
+        else:
+            link.post(call)
+
+    def keep_call(self, call: ScriptCall) -> None:
+        """Keep a call whose reply was lost with its link, until there is a link."""
+        self._kept.append(call)
+
+    def handle_posted_error(self, link: Link, call: ScriptCall, error: Exception) -> None:
+        """Keep a posted call that the server could not serve, for a retry; drop it after other errors."""
+        self._replace_read_only(link, error)
+        if isinstance(error, StoreUnavailable):
+            self._kept.append(call)
+            self._has_refused_calls.set()
+
+    def handle_link_up(self) -> None:
+        """Send the calls that were kept."""
+        # Swapped first: a call whose server is still unavailable is kept again, and must not be met in this loop.
+        kept, self._kept = self._kept, deque(maxlen=MAX_KEPT_CALLS)
+        for call in kept:
+            self.send_later(call)
+
+    async def _resend_refused(self) -> None:
+        """Retry the posted calls that a reachable server refused, with growing pauses."""
+        pause_seconds = _FIRST_RESEND_SECONDS
+        while True:
+            await self._has_refused_calls.wait()
+            await trio.sleep(pause_seconds)
+            # Reset before sending, so that a refusal of the calls sent now is seen below.
+            self._has_refused_calls = trio.Event()
+            self.handle_link_up()
+            # A call that is refused again is so within the deadline of a call, unless the link goes down.
+            with trio.move_on_after(self._timeout_seconds) as quiet_scope:
+                await self._has_refused_calls.wait()
+            is_over = quiet_scope.cancelled_caught
+            pause_seconds = _FIRST_RESEND_SECONDS if is_over else min(pause_seconds * 2, _LONGEST_RESEND_SECONDS)
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def _build_link(self, display_name: str, connect: Connect) -> SupervisedLink:
+        return SupervisedLink(
+            display_name, connect, self._timeout_seconds, self._connect_timeout_seconds, self._counters, self
+        )
+
+    def statistics(self) -> RedisStatistics:
+        """Return a snapshot of the counters."""
+        links = self._list_links()
+        up = [link for one in links if (link := one.find_link()) is not None]
+        counters = self._counters
+        return RedisStatistics(
+            links=len(links),
+            links_up=len(up),
+            reconnects=counters.reconnects,
+            calls=counters.calls,
+            timeouts=counters.timeouts,
+            cancelled=counters.cancelled,
+            failed_fast=counters.failed_fast,
+            waiting_calls=sum(link.waiting_calls for link in up),
+            kept_calls=len(self._kept),
+            redirections=counters.redirections,
+            retries=counters.retries,
+        )

@@ -1,0 +1,140 @@
+"""The fast parser reads heads as h11 does, or leaves them to it."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cgw.wire.fast_heads import parse_fast_request, parse_fast_response
+from cgw.wire.heads import parse_request_head
+
+REQUEST = b"POST /v1/completions/openai?x=y HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nX-Empty:\r\nB:  c d \r\n\r\n"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX: \xe9\r\n\r\n"
+
+LINES = st.sampled_from(
+    [
+        b"Host: x",
+        b"host:y",
+        b"Content-Length: 5",
+        b"content-length: 05",
+        b"Content-Length: +5",
+        b"Content-Length: 5, 5",
+        b"Transfer-Encoding: chunked",
+        b"Transfer-Encoding: Chunked",
+        b"Transfer-Encoding: gzip",
+        b"Connection: close",
+        b"Connection: keep-alive, X",
+        b"Expect: 100-continue",
+        b"Upgrade: websocket",
+        b"X: y",
+        b"X: \x80\xff",
+        b"X:",
+        b"X: \t ",
+        b" folded",
+        b"X : y",
+        b"X: a\x00b",
+        b"X: a\nb",
+        b"X: a\rb",
+        b"\xe9: y",
+        b": y",
+        b"no colon",
+    ]
+)
+STARTS = st.sampled_from(
+    [
+        b"POST / HTTP/1.1",
+        b"GET /a?b HTTP/1.1",
+        b"POST http://x/ HTTP/1.1",
+        b"POST / HTTP/1.0",
+        b"POST  / HTTP/1.1",
+        b"post / HTTP/1.1",
+        b"CONNECT x HTTP/1.1",
+        b"POST /\xe9 HTTP/1.1",
+        b"POST /",
+        b"P\x00ST / HTTP/1.1",
+    ]
+)
+STATUSES = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 529 ",
+        b"HTTP/1.1 404",
+        b"HTTP/1.0 200 OK",
+        b"HTTP/1.1 100 Continue",
+        b"HTTP/1.1 20 OK",
+        b"HTTP/1.1 200OK",
+        b"HTTP/2 200",
+        b"HTTP/1.1 204 No Content",
+        b"HTTP/1.1 200 a\x00b",
+    ]
+)
+
+
+def mutate(data: bytes, position: int, octet: int) -> bytes:
+    """Replace one byte of ``data``."""
+    position %= len(data)
+    return data[:position] + bytes([octet]) + data[position + 1 :]
+
+
+def check_request(data: bytes) -> None:
+    """If the fast parser reads ``data``, h11 and its checks read it the same way."""
+    head = parse_fast_request(data)
+    if head is not None:
+        assert head == parse_request_head(data, h11.Connection(h11.SERVER))
+
+
+def check_response(data: bytes) -> None:
+    """If the fast parser reads ``data``, h11 reads it the same way."""
+    head = parse_fast_response(data)
+    if head is None:
+        return
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(data)
+    event = connection.next_event()
+    assert isinstance(event, h11.Response)
+    # h11 also writes the coding's name in lower case.
+    headers = [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in head.headers]
+    assert (event.status_code, list(event.headers)) == (head.status, headers)
+
+
+@settings(max_examples=400)
+@given(STARTS, st.lists(LINES, max_size=6))
+def test_requests_are_read_as_h11_reads_them(start: bytes, lines: list[bytes]) -> None:
+    """Every request head that the fast parser accepts is accepted by h11 and its checks with the same result."""
+    check_request(b"\r\n".join([start, b"Host: z", *lines, b"", b""]))
+    check_request(b"\r\n".join([start, *lines, b"", b""]))
+
+
+@settings(max_examples=400)
+@given(STATUSES, st.lists(LINES, max_size=6))
+def test_responses_are_read_as_h11_reads_them(status: bytes, lines: list[bytes]) -> None:
+    """Every response head that the fast parser accepts is accepted by h11 with the same result."""
+    check_response(b"\r\n".join([status, b"Content-Length: 3", *lines, b"", b""]))
+    check_response(b"\r\n".join([status, *lines, b"", b""]))
+
+
+@settings(max_examples=400)
+@given(st.integers(0, 200), st.integers(0, 255))
+def test_any_changed_byte_is_read_as_h11_reads_it(position: int, octet: int) -> None:
+    """One wrong byte anywhere in a good head never makes the two parsers disagree."""
+    check_request(mutate(REQUEST, position, octet))
+    check_response(mutate(RESPONSE, position, octet))
+
+
+def test_usual_heads_are_parsed() -> None:
+    """Heads as SDKs and providers send them are read by the fast parser."""
+    head = parse_fast_request(REQUEST)
+    assert head is not None
+    assert (head.path, head.header(b"x-empty"), head.header(b"b")) == (b"/v1/completions/openai", b"", b"c d")
+    assert parse_fast_response(RESPONSE) is not None
+
+
+@pytest.mark.parametrize("tail", [b" " * 60_000 + b"\x7f", b"a " * 30_000 + b"\x7f", b"a" * 60_000 + b"\x7f"])
+def test_hostile_heads_are_rejected_at_once(tail: bytes) -> None:
+    """Heads that are made to cause backtracking are rejected in one pass."""
+    data = b"POST / HTTP/1.1\r\nHost: x\r\nA: " + tail + b"\r\n\r\n"
+    assert parse_fast_request(data) is None
