@@ -75,8 +75,8 @@ class StoreUnavailable(CgwError):
     """Redis did not answer in time, or answered that it is not available."""
 
 
-class SpoolError(CgwError):
-    """A usage event could not be written durably."""
+class EventLogError(CgwError):
+    """Recorded usage events could not be read or imported."""
 
 
 def explain_os_error(error: BaseException) -> str:

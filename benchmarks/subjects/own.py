@@ -1,4 +1,4 @@
-"""cgw itself, with authentication, limits (embedded store) and usage events (SQLite)."""
+"""cgw itself, with authentication, limits (embedded store) and usage events."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import click
 
 from cgw import __version__
 from cgw.cli.config import config
+from cgw.cli.events import events
 from cgw.cli.limits import limits
 from cgw.cli.process import EPILOG, discard_output
 from cgw.cli.serve import demo, serve
@@ -66,5 +67,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, usage, config, token, limits):
+for command in (serve, demo, usage, config, token, limits, events):
     cli.add_command(command)

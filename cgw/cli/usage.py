@@ -29,9 +29,9 @@ def usage(
     from cgw.cli.usage_report import render_json, render_table
     from cgw.events.report import summarise
 
-    path = (data_dir or load_process_settings().data.directory) / "events.sqlite"
+    folder = (data_dir or load_process_settings().data.directory) / "events"
     rows = summarise(
-        path,
+        folder,
         since=since and since.replace(tzinfo=UTC),
         # The last day counts as a whole, and summarise() leaves `until` itself out.
         until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
@@ -43,4 +43,7 @@ def usage(
     click.echo(render_table(rows, is_terminal=sys.stdout.isatty(), width=terminal_width()), nl=False)
     # On standard error: a program that reads the list or table finds nothing but rows.
     if not rows:
-        click.echo(f"no such completions are recorded in {path}", err=True)
+        click.echo(f"no such completions are recorded in {folder}", err=True)
+    earlier = folder.with_name("events.sqlite")
+    if earlier.exists():
+        click.echo(f"{earlier} is of an earlier version and not counted; cgw imports it when it starts", err=True)

@@ -109,7 +109,7 @@ class ControlApp:
         return ControlResponse(200, TEXT, self.version.encode("utf-8"))
 
     async def _healthz(self, head: RequestHead) -> ControlResponse:
-        """Report whether requests are served; a second line has the state of an outage of Redis."""
+        """Report whether requests are served; further lines say why Redis or the event log is not well."""
         if self.diagnostics_secret is not None:
             token = extract_token(head.headers)
             # In constant time, so that the time does not tell how much of a guess is right.
@@ -122,12 +122,11 @@ class ControlApp:
             await self.check_store()
         except StoreUnavailable as error:
             limiter.outage.failed(error)
-        detail = limiter.outage.describe()
-        if detail is None:
-            return ControlResponse(200, TEXT, b"healthz: ok")
-        if limiter.serves_without_redis:
-            return ControlResponse(200, TEXT, f"healthz: ok\n{detail}".encode())
-        return ControlResponse(500, TEXT, f"healthz: err\n{detail}".encode())
+        event_log = self.gateway.event_log
+        outage = limiter.outage.describe()
+        serves = event_log.is_accepting and (outage is None or limiter.serves_without_redis)
+        lines = ["healthz: ok" if serves else "healthz: err", outage, event_log.describe()]
+        return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
 
     async def _readyz(self, head: RequestHead) -> ControlResponse:
         """Answer load balancers: 503 while the service starts or drains, although it still serves."""

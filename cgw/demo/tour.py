@@ -20,11 +20,12 @@ import trio
 from attrs import frozen
 
 from cgw.actors.tokens import hash_token, new_token
-from cgw.demo.recorded_events import RecordedEvent, count_completions, read_last_completion, read_last_seq
+from cgw.demo.recorded_events import count_completions, read_last_completion
 from cgw.demo.screen import Screen, has_colour
 from cgw.demo.snippets import CLAUDE, build_snippets
 from cgw.demo.tour_client import Overhead, RequestFailed, TourClient, TourRequest, measure_overhead, open_tour_client
 from cgw.errors import CgwError, ConfigError, explain_os_error
+from cgw.events.lines import EventLine
 from cgw.service.lifecycle import Service, open_service
 from cgw.service.settings import load_settings
 from cgw.telemetry.logs import Logs, open_logging
@@ -181,8 +182,8 @@ class _Tour:
         # New for each tour: nothing but this gateway can use the scripted upstream.
         self._upstream_key = new_token()
         self._is_complete = False
-        self._spool_path: Path | None = None
-        self._tour_seq = 0
+        self._events_folder: Path | None = None
+        self._tour_events = 0
 
     async def run(self) -> int:
         """Run the tour until its end or a signal; return the exit status."""
@@ -215,15 +216,14 @@ class _Tour:
             settings = load_settings(self._environ(upstream.url))
             started = time.perf_counter()
             async with open_service(settings) as service:
-                # For _say_goodbye(), which runs when the service has ended.
-                self._spool_path = service.spool_path
+                self._events_folder = service.events_folder
                 self._show_start(service, upstream, time.perf_counter() - started)
                 await self._show_answer(service)
                 await self._show_overhead(service, upstream)
                 self._show_snippets(service)
                 await _wait_settled(service)
                 # Read after the last of the tour's own events: only later ones count as served to the visitor.
-                self._tour_seq = await trio.to_thread.run_sync(read_last_seq, service.spool_path)
+                self._tour_events = await trio.to_thread.run_sync(count_completions, service.events_folder)
                 self._is_complete = True
                 if not self._once:
                     self._show_serving(service)
@@ -290,9 +290,9 @@ class _Tour:
         )
         self._show_limits(head)
         # No wait: the gateway commits the event before it sends the last byte, which has been received above.
-        event = await trio.to_thread.run_sync(read_last_completion, service.spool_path, self._actors.shown_id)
+        event = await trio.to_thread.run_sync(read_last_completion, service.events_folder, self._actors.shown_id)
         if event is None:
-            raise RequestFailed("the response is complete, but its usage event is not in the spool")
+            raise RequestFailed("the response is complete, but its usage event is not in the event log")
         self._show_event(event)
 
     async def _show_tokens(self, client: TourClient) -> list[float]:
@@ -312,7 +312,7 @@ class _Tour:
         values = ((name, head.header(name.encode("ascii"))) for name in SHOWN_HEADERS)
         self._screen.show_facts([(name, value.decode("latin-1")) for name, value in values if value is not None])
 
-    def _show_event(self, event: RecordedEvent) -> None:
+    def _show_event(self, event: EventLine) -> None:
         self._screen.show_section("The usage event, committed before the answer's last byte was released")
         facts = [("id", event.id), ("name", event.name), ("source", event.source), ("identifier", event.identifier)]
         facts += [("created_at", event.created_at)]
@@ -358,10 +358,9 @@ class _Tour:
         self._screen.say(f"{service.url} is open until Ctrl-C; each completion request gets a line here.")
 
     def _say_goodbye(self) -> None:
-        if self._spool_path is None:
+        if self._events_folder is None:
             return
-        # The service has ended by now, so all its events are in the spool; the directory is removed only after run().
-        served = count_completions(self._spool_path, after_seq=self._tour_seq)
+        served = count_completions(self._events_folder) - self._tour_events
         self._screen.skip_line()
         self._screen.say(f"Served {served} {'completion' if served == 1 else 'completions'} after the tour. Bye.")
 

@@ -1,1 +1,1 @@
-"""Usage events: recorded in a SQLite spool before the answer's last byte is released."""
+"""Usage events: recorded as lines of a log before the end of the response is released, read back, summed up."""

@@ -7,8 +7,6 @@ admitted, every path leads through the usage event and the settlement, cancellat
 
 from __future__ import annotations
 
-import logging
-
 import trio
 
 from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
@@ -22,7 +20,7 @@ from cgw.gateway.answer import (
     select_feature,
 )
 from cgw.gateway.journal import Journal
-from cgw.gateway.parts import Gateway, record_event
+from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase, move
 from cgw.limits.headers import build_limit_headers
 from cgw.limits.tokens import count_tokens
@@ -34,9 +32,7 @@ from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
 
 CONCLUDE_SECONDS = 10.0
-"""The time that recording, and settling, may take each once nothing else can cancel them."""
-
-logger = logging.getLogger("cgw.exchange")
+"""The time that settling may take once nothing else can cancel it."""
 
 
 async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
@@ -95,6 +91,7 @@ class _Exchange:
     async def _serve(self, exchange_nursery: trio.Nursery) -> None:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
+        check_recording(gateway)  # first: before the request costs anything
         actor = await authenticate(gateway, head)
         self.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
@@ -187,10 +184,7 @@ class _Exchange:
             usage = self._dialect.read_usage(admitted.prepared, self._upstream_head, body)
             self._used_tokens = count_tokens(usage, body.total_bytes)
         event = self.journal.build_event(admitted.actor, admitted.feature, self._dialect.provider, usage, self.status)
-        with trio.move_on_after(CONCLUDE_SECONDS, shield=True) as record_scope:
-            await record_event(self._gateway, event)
-        if record_scope.cancelled_caught:
-            logger.error("a usage event was not committed within %g seconds: %s", CONCLUDE_SECONDS, event)
+        await record_event(self._gateway, event)
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
         """Send the part of the answer that completes it, or make sure that it does not look complete."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-
+import trio
 from attrs import frozen
 
 from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
-from cgw.errors import SpoolError
-from cgw.events.spool import Spool
+from cgw.errors import Refusal
+from cgw.events.event_log import EventLog
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.upstream import UpstreamPool
 
-logger = logging.getLogger("cgw.exchange")
+RECORD_SECONDS = 10.0
+"""How long the end of a response may wait for a slow disk."""
 
 
 @frozen
@@ -27,14 +27,25 @@ class Gateway:
     limiter: Limiter
     pool: UpstreamPool
     relay: FlatRelay
-    spool: Spool
+    event_log: EventLog
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
 
 
+def check_recording(gateway: Gateway) -> None:
+    """Raise :exc:`~cgw.errors.Refusal` 503 while events cannot be written and requests are to be refused for that."""
+    if not gateway.event_log.is_accepting:
+        retry_after = (b"retry-after", b"1")
+        raise Refusal(503, "usage cannot be recorded right now, please retry", headers=[retry_after])
+
+
 async def record_event(gateway: Gateway, event: UsageEvent) -> None:
-    """Make ``event`` durable. Where that fails, the log is the last resort, and serving goes on."""
-    try:
-        await gateway.spool.record(event)
-    except SpoolError as error:
-        logger.error("a usage event could not be spooled: %s; it reads: %s", error, event)
+    """Record ``event``; wait for the disk only where it is slow, or where each event is to be synced.
+
+    The client may be gone, the usage is not: only time ends the waiting.
+    """
+    event_log = gateway.event_log
+    event_log.record(event)
+    if event_log.must_wait:
+        with trio.CancelScope(shield=True):
+            await event_log.wait_durable(trio.current_time() + RECORD_SECONDS)

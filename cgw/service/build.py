@@ -19,7 +19,7 @@ from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
-from cgw.events.spool import Spool
+from cgw.events.event_log import EventLog
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
@@ -44,7 +44,12 @@ from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_co
 
 
 def build_gateway(
-    settings: Settings, sources: Sources, tls_context: ssl.SSLContext, redis: Store, alerts: AlertQueue, spool: Spool
+    settings: Settings,
+    sources: Sources,
+    tls_context: ssl.SSLContext,
+    redis: Store,
+    alerts: AlertQueue,
+    event_log: EventLog,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
@@ -57,7 +62,7 @@ def build_gateway(
             silence_seconds=settings.upstream.silence_timeout_seconds,
             stall_seconds=settings.server.client_stall_timeout_seconds,
         ),
-        spool=spool,
+        event_log=event_log,
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
     )

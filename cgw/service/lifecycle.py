@@ -1,7 +1,7 @@
 """The running service: what it opens, in which order, and how it drains and ends.
 
 Lifetimes end in the reverse of their order here: clients' connections first, then the background tasks that exchanges
-use, then the Redis links, the event spool and the embedded server. So an exchange that ends late still finds what it
+use, then the Redis links, the event log and the embedded server. So an exchange that ends late still finds what it
 needs to record and to settle.
 """
 
@@ -21,7 +21,8 @@ from attrs import frozen
 
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, explain_os_error
-from cgw.events.spool import open_spool
+from cgw.events.event_log import open_event_log
+from cgw.events.options import EventLogOptions
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
@@ -50,7 +51,7 @@ from cgw.transport.server import Server
 CUT_SECONDS = 15.0
 """The time that connections which are cut at the end of a drain may take to record and settle."""
 
-SPOOL_NAME = "events.sqlite"
+EVENTS_NAME = "events"
 
 logger = logging.getLogger("cgw.service")
 
@@ -59,7 +60,7 @@ logger = logging.getLogger("cgw.service")
 class Service:
     """A running gateway.
 
-    ``spool_path`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
+    ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
     where the admin port is off.
     """
 
@@ -69,7 +70,7 @@ class Service:
     http_engine: HttpEngine
     gateway: Gateway
     redis: Store
-    spool_path: Path
+    events_folder: Path
     status: ServiceStatus
     reloads: Sequence[Reload]
     admin_port: int | None
@@ -138,12 +139,13 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
-        spool = await stack.enter_async_context(open_spool(data_dir / SPOOL_NAME))
+        events_folder = data_dir / EVENTS_NAME
+        event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
         redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
         webhook = await _open_webhook(stack, settings, tls_context)
         alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
         sources = build_sources(settings, static_source)
-        gateway = build_gateway(settings, sources, tls_context, redis, alerts, spool)
+        gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)
         control_app = build_control_app(settings, gateway, routes, redis, status)
         overload = OverloadControl(
@@ -176,7 +178,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 http_engine=http_engine,
                 gateway=gateway,
                 redis=redis,
-                spool_path=data_dir / SPOOL_NAME,
+                events_folder=events_folder,
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,

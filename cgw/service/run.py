@@ -92,7 +92,7 @@ def _log_start(service: Service) -> None:
             logger.warning("provider %s has no routes: %s is not set", provider.name, provider.access_token_variable)
     if settings.actors.file is None and not settings.actors.allow_anonymous:
         logger.warning("nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE or CODY_GATEWAY_ALLOW_ANONYMOUS")
-    logger.info("usage events are kept in %s", service.spool_path)
+    logger.info("usage events are kept in %s", service.events_folder)
     if service.admin_port is not None:
         logger.info("the admin port is %s", build_url(settings.admin.host, service.admin_port))
     logger.info("cgw %s is serving on %s", __version__, service.url)

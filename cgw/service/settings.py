@@ -14,6 +14,7 @@ from cgw.actors.settings import ActorSettings
 from cgw.config.declare import group, named_groups, setting
 from cgw.config.environment import find_unknown_variables, read_settings
 from cgw.config.kinds import PATH
+from cgw.events.settings import EventSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import PROVIDERS
@@ -58,6 +59,7 @@ class Settings:
     limits: LimitSettings = group(LimitSettings)
     redis: RedisSettings = group(RedisSettings)
     data: DataSettings = group(DataSettings)
+    events: EventSettings = group(EventSettings)
     logs: LogSettings = group(LogSettings)
     warnings: tuple[str, ...] = ()
 

@@ -21,8 +21,8 @@ import pytest
 import cgw
 from cgw.actors.static import load_static_actors
 from cgw.config.describe import describe_settings
+from cgw.events.event_log import open_event_log
 from cgw.events.records import completions_finished
-from cgw.events.spool import open_spool
 from cgw.model import Actor, Feature, Usage, UsageQuality
 from cgw.service.settings import Settings
 
@@ -147,8 +147,8 @@ async def test_a_new_token_works_with_its_entry(run_cgw: RunCgw, tmp_path: Path)
 
 
 async def record_completions(data_dir: Path, moments: Mapping[datetime, str]) -> None:
-    """Record one completion for each moment, by the actor with that id, in the spool of ``data_dir``."""
-    async with open_spool(data_dir / "events.sqlite") as spool:
+    """Record one completion for each moment, by the actor with that id, in the event log of ``data_dir``."""
+    async with open_event_log(data_dir / "events") as event_log:
         for moment, actor_id in moments.items():
             event = completions_finished(
                 Actor(id=actor_id, name="", source="static", access_enabled=True),
@@ -158,7 +158,7 @@ async def record_completions(data_dir: Path, moments: Mapping[datetime, str]) ->
                 usage=Usage(prompt_token_count=3, completion_token_count=5, quality=UsageQuality.EXACT),
                 resolved_status=200,
             )
-            await spool.record(attrs.evolve(event, created_at=moment))
+            event_log.record(attrs.evolve(event, created_at=moment))
 
 
 async def test_usage_sums_up_recorded_completions(run_cgw: RunCgw, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ async def test_usage_sums_up_recorded_completions(run_cgw: RunCgw, tmp_path: Pat
 
 
 def test_usage_without_records_says_so(run_cgw: RunCgw, tmp_path: Path) -> None:
-    """Without a spool the JSON list is empty, and the table has a remark on standard error; neither is an error."""
+    """Without events the JSON list is empty, and the table has a remark on standard error; neither is an error."""
     option = f"--data-dir={tmp_path}"
     assert run_cgw("usage", "--json", option).stdout == "[]\n"
     completed = run_cgw("usage", option)
@@ -193,10 +193,12 @@ def test_usage_without_records_says_so(run_cgw: RunCgw, tmp_path: Path) -> None:
     assert "no such completions" in completed.stderr
 
 
-def test_a_broken_spool_is_reported_in_one_sentence(run_cgw: RunCgw, tmp_path: Path) -> None:
-    """A file that is not a spool gives exit status 1, and no traceback."""
-    (tmp_path / "events.sqlite").write_text("this is no database, though it is long enough to be looked at" * 20)
-    completed = run_cgw("usage", f"--data-dir={tmp_path}")
+@pytest.mark.parametrize("is_missing", [True, False], ids=["no data directory", "a file instead of the folder"])
+def test_a_wrong_data_directory_is_reported_in_one_sentence(run_cgw: RunCgw, tmp_path: Path, is_missing: bool) -> None:
+    """A path that has no event log gives exit status 1, and no traceback."""
+    (tmp_path / "events").write_text("")
+    data_dir = tmp_path / "missing" if is_missing else tmp_path
+    completed = run_cgw("usage", f"--data-dir={data_dir}")
     assert (completed.returncode, completed.stdout) == (1, "")
     assert completed.stderr.startswith("cgw: ")
     assert len(completed.stderr.splitlines()) == 1

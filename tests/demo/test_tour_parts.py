@@ -1,4 +1,4 @@
-"""Parts of the tour: its client, its measurement of overhead, its queries of the spool, its choice of a port."""
+"""Parts of the tour: its client, its measurement of overhead, its reading of the event log, its choice of a port."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cgw.demo.recorded_events import count_completions, read_last_completion, read_last_seq
+from cgw.demo.recorded_events import count_completions, read_last_completion
 from cgw.demo.tour import choose_port
 from cgw.demo.tour_client import RequestFailed, TourRequest, measure_overhead, open_tour_client
 from cgw.errors import ConfigError
-from cgw.events.spool import open_spool
+from cgw.events.event_log import open_event_log
 from cgw.model import EventName, UsageEvent
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import open_scripted_upstream
@@ -61,27 +61,24 @@ async def test_overhead_is_the_difference_of_medians_measured_in_turn() -> None:
     assert overhead.through_seconds == pytest.approx(overhead.direct_seconds + overhead.added_seconds)
 
 
-async def test_the_spool_is_read_while_the_gateway_writes_it(tmp_path: Path) -> None:
-    """The newest completion of an actor is found, and completions after an event are counted."""
-    path = tmp_path / "events.sqlite"
+async def test_the_event_log_is_read_while_the_gateway_writes_it(tmp_path: Path) -> None:
+    """The newest completion of an actor is found, and completions are counted."""
+    path = tmp_path / "events"
 
     def event(name: EventName, identifier: str, **metadata: object) -> UsageEvent:
         return UsageEvent(name=name, source="static", identifier=identifier, metadata=metadata)
 
-    async with open_spool(path) as spool:
+    async with open_event_log(path) as event_log:
         assert read_last_completion(path, "demo") is None
-        assert read_last_seq(path) == 0
-        await spool.record(event(EventName.COMPLETIONS_FINISHED, "demo", model="a"))
-        await spool.record(event(EventName.COMPLETIONS_FINISHED, "demo", model="b", stream=True))
-        await spool.record(event(EventName.COMPLETIONS_FINISHED, "other", model="c"))
-        await spool.record(event(EventName.RATE_LIMITED, "demo", error="too many"))
+        event_log.record(event(EventName.COMPLETIONS_FINISHED, "demo", model="a"))
+        event_log.record(event(EventName.COMPLETIONS_FINISHED, "demo", model="b", stream=True))
+        event_log.record(event(EventName.COMPLETIONS_FINISHED, "other", model="c"))
+        event_log.record(event(EventName.RATE_LIMITED, "demo", error="too many"))
         found = read_last_completion(path, "demo")
         assert found is not None
-        assert (found.seq, found.name, found.source) == (2, "CompletionsFinished", "static")
+        assert (found.name, found.source) == ("CompletionsFinished", "static")
         assert found.metadata == {"model": "b", "stream": True}
-        assert read_last_seq(path) == 4
         assert count_completions(path) == 3
-        assert count_completions(path, after_seq=found.seq) == 1
 
 
 def test_a_port_that_is_taken_is_refused_in_one_sentence() -> None:

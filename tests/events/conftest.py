@@ -1,52 +1,31 @@
-"""Fixtures of the event spool: its path, queries on it, and a disk that blocks."""
+"""What the tests of the event log share: a folder for it, events, and processes of their own."""
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cgw
+from cgw.events.reading import read_events
+from cgw.model import EventName, UsageEvent
+from tests.support.disk import Disk, install_disk
+
+StartPython = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool" / "events.sqlite"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "events"
 
 
 @pytest.fixture
-def query(path: Path) -> Callable[[str], list[tuple[object, ...]]]:
-    """Return a function that queries the spool through a connection of its own, as an operator would."""
-
-    def run(sql: str) -> list[tuple[object, ...]]:
-        with closing(sqlite3.connect(path)) as connection:
-            return connection.execute(sql).fetchall()
-
-    return run
-
-
-@pytest.fixture
-def hold_writes(path: Path) -> Callable[[], object]:
-    """Return a context manager during which no other connection can commit to the spool."""
-
-    @contextmanager
-    def hold() -> Iterator[None]:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield
-            connection.execute("ROLLBACK")
-
-    return hold
-
-
-@pytest.fixture
-def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Return a function that starts a Python script in a process that does not outlive the test."""
+def start_python() -> Iterator[StartPython]:
+    """Start a Python script in a process of its own, which does not outlive the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(script: str, *arguments: str) -> subprocess.Popen[str]:
@@ -54,6 +33,7 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             [sys.executable, "-c", script, *arguments],
             cwd=Path(cgw.__file__).parents[1],
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         processes.append(process)
@@ -62,6 +42,20 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield start
     for process in processes:
         process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        process.communicate()
+
+
+def build_event(identifier: str = "acme", **metadata: Any) -> UsageEvent:
+    """Return a completion's event."""
+    return UsageEvent(EventName.COMPLETIONS_FINISHED, "static", identifier, metadata)
+
+
+def read_identifiers(folder: Path) -> list[str]:
+    """Return the identifier of each recorded event."""
+    return [event.identifier for event in read_events(folder)]
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """A disk whose pace the test sets."""
+    return install_disk(monkeypatch)

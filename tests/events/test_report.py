@@ -1,10 +1,8 @@
-"""The usage report: completions summed from the spool, and printed for people and programs."""
+"""The usage report: completions summed from the event log, and printed for people and programs."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ import attrs
 import pytest
 
 from cgw.cli.usage_report import render_json, render_table
-from cgw.errors import ConfigError, SpoolError
+from cgw.errors import EventLogError
+from cgw.events.event_log import open_event_log
 from cgw.events.report import UsageRow, summarise
-from cgw.events.spool import open_spool
 from cgw.model import EventName, UsageEvent
 
 
@@ -29,10 +27,10 @@ def finished(actor: str = "acme", day: int = 23, **metadata: Any) -> UsageEvent:
     )
 
 
-async def record(path: Path, *events: UsageEvent) -> None:
-    async with open_spool(path) as spool:
+async def record(folder: Path, *events: UsageEvent) -> None:
+    async with open_event_log(folder) as event_log:
         for event in events:
-            await spool.record(event)
+            event_log.record(event)
 
 
 ROW = UsageRow(
@@ -51,10 +49,10 @@ ROW = UsageRow(
 )
 
 
-async def test_completions_are_summed_by_day_actor_feature_and_model(path: Path) -> None:
+async def test_completions_are_summed_by_day_actor_feature_and_model(folder: Path) -> None:
     """Each combination has one row, with the known figures summed, failures counted, and refusals left out."""
     await record(
-        path,
+        folder,
         finished(prompt_token_count=10, actor_name="Acme"),
         finished(prompt_token_count=20, prompt_character_count=5, resolved_status_code=503),
         finished(actor_name="Acme Inc."),
@@ -63,7 +61,7 @@ async def test_completions_are_summed_by_day_actor_feature_and_model(path: Path)
         finished(actor="zeta", day=22),
         UsageEvent(EventName.RATE_LIMITED, "static", "acme"),
     )
-    rows = summarise(path)
+    rows = summarise(folder)
     assert [(row.day, row.actor, row.feature, row.model, row.requests) for row in rows] == [
         ("2026-11-22", "zeta", "chat_completions", "openai/gpt-4o", 1),
         ("2026-11-23", "acme", "chat_completions", "openai/gpt-4o", 3),
@@ -73,47 +71,43 @@ async def test_completions_are_summed_by_day_actor_feature_and_model(path: Path)
     assert rows[1] == ROW
 
 
-async def test_missing_status_is_an_error(path: Path) -> None:
+async def test_missing_status_is_an_error(folder: Path) -> None:
     """A completion without a known status counts as an error."""
-    await record(path, finished(resolved_status_code=None), finished(resolved_status_code=299))
-    assert [row.errors for row in summarise(path)] == [1]
+    await record(folder, finished(resolved_status_code=None), finished(resolved_status_code=299))
+    assert [row.errors for row in summarise(folder)] == [1]
 
 
-async def test_report_can_be_narrowed(path: Path) -> None:
+async def test_report_can_be_narrowed(folder: Path) -> None:
     """``since`` is inclusive, ``until`` exclusive, and ``actor`` an exact id."""
-    await record(path, finished(day=21), finished(day=22), finished(day=23), finished("acme2", day=22))
+    await record(folder, finished(day=21), finished(day=22), finished(day=23), finished("acme2", day=22))
     days = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in (22, 23)]
-    assert [row.day for row in summarise(path, since=days[0], actor="acme")] == ["2026-11-22", "2026-11-23"]
-    assert [row.day for row in summarise(path, until=days[1], actor="acme")] == ["2026-11-21", "2026-11-22"]
-    assert [row.actor for row in summarise(path, since=days[0], until=days[1])] == ["acme", "acme2"]
+    assert [row.day for row in summarise(folder, since=days[0], actor="acme")] == ["2026-11-22", "2026-11-23"]
+    assert [row.day for row in summarise(folder, until=days[1], actor="acme")] == ["2026-11-21", "2026-11-22"]
+    assert [row.actor for row in summarise(folder, since=days[0], until=days[1])] == ["acme", "acme2"]
 
 
-async def test_open_spool_can_be_read(path: Path) -> None:
-    """The report reads committed events while the spool is open for writing, and does not disturb it."""
-    async with open_spool(path) as spool:
-        await spool.record(finished())
-        assert [row.requests for row in summarise(path)] == [1]
-        await spool.record(finished())
-        assert [row.requests for row in summarise(path)] == [2]
+async def test_open_event_log_can_be_read(folder: Path) -> None:
+    """The report sees what is recorded while the event log is open for writing, and does not disturb it."""
+    async with open_event_log(folder) as event_log:
+        event_log.record(finished())
+        assert [row.requests for row in summarise(folder)] == [1]
+        event_log.record(finished())
+        assert [row.requests for row in summarise(folder)] == [2]
 
 
-def test_absent_spool_is_no_usage(path: Path) -> None:
-    """A missing file means no rows, and it is not created."""
-    assert summarise(path) == []
-    assert not path.parent.exists()
+def test_nothing_recorded_is_no_usage(folder: Path) -> None:
+    """A data directory without events has no rows, and nothing is created in it."""
+    assert summarise(folder) == []
+    assert not folder.exists()
 
 
-def test_other_files_are_refused(path: Path) -> None:
-    """A file that is not a database, and a database that is not a spool, are refused by name."""
-    path.parent.mkdir()
-    path.write_text("hello " * 1000)
-    with pytest.raises(SpoolError, match="cannot be read: file is not a database"):
-        summarise(path)
-    path.unlink()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE accounts (id)")
-    with pytest.raises(ConfigError, match="not an event spool"):
-        summarise(path)
+def test_what_is_no_event_log_is_refused(folder: Path) -> None:
+    """A missing data directory, and a file in place of the folder, are named."""
+    with pytest.raises(EventLogError, match=r"cannot be read from .*/missing: No such file or directory; see"):
+        summarise(folder.parent / "missing" / "events")
+    folder.write_text("hello")
+    with pytest.raises(EventLogError, match=r"cannot be read from .*/events: Not a directory"):
+        summarise(folder)
 
 
 def test_json_is_a_list_of_flat_objects() -> None:

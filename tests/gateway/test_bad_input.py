@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 from attrs import evolve
 
 from cgw.actors.tokens import hash_token
+from cgw.events.reading import read_events as read_recorded
 from cgw.service.lifecycle import Service
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, DISABLED_TOKEN, OPENAI_KEY, TOKEN, open_gateway
@@ -37,12 +36,12 @@ OPENAI_TYPES = {504: "server_error"}
 
 @pytest.fixture(autouse=True)
 def no_secret_is_logged(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> Iterator[None]:
-    """Check after every test that no key and no token is in a log line or in the spool."""
+    """Check after every test that no key and no token is in a log line or in the event log."""
     caplog.set_level(logging.DEBUG)
     yield
     records = [*caplog.get_records("setup"), *caplog.get_records("call")]
     logged = "".join(caplog.handler.format(record) + repr(vars(record)) for record in records)
-    stored = b"".join(path.read_bytes() for path in tmp_path.glob("events.sqlite*"))
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("events/*"))
     for secret in SECRETS:
         assert secret not in logged
         assert secret.encode() not in stored
@@ -87,9 +86,8 @@ def read_error(path: str, answer: Answer) -> dict[str, Any]:
 
 
 def read_events(gateway: Service) -> list[tuple[str, str]]:
-    """Return name and identifier of each event in the spool."""
-    with closing(sqlite3.connect(gateway.spool_path)) as connection:
-        return connection.execute("SELECT name, identifier FROM events ORDER BY seq").fetchall()
+    """Return name and identifier of each event in the event log."""
+    return [(event.name, event.identifier) for event in read_recorded(gateway.events_folder)]
 
 
 NOT_LET_IN: list[tuple[dict[str, str | None], int, str]] = [

@@ -239,7 +239,7 @@ async def test_a_stream_whose_client_left_is_charged_and_recorded(gateway: Servi
         seen = await upstream.wait_request(2)
         leave()
         await seen.wait_over()
-    await wait_until(lambda: gateway.gateway.spool.statistics().recorded == 2)
+    await wait_until(lambda: gateway.gateway.event_log.statistics().recorded == 2)
     actor = await gateway.gateway.sources.get(TOKEN)
     with trio.fail_after(5):  # the refund of the second exchange comes after its event
         while (await gateway.gateway.limiter.peek(actor))[Feature.CHAT_COMPLETIONS].usage != 1:  # noqa: ASYNC110 - of another process

@@ -29,7 +29,7 @@ from tests.support.limits import (
     get_usage,
     open_http,
     open_patient_gateway,
-    read_spool,
+    read_recorded,
     slow_down,
     wait_nothing_held,
 )
@@ -192,7 +192,7 @@ async def test_a_refusal_names_its_limit_and_the_time_to_retry(
             answer = await client.post(path, json=build_body(path, stream=False))
             messages.append(check_refusal(case, path, answer))
         assert (await get_usage(gateway), await count_held(gateway), upstream.request_count) == before
-        events = [metadata for name, metadata in read_spool(tmp_path) if name == "RateLimited"]
+        events = [metadata for name, metadata in read_recorded(tmp_path) if name == "RateLimited"]
     expected = [{"error": message, "feature": "chat_completions", "cause": case.cause} for message in messages]
     assert events == expected
 
@@ -223,7 +223,7 @@ async def test_the_sdks_wait_and_retry(tmp_path: Path, upstream: ScriptedUpstrea
         async with open_openai(gateway, retries=2) as openai_client:
             await ask_openai(openai_client)
     assert upstream.request_count == 3
-    refused = [metadata["cause"] for name, metadata in read_spool(tmp_path) if name == "RateLimited"]
+    refused = [metadata["cause"] for name, metadata in read_recorded(tmp_path) if name == "RateLimited"]
     assert refused
     assert set(refused) == {"concurrency"}
 

@@ -57,13 +57,13 @@ async def test_anthropic_message(gateway: Service) -> None:
     assert message.content[0].type == "text"
     assert message.content[0].text == ANSWER
     assert message.usage.output_tokens > 0
-    (row,) = summarise(gateway.spool_path)
+    (row,) = summarise(gateway.events_folder)
     assert (row.requests, row.completion_tokens) == (1, message.usage.output_tokens)
     assert (row.actor, row.feature, row.model) == ("acme", "chat_completions", f"anthropic/{ANTHROPIC_MODEL}")
 
 
 async def test_anthropic_stream(gateway: Service) -> None:
-    """A streamed message arrives text by text, ends with its usage, and the spool has the same figures."""
+    """A streamed message arrives text by text, ends with its usage, and the event log has the same figures."""
     async with (
         open_anthropic(gateway) as client,
         client.messages.stream(
@@ -74,7 +74,7 @@ async def test_anthropic_stream(gateway: Service) -> None:
         message = await stream.get_final_message()
     assert len(texts) > 1
     assert "".join(texts) == ANSWER
-    (row,) = summarise(gateway.spool_path)
+    (row,) = summarise(gateway.events_folder)
     assert (row.prompt_tokens, row.completion_tokens) == (message.usage.input_tokens, message.usage.output_tokens)
 
 
@@ -84,7 +84,7 @@ async def test_openai_completion(gateway: Service) -> None:
         completion = await ask_openai(client)
     assert completion.choices[0].message.content == ANSWER
     assert completion.usage is not None
-    (row,) = summarise(gateway.spool_path)
+    (row,) = summarise(gateway.events_folder)
     assert (row.prompt_tokens, row.completion_tokens) == (
         completion.usage.prompt_tokens,
         completion.usage.completion_tokens,
@@ -92,7 +92,7 @@ async def test_openai_completion(gateway: Service) -> None:
 
 
 async def test_openai_stream(gateway: Service) -> None:
-    """A streamed completion arrives piece by piece, with the requested usage, and the spool has the same figures."""
+    """A streamed completion arrives piece by piece, with the requested usage, which is recorded as well."""
     usage, texts = None, []
     async with open_openai(gateway) as client:
         stream = await client.chat.completions.create(
@@ -107,7 +107,7 @@ async def test_openai_stream(gateway: Service) -> None:
                 usage = chunk.usage or usage
     assert "".join(texts) == ANSWER
     assert usage is not None
-    (row,) = summarise(gateway.spool_path)
+    (row,) = summarise(gateway.events_folder)
     assert (row.prompt_tokens, row.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
 
 

@@ -19,7 +19,7 @@ from cgw.redis.embedded import open_embedded_redis
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
-from tests.support.limits import PATIENT, read_spool
+from tests.support.limits import PATIENT, read_recorded
 from tests.support.process import GatewayProcess, open_gateway_process, start_cgw
 from tests.support.requests import HEADERS, build_body, build_request, read_until
 from tests.support.waiting import wait_until
@@ -64,12 +64,12 @@ async def test_three_processes_admit_exactly_the_limit(tmp_path: Path, upstream:
     assert statuses == {200: 50, 429: 150}
     assert usage == 50
     assert upstream.request_count == 50
-    events = Counter(name for directory in "abc" for name, _ in read_spool(tmp_path / directory))
+    events = Counter(name for directory in "abc" for name, _ in read_recorded(tmp_path / directory))
     assert events == {"CompletionsFinished": 50, "RateLimited": 150}
 
 
 async def test_kill_9_loses_no_usage_and_leaves_no_orphan(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """After a kill amid 100 streams the spool has every complete response, the server is gone, and cgw restarts."""
+    """After a kill amid 100 streams every complete response is recorded, the server is gone, and cgw restarts."""
     for number in range(100):
         upstream.scripts[f"claude-{number}"] = Script(
             answer="word " * (number + 1), tokens_per_second=200, api_key=ANTHROPIC_KEY
@@ -106,7 +106,7 @@ async def test_kill_9_loses_no_usage_and_leaves_no_orphan(tmp_path: Path, upstre
     await wait_until(lambda: not is_alive(store_pid), seconds=10)
     async with open_gateway_process(environ, tmp_path / "log"):
         pass
-    recorded = {metadata["sg_actor_anonymous_uid"] for _, metadata in read_spool(tmp_path)}
+    recorded = {metadata["sg_actor_anonymous_uid"] for _, metadata in read_recorded(tmp_path)}
     assert complete <= recorded
 
 
@@ -146,7 +146,7 @@ async def test_sigterm_lets_streams_finish(tmp_path: Path, upstream: ScriptedUps
             assert b"message_stop" in data
             assert await stream.receive_some(100) == b""
         assert await gateway.wait() == 0
-    ((name, metadata),) = read_spool(tmp_path)
+    ((name, metadata),) = read_recorded(tmp_path)
     assert (name, metadata["resolved_status_code"]) == ("CompletionsFinished", 200)
 
 
@@ -178,7 +178,7 @@ async def test_what_does_not_finish_in_time_is_cut_and_recorded(
             assert not data.endswith(b"\r\n0\r\n\r\n")
         assert await gateway.wait() == 0
         assert "shutdown" in gateway.log_path.read_text()
-    ((name, metadata),) = read_spool(tmp_path)
+    ((name, metadata),) = read_recorded(tmp_path)
     assert (name, metadata["upstream_status_code"], metadata["usage_quality"]) == (
         "CompletionsFinished",
         200,

@@ -14,7 +14,7 @@ import trio
 from redis.crc import key_slot
 
 from tests.support.descriptors import allow_descriptors
-from tests.support.limits import read_spool
+from tests.support.limits import read_recorded
 from tests.support.redis_cluster import RedisCluster, run_redis_cluster
 from tests.support.redis_server import RedisServer, run_redis_server
 from tests.support.replicas import (
@@ -66,7 +66,7 @@ def read_events(folder: Path) -> Counter[tuple[str, object]]:
     return Counter(
         (name, metadata.get("cause"))
         for number in range(REPLICAS)
-        for name, metadata in read_spool(folder / str(number))
+        for name, metadata in read_recorded(folder / str(number))
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import sqlite3
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import trio
 import trio.testing
 from attrs import define, field
 
+from cgw.events.reading import read_events
 from cgw.model import Feature
 from cgw.service.lifecycle import Service
 from tests.support.gateway import TOKEN, open_gateway
@@ -80,9 +79,7 @@ class Bench:
 
     def read_events(self) -> list[dict[str, Any]]:
         """Return the metadata of each event since the last call."""
-        with closing(sqlite3.connect(self.gateway.spool_path)) as connection:
-            rows = connection.execute("SELECT metadata FROM events WHERE seq > ? ORDER BY seq", (self.events_seen,))
-            events = [json.loads(row[0]) for row in rows]
+        events = [event.metadata for event in read_events(self.gateway.events_folder)][self.events_seen :]
         self.events_seen += len(events)
         return events
 

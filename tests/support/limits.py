@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ import httpx
 import trio
 from attrs import frozen
 
+from cgw.events.reading import read_events
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import ScriptedUpstream
@@ -52,14 +51,9 @@ async def open_patient_gateway(
         yield gateway
 
 
-def read_spool(data_dir: Path) -> list[Event]:
-    """Return name and metadata of every event in a spool."""
-    connection = sqlite3.connect(data_dir / "events.sqlite")
-    try:
-        rows = connection.execute("SELECT name, metadata FROM events ORDER BY seq").fetchall()
-    finally:
-        connection.close()
-    return [(name, json.loads(metadata)) for name, metadata in rows]
+def read_recorded(data_dir: Path) -> list[Event]:
+    """Return name and metadata of every event that a gateway recorded."""
+    return [(event.name, event.metadata) for event in read_events(data_dir / "events")]
 
 
 def open_http(gateway: Service, **headers: str) -> httpx.AsyncClient:

@@ -1,0 +1,219 @@
+"""Bringing events into the log from elsewhere: the log lines of events that could not be written, and SQLite files.
+
+Either way they end up in a sealed segment of their own, which appears as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import msgspec
+from attrs import frozen
+
+from cgw.errors import EventLogError, explain_os_error
+from cgw.events.lines import EventLine, encode
+from cgw.events.reading import decode_segment, list_readable_segments
+from cgw.events.segments import SEALED_SUFFIX, new_name
+from cgw.file_lock import hold_file_lock
+
+if TYPE_CHECKING:
+    import sqlite3
+
+LOG_MARK = "usage event not written: "
+"""Stands in the log before an event that could not be written."""
+
+LOCK_NAME = "import.lock"
+LOCK_SECONDS = 60.0
+_ROWS = "SELECT id, name, source, identifier, created_at, metadata FROM events ORDER BY seq"
+
+logger = logging.getLogger("cgw.events")
+_decode_event = msgspec.json.Decoder(EventLine).decode
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+@frozen
+class ImportCounts:
+    """What an import found: events that are new, that were in the log already, and that could not be read."""
+
+    imported: int
+    known: int
+    damaged: int
+
+
+def import_lines(lines: Iterable[bytes], folder: Path) -> ImportCounts:
+    """Import events from log lines, or from lines of a segment; anything else in ``lines`` is passed over.
+
+    An event whose id is in the log already is not imported again, so that the same file may be imported twice. Memory
+    grows with the number of ids, about 100 bytes each. Raises :exc:`~cgw.errors.EventLogError`.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with hold_file_lock(folder / LOCK_NAME, timeout_seconds=LOCK_SECONDS):
+            return _import_lines(lines, folder)
+    except OSError as error:
+        raise EventLogError(f"events cannot be imported into {folder}: {explain_os_error(error)}") from error
+
+
+def _import_lines(lines: Iterable[bytes], folder: Path) -> ImportCounts:
+    found: set[str] = set()
+    damaged = 0
+    with _open_temporary(folder) as candidates, _open_temporary(folder) as target:
+        for line in lines:
+            try:
+                event = find_event(line)
+            except ValueError:
+                damaged += 1
+                continue
+            if event is not None and event.id not in found:
+                found.add(event.id)
+                candidates.write(encode(event) + b"\n")
+        new = set(found)
+        for segment in list_readable_segments(folder):
+            for ids in decode_segment(segment, msgspec.json.Decoder(_Id)):
+                new.difference_update(line.id for line in ids)
+        candidates.seek(0)
+        for line in candidates:
+            if _decode_event(line).id in new:
+                target.write(line)
+        if new:
+            _publish(target, folder, new_name())
+    return ImportCounts(len(new), len(found) - len(new), damaged)
+
+
+def find_event(line: bytes) -> EventLine | None:
+    """Return the event in a line of the log or of a segment; ``None`` when there is none.
+
+    It is found in text and in JSON entries, as they are written or wrapped by a container's runtime. Raises
+    :exc:`ValueError` for a line that announces an event and does not hold a whole one.
+    """
+    text = line.decode("utf-8", "replace")
+    if LOG_MARK in text:
+        return _find_marked(text)
+    try:
+        return _decode_event(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _find_marked(text: str) -> EventLine:
+    _, _, rest = text.partition(LOG_MARK)
+    with suppress(ValueError):  # msgspec's errors are ValueErrors
+        value, _ = json.JSONDecoder().raw_decode(rest)
+        return msgspec.convert(value, EventLine)
+    # The text is a JSON entry: the event is in one of its values, with its quotes escaped.
+    for inner in _walk_texts(json.loads(text[text.index("{") :])):
+        if LOG_MARK in inner and inner != text:
+            return _find_marked(inner)
+    raise ValueError("no whole event follows the mark")
+
+
+def _walk_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _walk_texts(item)
+
+
+@contextmanager
+def _open_temporary(folder: Path) -> Iterator[BinaryIO]:
+    """Open a file in ``folder`` that readers do not take for a segment; it is deleted at the end unless renamed."""
+    path = folder / f".import-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(path, "x+b", opener=partial(os.open, mode=0o600)) as file:
+            yield file
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _publish(file: BinaryIO, folder: Path, name: str) -> None:
+    """Make a temporary file a sealed segment."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, folder / (name + SEALED_SUFFIX))
+
+
+def import_sqlite(path: Path, folder: Path) -> None:
+    """Import the SQLite file of an earlier version, if there is one, and rename it to ``<name>.imported``.
+
+    A damaged file is renamed to ``<name>.corrupt-<time>`` after what can be read of it was imported. Whatever happens
+    is logged, and nothing is raised: a file that cannot be imported now stays where it is for the next start.
+    """
+    if not path.exists():
+        return
+    import sqlite3  # only where there is such a file
+
+    try:
+        with hold_file_lock(folder / LOCK_NAME, timeout_seconds=LOCK_SECONDS):
+            if path.exists():  # otherwise another process has imported it meanwhile
+                _import_sqlite(path, folder)
+    except (OSError, sqlite3.Error) as error:
+        logger.error("%s cannot be imported now, it stays for the next start: %s", path, explain_os_error(error))
+
+
+def _import_sqlite(path: Path, folder: Path) -> None:
+    import sqlite3
+
+    count = 0
+    name = ""
+    damage: sqlite3.DatabaseError | None = None
+    with (
+        _open_temporary(folder) as target,
+        closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection,
+    ):
+        with suppress(sqlite3.DatabaseError):
+            # Folds the write-ahead log into the file, unless another process has it open, too.
+            connection.execute("PRAGMA journal_mode = DELETE")
+        try:
+            # Held until the file is renamed: a process of the earlier version that still runs waits, and then notices.
+            connection.execute("BEGIN IMMEDIATE")
+            for event in _read_rows(connection):
+                # The name depends on the content: an import that was interrupted before the file was renamed is
+                # replaced by the next one instead of being repeated.
+                name = name or f"{''.join(filter(str.isalnum, event.created_at))[:15]}Z-{event.id[:8]}"
+                target.write(encode(event) + b"\n")
+                count += 1
+        except sqlite3.OperationalError:
+            raise  # locked, no such table, read-only: not damage
+        except sqlite3.DatabaseError as error:
+            damage = error
+        if count:
+            _publish(target, folder, name)
+        _set_aside(path, "imported" if damage is None else f"corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    if damage is None:
+        logger.info("imported %d usage events from %s, which is now %s.imported", count, path, path.name)
+    else:
+        logger.error("%s is damaged (%s): %d usage events could be imported; it is set aside beside it as "
+                     "%s.corrupt-…", path, damage, count, path.name)  # fmt: skip
+
+
+def _read_rows(connection: sqlite3.Connection) -> Iterator[EventLine]:
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    for event_id, name, source, identifier, created_at, text in connection.execute(_ROWS):
+        try:
+            metadata = json.loads(text)
+        except ValueError:
+            metadata = {"unreadable_metadata": text}
+        yield EventLine(event_id, name, source, identifier, created_at, metadata)
+
+
+def _set_aside(path: Path, suffix: str) -> None:
+    target = path.with_name(f"{path.name}.{suffix}")
+    if target.exists():  # an earlier version ran again since the last import
+        target = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
+    for part in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.replace(path.with_name(path.name + part), target.with_name(target.name + part))

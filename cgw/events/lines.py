@@ -1,0 +1,84 @@
+"""The lines of the event log: one usage event each, as JSON. Pure.
+
+``{"id":…,"name":…,"source":…,"identifier":…,"created_at":…,"metadata":{…}}``, UTF-8, in this order of keys.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC
+from typing import Any
+
+import msgspec
+
+from cgw.model import UsageEvent
+
+logger = logging.getLogger("cgw.events")
+
+MAX_LINE_BYTES = 2**20
+"""The longest line that is written. A reader discards anything longer without holding it in memory."""
+
+_MAX_DEPTH = 20
+
+
+class EventLine(msgspec.Struct):
+    """An event as it is stored. ``created_at`` is ISO 8601 in UTC of fixed width, so that it sorts as text."""
+
+    id: str
+    name: str
+    source: str
+    identifier: str
+    created_at: str
+    metadata: dict[str, Any]
+
+
+encode = msgspec.json.Encoder().encode
+
+
+def render_line(event: UsageEvent) -> bytes:
+    """Return ``event`` as a line, newline included.
+
+    Never raises: text that is not valid Unicode gets question marks, values that JSON cannot hold become text, and
+    metadata that makes the line longer than 1 MiB is left out, each with an error in the log. A usage event without
+    all of its metadata is worth more than none.
+    """
+    created_at = event.created_at if event.created_at.tzinfo is UTC else event.created_at.astimezone(UTC)
+    moment = created_at.isoformat(timespec="microseconds")[:-6] + "Z"
+    # msgspec takes any mapping type that is a dict; the others are copied.
+    metadata = event.metadata if type(event.metadata) is dict else dict(event.metadata)
+    stored = EventLine(event.id, event.name, event.source, event.identifier, moment, metadata)
+    try:
+        line = encode(stored)
+    except UnicodeEncodeError:  # half a surrogate pair, from a client's JSON
+        line = _encode_cleaned(stored)
+    except (TypeError, ValueError, RecursionError) as error:
+        logger.error("metadata of the usage event %s cannot be written as JSON as it is: %s", event.id, error)
+        line = _encode_cleaned(stored)
+    if len(line) >= MAX_LINE_BYTES:
+        logger.error("metadata of the usage event %s has %d bytes and is left out", event.id, len(line))
+        stored.metadata = {"omitted_bytes": len(line)}
+        line = _encode_cleaned(stored)
+    return line + b"\n"
+
+
+def _encode_cleaned(stored: EventLine) -> bytes:
+    cleaned = EventLine(*(_clean(value) for value in msgspec.structs.astuple(stored)))
+    return encode(cleaned)
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    """Return ``value`` with everything that JSON in UTF-8 cannot hold as text."""
+    if isinstance(value, dict) and depth < _MAX_DEPTH:
+        return {_clean(str(key)): _clean(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
+        return [_clean(item, depth + 1) for item in value]
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value) if depth < _MAX_DEPTH else "…"
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def render_for_log(line: bytes) -> str:
+    """Return ``line`` as ASCII, so that it can be imported from a log that escapes or masks what is not printable."""
+    return json.dumps(json.loads(line), separators=(",", ":"))

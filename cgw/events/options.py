@@ -1,0 +1,39 @@
+"""What an event log is told when it is opened, and what it tells of itself."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from cgw.events.settings import EventSettings
+
+
+@frozen
+class EventLogOptions:
+    """How an event log behaves. Sizes in bytes, times in seconds."""
+
+    settings: EventSettings = field(factory=EventSettings)
+    segment_bytes: int = 16 * 2**20
+    """A segment is sealed at the first check after it has reached this size, or this age."""
+    segment_seconds: float = 3600.0
+    check_seconds: float = 1.0
+    """How often the segment is looked after: whether it is in its place, and due to be synced or sealed."""
+    close_seconds: float = 10.0
+    """How long closing may wait for a slow disk."""
+
+
+@frozen
+class EventLogStatistics:
+    """Counts since opening; only ``waiting`` goes down again.
+
+    ``recorded`` events are in a segment, ``waiting`` ones in memory because the disk is slow. ``dropped`` ones could
+    not be written and went to the log instead; ``dropped_blank`` had no identifier. ``failures`` and ``slow_spells``
+    count changes of state.
+    """
+
+    recorded: int
+    waiting: int
+    dropped: int
+    dropped_blank: int
+    failures: int
+    slow_spells: int
+    syncs: int
