@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start_python() -> Iterator[StartPython]:
-    """Start a Python script in a process of its own, which does not outlive the test."""
+    """Return a function that starts a Python script in a process that does not outlive the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(script: str, *arguments: str) -> subprocess.Popen[str]:

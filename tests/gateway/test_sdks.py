@@ -24,20 +24,29 @@ from tests.support.gateway import (
 )
 
 # The OpenAI SDK leaves the generators of an ended stream to the garbage collector, which warns.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+    pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"]),
+]
 
 ANSWER = "Good day to you."
 WRONG_MESSAGES: Any = [{"role": "user", "content": 1}]
 
 
-def open_anthropic(gateway: Service, key: str = TOKEN, retries: int = 0) -> anthropic.AsyncAnthropic:
-    return anthropic.AsyncAnthropic(base_url=f"{gateway.url}/anthropic", api_key=key, max_retries=retries)
+def open_anthropic(
+    gateway: Service, key: str = TOKEN, retries: int = 0, *, http2: bool = False
+) -> anthropic.AsyncAnthropic:
+    http_client = anthropic.DefaultAsyncHttpxClient(http1=not http2, http2=http2)
+    url = f"{gateway.url}/anthropic"
+    return anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=retries, http_client=http_client)
 
 
-def open_openai(gateway: Service, key: str = TOKEN, retries: int = 0) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{gateway.url}/openai/v1", api_key=key, max_retries=retries)
+def open_openai(gateway: Service, key: str = TOKEN, retries: int = 0, *, http2: bool = False) -> openai.AsyncOpenAI:
+    http_client = openai.DefaultAsyncHttpxClient(http1=not http2, http2=http2)
+    url = f"{gateway.url}/openai/v1"
+    return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=retries, http_client=http_client)
 
 
 async def ask_anthropic(client: anthropic.AsyncAnthropic, model: str = ANTHROPIC_MODEL) -> anthropic.types.Message:
@@ -50,9 +59,9 @@ async def ask_openai(
     return await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Good day"}])
 
 
-async def test_anthropic_message(gateway: Service) -> None:
+async def test_anthropic_message(gateway: Service, http2: bool) -> None:
     """A message that is not streamed arrives complete, with its usage."""
-    async with open_anthropic(gateway) as client:
+    async with open_anthropic(gateway, http2=http2) as client:
         message = await ask_anthropic(client)
     assert message.content[0].type == "text"
     assert message.content[0].text == ANSWER
@@ -62,10 +71,10 @@ async def test_anthropic_message(gateway: Service) -> None:
     assert (row.actor, row.feature, row.model) == ("acme", "chat_completions", f"anthropic/{ANTHROPIC_MODEL}")
 
 
-async def test_anthropic_stream(gateway: Service) -> None:
+async def test_anthropic_stream(gateway: Service, http2: bool) -> None:
     """A streamed message arrives text by text, ends with its usage, and the event log has the same figures."""
     async with (
-        open_anthropic(gateway) as client,
+        open_anthropic(gateway, http2=http2) as client,
         client.messages.stream(
             model=ANTHROPIC_MODEL, max_tokens=50, messages=[{"role": "user", "content": "Good day"}]
         ) as stream,
@@ -78,9 +87,9 @@ async def test_anthropic_stream(gateway: Service) -> None:
     assert (row.prompt_tokens, row.completion_tokens) == (message.usage.input_tokens, message.usage.output_tokens)
 
 
-async def test_openai_completion(gateway: Service) -> None:
+async def test_openai_completion(gateway: Service, http2: bool) -> None:
     """A completion that is not streamed arrives complete, with its usage."""
-    async with open_openai(gateway) as client:
+    async with open_openai(gateway, http2=http2) as client:
         completion = await ask_openai(client)
     assert completion.choices[0].message.content == ANSWER
     assert completion.usage is not None
@@ -91,10 +100,10 @@ async def test_openai_completion(gateway: Service) -> None:
     )
 
 
-async def test_openai_stream(gateway: Service) -> None:
+async def test_openai_stream(gateway: Service, http2: bool) -> None:
     """A streamed completion arrives piece by piece, with the requested usage, which is recorded as well."""
     usage, texts = None, []
-    async with open_openai(gateway) as client:
+    async with open_openai(gateway, http2=http2) as client:
         stream = await client.chat.completions.create(
             model=OPENAI_MODEL,
             messages=[{"role": "user", "content": "Good day"}],
@@ -111,10 +120,10 @@ async def test_openai_stream(gateway: Service) -> None:
     assert (row.prompt_tokens, row.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
 
 
-async def test_limits_reach_the_sdks(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+async def test_limits_reach_the_sdks(tmp_path: Path, upstream: ScriptedUpstream, http2: bool) -> None:
     """Over quota, each SDK raises its RateLimitError with the wait, and does not retry when the wait is hours."""
     async with open_gateway(tmp_path, upstream.url, limit=1) as gateway:
-        async with open_anthropic(gateway, retries=2) as client:
+        async with open_anthropic(gateway, retries=2, http2=http2) as client:
             await ask_anthropic(client)
             with pytest.raises(anthropic.RateLimitError) as refused:
                 await ask_anthropic(client)
@@ -124,21 +133,21 @@ async def test_limits_reach_the_sdks(tmp_path: Path, upstream: ScriptedUpstream)
         assert int(headers["retry-after-ms"]) > 0
         assert headers["x-should-retry"] == "false"
         assert "rate limit of 1 requests" in refused.value.message
-        async with open_openai(gateway, retries=2) as openai_client:
+        async with open_openai(gateway, retries=2, http2=http2) as openai_client:
             with pytest.raises(openai.RateLimitError):
                 await ask_openai(openai_client)
     assert upstream.request_count == 1
 
 
-async def test_errors_reach_anthropics_sdk(gateway: Service, upstream: ScriptedUpstream) -> None:
+async def test_errors_reach_anthropics_sdk(gateway: Service, upstream: ScriptedUpstream, http2: bool) -> None:
     """Each refusal, ours or the upstream's, is the exception that the SDK has for it."""
-    async with open_anthropic(gateway, "wrong") as client:
+    async with open_anthropic(gateway, "wrong", http2=http2) as client:
         with pytest.raises(anthropic.AuthenticationError):
             await ask_anthropic(client)
-    async with open_anthropic(gateway, DISABLED_TOKEN) as client:
+    async with open_anthropic(gateway, DISABLED_TOKEN, http2=http2) as client:
         with pytest.raises(anthropic.PermissionDeniedError):
             await ask_anthropic(client)
-    async with open_anthropic(gateway) as client:
+    async with open_anthropic(gateway, http2=http2) as client:
         with pytest.raises(anthropic.BadRequestError, match="is not allowed, allowed"):
             await ask_anthropic(client, "no-such-model")
         with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\]\.content"):
@@ -153,15 +162,15 @@ async def test_errors_reach_anthropics_sdk(gateway: Service, upstream: ScriptedU
     assert overloaded.value.response.headers["retry-after"] == "2"
 
 
-async def test_errors_reach_openais_sdk(gateway: Service, upstream: ScriptedUpstream) -> None:
+async def test_errors_reach_openais_sdk(gateway: Service, upstream: ScriptedUpstream, http2: bool) -> None:
     """Each refusal, ours or the upstream's, is the exception that the SDK has for it."""
-    async with open_openai(gateway, "wrong") as client:
+    async with open_openai(gateway, "wrong", http2=http2) as client:
         with pytest.raises(openai.AuthenticationError):
             await ask_openai(client)
-    async with open_openai(gateway, DISABLED_TOKEN) as client:
+    async with open_openai(gateway, DISABLED_TOKEN, http2=http2) as client:
         with pytest.raises(openai.PermissionDeniedError):
             await ask_openai(client)
-    async with open_openai(gateway) as client:
+    async with open_openai(gateway, http2=http2) as client:
         with pytest.raises(openai.BadRequestError) as refused:
             await ask_openai(client, "no-such-model")
         assert (refused.value.param, refused.value.code) == ("model", "model_not_found")
@@ -173,7 +182,9 @@ async def test_errors_reach_openais_sdk(gateway: Service, upstream: ScriptedUpst
 
 
 @pytest.mark.parametrize("breakage", [Breakage.RESET, Breakage.CLOSE])
-async def test_a_broken_upstream_looks_broken(gateway: Service, upstream: ScriptedUpstream, breakage: Breakage) -> None:
+async def test_a_broken_upstream_looks_broken(
+    gateway: Service, upstream: ScriptedUpstream, breakage: Breakage, http2: bool
+) -> None:
     """A stream that the upstream breaks off raises in both SDKs instead of ending normally."""
     broken = {"answer": "word " * 20, "tokens_per_second": 0.0, "break_after_events": 6, "breakage": breakage}
     upstream.scripts[ANTHROPIC_MODEL] = Script(api_key=ANTHROPIC_KEY, **broken)  # type: ignore[arg-type]
@@ -181,7 +192,7 @@ async def test_a_broken_upstream_looks_broken(gateway: Service, upstream: Script
 
     async def read_anthropic() -> None:
         async with (
-            open_anthropic(gateway) as client,
+            open_anthropic(gateway, http2=http2) as client,
             client.messages.stream(
                 model=ANTHROPIC_MODEL, max_tokens=50, messages=[{"role": "user", "content": "Good day"}]
             ) as stream,
@@ -190,7 +201,7 @@ async def test_a_broken_upstream_looks_broken(gateway: Service, upstream: Script
 
     async def read_openai() -> None:
         async with (
-            open_openai(gateway) as client,
+            open_openai(gateway, http2=http2) as client,
             await client.chat.completions.create(
                 model=OPENAI_MODEL, messages=[{"role": "user", "content": "Good day"}], stream=True
             ) as chunks,
@@ -200,5 +211,5 @@ async def test_a_broken_upstream_looks_broken(gateway: Service, upstream: Script
 
     # Here the SDKs do not wrap the errors of their HTTP libraries, one not even httpcore's.
     for read in (read_anthropic, read_openai):
-        with pytest.raises(Exception, match=r"peer closed connection|Connection error"):
+        with pytest.raises(Exception, match=r"peer closed connection|Connection error|StreamReset"):
             await read()
