@@ -5,7 +5,9 @@ Only a :class:`Refusal` has a text for clients; the texts of all others are for 
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Sequence
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -63,6 +65,10 @@ class UpstreamUnreachable(UpstreamError):
     """No connection: refused, no route, unknown host, or a failed TLS handshake."""
 
 
+class OutOfDescriptors(UpstreamError):
+    """No connection, for want of file descriptors: cgw's own fault, not the upstream's."""
+
+
 class UpstreamTimeout(UpstreamError):
     """A deadline passed: connecting, waiting for the response head, waiting for the next chunk, or in total."""
 
@@ -94,6 +100,18 @@ def explain_os_error(error: BaseException) -> str:
     if isinstance(cause, OSError) and cause.errno and not has_own_numbers:
         return os.strerror(cause.errno)  # not its own text: Trio puts the address into that
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+
+
+def is_out_of_descriptors(error: BaseException) -> bool:
+    """Return whether a call failed because this process, or the machine, has no file descriptor left."""
+    cause = _find_root_cause(error)
+    if isinstance(cause, socket.gaierror):
+        # The resolver could not open its own files or sockets, and says something else: so look.
+        try:
+            os.close(os.dup(2))
+        except OSError as duplicating:
+            cause = duplicating
+    return isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _find_root_cause(error: BaseException) -> BaseException:

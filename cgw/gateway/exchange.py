@@ -7,9 +7,11 @@ admitted, every path leads through the usage event and the settlement, cancellat
 
 from __future__ import annotations
 
+import contextlib
+
 import trio
 
-from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
+from cgw.errors import ClientGone, Headers, OutOfDescriptors, Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access
 from cgw.gateway.answer import (
     answer_status,
@@ -34,12 +36,21 @@ from cgw.wire.windows import BodyWindowCollector
 CONCLUDE_SECONDS = 10.0
 """The time that settling may take once nothing else can cancel it."""
 
+CUT_ANSWER_SECONDS = 1.0
+"""The time that the answer of an exchange which is cut may take."""
+
+_RETRY_SOON: Headers = [(b"retry-after", b"1")]
+
+CUT = Refusal(
+    503, "the gateway is shutting down, please retry", code="overloaded", headers=_RETRY_SOON, must_close=True
+)
+
 
 async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
     """Run one exchange from its head to its settlement, in a nursery of its own, and log it.
 
-    Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer. An admitted exchange is
-    recorded and settled either way.
+    Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer: a 503 if its response had
+    not begun. An admitted exchange is recorded and settled either way.
     """
     exchange = _Exchange(gateway, dialect, client)
     try:
@@ -51,6 +62,7 @@ async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -
         exchange.journal.crashed(bugs)
         await exchange.fail()
     finally:
+        await exchange.answer_cut()
         exchange.journal.close(exchange.status, client.bytes_sent)
 
 
@@ -75,6 +87,11 @@ class _Exchange:
     def _is_charged(self) -> bool:
         """True if the exchange counts on the actor's limits: the upstream answered 2xx, whoever left after that."""
         return self._upstream_head is not None and 200 <= self._upstream_head.status < 300
+
+    @property
+    def _is_cut(self) -> bool:
+        """True if cgw ends the exchange before its response has begun: it was answered by nobody, and nobody left."""
+        return self.status in (None, CUT.status) and self._gone_in is None and not self._client.is_response_started
 
     async def run(self, exchange_nursery: trio.Nursery) -> None:
         with self._client_scope:
@@ -143,6 +160,10 @@ class _Exchange:
             except UpstreamTimeout as error:
                 self.journal.upstream_failed(error)
                 return self._note_refusal(Refusal(504, timed_out))
+            except OutOfDescriptors as error:
+                self.journal.upstream_failed(error)
+                text = "the gateway has too many open connections, please retry"
+                return self._note_refusal(Refusal(503, text, code="overloaded", headers=_RETRY_SOON))
             except UpstreamError as error:
                 self.journal.upstream_failed(error)
                 # The error is for the log alone: it may name hosts of the operator's own.
@@ -178,6 +199,8 @@ class _Exchange:
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
         """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""
         self._move(Phase.RECORDING)
+        if self._is_cut:
+            self.status = CUT.status
         body = self._window.close(is_complete=self._is_upstream_complete)
         usage = None
         if self._upstream_head is not None:
@@ -219,12 +242,23 @@ class _Exchange:
         self._client_scope.cancel()
 
     def _note_client_gone(self) -> None:
-        phase = self._gone_in or self._phase
+        phase = self._gone_in = self._gone_in or self._phase
         if phase in (Phase.RECORDING, Phase.SETTLING) and self._is_upstream_complete:
             # Some SDKs hang up on the API's own last event, before HTTP's end of the body.
             self.journal.finished()
         else:
             self.journal.client_gone(phase)
+
+    async def answer_cut(self) -> None:
+        """Answer 503 if the exchange was cancelled from outside before its response began; otherwise do nothing."""
+        if not self._is_cut:
+            return
+        self.status = CUT.status
+        headers, body = self._dialect.errors.render(CUT)
+        self._client.close_after_response()
+        # The connection is being cut, too: shielded, or nothing would be sent.
+        with trio.move_on_after(CUT_ANSWER_SECONDS, shield=True), contextlib.suppress(ClientGone):
+            await self._client.send_response(CUT.status, [*headers, *CUT.headers], body)
 
     async def fail(self) -> None:
         """Answer 500 if the response has not begun; break it off otherwise."""

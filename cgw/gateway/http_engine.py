@@ -8,7 +8,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 
-import trio
 from attrs import frozen
 
 from cgw.errors import Headers, Refusal
@@ -16,7 +15,7 @@ from cgw.gateway.exchange import run_exchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.transport.body_budget import BodyBudget
-from cgw.transport.client_address import TrustedProxies
+from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
@@ -30,8 +29,6 @@ CONTROL_PREFIX = b"/-/"
 
 
 DEFAULT_BUFFERED_BYTES = 512 * 1024 * 1024
-FIRST_REQUEST_GRACE_SECONDS = 0.5
-"""How long a connection that never carried a request is kept open for it once the drain has begun."""
 
 
 @frozen
@@ -55,6 +52,7 @@ class HttpEngine:
         overload: OverloadControl,
         max_exchanges: int | None = None,
         trusted: TrustedProxies | None = None,
+        addresses: AddressBound | None = None,
         tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
         budget: BodyBudget | None = None,
         has_http2: bool = True,
@@ -77,6 +75,7 @@ class HttpEngine:
             check_load=self.check_load,
             serve_http2=self._serve_http2 if has_http2 else None,
             trusted=trusted,
+            addresses=addresses or AddressBound(None),
             tls_context=tls_context,
             budget=budget,
         )
@@ -128,7 +127,7 @@ class HttpEngine:
 
     def check_load(self, head: RequestHead) -> Refusal | None:
         """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""
-        if head.target.startswith(CONTROL_PREFIX):
+        if head.path.startswith(CONTROL_PREFIX):  # the target may be in absolute form (RFC 9112 §3.2.2)
             return None
         is_full = self._max_exchanges is not None and self._in_flight >= self._max_exchanges
         if not is_full and not self._overload.must_shed():
@@ -145,15 +144,9 @@ class HttpEngine:
         return EngineStatistics(self._in_flight, self._shed)
 
     def drain(self) -> None:
-        """End connections that wait for a request, and let each of the others end after its present one.
-
-        A connection that never carried a request gets a moment for its first: its client cannot know that it was closed
-        unused, and may not retry.
-        """
+        """End connections that wait for a request, and let each of the others end after its present one."""
         self.is_draining = True
         for connection in list(self._connections):
-            if connection.is_idle:
-                grace_seconds = 0.0 if connection.has_served else FIRST_REQUEST_GRACE_SECONDS
-                connection.idle_scope.deadline = trio.current_time() + grace_seconds
+            connection.drain()
         for http2_connection in list(self._http2_connections):
             http2_connection.drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from cgw.errors import Refusal, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from cgw.events import records
 from cgw.gateway.phases import Phase
 from cgw.model import Actor, Feature, Usage, UsageEvent
@@ -67,7 +67,9 @@ class Journal:
 
     def upstream_failed(self, error: UpstreamError) -> None:
         """The upstream could not be reached, took too long, or broke its response off."""
-        if isinstance(error, UpstreamTimeout):
+        if isinstance(error, OutOfDescriptors):
+            self._outcome = Outcome.REFUSED
+        elif isinstance(error, UpstreamTimeout):
             self._outcome = Outcome.TIMEOUT
         elif isinstance(error, UpstreamUnreachable):
             self._outcome = Outcome.UPSTREAM_UNREACHABLE

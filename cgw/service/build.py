@@ -34,7 +34,7 @@ from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
-from cgw.transport.client_address import TrustedProxies
+from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.overload import OverloadControl
@@ -94,8 +94,9 @@ def build_engine(
     control_app: ControlApp,
     overload: OverloadControl,
     server_tls: ServerTls | None,
+    addresses: AddressBound,
 ) -> HttpEngine:
-    """Return the engine of the public port."""
+    """Return the engine of the public port. ``addresses`` is shared with the server."""
     return HttpEngine(
         gateway,
         routes,
@@ -107,16 +108,17 @@ def build_engine(
         budget=BodyBudget(settings.overload.max_buffered_bytes),
         tls_context=(lambda: None) if server_tls is None else server_tls.get_context,
         trusted=TrustedProxies(settings.server.trusted_proxies),
+        addresses=addresses,
     )
 
 
-def build_server(settings: Settings, listeners: Sequence[trio.SocketListener]) -> Server:
+def build_server(settings: Settings, listeners: Sequence[trio.SocketListener], addresses: AddressBound) -> Server:
     """Return the server of the public port, with its bounds."""
     overload = settings.overload
     return Server(
         listeners,
         max_connections=choose_max_connections(overload.max_connections, read_descriptor_limit()),
-        max_per_address=overload.max_connections_per_address,
+        addresses=addresses,
         trusted=TrustedProxies(settings.server.trusted_proxies),
     )
 

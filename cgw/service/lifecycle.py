@@ -44,6 +44,7 @@ from cgw.service.build import (
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.transport.asgi_host import AsgiApp
+from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
 from cgw.transport.overload import OverloadControl
 from cgw.transport.server import Server
@@ -152,7 +153,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             target_seconds=settings.overload.shed_target_seconds,
             interval_seconds=settings.overload.shed_interval_seconds,
         )
-        http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls)
+        addresses = AddressBound(settings.overload.max_connections_per_address)
+        http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         background = (
             alerts.run,
             gateway.limiter.run,
@@ -166,7 +168,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
-        server = build_server(settings, listeners)
+        server = build_server(settings, listeners, addresses)
         status.public_port = server.port
         await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))
         status.phase = Phase.SERVING

@@ -36,7 +36,7 @@ class BodyBudget:
         """Take ``body_bytes``, as soon as there is room. One body always fits when there is no other. Cancel-safe."""
         if body_bytes <= FREE_BYTES:
             return
-        if not self._waiters and self.acquire_nowait(body_bytes):
+        if self.acquire_nowait(body_bytes):
             return
         waiter = _Waiter(min(body_bytes, self._max_bytes))
         self._waiters.append(waiter)
@@ -51,9 +51,11 @@ class BodyBudget:
             raise
 
     def acquire_nowait(self, body_bytes: int) -> bool:
-        """Take ``body_bytes`` if there is room; return whether there was. For a chunked body that grows."""
+        """Take ``body_bytes`` if there is room and nobody waits for it; return whether it was taken."""
+        if body_bytes <= FREE_BYTES:
+            return True
         wanted = min(body_bytes, self._max_bytes)
-        if wanted > self._free:
+        if self._waiters or wanted > self._free:  # in the order of asking: small bodies could starve a large one
             return False
         self._free -= wanted
         return True

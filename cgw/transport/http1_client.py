@@ -9,7 +9,7 @@ from email.utils import formatdate
 import trio
 
 from cgw.errors import ClientGone, Headers, Refusal
-from cgw.transport.body_budget import BodyBudget
+from cgw.transport.body_budget import FREE_BYTES, BodyBudget
 from cgw.transport.client_side import ClientLimits, RawBody
 from cgw.transport.hangup import wait_hangup
 from cgw.transport.sockets import PlainTransport, Transport
@@ -20,8 +20,8 @@ CHUNKED_SLICE_BYTES = 4096
 """How much of a chunked body is read before other tasks get their turn: some 700 chunks of one byte, in about 5 ms."""
 
 
-CHUNKED_RESERVE_BYTES = 1024 * 1024
-"""The steps in which memory is reserved for a chunked body."""
+CHUNKED_RESERVE_BYTES = 256 * 1024
+"""The steps in which memory is reserved for a chunked body: more than one read can add to it."""
 
 
 class Http1Client:
@@ -113,19 +113,36 @@ class Http1Client:
         if size > maximum:
             text = f"the request body is larger than the {maximum} bytes that are allowed"
             raise Refusal(413, text, must_close=True)
-        if self._codec.is_chunked_request and size > self._reserved_bytes + CHUNKED_RESERVE_BYTES:
+        if self._codec.is_chunked_request and size > max(self._reserved_bytes, FREE_BYTES):
             # Its size is not known in advance. It must not wait for more: bodies that do could wait for each other.
             if not self._budget.acquire_nowait(CHUNKED_RESERVE_BYTES):
                 raise _build_busy()
             self._reserved_bytes += CHUNKED_RESERVE_BYTES
 
     async def _reserve(self, body_bytes: int) -> None:
-        """Wait for room in memory before anything of the body is read."""
-        with trio.move_on_after(self._limits.body_timeout_seconds):
-            await self._budget.acquire(body_bytes)
+        """Wait for room in memory before anything of the body is read. Raises :exc:`ClientGone`, too."""
+        if self._budget.acquire_nowait(body_bytes):
             self._reserved_bytes = body_bytes
             return
-        raise _build_busy()
+        has_left = False
+
+        async def watch() -> None:
+            nonlocal has_left
+            await self.wait_gone()
+            has_left = True
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            # Nothing is read meanwhile, which would tell; and who has left must not be ahead of those who wait.
+            nursery.start_soon(watch)
+            with trio.move_on_after(self._limits.body_timeout_seconds):
+                await self._budget.acquire(body_bytes)
+                self._reserved_bytes = body_bytes
+            nursery.cancel_scope.cancel()
+        if has_left:
+            raise ClientGone
+        if not self._reserved_bytes:
+            raise _build_busy()
 
     def release_body(self) -> None:
         """Give the body's memory back. To be called once the request is over."""

@@ -27,10 +27,10 @@ from attrs import field, frozen
 
 from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.body_budget import BodyBudget
-from cgw.transport.client_address import TrustedProxies
+from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.http1_client import Http1Client, build_own_fields
-from cgw.transport.server import AcceptedConnection
+from cgw.transport.server import RETRY_AFTER_SECONDS, AcceptedConnection
 from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.wire.heads import HTTP2_PREFACE, find_head_end, status_phrase
@@ -40,6 +40,10 @@ from cgw.wire.server_codec import ServerCodec, parse_request
 
 MAX_BLANK_LINES = 8
 """Empty lines before a request that are skipped; some clients send one after a body (RFC 9112 §2.2)."""
+
+GRACE_SECONDS = 0.5
+"""How long a drain waits for a first request, or for the rest of a head: its client cannot know that it was not read,
+and may not retry."""
 
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
 
@@ -59,7 +63,8 @@ class ConnectionCallbacks:
     where that is known (``b""`` otherwise); ``is_draining`` says whether connections have to close; ``serve_http2``
     serves the rest of a connection that begins with HTTP/2's preface (``None``: it is refused), given the transport,
     the data that was read, and the client's address. ``budget`` bounds the memory of request bodies. ``trusted``
-    proxies may tell the client's address. ``tls_context`` returns the context to terminate TLS with, or ``None`` where
+    proxies may tell the client's address, and ``addresses`` bounds the connections of each that a PROXY header tells.
+    ``tls_context`` returns the context to terminate TLS with, or ``None`` where
     the port is plain.
     """
 
@@ -71,6 +76,7 @@ class ConnectionCallbacks:
     serve_http2: ServeHttp2 | None = None
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
     trusted: TrustedProxies = field(factory=TrustedProxies)
+    addresses: AddressBound = field(factory=lambda: AddressBound(None))
     tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
     """Scratch for reading; no data stays in it across an ``await``."""
@@ -78,11 +84,7 @@ class ConnectionCallbacks:
 
 
 class Http1Connection:
-    """Serves one accepted connection.
-
-    While ``is_idle`` is true, ``idle_scope`` may be cancelled, or be given a deadline, to end it. ``has_served`` is set
-    by the first request.
-    """
+    """Serves one accepted connection. ``is_idle`` is true while nothing of a request has come."""
 
     def __init__(self, accepted: AcceptedConnection, callbacks: ConnectionCallbacks) -> None:
         self._peer = accepted.peer
@@ -93,9 +95,10 @@ class Http1Connection:
         self._client: Http1Client | None = None
         # A client that connects and sends nothing is not yet an idle keep-alive connection.
         self._first_wait_seconds = callbacks.limits.header_timeout_seconds
-        self.idle_scope = trio.CancelScope()
+        self._wait_scope = trio.CancelScope()  # of the present or last wait for a head, or for what precedes it
+        self._has_served = False
+        self._counted_address: str | None = None  # told by a PROXY header
         self.is_idle = True
-        self.has_served = False
 
     async def serve(self) -> None:
         """Serve until either side closes the connection; the socket is closed in any case. Cancel-safe."""
@@ -109,15 +112,25 @@ class Http1Connection:
             if self._client is not None and self._client.needs_reset:
                 self._transport.reset()
             self._transport.close()
+            if self._counted_address is not None:
+                self._callbacks.addresses.release(self._counted_address)
+
+    def drain(self) -> None:
+        """End the wait for a request: at once after an earlier one, otherwise after a moment. The callbacks say so."""
+        is_between_requests = self.is_idle and self._has_served
+        deadline = trio.current_time() + (0.0 if is_between_requests else GRACE_SECONDS)
+        self._wait_scope.deadline = min(self._wait_scope.deadline, deadline)
 
     async def _prepare(self) -> bool:
         """Read a PROXY header and agree on TLS, where configured; return whether HTTP can begin."""
-        with trio.move_on_after(self._callbacks.limits.header_timeout_seconds):
+        with trio.move_on_after(self._callbacks.limits.header_timeout_seconds) as self._wait_scope:
+            if self._callbacks.is_draining():  # it was accepted from the backlog of a port that is closed
+                self.drain()
             if self._callbacks.trusted.trusts(self._peer):
                 try:
                     await self._read_proxy_header()
                 except Refusal as refusal:
-                    await self._refuse(refusal)
+                    await self._refuse(refusal, b"")
                     return False
             context = self._callbacks.tls_context()
             if context is not None:
@@ -133,10 +146,21 @@ class Http1Connection:
             header = parse_proxy_header(self._buffer) if self._buffer else None
             if header is not None:
                 self._buffer = self._buffer[header.size :]
-                self._peer = header.source or self._peer
+                if header.source is not None:
+                    self._peer = header.source
+                    self._count_address(header.source)
                 return
             if not await self._receive():
                 raise ClientGone
+
+    def _count_address(self, address: str) -> None:
+        """Count a client behind a proxy: the server knows the proxy alone. Raises :exc:`~cgw.errors.Refusal` 503."""
+        if self._callbacks.trusted.trusts(address):
+            return
+        if not self._callbacks.addresses.acquire(address):
+            retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
+            raise Refusal(503, "too many connections, please retry", headers=[retry_after], must_close=True)
+        self._counted_address = address
 
     async def _receive(self) -> int:
         size = await self._transport.receive_some(self._callbacks.buffer)
@@ -145,7 +169,10 @@ class Http1Connection:
 
     async def _serve_requests(self) -> None:
         while True:
-            head: RequestHead | None = None
+            if self._buffer:
+                # Pipelined requests may be answered without ever having to wait for the client.
+                await trio.lowlevel.checkpoint()
+            head_bytes: bytes | None = None
             try:
                 head_bytes = await self._receive_head()
                 if head_bytes is None:
@@ -155,7 +182,7 @@ class Http1Connection:
                     return
                 head, codec = parse_request(head_bytes)
             except Refusal as refusal:
-                await self._refuse(refusal)
+                await self._refuse(refusal, head_bytes or self._buffer)
                 return
             if not await self._serve_request(head, codec):
                 return
@@ -179,7 +206,9 @@ class Http1Connection:
         limits = self._callbacks.limits
         scanned_to = 0  # so that a head that comes byte by byte is not searched from its start each time
         seconds, self._first_wait_seconds = self._first_wait_seconds, limits.keep_alive_timeout_seconds
-        with trio.move_on_after(seconds if self.is_idle else limits.header_timeout_seconds) as self.idle_scope:
+        with trio.move_on_after(seconds if self.is_idle else limits.header_timeout_seconds) as self._wait_scope:
+            if self._callbacks.is_draining():
+                self.drain()
             while not (size := self._find_head(scanned_to)):
                 scanned_to = len(self._buffer)
                 if not await self._receive():
@@ -191,11 +220,17 @@ class Http1Connection:
                 if self.is_idle and self._buffer not in (b"", b"\r"):
                     # The timeout changes from keep-alive's to the head's, which counts from the first byte.
                     self.is_idle = False
-                    self.idle_scope.deadline = trio.current_time() + limits.header_timeout_seconds
+                    self._wait_scope.deadline = trio.current_time() + limits.header_timeout_seconds
+                    if self._callbacks.is_draining():
+                        self.drain()
             head, self._buffer = self._buffer[:size], self._buffer[size:]
             return head
         if self.is_idle:
             return None
+        if self._callbacks.is_draining():
+            retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
+            text = "the gateway is shutting down, please retry"
+            raise Refusal(503, text, code="overloaded", headers=[retry_after], must_close=True)
         seconds = limits.header_timeout_seconds
         raise Refusal(408, f"the request head did not arrive within {seconds:g} seconds", must_close=True)
 
@@ -253,7 +288,7 @@ class Http1Connection:
         if received:
             client.feed(received)
         self.is_idle = False
-        self.has_served = True
+        self._has_served = True
         refusal = callbacks.check_load(head)
         try:
             if refusal is None:
@@ -283,13 +318,15 @@ class Http1Connection:
         data, self._buffer = preface + self._buffer, b""
         await self._callbacks.serve_http2(self._transport, data, self._peer)
 
-    async def _refuse(self, refusal: Refusal) -> None:
-        """Respond to a request that was refused on its head, and close so that the client can read the response."""
-        headers, body = self._callbacks.render_refusal(refusal, _guess_path(self._buffer))
+    async def _refuse(self, refusal: Refusal, received: bytes) -> None:
+        """Respond to a request that was refused on its head, and close so that the client can read the response.
+
+        ``received`` is what came of the head.
+        """
+        headers, body = self._callbacks.render_refusal(refusal, _guess_path(received))
         lines = [b"HTTP/1.1 %d %s" % (refusal.status, status_phrase(refusal.status))]
-        lines += [
-            name + b": " + value for name, value in (*headers, *build_own_fields(body), (b"connection", b"close"))
-        ]
+        fields = (*headers, *refusal.headers, *build_own_fields(body), (b"connection", b"close"))
+        lines += [name + b": " + value for name, value in fields]
         # A client that does not read its refusal must not keep the connection.
         with trio.move_on_after(self._callbacks.limits.stall_timeout_seconds):
             await self._transport.send_all(b"\r\n".join([*lines, b"", body]))

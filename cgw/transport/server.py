@@ -57,9 +57,9 @@ class ServerStatistics:
 class Server:
     """Accepts connections and serves each in a task of its own, until it drains.
 
-    At most ``max_connections`` are open at once, and ``max_per_address`` of one address (``None``: no bound; proxies
-    in ``trusted`` are exempt, as they stand for many). Above a bound a connection gets a 503 and is closed. ``drained``
-    is set once accepting has stopped and every connection has ended.
+    At most ``max_connections`` are open at once, and of one address as many as ``addresses`` allows. Proxies in
+    ``trusted`` are exempt, as they stand for many; connections count the addresses that they tell. Above a bound a
+    connection gets a 503 and is closed. ``drained`` is set once accepting has stopped and every connection has ended.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Server:
         listeners: Sequence[trio.SocketListener],
         *,
         max_connections: int = 100_000,
-        max_per_address: int | None = None,
+        addresses: AddressBound | None = None,
         trusted: TrustedProxies | None = None,
     ) -> None:
         self._listeners = list(listeners)
         self._max_connections = max_connections
         self._trusted = trusted or TrustedProxies()
-        self.addresses = AddressBound(max_per_address)
+        self._addresses = addresses or AddressBound(None)
         self._accepting_scope = trio.CancelScope()  # cancelled by the drain
         self._serving_scope = trio.CancelScope()  # cancelled at the end of the drain
         self._accepted = self._turned_away = self._turning_away = 0
@@ -155,14 +155,17 @@ class Server:
     def _accept_backlog(
         self, listener: trio.socket.SocketType, serve_connection: ServeConnection, nursery: trio.Nursery
     ) -> None:
-        """Take what the kernel has accepted so far: closing the listener would reset it."""
-        with socket.socket(fileno=socket.dup(listener.fileno())) as duplicate:
-            duplicate.setblocking(False)
+        """Take what the kernel has accepted so far: closing the listener would reset it. Closes the listener."""
+        # Detached, not duplicated: that takes no descriptor, of which none may be left.
+        with socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach()) as sock:
+            sock.setblocking(False)
             while True:
                 try:
-                    accepted, address = duplicate.accept()
-                except OSError:
-                    return
+                    accepted, address = sock.accept()
+                except OSError as error:
+                    if error.errno in _PEER_FAULTS:
+                        continue
+                    return  # BlockingIOError: that was all
                 self._admit(trio.socket.from_stdlib_socket(accepted), address, serve_connection, nursery)
 
     def _admit(
@@ -176,7 +179,7 @@ class Server:
         sock = socket.socket(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         sock.setblocking(False)
         is_exempt = self._trusted.trusts(peer)
-        if self.connection_count >= self._max_connections or not (is_exempt or self.addresses.acquire(peer)):
+        if self.connection_count >= self._max_connections or not (is_exempt or self._addresses.acquire(peer)):
             self._turned_away += 1
             if self._turning_away < MAX_TURNING_AWAY:
                 self._turning_away += 1
@@ -202,7 +205,7 @@ class Server:
         finally:
             self.connection_count -= 1
             if counted_address is not None:
-                self.addresses.release(counted_address)
+                self._addresses.release(counted_address)
             connection.sock.close()
 
     async def _turn_away(self, sock: socket.socket) -> None:

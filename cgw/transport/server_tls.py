@@ -34,7 +34,8 @@ class ServerTls:
         context.set_alpn_protocols(self._protocols)
         try:
             # Both files are read here, so that a certificate is never paired with the key of another one.
-            context.load_cert_chain(self._cert_file, self._key_file)
+            # A password is given, as OpenSSL would ask for one on the terminal, and wait.
+            context.load_cert_chain(self._cert_file, self._key_file, password="")
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(
                 [

@@ -12,6 +12,7 @@ more.
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from typing import cast
 import trio
 
 from cgw.transport.sockets import Scratch, Transport
+
+MAX_UNSENT_BYTES = 64 * 1024
+"""The most of TLS's own answers that is kept for a peer that does not read: it can ask for any number of them."""
 
 
 class TlsTransport(Transport):
@@ -58,6 +62,9 @@ class TlsTransport(Transport):
             except ssl.SSLWantReadError:
                 await self._send_raw(self._outgoing.read())
                 await self._receive_raw()
+            except ssl.SSLError:
+                self._answer()  # the alert that tells the peer why (RFC 8446 §6.2)
+                raise
             else:
                 # The last message is ours: the peer cannot begin before it has arrived.
                 await self._send_raw(self._outgoing.read())
@@ -156,6 +163,15 @@ class TlsTransport(Transport):
             self._unsent += self._outgoing.read()
             with suppress(OSError):
                 self._unsent = self._unsent[self.sock.send(self._unsent) :]
+            if len(self._unsent) > MAX_UNSENT_BYTES:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "the peer asks for answers of TLS and reads none")
+
+    async def linger(self, buffer: bytearray) -> None:
+        """See :meth:`Transport.linger`. The end is announced first: without close_notify it looks like an attack."""
+        with suppress(ssl.SSLError):  # SSLWantReadError: the peer's own close_notify is not waited for
+            self._tls.unwrap()
+        self._answer()
+        await super().linger(buffer)
 
     def end_sending(self) -> None:
         """See :meth:`Transport.end_sending`; close_notify goes first, if the kernel takes it (RFC 8446 §6.1)."""

@@ -25,7 +25,13 @@ from contextlib import asynccontextmanager
 import trio
 from attrs import define, frozen
 
-from cgw.errors import UpstreamTimeout, UpstreamUnreachable, explain_os_error
+from cgw.errors import (
+    OutOfDescriptors,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+    explain_os_error,
+    is_out_of_descriptors,
+)
 from cgw.transport.sockets import PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
@@ -125,7 +131,8 @@ class UpstreamPool:
     async def open_response(self, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
         """Send ``request`` and yield the response once its head is there.
 
-        Raises :exc:`UpstreamUnreachable`, :exc:`UpstreamTimeout` and :exc:`UpstreamProtocolError`. Retried once, on a
+        Raises :exc:`UpstreamUnreachable`, :exc:`OutOfDescriptors`, :exc:`UpstreamTimeout` and
+        :exc:`UpstreamProtocolError`. Retried once, on a
         new connection, is only a request whose kept connection ended before the first byte of a response. Cancel-safe:
         the connection is closed at once.
         """
@@ -179,8 +186,8 @@ class UpstreamPool:
         try:
             stream = await trio.open_tcp_stream(origin.host, origin.port)
         except OSError as error:
-            reason = explain_os_error(error)
-            raise UpstreamUnreachable(f"cannot connect to {origin.host}:{origin.port}: {reason}") from None
+            text = f"cannot connect to {origin.host}:{origin.port}: {explain_os_error(error)}"
+            raise (OutOfDescriptors if is_out_of_descriptors(error) else UpstreamUnreachable)(text) from None
         sock = _take_socket(stream)
         if origin.scheme == "http":
             return PlainTransport(sock)

@@ -21,13 +21,15 @@ SMALL_CHUNK_BYTES = 32
 """A body of more than ``SMALL_CHUNKS`` chunks must have so many bytes of data per chunk in the mean: smaller ones cost
 far more to read than to send."""
 
-# At most 16 digits fit in 64 bits. Extensions are skipped, but may not contain control characters: a bare CR or LF that
-# another parser takes for a line end would move the end of the body (request smuggling).
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n\Z")
+# At most 16 digits fit in 64 bits, leading zeros apart. Extensions are skipped, but may not contain control characters:
+# a bare CR or LF that another parser takes for a line end would move the end of the body (request smuggling).
+_SIZE_LINE = re.compile(rb"(0*+[0-9A-Fa-f]{0,16})(?<=[0-9A-Fa-f])([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n\Z")
 
 
 class ChunkedFramingError(CgwError):
-    """The data is not a valid chunked body."""
+    """The data is not a valid chunked body. The first ``valid_bytes`` of what ``feed`` was given are."""
+
+    valid_bytes = 0
 
 
 class ChunkScanner:
@@ -74,7 +76,11 @@ class ChunkScanner:
                 position += step
                 self._expects_line_end = self._remaining == 0
             else:
-                position = self._read_line(data, position)
+                try:
+                    position = self._read_line(data, position)
+                except ChunkedFramingError as error:
+                    error.valid_bytes = position
+                    raise
         return position
 
     def _read_line(self, data: bytes | bytearray, position: int) -> int:

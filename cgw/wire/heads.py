@@ -141,13 +141,14 @@ def check_response_head(head: ResponseHead) -> None:
     """Check a response head that h11 accepted, which is lenient where a gateway must not be.
 
     Raises :exc:`~cgw.errors.UpstreamProtocolError` for what the client's parser could read in another way: a status
-    outside of 200 to 599, control characters in a field, a length beside a transfer coding (RFC 9112 §6.3, rule 3), or
-    a coding other than ``chunked``.
+    outside of 200 to 599, control characters in a field, a length beside a transfer coding (RFC 9112 §6.3, rule 3), a
+    coding other than ``chunked``, or one in HTTP/1.0 (§6.1).
     """
     if not 200 <= head.status <= 599:
         raise UpstreamProtocolError(f"the upstream sent the status {head.status}")
     codings = [value.lower() for name, value in head.headers if name == b"transfer-encoding"]
-    if codings and (codings != [b"chunked"] or head.header(b"content-length") is not None):
+    has_length = head.header(b"content-length") is not None
+    if codings and (codings != [b"chunked"] or has_length or head.http_version == b"1.0"):
         raise UpstreamProtocolError("the upstream's response has an ambiguous framing")
     if any(_CONTROL.search(value) for _, value in head.headers):
         raise UpstreamProtocolError("the upstream sent a header field with control characters")

@@ -71,8 +71,7 @@ class Engine:
         """Stop keeping connections alive, as :mod:`cgw.gateway.http_engine` does."""
         self.is_draining = True
         for connection in self.connections:
-            if connection.is_idle:
-                connection.idle_scope.cancel()
+            connection.drain()
 
 
 @asynccontextmanager
