@@ -15,11 +15,12 @@ from cgw.errors import Headers, Refusal
 from cgw.gateway.exchange import run_exchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
+from cgw.providers.dialect import ErrorStyle
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, ServeHttp2
-from cgw.transport.overload import OverloadControl
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, ServeHttp2, encode_kept_response
+from cgw.transport.overload import REFUSAL, OverloadControl
 from cgw.transport.server import AcceptedConnection
 from cgw.wire.messages import RequestHead
 
@@ -64,6 +65,7 @@ class HttpEngine:
         self._max_exchanges = max_exchanges
         self._connections: set[Http1Connection] = set()
         self._in_flight = self._shed = 0
+        self._encoded_shed: dict[ErrorStyle, bytes] = {}
         self.is_draining = False
         self._callbacks = ConnectionCallbacks(
             limits=limits,
@@ -71,6 +73,7 @@ class HttpEngine:
             render_refusal=self.render_refusal,
             is_draining=lambda: self.is_draining,
             check_load=self.check_load,
+            encode_shed=self.encode_shed,
             serve_http2=serve_http2,
             trusted=trusted or TrustedProxies(),
             tls_context=tls_context,
@@ -106,7 +109,20 @@ class HttpEngine:
         if not is_full and not self._overload.must_shed():
             return None
         self._shed += 1
-        return self._overload.build_refusal()
+        self._overload.note_refused()
+        return REFUSAL
+
+    def encode_shed(self, path: bytes) -> bytes:
+        """Return the whole response to a request that was shed, for a connection that is kept.
+
+        Encoded once per dialect: under a flood this is what most of the clients get.
+        """
+        errors = self._routes.find_errors(path)
+        encoded = self._encoded_shed.get(errors)
+        if encoded is None:
+            headers, body = errors.render(REFUSAL)
+            encoded = self._encoded_shed[errors] = encode_kept_response(REFUSAL.status, [*headers, *REFUSAL.headers], body)
+        return encoded
 
     def render_refusal(self, refusal: Refusal, path: bytes) -> tuple[Headers, bytes]:
         """Render a refusal in the dialect that belongs to ``path``, the reference's where none does."""
