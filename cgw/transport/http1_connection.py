@@ -160,12 +160,12 @@ class Http1Connection:
             except Refusal as refusal:
                 await self._refuse(refusal)
                 return
-            refusal = self._callbacks.check_load(head)
-            if refusal is not None and self._shed_now(head, codec):
+            shed = self._callbacks.check_load(head)
+            if shed is not None and self._shed_now(head, codec):
                 if self._buffer:
                     # Nothing above waits for pipelined requests: other connections must get their turn in between.
                     await trio.lowlevel.checkpoint()
-            elif not await self._serve_request(head, codec, refusal):
+            elif not await self._serve_request(head, codec, shed):
                 return
 
     async def _receive_head(self) -> bytes | None:

@@ -36,12 +36,13 @@ class Phase(Struct):
 
 
 class Plan(Struct):
-    """The whole load. ``max_connections`` bounds the connections of open-loop phases."""
+    """The whole load. ``connections`` are opened in advance, at most ``max_connections`` in open-loop phases."""
 
     port: int
     path: str
     headers: list[str]
     phases: list[Phase]
+    connections: int = 0
     max_connections: int = 1000
     first_id: int = 1
 
@@ -199,6 +200,8 @@ class _Load:
 
     def run(self) -> list[PhaseReport]:
         probes = [self.connect(path) for path in PROBES]
+        # Opened in advance, so that the load consists of requests alone.
+        self.idle += [self.connect() for _ in range(self.plan.connections)]
         for self.index, phase in enumerate(self.plan.phases):
             self.run_phase(phase, probes)
         deadline = time.monotonic() + DRAIN_SECONDS
