@@ -34,7 +34,7 @@ from cgw.errors import Refusal
 RETRY_AFTER_SECONDS = 1
 
 IDLE_SECONDS = 0.0002
-"""A poll that takes longer has waited for something to happen, so nothing had waited for the poll."""
+"""A poll that was allowed to wait and takes longer has waited for something to happen: nothing waited for the poll."""
 
 SUMMARY_SECONDS = 1.0
 """Refused requests get one line of log in so much time, all together."""
@@ -90,7 +90,9 @@ class OverloadControl(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         """Note the start of a pass; called by Trio."""
         now = trio.current_time()
-        is_idle = now - self._poll_began > IDLE_SECONDS
+        # With tasks left to run, Trio does not let it wait (``timeout`` is 0), and yet it may take long: for the kernel to
+        # list hundreds of sockets, or for other threads to release the interpreter.
+        is_idle = timeout > 0 and now - self._poll_began > IDLE_SECONDS
         self._last_pass = 0.0 if is_idle else self._poll_began - self._poll_ended
         self._poll_ended = now
 
