@@ -158,7 +158,7 @@ class TlsTransport(Transport):
                 self._unsent = self._unsent[self.sock.send(self._unsent) :]
 
     def end_sending(self) -> None:
-        """See :meth:`Transport.end_sending`: with close_notify before the end, if the kernel takes it (RFC 8446 §6.1)."""
+        """See :meth:`Transport.end_sending`; close_notify goes first, if the kernel takes it (RFC 8446 §6.1)."""
         with suppress(ssl.SSLError):  # also "want read": the peer's own close_notify is not waited for
             self._tls.unwrap()
         with suppress(BlockingIOError):
