@@ -19,9 +19,11 @@ from cgw.providers.dialect import ErrorStyle
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, ServeHttp2, encode_kept_response
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, encode_kept_response
+from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.overload import REFUSAL, OverloadControl
 from cgw.transport.server import AcceptedConnection
+from cgw.transport.sockets import Transport
 from cgw.wire.messages import RequestHead
 
 CONTROL_PREFIX = b"/-/"
@@ -56,14 +58,16 @@ class HttpEngine:
         trusted: TrustedProxies | None = None,
         tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
         budget: BodyBudget | None = None,
-        serve_http2: ServeHttp2 | None = None,
+        has_http2: bool = True,
     ) -> None:
+        trusted, budget = trusted or TrustedProxies(), budget or BodyBudget(DEFAULT_BUFFERED_BYTES)
         self._gateway = gateway
         self._routes = routes
         self._serve_other = serve_other
         self._overload = overload
         self._max_exchanges = max_exchanges
         self._connections: set[Http1Connection] = set()
+        self._http2_connections: set[Http2Connection] = set()
         self._in_flight = self._shed = 0
         self._encoded_shed: dict[ErrorStyle, bytes] = {}
         self.is_draining = False
@@ -74,10 +78,18 @@ class HttpEngine:
             is_draining=lambda: self.is_draining,
             check_load=self.check_load,
             encode_shed=self.encode_shed,
-            serve_http2=serve_http2,
-            trusted=trusted or TrustedProxies(),
+            serve_http2=self._serve_http2 if has_http2 else None,
+            trusted=trusted,
             tls_context=tls_context,
-            budget=budget or BodyBudget(DEFAULT_BUFFERED_BYTES),
+            budget=budget,
+        )
+        self._http2_callbacks = Http2Callbacks(
+            limits=limits,
+            handle=self._handle_http2,
+            render_refusal=self.render_refusal,
+            is_draining=lambda: self.is_draining,
+            trusted=trusted,
+            budget=budget,
         )
 
     async def serve_connection(self, accepted: AcceptedConnection) -> None:
@@ -88,6 +100,22 @@ class HttpEngine:
             await connection.serve()
         finally:
             self._connections.discard(connection)
+
+    async def _serve_http2(self, transport: Transport, data: bytes, peer: str) -> None:
+        connection = Http2Connection(transport, data, peer, self._http2_callbacks)
+        self._http2_connections.add(connection)
+        try:
+            await connection.serve()
+        finally:
+            self._http2_connections.discard(connection)
+
+    async def _handle_http2(self, client: ClientSide) -> None:
+        refusal = self.check_load(client.head)
+        if refusal is None:
+            await self.handle(client)
+        else:
+            headers, body = self.render_refusal(refusal, client.head.path)
+            await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
     async def handle(self, client: ClientSide) -> None:
         """Serve one request."""
@@ -121,7 +149,8 @@ class HttpEngine:
         encoded = self._encoded_shed.get(errors)
         if encoded is None:
             headers, body = errors.render(REFUSAL)
-            encoded = self._encoded_shed[errors] = encode_kept_response(REFUSAL.status, [*headers, *REFUSAL.headers], body)
+            encoded = encode_kept_response(REFUSAL.status, [*headers, *REFUSAL.headers], body)
+            self._encoded_shed[errors] = encoded
         return encoded
 
     def render_refusal(self, refusal: Refusal, path: bytes) -> tuple[Headers, bytes]:
@@ -143,3 +172,5 @@ class HttpEngine:
             if connection.is_idle:
                 grace_seconds = 0.0 if connection.has_served else FIRST_REQUEST_GRACE_SECONDS
                 connection.idle_scope.deadline = trio.current_time() + grace_seconds
+        for http2_connection in list(self._http2_connections):
+            http2_connection.drain()

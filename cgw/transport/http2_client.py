@@ -8,6 +8,7 @@ import trio
 from h2.errors import ErrorCodes
 
 from cgw.errors import ClientGone, Headers, Refusal
+from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.http1_client import build_own_fields
 from cgw.wire.http2_events import BodyReceived, RequestStarted, StreamLost, WindowOpened
@@ -56,7 +57,14 @@ class Http2Client:
     For a request that is refused before it becomes an exchange, ``head`` is a placeholder.
     """
 
-    def __init__(self, connection: StreamConnection, started: RequestStarted, limits: ClientLimits, peer: str) -> None:
+    def __init__(
+        self,
+        connection: StreamConnection,
+        started: RequestStarted,
+        limits: ClientLimits,
+        budget: BodyBudget,
+        peer: str,
+    ) -> None:
         self._connection = connection
         self._protocol = connection.protocol
         self._limits = limits
@@ -76,6 +84,8 @@ class Http2Client:
         self.stream_id = started.stream_id
         self.head = started.head or RequestHead(b"GET", b"/", (), b"2")
         self.peer = peer
+        self._budget = budget
+        self._reserved_bytes = 0  # of the budget, for this request's body
         self.bytes_sent = 0
         self.is_response_started = False
         self.is_response_complete = False
@@ -137,7 +147,12 @@ class Http2Client:
             await self._body_settled.wait()
 
     def close(self) -> None:
-        """Reset the stream unless both sides are done: with INTERNAL_ERROR if the response is not complete."""
+        """Reset the stream unless both sides are done: with INTERNAL_ERROR if the response is not complete.
+
+        The memory of the request's body is given back.
+        """
+        reserved, self._reserved_bytes = self._reserved_bytes, 0
+        self._budget.release(reserved)
         if self.is_response_complete:
             self._protocol.reset(self.stream_id, ErrorCodes.NO_ERROR)
             self._connection.flush()
@@ -155,8 +170,9 @@ class Http2Client:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_size()  # by content-length, before the client is asked to send anything
         if not self._is_body_complete:
-            self._want_body()
             with trio.move_on_after(self._limits.body_timeout_seconds) as body_scope:
+                await self._reserve()
+                self._want_body()
                 await self._body_settled.wait()
             if body_scope.cancelled_caught:
                 self._is_body_late = True
@@ -167,6 +183,12 @@ class Http2Client:
             raise ClientGone
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _reserve(self) -> None:
+        """Wait for room in memory before the client is asked for the body; without a length, for the largest one."""
+        body_bytes = self._limits.max_body_bytes if self._content_length is None else self._content_length
+        await self._budget.acquire(body_bytes)
+        self._reserved_bytes = body_bytes
 
     def _check_size(self) -> None:
         if self._is_too_large:
@@ -232,16 +254,8 @@ class Http2Client:
     def _is_body_dropped(self) -> bool:
         return self.head.method == b"HEAD"
 
-    def pass_raw(self, content_length: int | None) -> None:
+    def begin_raw_body(self, content_length: int | None) -> None:
         """Return ``None``: frames of all streams share the socket, so only the connection can write."""
-
-    async def send_raw(self, data: bytes, body_bytes: int) -> None:
-        """Never called: see :meth:`pass_raw`."""
-        raise NotImplementedError
-
-    def raw_passed(self, body_bytes: int, *, is_stalled: bool = False) -> None:
-        """Never called: see :meth:`pass_raw`."""
-        raise NotImplementedError
 
     async def finish(self, last: bytes = b"") -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.finish`."""

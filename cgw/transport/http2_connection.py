@@ -14,7 +14,6 @@ not take at once. States, and what ends each::
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -24,10 +23,12 @@ from attrs import field, frozen
 from h2.errors import ErrorCodes
 
 from cgw.errors import ClientGone, Headers, Refusal
+from cgw.transport.body_budget import BodyBudget
+from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_writer import Http2Writer
-from cgw.transport.sockets import BUFFER_BYTES, PlainTransport
+from cgw.transport.sockets import BUFFER_BYTES, Transport
 from cgw.wire.http2_bounds import Http2Bounds
 from cgw.wire.http2_events import (
     BodyReceived,
@@ -64,35 +65,36 @@ class Http2Callbacks:
     """The layers above, as a connection calls them.
 
     ``handle`` runs an exchange. ``render_refusal`` returns header fields and body for a request that is refused before
-    it becomes an exchange. ``is_draining`` is asked once, when a connection begins; later ones get
+    it becomes an exchange, by its path. ``budget`` bounds the memory of request bodies; ``trusted`` proxies may tell
+    the client's address. ``is_draining`` is asked once, when a connection begins; later ones get
     :meth:`Http2Connection.drain`.
     """
 
     limits: ClientLimits
     handle: Callable[[Http2Client], Awaitable[None]]
-    render_refusal: Callable[[Refusal], tuple[Headers, bytes]]
+    render_refusal: Callable[[Refusal, bytes], tuple[Headers, bytes]]
     is_draining: Callable[[], bool]
     bounds: Http2Bounds = field(factory=Http2Bounds)
+    budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
+    trusted: TrustedProxies = field(factory=TrustedProxies)
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
     """Read buffer shared by all connections. Its contents are copied before any other task can run."""
 
 
-async def serve_http2(transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
-    """Serve one connection until it ends. ``first_bytes`` are bytes already read from it; they may be empty."""
-    await Http2Connection(transport, first_bytes, callbacks).serve()
-
-
 class Http2Connection:
-    """One client's connection. Owns ``transport`` and closes it in every case."""
+    """One client's connection, which begins with ``first_bytes``. Owns ``transport`` and closes it in every case.
 
-    def __init__(self, transport: PlainTransport, first_bytes: bytes, callbacks: Http2Callbacks) -> None:
+    ``peer`` is the address at the other end.
+    """
+
+    def __init__(self, transport: Transport, first_bytes: bytes, peer: str, callbacks: Http2Callbacks) -> None:
         limits, bounds = callbacks.limits, callbacks.bounds
         self._transport = transport
         self._first_bytes = first_bytes
         self._callbacks = callbacks
         self._limits = limits
         self._bounds = bounds
-        self._peer = _peer_name(transport.sock)
+        self._peer = peer
         self._clients: dict[int, Http2Client] = {}
         self._task_count = 0
         self._room_turns = trio.lowlevel.ParkingLot()
@@ -248,7 +250,8 @@ class Http2Connection:
             # Rapid reset (CVE-2023-44487): the streams are closed, but their exchanges had no time to end.
             self.protocol.reset(started.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        client = Http2Client(self, started, self._limits, self._peer)
+        peer = self._peer if started.head is None else self._callbacks.trusted.find_client(self._peer, started.head)
+        client = Http2Client(self, started, self._limits, self._callbacks.budget, peer)
         self._clients[started.stream_id] = client
         self._task_count += 1
         self._exchange_nursery.start_soon(self._run_exchange, client, started.refusal)
@@ -271,7 +274,7 @@ class Http2Connection:
             if refusal is None:
                 await self._callbacks.handle(client)
             else:
-                headers, body = self._callbacks.render_refusal(refusal)
+                headers, body = self._callbacks.render_refusal(refusal, client.head.path)
                 await client.send_response(refusal.status, headers, body)
         except ClientGone:
             pass
@@ -347,7 +350,7 @@ class Http2Connection:
         self._leave_all()
         with trio.move_on_after(LINGER_SECONDS), suppress(OSError, trio.ClosedResourceError):
             await self._writer.flush()
-            self._transport.sock.shutdown(socket.SHUT_WR)
+            self._transport.end_sending()
             buffer = self._callbacks.buffer
             # Unread bytes would make the kernel send a TCP reset, on which the client discards the GOAWAY unread.
             while await self._transport.receive_some(buffer):
@@ -364,11 +367,3 @@ class Http2Connection:
         # All at once here: each of them raises ClientGone instead of sending.
         self._room_turns.unpark_all()
         self._window_turns.unpark_all()
-
-
-def _peer_name(sock: socket.socket) -> str:
-    try:
-        name = sock.getpeername()
-    except OSError:
-        return "unknown"
-    return str(name[0]) if isinstance(name, tuple) else "unix"

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import trio
 
-from cgw.transport.sockets import PlainTransport
+from cgw.transport.sockets import PlainTransport, Transport
+
+TLS_PART_BYTES = 64 * 1024
+"""The most that is encrypted and sent at once over TLS."""
 
 
 class Http2Writer:
@@ -19,7 +22,7 @@ class Http2Writer:
 
     def __init__(
         self,
-        transport: PlainTransport,
+        transport: Transport,
         *,
         full_bytes: int,
         stall_timeout_seconds: float,
@@ -27,6 +30,8 @@ class Http2Writer:
         on_broken: Callable[[], None],
     ) -> None:
         self._transport = transport
+        # TLS has no writing without waiting: what it encrypted and the kernel refuses could not be kept here.
+        self._plain = transport if isinstance(transport, PlainTransport) else None
         self._full_bytes = full_bytes
         self._stall_timeout_seconds = stall_timeout_seconds
         self._on_room = on_room
@@ -52,9 +57,9 @@ class Http2Writer:
         if self.is_broken or not data:
             return
         # Only while nothing is unsent: otherwise these bytes would overtake those, in the middle of a frame.
-        if not self._unsent:
+        if not self._unsent and self._plain is not None:
             try:
-                sent = self._transport.send_nowait(data)
+                sent = self._plain.send_nowait(data)
             except BlockingIOError:
                 sent = 0
             except (OSError, trio.ClosedResourceError):
@@ -84,9 +89,14 @@ class Http2Writer:
         # applied to each answer by itself (PROGRESS_BYTES in Http2Client).
         with trio.move_on_after(self._stall_timeout_seconds) as stall_scope:
             try:
-                # Waiting first: the kernel has just refused these bytes, or a part of them.
-                await trio.lowlevel.wait_writable(self._transport.sock)
-                sent = self._transport.send_nowait(self._unsent)
+                if self._plain is None:
+                    part = bytes(self._unsent[:TLS_PART_BYTES])
+                    await self._transport.send_all(part)
+                    sent = len(part)
+                else:
+                    # Waiting first: the kernel has just refused these bytes, or a part of them.
+                    await trio.lowlevel.wait_writable(self._plain.sock)
+                    sent = self._plain.send_nowait(self._unsent)
             except BlockingIOError:
                 return
             except (OSError, trio.ClosedResourceError):

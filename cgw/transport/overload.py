@@ -68,11 +68,6 @@ class OverloadControl(trio.abc.Instrument):
         self._longest_delay = 0.0  # since the last line of log
         self.is_shedding = False
 
-    @property
-    def delay_seconds(self) -> float:
-        """The longest time that a request which is looked at now may have waited."""
-        return trio.current_time() - self._poll_ended + self._last_pass
-
     def before_io_wait(self, timeout: float) -> None:
         """Note the end of a pass; called by Trio."""
         self._poll_began = now = trio.current_time()
@@ -100,10 +95,11 @@ class OverloadControl(trio.abc.Instrument):
         """Return true for a new request that must be refused."""
         if not self.is_shedding:
             return False
-        delay = self.delay_seconds
+        now = trio.current_time()
+        delay = now - self._poll_ended + self._last_pass
         if delay <= self._target:
             return False
-        self._refused_at = trio.current_time()
+        self._refused_at = now
         self._longest_delay = max(self._longest_delay, delay)
         return True
 

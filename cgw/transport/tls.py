@@ -157,6 +157,14 @@ class TlsTransport(Transport):
             with suppress(OSError):
                 self._unsent = self._unsent[self.sock.send(self._unsent) :]
 
+    def end_sending(self) -> None:
+        """See :meth:`Transport.end_sending`; close_notify goes first, if the kernel takes it (RFC 8446 §6.1)."""
+        with suppress(ssl.SSLError):  # also "want read": the peer's own close_notify is not waited for
+            self._tls.unwrap()
+        with suppress(BlockingIOError):
+            self.sock.send(self._unsent + self._outgoing.read())
+        super().end_sending()
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See :meth:`Transport.send_all`."""
         await trio.lowlevel.checkpoint_if_cancelled()

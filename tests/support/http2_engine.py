@@ -15,8 +15,9 @@ from cgw.providers.error_styles import ReferenceErrors
 from cgw.transport.client_side import ClientLimits
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
-from cgw.transport.server import Server, open_listeners
-from cgw.transport.sockets import PlainTransport, take_socket
+from cgw.transport.listeners import open_listeners
+from cgw.transport.server import AcceptedConnection, Server
+from cgw.transport.sockets import PlainTransport
 from cgw.wire import http2_frames as frames
 from cgw.wire.heads import HTTP2_PREFACE
 from cgw.wire.http2_bounds import Http2Bounds
@@ -62,7 +63,7 @@ class Http2Engine:
         self.callbacks = Http2Callbacks(
             limits=self.limits,
             handle=self.handle,
-            render_refusal=ERRORS.render,
+            render_refusal=lambda refusal, path: ERRORS.render(refusal),
             is_draining=lambda: self.is_draining,
             bounds=self.bounds,
         )
@@ -71,8 +72,8 @@ class Http2Engine:
     def port(self) -> int:
         return self.server.port
 
-    async def serve_connection(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        connection = Http2Connection(PlainTransport(take_socket(stream)), b"", self.callbacks)
+    async def serve_connection(self, accepted: AcceptedConnection) -> None:
+        connection = Http2Connection(PlainTransport(accepted.sock), b"", accepted.peer, self.callbacks)
         self.connections.append(connection)
         await connection.serve()
 

@@ -24,6 +24,8 @@ from msgspec import Struct
 PROBE_SECONDS = 0.05
 PROBES = (b"/-/healthz", b"/-/readyz")
 DRAIN_SECONDS = 2.0
+SETTLE_SECONDS = 1.0
+"""The time that the server has to accept the connections that are opened in advance."""
 
 
 class Phase(Struct):
@@ -94,7 +96,9 @@ class _Load:
         self.now = 0.0
         self.index = 0
         self.start = self.end = 0.0  # of the phase
-        body = '{"model":"gpt-4o","max_tokens":16,"stream":false,"messages":[{"role":"user","content":"bench-id:%010d:"}]}'
+        body = (
+            '{"model":"gpt-4o","max_tokens":16,"stream":false,"messages":[{"role":"user","content":"bench-id:%010d:"}]}'
+        )
         head = [f"POST {plan.path} HTTP/1.1", "host: gateway", "content-type: application/json", *plan.headers]
         head.append(f"content-length: {len(body % 0)}")
         self.request = "\r\n".join([*head, "", body]).encode()
@@ -202,6 +206,7 @@ class _Load:
         probes = [self.connect(path) for path in PROBES]
         # Opened in advance, so that the load consists of requests alone.
         self.idle += [self.connect() for _ in range(self.plan.connections)]
+        time.sleep(SETTLE_SECONDS if self.idle else 0)
         for self.index, phase in enumerate(self.plan.phases):
             self.run_phase(phase, probes)
         deadline = time.monotonic() + DRAIN_SECONDS

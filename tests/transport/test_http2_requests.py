@@ -56,7 +56,7 @@ async def test_head_is_that_of_http1() -> None:
             (b"cookie", b"x=1; y=2"),
         ]
         assert seen[0].peer == "127.0.0.1"
-        assert seen[0].pass_raw(None) is None
+        assert seen[0].begin_raw_body(None) is None
 
 
 @pytest.mark.parametrize(
