@@ -3,24 +3,28 @@
 The Trio thread does nearly all of a request's work, so what waits for its turn waits for Trio's loop. A pass of the
 loop first asks the kernel which sockets are ready, then runs every task that can go on::
 
-      poll        pass n−1             poll       pass n
-    ───┤├──────────────────────────────┤├────────────┬───────────
-                     ^ a request arrives, at any time │ its head is read: served or refused?
-        └─────────────────── delay ──────────────────┘
+     poll      pass n−1      poll       pass n
+    ──┤├──────────────────────┤├───────────┬───────────
+             ^ a request may have arrived  │ its head is read: served or refused?
+        └──────────── its delay ───────────┘
 
 The longest time that a request may have waited when its head is read is the length of the pass before, plus the time
-since the last poll. That is known for each request without any sampling, and it is the time that each further step of
-the request will wait too, whatever the load consists of. So :class:`OverloadControl` decides for each request::
+since the last poll. That is known for each request without any sampling, and each further step of the request will
+wait about as long again. :class:`OverloadControl` decides by it::
 
-    CALM ──── every pass for an interval had a delay above the target ────> SHEDDING
-      all is served                                     a request is refused when its own delay is above the target
-    CALM <──── no request was refused for an interval ──────────────────── SHEDDING
+               every pass of an interval had a delay above 4 × target
+    CALM ─────────────────────────────────────────────────────────────────> SHEDDING
+      every request is served           a request is refused if its own delay is above target
+    CALM <───────────────────────────────────────────────────────────────── SHEDDING
+                        no request was refused for an interval
 
-The interval lets bursts through, as CoDel's does (RFC 8289 §4.2): they end by themselves, and a short queue does not
-harm. While shedding there is no share of requests to adapt, and nothing to tune: each decision rests on the delay of
-this very moment, one pass after the last decision showed its effect. A controller of the refused share, as in PIE
-(RFC 8033), was tried first. It adapted every 100 ms to a queue that fills within 10 ms, and requests waited for
-seconds while it searched.
+The interval lets bursts through, as CoDel's does (RFC 8289 §4.2): they end by themselves. Two thresholds, because a
+loop that is only well used must not refuse anything, while the queue of an overloaded one costs time and wins nothing.
+
+There is no share of refused requests to adapt: each decision rests on the delay of this moment, one pass after the
+decisions before it showed their effect. A controller of the share (PIE, RFC 8033) adapted every 100 ms to a queue that
+fills within 10 ms, and at three times the capacity requests waited for seconds. A bound on exchanges under way would
+depend on how long upstreams take, which the delay does not.
 """
 
 from __future__ import annotations
@@ -33,8 +37,11 @@ from cgw.errors import Refusal
 
 RETRY_AFTER_SECONDS = 1
 
-IDLE_SECONDS = 0.0002
+IDLE_SECONDS = 0.002
 """A poll that was allowed to wait and takes longer has waited for something to happen: nothing waited for the poll."""
+
+ENTRY_FACTOR = 4
+"""Shedding begins at so many times the target."""
 
 SUMMARY_SECONDS = 1.0
 """Refused requests get one line of log in so much time, all together."""
@@ -52,11 +59,12 @@ logger = logging.getLogger("cgw.server")
 class OverloadControl(trio.abc.Instrument):
     """Decides which new requests to refuse. :meth:`run` must run beside it.
 
-    ``target_seconds`` is the delay that is let be (0: never refuse), ``interval_seconds`` how long it may be exceeded
-    before requests are refused, and how long none must have been refused before that ends.
+    ``target_seconds`` is the delay above which requests are refused while the process is overloaded (0: never refuse).
+    ``interval_seconds`` is how long the delay must be four times as large before it counts as overloaded, and how long
+    no request must have been refused before it no longer does.
     """
 
-    def __init__(self, *, target_seconds: float = 0.01, interval_seconds: float = 0.1) -> None:
+    def __init__(self, *, target_seconds: float = 0.005, interval_seconds: float = 0.1) -> None:
         self._target = target_seconds
         self._interval = interval_seconds
         self._poll_began = self._poll_ended = trio.current_time()
@@ -65,14 +73,14 @@ class OverloadControl(trio.abc.Instrument):
         self._refused_at = 0.0
         self._unreported = 0
         self._has_refused = trio.Event()
-        self._longest_delay = 0.0  # since the last line of log
+        self._longest_delay = 0.0  # of a refused request, since the last line of log
         self.is_shedding = False
 
     def before_io_wait(self, timeout: float) -> None:
         """Note the end of a pass; called by Trio."""
         self._poll_began = now = trio.current_time()
         delay = now - self._poll_ended + self._last_pass
-        if delay <= self._target:
+        if delay <= ENTRY_FACTOR * self._target:
             self._above_since = None
         elif self._above_since is None:
             self._above_since = now
@@ -85,8 +93,8 @@ class OverloadControl(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         """Note the start of a pass; called by Trio."""
         now = trio.current_time()
-        # With tasks left to run, Trio does not let it wait (``timeout`` is 0), and yet it may take long: for the kernel to
-        # list hundreds of sockets, or for other threads to release the interpreter.
+        # With tasks left to run, Trio does not let it wait (``timeout`` is 0). Up to ``IDLE_SECONDS`` it may take anyway:
+        # for the kernel to list hundreds of sockets, and for other threads to release the interpreter.
         is_idle = timeout > 0 and now - self._poll_began > IDLE_SECONDS
         self._last_pass = 0.0 if is_idle else self._poll_began - self._poll_ended
         self._poll_ended = now

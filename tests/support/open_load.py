@@ -207,7 +207,8 @@ class _Load:
         # Opened in advance, so that the load consists of requests alone.
         self.idle += [self.connect() for _ in range(self.plan.connections)]
         time.sleep(SETTLE_SECONDS if self.idle else 0)
-        for self.index, phase in enumerate(self.plan.phases):
+        for index, phase in enumerate(self.plan.phases):
+            self.index = index
             self.run_phase(phase, probes)
         deadline = time.monotonic() + DRAIN_SECONDS
         while any(item.phase is not None for item in self.connections.values()) and time.monotonic() < deadline:
