@@ -14,12 +14,13 @@ from cgw.errors import Headers, Refusal
 from cgw.gateway.exchange import run_exchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
+from cgw.providers.dialect import ErrorStyle
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, encode_kept_response
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
-from cgw.transport.overload import OverloadControl
+from cgw.transport.overload import REFUSAL, OverloadControl
 from cgw.transport.server import AcceptedConnection
 from cgw.transport.sockets import Transport
 from cgw.wire.messages import RequestHead
@@ -66,6 +67,7 @@ class HttpEngine:
         self._connections: set[Http1Connection] = set()
         self._http2_connections: set[Http2Connection] = set()
         self._in_flight = self._shed = 0
+        self._encoded_shed: dict[ErrorStyle, bytes] = {}
         self.is_draining = False
         self._callbacks = ConnectionCallbacks(
             limits=limits,
@@ -73,6 +75,7 @@ class HttpEngine:
             render_refusal=self.render_refusal,
             is_draining=lambda: self.is_draining,
             check_load=self.check_load,
+            encode_shed=self.encode_shed,
             serve_http2=self._serve_http2 if has_http2 else None,
             trusted=trusted,
             addresses=addresses or AddressBound(None),
@@ -133,7 +136,21 @@ class HttpEngine:
         if not is_full and not self._overload.must_shed():
             return None
         self._shed += 1
-        return self._overload.build_refusal()
+        self._overload.note_refused()
+        return REFUSAL
+
+    def encode_shed(self, path: bytes) -> bytes:
+        """Return the whole response to a request that was shed, for a connection that is kept.
+
+        Encoded once per dialect: under a flood this is what most of the clients get.
+        """
+        errors = self._routes.find_errors(path)
+        encoded = self._encoded_shed.get(errors)
+        if encoded is None:
+            headers, body = errors.render(REFUSAL)
+            encoded = encode_kept_response(REFUSAL.status, [*headers, *REFUSAL.headers], body)
+            self._encoded_shed[errors] = encoded
+        return encoded
 
     def render_refusal(self, refusal: Refusal, path: bytes) -> tuple[Headers, bytes]:
         """Render a refusal in the dialect that belongs to ``path``, the reference's where none does."""

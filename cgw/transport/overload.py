@@ -1,12 +1,35 @@
-"""Shedding load: when requests have to wait too long inside the process, some of the new ones are refused at once.
+"""Shedding load: when requests have to wait too long inside the process, new ones are refused at once.
 
-The process is one thread of Python, so everything that waits for its turn waits for Trio's loop, and the length of one
-pass of the loop tells how long. :class:`OverloadControl` measures it, and refuses a share of new requests that a
-controller keeps just large enough for the delay to stay near its target, as the queue managers PIE (RFC 8033) and CoDel
-(RFC 8289) do for packets: delay is what clients feel, whatever the load consists of.
+The Trio thread does nearly all of a request's work, so what waits for its turn waits for Trio's loop. A pass of the
+loop first asks the kernel which sockets are ready, then runs every task that can go on::
+
+     poll      pass n−1      poll       pass n
+    ──┤├──────────────────────┤├───────────┬───────────
+             ^ a request may have arrived  │ its head is read: served or refused?
+        └──────────── its delay ───────────┘
+
+The longest time that a request may have waited when its head is read is the length of the pass before, plus the time
+since the last poll. That is known for each request without any sampling, and each further step of the request will
+wait about as long again. :class:`OverloadControl` decides by it::
+
+               every pass of an interval had a delay above 4 × target
+    CALM ─────────────────────────────────────────────────────────────────> SHEDDING
+      every request is served           a request is refused if its own delay is above target
+    CALM <───────────────────────────────────────────────────────────────── SHEDDING
+                        no request was refused for an interval
+
+The interval lets bursts through, as CoDel's does (RFC 8289 §4.2): they end by themselves. Two thresholds, because a
+loop that is only well used must not refuse anything, while the queue of an overloaded one costs time and wins nothing.
+
+There is no share of refused requests to adapt: each decision rests on the delay of this moment, one pass after the
+decisions before it showed their effect. A controller of the share (PIE, RFC 8033) adapted every 100 ms to a queue that
+fills within 10 ms, and at three times the capacity requests waited for seconds. A bound on exchanges under way would
+depend on how long upstreams take, which the delay does not.
 """
 
 from __future__ import annotations
+
+import logging
 
 import trio
 
@@ -14,79 +37,105 @@ from cgw.errors import Refusal
 
 RETRY_AFTER_SECONDS = 1
 
-SAMPLE_SECONDS = 0.01
-"""How often the delay is sampled. Each sample is a sleep whose lateness is the loop's delay."""
+IDLE_SECONDS = 0.002
+"""A poll that was allowed to wait and takes longer has waited for something to happen: nothing waited for the poll."""
 
-MAX_SHARE = 0.98
-"""The largest share that is refused: some requests must get through to show that there is room again."""
+ENTRY_FACTOR = 4
+"""Shedding begins at so many times the target."""
 
-_PROPORTIONAL, _DERIVATIVE = 0.06, 0.5
-"""Per interval, the share grows by so much per target's worth of excess delay, and of its change (RFC 8033 §4.2)."""
+SUMMARY_SECONDS = 1.0
+"""Refused requests get one line of log in so much time, all together."""
 
-_RECOVERY = 0.5
-"""Per interval without excess the share falls to this part of itself: a second after a burst nothing is refused."""
+REFUSAL = Refusal(
+    503,
+    "the gateway is overloaded, please retry",
+    code="overloaded",
+    headers=[(b"retry-after", b"%d" % RETRY_AFTER_SECONDS)],
+)
+
+logger = logging.getLogger("cgw.server")
 
 
-class OverloadControl:
+class OverloadControl(trio.abc.Instrument):
     """Decides which new requests to refuse. :meth:`run` must run beside it.
 
-    ``target_seconds`` is the delay that is let be (0: never refuse); ``interval_seconds`` is how often the share is
-    adapted. Decisions spread the refusals evenly, and draw no random numbers.
+    ``target_seconds`` is the delay above which requests are refused while the process is overloaded (0: never refuse).
+    ``interval_seconds`` is how long the delay must be four times as large before it counts as overloaded, and how long
+    no request must have been refused before it no longer does.
     """
 
-    def __init__(self, *, target_seconds: float = 0.025, interval_seconds: float = 0.1) -> None:
+    def __init__(self, *, target_seconds: float = 0.005, interval_seconds: float = 0.1) -> None:
         self._target = target_seconds
         self._interval = interval_seconds
-        self._share = 0.0
-        self._credit = 0.0
-        self._last_delay = 0.0
-        self.delay_seconds = 0.0
-        """The delay of the last interval: the smallest of its samples, so that a single long step does not count."""
+        self._poll_began = self._poll_ended = trio.current_time()
+        self._last_pass = 0.0  # what the requests of this pass may have waited before its poll
+        self._above_since: float | None = None
+        self._refused_at = 0.0
+        self._unreported = 0
+        self._has_refused = trio.Event()
+        self._longest_delay = 0.0  # of a refused request, since the last line of log
+        self.is_shedding = False
 
-    @property
-    def share(self) -> float:
-        """The share of new requests that is refused now."""
-        return self._share
+    def before_io_wait(self, timeout: float) -> None:
+        """Note the end of a pass; called by Trio."""
+        self._poll_began = now = trio.current_time()
+        delay = now - self._poll_ended + self._last_pass
+        if delay <= ENTRY_FACTOR * self._target:
+            self._above_since = None
+        elif self._above_since is None:
+            self._above_since = now
+        elif not self.is_shedding and now - self._above_since >= self._interval:
+            self.is_shedding = True
+            self._refused_at = now
+        if self.is_shedding and now - self._refused_at >= self._interval:
+            self.is_shedding = False
+
+    def after_io_wait(self, timeout: float) -> None:
+        """Note the start of a pass; called by Trio."""
+        now = trio.current_time()
+        # With tasks left to run, Trio does not let it wait (``timeout`` is 0). Up to ``IDLE_SECONDS`` it may take anyway:
+        # for the kernel to list hundreds of sockets, and for other threads to release the interpreter.
+        is_idle = timeout > 0 and now - self._poll_began > IDLE_SECONDS
+        self._last_pass = 0.0 if is_idle else self._poll_began - self._poll_ended
+        self._poll_ended = now
 
     def must_shed(self) -> bool:
         """Return true for a new request that must be refused."""
-        if not self._share:
+        if not self.is_shedding:
             return False
-        self._credit += self._share
-        if self._credit < 1:
+        now = trio.current_time()
+        delay = now - self._poll_ended + self._last_pass
+        if delay <= self._target:
             return False
-        self._credit -= 1
+        self._refused_at = now
+        self._longest_delay = max(self._longest_delay, delay)
         return True
 
-    def build_refusal(self) -> Refusal:
-        """Return the refusal: 503, to be retried in a second."""
-        retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
-        return Refusal(503, "the gateway is overloaded, please retry", code="overloaded", headers=[retry_after])
+    def note_refused(self) -> None:
+        """Count a refused request for the log: all of a second get one line, as there may be thousands."""
+        self._unreported += 1
+        self._has_refused.set()
 
     async def run(self) -> None:
-        """Measure and adapt until cancelled."""
-        if not self._target:
-            await trio.sleep_forever()
-        samples: list[float] = []
-        adapt_at = trio.current_time() + self._interval
-        while True:
-            due = trio.current_time() + SAMPLE_SECONDS
-            await trio.sleep_until(due)
-            now = trio.current_time()
-            samples.append(now - due)
-            if now >= adapt_at:
-                self._adapt(min(samples))
-                samples.clear()
-                adapt_at = now + self._interval
+        """Measure, and log what was refused, until cancelled."""
+        if self._target:
+            trio.lowlevel.add_instrument(self)
+        try:
+            while True:
+                await self._has_refused.wait()
+                await trio.sleep(SUMMARY_SECONDS)
+                self._report()
+        finally:
+            if self._target:
+                trio.lowlevel.remove_instrument(self)
 
-    def _adapt(self, delay: float) -> None:
-        self.delay_seconds = delay
-        excess = (delay - self._target) / self._target
-        change = (delay - self._last_delay) / self._target
-        self._last_delay = delay
-        if delay < self._target / 2 and change <= 0:
-            share = self._share * _RECOVERY
-            self._share = share if share > 0.01 else 0.0
-            return
-        share = self._share + _PROPORTIONAL * excess + _DERIVATIVE * max(-0.2, min(0.2, change))
-        self._share = min(MAX_SHARE, max(0.0, share))
+    def _report(self) -> None:
+        count, delay = self._unreported, self._longest_delay
+        self._has_refused, self._unreported, self._longest_delay = trio.Event(), 0, 0.0
+        logger.warning(
+            "overloaded: refused %d requests within %g s with status 503; requests waited up to %.0f ms inside "
+            "(CODY_GATEWAY_SHED_TARGET, CODY_GATEWAY_MAX_EXCHANGES)",
+            count,
+            SUMMARY_SECONDS,
+            delay * 1000,
+        )

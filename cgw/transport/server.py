@@ -23,6 +23,9 @@ TURNING_AWAY_SECONDS = 1.0
 MAX_TURNING_AWAY = 64
 """How many connections above a bound may read their answer at once; more are closed without one."""
 
+MAX_ACCEPTS_PER_PASS = 32
+"""How many connections are accepted before other tasks get their turn."""
+
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.02, 1.0
 
 _PEER_FAULTS = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
@@ -123,21 +126,33 @@ class Server:
     async def _accept_for_ever(
         self, listener: trio.socket.SocketType, serve_connection: ServeConnection, nursery: trio.Nursery
     ) -> None:
-        try:
-            with self._accepting_scope:
-                await self._accept_until_cancelled(listener, serve_connection, nursery)
-        finally:
-            if self.is_draining:
-                self._accept_backlog(listener, serve_connection, nursery)
-            listener.close()
+        with socket.socket(fileno=socket.dup(listener.fileno())) as duplicate:
+            duplicate.setblocking(False)
+            try:
+                with self._accepting_scope:
+                    await self._accept_until_cancelled(duplicate, serve_connection, nursery)
+            finally:
+                if self.is_draining:
+                    self._accept_backlog(duplicate, serve_connection, nursery)
+                listener.close()
 
     async def _accept_until_cancelled(
-        self, listener: trio.socket.SocketType, serve_connection: ServeConnection, nursery: trio.Nursery
+        self, listener: socket.socket, serve_connection: ServeConnection, nursery: trio.Nursery
     ) -> None:
         pause_seconds = 0.0
+        in_a_row = 0
+        # Trio's own accept() gives way to other tasks each time. When a pass of the loop takes 10 ms, that would be 100
+        # connections per second, and clients would wait in the kernel's backlog, where no overload control sees them.
         while True:
             try:
-                accepted, address = await listener.accept()
+                if in_a_row == MAX_ACCEPTS_PER_PASS:
+                    in_a_row = 0
+                    await trio.lowlevel.checkpoint()
+                accepted, address = listener.accept()
+            except BlockingIOError:
+                in_a_row = 0
+                await trio.lowlevel.wait_readable(listener)
+                continue
             except OSError as error:
                 if error.errno in _PEER_FAULTS:
                     continue
@@ -150,33 +165,30 @@ class Server:
             if pause_seconds:
                 logger.warning("connections are accepted again")
                 pause_seconds = 0.0
+            in_a_row += 1
             self._admit(accepted, address, serve_connection, nursery)
 
     def _accept_backlog(
-        self, listener: trio.socket.SocketType, serve_connection: ServeConnection, nursery: trio.Nursery
+        self, listener: socket.socket, serve_connection: ServeConnection, nursery: trio.Nursery
     ) -> None:
-        """Take what the kernel has accepted so far: closing the listener would reset it. Closes the listener."""
-        # Detached, not duplicated: that takes no descriptor, of which none may be left.
-        with socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach()) as sock:
-            sock.setblocking(False)
-            while True:
-                try:
-                    accepted, address = sock.accept()
-                except OSError as error:
-                    if error.errno in _PEER_FAULTS:
-                        continue
-                    return  # BlockingIOError: that was all
-                self._admit(trio.socket.from_stdlib_socket(accepted), address, serve_connection, nursery)
+        """Take what the kernel has accepted so far: closing the listener would reset it."""
+        while True:
+            try:
+                accepted, address = listener.accept()
+            except OSError as error:
+                if error.errno in _PEER_FAULTS:
+                    continue
+                return  # BlockingIOError: that was all
+            self._admit(accepted, address, serve_connection, nursery)
 
     def _admit(
         self,
-        accepted: trio.socket.SocketType,
+        sock: socket.socket,
         address: object,
         serve_connection: ServeConnection,
         nursery: trio.Nursery,
     ) -> None:
         peer = str(address[0]) if isinstance(address, tuple) and address else "unix"
-        sock = socket.socket(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         sock.setblocking(False)
         is_exempt = self._trusted.trusts(peer)
         if self.connection_count >= self._max_connections or not (is_exempt or self._addresses.acquire(peer)):

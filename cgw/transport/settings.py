@@ -156,15 +156,14 @@ class OverloadSettings:
     shed_target_seconds: float = setting(
         "CODY_GATEWAY_SHED_TARGET",
         duration(least=0, most=MINUTE),
-        0.025,
-        "New requests are refused while requests have waited inside longer than this for a whole shed interval; "
-        "0 is never.",
+        0.005,
+        "While overloaded, requests are refused that waited longer than this for one turn of the loop; 0 is never.",
     )
     shed_interval_seconds: float = setting(
         "CODY_GATEWAY_SHED_INTERVAL",
         duration(most=MINUTE),
         0.1,
-        "How long the waiting must be above the shed target before requests are refused.",
+        "How long every turn must have been above four times the shed target to count as overloaded.",
     )
 
 
