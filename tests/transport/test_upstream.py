@@ -81,6 +81,8 @@ BROKEN_HEADS = {
     "space before the colon": OK + b"content-length : 5\r\n\r\nhello",
     "NUL": OK + b"a: b\x00c\r\n\r\n",
     "two lengths": OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+    "length and chunked": OK + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "chunked in HTTP/1.0": CHUNKED.replace(b"1.1", b"1.0", 1) + b"5\r\nhello\r\n0\r\n\r\n",
     "signed length": OK + b"content-length: +5\r\n\r\nhello",
     "unknown coding": OK + b"transfer-encoding: gzip\r\n\r\nhello",
     "endless field": OK + b"a: " + b"a" * 70_000,
@@ -101,7 +103,6 @@ BROKEN_BODIES = {
     "negative size": CHUNKED + b"5\r\nhello\r\n-1\r\n",
     "size that overflows": CHUNKED + b"5\r\nhello\r\nFFFFFFFFFFFFFFFFFFFFF\r\n",
     "endless size line": CHUNKED + b"5\r\nhello\r\n5;" + b"a" * 70_000,
-    "no last chunk, with a length": OK + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
 }
 
 
@@ -155,10 +156,6 @@ WHOLE = {
     "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
     "204 with a length": (b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n", b""),
     "304": (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", b""),
-    "length and chunked": (
-        OK + b"content-length: 99\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        b"hello",
-    ),
     "extensions and trailers": (CHUNKED + b"5;a=b\r\nhello\r\n0;c\r\nd: e\r\n\r\n", b"hello"),
     "empty": (OK + b"content-length: 0\r\n\r\n", b""),
     "empty chunked": (CHUNKED + b"0\r\n\r\n", b""),
