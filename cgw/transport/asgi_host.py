@@ -70,6 +70,7 @@ class _AsgiRequest:
         self._start: dict[str, Any] | None = None
         self._is_complete = False
         self._gone = trio.Event()
+        self._watch_scope = trio.CancelScope()  # of waiting for the client to leave
         self._app_scope = trio.CancelScope()  # cancelled when the client has left and the app does not return
 
     async def run(self) -> Refusal | None:
@@ -95,19 +96,30 @@ class _AsgiRequest:
         is_small = announced.isdigit() and int(announced) <= EAGER_BODY_BYTES
         if is_small and head.header(b"transfer-encoding") is None and head.header(b"expect") is None:
             await self._take_body()
+        else:
+            self._start_watching()
         with self._app_scope:
             await self._app(build_scope(self._client), self._receive, self._send)
         if not self._is_complete and not self._gone.is_set():
             raise RuntimeError("the app returned without a complete response")
 
     async def _take_body(self) -> bytes:
+        # While the body is read, reading is what notices that the client left; two cannot wait for one socket.
+        self._watch_scope.cancel()
         self._body = body = await self._client.receive_body()
-        # Not before the body is there: until then reading it is what notices that the client left.
-        self._nursery.start_soon(self._watch_client)
+        self._start_watching()
         return body
 
-    async def _watch_client(self) -> None:
-        await self._client.wait_gone()
+    def _start_watching(self) -> None:
+        self._watch_scope = trio.CancelScope()
+        self._nursery.start_soon(self._watch_client, self._watch_scope)
+
+    async def _watch_client(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.lowlevel.checkpoint_if_cancelled()  # the app may read already: then the socket is taken
+            await self._client.wait_gone()
+        if scope.cancelled_caught:
+            return
         self._gone.set()
         await trio.sleep(LEAVE_SECONDS)
         self._app_scope.cancel()

@@ -93,7 +93,7 @@ class OverloadControl(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         """Note the start of a pass; called by Trio."""
         now = trio.current_time()
-        # With tasks left to run, Trio does not let it wait (``timeout`` is 0). Up to ``IDLE_SECONDS`` it may take anyway:
+        # With tasks left to run, Trio does not let it wait (``timeout`` is 0). Up to ``IDLE_SECONDS`` it may take
         # for the kernel to list hundreds of sockets, and for other threads to release the interpreter.
         is_idle = timeout > 0 and now - self._poll_began > IDLE_SECONDS
         self._last_pass = 0.0 if is_idle else self._poll_began - self._poll_ended

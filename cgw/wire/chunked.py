@@ -110,7 +110,7 @@ class ChunkScanner:
                 raise ChunkedFramingError("a chunk-size line is malformed")
             self._remaining = int(match[1], 16)
             self.body_bytes += self._remaining
-            self._chunk_count += 1
+            self._chunk_count += self._remaining > 0  # the last chunk has no data
             if self._chunk_count > SMALL_CHUNKS and self.body_bytes < self._chunk_count * self._small_chunk_bytes:
                 raise ChunkedFramingError(f"its chunks are smaller than {self._small_chunk_bytes} bytes in the mean")
             self._in_trailer = self._remaining == 0

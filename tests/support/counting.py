@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,3 +71,33 @@ class StepCounter(trio.abc.Instrument):
         """Count one turn; called by Trio."""
         if self.is_on:
             self.steps[task.name.rpartition(".")[2]] += 1
+
+
+class LongestStep(trio.abc.Instrument):
+    """Measures the longest turn of a task, in seconds of this thread's processor time: other load does not count."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.name = ""
+        self._began = time.thread_time()  # the turn in which the measuring begins
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Note the time; called by Trio."""
+        self._began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Compare the turn with the longest so far; called by Trio."""
+        seconds = time.thread_time() - self._began
+        if seconds > self.seconds:
+            self.seconds, self.name = seconds, task.name
+
+
+@contextmanager
+def measure_longest_step() -> Iterator[LongestStep]:
+    """Measure the turns of all tasks while the block runs."""
+    longest = LongestStep()
+    trio.lowlevel.add_instrument(longest)
+    try:
+        yield longest
+    finally:
+        trio.lowlevel.remove_instrument(longest)

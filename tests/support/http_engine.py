@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 from attrs import define, field
@@ -43,6 +44,7 @@ class Engine:
 
     handler: Handler
     limits: ClientLimits
+    options: Mapping[str, Any]
     server: Server = field(init=False)
     connections: list[Http1Connection] = field(factory=list)
     handled: int = 0
@@ -58,6 +60,7 @@ class Engine:
             handle=self.handle,
             render_refusal=lambda refusal, path: ERRORS.render(refusal),
             is_draining=lambda: self.is_draining,
+            **self.options,
         )
         connection = Http1Connection(accepted, callbacks)
         self.connections.append(connection)
@@ -75,9 +78,14 @@ class Engine:
 
 
 @asynccontextmanager
-async def open_engine(handler: Handler = echo, limits: ClientLimits | None = None) -> AsyncIterator[Engine]:
-    """Serve connections on a free port. At the end every client must have left, and no connection may remain."""
-    engine = Engine(handler, limits or ClientLimits())
+async def open_engine(
+    handler: Handler = echo, limits: ClientLimits | None = None, **options: Any
+) -> AsyncIterator[Engine]:
+    """Serve connections on a free port. At the end every client must have left, and no connection may remain.
+
+    ``options`` are more arguments of :class:`~cgw.transport.http1_connection.ConnectionCallbacks`.
+    """
+    engine = Engine(handler, limits or ClientLimits(), options)
     engine.server = Server(await open_listeners("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.server.run, engine.serve_connection)

@@ -331,9 +331,9 @@ async def test_draining_ends_idle_connections_and_finishes_busy_ones() -> None:
         await in_mid_head.send(request[:10])
         await trio.testing.wait_all_tasks_blocked()
         engine.drain()
-        for client in (fresh, kept):
-            assert await client.read_end() == b""
         await in_mid_head.send(request[10:])
+        for client in (kept, fresh):
+            assert await client.read_end() == b""
         proceed.set()
         for client in (busy, in_mid_head):
             answer: Answer = await client.read_answer()

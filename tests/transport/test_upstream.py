@@ -81,6 +81,8 @@ BROKEN_HEADS = {
     "space before the colon": OK + b"content-length : 5\r\n\r\nhello",
     "NUL": OK + b"a: b\x00c\r\n\r\n",
     "two lengths": OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+    "length and chunked": OK + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "chunked in HTTP/1.0": CHUNKED.replace(b"1.1", b"1.0", 1) + b"5\r\nhello\r\n0\r\n\r\n",
     "signed length": OK + b"content-length: +5\r\n\r\nhello",
     "unknown coding": OK + b"transfer-encoding: gzip\r\n\r\nhello",
     "endless field": OK + b"a: " + b"a" * 70_000,
