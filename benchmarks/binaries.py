@@ -76,7 +76,7 @@ def build_tools(choice: Literal["auto", "c", "python"] = "auto") -> Tools:
 
 def _digest() -> str:
     digest = hashlib.sha256()
-    for name in ("wire.h", "fake_upstream.c", "load_generator.c"):
+    for name in ("wire.h", "http2.h", "requests.h", "fake_upstream.c", "load_generator.c"):
         digest.update((SOURCES / name).read_bytes())
     return digest.hexdigest()[:16]
 

@@ -58,10 +58,12 @@ class RunPlan:
 def can_run(subject: Subject | None, case: GatewayCase) -> bool:
     """Return whether ``subject`` can be measured in ``case``.
 
-    A TLS upstream needs a subject that can be configured for it. The load generator speaks plain HTTP, so ``direct``
-    cannot be measured either.
+    A TLS upstream needs a subject that can be configured for it, and HTTP/2 one that serves it in clear text. Neither
+    can be measured with ``direct``: the load generator speaks no TLS, and the upstream no HTTP/2.
     """
-    return not case.is_tls or (subject is not None and subject.has_tls)
+    if subject is None:
+        return not case.is_tls and not case.is_http2
+    return (subject.has_tls or not case.is_tls) and (subject.has_http2 or not case.is_http2)
 
 
 def find_subjects(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 __all__ = [
     "FULL",
@@ -23,6 +23,10 @@ __all__ = [
 MS = 1_000_000
 LONGEST_STREAM_SECONDS = 120
 """Longer than any window: streams are ended by a command, never by themselves."""
+STREAMS_PER_CONNECTION = 50
+COMPLETION_BYTES = 2000
+CHAT_BYTES = 4000
+"""Sizes of request bodies, as those of an editor: code around the cursor, or a conversation."""
 Parameter = int | float | str | bool
 
 
@@ -37,16 +41,20 @@ class Profile:
     warm_ms: int
     streams: tuple[int, ...]
     idle_streams: int
+    pace: int
+    """Events/s of each short stream, whose length decides how long a measurement takes."""
     callers: tuple[int, ...]
     help: str
 
 
 SHORT = Profile(
-    "short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, (1, 50, 500), "under 15 minutes with four subjects"
+    "short", 3, 1500, 300, 300, (1, 50, 200, 1000), 1000, 50, (1, 50, 500), "under 15 minutes with four subjects"
 )
-FULL = Profile("full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, (1, 50, 500), "about 20 minutes for each subject")
+FULL = Profile(
+    "full", 5, 8000, 1000, 1000, (1, 50, 200, 1000), 1000, 50, (1, 50, 500), "about 20 minutes for each subject"
+)
 SMOKE = Profile(
-    "smoke", 1, 300, 100, 50, (2,), 5, (5,), "only to check that everything works; its figures mean nothing"
+    "smoke", 1, 300, 100, 50, (2,), 5, 1000, (5,), "only to check that everything works; its figures mean nothing"
 )
 PROFILES = {profile.name: profile for profile in (SHORT, FULL, SMOKE)}
 
@@ -76,6 +84,11 @@ class GatewayCase:
     """The load ends while its streams are open: unfinished streams are not errors."""
     awaits_closes: bool = False
     """The load cancels its streams; the upstream records when each connection is closed."""
+
+    @property
+    def is_http2(self) -> bool:
+        """``True`` if the load's connections use HTTP/2."""
+        return "http2" in self.load
 
     @property
     def seconds(self) -> float:
@@ -336,6 +349,74 @@ def _churn(profile: Profile) -> Iterator[GatewayCase]:
     )
 
 
+def _http2(profile: Profile) -> Iterator[GatewayCase]:
+    """The same streams over HTTP/1.1 and HTTP/2, one after the other for each subject."""
+    streams = min(200, profile.streams[-1])
+    for protocol in ("http1", "h2"):
+        parameters: dict[str, Parameter] = {"protocol": protocol, "streams": streams, "rate": 50}
+        case = _paced(profile, "http2", streams, 50, parameters=parameters)
+        yield (
+            evolve(case, load={**case.load, "http2": max(streams // STREAMS_PER_CONNECTION, 1)})
+            if protocol == "h2"
+            else case
+        )
+
+
+def _short_streams(profile: Profile) -> Iterator[GatewayCase]:
+    streams = min(200, profile.streams[-1])
+    for events in (20, 50, 100):
+        lasts_ms = events * 1000 // profile.pace
+        yield GatewayCase(
+            scenario="short-streams",
+            parameters={"streams": streams, "events": events},
+            upstream={"stream": 1, "events": events, "interval": 1_000_000_000 // profile.pace, "first": 0},
+            load={
+                # The first streams begin at times spread over a whole stream, and so do all that follow.
+                "ramp-ms": lasts_ms,
+                "warm-ms": profile.warm_ms,
+                "window-ms": profile.window_ms,
+                "slots": streams,
+                "repeat": 1,
+                "events": events,
+                "body-bytes": COMPLETION_BYTES,
+                "drain-ms": lasts_ms + 4000,
+                "open-limit-ms": 3000,
+            },
+            window_ms=profile.window_ms,
+            offered_events_per_second=streams * profile.pace,
+        )
+
+
+def _autocomplete(profile: Profile) -> Iterator[GatewayCase]:
+    rate, users, most = 100, 100, 200
+    # A model for completions is faster than one for chats: 100 events/s, so that 44 of the users have an open answer.
+    pace = profile.pace * 2
+    mix = (
+        # share in percent, fewest and most events (0: JSON), bytes of the request
+        (40, 0, 0, COMPLETION_BYTES),
+        (40, 10, 60, COMPLETION_BYTES),
+        (20, 100, most, CHAT_BYTES),
+    )
+    lasts_ms = most * 1000 // pace
+    yield GatewayCase(
+        scenario="autocomplete",
+        parameters={"rate": rate, "users": users},
+        upstream={"stream": 1, "interval": 1_000_000_000 // pace, "first": 0, "bytes": 400},
+        load={
+            "rate": rate,
+            "max-open": users,
+            "spread": 1,
+            "mix": ",".join("/".join(map(str, kind)) for kind in mix),
+            # Before the longest answers have ended, fewer end than begin.
+            "warm-ms": lasts_ms + profile.warm_ms,
+            "window-ms": profile.window_ms,
+            "drain-ms": lasts_ms + 4000,
+        },
+        window_ms=profile.window_ms,
+        counts="requests",
+    )
+
+
 def _limits(profile: Profile) -> Iterator[LimitsCase]:
     window_ms = min(profile.window_ms * 2 // 3, 4000)
     for callers in profile.callers:
@@ -365,6 +446,13 @@ SCENARIOS = {
         Scenario("large-prompt", "request bodies of 100 KB and 1 MB: first event, CPU per request", _large_prompt),
         Scenario("tls", "200 streams of 50 events/s from a TLS upstream", _tls),
         Scenario("churn", "100 short streams a second, each on a new connection", _churn),
+        Scenario("http2", "200 streams of 50 events/s over 4 HTTP/2 connections, and over HTTP/1.1", _http2),
+        Scenario("short-streams", "200 streams of 20, 50 and 100 events at once, one after the other", _short_streams),
+        Scenario(
+            "autocomplete",
+            "100 users, 100 requests/s: 80 % completions (half of them streams of 10 to 60 events), 20 % chats",
+            _autocomplete,
+        ),
         Scenario(
             "limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, compared to redis-py", _limits
         ),

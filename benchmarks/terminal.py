@@ -62,6 +62,15 @@ BY_SCENARIO = {
     "large-prompt": ("first_byte_us.p50", "first_byte_us.p99", "cpu_us_per_request"),
     "churn": ("first_byte_us.p50", "first_byte_us.p99", "cpu_us_per_request", "requests_per_second"),
     "idle": ("rss_kib_per_stream", "rss_growth_kib"),
+    "http2": ("cpu_us_per_event", "latency_us.p50", "latency_us.p99", "events_per_second"),
+    "short-streams": (
+        *("cpu_us_per_event", "first_byte_us.p50", "first_byte_us.p99", "latency_us.p50", "latency_us.p99"),
+        "events_per_second",
+    ),
+    "autocomplete": (
+        *("cpu_us_per_request", "first_byte_us.p50", "first_byte_us.p99", "latency_us.p50", "latency_us.p99"),
+        "requests_per_second",
+    ),
     "limits": (
         *("pairs_per_second", "cpu_us_per_pair", "store_cpu_us_per_pair"),
         *(f"{what}_us.{percentile}" for what in ("pair", "call") for percentile in ("p50", "p99")),

@@ -55,12 +55,16 @@ class UpstreamStats(Struct):
 
 @frozen
 class Target:
-    """The destination of requests: port, path, headers as ``name: value``, and the model named in the body."""
+    """The destination of requests: port, path, headers as ``name: value``, and the model named in the body.
+
+    ``http2_port`` serves HTTP/2 in clear text to clients with prior knowledge; 0 if there is none.
+    """
 
     port: int
     path: str = "/v1/chat/completions"
     headers: tuple[str, ...] = ()
     model: str = "gpt-4o"
+    http2_port: int = 0
 
 
 class UpstreamProcess:
@@ -134,7 +138,8 @@ def run_load(
 
     Raises :exc:`~benchmarks.processes.ChildError` when it takes 10 s longer than its phases.
     """
-    arguments = ["--port", str(target.port), "--path", target.path, "--model", target.model]
+    port = target.http2_port if "http2" in settings else target.port
+    arguments = ["--port", str(port), "--path", target.path, "--model", target.model]
     arguments += ["--first-id", str(first_id)]
     for header in target.headers:
         arguments += ["--header", header]

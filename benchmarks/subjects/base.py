@@ -58,6 +58,11 @@ class Subject(Protocol):
         """``True`` if :meth:`prepare` can configure a TLS upstream."""
         ...
 
+    @property
+    def has_http2(self) -> bool:
+        """``True`` if it serves HTTP/2 in clear text, on ``Target.http2_port``."""
+        ...
+
     def version(self) -> str:
         """Return name and version. Raises :exc:`MissingSubjectError` when it is not installed."""
         ...

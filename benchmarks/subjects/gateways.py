@@ -48,6 +48,7 @@ class LiteLLM:
     name: str = "litellm"
     start_seconds: float = 90.0
     has_tls: bool = False
+    has_http2: bool = False
 
     def version(self) -> str:
         python = Path(self._program()).with_name("python")
@@ -86,6 +87,7 @@ class Portkey:
     name: str = "portkey"
     start_seconds: float = 30.0
     has_tls: bool = False
+    has_http2: bool = False
 
     def version(self) -> str:
         found = json.loads((self._package() / "package.json").read_text())["version"]

@@ -42,6 +42,7 @@ class CommandSubject:
     command: str
     start_seconds: float = 60.0
     has_tls: bool = False
+    has_http2: bool = False
 
     def version(self) -> str:
         return self.command

@@ -38,6 +38,7 @@ class Cgw:
     checkout: Path = REPOSITORY
     start_seconds: float = 20.0
     has_tls: bool = True
+    has_http2: bool = True
 
     def version(self) -> str:
         return ask_version([sys.executable, "-m", "cgw", "--version"])
@@ -61,5 +62,5 @@ class Cgw:
                 "CODY_GATEWAY_LOG_FORMAT": "json",
                 **self.environ,
             },
-            target=Target(port, "/openai/v1/chat/completions", (f"authorization: Bearer {token}",)),
+            target=Target(port, "/openai/v1/chat/completions", (f"authorization: Bearer {token}",), http2_port=port),
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.binaries import cache_dir
+from benchmarks.processes import free_port
 from benchmarks.subjects.base import Address, MissingSubjectError, Start, ask_version
 from benchmarks.tool_processes import Target
 
@@ -41,6 +42,7 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{http2_port} http2 backlog=4096;
         location / {{
             proxy_pass {upstream.scheme}://provider;
             proxy_http_version 1.1;
@@ -69,6 +71,7 @@ defaults
     timeout server 120s
 frontend clients
     bind 127.0.0.1:{port} backlog 4096
+    bind 127.0.0.1:{http2_port} proto h2 backlog 4096
     default_backend provider
 backend provider
     server provider {upstream.host}:{upstream.port}{tls}
@@ -88,32 +91,35 @@ def find_program(name: str) -> str:
 
 @frozen
 class Nginx:
-    """One worker, buffering off, keep-alive connections to the upstream."""
+    """One worker, buffering off, keep-alive connections to the upstream; HTTP/2 in clear text on a second port."""
 
     name: str = "nginx"
     start_seconds: float = 10.0
     has_tls: bool = True
+    has_http2: bool = True
 
     def version(self) -> str:
         return ask_version([find_program("nginx"), "-v"]).removeprefix("nginx version: ")
 
     def prepare(self, directory: Path, port: int, upstream: Address) -> Start:
         file = directory / "nginx.conf"
-        file.write_text(NGINX.format(directory=directory, port=port, upstream=upstream))
+        http2_port = free_port()
+        file.write_text(NGINX.format(directory=directory, port=port, http2_port=http2_port, upstream=upstream))
         program = find_program("nginx")
         return Start(
             command=(program, "-p", str(directory), "-e", str(directory / "error.log"), "-c", str(file)),
-            target=Target(port),
+            target=Target(port, http2_port=http2_port),
         )
 
 
 @frozen
 class Haproxy:
-    """One thread, keep-alive connections to the upstream, ``http-no-delay``."""
+    """One thread, keep-alive connections to the upstream, ``http-no-delay``; HTTP/2 on a second port."""
 
     name: str = "haproxy"
     start_seconds: float = 10.0
     has_tls: bool = True
+    has_http2: bool = True
 
     def version(self) -> str:
         return ask_version([find_program("haproxy"), "-v"]).partition(" - ")[0]
@@ -121,8 +127,10 @@ class Haproxy:
     def prepare(self, directory: Path, port: int, upstream: Address) -> Start:
         file = directory / "haproxy.cfg"
         tls = f" ssl verify required ca-file {upstream.ca_file}" if upstream.scheme == "https" else ""
-        file.write_text(HAPROXY.format(port=port, upstream=upstream, tls=tls))
-        return Start(command=(find_program("haproxy"), "-db", "-f", str(file)), target=Target(port))
+        http2_port = free_port()
+        file.write_text(HAPROXY.format(port=port, http2_port=http2_port, upstream=upstream, tls=tls))
+        command = (find_program("haproxy"), "-db", "-f", str(file))
+        return Start(command=command, target=Target(port, http2_port=http2_port))
 
 
 @frozen
@@ -132,6 +140,7 @@ class GoReverseProxy:
     name: str = "go"
     start_seconds: float = 10.0
     has_tls: bool = True
+    has_http2: bool = False
 
     def version(self) -> str:
         return ask_version([find_program("go"), "version"]).removeprefix("go version ")

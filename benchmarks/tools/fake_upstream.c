@@ -10,7 +10,8 @@
  *   closes                                   print [[exchange, ns], ...]: when the peer closed before the answer's end
  *
  * Requests whose path ends in /messages are answered in Anthropic's dialect, all others in OpenAI's. The number of an
- * exchange is `bench-id:<digits>` in the request's body. The program ends when standard input ends. */
+ * exchange is `bench-id:<digits>:` in the request's body. If `events=<digits>:` follows, the answer is a stream of as many
+ * events, or one JSON document for 0, whatever the profile says. The program ends when standard input ends. */
 #include "wire.h"
 #ifdef WITH_TLS
 #include <openssl/err.h>
@@ -20,6 +21,7 @@ typedef void SSL;
 #endif
 
 #define ID_PREFIX "bench-id:"
+#define EVENTS_PREFIX "events="
 #define SECOND_PROFILE_FROM 5000000000L
 #define KEPT_BODY 4096
 #define FLOOD_TURN 65536 /* bytes that one stream of a flood sends before others have their turn */
@@ -237,6 +239,11 @@ static int start_answer(struct conn *c) {
     char *id = strstr(c->start_of_body, ID_PREFIX);
     c->exchange = id ? atol(id + strlen(ID_PREFIX)) : 0;
     c->profile = profiles[c->exchange >= SECOND_PROFILE_FROM];
+    char *after = id ? strchr(id + strlen(ID_PREFIX), ':') : NULL;
+    if (after && strncmp(after + 1, EVENTS_PREFIX, strlen(EVENTS_PREFIX)) == 0) {
+        c->profile.events = atol(after + 1 + strlen(EVENTS_PREFIX));
+        c->profile.stream = c->profile.events > 0;
+    }
     c->state = ANSWERING;
     c->sequence = 0;
     c->started = clock_ns();

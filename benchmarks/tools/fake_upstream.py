@@ -21,6 +21,7 @@ from benchmarks.histogram import Histogram
 from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, split_head
 
 ID_PREFIX = b"bench-id:"
+EVENTS_PREFIX = b"events="
 SECOND_PROFILE_FROM = 5_000_000_000
 KEPT_BODY = 4096
 FLOOD_TURN = 65536  # bytes that one stream of a flood sends before others have their turn
@@ -145,8 +146,12 @@ class FakeConnection:
 
     def start_answer(self) -> None:
         _, prefix, rest = self.start_of_body.partition(ID_PREFIX)
-        self.exchange = int(rest.partition(b":")[0]) if prefix else 0
+        number, _, rest = rest.partition(b":")
+        self.exchange = int(number) if prefix else 0
         self.profile = self.server.profiles["b" if self.exchange >= SECOND_PROFILE_FROM else "a"]
+        if rest.startswith(EVENTS_PREFIX):  # the request asks for an answer of its own
+            events = int(rest.removeprefix(EVENTS_PREFIX).partition(b":")[0])
+            self.profile = self.profile.changed([f"events={events}", f"stream={int(events > 0)}"])
         self.is_answering, self.sequence, self.started = True, 0, time.monotonic_ns()
         self.server.requests += 1
         if self.profile.first:

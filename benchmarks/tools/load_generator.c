@@ -8,11 +8,19 @@
  * Prints `window-open NS` and `window-close NS` when they happen, and one line of JSON at the end.
  *
  * Latency of an event: receipt - timestamp. First event: receipt - the time for which the exchange was scheduled.
- * The exchange and sequence number of every event are checked, and the framing and the last event of every answer. */
+ * The exchange and sequence number of every event are checked, and the framing and the last event of every answer.
+ *
+ * With --http2 N, the exchanges are streams of N HTTP/2 connections. With --mix, exchanges are of several kinds, in a fixed
+ * order: `share/fewest/most/bytes,...` has the share of a kind in percent, the bounds of its number of events (0: an answer
+ * of JSON), and the size of its request body; the prompt tells the upstream the number. --spread 1 prefers new connections
+ * to idle ones, and of those the one that was idle for longest, so that all of --max-open are in use. */
 #include "wire.h"
 
+static int epoll; /* also of http2.h */
+#include "http2.h"
+#include "requests.h"
+
 #define SLOW_FROM 5000000000L
-#define ID_FORMAT "bench-id:%010ld:"
 
 enum state { FREE, CONNECTING, SENDING, HEAD, BODY, IDLE };
 enum problem { REFUSED, STATUS, TRUNCATED, CORRUPT, UNFINISHED, OVERFLOW, PROBLEMS };
@@ -25,21 +33,16 @@ struct conn {
     char *out, head[HEAD_LIMIT + 1], mark[MARK_LIMIT + 1], tail[64];
     size_t out_len, out_at, head_len;
     struct body body;
-    long exchange, sequence;
+    long exchange, sequence, expected; /* events; 0: any number */
+    const struct kind *kind;
     int64_t scheduled;
     struct conn *next_idle, *previous_idle;
+    struct link *link; /* of HTTP/2; then fd, head and body are not used */
+    struct stream stream;
 };
 
-static struct {
-    const char *path, *headers, *model, *cancel;
-    long port, stream, body_bytes, slots, repeat, keepalive, max_open, ramp_ms, warm_ms, window_ms, drain_ms,
-        open_limit_ms, events, cancel_ms, slow, slow_ms, first_id;
-    double rate;
-} options = {.path = "/v1/chat/completions", .headers = "", .model = "gpt-4o", .stream = 1, .keepalive = 1,
-             .max_open = 4096, .warm_ms = 500, .window_ms = 1000, .drain_ms = 2000, .open_limit_ms = 10000, .slow_ms = 1000};
-
-static int epoll;
-static struct conn *conns, *idle_head;
+static struct conn *conns, *idle_head, *idle_tail;
+static struct link *links;
 static long conns_room, open_exchanges, first_events, next_id, smooth_started;
 static struct histogram latency, first_event, duration;
 static long events_seen, finished, started, problems[PROBLEMS];
@@ -47,33 +50,14 @@ static long events_in_window, finished_in_window, started_in_window;
 static int in_window, arrivals_over, last_status;
 static int64_t (*cancels)[2];
 static size_t cancels_len, cancels_room;
-static char *request;
-static size_t request_len, id_at;
 static struct sockaddr_in address;
 
-/* --- requests */
-static void build_request(void) {
-    long padding = options.body_bytes > 300 ? options.body_bytes - 300 : 0;
-    char *body = grow(NULL, padding + 1024);
-    int length = sprintf(body, "{\"model\":\"%s\",\"max_tokens\":1024,\"stream\":%s,\"messages\":[{\"role\":\"user\",\"content\":\"",
-                         options.model, options.stream ? "true" : "false");
-    size_t id_in_body = length;
-    length += sprintf(body + length, ID_FORMAT, 0L);
-    for (long i = 0; i < padding; i++) body[length++] = i % 8 == 7 ? ' ' : 'a' + i % 23;
-    length += sprintf(body + length, "\"}]}");
-    request = grow(NULL, length + strlen(options.headers) + strlen(options.path) + 512);
-    int head = sprintf(request, "POST %s HTTP/1.1\r\nhost: 127.0.0.1:%ld\r\ncontent-type: application/json\r\naccept: */*\r\n"
-                       "user-agent: cgw-benchmarks\r\n%scontent-length: %d\r\n\r\n", options.path, options.port, options.headers, length);
-    memcpy(request + head, body, length);
-    request_len = head + length;
-    id_at = head + id_in_body;
-    free(body);
-}
-
+/* --- exchanges */
 static void leave_idle(struct conn *c) {
     if (c->previous_idle) c->previous_idle->next_idle = c->next_idle;
     else idle_head = c->next_idle;
     if (c->next_idle) c->next_idle->previous_idle = c->previous_idle;
+    else idle_tail = c->previous_idle;
 }
 
 static void close_conn(struct conn *c) {
@@ -81,7 +65,8 @@ static void close_conn(struct conn *c) {
     if (c->state == IDLE) leave_idle(c);
     else open_exchanges--;
     disarm(&c->timer);
-    close(c->fd);
+    if (c->link) link_drop(c->link, &c->stream);
+    else close(c->fd);
     c->state = FREE;
 }
 
@@ -117,6 +102,18 @@ static void send_request(struct conn *c) {
     else if (options.cancel && *options.cancel == 'w') arm(&c->timer, clock_ns() + options.cancel_ms * MILLISECOND);
 }
 
+/* Start an exchange as a stream; slots take turns on the links. */
+static void begin_stream(struct conn *c) {
+    size_t head_len = c->kind->head_len;
+    c->link = &links[(c - conns) % options.http2];
+    c->state = HEAD;
+    c->keep_alive = 0;
+    c->stream = (struct stream){.owner = c, .block = c->out, .block_len = head_len, .body = c->out + head_len,
+                                .body_len = c->out_len - head_len};
+    if (options.cancel && *options.cancel == 'w') arm(&c->timer, clock_ns() + options.cancel_ms * MILLISECOND);
+    if (!link_request(c->link, &c->stream)) fail(c, REFUSED);
+}
+
 /* Start an exchange on the idle connection of `c`, or on a new one. */
 static void begin(struct conn *c, int64_t scheduled) {
     int connected = c->state == IDLE;
@@ -126,15 +123,18 @@ static void begin(struct conn *c, int64_t scheduled) {
     c->in_window = in_window;
     c->exchange = c->slow ? SLOW_FROM + options.first_id + (c - conns) : options.first_id + next_id++;
     c->sequence = c->head_len = c->tail_len = c->mark_len = c->out_at = c->was_open = 0;
-    c->out = grow(c->out, request_len + 1);
-    c->out_len = request_len;
-    memcpy(c->out, request, request_len);
-    char id[32];
-    memcpy(c->out + id_at, id, sprintf(id, ID_FORMAT, c->exchange));
+    c->kind = choose_kind(c->exchange - options.first_id, &c->expected);
+    c->out = grow(c->out, c->kind->length);
+    c->out_len = c->kind->length;
+    write_request(c->kind, c->out, c->exchange, c->expected);
     open_exchanges++;
     started++;
     started_in_window += in_window;
     c->state = SENDING;
+    if (options.http2) {
+        begin_stream(c);
+        return;
+    }
     if (connected) {
         send_request(c);
         return;
@@ -151,9 +151,10 @@ static void begin(struct conn *c, int64_t scheduled) {
 
 /* Start an exchange that is due: on an idle connection, or on a new one if fewer than --max-open are in use. */
 static void arrive(int64_t scheduled) {
-    struct conn *c = idle_head;
+    struct conn *c = options.spread ? NULL : idle_head;
     for (long i = 0; !c && i < conns_room; i++)
         if (conns[i].state == FREE) c = &conns[i];
+    if (!c) c = idle_tail;
     if (c) begin(c, scheduled);
     else problems[OVERFLOW]++;
 }
@@ -201,8 +202,8 @@ static int scan(struct conn *c, const char *at, size_t length, int64_t now) {
 }
 
 static void finish(struct conn *c, int64_t now) {
-    int is_complete = !options.stream || memmem(c->tail, c->tail_len, "[DONE]", 6) || memmem(c->tail, c->tail_len, "message_stop", 12);
-    if (!is_complete || c->sequence == 0 || (options.events && c->sequence != options.events)) {
+    int is_complete = !c->kind->is_stream || memmem(c->tail, c->tail_len, "[DONE]", 6) || memmem(c->tail, c->tail_len, "message_stop", 12);
+    if (!is_complete || c->sequence == 0 || (c->kind->is_stream && c->expected && c->sequence != c->expected)) {
         fail(c, TRUNCATED);
         return;
     }
@@ -216,6 +217,7 @@ static void finish(struct conn *c, int64_t now) {
         c->previous_idle = NULL;
         c->next_idle = idle_head;
         if (idle_head) idle_head->previous_idle = c;
+        else idle_tail = c;
         idle_head = c;
     } else close_conn(c);
     if (options.repeat && !arrivals_over) begin(c, now);
@@ -257,6 +259,29 @@ static void on_bytes(struct conn *c, const char *at, size_t length, int64_t now)
             return;
         }
     if (c->body.done) finish(c, now);
+}
+
+/* --- answers over HTTP/2 */
+static void on_stream_status(struct stream *s, int status) {
+    struct conn *c = s->owner;
+    if (status >= 100 && status < 200) return;
+    c->state = BODY;
+    if (status == 200) return;
+    last_status = status;
+    fail(c, status < 0 ? CORRUPT : STATUS);
+}
+
+static void on_stream_data(struct stream *s, const char *at, size_t length, int64_t now) {
+    struct conn *c = s->owner;
+    if (c->state != BODY || scan(c, at, length, now)) fail(c, CORRUPT);
+}
+
+static void on_stream_end(struct stream *s, int64_t now) {
+    finish(s->owner, now);
+}
+
+static void on_stream_broken(struct stream *s, int is_refused) {
+    fail(s->owner, is_refused ? REFUSED : TRUNCATED);
 }
 
 static void on_ready(struct conn *c, uint32_t ready) {
@@ -372,7 +397,8 @@ static void read_options(int argc, char **argv) {
         {"--ramp-ms", &options.ramp_ms, 0}, {"--warm-ms", &options.warm_ms, 0}, {"--window-ms", &options.window_ms, 0},
         {"--drain-ms", &options.drain_ms, 0}, {"--open-limit-ms", &options.open_limit_ms, 0}, {"--events", &options.events, 0},
         {"--cancel", 0, &options.cancel}, {"--cancel-ms", &options.cancel_ms, 0}, {"--slow", &options.slow, 0},
-        {"--slow-ms", &options.slow_ms, 0}, {"--first-id", &options.first_id, 0}};
+        {"--slow-ms", &options.slow_ms, 0}, {"--first-id", &options.first_id, 0}, {"--http2", &options.http2, 0},
+        {"--mix", 0, &options.mix}, {"--spread", &options.spread, 0}};
     for (int i = 1; i + 1 < argc; i += 2) {
         int found = 0;
         if (strcmp(argv[i], "--rate") == 0) {
@@ -395,6 +421,10 @@ static void read_options(int argc, char **argv) {
         }
     }
     options.headers = headers;
+    if (options.http2 && options.slow) {
+        fprintf(stderr, "--slow is for HTTP/1.1 only\n");
+        exit(2);
+    }
 }
 
 int main(int argc, char **argv) {
@@ -403,10 +433,12 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     address = loopback(options.port);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    build_request();
+    build_requests();
+    links = calloc(options.http2 + 1, sizeof *links);
     conns_room = options.rate ? options.max_open : options.slots;
     conns = calloc(conns_room + options.slow, sizeof *conns);
-    if (!conns || epoll < 0) die("start");
+    if (!conns || !links || epoll < 0) die("start");
+    for (long i = 0; i < options.http2; i++) link_open(&links[i], &address);
     began = clock_ns();
     for (long i = 0; i < options.slow; i++) {
         conns[conns_room + i].slow = 1;
@@ -421,7 +453,8 @@ int main(int argc, char **argv) {
         int n = wait_events(epoll, events, 512, next);
         for (int i = 0; i < n; i++) {
             struct conn *c = events[i].data.ptr;
-            if (c->state != FREE) on_ready(c, events[i].events);
+            if (options.http2) link_ready(events[i].data.ptr, events[i].events);
+            else if (c->state != FREE) on_ready(c, events[i].events);
         }
         for (now = clock_ns(); heap_size && heap[1]->due <= now;) on_timer((struct conn *)heap[1]);
     }

@@ -13,11 +13,13 @@ import time
 from typing import Literal
 
 import msgspec
-from attrs import define, field, fields
+from attrs import define, field
 
 from benchmarks.histogram import Histogram
 from benchmarks.tool_processes import LoadReport, WindowCounts
 from benchmarks.tools.framing import FramingError, MessageBody, MessageHead, split_head
+from benchmarks.tools.http2 import Http2Link
+from benchmarks.tools.requests import LoadOptions, Requests
 
 MS = 1_000_000
 SLOW_FROM = 5_000_000_000  # exchanges from this number on are answered by the upstream's profile b
@@ -29,57 +31,17 @@ PROBLEMS = ("refused", "status", "truncated", "corrupt", "unfinished", "overflow
 LASTS = (b"[DONE]", b"message_stop")
 
 
-@define
-class LoadOptions:
-    """Options, named as on the command line with ``_`` for ``-``."""
-
-    port: int = 0
-    path: str = "/v1/chat/completions"
-    header: list[str] = field(factory=list)
-    model: str = "gpt-4o"
-    stream: int = 1
-    body_bytes: int = 0
-    slots: int = 0
-    repeat: int = 0
-    rate: float = 0.0
-    keepalive: int = 1
-    max_open: int = 4096
-    ramp_ms: int = 0
-    warm_ms: int = 500
-    window_ms: int = 1000
-    drain_ms: int = 2000
-    open_limit_ms: int = 10000
-    events: int = 0
-    cancel: str = ""
-    cancel_ms: int = 0
-    slow: int = 0
-    slow_ms: int = 1000
-    first_id: int = 0
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> LoadOptions:
-        kinds = {attribute.name: type(getattr(cls(), attribute.name)) for attribute in fields(cls)}
-        made = cls()
-        for name, value in zip(arguments[::2], arguments[1::2], strict=True):
-            attribute = name.removeprefix("--").replace("-", "_")
-            if attribute not in kinds:
-                sys.exit(f"unknown option: {name}")
-            if attribute == "header":
-                made.header.append(value)
-            else:
-                setattr(made, attribute, kinds[attribute](value))
-        return made
-
-
 @define(eq=False)
 class LoadConnection:
-    """A connection and its current exchange.
+    """A connection and its current exchange, or with HTTP/2 a stream of ``link``.
 
     States: free → connecting → sending → head → body → idle → sending (keep-alive); any state → free when it is closed.
+    A stream is only free, head or body.
     """
 
     slow: bool = False
     sock: socket.socket | None = None
+    link: Http2Link[LoadConnection] | None = None
     state: Literal["free", "connecting", "sending", "head", "body", "idle"] = "free"
     is_reused: bool = False
     in_window: bool = False
@@ -90,6 +52,8 @@ class LoadConnection:
     body: MessageBody | None = None
     exchange: int = 0
     sequence: int = 0
+    is_stream: bool = True
+    expected: int = 0
     scheduled: int = 0
     due: int = 0
 
@@ -116,22 +80,11 @@ class LoadGenerator:
         self.first_event: list[int] = []
         self.duration: list[int] = []
         self.last_status = self.opened = self.closed = 0
+        self.requests = Requests(options)
+        self.links = [Http2Link(options.port, self.selector, self) for _ in range(options.http2)]
+        for number, connection in enumerate(self.free if self.links else ()):
+            connection.link = self.links[number % len(self.links)]
         self.began = time.monotonic_ns()
-        self.request = self.build_request()
-
-    def build_request(self) -> str:
-        options = self.options
-        padding = "".join(" " if i % 8 == 7 else chr(97 + i % 23) for i in range(max(options.body_bytes - 300, 0)))
-        stream = "true" if options.stream else "false"
-        body = (
-            f'{{"model":"{options.model}","max_tokens":1024,"stream":{stream},'
-            f'"messages":[{{"role":"user","content":"bench-id:0000000000:{padding}"}}]}}'
-        )
-        headers = "".join(f"{header}\r\n" for header in options.header)
-        return (
-            f"POST {options.path} HTTP/1.1\r\nhost: 127.0.0.1:{options.port}\r\ncontent-type: application/json\r\n"
-            f"accept: */*\r\nuser-agent: cgw-benchmarks\r\n{headers}content-length: {len(body)}\r\n\r\n{body}"
-        )
 
     # --- exchanges
     def count(self, name: str) -> None:
@@ -147,10 +100,12 @@ class LoadGenerator:
         heapq.heappush(self.timers, (due, self.armed, connection))
 
     def arrive(self, scheduled: int) -> None:
-        if self.idle:
+        if self.idle and not self.options.spread:
             self.begin(self.idle.pop(), scheduled)
         elif self.free:
             self.begin(self.free.pop(), scheduled)
+        elif self.idle:
+            self.begin(self.idle.pop(0), scheduled)
         else:
             self.errors["overflow"] += 1
 
@@ -164,11 +119,15 @@ class LoadGenerator:
         connection.sequence, connection.head, connection.body, connection.due = 0, None, None, 0
         connection.buffer.clear()
         connection.text.clear()
-        connection.output = self.request.replace(
-            "bench-id:0000000000:", f"bench-id:{connection.exchange:010d}:"
-        ).encode()
+        kind, connection.expected = self.requests.choose(connection.exchange - self.options.first_id)
+        connection.is_stream = kind.is_stream
+        body = self.requests.build_body(kind, connection.exchange, connection.expected)
         self.open += 1
         self.count("started")
+        if connection.link is not None:
+            self.begin_stream(connection, body)
+            return
+        connection.output = self.requests.build_head(len(body)) + body
         if connection.is_reused:
             connection.state = "sending"
             self.send(connection)
@@ -183,6 +142,14 @@ class LoadGenerator:
         connection.state = "connecting"
         self.selector.register(sock, WRITE, connection)
         if sock.connect_ex(("127.0.0.1", self.options.port)) not in (0, errno.EINPROGRESS):
+            self.fail(connection, "refused")
+
+    def begin_stream(self, connection: LoadConnection, body: bytes) -> None:
+        assert connection.link is not None
+        connection.state = "head"
+        if self.options.cancel == "waiting":
+            self.arm(connection, time.monotonic_ns() + self.options.cancel_ms * MS)
+        if not connection.link.request(connection, self.requests.build_http2_fields(len(body)), body):
             self.fail(connection, "refused")
 
     def send(self, connection: LoadConnection) -> None:
@@ -207,18 +174,24 @@ class LoadGenerator:
             self.arm(connection, time.monotonic_ns() + self.options.cancel_ms * MS)
 
     def close(self, connection: LoadConnection) -> None:
-        assert connection.sock is not None
         if connection.state == "idle":
             self.idle.remove(connection)
         else:
             self.open -= 1
+        if connection.link is not None:
+            connection.link.drop(connection)
+        else:
+            self.close_socket(connection)
+        connection.state, connection.due = "free", 0
+        if not connection.slow:
+            self.free.append(connection)
+
+    def close_socket(self, connection: LoadConnection) -> None:
+        assert connection.sock is not None
         # A slow reader is not registered once its request is sent: a timer reads for it.
         if not connection.slow or connection.state in ("connecting", "sending"):
             self.selector.unregister(connection.sock)
         connection.sock.close()
-        connection.state, connection.due = "free", 0
-        if not connection.slow:
-            self.free.append(connection)
 
     def fail(self, connection: LoadConnection, problem: str) -> None:
         # The server may close an idle connection just as a request is sent on it: not a failure (RFC 9112 §9.3.1).
@@ -234,17 +207,16 @@ class LoadGenerator:
             self.arrive(scheduled if is_retry else time.monotonic_ns())
 
     def finish(self, connection: LoadConnection, now: int) -> None:
-        assert connection.head is not None
-        assert connection.body is not None
-        options = self.options
-        is_complete = not options.stream or any(last in connection.text for last in LASTS)
-        if not is_complete or not connection.sequence or (options.events and connection.sequence != options.events):
+        options, is_stream = self.options, connection.is_stream
+        is_complete = not is_stream or any(last in connection.text for last in LASTS)
+        is_short = is_stream and connection.expected and connection.sequence != connection.expected
+        if not is_complete or not connection.sequence or is_short:
             self.fail(connection, "truncated")
             return
         self.count("finished")
         if connection.in_window:
             self.duration.append(now - connection.scheduled)
-        if options.keepalive and connection.head.keeps_alive and connection.body.framing != "until-close":
+        if options.keepalive and self.keeps_alive(connection):
             self.open -= 1
             connection.state, connection.due = "idle", 0
             self.idle.append(connection)
@@ -252,6 +224,30 @@ class LoadGenerator:
             self.close(connection)
         if options.repeat and not self.is_over:
             self.arrive(now)
+
+    @staticmethod
+    def keeps_alive(connection: LoadConnection) -> bool:
+        head, body = connection.head, connection.body
+        return head is not None and head.keeps_alive and body is not None and body.framing != "until-close"
+
+    # --- answers over HTTP/2
+    def on_stream_status(self, connection: LoadConnection, status: int) -> None:
+        connection.state = "body"
+        if status != 200:
+            self.last_status = status
+            self.fail(connection, "status")
+
+    def on_stream_data(self, connection: LoadConnection, data: bytes, now: int) -> None:
+        try:
+            self.scan(connection, data, now)
+        except FramingError:
+            self.fail(connection, "corrupt")
+
+    def on_stream_end(self, connection: LoadConnection, now: int) -> None:
+        self.finish(connection, now)
+
+    def on_stream_broken(self, connection: LoadConnection, *, is_refused: bool) -> None:
+        self.fail(connection, "refused" if is_refused else "truncated")
 
     # --- what comes in
     def on_ready(self, connection: LoadConnection, mask: int) -> None:
@@ -333,12 +329,12 @@ class LoadGenerator:
             self.arm(connection, now + self.options.cancel_ms * MS)
 
     def on_timer(self, connection: LoadConnection) -> None:
-        assert connection.sock is not None
         if not connection.slow:
             self.cancels.append((connection.exchange, time.monotonic_ns()))
             self.close(connection)
             self.count("finished")
             return
+        assert connection.sock is not None
         try:
             got = connection.sock.recv(1)
         except BlockingIOError:
@@ -392,7 +388,10 @@ class LoadGenerator:
             due = self.arrivals(time.monotonic_ns())
             nearest = min(due or until, until, self.timers[0][0] if self.timers else until)
             for key, mask in self.selector.select(max(nearest - time.monotonic_ns(), 0) / 1e9):
-                self.on_ready(key.data, mask)
+                if isinstance(key.data, Http2Link):
+                    key.data.on_ready(mask)
+                else:
+                    self.on_ready(key.data, mask)
             now = time.monotonic_ns()
             while self.timers and self.timers[0][0] <= now:
                 when, _, connection = heapq.heappop(self.timers)
