@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from cgw.errors import Headers
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+FindHeader = Callable[[bytes], bytes | None]
 
 
 @frozen
@@ -53,43 +56,80 @@ def find_header(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
-@frozen
+def index_headers(headers: Headers) -> dict[bytes, bytes]:
+    """Return the value of each field by its name; of several fields of one name, that of the first."""
+    return dict(headers[::-1])
+
+
+# These are made for every exchange. They are not frozen, although nothing changes them: setting the fields of a frozen
+# class costs several times as much.
+
+
+@define(init=False)
 class RequestHead:
-    """The head of a client's request. Header names are in lower case; ``http_version`` is like ``b"1.1"``."""
+    """The head of a client's request. Header names are in lower case; ``http_version`` is like ``b"1.1"``.
+
+    ``index`` is what :func:`index_headers` returns for ``headers``, for callers that have it already.
+    """
 
     method: bytes
     target: bytes
     headers: Headers = field(repr=False)
-    http_version: bytes = b"1.1"
+    http_version: bytes
+    path: bytes = field(repr=False, eq=False)
+    """The target's path, without its query and, of an absolute-form target (RFC 9112 §3.2.2), its authority."""
+    header: FindHeader = field(repr=False, eq=False)
+    """Returns the value of the first field of a name (lower case), or ``None``."""
 
-    @property
-    def path(self) -> bytes:
-        """The target's path, without its query and, of an absolute-form target (RFC 9112 §3.2.2), its authority."""
-        path = self.target.partition(b"?")[0]
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        http_version: bytes = b"1.1",
+        *,
+        index: dict[bytes, bytes] | None = None,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.http_version = http_version
+        path = target.partition(b"?")[0]
         if not path.startswith(b"/") and b"://" in path:
             path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
-        return path
-
-    def header(self, name: bytes) -> bytes | None:
-        """Return the value of the first field called ``name`` (lower case), or ``None``."""
-        return find_header(self.headers, name)
+        self.path = path
+        # The dictionary's own method: a look-up costs no call of a Python function.
+        self.header = (index_headers(headers) if index is None else index).get
 
 
-@frozen
+@define(init=False)
 class ResponseHead:
-    """The head of an upstream's final response. Header names are in lower case."""
+    """The head of an upstream's final response. Header names are in lower case. ``index`` is as in a request's head."""
 
     status: int
     headers: Headers
-    http_version: bytes = b"1.1"
-    reason: bytes = b""
+    http_version: bytes
+    reason: bytes
+    header: FindHeader = field(repr=False, eq=False)
+    """Returns the value of the first field of a name (lower case), or ``None``."""
 
-    def header(self, name: bytes) -> bytes | None:
-        """Return the value of the first field called ``name`` (lower case), or ``None``."""
-        return find_header(self.headers, name)
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        http_version: bytes = b"1.1",
+        reason: bytes = b"",
+        *,
+        index: dict[bytes, bytes] | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.http_version = http_version
+        self.reason = reason
+        self.header = (index_headers(headers) if index is None else index).get
 
 
-@frozen
+@define
 class UpstreamRequest:
     """A whole request to an upstream. ``headers`` lack ``host`` and ``content-length``, which are added on sending."""
 
