@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -243,6 +244,56 @@ def test_any_object_is_read_or_refused(value: dict[str, Any]) -> None:
         READER.read(json.dumps(value).encode())
     except Refusal as refusal:
         assert refusal.param
+
+
+some_texts = st.text(max_size=2)
+some_integers = st.integers(-2, 2) | st.sampled_from([2**63 - 1, 2**63, -(2**63), 10**30])
+contents = (
+    some_texts
+    | st.none()
+    | st.lists(
+        st.dictionaries(st.sampled_from(["type", "text", "content"]), st.sampled_from(["text", "tool_result", None, 1]))
+        | some_texts,
+        max_size=2,
+    )
+)
+turns = st.lists(
+    st.fixed_dictionaries({"role": some_texts | some_integers, "content": contents}, optional={"x": some_texts})
+    | st.fixed_dictionaries({}, optional={"role": some_texts, "content": contents})
+    | st.none(),
+    max_size=2,
+)
+odd_values: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | some_integers | st.just(1.0) | st.just([]) | st.just({}) | some_texts
+)
+objects = st.fixed_dictionaries(
+    {"model": some_texts | st.none()},
+    optional={
+        "messages": turns | odd_values,
+        "max_tokens": some_integers | odd_values,
+        "temperature": st.floats(allow_nan=False) | odd_values,
+        "stream": st.booleans() | odd_values,
+        "stop": st.lists(some_texts | odd_values, max_size=2) | odd_values,
+        "tools": st.lists(some_texts) | odd_values,
+        "thinking": st.dictionaries(some_texts, some_texts) | odd_values,
+        "anything": odd_values,
+        "unknown": odd_values,
+    },
+)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(objects | st.fixed_dictionaries({}, optional={"messages": turns}))
+def test_both_ways_to_structure_a_body_agree(value: dict[str, Any]) -> None:
+    """The fast way accepts exactly the objects that cattrs does, and makes the same of them."""
+    expected: Body | None = None
+    with contextlib.suppress(Refusal):
+        expected = READER.structure_or_explain(value)
+    found: Body | None = None
+    with contextlib.suppress(TypeError, ValueError):
+        found = READER.structure(value)
+    # As text: 1, 1.0 and True are equal.
+    assert repr(found) == repr(expected)
 
 
 @settings(deadline=None)

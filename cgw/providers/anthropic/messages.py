@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.model import BodyWindow, Feature, Usage
@@ -41,7 +41,7 @@ _PREFIX = "anthropic/"
 _SDK_HEADERS = frozenset({b"anthropic-version", b"anthropic-beta"})
 
 
-@frozen
+@define
 class Message:
     """A message of the conversation. The reference's route passes on these fields only."""
 
@@ -49,7 +49,7 @@ class Message:
     content: Content
 
 
-@frozen
+@define
 class MessagesBody:
     """The known fields of a request. The reference's route passes on these only.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.model import BodyWindow, Feature, Usage
@@ -37,7 +37,7 @@ _PREFIX = "openai/"
 _SDK_HEADERS = frozenset({b"openai-beta"})
 
 
-@frozen
+@define
 class ChatMessage:
     """A message of the conversation. The reference's route passes on these fields only."""
 
@@ -51,7 +51,7 @@ class ChatMessage:
     audio: JsonObject | None = None
 
 
-@frozen
+@define
 class ChatBody:
     """The known fields of a request. The reference's route passes on these only.
 
