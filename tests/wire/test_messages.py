@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.wire.messages import RequestHead, ResponseHead, find_header
+from cgw.wire.messages import Origin, RequestHead, ResponseHead, UpstreamRequest, encode_head, find_header
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 
@@ -33,3 +33,22 @@ def test_a_look_up_finds_the_first_field_of_the_name(headers: list[tuple[bytes, 
 def test_the_path_is_that_of_the_target(target: bytes, path: bytes) -> None:
     """Query and authority are not part of the path."""
     assert RequestHead(b"GET", target, ()).path == path
+
+
+def test_the_head_of_an_upstream_request_is_encoded() -> None:
+    """``host`` and ``content-length`` are added to the request's own fields."""
+    request = UpstreamRequest(Origin("https", "x.test", 8443), b"/v1?a=b", ((b"accept", b"*/*"),), b"12345")
+    assert (
+        encode_head(request)
+        == b"POST /v1?a=b HTTP/1.1\r\nhost: x.test:8443\r\naccept: */*\r\ncontent-length: 5\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "field"),
+    [(b"/\nx", (b"a", b"b")), (b"/", (b"a", b"b\nc")), (b"/", (b"a\n", b"b")), (b"/", (b"a", b"\r\n"))],
+)
+def test_a_head_cannot_be_split(target: bytes, field: tuple[bytes, bytes]) -> None:
+    """A line feed in the target or in a field is refused."""
+    with pytest.raises(ValueError, match="contains a line feed"):
+        encode_head(UpstreamRequest(Origin("http", "x", 80), target, (field,), b""))
