@@ -122,7 +122,7 @@ def has_connection_close(head: RequestHead | ResponseHead) -> bool:
     """Return whether a ``Connection`` field has the token ``close`` (RFC 9112 §9.6)."""
     if head.header(b"connection") is None:
         return False
-    for name, value in head.headers:
-        if name == b"connection" and b"close" in [token.strip().lower() for token in value.split(b",")]:
-            return True
-    return False
+    values = [value for name, value in head.headers if name == b"connection"]
+    if values == [b"keep-alive"]:
+        return False
+    return any(token.strip().lower() == b"close" for value in values for token in value.split(b","))
