@@ -33,6 +33,9 @@ JsonList = NewType("JsonList", list[Any])
 StringOrStrings = NewType("StringOrStrings", object)
 """A string, or a list of strings."""
 
+LARGE_BODY_BYTES = 16 * 1024
+"""From this size on, messages that are passed on unchanged are copied instead of encoded."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
 
@@ -303,17 +306,40 @@ def encode_object(value: dict[str, Any]) -> bytes:
         raise _refuse_json("nested too deeply") from None
 
 
+class _Messages(msgspec.Struct, gc=False):
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+_messages_decoder = msgspec.json.Decoder(_Messages)
+
+
+def encode_with_messages(value: dict[str, Any], body: bytes) -> bytes:
+    """Encode a body for the upstream, as :func:`encode_object`; its ``messages`` are those of the client's ``body``.
+
+    Those of a large body are copied, as they came, which takes a tenth to a half of the time that encoding them takes.
+    All other fields are encoded, so that no key occurs twice beside them: parsers differ in which one counts.
+    """
+    if len(body) >= LARGE_BODY_BYTES:
+        try:
+            messages = _messages_decoder.decode(body).messages
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            # Lone surrogates: the body was only decoded after they were replaced.
+            return encode_object(value)
+        if messages:
+            return encode_object({**value, "messages": messages})
+    return encode_object(value)
+
+
 def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Return a copy of ``value`` with the fields in ``names`` only, without those that are ``null``."""
     return {name: item for name, item in value.items() if name in names and item is not None}
 
 
 def keep_fields_of_each(values: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
-    """Return the objects with the fields in ``names`` only; an object that has no others is not copied."""
-    return [
-        value if value.keys() <= names else {name: item for name, item in value.items() if name in names}
-        for value in values
-    ]
+    """Return the objects with the fields in ``names`` only; ``values`` itself if they have no others."""
+    if all(value.keys() <= names for value in values):
+        return values
+    return [{name: item for name, item in value.items() if name in names} for value in values]
 
 
 def _refuse_json(problem: str) -> Refusal:

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cgw.errors import Refusal
+from cgw.providers import request_body
 from cgw.providers.request_body import (
     BodyReader,
     Content,
@@ -20,6 +21,7 @@ from cgw.providers.request_body import (
     StringOrStrings,
     decode_object,
     encode_object,
+    encode_with_messages,
 )
 
 
@@ -306,3 +308,31 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         READER.read(body)
     except Refusal as refusal:
         assert refusal.status == 400
+
+
+KEYS = st.sampled_from(["messages", "m\\u0065ssages", "model", "a"])
+RAW_VALUES = st.sampled_from(
+    [
+        b"[]",
+        b"[1]",
+        b'[{"role": "user"}]',
+        b'"\\ud83d"',
+        b'"\\ud83d\\ude00"',
+        b'"\\n\\""',
+        b"null",
+        b" {} ",
+        b'"\xc3\xa9"',
+        b"1e2",
+    ]
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(KEYS, RAW_VALUES)))
+def test_copied_messages_are_those_that_would_be_encoded(fields: list[tuple[str, bytes]]) -> None:
+    """Copied and encoded messages have the same value, also if keys are escaped or occur twice."""
+    body = b"{" + b", ".join(b'"%b": %b' % (key.encode(), value) for key, value in fields) + b"}"
+    outgoing = {**decode_object(body), "model": "set"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request_body, "LARGE_BODY_BYTES", 0)
+        assert json.loads(encode_with_messages(outgoing, body)) == json.loads(encode_object(outgoing))
