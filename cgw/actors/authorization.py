@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import re
 
-from cgw.errors import Headers, Refusal
+from cgw.errors import Refusal
 from cgw.model import Actor
-from cgw.wire.messages import find_header
+from cgw.wire.messages import FindHeader
 
 # A scheme's name (RFC 9110 §11.1). Tokens are longer, or have digits or underscores.
 _HARMLESS_TYPE = re.compile(rb"[A-Za-z-]{1,16}")
 
 
-def extract_token(headers: Headers) -> str:
+def extract_token(header: FindHeader) -> str:
     """Return the token of a request: from ``Authorization: Bearer``, otherwise from ``x-api-key``; ``""`` for none.
 
-    Names in ``headers`` are in lower case. An empty header counts as absent.
+    ``header`` looks up a field of the request's head. An empty field counts as absent.
 
     Raises :exc:`~cgw.errors.Refusal` (400) for an Authorization of another type than Bearer (the reference's §4). The
     text repeats the type only if that cannot be a token whose type was left out.
     """
     # Authorization wins: it is the reference's header, Sourcegraph's clients send an empty x-api-key beside it, and
     # SDKs that send both mean a gateway in front by Authorization and the provider by x-api-key.
-    authorization = (find_header(headers, b"authorization") or b"").strip()
+    authorization = (header(b"authorization") or b"").strip()
     if not authorization:
-        return _decode((find_header(headers, b"x-api-key") or b"").strip())
+        return _decode((header(b"x-api-key") or b"").strip())
     token_type, space, token = authorization.partition(b" ")
     if not space:
         raise Refusal(400, "token type missing in Authorization header", code="invalid_authorization")

@@ -111,7 +111,7 @@ class ControlApp:
     async def _healthz(self, head: RequestHead) -> ControlResponse:
         """Report whether requests are served; further lines say why Redis or the event log is not well."""
         if self.diagnostics_secret is not None:
-            token = extract_token(head.headers)
+            token = extract_token(head.header)
             # In constant time, so that the time does not tell how much of a guess is right.
             if not hmac.compare_digest(
                 token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
@@ -136,7 +136,7 @@ class ControlApp:
 
     async def _find_actor(self, head: RequestHead) -> Actor:
         try:
-            actor = await self.gateway.sources.get(extract_token(head.headers))
+            actor = await self.gateway.sources.get(extract_token(head.header))
         except (NotFromSource, AccessTokenDenied) as error:
             raise Refusal(401, str(error)) from None
         check_access(actor, head.path.decode("latin-1"))

@@ -40,7 +40,7 @@ async def authenticate(gateway: Gateway, head: RequestHead) -> Actor:
     Raises :exc:`~cgw.errors.Refusal` 400 or 401. A token that its source denies leaves an ``Unauthorized`` event.
     """
     try:
-        return await gateway.sources.get(extract_token(head.headers))
+        return await gateway.sources.get(extract_token(head.header))
     except NotFromSource as error:
         raise Refusal(401, str(error)) from None
     except AccessTokenDenied as error:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from cgw.errors import Headers, Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Dialect
-from cgw.wire.heads import select_response_headers
+from cgw.wire.heads import NOT_PASSED_ON, select_response_headers
 from cgw.wire.messages import RequestHead, ResponseHead
 
 COMPLETION_FEATURES = (Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS)
 """The values of ``X-Sourcegraph-Feature`` that the completions routes accept."""
 
-
+_UNBUFFERED = (b"x-accel-buffering", b"no")
 _NUMBER = re.compile(rb"(-?)\+?([0-9]+)")
 
 
@@ -82,13 +83,29 @@ def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: in
     """
     added: list[tuple[bytes, bytes]] = [*own, (b"x-cody-resolved-model", model.encode("utf-8", "replace"))]
     if is_event_stream(head):
-        added.append((b"x-accel-buffering", b"no"))  # or nginx in front would gather events before sending them
+        added.append(_UNBUFFERED)  # or nginx in front would gather events before sending them
     if answer_status(head.status) == 503 and head.header(b"retry-after") is None:
         added.append((b"retry-after", b"%d" % retry_after_seconds))
-    replaced = {name for name, _ in added}
+    replaced = [name for name, _ in added]
     if head.header(b"transfer-encoding") is not None or head.status == 204:
-        replaced.add(b"content-length")  # beside a coding, or in a 204, it would be a second framing (RFC 9110 §8.6)
-    return [*select_response_headers(head.headers, replaced), *added]
+        replaced.append(b"content-length")  # beside a coding, or in a 204, it would be a second framing (RFC 9110 §8.6)
+    return [*_select_fields(head, tuple(replaced)), *added]
+
+
+def _select_fields(head: ResponseHead, replaced: tuple[bytes, ...]) -> list[tuple[bytes, bytes]]:
+    """Return what :func:`~cgw.wire.heads.select_response_headers` does, by one pass over the fields of usual heads."""
+    if head.header(b"connection") is not None:
+        named = {value for name, value in head.headers if name == b"connection"}
+        if named != {b"keep-alive"}:
+            return select_response_headers(head.headers, replaced)
+    dropped = _list_dropped(replaced)
+    return [field for field in head.headers if field[0] not in dropped]
+
+
+@lru_cache(maxsize=64)
+def _list_dropped(replaced: tuple[bytes, ...]) -> frozenset[bytes]:
+    # The names are cgw's own, so there are a few combinations only.
+    return NOT_PASSED_ON.union(replaced)
 
 
 def allowed_methods(methods: Sequence[str]) -> Headers:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import define
 
 from cgw.errors import Headers, Refusal
 from cgw.model import BodyWindow, Feature, Usage
 from cgw.wire.messages import RequestHead, ResponseHead, UpstreamRequest
 
 
-@frozen
+@define
 class Caller:
     """The caller, as far as a dialect needs to know it.
 
@@ -24,7 +24,7 @@ class Caller:
     feature: Feature
 
 
-@frozen
+@define
 class PreparedRequest:
     """A checked request, ready to be sent.
 

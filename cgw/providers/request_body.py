@@ -1,8 +1,8 @@
 """Request bodies: decode the JSON, check the known fields, encode the JSON for the upstream.
 
 A dialect declares the API's fields as an attrs class. :class:`BodyReader` decodes the bytes and structures the object
-with cattrs into that class, and also returns the decoded object. The upstream's body is built from the decoded object,
-so that numbers and unknown parts are passed on unchanged.
+into that class, and also returns the decoded object. The upstream's body is built from the decoded object, so that
+numbers and unknown parts are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cattrs.cols import is_sequence, list_structure_factory
 from cattrs.gen import make_dict_structure_fn
 
 from cgw.errors import Refusal
+from cgw.providers.body_structure import Convert, build_reader
 
 # Bounds the response: each of a thousand messages may have a problem.
 MAX_REPORTED_PROBLEMS = 10
@@ -32,6 +33,9 @@ JsonList = NewType("JsonList", list[Any])
 StringOrStrings = NewType("StringOrStrings", object)
 """A string, or a list of strings."""
 
+LARGE_BODY_BYTES = 16 * 1024
+"""From this size on, messages that are passed on unchanged are copied instead of encoded."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
 
@@ -40,7 +44,7 @@ T = TypeVar("T")
 _Structure = Callable[[Any, Any], Any]
 
 
-@attrs.frozen
+@attrs.define
 class Content:
     """The checked content of a message. ``raw`` is a string, a list of objects that have a ``type``, or ``None``."""
 
@@ -82,19 +86,20 @@ def _expected(what: str, value: object, path: str = "") -> NoReturn:
     raise Mismatch(f"expected {what}, got {name_of_type(value)}", path)
 
 
-# Structure hooks for cattrs. Its own ones convert instead of checking: 1 to "1", "false" to True.
+# Checks of values, also as structure hooks for cattrs, which gives them the type as well. Its own hooks convert instead
+# of checking: 1 to "1", "false" to True.
 
 
-def _check_string(value: object, _: type) -> str:
+def _check_string(value: object, _: object = None) -> str:
     return value if isinstance(value, str) else _expected("a string", value)
 
 
-def _check_boolean(value: object, _: type) -> bool:
+def _check_boolean(value: object, _: object = None) -> bool:
     # Not bool(value): the provider would get what the client has sent, and `"false"` is true in Python.
     return value if isinstance(value, bool) else _expected("true or false", value)
 
 
-def _check_integer(value: object, _: type) -> int:
+def _check_integer(value: object, _: object = None) -> int:
     if isinstance(value, int) and not isinstance(value, bool):  # in Python, True is an int
         if -MAX_INTEGER <= value <= MAX_INTEGER:
             return value
@@ -104,20 +109,20 @@ def _check_integer(value: object, _: type) -> int:
     _expected("an integer", value)
 
 
-def _check_number(value: object, _: type) -> float:
+def _check_number(value: object, _: object = None) -> float:
     # An integer is not converted, so that it is passed on exactly, however large.
     return value if isinstance(value, int | float) and not isinstance(value, bool) else _expected("a number", value)
 
 
-def _check_object(value: object, _: type) -> JsonObject:
+def _check_object(value: object, _: object = None) -> JsonObject:
     return JsonObject(value) if isinstance(value, dict) else _expected("an object", value)
 
 
-def _check_list(value: object, _: type) -> JsonList:
+def _check_list(value: object, _: object = None) -> JsonList:
     return JsonList(value) if isinstance(value, list) else _expected("a list", value)
 
 
-def _check_string_or_strings(value: object, _: type) -> StringOrStrings:
+def _check_string_or_strings(value: object, _: object = None) -> StringOrStrings:
     if not isinstance(value, str | list):
         _expected("a string or a list of strings", value)
     if isinstance(value, list):
@@ -127,7 +132,7 @@ def _check_string_or_strings(value: object, _: type) -> StringOrStrings:
     return StringOrStrings(value)
 
 
-def _check_content(value: object, _: type) -> Content:
+def _check_content(value: object, _: object = None) -> Content:
     if isinstance(value, str):
         return Content(value, len(value))
     if not isinstance(value, list):
@@ -164,21 +169,38 @@ def _count_tool_result(content: object) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-_CHECKS: tuple[tuple[Any, Callable[[object, type], Any]], ...] = (
-    (str, _check_string),
-    (bool, _check_boolean),
-    (int, _check_integer),
-    (float, _check_number),
-    (JsonObject, _check_object),
-    (JsonList, _check_list),
-    (StringOrStrings, _check_string_or_strings),
-    (Content, _check_content),
-)
+_CHECKS: dict[Any, Callable[..., Any]] = {
+    str: _check_string,
+    bool: _check_boolean,
+    int: _check_integer,
+    float: _check_number,
+    JsonObject: _check_object,
+    JsonList: _check_list,
+    StringOrStrings: _check_string_or_strings,
+    Content: _check_content,
+}
+
+_EXACT_KINDS: dict[Any, type] = {
+    str: str,
+    bool: bool,
+    float: float,
+    JsonObject: dict,
+    JsonList: list,
+    StringOrStrings: str,
+}
+"""The class of values that the checks above return as they are."""
 
 
-def _make_converter(classes: Iterable[type], *, all_problems: bool) -> cattrs.Converter:
-    converter = cattrs.Converter(detailed_validation=all_problems)
-    for kind, check in _CHECKS:
+def _make_reader(classes: Iterable[type], cls: type) -> Convert:
+    readers: dict[Any, Convert] = {}
+    for part in (*classes, cls):
+        readers[part] = build_reader(part, _EXACT_KINDS, _CHECKS, readers)
+    return readers[cls]
+
+
+def _make_converter(classes: Iterable[type]) -> cattrs.Converter:
+    converter = cattrs.Converter()
+    for kind, check in _CHECKS.items():
         converter.register_structure_hook(kind, check)
     # For fields such as list[Message].
     converter.register_structure_hook_factory(is_sequence, _structure_list)
@@ -210,10 +232,10 @@ class BodyReader(Generic[T]):
 
     def __init__(self, cls: type[T], *parts: type) -> None:
         self._cls = cls
-        # cattrs' record of paths is slow, so bodies are structured without it; a wrong one is structured once more
-        # with it, to name all problems.
-        self._converter = _make_converter((*parts, cls), all_problems=False)
-        self._explainer = _make_converter((*parts, cls), all_problems=True)
+        self.structure: Callable[[dict[str, Any]], T] = _make_reader(parts, cls)
+        """Structures a decoded object. Raises :exc:`TypeError` or :exc:`ValueError`, without a reason."""
+        # cattrs records the path of each problem, which is slow; so it gets the bodies that are not valid only.
+        self._explainer = _make_converter((*parts, cls))
 
     def read(self, body: bytes) -> tuple[T, dict[str, Any]]:
         """Return the structured body, and the decoded object that it was made from.
@@ -224,24 +246,25 @@ class BodyReader(Generic[T]):
         """
         raw = decode_object(body)
         try:
-            return self._converter.structure(raw, self._cls), raw
-        except (Mismatch, KeyError, TypeError, ValueError):
-            raise self._explain(raw) from None
+            return self.structure(raw), raw
+        except (TypeError, ValueError):
+            return self.structure_or_explain(raw), raw
 
-    def _explain(self, raw: dict[str, Any]) -> Refusal:
+    def structure_or_explain(self, raw: dict[str, Any]) -> T:
+        """Return the structured body of a decoded object, slowly. Raises :exc:`~cgw.errors.Refusal` with all problems.
+
+        ``read`` leaves to it all objects that ``structure`` does not accept.
+        """
         try:
-            self._explainer.structure(raw, self._cls)
+            return self._explainer.structure(raw, self._cls)
         # This converter collects all problems of a body in a group (detailed_validation).
         except (cattrs.BaseValidationError, Mismatch, KeyError, TypeError, ValueError) as error:
             problems = list(_list_problems(error, ""))
-        else:
-            # Both converters have the same checks, so this would be a bug.
-            raise AssertionError("a body was refused by one converter, but not by the other")
         text = "; ".join(f"{path}: {problem}" for path, problem in problems[:MAX_REPORTED_PROBLEMS])
         more = len(problems) - MAX_REPORTED_PROBLEMS
         if more > 0:
             text += f"; and {more} more"
-        return Refusal(400, f"failed to parse request body: {text}", param=problems[0][0])
+        raise Refusal(400, f"failed to parse request body: {text}", param=problems[0][0])
 
 
 def _list_problems(error: BaseException, path: str) -> Iterable[tuple[str, str]]:
@@ -283,17 +306,40 @@ def encode_object(value: dict[str, Any]) -> bytes:
         raise _refuse_json("nested too deeply") from None
 
 
+class _Messages(msgspec.Struct, gc=False):
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+_messages_decoder = msgspec.json.Decoder(_Messages)
+
+
+def encode_with_messages(value: dict[str, Any], body: bytes) -> bytes:
+    """Encode a body for the upstream, as :func:`encode_object`; its ``messages`` are those of the client's ``body``.
+
+    Those of a large body are copied, as they came, which takes a tenth to a half of the time that encoding them takes.
+    All other fields are encoded, so that no key occurs twice beside them: parsers differ in which one counts.
+    """
+    if len(body) >= LARGE_BODY_BYTES:
+        try:
+            messages = _messages_decoder.decode(body).messages
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            # Lone surrogates: the body was only decoded after they were replaced.
+            return encode_object(value)
+        if messages:
+            return encode_object({**value, "messages": messages})
+    return encode_object(value)
+
+
 def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Return a copy of ``value`` with the fields in ``names`` only, without those that are ``null``."""
     return {name: item for name, item in value.items() if name in names and item is not None}
 
 
 def keep_fields_of_each(values: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
-    """Return the objects with the fields in ``names`` only; an object that has no others is not copied."""
-    return [
-        value if value.keys() <= names else {name: item for name, item in value.items() if name in names}
-        for value in values
-    ]
+    """Return the objects with the fields in ``names`` only; ``values`` itself if they have no others."""
+    if all(value.keys() <= names for value in values):
+        return values
+    return [{name: item for name, item in value.items() if name in names} for value in values]
 
 
 def _refuse_json(problem: str) -> Refusal:

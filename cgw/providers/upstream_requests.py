@@ -6,7 +6,15 @@ from attrs import field, frozen
 
 from cgw import __version__
 from cgw.errors import Headers
-from cgw.wire.messages import Origin, RequestHead, UpstreamRequest, find_header, parse_base_url
+from cgw.wire.messages import (
+    Origin,
+    RequestHead,
+    UpstreamRequest,
+    encode_fields,
+    encode_head_start,
+    find_header,
+    parse_base_url,
+)
 
 _COMMON: Headers = (
     (b"content-type", b"application/json"),
@@ -28,13 +36,22 @@ def secret_value(secret: str, what: str) -> bytes:
 
 
 @frozen
+class _ConstantFields:
+    """Header fields that every request of one kind has, also encoded, with and without what precedes them."""
+
+    headers: Headers
+    encoded: bytes
+    head_start: bytes
+
+
+@frozen
 class Endpoint:
-    """One upstream URL, with its header fields built once. ``repr`` does not show them, because they have the key."""
+    """One upstream URL, with its header fields encoded once. ``repr`` does not show them, because they have the key."""
 
     origin: Origin
     target: bytes
-    _json_headers: Headers = field(repr=False)
-    _stream_headers: Headers = field(repr=False)
+    _json_fields: _ConstantFields = field(repr=False)
+    _stream_fields: _ConstantFields = field(repr=False)
 
     @classmethod
     def parse(cls, api_url: str, path: str, headers: Headers) -> Endpoint:
@@ -43,24 +60,38 @@ class Endpoint:
         Raises :exc:`ValueError` for a base URL that is not valid.
         """
         origin, base_path = parse_base_url(api_url)
-        return cls(
-            origin,
-            (base_path + path).encode("ascii"),
-            (*_COMMON, (b"accept", b"application/json"), *headers),
-            (*_COMMON, (b"accept", b"text/event-stream"), *headers),
-        )
+        target = (base_path + path).encode("ascii")
+
+        def encode(accept: bytes) -> _ConstantFields:
+            fields = (*_COMMON, (b"accept", accept), *headers)
+            encoded = encode_fields(fields)
+            return _ConstantFields(fields, encoded, encode_head_start(b"POST", target, origin, encoded))
+
+        return cls(origin, target, encode(b"application/json"), encode(b"text/event-stream"))
 
     def build_request(
         self, body: bytes, *, is_stream: bool, query: bytes = b"", headers: Headers = ()
     ) -> UpstreamRequest:
-        """Build a POST of ``body`` with ``headers`` besides the endpoint's; ``query`` has no question mark."""
-        own = self._stream_headers if is_stream else self._json_headers
-        target = self.target + b"?" + query if query else self.target
-        return UpstreamRequest(self.origin, target, (*own, *headers) if headers else own, body)
+        """Build a POST of ``body`` with ``headers`` besides the endpoint's; ``query`` has no question mark.
+
+        Raises :exc:`ValueError` if ``query`` or ``headers`` contain a line feed.
+        """
+        own = self._stream_fields if is_stream else self._json_fields
+        fields, target, start = own.headers, self.target, own.head_start
+        if query:
+            target = target + b"?" + query
+            start = encode_head_start(b"POST", target, self.origin, own.encoded)
+        if headers:
+            fields = (*fields, *headers)
+            start += encode_fields(headers)
+        return UpstreamRequest(self.origin, target, fields, body, head_start=start)
 
 
 def select_headers(head: RequestHead, names: frozenset[bytes], defaults: Headers = ()) -> Headers:
     """Return a client's header fields that are in ``names``, and those of ``defaults`` that it did not send."""
+    # The usual case: a few look-ups instead of a pass over all fields.
+    if all(head.header(name) is None for name in names):
+        return defaults
     chosen = tuple(item for item in head.headers if item[0] in names)
     return (*chosen, *(item for item in defaults if find_header(chosen, item[0]) is None))
 

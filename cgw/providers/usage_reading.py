@@ -7,15 +7,15 @@ unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-from attrs import frozen
+from attrs import define
 
 from cgw.model import BodyWindow, Usage, UsageQuality
 from cgw.providers.dialect import PreparedRequest
 from cgw.wire.messages import ResponseHead
-from cgw.wire.sse import Frame, parse_frames
+from cgw.wire.sse import parse_data
 
 MAX_FIGURE = 2**53
 """Token counts from here on are not plausible, and count as unknown."""
@@ -28,7 +28,13 @@ SCAN_BYTES = 8 * 1024
 _decoder = msgspec.json.Decoder()
 
 
-@frozen
+T = TypeVar("T", bound=msgspec.Struct)
+
+Figure = Annotated[int, msgspec.Meta(ge=0, lt=MAX_FIGURE)]
+"""The type of a token count in a struct."""
+
+
+@define
 class Reading:
     """The figures that were read from one response. ``is_final`` is true if the API's end marker was seen."""
 
@@ -93,28 +99,43 @@ def decode_json(data: bytes) -> Any:
         return None
 
 
+class PartsDecoder(Generic[T]):
+    """Decodes JSON objects into a struct of the few parts that are of use, at half the cost of decoding all of them.
+
+    ``take_parts`` makes the struct from a decoded object of any shape, without the parts that have an unexpected type.
+    It is used for objects that are not as ``kind`` declares them; for all others both ways give the same.
+    """
+
+    def __init__(self, kind: type[T], take_parts: Callable[[dict[str, Any]], T]) -> None:
+        self._decode = msgspec.json.Decoder(kind).decode
+        self.take_parts = take_parts
+
+    def decode(self, data: bytes) -> T | None:
+        """Return the parts of an object; ``None`` for anything else."""
+        try:
+            return self._decode(data)
+        # ValueError includes text that is not UTF-8; RecursionError is deep nesting.
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            value = decode_json(data)
+            return self.take_parts(value) if isinstance(value, dict) else None
+
+
 def read_object(
-    body: BodyWindow, prompt_key: str, completion_key: str, count_characters: Callable[[dict[str, Any]], int]
+    body: BodyWindow, prompt_key: str, completion_key: str, read_whole: Callable[[bytes], Reading]
 ) -> Reading:
     """Read a response that is one JSON object with a top-level ``usage``.
 
-    ``prompt_key`` and ``completion_key`` are the names of the token counts in it. ``count_characters`` returns the
-    length of the completion's text; it is unknown if the body's middle is missing.
+    ``prompt_key`` and ``completion_key`` are the names of the token counts in it. ``read_whole`` reads the whole body;
+    without the body's middle, the length of the completion's text is unknown.
     """
-    usage: dict[str, Any] | None
-    character_count: int | None = None
     if body.is_whole:
         # Both parts are the whole body, as nothing between them was dropped.
-        value = decode_json(body.head + body.tail)
-        if not isinstance(value, dict):
-            return Reading()
-        usage, character_count = object_in(value, "usage"), count_characters(value)
-    else:
-        usage = find_usage(body)
-        if usage is None:
-            return Reading()
+        return read_whole(body.head + body.tail)
+    usage = find_usage(body)
+    if usage is None:
+        return Reading()
     # Final: the object was parsed up to the end of the body, and an object has no other end marker.
-    return Reading(figure_in(usage, prompt_key), figure_in(usage, completion_key), character_count, is_final=True)
+    return Reading(figure_in(usage, prompt_key), figure_in(usage, completion_key), None, is_final=True)
 
 
 def find_usage(body: BodyWindow) -> dict[str, Any] | None:
@@ -134,25 +155,17 @@ def find_usage(body: BodyWindow) -> dict[str, Any] | None:
     return None
 
 
-def list_frames(body: BodyWindow) -> list[Frame]:
-    """Return the complete frames of an event stream in a body's window, in order.
+def list_data(body: BodyWindow) -> list[bytes]:
+    """Return the data of the complete frames of an event stream in a body's window, in order.
 
     Of a body whose middle is missing, only :data:`SCAN_BYTES` at each end are parsed.
     """
     if body.is_whole:
-        return parse_frames(body.head + body.tail)
+        return parse_data(body.head + body.tail)
     # The figures are in the first and the last events. The events between them would only serve to count text, which
     # is incomplete anyway.
     # The tail begins within a frame, whose rest is skipped.
-    return [*parse_frames(body.head[:SCAN_BYTES]), *parse_frames(body.tail[-SCAN_BYTES:], mid_frame=True)]
-
-
-def list_objects(frames: list[Frame]) -> Iterator[dict[str, Any]]:
-    """Yield the frames' data that are JSON objects, decoded."""
-    for frame in frames:
-        value = decode_json(frame.data)
-        if isinstance(value, dict):
-            yield value
+    return [*parse_data(body.head[:SCAN_BYTES]), *parse_data(body.tail[-SCAN_BYTES:], mid_frame=True)]
 
 
 def object_in(value: object, key: str) -> dict[str, Any]:
@@ -176,7 +189,7 @@ def figure_in(value: dict[str, Any], key: str) -> int | None:
     return None
 
 
-def text_length_in(value: dict[str, Any], key: str) -> int:
-    """Return the length of the text under ``key``, in code points; 0 if there is none."""
+def text_in(value: dict[str, Any], key: str) -> str | None:
+    """Return the text under ``key``, or ``None``."""
     text = value.get(key)
-    return len(text) if isinstance(text, str) else 0
+    return text if isinstance(text, str) else None

@@ -108,3 +108,31 @@ class FrameParser:
 def parse_frames(data: bytes, *, mid_frame: bool = False) -> list[Frame]:
     """Return the whole frames of ``data``, which begins at the start of a stream or, with ``mid_frame``, anywhere."""
     return FrameParser(mid_frame=mid_frame).feed(data)
+
+
+def parse_data(data: bytes, *, mid_frame: bool = False) -> list[bytes]:
+    """Return the data of the frames that :func:`parse_frames` returns, at half the cost for usual streams."""
+    contents = None if mid_frame or b"\r" in data else _parse_usual_data(data)
+    return [frame.data for frame in parse_frames(data, mid_frame=mid_frame)] if contents is None else contents
+
+
+def _parse_usual_data(data: bytes) -> list[bytes] | None:
+    """Return the data of a stream as providers send it; ``None`` for another one, which the parser has to read.
+
+    All frames have one line of data; before it, either all or none have a line with the event's name.
+    """
+    lines = data.split(b"\n")
+    lines.pop()  # unfinished, or empty
+    step = 2
+    if data.startswith(b"event: "):
+        step = 3
+        names = lines[0::3]
+        if len(names) != len([name for name in names if name.startswith(b"event: ")]):
+            return None
+    values, blanks = lines[step - 2 :: step], lines[step - 1 :: step]
+    contents = [value[6:] for value in values if value.startswith(b"data: ")]
+    # Every line must be at its place, also those of a last frame that is unfinished, and not returned.
+    if len(contents) != len(values) or any(blanks):
+        return None
+    del contents[len(blanks) :]
+    return contents

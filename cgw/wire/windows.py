@@ -12,9 +12,10 @@ TAIL_BYTES = 32 * 1024
 class BodyWindowCollector:
     """Takes every chunk of a body, and keeps ``head_bytes`` of its start and at least ``tail_bytes`` of its end."""
 
-    __slots__ = ("_head", "_head_room", "_tail", "_tail_bytes", "_tail_limit", "total_bytes")
+    __slots__ = ("_first", "_head", "_head_room", "_tail", "_tail_bytes", "_tail_limit", "total_bytes")
 
     def __init__(self, head_bytes: int = HEAD_BYTES, tail_bytes: int = TAIL_BYTES) -> None:
+        self._first = b""  # the only chunk so far; short bodies consist of one, which need not be copied
         self._head = bytearray()
         self._head_room = head_bytes
         self._tail = bytearray()
@@ -25,6 +26,13 @@ class BodyWindowCollector:
     def feed(self, chunk: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the body."""
         size = len(chunk)
+        if not self.total_bytes and isinstance(chunk, bytes) and size <= self._head_room:
+            self._first, self.total_bytes = chunk, size
+            return
+        if self._first:
+            self._head += self._first
+            self._head_room -= len(self._first)
+            self._first = b""
         self.total_bytes += size
         if self._head_room:
             taken = min(self._head_room, size)
@@ -40,6 +48,8 @@ class BodyWindowCollector:
 
     def close(self, *, is_complete: bool) -> BodyWindow:
         """Return the windows. ``is_complete`` says whether the upstream ended the body properly."""
+        if self._first:
+            return BodyWindow(self._first, b"", self.total_bytes, is_complete)
         # A body that was kept whole is left whole, even if its tail is longer than asked for.
         if len(self._head) + len(self._tail) != self.total_bytes:
             del self._tail[: -self._tail_bytes]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cgw.actors.authorization import check_access, extract_token
 from cgw.errors import Headers, Refusal
 from cgw.model import Actor
+from cgw.wire.messages import index_headers
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ from cgw.model import Actor
 )
 def test_a_token_is_found_in_either_header(headers: Headers, token: str) -> None:
     """Authorization wins over x-api-key; an empty header counts as absent."""
-    assert extract_token(headers) == token
+    assert extract_token(index_headers(headers).get) == token
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_a_token_is_found_in_either_header(headers: Headers, token: str) -> None
 def test_a_malformed_authorization_is_refused(value: bytes, text: str) -> None:
     """It is a 400 with the reference's text (§4), which never contains a possible token."""
     with pytest.raises(Refusal) as caught:
-        extract_token([(b"authorization", value), (b"x-api-key", b"abc")])
+        extract_token({b"authorization": value, b"x-api-key": b"abc"}.get)
     assert (caught.value.status, caught.value.message) == (400, text)
 
 
@@ -51,7 +52,7 @@ def test_a_malformed_authorization_is_refused(value: bytes, text: str) -> None:
 def test_any_authorization_gives_a_token_or_a_refusal(value: bytes) -> None:
     """No bytes in the header cause another error, or appear in the refusal's text."""
     try:
-        token = extract_token([(b"authorization", value)])
+        token = extract_token({b"authorization": value}.get)
     except Refusal as refusal:
         assert refusal.status == 400
         credentials = value.strip().partition(b" ")[2].strip()

@@ -18,6 +18,7 @@ from cgw.gateway.answer import (
 )
 from cgw.model import Feature
 from cgw.providers.anthropic.messages import AnthropicMessages, AnthropicSdkMessages, build_endpoint
+from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import RequestHead, ResponseHead
 
 ENDPOINT = build_endpoint("http://upstream", "key-of-tests")
@@ -167,6 +168,18 @@ def test_fields_of_one_hop_and_cookies_stay_behind() -> None:
     dropped = (b"set-cookie", b"alt-svc", b"keep-alive", b"upgrade", b"trailer", b"proxy-authenticate", b"x-internal")
     head = build_response(200, (b"connection", b"keep-alive, X-Internal"), *((name, b"v") for name in dropped))
     assert build_answer_headers(head, "m", 2, ()) == [(b"x-cody-resolved-model", b"m")]
+
+
+NAMES = st.sampled_from([b"connection", b"x-internal", b"keep-alive", b"set-cookie", b"x-id", b"upgrade"])
+VALUES = st.sampled_from([b"keep-alive", b"Keep-Alive", b"close, x-internal", b"x-internal", b""])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES)), st.sampled_from([OWN, ((b"x-id", b"1"),)]))
+def test_usual_heads_are_not_treated_differently(headers: Headers, own: Headers) -> None:
+    """The short way for usual heads passes on the same fields as the general one."""
+    added = [*own, (b"x-cody-resolved-model", b"m")]
+    expected = [*select_response_headers(headers, [name for name, _ in added]), *added]
+    assert build_answer_headers(build_response(200, *headers), "m", 2, own) == expected
 
 
 def test_allow_lists_the_methods() -> None:

@@ -247,3 +247,21 @@ def test_a_key_that_is_not_a_header_value_is_refused(token: str) -> None:
     with pytest.raises(ValueError, match="access token must be printable ASCII") as caught:
         build_endpoint("https://api.anthropic.com", token)
     assert "KEY" not in str(caught.value)
+
+
+@BOTH
+def test_large_messages_are_passed_on_as_they_came(prepare: Prepare, path: str) -> None:
+    """Spaces, escapes and the form of numbers stay; all else is as in a short request."""
+    messages = b'[ {"role": "user", "content": "\\u00e9%b"} ]' % (b"x" * 20_000)
+    prepared = prepare(path, b'{"model": "anthropic/claude-a", "messages": %b, "top_k": 1}' % messages)
+    expected = b'{"model":"claude-a","messages":%b,"top_k":1,"metadata":{"user_id":"acme:7"}}' % messages
+    assert prepared.upstream.body == expected
+    assert prepared.prompt_character_count == 20_001
+
+
+def test_a_large_system_message_moves_to_the_top(prepare: Prepare) -> None:
+    """Messages that change are encoded, however large they are."""
+    text = "x" * 20_000
+    body = {"model": "claude-a", "messages": [{"role": "system", "content": text}, *HELLO]}
+    outgoing = sent(prepare(REFERENCE, body))
+    assert (outgoing["system"], outgoing["messages"]) == (text, HELLO)

@@ -195,3 +195,20 @@ def test_a_key_or_organization_that_is_not_a_header_value_is_refused() -> None:
     assert "KEY" not in str(caught.value)
     with pytest.raises(ValueError, match="organization must be printable ASCII"):
         build_endpoint("https://api.openai.com", "KEY", organization="org\n1")
+
+
+@BOTH
+def test_large_messages_are_passed_on_as_they_came(prepare: Prepare, path: str) -> None:
+    """Spaces, escapes and the form of numbers stay; all else is as in a short request."""
+    messages = b'[ {"role": "user", "content": "\\u00e9%b"} ]' % (b"x" * 20_000)
+    body = b'{"model": "openai/gpt-a", "user": "mine", "messages": %b, "user": "mine too", "temperature": 1}' % messages
+    prepared = prepare(path, body)
+    expected = b'{"model":"gpt-a","user":"acme:7","messages":%b,"temperature":1}' % messages
+    assert prepared.upstream.body == expected
+    assert prepared.prompt_character_count == 20_001
+
+
+def test_large_messages_with_unknown_fields_are_filtered(prepare: Prepare) -> None:
+    """On the reference's route a large body loses its unknown fields as well."""
+    body = {"model": "gpt-a", "messages": [{"role": "user", "content": "x" * 20_000, "junk": 1}]}
+    assert "junk" not in sent(prepare(REFERENCE, body))["messages"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cgw.errors import Refusal
+from cgw.providers import request_body
 from cgw.providers.request_body import (
     BodyReader,
     Content,
@@ -19,6 +21,7 @@ from cgw.providers.request_body import (
     StringOrStrings,
     decode_object,
     encode_object,
+    encode_with_messages,
 )
 
 
@@ -245,6 +248,56 @@ def test_any_object_is_read_or_refused(value: dict[str, Any]) -> None:
         assert refusal.param
 
 
+some_texts = st.text(max_size=2)
+some_integers = st.integers(-2, 2) | st.sampled_from([2**63 - 1, 2**63, -(2**63), 10**30])
+contents = (
+    some_texts
+    | st.none()
+    | st.lists(
+        st.dictionaries(st.sampled_from(["type", "text", "content"]), st.sampled_from(["text", "tool_result", None, 1]))
+        | some_texts,
+        max_size=2,
+    )
+)
+turns = st.lists(
+    st.fixed_dictionaries({"role": some_texts | some_integers, "content": contents}, optional={"x": some_texts})
+    | st.fixed_dictionaries({}, optional={"role": some_texts, "content": contents})
+    | st.none(),
+    max_size=2,
+)
+odd_values: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | some_integers | st.just(1.0) | st.just([]) | st.just({}) | some_texts
+)
+objects = st.fixed_dictionaries(
+    {"model": some_texts | st.none()},
+    optional={
+        "messages": turns | odd_values,
+        "max_tokens": some_integers | odd_values,
+        "temperature": st.floats(allow_nan=False) | odd_values,
+        "stream": st.booleans() | odd_values,
+        "stop": st.lists(some_texts | odd_values, max_size=2) | odd_values,
+        "tools": st.lists(some_texts) | odd_values,
+        "thinking": st.dictionaries(some_texts, some_texts) | odd_values,
+        "anything": odd_values,
+        "unknown": odd_values,
+    },
+)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(objects | st.fixed_dictionaries({}, optional={"messages": turns}))
+def test_both_ways_to_structure_a_body_agree(value: dict[str, Any]) -> None:
+    """The fast way accepts exactly the objects that cattrs does, and makes the same of them."""
+    expected: Body | None = None
+    with contextlib.suppress(Refusal):
+        expected = READER.structure_or_explain(value)
+    found: Body | None = None
+    with contextlib.suppress(TypeError, ValueError):
+        found = READER.structure(value)
+    # As text: 1, 1.0 and True are equal.
+    assert repr(found) == repr(expected)
+
+
 @settings(deadline=None)
 @given(st.binary())
 @example(b'{"model":"\\ud800')
@@ -255,3 +308,31 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         READER.read(body)
     except Refusal as refusal:
         assert refusal.status == 400
+
+
+KEYS = st.sampled_from(["messages", "m\\u0065ssages", "model", "a"])
+RAW_VALUES = st.sampled_from(
+    [
+        b"[]",
+        b"[1]",
+        b'[{"role": "user"}]',
+        b'"\\ud83d"',
+        b'"\\ud83d\\ude00"',
+        b'"\\n\\""',
+        b"null",
+        b" {} ",
+        b'"\xc3\xa9"',
+        b"1e2",
+    ]
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(KEYS, RAW_VALUES)))
+def test_copied_messages_are_those_that_would_be_encoded(fields: list[tuple[str, bytes]]) -> None:
+    """Copied and encoded messages have the same value, also if keys are escaped or occur twice."""
+    body = b"{" + b", ".join(b'"%b": %b' % (key.encode(), value) for key, value in fields) + b"}"
+    outgoing = {**decode_object(body), "model": "set"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request_body, "LARGE_BODY_BYTES", 0)
+        assert json.loads(encode_with_messages(outgoing, body)) == json.loads(encode_object(outgoing))

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from cgw.config.kinds import Secret
 from cgw.model import BodyWindow, Feature, Usage, UsageQuality
+from cgw.providers.anthropic import usage as anthropic_usage
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.openai import usage as openai_usage
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.registry import build_dialects
+from cgw.providers.usage_reading import PartsDecoder, decode_json
 from cgw.wire.messages import RequestHead, ResponseHead
 
 EXACT, PARTIAL, ESTIMATED = UsageQuality.EXACT, UsageQuality.PARTIAL, UsageQuality.ESTIMATED
@@ -287,3 +290,41 @@ def test_no_response_makes_the_reader_raise(
             figure is None or figure >= 0
             for figure in (usage.prompt_token_count, usage.completion_token_count, usage.completion_character_count)
         )
+
+
+figures = st.sampled_from([0, 5, 2**53 - 1, 2**53, -1, 1.0, True, None, "5", 10**30])
+usages = st.none() | st.dictionaries(
+    st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "other"]), figures
+)
+texts: st.SearchStrategy[Any] = st.none() | st.text(max_size=3) | st.just(5) | st.just({})
+text_objects: st.SearchStrategy[Any] = (
+    st.none() | st.just([]) | st.dictionaries(st.sampled_from(["content", "text", "other"]), texts)
+)
+choices: st.SearchStrategy[Any] = (
+    st.none() | st.just({}) | st.dictionaries(st.sampled_from(["message", "delta", "index"]), text_objects)
+)
+responses = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["message_start", "message_delta", "content_block_delta", 5, None]),
+        "choices": st.lists(choices, max_size=2) | st.none(),
+        "content": st.lists(text_objects, max_size=2) | st.just("text"),
+        "delta": text_objects,
+        "message": st.none() | st.fixed_dictionaries({}, optional={"usage": usages, "content": texts}),
+        "usage": usages | st.just([]) | st.just(5),
+        "other": json_values,
+    },
+)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(responses)
+def test_both_ways_to_take_the_parts_of_an_object_agree(value: dict[str, Any]) -> None:
+    """What the decoder takes from the bytes is what is taken from the decoded object."""
+    data = json.dumps(value).encode()
+    whole_object = decode_json(data)
+    decoders: list[PartsDecoder[Any]] = [openai_usage.COMPLETIONS, anthropic_usage.MESSAGES, anthropic_usage.EVENTS]
+    for decoder in decoders:
+        if whole_object is not None:  # NaN
+            # As text: 1, 1.0 and True are equal.
+            assert repr(decoder.decode(data)) == repr(decoder.take_parts(whole_object))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgw.wire.fast_heads import parse_fast_request, parse_fast_response
+from cgw.wire import fast_heads
+from cgw.wire.fast_heads import MAX_FIELDS, MAX_KNOWN_LINES, parse_fast_request, parse_fast_response
 from cgw.wire.heads import parse_request_head
 
 REQUEST = b"POST /v1/completions/openai?x=y HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nX-Empty:\r\nB:  c d \r\n\r\n"
@@ -138,3 +139,32 @@ def test_hostile_heads_are_rejected_at_once(tail: bytes) -> None:
     """Heads that are made to cause backtracking are rejected in one pass."""
     data = b"POST / HTTP/1.1\r\nHost: x\r\nA: " + tail + b"\r\n\r\n"
     assert parse_fast_request(data) is None
+
+
+def test_lines_are_remembered_except_for_secrets_and_long_ones() -> None:
+    """A known line is read as it was the first time; tokens, keys, cookies and long lines are not kept."""
+    kept = b"X-Kept: once  "
+    lines = [b"Host: x", kept, b"Authorization: Bearer 1", b"x-api-key: 2", b"Cookie: 3", b"X-Long: " + b"4" * 200]
+    data = b"\r\n".join([b"GET / HTTP/1.1", *lines, b"", b""])
+    first, second = parse_fast_request(data), parse_fast_request(data)
+    assert first is not None
+    assert second is not None
+    assert first == second
+    assert (second.header(b"x-kept"), second.header(b"authorization")) == (b"once", b"Bearer 1")
+    assert set(lines) & set(fast_heads._known_lines) == {b"Host: x", kept}
+
+
+def test_the_number_of_remembered_lines_is_bounded() -> None:
+    """Lines that are all different do not fill the memory, and are read correctly."""
+    for number in range(2 * MAX_KNOWN_LINES):
+        head = parse_fast_request(b"GET / HTTP/1.1\r\nhost: x\r\nx-id: %d\r\n\r\n" % number)
+        assert head is not None
+        assert head.header(b"x-id") == b"%d" % number
+    assert len(fast_heads._known_lines) <= MAX_KNOWN_LINES
+
+
+def test_the_number_of_fields_is_bounded() -> None:
+    """A head with more fields than the limit is left to h11."""
+    fields = b"a: b\r\n" * (MAX_FIELDS - 1)
+    assert parse_fast_request(b"GET / HTTP/1.1\r\nhost: x\r\n" + fields + b"\r\n") is not None
+    assert parse_fast_request(b"GET / HTTP/1.1\r\nhost: x\r\n" + fields + b"a: b\r\n\r\n") is None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cgw.wire.sse import Frame, FrameParser, parse_frames
+from cgw.wire.sse import Frame, FrameParser, parse_data, parse_frames
 
 ANTHROPIC = (
     b'event: message_start\ndata: {"type":"message_start"}\n\n'
@@ -130,3 +130,22 @@ def test_written_frames_are_read_back(events: list[tuple[bytes, bytes]]) -> None
     """Frames written in the usual way come back as they were."""
     data = b"".join(b"event: " + name + b"\ndata: " + value + b"\n\n" for name, value in events)
     assert parse_frames(data) == [Frame(name, value) for name, value in events]
+
+
+LINES = st.sampled_from(
+    [b"data: a", b"data: ", b"event: b", b"event: ", b"", b"data:c", b"event", b": d", b"data: e\r"]
+)
+PLAIN = st.sampled_from([b"data: a\n\n", b"data: [DONE]\n\n"])
+NAMED = st.sampled_from([b"event: b\ndata: a\n\n", b"event: \ndata: \n\n"])
+
+
+@settings(max_examples=500)
+@given(
+    (st.just([]) | st.lists(PLAIN) | st.lists(NAMED)).map(b"".join),
+    st.lists(LINES, max_size=5).map(b"\n".join),
+    st.sampled_from([b"", b"\n", b"\n\n"]),
+)
+def test_data_is_read_alike_in_usual_and_other_streams(usual: bytes, other: bytes, end: bytes) -> None:
+    """The short way for streams as providers send them gives what the parser gives."""
+    data = usual + other + end
+    assert parse_data(data) == [frame.data for frame in FrameParser().feed(data)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.model import BodyWindow, Feature, Usage
@@ -23,6 +23,7 @@ from cgw.providers.request_body import (
     JsonObject,
     StringOrStrings,
     encode_object,
+    encode_with_messages,
     keep_fields,
     keep_fields_of_each,
 )
@@ -41,7 +42,7 @@ _PREFIX = "anthropic/"
 _SDK_HEADERS = frozenset({b"anthropic-version", b"anthropic-beta"})
 
 
-@frozen
+@define
 class Message:
     """A message of the conversation. The reference's route passes on these fields only."""
 
@@ -49,7 +50,7 @@ class Message:
     content: Content
 
 
-@frozen
+@define
 class MessagesBody:
     """The known fields of a request. The reference's route passes on these only.
 
@@ -134,8 +135,9 @@ class _MessagesRoute:
         return parsed, raw, parsed.messages
 
     def _build_request(
-        self, parsed: MessagesBody, outgoing: dict[str, Any], *, headers: Headers, query: bytes = b""
+        self, parsed: MessagesBody, encoded: bytes, model: str, *, headers: Headers, query: bytes = b""
     ) -> PreparedRequest:
+        """``encoded`` is the upstream's body, ``model`` its model, without prefix."""
         is_stream = parsed.stream is True
         metadata: dict[str, Any] = {"stream": is_stream}
         if parsed.max_tokens is not None:
@@ -145,11 +147,9 @@ class _MessagesRoute:
         if parsed.system is not None:
             count += parsed.system.character_count
         return PreparedRequest(
-            upstream=self.endpoint.build_request(
-                encode_object(outgoing), is_stream=is_stream, query=query, headers=headers
-            ),
+            upstream=self.endpoint.build_request(encoded, is_stream=is_stream, query=query, headers=headers),
             # From the name without its prefix, so that both spellings are checked and recorded as one.
-            model=_PREFIX + outgoing["model"],
+            model=_PREFIX + model,
             is_stream=is_stream,
             prompt_character_count=count,
             metadata=metadata,
@@ -183,12 +183,14 @@ class AnthropicMessages(_MessagesRoute):
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         # Older clients send the system prompt as the first message, which that API does not accept.
         if messages[0].role == "system":
-            del outgoing["messages"][0]
+            outgoing["messages"] = outgoing["messages"][1:]
             _set_system(outgoing, parsed.system, messages[0].content)
-        outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
-        return self._build_request(parsed, outgoing, headers=VERSION)
+        is_unchanged = outgoing["messages"] is raw["messages"]
+        encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
+        return self._build_request(parsed, encoded, model, headers=VERSION)
 
 
 @frozen
@@ -208,11 +210,12 @@ class AnthropicSdkMessages(_MessagesRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, outgoing, _ = self._read(body)
         _refuse_further_models(parsed, outgoing)
-        outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
-        return self._build_request(parsed, outgoing, headers=headers, query=query_of(head))
+        encoded = encode_with_messages(outgoing, body)
+        return self._build_request(parsed, encoded, model, headers=headers, query=query_of(head))
 
 
 def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.model import BodyWindow, Feature, Usage
@@ -23,6 +23,7 @@ from cgw.providers.request_body import (
     JsonObject,
     StringOrStrings,
     encode_object,
+    encode_with_messages,
     keep_fields,
     keep_fields_of_each,
 )
@@ -37,7 +38,7 @@ _PREFIX = "openai/"
 _SDK_HEADERS = frozenset({b"openai-beta"})
 
 
-@frozen
+@define
 class ChatMessage:
     """A message of the conversation. The reference's route passes on these fields only."""
 
@@ -51,7 +52,7 @@ class ChatMessage:
     audio: JsonObject | None = None
 
 
-@frozen
+@define
 class ChatBody:
     """The known fields of a request. The reference's route passes on these only.
 
@@ -143,16 +144,15 @@ class _ChatRoute:
         return parsed, raw
 
     def _build_request(
-        self, parsed: ChatBody, outgoing: dict[str, Any], *, choices: int, headers: Headers = (), query: bytes = b""
+        self, parsed: ChatBody, encoded: bytes, model: str, *, choices: int, headers: Headers = (), query: bytes = b""
     ) -> PreparedRequest:
+        """``encoded`` is the upstream's body, ``model`` its model, without prefix."""
         is_stream = parsed.stream is True
         contents = (message.content for message in parsed.messages or ())
         return PreparedRequest(
-            upstream=self.endpoint.build_request(
-                encode_object(outgoing), is_stream=is_stream, query=query, headers=headers
-            ),
+            upstream=self.endpoint.build_request(encoded, is_stream=is_stream, query=query, headers=headers),
             # From the name without its prefix, so that both spellings are checked and recorded as one.
-            model=_PREFIX + outgoing["model"],
+            model=_PREFIX + model,
             is_stream=is_stream,
             # Content is null in an assistant's message that only calls tools.
             prompt_character_count=sum(content.character_count for content in contents if content is not None),
@@ -182,14 +182,15 @@ class OpenAIChat(_ChatRoute):
         parsed, raw = self._read(body, caller)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
-        outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
-        outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        messages = outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
+        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
         outgoing["user"] = caller.identifier
         # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
-        return self._build_request(parsed, outgoing, choices=1)
+        encoded = encode_with_messages(outgoing, body) if messages is raw["messages"] else encode_object(outgoing)
+        return self._build_request(parsed, encoded, model, choices=1)
 
 
 @frozen
@@ -207,13 +208,14 @@ class OpenAISdkChat(_ChatRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, outgoing = self._read(body, caller)
-        outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
         outgoing["user"] = caller.identifier
         # It would name another user than `user` does.
         outgoing.pop("safety_identifier", None)
         headers = select_headers(head, _SDK_HEADERS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
-        return self._build_request(parsed, outgoing, choices=parsed.n or 1, headers=headers, query=query_of(head))
+        encoded = encode_with_messages(outgoing, body)
+        return self._build_request(parsed, encoded, model, choices=parsed.n or 1, headers=headers, query=query_of(head))
 
 
 def _max_completion_tokens(body: ChatBody, choices: int) -> int | None:
