@@ -22,7 +22,7 @@ from cgw.transport.sockets import Transport
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
 from cgw.wire.fast_heads import has_connection_close, parse_fast_response
 from cgw.wire.heads import check_response_head, describe_violation, find_head_end
-from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
+from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest, encode_head
 
 MAX_HEAD_BYTES = 64 * 1024
 """The largest response head that is read."""
@@ -74,13 +74,7 @@ class UpstreamConnection:
         """Send ``request``. That it could not be sent is not an error here: ``receive_head`` reports it."""
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
-        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (request.method, request.target, request.origin.authority)]
-        lines += [b"%b: %b" % field for field in request.headers]
-        lines.append(b"content-length: %d\r\n\r\n" % len(request.body))
-        head = b"\r\n".join(lines)
-        # One count of the result instead of a check of each field: request splitting (RFC 9110 §5.5).
-        if head.count(b"\n") != len(lines) + 2:
-            raise ValueError("a header field of the upstream request contains a line feed")
+        head = encode_head(request)
         try:
             await self.transport.send_all(head + request.body)
         except (OSError, trio.ClosedResourceError):
