@@ -14,12 +14,16 @@ wait about as long again. :class:`OverloadControl` decides by it::
 
                every pass of an interval had a delay above 4 × target
     CALM ─────────────────────────────────────────────────────────────────> SHEDDING
-      every request is served           a request is refused if its own delay is above target
+      every request is served           a pass serves some, then only requests with a delay up to target
     CALM <───────────────────────────────────────────────────────────────── SHEDDING
                         no request was refused for an interval
 
 The interval lets bursts through, as CoDel's does (RFC 8289 §4.2): they end by themselves. Two thresholds, because a
 loop that is only well used must not refuse anything, while the queue of an overloaded one costs time and wins nothing.
+
+The first few requests of a pass are served whatever their delay is. Their work makes the next passes longer, so passes
+settle at about the time that these few take. And where something else made the pass long, as when other processes take
+the processor, refusing everything would only leave it idle afterwards.
 
 There is no share of refused requests to adapt: each decision rests on the delay of this moment, one pass after the
 decisions before it showed their effect. A controller of the share (PIE, RFC 8033) adapted every 100 ms to a queue that
@@ -42,6 +46,9 @@ IDLE_SECONDS = 0.002
 
 ENTRY_FACTOR = 4
 """Shedding begins at so many times the target."""
+
+SERVED_PER_PASS = 4
+"""While shedding, so many requests of each pass are served whatever their delay: some 3 ms of work."""
 
 SUMMARY_SECONDS = 1.0
 """Refused requests get one line of log in so much time, all together."""
@@ -69,6 +76,7 @@ class OverloadControl(trio.abc.Instrument):
         self._interval = interval_seconds
         self._poll_began = self._poll_ended = trio.current_time()
         self._last_pass = 0.0  # what the requests of this pass may have waited before its poll
+        self._served = 0  # in this pass, while shedding
         self._above_since: float | None = None
         self._refused_at = 0.0
         self._unreported = 0
@@ -93,11 +101,12 @@ class OverloadControl(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         """Note the start of a pass; called by Trio."""
         now = trio.current_time()
-        # With tasks left to run, Trio does not let it wait (``timeout`` is 0). Up to ``IDLE_SECONDS`` it may take
+        # With tasks left to run, ``timeout`` is 0 and the poll does not wait. Any poll may take up to ``IDLE_SECONDS``:
         # for the kernel to list hundreds of sockets, and for other threads to release the interpreter.
         is_idle = timeout > 0 and now - self._poll_began > IDLE_SECONDS
         self._last_pass = 0.0 if is_idle else self._poll_began - self._poll_ended
         self._poll_ended = now
+        self._served = 0
 
     def must_shed(self) -> bool:
         """Return true for a new request that must be refused."""
@@ -105,7 +114,8 @@ class OverloadControl(trio.abc.Instrument):
             return False
         now = trio.current_time()
         delay = now - self._poll_ended + self._last_pass
-        if delay <= self._target:
+        if delay <= self._target or self._served < SERVED_PER_PASS:
+            self._served += 1
             return False
         self._refused_at = now
         self._longest_delay = max(self._longest_delay, delay)
