@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from cgw import __version__
-from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
+from cgw.telemetry.exchange_log import ExchangeHandler, ExchangeRecord, Outcome, log_exchange
 from cgw.telemetry.line_writer import LineWriter, LogStatistics
 from cgw.telemetry.log_lines import JsonLines, LineFormat, LogEntry, TerminalLines, build_entry
 from cgw.telemetry.masking import SecretMask
@@ -104,7 +104,7 @@ def _route_everything_to(handler: logging.Handler, level: str | int) -> Iterator
         root.handlers[:] = former_handlers
 
 
-class _LineHandler(logging.Handler):
+class _LineHandler(ExchangeHandler):
     """Renders records and passes the lines to the writer, in the thread that logs.
 
     A thread that renders later would cost as much, because threads take turns, and wake-ups besides.
@@ -122,6 +122,9 @@ class _LineHandler(logging.Handler):
             message = f"A log call at {record.pathname}:{record.lineno} cannot be formatted: {error}"
             entry = LogEntry(logging.ERROR, record.created, record.name, message)
         self._write(entry)
+
+    def emit_exchange(self, record: ExchangeRecord, level: int) -> None:
+        self._write(LogEntry(level, time.time(), "cgw.exchange", record))
 
     def _write(self, entry: LogEntry) -> None:
         try:
