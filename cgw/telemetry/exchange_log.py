@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 
-from attrs import frozen
+import msgspec
 
 logger = logging.getLogger("cgw.exchange")
 
@@ -35,8 +35,8 @@ class Outcome(enum.StrEnum):
 _WARNINGS = {Outcome.UPSTREAM_UNREACHABLE, Outcome.UPSTREAM_BROKE, Outcome.TIMEOUT, Outcome.SHUTDOWN}
 
 
-@frozen(kw_only=True)
-class ExchangeRecord:
+# A Struct, because building one takes 0.8 µs, a frozen attrs class 2 µs. It cannot be part of a cycle: gc=False.
+class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The log's fields for one exchange; ``None`` where unknown or not reached. ``str()`` gives the terminal's line.
 
     ``path`` has no query, because a query may hold a key. ``status`` is the one that the client was sent.
@@ -83,30 +83,58 @@ class ExchangeRecord:
         return logging.WARNING if is_fault else logging.INFO
 
     def __str__(self) -> str:
-        words = [self.method, self.path, "–" if self.status is None else str(self.status), self.outcome.value]
-        words += [word for word in (self.actor, self.feature, self.model) if word]
-        if self.stream:
-            words.append("stream")
-        words.append(f"{self.duration_ms:.0f} ms")
+        # Appended to one text, and not joined from a list: half the time. Joining two texts with + raises TypeError
+        # for anything else, which keeps bytes out of the log.
+        line = self.method + " " + self.path
+        line += f" – {self.outcome}" if self.status is None else f" {self.status} {self.outcome}"
+        if self.actor:
+            line += " " + self.actor
+        if self.feature:
+            line += " " + self.feature
+        if self.model:
+            line += " " + self.model
+        line += f" stream {self.duration_ms:.0f} ms" if self.stream else f" {self.duration_ms:.0f} ms"
         if self.first_byte_ms is not None:
-            words.append(f"first byte {self.first_byte_ms:.0f} ms")
+            line += f" first byte {self.first_byte_ms:.0f} ms"
         if self.upstream_status is not None and self.upstream_status != self.status:
             # Only where it differs: an upstream's 429 reaches the client as 503, for example.
-            words.append(f"upstream {self.upstream_status}")
+            line += f" upstream {self.upstream_status}"
         if self.response_bytes is not None:
-            words.append(f"{self.response_bytes} bytes")
-        line = " ".join(words)
+            line += f" {self.response_bytes} bytes"
         return f"{line}: {self.error}" if self.error else line
+
+
+class ExchangeHandler(logging.Handler):
+    """A handler that takes exchanges without a :class:`logging.LogRecord` around them, too."""
+
+    def emit_exchange(self, record: ExchangeRecord, level: int) -> None:
+        """Log ``record``, as :meth:`emit` does. Called from any thread."""
+        raise NotImplementedError
 
 
 def log_exchange(record: ExchangeRecord, error: BaseException | None = None) -> None:
     """Log one exchange at the level that fits its outcome, with the traceback of ``error`` if it is given.
 
-    The text is formatted later by the log's thread, and not at all when the level is off.
+    Nothing is formatted when the level is off.
     """
     level = record.level
-    if logger.isEnabledFor(level):
-        # A triple: only Logger.log(), which is not used here, makes one of an exception.
-        exc_info = None if error is None else (type(error), error, error.__traceback__)
-        # Not logger.log(): it walks the stack to find its caller, which costs more than everything else here.
-        logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), exc_info))
+    if not logger.isEnabledFor(level):
+        return
+    # A LogRecord and its way to the handler take 3.5 µs, a third of the whole line. They are spared where nothing else
+    # would see the record. Errors take the general path: tools that hook into logging are after them.
+    if level < logging.ERROR and error is None and (handler := _find_only_handler()) is not None:
+        handler.emit_exchange(record, level)
+        return
+    # A triple: only Logger.log(), which is not used here, makes one of an exception.
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    # Not logger.log(): it walks the stack to find its caller, which costs more than everything else here.
+    logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), exc_info))
+
+
+def _find_only_handler() -> ExchangeHandler | None:
+    """Return the log's handler if no other handler would get an exchange's record."""
+    handlers = logging.root.handlers
+    if len(handlers) == 1 and not logger.handlers and logger.parent is logging.root:
+        handler = handlers[0]
+        return handler if isinstance(handler, ExchangeHandler) else None
+    return None

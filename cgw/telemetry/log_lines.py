@@ -6,20 +6,18 @@ https://cloud.google.com/error-reporting/docs/formatting-error-messages
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import traceback
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Protocol
 
 import msgspec
 from attrs import frozen
 
 from cgw.telemetry.exchange_log import ExchangeRecord
-
-Mask = Callable[[str], str]
+from cgw.telemetry.masking import SecretMask
 
 REPORTED_ERROR = "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent"
 
@@ -28,9 +26,8 @@ MAX_STACK_TRACE_CHARACTERS = 100_000
 """Both limits together keep an entry below Cloud Logging's maximum of 256 KiB."""
 
 
-@frozen
-class LogEntry:
-    """A log record without references to mutable objects. ``created`` is in seconds since the epoch."""
+class LogEntry(msgspec.Struct, frozen=True, gc=False):
+    """A log record with its text put together. ``created`` is in seconds since the epoch."""
 
     level: int
     created: float
@@ -40,8 +37,7 @@ class LogEntry:
 
 
 def build_entry(record: logging.LogRecord) -> LogEntry:
-    """Build the entry for ``record``. Formats its arguments and traceback, unless it is an exchange's."""
-    # The arguments of an ordinary record may change before the log's thread writes it; an ExchangeRecord is frozen.
+    """Build the entry for ``record``: format its arguments and traceback."""
     message = record.msg if isinstance(record.msg, ExchangeRecord) else record.getMessage()
     stack_trace = None
     # logging.exception() outside of an except block has three times None here.
@@ -58,77 +54,132 @@ class LineFormat(Protocol):
         ...
 
 
-@frozen
+class _HttpRequest(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
+    """Cloud Logging's ``httpRequest``."""
+
+    # None is the default of all others, so that only what is unknown is left out.
+    request_method: str
+    request_url: str
+    status: int | None = None
+    response_size: str | None = None  # Protocol Buffers' JSON mapping writes int64 as a string.
+    user_agent: str | None = None
+    remote_ip: str | None = None
+    latency: str | None = None  # A Duration in Protocol Buffers' JSON mapping: seconds with the suffix s.
+    protocol: str | None = None
+
+
+class _Exchange(msgspec.Struct, omit_defaults=True, gc=False):
+    """cgw's own fields of an exchange."""
+
+    outcome: str
+    actor: str | None = None
+    source: str | None = None
+    feature: str | None = None
+    model: str | None = None
+    stream: bool | None = None
+    duration_ms: float | None = None
+    first_byte_ms: float | None = None
+    upstream_ms: float | None = None
+    upstream_status: int | None = None
+    request_bytes: int | None = None
+    response_bytes: int | None = None
+    error: str | None = None
+
+
+class _JsonLine(msgspec.Struct, omit_defaults=True, gc=False):
+    """A whole line, in the order of its keys."""
+
+    severity: str
+    time: str
+    message: str
+    logger: str
+    service_context: msgspec.Raw = msgspec.field(name="serviceContext")
+    http_request: _HttpRequest | None = msgspec.field(default=None, name="httpRequest")
+    exchange: _Exchange | None = None
+    stack_trace: str | None = None
+    type: str | None = msgspec.field(default=None, name="@type")
+
+
 class JsonLines:
     """One JSON object per line, as Cloud Logging and Error Reporting read them. Every string that may come from
-    outside is masked."""
+    outside is masked. Safe to call from any thread."""
 
-    mask: Mask
-    version: str
+    def __init__(self, mask: SecretMask, version: str) -> None:
+        self._mask = mask
+        self._service_context = msgspec.Raw(msgspec.json.encode({"service": "cgw", "version": version}))
+        self._encode = msgspec.json.Encoder().encode
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as one line of JSON."""
-        message = str(entry.message)
-        fields: dict[str, Any] = {
-            "severity": name_severity(entry.level),
-            "time": datetime.fromtimestamp(entry.created, UTC).isoformat(timespec="microseconds"),
-            "message": shorten(self.mask(message), MAX_MESSAGE_CHARACTERS),
-            "logger": entry.logger,
-            "serviceContext": {"service": "cgw", "version": self.version},
-        }
-        if isinstance(entry.message, ExchangeRecord):
-            fields |= self._describe_exchange(entry.message, message)
+        record = entry.message
+        if isinstance(record, ExchangeRecord) and entry.stack_trace is None:
+            message = str(record)
+            line = self._build_line(entry, message, record)
+            # Nearly always there is nothing to mask, to shorten or to replace.
+            if len(message) <= MAX_MESSAGE_CHARACTERS and not self._mask.may_change(_list_texts(message, record)):
+                try:
+                    return self._encode(line) + b"\n"
+                except UnicodeEncodeError:
+                    pass
+        return self.render_carefully(entry)
+
+    def render_carefully(self, entry: LogEntry) -> bytes:
+        """Return the same line as :meth:`render`, with each text masked, shortened and cleaned by itself."""
+        record = entry.message if isinstance(entry.message, ExchangeRecord) else None
+        line = self._build_line(entry, str(entry.message), record)
+        line.message = shorten(self._mask(line.message), MAX_MESSAGE_CHARACTERS)
         if entry.stack_trace is not None:
-            fields["stack_trace"] = shorten(self.mask(entry.stack_trace), MAX_STACK_TRACE_CHARACTERS)
+            line.stack_trace = shorten(self._mask(entry.stack_trace), MAX_STACK_TRACE_CHARACTERS)
             if entry.level >= logging.ERROR:
                 # Has Error Reporting treat the entry as an error event.
-                fields["@type"] = REPORTED_ERROR
-        return encode_json(fields) + b"\n"
+                line.type = REPORTED_ERROR
+        for part in (line, line.http_request, line.exchange):
+            if part is not None:
+                self._clean(part, has_mask=part is not line)
+        return self._encode(line) + b"\n"
 
-    def _describe_exchange(self, record: ExchangeRecord, message: str) -> dict[str, Any]:
-        # Protocol Buffers' JSON mapping writes int64 as a string.
-        size = None if record.response_bytes is None else str(record.response_bytes)
-        request = _known(
-            requestMethod=record.method,
-            requestUrl=record.path,
-            status=record.status,
-            responseSize=size,
-            userAgent=record.user_agent,
-            remoteIp=record.remote_ip,
-            # A Duration in Protocol Buffers' JSON mapping: seconds with the suffix s.
-            latency=f"{record.duration_ms / 1000:.6f}s",
-            protocol=record.protocol,
+    def _build_line(self, entry: LogEntry, message: str, record: ExchangeRecord | None) -> _JsonLine:
+        line = _JsonLine(
+            name_severity(entry.level), _format_time(entry.created), message, entry.logger, self._service_context
         )
-        exchange = _known(
-            outcome=record.outcome.value,
-            actor=record.actor,
-            source=record.source,
-            feature=record.feature,
-            model=record.model,
-            stream=record.stream,
-            duration_ms=round(record.duration_ms, 3),
-            first_byte_ms=None if record.first_byte_ms is None else round(record.first_byte_ms, 3),
-            upstream_ms=None if record.upstream_ms is None else round(record.upstream_ms, 3),
-            upstream_status=record.upstream_status,
-            request_bytes=record.request_bytes,
-            response_bytes=record.response_bytes,
-            error=record.error,
-        )
-        fields: dict[str, Any] = {"httpRequest": request, "exchange": exchange}
-        # Nearly always there is nothing to mask. Masking all texts at once to find that out takes half of the time of
-        # masking each value. The message holds all texts but these four.
-        texts = f"{message}\n{record.user_agent}\n{record.remote_ip}\n{record.protocol}\n{record.source}"
-        return fields if self.mask(texts) == texts else self._mask_values(fields)
+        if record is not None:
+            size, first, upstream = record.response_bytes, record.first_byte_ms, record.upstream_ms
+            # By position: half the time of passing them by name.
+            line.http_request = _HttpRequest(
+                record.method,
+                record.path,
+                record.status,
+                None if size is None else str(size),
+                record.user_agent,
+                record.remote_ip,
+                f"{record.duration_ms / 1000:.6f}s",
+                record.protocol,
+            )
+            line.exchange = _Exchange(
+                record.outcome,
+                record.actor,
+                record.source,
+                record.feature,
+                record.model,
+                record.stream,
+                round(record.duration_ms, 3),
+                None if first is None else round(first, 3),
+                None if upstream is None else round(upstream, 3),
+                record.upstream_status,
+                record.request_bytes,
+                size,
+                record.error,
+            )
+        return line
 
-    def _mask_values(self, value: Any) -> Any:
-        # Keys are not masked: they are cgw's own names.
-        if isinstance(value, dict):
-            return {key: self._mask_values(item) for key, item in value.items()}
-        return self.mask(value) if isinstance(value, str) else value
-
-
-def _known(**values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+    def _clean(self, part: msgspec.Struct, *, has_mask: bool) -> None:
+        """Mask the texts of ``part``, and put a question mark in the place of each lone surrogate."""
+        # Names of fields are not masked: they are cgw's own.
+        for name in part.__struct_fields__:
+            value = getattr(part, name)
+            if isinstance(value, str):
+                text = self._mask(value) if has_mask else value
+                setattr(part, name, text.encode("utf-8", "replace").decode("utf-8"))
 
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
@@ -139,12 +190,12 @@ class TerminalLines:
     """One readable line for each entry, in local time. The lines of a traceback are indented, so that no line of it
     can be taken for an entry."""
 
-    mask: Mask
+    mask: SecretMask
     has_colour: bool
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as text, with control characters escaped."""
-        clock = time.strftime("%H:%M:%S", time.localtime(entry.created)) + f".{int(entry.created % 1 * 1000):03d}"
+        clock = f"{_format_local_second(int(entry.created))}.{int(entry.created % 1 * 1000):03d}"
         severity = name_severity(entry.level)
         label = f"{severity:<8}"
         if self.has_colour:
@@ -189,9 +240,27 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
-def encode_json(fields: dict[str, Any]) -> bytes:
-    """Return ``fields`` as JSON on one line, with a question mark for each lone surrogate."""
-    try:
-        return msgspec.json.encode(fields)
-    except UnicodeEncodeError:  # a lone surrogate; json is slower, but can be told to replace it
-        return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
+def _list_texts(message: str, record: ExchangeRecord) -> str:
+    # The message holds all texts but these four. One look at all of them takes half of the time of a look at each.
+    return f"{message}\n{record.user_agent}\n{record.remote_ip}\n{record.protocol}\n{record.source}"
+
+
+def _format_time(seconds: float) -> str:
+    """Return the time in UTC, to the microsecond: ``2026-01-31T23:59:59.123456+00:00``."""
+    whole = int(seconds)
+    # Exact, and rounded half to even, as datetime does it.
+    microseconds = round((seconds - whole) * 1_000_000)
+    if not 0 <= microseconds < 1_000_000:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    return f"{_format_second(whole)}.{microseconds:06d}+00:00"
+
+
+# Many lines have the same second.
+@lru_cache(maxsize=4)
+def _format_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
+
+
+@lru_cache(maxsize=4)
+def _format_local_second(seconds: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))

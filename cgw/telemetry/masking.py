@@ -35,9 +35,10 @@ _PATTERNS = (
 )
 _CREDENTIAL = re.compile("|".join(_PATTERNS), re.IGNORECASE | re.ASCII)
 
-# Every text that _CREDENTIAL matches contains one of these. Searching for them takes 1 µs, for the pattern 30 µs.
+# Every text that _CREDENTIAL matches contains one of these, in lower case, or "://" and "@". Searching for them takes
+# 2 µs, for the pattern 30 µs. "://" alone would be no hint: many user agents hold an address.
 _HINTS = (
-    *("authorization", "api", "access", "passw", "secret", "bearer", "basic", "://", "key=", "token="),
+    *("authorization", "key", "access", "passw", "secret", "bearer", "basic", "token="),
     *("sk-", "sgp_", "sgd_", "sgs_", "slk_", "cgw_", "aiza", "fw_", "xox", "eyj"),
 )
 
@@ -58,19 +59,29 @@ class SecretMask:
                 values |= {secret, quote(secret, safe=""), in_repr, in_repr.replace("'", "\\'")}
         self._value_count = len(values)
         # Longest first, so that a secret that contains another one is masked as a whole.
-        longest_first = sorted(values, key=len, reverse=True)
-        self._values = re.compile("|".join(map(re.escape, longest_first))) if values else None
+        self._longest_first = sorted(values, key=len, reverse=True)
+        self._values = re.compile("|".join(map(re.escape, self._longest_first))) if values else None
 
     def __call__(self, text: str) -> str:
         """Return ``text`` with each credential replaced by ``[masked]``."""
+        if not self.may_change(text):
+            return text
         if self._values is not None:
             # Before the patterns: one of them could mask a part of a known value, whose rest would not be found then.
             text = self._values.sub(MASK, text)
+        return _CREDENTIAL.sub(_mask_match, text)
+
+    def may_change(self, text: str) -> bool:
+        """Return false only if masking leaves ``text``, and every part of it, as it is."""
+        # Loops, because any() over a generator takes twice as long.
+        for value in self._longest_first:
+            if value in text:
+                return True
         lowered = text.lower()
         for hint in _HINTS:
             if hint in lowered:
-                return _CREDENTIAL.sub(_mask_match, text)
-        return text
+                return True
+        return "@" in lowered and "://" in lowered
 
     def __repr__(self) -> str:
         return f"<SecretMask of {self._value_count} values>"

@@ -46,6 +46,7 @@ def test_completion_carries_the_reference_keys() -> None:
         "actor_name": "Acme Inc.",
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
     }
+    assert list(event.metadata)[:5] == ["stream", "max_tokens", "feature", "model", "provider"]
 
 
 def test_unknown_figures_are_left_out() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 
 import pytest
 
 from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
+from cgw.telemetry.logs import open_logging
 
 
 def build_record(outcome: Outcome = Outcome.OK, **changes: object) -> ExchangeRecord:
@@ -74,3 +77,42 @@ def test_nothing_is_formatted_below_the_level(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING, logger="cgw.exchange"):
         log_exchange(build_record())
     assert caplog.records == []
+
+
+class NotingHandler(logging.Handler):
+    """A handler that keeps what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep ``record``."""
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("name", ["", "cgw.exchange"])
+@pytest.mark.parametrize("outcome", [Outcome.OK, Outcome.INTERNAL_ERROR])
+def test_other_handlers_get_the_record(name: str, outcome: Outcome) -> None:
+    """A handler besides the log's, at the root or at the logger, gets each exchange, and the log writes it once."""
+    stream = io.StringIO()
+    handler = NotingHandler()
+    with open_logging(stream):
+        log_exchange(build_record(path="/before"))
+        logging.getLogger(name).addHandler(handler)
+        try:
+            log_exchange(build_record(outcome, path="/between"))
+        finally:
+            logging.getLogger(name).removeHandler(handler)
+        log_exchange(build_record(path="/after"))
+    assert [record.getMessage().split()[1] for record in handler.records] == ["/between"]
+    paths = [json.loads(line)["httpRequest"]["requestUrl"] for line in stream.getvalue().splitlines()]
+    assert paths == ["/before", "/between", "/after"]
+
+
+def test_error_of_a_harmless_outcome_keeps_its_traceback() -> None:
+    """An exception that came with an outcome below error level is written with its traceback."""
+    stream = io.StringIO()
+    with open_logging(stream):
+        log_exchange(build_record(), ValueError("odd"))
+    assert "ValueError: odd" in stream.getvalue()

@@ -1,0 +1,142 @@
+"""The fast renderer of exchanges against the general one, and against a plain one that is written down here."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cgw.telemetry.exchange_log import ExchangeRecord, Outcome
+from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, name_severity, shorten
+from cgw.telemetry.masking import SecretMask
+
+SECRETS = ("a known value", "123456", "k\"n'own")
+VERSION = "1.2.3"
+
+FRAGMENTS = (
+    *(
+        "/v1/completions/openai",
+        "acme",
+        "gpt-4o",
+        "–",
+        "\n",
+        "\ud800",
+        "ü",
+        '"',
+        "/?key=",
+        "authorization:",
+        "[masked]",
+    ),
+    *("sk-0123456789abcdef", "Bearer abcdefgh", "API", "http://u:p@h", *SECRETS, "x" * MAX_MESSAGE_CHARACTERS),
+)
+TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=3).map("".join)
+SIZES = st.integers(0, 2**63)
+DURATIONS = st.floats(0, 1e9)
+RECORDS = st.builds(
+    ExchangeRecord,
+    method=TEXTS,
+    path=TEXTS,
+    outcome=st.sampled_from(Outcome),
+    duration_ms=DURATIONS,
+    status=st.none() | st.integers(100, 599),
+    protocol=TEXTS,
+    actor=st.none() | TEXTS,
+    source=st.none() | TEXTS,
+    feature=st.none() | TEXTS,
+    model=st.none() | TEXTS,
+    stream=st.none() | st.booleans(),
+    upstream_status=st.none() | st.integers(100, 599),
+    upstream_ms=st.none() | DURATIONS,
+    first_byte_ms=st.none() | DURATIONS,
+    request_bytes=st.none() | SIZES,
+    response_bytes=st.none() | SIZES,
+    remote_ip=st.none() | TEXTS,
+    user_agent=st.none() | TEXTS,
+    error=st.none() | TEXTS,
+)
+MOMENTS = st.floats(0, 4e9)
+
+
+def format_plainly(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+
+
+def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) -> bytes:
+    """Return the line of an exchange, from dictionaries whose values are masked one by one."""
+
+    def clean(value: Any) -> Any:
+        return mask(value).encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+    def known(**values: Any) -> dict[str, Any]:
+        return {key: clean(value) for key, value in values.items() if value is not None}
+
+    message = shorten(mask(str(record)), MAX_MESSAGE_CHARACTERS)
+    request = known(
+        requestMethod=record.method,
+        requestUrl=record.path,
+        status=record.status,
+        responseSize=None if record.response_bytes is None else str(record.response_bytes),
+        userAgent=record.user_agent,
+        remoteIp=record.remote_ip,
+        latency=f"{record.duration_ms / 1000:.6f}s",
+        protocol=record.protocol,
+    )
+    exchange = known(
+        outcome=record.outcome.value,
+        actor=record.actor,
+        source=record.source,
+        feature=record.feature,
+        model=record.model,
+        stream=record.stream,
+        duration_ms=round(record.duration_ms, 3),
+        first_byte_ms=None if record.first_byte_ms is None else round(record.first_byte_ms, 3),
+        upstream_ms=None if record.upstream_ms is None else round(record.upstream_ms, 3),
+        upstream_status=record.upstream_status,
+        request_bytes=record.request_bytes,
+        response_bytes=record.response_bytes,
+        error=record.error,
+    )
+    fields = {
+        "severity": name_severity(entry.level),
+        "time": format_plainly(entry.created),
+        "message": message.encode("utf-8", "replace").decode(),
+        "logger": entry.logger,
+        "serviceContext": {"service": "cgw", "version": VERSION},
+        "httpRequest": request,
+        "exchange": exchange,
+    }
+    return msgspec.json.encode(fields) + b"\n"
+
+
+@given(record=RECORDS, created=MOMENTS, has_secrets=st.booleans())
+@example(ExchangeRecord(method="POST", path="/", outcome=Outcome.OK, duration_ms=0.0005), 0.9999999, True)
+@example(ExchangeRecord(method="POST", path="/", outcome=Outcome.OK, duration_ms=1, response_bytes=123456), 0, True)
+def test_fast_and_general_renderer_agree(record: ExchangeRecord, created: float, has_secrets: bool) -> None:
+    """Both renderers of an exchange write the same bytes as a plain one, whatever is in the record."""
+    mask = SecretMask(SECRETS if has_secrets else ())
+    lines = JsonLines(mask, VERSION)
+    entry = LogEntry(record.level, created, "cgw.exchange", record)
+    plain = render_plainly(mask, entry, record)
+    assert lines.render(entry) == plain
+    assert lines.render_carefully(entry) == plain
+
+
+@given(created=MOMENTS | st.floats(-1e9, 0) | st.integers(0, 2**31).map(lambda number: number + 0.9999999))
+def test_times_are_datetimes(created: float) -> None:
+    """A line's time is what datetime makes of it, to the microsecond, before 1970 and around whole seconds, too."""
+    line = JsonLines(SecretMask(), VERSION).render(LogEntry(logging.INFO, created, "x", "hello"))
+    assert msgspec.json.decode(line)["time"] == format_plainly(created)
+
+
+@given(text=TEXTS, start=st.integers(0, 50), length=st.integers(0, 50))
+def test_no_part_of_a_clean_text_is_masked(text: str, start: int, length: int) -> None:
+    """One look at a whole text is enough: where masking cannot change it, it changes no part of it either."""
+    mask = SecretMask(SECRETS)
+    if not mask.may_change(text):
+        part = text[start : start + length]
+        assert mask(text) == text
+        assert mask(part) == part
