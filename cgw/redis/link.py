@@ -3,7 +3,7 @@
 Redis answers the commands of a connection in the order in which they came, so one first-in-first-out queue is enough
 to match replies to callers::
 
-    request(), post() ──► _unsent ──► _write() or _send_early() ──► server
+    request(), post() ──► _unsent ──► _send_now() or _write() ──► server
            │                                                          │
            └──────────► _calls, in the same order ◄── _read(): the next reply belongs to the first call
 
@@ -18,8 +18,9 @@ still find their callers::
     posted ──reply──► done  (NOSCRIPT: posted again as EVAL; other errors: handed to the owner)
 
 When the link goes down, waiting calls fail, and undos and posted calls are handed to the owner, to be sent on another
-link. Nothing is allocated per call except the entry and the closure that abandons it: one watchdog per link keeps all
-deadlines.
+link. Nothing is allocated per call except the entry and the closure that abandons it. A call on an idle link costs two
+turns of tasks, the reader's and the caller's: the command is written in the caller's own turn, and one alarm per link
+keeps all deadlines.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from attrs import define
 from redis.exceptions import InvalidResponse, NoScriptError
 
 from cgw.errors import StoreUnavailable, explain_os_error
+from cgw.redis.alarm import Alarm
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
 from cgw.redis.lua import ScriptCall
 
@@ -135,7 +137,7 @@ class Link:
         self._is_sending = False
         self._descriptor = _get_descriptor(connection.stream)
         self._parked_writer: trio.lowlevel.Task | None = None
-        self._parked_watchdog: trio.lowlevel.Task | None = None
+        self._deadline_alarm = Alarm()
         self._received_at = trio.current_time()  # the handshake's PING has just been answered
         self._timeouts_in_a_row = 0
         self._scope = trio.CancelScope()
@@ -152,8 +154,8 @@ class Link:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._run_guarded, self._read)
-                    nursery.start_soon(self._run_guarded, self._write)
+                    for serve in (self._read, self._write):
+                        nursery.start_soon(self._run_guarded, serve, name=serve)
                     nursery.start_soon(self._keep_deadlines)
         finally:
             self.kill("was closed")
@@ -232,18 +234,20 @@ class Link:
 
     def _enqueue(self, call: _Call, data: bytes) -> None:
         self._counters.calls += 1
+        is_idle = not self._calls
         # Before the command can be sent, so that the reply always finds its call.
         self._calls.append(call)
         self._unsent.append(data)
-        if len(self._unsent) >= SEND_EARLY_COUNT:
-            self._send_early()
-        # The writer runs after the tasks that are runnable now, so that their commands leave in one write.
-        if self._parked_writer is not None:
+        # With calls in flight, commands gather instead: the callers that the next replies wake up, and those that run
+        # in this turn, share one write.
+        if is_idle or len(self._unsent) >= SEND_EARLY_COUNT:
+            self._send_now()
+        # The writer runs after the tasks that are runnable now, so that their commands leave in one write. It is not
+        # woken for a command that the kernel has taken already.
+        if self._unsent and self._parked_writer is not None:
             trio.lowlevel.reschedule(self._parked_writer)
             self._parked_writer = None
-        if self._parked_watchdog is not None:
-            trio.lowlevel.reschedule(self._parked_watchdog)
-            self._parked_watchdog = None
+        self._deadline_alarm.set(call.sent_at + self._timeout_seconds)
 
     def _abandon(self, call: _Call) -> None:
         """Drop the reply of a call when it comes, and undo the call."""
@@ -255,7 +259,7 @@ class Link:
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    def _send_early(self) -> None:
+    def _send_now(self) -> None:
         """Write the unsent commands now, as far as the kernel takes them."""
         # While the writer is in send_all, a part of its data may not be written yet: bytes from here would get
         # between the halves of a command.
@@ -275,10 +279,13 @@ class Link:
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
-            # A loop: _send_early may have sent everything between the wake-up and this task's turn.
+            # A loop: _send_now may have sent everything between the wake-up and this task's turn.
             while not self._unsent:
                 self._parked_writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
+            self._send_now()
+            if not self._unsent:
+                continue
             data = b"".join(self._unsent)
             self._unsent.clear()
             self._is_sending = True
@@ -287,17 +294,29 @@ class Link:
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
+    async def _receive(self) -> bytes:
+        """Return what has arrived, as soon as there is something; empty at the end of the connection."""
+        descriptor = self._descriptor
+        if descriptor is None:
+            return bytes(await self._stream.receive_some(RECEIVE_BYTES))  # for the type only: this copies nothing
+        while True:
+            # Wait first: the last read has taken all that was there, so a read now would find nothing nearly always.
+            await trio.lowlevel.wait_readable(descriptor)
+            try:
+                return os.read(descriptor, RECEIVE_BYTES)
+            except BlockingIOError:
+                continue  # a spurious wake-up
+
     async def _read(self) -> None:
         # Local names: these are looked up for each reply.
-        receive, feed, next_reply = self._stream.receive_some, self._replies.feed, self._replies.gets
-        reschedule = trio.lowlevel.reschedule
+        feed, next_reply, reschedule = self._replies.feed, self._replies.gets, trio.lowlevel.reschedule
         while True:
-            data = await receive(RECEIVE_BYTES)
+            data = await self._receive()
             if not data:
                 self.kill("was closed by the server")
                 return
             self._received_at = trio.current_time()
-            feed(bytes(data))  # for the type only: bytes() does not copy bytes
+            feed(data)
             while (reply := next_reply()) is not NEED_DATA:
                 if isinstance(reply, hiredis.PushNotification):
                     continue  # RESP3: not a reply to a command
@@ -325,31 +344,28 @@ class Link:
         once per timeout while replies come in time, and not at all while there are no calls.
         """
         while True:
-            if not self._calls:
-                await self._wait_call()
-            # Calls at the head of the queue may be overdue already: they are abandoned, and their replies late.
-            overdue_at = trio.current_time() - self._timeout_seconds
-            next_call = next((call for call in self._calls if call.sent_at > overdue_at), None)
-            wait_from = next_call.sent_at if next_call is not None else trio.current_time()
-            deadline = wait_from + self._timeout_seconds
-            await trio.sleep_until(deadline)
+            deadline = await self._deadline_alarm.wait()
             noticed_at = trio.current_time()
-            if noticed_at - deadline > STALL_SECONDS:
-                # This process was stalled: commands may not have been sent yet, and replies not read. Let the writer
-                # and the server do their part before the server is blamed.
-                await trio.sleep(STALL_SECONDS)
-            # Replies may be readable since the same moment: let the reader run first.
-            await trio.lowlevel.checkpoint()
-            # As of when the deadline was noticed: calls that became overdue during the pauses get theirs, too.
-            self._expire(noticed_at)
+            if self._calls and self._calls[0].sent_at <= noticed_at - self._timeout_seconds:
+                if noticed_at - deadline > STALL_SECONDS:
+                    # This process was stalled: commands may not have been sent yet, and replies not read. Let the
+                    # writer and the server do their part before the server is blamed.
+                    await trio.sleep(STALL_SECONDS)
+                # Replies may be readable since the same moment: let the reader run first.
+                await trio.lowlevel.checkpoint()
+                # As of when the deadline was noticed: calls that became overdue during the pauses get theirs, too.
+                self._expire(noticed_at)
+            self._set_next_deadline()
 
-    async def _wait_call(self) -> None:
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._parked_watchdog = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._parked_watchdog = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def _set_next_deadline(self) -> None:
+        if not self._calls:
+            return  # the next call sets the alarm
+        # Calls at the head of the queue may be overdue already: they are abandoned, and their replies late. If there
+        # are no others, look again after a timeout whether the server has become silent.
+        now = trio.current_time()
+        overdue_at = now - self._timeout_seconds
+        wait_from = next((call.sent_at for call in self._calls if call.sent_at > overdue_at), now)
+        self._deadline_alarm.set(wait_from + self._timeout_seconds)
 
     def _expire(self, now: float) -> None:
         """Time out the callers whose deadline has passed at ``now``; kill a link that is silent or too slow."""
