@@ -11,7 +11,7 @@ from cgw.limits.claims import ClaimGroup
 from cgw.limits.plans import LimitPlan
 from cgw.limits.scripts import LimitScripts, read_states
 from cgw.limits.states import LimitState
-from cgw.model import Actor, Feature
+from cgw.model import Actor, Feature, LimitUnit
 from cgw.redis.opening import ScriptCall
 
 RESERVATION_TTL_MS = 25 * 3_600_000
@@ -56,6 +56,15 @@ class Reservation:
         """The state of its limits after the claim; empty if nothing was counted."""
         # There is no answer while Redis is away and requests are admitted without limits (`open`).
         return read_states(self.group.claims, self.answer) if self.answer else ()
+
+    def can_settle_late(self, *, is_charged: bool, tokens: int | None) -> bool:
+        """Return whether Redis counts the same before and after this settlement, which then is not urgent.
+
+        That is: what was reserved is charged, and no slot is freed.
+        """
+        if not is_charged or self.group.has_lease:
+            return False
+        return tokens is None or self.group.claims[0].unit is LimitUnit.REQUESTS
 
     def build_admit(self, scripts: LimitScripts) -> ScriptCall:
         """Build the call that reserves."""

@@ -29,6 +29,7 @@ from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
 from cgw.limits.plans import LimitPlan
+from cgw.limits.posted import PostedSettlements
 from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
@@ -102,6 +103,7 @@ class Limiter:
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
         self._fallback = Fallback(self._options.when_down, self._backlog)
+        self._posted = PostedSettlements(redis, self._scripts, self._backlog, self.outage, self._alert_settled)
 
     @property
     def serves_without_redis(self) -> bool:
@@ -113,13 +115,14 @@ class Limiter:
         return LimiterStatistics(self.outage.is_on, len(self._backlog), self._backlog.dropped_in_all)
 
     async def run(self) -> None:
-        """Send heartbeats and the backlog until cancelled; then try the backlog once more, for at most 1 s."""
+        """Send heartbeats and the backlog until cancelled; then send and await what is left, for at most 1 s."""
         options = self._options
         await Upkeep(
             self._redis,
             self._scripts,
             self._backlog,
             self._fallback,
+            self._posted,
             self.outage,
             options.heartbeat_seconds,
             options.lease_ms,
@@ -156,7 +159,8 @@ class Limiter:
         self.outage.succeeded()
         plan.note_answer(reservations[0].answer)
         for reservation in reservations:
-            self._fallback.hold(reservation)
+            if reservation.group.has_lease:
+                self._fallback.hold(reservation)
         return Admission(actor, feature, plan, reservations)
 
     async def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
@@ -165,9 +169,39 @@ class Limiter:
         ``tokens`` is what was really used where tokens are counted; ``None`` leaves it at what was reserved. The first
         call counts, further ones do nothing. Raises nothing: what Redis does not take now is kept in memory and sent
         later. Cancel-safe in the same way.
+
+        When it returns, all replicas count what was given back: use it before the client is told that its request has
+        failed. Otherwise :meth:`settle_later` is enough.
         """
+        calls = [
+            reservation.build_settle(self._scripts, is_charged=is_charged, tokens=tokens)
+            for reservation in self._begin_settling(admission, is_charged=is_charged, tokens=tokens)
+        ]
+        try:
+            while calls:
+                threshold = await self._settle_one(calls[0])
+                del calls[0]
+                if threshold:
+                    self._alert_settled(admission, threshold)
+        finally:
+            # Cancelled: whether the first call reached Redis is unknown, but a repeated settlement changes nothing.
+            for call in calls:
+                self._backlog.add_settlement(call)
+
+    def settle_later(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
+        """Settle as :meth:`settle` does, without waiting for Redis. Never blocks, raises nothing.
+
+        A charge of what was reserved leaves with the next admission, at most 50 ms later: it changes no count. Refunds,
+        freed slots and token usage leave at once, so that this replica's next admission finds them; another replica's
+        may come first. What Redis does not take is retried; :meth:`run` waits at its end for what is under way.
+        """
+        for reservation in self._begin_settling(admission, is_charged=is_charged, tokens=tokens):
+            self._posted.post(admission, reservation, is_charged=is_charged, tokens=tokens)
+
+    def _begin_settling(self, admission: Admission, *, is_charged: bool, tokens: int | None) -> Sequence[Reservation]:
+        """Return the reservations that are to be settled in Redis; none if ``admission`` was settled before."""
         if admission.is_settled:
-            return
+            return ()
         # Set before the first checkpoint: a second call, also by another task, must find it.
         admission.is_settled = True
         if not is_charged or admission.plan.rate_limit.unit is LimitUnit.TOKENS:
@@ -175,24 +209,12 @@ class Limiter:
         if admission.is_local:
             # Also if Redis is back by now: it has no record to settle. The charge goes through the backlog.
             self._fallback.settle(admission, is_charged=is_charged, tokens=tokens)
-            return
-        calls = []
+            return ()
         for reservation in admission.reservations:
             # Before the call: from here on a heartbeat must not take this slot again (see Upkeep._renew).
-            self._fallback.free(reservation)
-            calls.append(reservation.build_settle(self._scripts, is_charged=is_charged, tokens=tokens))
-        try:
-            while calls:
-                threshold = await self._settle_one(calls[0])
-                del calls[0]
-                # Settle returns no states, so the alert shows the quota as it was after the admission. Only the actor's
-                # group, the first one, has thresholds.
-                if threshold:
-                    self._alert(admission.actor, admission.feature, threshold, admission.reservations[0].states)
-        finally:
-            # Cancelled: whether the first call reached Redis is unknown, but a repeated settlement changes nothing.
-            for call in calls:
-                self._backlog.add_settlement(call)
+            if reservation.group.has_lease:
+                self._fallback.free(reservation)
+        return admission.reservations
 
     async def peek(self, actor: Actor) -> Mapping[Feature, LimitState]:
         """Return how the quotas of ``actor`` stand, by feature, in the order code, chat, embeddings; consumes nothing.
@@ -297,6 +319,11 @@ class Limiter:
             return await self._redis.run_script(call.script, call.keys, call.args, undo=undo)
         except ResponseError as error:
             raise build_broken_limit(error) from error
+
+    def _alert_settled(self, admission: Admission, threshold: int) -> None:
+        # Settle returns no states, so the alert shows the quota as it was after the admission. Only the actor's group,
+        # the first one, has thresholds.
+        self._alert(admission.actor, admission.feature, threshold, admission.reservations[0].states)
 
     def _alert(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
         quota, now = states[0], datetime.now(UTC)  # the quota is the first claim of an actor

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from cgw.redis.commands import StoreCommands
 from cgw.redis.lua import LuaScript, ScriptCall
+from cgw.redis.posted_call import PostedCall
 
 
 @frozen
@@ -74,6 +75,19 @@ class Store(Protocol):
         The call must be safe to repeat. It is kept in memory only, and dropped when the reply is an error other than
         that the store cannot serve now.
         """
+        ...
+
+    def post_script(self, posted: PostedCall, data: bytes, key: bytes | str, *, may_wait: bool = False) -> None:
+        """Send ``data``, one packed command about ``key``, without waiting; ``posted`` gets the reply, or an exception.
+
+        With ``may_wait``, it leaves with the next call to the same server, but at most
+        :data:`~cgw.redis.link.POSTPONE_SECONDS` later. If there is no link, ``posted`` has the exception before this
+        returns.
+        """
+        ...
+
+    def send_postponed(self) -> None:
+        """Send now what :meth:`post_script` was allowed to let wait."""
         ...
 
     async def execute_command(self, *args: Any) -> Any:
