@@ -6,30 +6,25 @@ follows from the answers, and what happens without them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from attrs import field, frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission, Reservation, ReservationIds
+from cgw.limits.admissions import Admission
 from cgw.limits.alert_messages import UsageAlert
-from cgw.limits.claims import (
-    Claim,
-    ClaimGroup,
-    bound_in_flight,
-    build_actor_group,
-    build_provider_claim,
-    group_claims,
-)
+from cgw.limits.claims import Claim, ClaimGroup, bound_in_flight, build_actor_group, build_provider_claim, group_claims
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
-from cgw.limits.plans import LimitPlan
+from cgw.limits.plans import LimitPlan, PlanCache
 from cgw.limits.posted import PostedSettlements
+from cgw.limits.prepared import PreparedGroup
+from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
@@ -38,8 +33,6 @@ from cgw.redis.opening import ScriptCall, Store
 
 # A gateway keeps its slots if it misses two heartbeats, and loses them after three: it has died, or is cut off.
 HEARTBEATS_PER_LEASE = 3
-MAX_PLANS = 20_000
-"""Plans in memory; of more, the oldest is dropped, and built again when it is needed."""
 
 
 @frozen
@@ -98,7 +91,7 @@ class Limiter:
         self._scripts = load_scripts()
         # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
-        self._plans: OrderedDict[tuple[str, str, Feature, str], LimitPlan] = OrderedDict()
+        self._plans = PlanCache(self._build_plan)
         self._ids = ReservationIds()
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
@@ -140,12 +133,12 @@ class Limiter:
         # Before the claims: nothing is counted for an actor that is cut off.
         if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
             raise _build_cut_off(rate_limit)
-        plan = self._find_plan(actor, feature, rate_limit, provider)
+        plan = self._plans.find(actor, feature, rate_limit, provider)
         # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
         groups = plan.price(tokens)
         try:
-            reservations = await self._claim(groups)
+            reservations = await self._claim(groups, plan.prepared)
         except LimitExceeded as exceeded:
             plan.note_refusal(exceeded, tokens)
             if exceeded.threshold:
@@ -224,7 +217,7 @@ class Limiter:
         """
         quotas = {
             # Without a provider: only the quota, the first claim, is read.
-            feature: self._find_plan(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
+            feature: self._plans.find(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
             for feature in Feature
             if feature in actor.rate_limits
         }
@@ -254,18 +247,6 @@ class Limiter:
         # The outage is not over with this answer: a server that is full or read-only answers reads, too.
         return answer
 
-    def _find_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
-        # Not by the actor object: a refresh makes a new one, and the memory of refusals and debts must survive that.
-        key = (actor.source, actor.id, feature, provider)
-        plan = self._plans.get(key)
-        # Limits that changed make a new plan. Usually it is the same object, which is faster to find out.
-        if plan is None or (plan.rate_limit is not rate_limit and plan.rate_limit != rate_limit):
-            plan = self._plans[key] = self._build_plan(actor, feature, rate_limit, provider)
-            # Only the memory of the last refusal and the last answer is lost with a plan.
-            if len(self._plans) > MAX_PLANS:
-                self._plans.popitem(last=False)
-        return plan
-
     def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
         options = self._options
         bounded = bound_in_flight(rate_limit, options.max_in_flight)
@@ -273,10 +254,14 @@ class Limiter:
         group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
         most = options.provider_max_in_flight.get(provider)
         claim = None if most is None else build_provider_claim(provider, most, options.lease_ms)
-        return LimitPlan(rate_limit, group_claims(group, provider, claim, is_cluster=self._redis.is_cluster))
+        groups = group_claims(group, provider, claim, is_cluster=self._redis.is_cluster)
+        is_usual = len(groups) == 1 and rate_limit.unit is LimitUnit.REQUESTS
+        return LimitPlan(rate_limit, groups, PreparedGroup(groups[0], self._scripts) if is_usual else None)
 
-    async def _claim(self, groups: Sequence[ClaimGroup]) -> tuple[Reservation, ...]:
+    async def _claim(self, groups: Sequence[ClaimGroup], prepared: PreparedGroup | None) -> tuple[Reservation, ...]:
         """Claim all groups, or none: what the first ones gave is given back when a later one refuses."""
+        if prepared is not None:
+            return (await self._claim_group(prepared.group, prepared),)
         reservations: list[Reservation] = []
         try:
             # One after the other, the actor's first: its refusals are the usual ones, and need no undo then.
@@ -289,15 +274,21 @@ class Limiter:
             raise
         return tuple(reservations)
 
-    async def _claim_group(self, group: ClaimGroup) -> Reservation:
-        asked = Reservation(group, (), self._ids.next())
-        # The link sends `undo` if the answer does not reach us (cancelled, timed out, connection lost). It may
-        # arrive before the admission, over another connection: then it leaves a `void` record, and admit fails on that.
-        undo = asked.build_undo(self._scripts)
-        answer = await self._run(asked.build_admit(self._scripts), undo)
+    async def _claim_group(self, group: ClaimGroup, prepared: PreparedGroup | None = None) -> Reservation:
+        reservation = Reservation(group, (), self._ids.next())
+        build_admit = partial(reservation.build_admit, self._scripts)
+        # The link sends this if the answer does not reach us (cancelled, timed out, connection lost). It may arrive
+        # before the admission, over another connection: then it leaves a `void` record, and admit fails on that.
+        build_undo = partial(reservation.build_undo, self._scripts)
+        data = build_admit().pack_evalsha() if prepared is None else prepared.pack_admit(reservation.id)
+        try:
+            answer = await self._redis.run_packed(data, group.keys[0], build_admit, build_undo)
+        except ResponseError as error:
+            raise build_broken_limit(error) from error
         if answer[0] != 1:
             raise build_exceeded(group.claims, answer)
-        return Reservation(group, answer, asked.id)
+        reservation.answer = answer
+        return reservation
 
     async def _settle_one(self, call: ScriptCall) -> int:
         """Return the threshold that was reached; 0 also if Redis did not take the settlement."""
@@ -314,9 +305,9 @@ class Limiter:
         self.outage.succeeded()
         return int(threshold)
 
-    async def _run(self, call: ScriptCall, undo: ScriptCall | None = None) -> Any:
+    async def _run(self, call: ScriptCall) -> Any:
         try:
-            return await self._redis.run_script(call.script, call.keys, call.args, undo=undo)
+            return await self._redis.run_script(call.script, call.keys, call.args)
         except ResponseError as error:
             raise build_broken_limit(error) from error
 

@@ -9,9 +9,10 @@ import trio
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission, Reservation
+from cgw.limits.admissions import Admission
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.outage import Outage, build_broken_limit
+from cgw.limits.reservations import Reservation
 from cgw.limits.scripts import LimitScripts
 from cgw.redis.opening import ScriptCall, Store
 
@@ -51,14 +52,15 @@ class PostedSettlements:
     def post(self, admission: Admission, reservation: Reservation, *, is_charged: bool, tokens: int | None) -> None:
         """Send the settlement of one reservation, or put it into the backlog. Never blocks."""
         settlement = _Settlement(self, admission, reservation, is_charged, tokens)
+        prepared = admission.plan.prepared
+        if is_charged and prepared is not None:
+            data = prepared.pack_charge(reservation.id)
+        else:
+            data = settlement.build_call().pack_evalsha()
+        may_wait = self._all_done is None and reservation.can_settle_late(is_charged=is_charged, tokens=tokens)
         # Counted before it is sent: without a link, its outcome is there before post_script returns.
         self._count += 1
-        self._redis.post_script(
-            settlement,
-            settlement.build_call().pack_evalsha(),
-            reservation.group.keys[0],
-            may_wait=self._all_done is None and reservation.can_settle_late(is_charged=is_charged, tokens=tokens),
-        )
+        self._redis.post_script(settlement, data, reservation.group.keys[0], may_wait=may_wait)
 
     async def finish(self) -> None:
         """Send at once what waits, now and from now on, and return when all settlements have their outcome.

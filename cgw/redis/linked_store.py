@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -95,13 +95,22 @@ class LinkedStore(ABC):
         """
         call = ScriptCall(script, keys, args)
         build_undo = None if undo is None else lambda: undo
-        now = trio.current_time()
         # All keys share a slot, so the first one is enough to find the node.
-        link = self._route(keys[0] if keys else None).get_link()
-        data = call.pack_evalsha()
+        return await self.run_packed(call.pack_evalsha(), keys[0] if keys else None, lambda: call, build_undo)
+
+    async def run_packed(
+        self,
+        data: bytes,
+        key: bytes | str | None,
+        build_call: Callable[[], ScriptCall],
+        build_undo: Callable[[], ScriptCall] | None = None,
+    ) -> Any:
+        """Run a script by its packed EVALSHA. See :meth:`cgw.redis.store.Store.run_packed`."""
+        now = trio.current_time()
+        link = self._route(key).get_link()
         reply = await link.request(data, build_undo, now)
         if isinstance(reply, Exception):
-            retried = RetriedCall(data, now + self._timeout_seconds, script_call=call, undo=build_undo)
+            retried = RetriedCall(data, now + self._timeout_seconds, script_call=build_call(), undo=build_undo)
             return await self._retry(retried, link, reply)
         return reply
 

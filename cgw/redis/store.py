@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -66,6 +66,20 @@ class Store(Protocol):
 
         ``undo`` is run after it when the reply does not reach the caller (cancelled, deadline, link broken). It must
         do nothing if the script did not run, and must be safe to repeat.
+        """
+        ...
+
+    async def run_packed(
+        self,
+        data: bytes,
+        key: bytes | str | None,
+        build_call: Callable[[], ScriptCall],
+        build_undo: Callable[[], ScriptCall] | None = None,
+    ) -> Any:
+        """Run a script as :meth:`run_script` does, by its packed ``EVALSHA`` about ``key``.
+
+        ``build_call`` builds the same call in its general form, and ``build_undo`` what undoes it: both are needed
+        rarely.
         """
         ...
 
