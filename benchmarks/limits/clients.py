@@ -30,10 +30,10 @@ from benchmarks.limits.workload import (
     build_actors,
     build_group,
 )
-from cgw.limits.admissions import ReservationIds
 from cgw.limits.claims import ClaimGroup
 from cgw.limits.limiter import Limiter
 from cgw.limits.plans import LimitPlan
+from cgw.limits.reservations import ReservationIds
 from cgw.limits.scripts import LimitScripts, load_scripts
 from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import Store, open_redis

@@ -47,6 +47,7 @@ class ClaimGroup:
     claims: tuple[Claim, ...]
     thresholds: str = ""
     alert_key: str = ""
+    has_lease: bool = field(init=False)
     keys: tuple[str, ...] = field(init=False)
     """All keys but the record's, in the scripts' order."""
     admit_arguments: tuple[str | int, ...] = field(init=False)
@@ -55,6 +56,10 @@ class ClaimGroup:
     """The arguments of ``settle`` after the reservation's id and mode, to give everything back."""
     charge_arguments: tuple[str | int, ...] = field(init=False)
     """The same, to charge what was reserved."""
+
+    @has_lease.default
+    def _find_lease(self) -> bool:
+        return any(claim.kind == "lease" for claim in self.claims)
 
     @keys.default
     def _list_keys(self) -> tuple[str, ...]:

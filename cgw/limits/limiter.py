@@ -6,29 +6,25 @@ follows from the answers, and what happens without them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from attrs import field, frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission, Reservation, ReservationIds
+from cgw.limits.admissions import Admission
 from cgw.limits.alert_messages import UsageAlert
-from cgw.limits.claims import (
-    Claim,
-    ClaimGroup,
-    bound_in_flight,
-    build_actor_group,
-    build_provider_claim,
-    group_claims,
-)
+from cgw.limits.claims import Claim, ClaimGroup, bound_in_flight, build_actor_group, build_provider_claim, group_claims
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
-from cgw.limits.plans import LimitPlan
+from cgw.limits.plans import LimitPlan, PlanCache
+from cgw.limits.posted import PostedSettlements
+from cgw.limits.prepared import PreparedGroup
+from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
@@ -37,8 +33,6 @@ from cgw.redis.opening import ScriptCall, Store
 
 # A gateway keeps its slots if it misses two heartbeats, and loses them after three: it has died, or is cut off.
 HEARTBEATS_PER_LEASE = 3
-MAX_PLANS = 20_000
-"""Plans in memory; of more, the oldest is dropped, and built again when it is needed."""
 
 
 @frozen
@@ -97,11 +91,12 @@ class Limiter:
         self._scripts = load_scripts()
         # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
-        self._plans: OrderedDict[tuple[str, str, Feature, str], LimitPlan] = OrderedDict()
+        self._plans = PlanCache(self._build_plan)
         self._ids = ReservationIds()
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
         self._fallback = Fallback(self._options.when_down, self._backlog)
+        self._posted = PostedSettlements(redis, self._scripts, self._backlog, self.outage, self._alert_settled)
 
     @property
     def serves_without_redis(self) -> bool:
@@ -113,13 +108,14 @@ class Limiter:
         return LimiterStatistics(self.outage.is_on, len(self._backlog), self._backlog.dropped_in_all)
 
     async def run(self) -> None:
-        """Send heartbeats and the backlog until cancelled; then try the backlog once more, for at most 1 s."""
+        """Send heartbeats and the backlog until cancelled; then send and await what is left, for at most 1 s."""
         options = self._options
         await Upkeep(
             self._redis,
             self._scripts,
             self._backlog,
             self._fallback,
+            self._posted,
             self.outage,
             options.heartbeat_seconds,
             options.lease_ms,
@@ -137,12 +133,12 @@ class Limiter:
         # Before the claims: nothing is counted for an actor that is cut off.
         if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
             raise _build_cut_off(rate_limit)
-        plan = self._find_plan(actor, feature, rate_limit, provider)
+        plan = self._plans.find(actor, feature, rate_limit, provider)
         # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
         groups = plan.price(tokens)
         try:
-            reservations = await self._claim(groups)
+            reservations = await self._claim(groups, plan.prepared)
         except LimitExceeded as exceeded:
             plan.note_refusal(exceeded, tokens)
             if exceeded.threshold:
@@ -156,7 +152,8 @@ class Limiter:
         self.outage.succeeded()
         plan.note_answer(reservations[0].answer)
         for reservation in reservations:
-            self._fallback.hold(reservation)
+            if reservation.group.has_lease:
+                self._fallback.hold(reservation)
         return Admission(actor, feature, plan, reservations)
 
     async def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
@@ -165,9 +162,39 @@ class Limiter:
         ``tokens`` is what was really used where tokens are counted; ``None`` leaves it at what was reserved. The first
         call counts, further ones do nothing. Raises nothing: what Redis does not take now is kept in memory and sent
         later. Cancel-safe in the same way.
+
+        When it returns, all replicas count what was given back: use it before the client is told that its request has
+        failed. Otherwise :meth:`settle_later` is enough.
         """
+        calls = [
+            reservation.build_settle(self._scripts, is_charged=is_charged, tokens=tokens)
+            for reservation in self._begin_settling(admission, is_charged=is_charged, tokens=tokens)
+        ]
+        try:
+            while calls:
+                threshold = await self._settle_one(calls[0])
+                del calls[0]
+                if threshold:
+                    self._alert_settled(admission, threshold)
+        finally:
+            # Cancelled: whether the first call reached Redis is unknown, but a repeated settlement changes nothing.
+            for call in calls:
+                self._backlog.add_settlement(call)
+
+    def settle_later(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
+        """Settle as :meth:`settle` does, without waiting for Redis. Never blocks, raises nothing.
+
+        A charge of what was reserved leaves with the next admission, at most 50 ms later: it changes no count. Refunds,
+        freed slots and token usage leave at once, so that this replica's next admission finds them; another replica's
+        may come first. What Redis does not take is retried; :meth:`run` waits at its end for what is under way.
+        """
+        for reservation in self._begin_settling(admission, is_charged=is_charged, tokens=tokens):
+            self._posted.post(admission, reservation, is_charged=is_charged, tokens=tokens)
+
+    def _begin_settling(self, admission: Admission, *, is_charged: bool, tokens: int | None) -> Sequence[Reservation]:
+        """Return the reservations that are to be settled in Redis; none if ``admission`` was settled before."""
         if admission.is_settled:
-            return
+            return ()
         # Set before the first checkpoint: a second call, also by another task, must find it.
         admission.is_settled = True
         if not is_charged or admission.plan.rate_limit.unit is LimitUnit.TOKENS:
@@ -175,24 +202,12 @@ class Limiter:
         if admission.is_local:
             # Also if Redis is back by now: it has no record to settle. The charge goes through the backlog.
             self._fallback.settle(admission, is_charged=is_charged, tokens=tokens)
-            return
-        calls = []
+            return ()
         for reservation in admission.reservations:
             # Before the call: from here on a heartbeat must not take this slot again (see Upkeep._renew).
-            self._fallback.free(reservation)
-            calls.append(reservation.build_settle(self._scripts, is_charged=is_charged, tokens=tokens))
-        try:
-            while calls:
-                threshold = await self._settle_one(calls[0])
-                del calls[0]
-                # Settle returns no states, so the alert shows the quota as it was after the admission. Only the actor's
-                # group, the first one, has thresholds.
-                if threshold:
-                    self._alert(admission.actor, admission.feature, threshold, admission.reservations[0].states)
-        finally:
-            # Cancelled: whether the first call reached Redis is unknown, but a repeated settlement changes nothing.
-            for call in calls:
-                self._backlog.add_settlement(call)
+            if reservation.group.has_lease:
+                self._fallback.free(reservation)
+        return admission.reservations
 
     async def peek(self, actor: Actor) -> Mapping[Feature, LimitState]:
         """Return how the quotas of ``actor`` stand, by feature, in the order code, chat, embeddings; consumes nothing.
@@ -202,7 +217,7 @@ class Limiter:
         """
         quotas = {
             # Without a provider: only the quota, the first claim, is read.
-            feature: self._find_plan(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
+            feature: self._plans.find(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
             for feature in Feature
             if feature in actor.rate_limits
         }
@@ -232,18 +247,6 @@ class Limiter:
         # The outage is not over with this answer: a server that is full or read-only answers reads, too.
         return answer
 
-    def _find_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
-        # Not by the actor object: a refresh makes a new one, and the memory of refusals and debts must survive that.
-        key = (actor.source, actor.id, feature, provider)
-        plan = self._plans.get(key)
-        # Limits that changed make a new plan. Usually it is the same object, which is faster to find out.
-        if plan is None or (plan.rate_limit is not rate_limit and plan.rate_limit != rate_limit):
-            plan = self._plans[key] = self._build_plan(actor, feature, rate_limit, provider)
-            # Only the memory of the last refusal and the last answer is lost with a plan.
-            if len(self._plans) > MAX_PLANS:
-                self._plans.popitem(last=False)
-        return plan
-
     def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
         options = self._options
         bounded = bound_in_flight(rate_limit, options.max_in_flight)
@@ -251,10 +254,14 @@ class Limiter:
         group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
         most = options.provider_max_in_flight.get(provider)
         claim = None if most is None else build_provider_claim(provider, most, options.lease_ms)
-        return LimitPlan(rate_limit, group_claims(group, provider, claim, is_cluster=self._redis.is_cluster))
+        groups = group_claims(group, provider, claim, is_cluster=self._redis.is_cluster)
+        is_usual = len(groups) == 1 and rate_limit.unit is LimitUnit.REQUESTS
+        return LimitPlan(rate_limit, groups, PreparedGroup(groups[0], self._scripts) if is_usual else None)
 
-    async def _claim(self, groups: Sequence[ClaimGroup]) -> tuple[Reservation, ...]:
+    async def _claim(self, groups: Sequence[ClaimGroup], prepared: PreparedGroup | None) -> tuple[Reservation, ...]:
         """Claim all groups, or none: what the first ones gave is given back when a later one refuses."""
+        if prepared is not None:
+            return (await self._claim_group(prepared.group, prepared),)
         reservations: list[Reservation] = []
         try:
             # One after the other, the actor's first: its refusals are the usual ones, and need no undo then.
@@ -267,15 +274,21 @@ class Limiter:
             raise
         return tuple(reservations)
 
-    async def _claim_group(self, group: ClaimGroup) -> Reservation:
-        asked = Reservation(group, (), self._ids.next())
-        # The link sends `undo` if the answer does not reach us (cancelled, timed out, connection lost). It may
-        # arrive before the admission, over another connection: then it leaves a `void` record, and admit fails on that.
-        undo = asked.build_undo(self._scripts)
-        answer = await self._run(asked.build_admit(self._scripts), undo)
+    async def _claim_group(self, group: ClaimGroup, prepared: PreparedGroup | None = None) -> Reservation:
+        reservation = Reservation(group, (), self._ids.next())
+        build_admit = partial(reservation.build_admit, self._scripts)
+        # The link sends this if the answer does not reach us (cancelled, timed out, connection lost). It may arrive
+        # before the admission, over another connection: then it leaves a `void` record, and admit fails on that.
+        build_undo = partial(reservation.build_undo, self._scripts)
+        data = build_admit().pack_evalsha() if prepared is None else prepared.pack_admit(reservation.id)
+        try:
+            answer = await self._redis.run_packed(data, group.keys[0], build_admit, build_undo)
+        except ResponseError as error:
+            raise build_broken_limit(error) from error
         if answer[0] != 1:
             raise build_exceeded(group.claims, answer)
-        return Reservation(group, answer, asked.id)
+        reservation.answer = answer
+        return reservation
 
     async def _settle_one(self, call: ScriptCall) -> int:
         """Return the threshold that was reached; 0 also if Redis did not take the settlement."""
@@ -292,11 +305,16 @@ class Limiter:
         self.outage.succeeded()
         return int(threshold)
 
-    async def _run(self, call: ScriptCall, undo: ScriptCall | None = None) -> Any:
+    async def _run(self, call: ScriptCall) -> Any:
         try:
-            return await self._redis.run_script(call.script, call.keys, call.args, undo=undo)
+            return await self._redis.run_script(call.script, call.keys, call.args)
         except ResponseError as error:
             raise build_broken_limit(error) from error
+
+    def _alert_settled(self, admission: Admission, threshold: int) -> None:
+        # Settle returns no states, so the alert shows the quota as it was after the admission. Only the actor's group,
+        # the first one, has thresholds.
+        self._alert(admission.actor, admission.feature, threshold, admission.reservations[0].states)
 
     def _alert(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
         quota, now = states[0], datetime.now(UTC)  # the quota is the first claim of an actor

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 from attrs import define, field
 
 from cgw.limits.claims import Claim, ClaimGroup
+from cgw.limits.prepared import PreparedGroup
 from cgw.limits.scripts import FIELDS_PER_LIMIT, FIRST_LIMIT
 from cgw.limits.states import LimitExceeded
-from cgw.model import LimitUnit, RateLimit
+from cgw.model import Actor, Feature, LimitUnit, RateLimit
 
 LONGEST_DENIAL_MS = 250
 """The time for which a refusal is repeated without asking Redis. An actor that hammers costs it four calls a second."""
+
+MAX_PLANS = 20_000
+"""Plans in memory; of more, the oldest is dropped, and built again when it is needed."""
 
 
 @define(eq=False)
@@ -25,6 +30,8 @@ class LimitPlan:
 
     rate_limit: RateLimit
     groups: Sequence[ClaimGroup]
+    prepared: PreparedGroup | None = None
+    """The only group, if its costs are always the same."""
     _refusal: tuple[float, int, LimitExceeded] | None = field(default=None, init=False)
     """The last refusal: its time, the tokens that the request asked for, and the error."""
     _answer: tuple[float, Sequence[int]] | None = field(default=None, init=False)
@@ -80,3 +87,24 @@ class LimitPlan:
             reset_ms = answer[at + 1] - elapsed_ms
             if claim.kind == "bucket" and reset_ms > 0:
                 yield claim, reset_ms * claim.limit  # a bucket of `limit` tokens pays off `limit` of debt per ms
+
+
+class PlanCache:
+    """The plans of all actors, which ``build`` builds when they are needed first."""
+
+    def __init__(self, build: Callable[[Actor, Feature, RateLimit, str], LimitPlan]) -> None:
+        self._build = build
+        self._plans: OrderedDict[tuple[str, str, Feature, str], LimitPlan] = OrderedDict()
+
+    def find(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
+        """Return the plan for requests with these limits."""
+        # Not by the actor object: a refresh makes a new one, and the memory of refusals and debts must survive that.
+        key = (actor.source, actor.id, feature, provider)
+        plan = self._plans.get(key)
+        # Limits that changed make a new plan. Usually it is the same object, which is faster to find out.
+        if plan is None or (plan.rate_limit is not rate_limit and plan.rate_limit != rate_limit):
+            plan = self._plans[key] = self._build(actor, feature, rate_limit, provider)
+            # Only the memory of the last refusal and the last answer is lost with a plan.
+            if len(self._plans) > MAX_PLANS:
+                self._plans.popitem(last=False)
+        return plan

@@ -14,6 +14,7 @@ from cgw.errors import StoreUnavailable
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import Outage, build_broken_limit
+from cgw.limits.posted import PostedSettlements
 from cgw.limits.scripts import LimitScripts
 from cgw.redis.opening import Store
 
@@ -35,12 +36,13 @@ class Upkeep:
     scripts: LimitScripts
     backlog: Backlog
     fallback: Fallback
+    posted: PostedSettlements
     outage: Outage
     heartbeat_seconds: float
     lease_ms: int
 
     async def run(self) -> None:
-        """Run until cancelled; then try the backlog once more, for at most 1 s, and log how much of it is lost."""
+        """Run until cancelled; then send and await what is left, for at most 1 s, and log how much of it is lost."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_leases)
@@ -48,11 +50,12 @@ class Upkeep:
         finally:
             # Shielded: the gateway is stopping, and what is not sent now is never charged.
             with trio.move_on_after(LAST_FLUSH_SECONDS, shield=True):
+                # First the posted settlements: those that fail are in the backlog afterwards.
+                await self.posted.finish()
                 await self._flush()
-            if len(self.backlog):
-                _logger.error(
-                    "%d settlements of limits are lost: Redis is away and the gateway stops", len(self.backlog)
-                )
+            lost = len(self.backlog) + len(self.posted)
+            if lost:
+                _logger.error("%d settlements of limits are lost: Redis is away and the gateway stops", lost)
 
     async def _keep_leases(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from cgw.redis.command_keys import find_first_key
 from cgw.redis.handshake import RedisConnection, ask, connect, describe_refusal, pack_command
 from cgw.redis.link import Link
 from cgw.redis.linked_store import LinkedStore
-from cgw.redis.lua import ScriptCall
+from cgw.redis.posted_call import PostedCall
 from cgw.redis.replies import ClusterDown, Redirected, TryAgain
 from cgw.redis.retried_call import RetriedCall
 from cgw.redis.slots import COMMAND, SLOTS, SlotRange, get_host, read_slot_ranges
@@ -219,16 +219,16 @@ class ClusterStore(LinkedStore):
             self._is_stale.set()  # more slots may have moved
         return node
 
-    def handle_posted_error(self, link: Link, call: ScriptCall, error: Exception) -> None:
+    def handle_posted_error(self, link: Link, posted: PostedCall, error: Exception) -> None:
         """Follow a redirection of a posted call, if there is a link to where it leads; otherwise as any store."""
         if isinstance(error, Redirected):
             self._counters.redirections += 1
             target = self._follow_redirection(error, link).find_link()
             if target is not None:
-                target.post(call, is_asking=error.is_ask)
+                target.post(posted, is_asking=error.is_ask)
                 return
-        # Redirected is a StoreUnavailable: without a link to its target, the call is kept and sent again later.
-        super().handle_posted_error(link, call, error)
+        # Redirected is a StoreUnavailable: without a link to its target, the call has failed for now.
+        super().handle_posted_error(link, posted, error)
 
     def handle_link_lost(self) -> None:
         """Refresh the slot table: the node may have left the cluster."""

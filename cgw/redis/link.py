@@ -3,9 +3,10 @@
 Redis answers the commands of a connection in the order in which they came, so one first-in-first-out queue is enough
 to match replies to callers::
 
-    request(), post() ──► _unsent ──► _write() or _send_early() ──► server
-           │                                                          │
-           └──────────► _calls, in the same order ◄── _read(): the next reply belongs to the first call
+    request(), post() ──► _unsent ──► _send_now() or _write() ──► server
+      ▲    │                                                          │
+      │    └──────────► _calls, in the same order ◄── _read(): the next reply belongs to the first call
+      └─the next of these, or POSTPONE_SECONDS── _postponed ◄── postpone()
 
 A call's entry stays in the queue until its reply comes, whatever happens to the caller, so that the later replies
 still find their callers::
@@ -15,30 +16,34 @@ still find their callers::
        └─cancelled, deadline──► abandoned ──reply──► done, the reply is dropped
                                 (its undo is posted behind it)
 
-    posted ──reply──► done  (NOSCRIPT: posted again as EVAL; other errors: handed to the owner)
+    posted ──reply──► done, its handler has the reply  (NOSCRIPT: posted again as EVAL; other errors: by the owner)
 
-When the link goes down, waiting calls fail, and undos and posted calls are handed to the owner, to be sent on another
-link. Nothing is allocated per call except the entry and the closure that abandons it: one watchdog per link keeps all
-deadlines.
+When the link goes down, waiting and posted calls fail, and undos are handed to the owner, to be sent on another link.
+Nothing is allocated per call except the entry and the closure that abandons it. A call on an idle link costs two
+turns of tasks, the reader's and the caller's: the command is written in the caller's own turn, and one alarm per link
+keeps all deadlines.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import hiredis
 import outcome
 import trio
-from attrs import define
 from redis.exceptions import InvalidResponse, NoScriptError
 
 from cgw.errors import StoreUnavailable, explain_os_error
+from cgw.redis.alarm import Alarm
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
+from cgw.redis.link_owner import LinkCounters, LinkOwner
 from cgw.redis.lua import ScriptCall
+from cgw.redis.posted_call import KeptCall, PostedCall
 
 RECEIVE_BYTES = 65_536
 MAX_TIMEOUTS_IN_A_ROW = 8
@@ -52,6 +57,9 @@ Otherwise the server would idle while the callers run, and the callers while the
 callers: 12,000 pairs of calls a second without, 22,000 with (benchmark ``limits``, 2026-11-23).
 """
 
+POSTPONE_SECONDS = 0.05
+"""The time for which a postponed call may wait for another one to leave with."""
+
 STALL_SECONDS = 0.01
 """When the watchdog wakes up later than this, this process was stalled: replies get that much time to be read."""
 
@@ -59,52 +67,26 @@ _CLOSE_SECONDS = 1.0
 _ASKING = pack_command(("ASKING",))
 
 
-@define
-class LinkCounters:
-    """Counters that all links of one store share, see :class:`~cgw.redis.store.RedisStatistics`."""
-
-    calls: int = 0
-    timeouts: int = 0
-    cancelled: int = 0
-    failed_fast: int = 0
-    reconnects: int = 0
-    redirections: int = 0
-    retries: int = 0
-
-
-class LinkOwner(Protocol):
-    """The store that a link belongs to. Its methods are called from the link's tasks and must not block."""
-
-    def keep_call(self, call: ScriptCall) -> None:
-        """Keep a call whose reply was lost with its link, to be sent on the next one."""
-        ...
-
-    def handle_posted_error(self, link: Link, call: ScriptCall, error: Exception) -> None:
-        """Handle the error reply to a posted call."""
-        ...
-
-    def handle_link_up(self) -> None:
-        """Handle that a link was connected."""
-        ...
-
-    def handle_link_lost(self) -> None:
-        """Handle that a link broke, or was closed by the server."""
-        ...
-
-
 class _Call:
     """An entry in the queue of calls that have no reply yet.
 
-    ``task`` is the waiting caller; ``None`` for a posted call, and once the caller is cancelled or timed out.
-    ``if_lost`` is what has to run when the reply is lost: the undo of a waiting call, or the posted call itself.
+    ``task`` is the waiting caller, and ``undo`` builds what undoes its call; both are ``None`` once the caller is
+    cancelled or timed out. ``posted`` is a posted call, which has neither.
     """
 
-    __slots__ = ("if_lost", "sent_at", "task")
+    __slots__ = ("posted", "sent_at", "task", "undo")
 
-    def __init__(self, task: trio.lowlevel.Task | None, sent_at: float, if_lost: ScriptCall | None) -> None:
+    def __init__(
+        self,
+        task: trio.lowlevel.Task | None,
+        sent_at: float,
+        undo: Callable[[], ScriptCall] | None = None,
+        posted: PostedCall | None = None,
+    ) -> None:
         self.task = task
         self.sent_at = sent_at
-        self.if_lost = if_lost
+        self.undo = undo
+        self.posted = posted
 
 
 class Link:
@@ -132,18 +114,21 @@ class Link:
         self._calls: deque[_Call] = deque()
         # Packed commands that the kernel does not have yet, in the order of `_calls`.
         self._unsent: list[bytes] = []
+        # Packed commands of posted calls that nothing waits for, and that are not in `_calls` yet.
+        self._postponed: list[tuple[PostedCall, bytes]] = []
+        self._postpone_alarm = Alarm()
         self._is_sending = False
         self._descriptor = _get_descriptor(connection.stream)
         self._parked_writer: trio.lowlevel.Task | None = None
-        self._parked_watchdog: trio.lowlevel.Task | None = None
+        self._deadline_alarm = Alarm()
         self._received_at = trio.current_time()  # the handshake's PING has just been answered
         self._timeouts_in_a_row = 0
         self._scope = trio.CancelScope()
 
     @property
     def waiting_calls(self) -> int:
-        """Calls that have no reply yet, abandoned and posted ones included."""
-        return len(self._calls)
+        """Calls that have no reply yet; abandoned, posted and postponed ones included."""
+        return len(self._calls) + len(self._postponed)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -152,9 +137,10 @@ class Link:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._run_guarded, self._read)
-                    nursery.start_soon(self._run_guarded, self._write)
+                    for serve in (self._read, self._write):
+                        nursery.start_soon(self._run_guarded, serve, name=serve)
                     nursery.start_soon(self._keep_deadlines)
+                    nursery.start_soon(self._keep_sending_postponed)
         finally:
             self.kill("was closed")
             # Closing has a checkpoint: without the shield, a cancelled task would leave the socket open.
@@ -178,25 +164,32 @@ class Link:
         self._scope.cancel()
         self._unsent.clear()
         calls, self._calls = self._calls, deque()
+        postponed, self._postponed = self._postponed, []
         for call in calls:
-            # The server may have run the command or not, and there is no telling: undo it on the next link.
-            if call.if_lost is not None:
-                self._owner.keep_call(call.if_lost)
+            if call.undo is not None:
+                # The server may have run the command or not, and there is no telling: undo it on the next link.
+                self._owner.keep_call(call.undo())
             if call.task is not None:
                 trio.lowlevel.reschedule(call.task, outcome.Error(self._build_unavailable()))
+            elif call.posted is not None:
+                call.posted.handle_reply(self._build_unavailable())
+        for posted, _ in postponed:
+            posted.handle_reply(self._build_unavailable())
 
     def _build_unavailable(self) -> StoreUnavailable:
         return StoreUnavailable(f"the link to Redis at {self.address.display_name} {self.error}")
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
-    async def request(self, data: bytes, undo: ScriptCall | None, now: float, *, is_asking: bool = False) -> Any:
+    async def request(
+        self, data: bytes, undo: Callable[[], ScriptCall] | None, now: float, *, is_asking: bool = False
+    ) -> Any:
         """Send one packed command and wait for its reply; an error reply is returned as an exception.
 
         ``now`` is the current time, from which the deadline counts. Set ``is_asking`` when an ASK of a cluster has
         redirected the command here. Raises :exc:`StoreUnavailable` when the link goes down or no reply comes within
         the deadline. Cancel-safe: the command may still be executed, and its reply is dropped. When the caller stops
-        waiting, for whatever reason, ``undo`` is sent behind the command.
+        waiting, for whatever reason, the call that ``undo`` builds is sent behind the command.
         """
         # Before anything is sent: a caller that is cancelled already must not change anything on the server.
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -205,7 +198,7 @@ class Link:
         if is_asking:
             # ASKING counts for the next command of the connection only. There is no checkpoint between the two
             # lines, so that no other task's command comes in between.
-            self._enqueue(_Call(None, now, None), _ASKING)
+            self._enqueue(_Call(None, now), _ASKING)
         call = _Call(trio.lowlevel.current_task(), now, undo)
         self._enqueue(call, data)
 
@@ -217,45 +210,83 @@ class Link:
         # The reader, the watchdog or kill() reschedules this task; Trio does not call abort after that.
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def post(self, call: ScriptCall, *, is_asking: bool = False) -> None:
-        """Run a script without waiting for its reply. If the link goes down first, the owner keeps the call."""
+    def post(self, posted: PostedCall, data: bytes | None = None, *, is_asking: bool = False) -> None:
+        """Send a call without waiting for its reply; ``data`` is its packed command, if the caller has it."""
         if self.error is not None:
-            self._owner.keep_call(call)
+            posted.handle_reply(self._build_unavailable())
             return
         now = trio.current_time()
         if not is_asking:
-            self._enqueue(_Call(None, now, call), call.pack_evalsha())
+            self._enqueue(_Call(None, now, posted=posted), data or posted.build_call().pack_evalsha())
             return
-        self._enqueue(_Call(None, now, None), _ASKING)
+        self._enqueue(_Call(None, now), _ASKING)
         # EVAL, not EVALSHA: after a NOSCRIPT the permission that ASKING gave would be used up.
-        self._enqueue(_Call(None, now, call), call.pack_eval())
+        self._enqueue(_Call(None, now, posted=posted), posted.build_call().pack_eval())
+
+    def postpone(self, posted: PostedCall, data: bytes) -> None:
+        """Send a packed call together with the next one, but at most :data:`POSTPONE_SECONDS` later."""
+        if self.error is not None:
+            posted.handle_reply(self._build_unavailable())
+            return
+        self._postponed.append((posted, data))
+        # An alarm that is set already rings early enough.
+        if self._postpone_alarm.at == math.inf:
+            self._postpone_alarm.set(trio.current_time() + POSTPONE_SECONDS)
+
+    def send_postponed(self) -> None:
+        """Send the postponed calls now."""
+        if self._postponed:
+            is_idle, now = not self._calls, trio.current_time()
+            self._take_postponed(now)
+            self._hand_over(now, is_idle=is_idle)
+
+    async def _keep_sending_postponed(self) -> None:
+        while True:
+            await self._postpone_alarm.wait()
+            self.send_postponed()
 
     def _enqueue(self, call: _Call, data: bytes) -> None:
+        is_idle = not self._calls
+        if self._postponed:
+            self._take_postponed(call.sent_at)
         self._counters.calls += 1
         # Before the command can be sent, so that the reply always finds its call.
         self._calls.append(call)
         self._unsent.append(data)
-        if len(self._unsent) >= SEND_EARLY_COUNT:
-            self._send_early()
-        # The writer runs after the tasks that are runnable now, so that their commands leave in one write.
-        if self._parked_writer is not None:
+        self._hand_over(call.sent_at, is_idle=is_idle)
+
+    def _take_postponed(self, now: float) -> None:
+        # Their deadlines count from now on, so that the queue stays sorted by deadline.
+        for posted, data in self._postponed:
+            self._calls.append(_Call(None, now, posted=posted))
+            self._unsent.append(data)
+        self._counters.calls += len(self._postponed)
+        self._postponed.clear()
+
+    def _hand_over(self, now: float, *, is_idle: bool) -> None:
+        """Send the unsent commands, or have the writer send them; ``is_idle``: there were no calls before them."""
+        # With calls in flight, commands gather instead: the callers that the next replies wake up, and those that run
+        # in this turn, share one write.
+        if is_idle or len(self._unsent) >= SEND_EARLY_COUNT:
+            self._send_now()
+        # The writer runs after the tasks that are runnable now, so that their commands leave in one write. It is not
+        # woken for a command that the kernel has taken already.
+        if self._unsent and self._parked_writer is not None:
             trio.lowlevel.reschedule(self._parked_writer)
             self._parked_writer = None
-        if self._parked_watchdog is not None:
-            trio.lowlevel.reschedule(self._parked_watchdog)
-            self._parked_watchdog = None
+        self._deadline_alarm.set(now + self._timeout_seconds)
 
     def _abandon(self, call: _Call) -> None:
         """Drop the reply of a call when it comes, and undo the call."""
         call.task = None
-        undo, call.if_lost = call.if_lost, None
+        undo, call.undo = call.undo, None
         if undo is not None:
             # Redis runs the commands of a connection in order: posted on this link, the undo runs after the call.
-            self.post(undo)
+            self.post(KeptCall(undo(), self._owner.keep_call))
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    def _send_early(self) -> None:
+    def _send_now(self) -> None:
         """Write the unsent commands now, as far as the kernel takes them."""
         # While the writer is in send_all, a part of its data may not be written yet: bytes from here would get
         # between the halves of a command.
@@ -275,10 +306,13 @@ class Link:
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
-            # A loop: _send_early may have sent everything between the wake-up and this task's turn.
+            # A loop: _send_now may have sent everything between the wake-up and this task's turn.
             while not self._unsent:
                 self._parked_writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
+            self._send_now()
+            if not self._unsent:
+                continue
             data = b"".join(self._unsent)
             self._unsent.clear()
             self._is_sending = True
@@ -287,17 +321,29 @@ class Link:
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
+    async def _receive(self) -> bytes:
+        """Return what has arrived, as soon as there is something; empty at the end of the connection."""
+        descriptor = self._descriptor
+        if descriptor is None:
+            return bytes(await self._stream.receive_some(RECEIVE_BYTES))  # for the type only: this copies nothing
+        while True:
+            # Wait first: the last read has taken all that was there, so a read now would find nothing nearly always.
+            await trio.lowlevel.wait_readable(descriptor)
+            try:
+                return os.read(descriptor, RECEIVE_BYTES)
+            except BlockingIOError:
+                continue  # a spurious wake-up
+
     async def _read(self) -> None:
         # Local names: these are looked up for each reply.
-        receive, feed, next_reply = self._stream.receive_some, self._replies.feed, self._replies.gets
-        reschedule = trio.lowlevel.reschedule
+        feed, next_reply, reschedule = self._replies.feed, self._replies.gets, trio.lowlevel.reschedule
         while True:
-            data = await receive(RECEIVE_BYTES)
+            data = await self._receive()
             if not data:
                 self.kill("was closed by the server")
                 return
             self._received_at = trio.current_time()
-            feed(bytes(data))  # for the type only: bytes() does not copy bytes
+            feed(data)
             while (reply := next_reply()) is not NEED_DATA:
                 if isinstance(reply, hiredis.PushNotification):
                     continue  # RESP3: not a reply to a command
@@ -307,14 +353,16 @@ class Link:
                 if call.task is not None:
                     self._timeouts_in_a_row = 0  # only by replies in time: late ones find no task
                     reschedule(call.task, outcome.Value(reply))
-                elif call.if_lost is not None and isinstance(reply, Exception):
-                    self._handle_posted_error(call.if_lost, reply)
+                elif call.posted is not None:
+                    self._finish_posted(call.posted, reply)
 
-    def _handle_posted_error(self, call: ScriptCall, error: Exception) -> None:
-        if isinstance(error, NoScriptError):
-            self._enqueue(_Call(None, trio.current_time(), call), call.pack_eval())
+    def _finish_posted(self, posted: PostedCall, reply: Any) -> None:
+        if not isinstance(reply, Exception):
+            posted.handle_reply(reply)
+        elif isinstance(reply, NoScriptError):
+            self._enqueue(_Call(None, trio.current_time(), posted=posted), posted.build_call().pack_eval())
         else:
-            self._owner.handle_posted_error(self, call, error)
+            self._owner.handle_posted_error(self, posted, reply)
 
     # --- deadlines ----------------------------------------------------------------------------------------------------
 
@@ -325,31 +373,28 @@ class Link:
         once per timeout while replies come in time, and not at all while there are no calls.
         """
         while True:
-            if not self._calls:
-                await self._wait_call()
-            # Calls at the head of the queue may be overdue already: they are abandoned, and their replies late.
-            overdue_at = trio.current_time() - self._timeout_seconds
-            next_call = next((call for call in self._calls if call.sent_at > overdue_at), None)
-            wait_from = next_call.sent_at if next_call is not None else trio.current_time()
-            deadline = wait_from + self._timeout_seconds
-            await trio.sleep_until(deadline)
+            deadline = await self._deadline_alarm.wait()
             noticed_at = trio.current_time()
-            if noticed_at - deadline > STALL_SECONDS:
-                # This process was stalled: commands may not have been sent yet, and replies not read. Let the writer
-                # and the server do their part before the server is blamed.
-                await trio.sleep(STALL_SECONDS)
-            # Replies may be readable since the same moment: let the reader run first.
-            await trio.lowlevel.checkpoint()
-            # As of when the deadline was noticed: calls that became overdue during the pauses get theirs, too.
-            self._expire(noticed_at)
+            if self._calls and self._calls[0].sent_at <= noticed_at - self._timeout_seconds:
+                if noticed_at - deadline > STALL_SECONDS:
+                    # This process was stalled: commands may not have been sent yet, and replies not read. Let the
+                    # writer and the server do their part before the server is blamed.
+                    await trio.sleep(STALL_SECONDS)
+                # Replies may be readable since the same moment: let the reader run first.
+                await trio.lowlevel.checkpoint()
+                # As of when the deadline was noticed: calls that became overdue during the pauses get theirs, too.
+                self._expire(noticed_at)
+            self._set_next_deadline()
 
-    async def _wait_call(self) -> None:
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._parked_watchdog = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._parked_watchdog = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def _set_next_deadline(self) -> None:
+        if not self._calls:
+            return  # the next call sets the alarm
+        # Calls at the head of the queue may be overdue already: they are abandoned, and their replies late. If there
+        # are no others, look again after a timeout whether the server has become silent.
+        now = trio.current_time()
+        overdue_at = now - self._timeout_seconds
+        wait_from = next((call.sent_at for call in self._calls if call.sent_at > overdue_at), now)
+        self._deadline_alarm.set(wait_from + self._timeout_seconds)
 
     def _expire(self, now: float) -> None:
         """Time out the callers whose deadline has passed at ``now``; kill a link that is silent or too slow."""

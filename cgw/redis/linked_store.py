@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -14,8 +14,10 @@ from cgw.errors import StoreUnavailable
 from cgw.redis.command_keys import NOT_ON_SHARED_LINKS
 from cgw.redis.commands import StoreCommands
 from cgw.redis.handshake import pack_command
-from cgw.redis.link import Link, LinkCounters
+from cgw.redis.link import Link
+from cgw.redis.link_owner import LinkCounters
 from cgw.redis.lua import LuaScript, ScriptCall
+from cgw.redis.posted_call import KeptCall, PostedCall
 from cgw.redis.replies import ServerReadOnly
 from cgw.redis.retried_call import RetriedCall
 from cgw.redis.store import RedisStatistics
@@ -92,13 +94,23 @@ class LinkedStore(ABC):
         again. See :meth:`cgw.redis.store.Store.run_script`.
         """
         call = ScriptCall(script, keys, args)
-        now = trio.current_time()
+        build_undo = None if undo is None else lambda: undo
         # All keys share a slot, so the first one is enough to find the node.
-        link = self._route(keys[0] if keys else None).get_link()
-        data = call.pack_evalsha()
-        reply = await link.request(data, undo, now)
+        return await self.run_packed(call.pack_evalsha(), keys[0] if keys else None, lambda: call, build_undo)
+
+    async def run_packed(
+        self,
+        data: bytes,
+        key: bytes | str | None,
+        build_call: Callable[[], ScriptCall],
+        build_undo: Callable[[], ScriptCall] | None = None,
+    ) -> Any:
+        """Run a script by its packed EVALSHA. See :meth:`cgw.redis.store.Store.run_packed`."""
+        now = trio.current_time()
+        link = self._route(key).get_link()
+        reply = await link.request(data, build_undo, now)
         if isinstance(reply, Exception):
-            retried = RetriedCall(data, now + self._timeout_seconds, script_call=call, undo=undo)
+            retried = RetriedCall(data, now + self._timeout_seconds, script_call=build_call(), undo=build_undo)
             return await self._retry(retried, link, reply)
         return reply
 
@@ -165,7 +177,8 @@ class LinkedStore(ABC):
     #         └──link down──► kept ◄─┘ link lost
     #                          └──a link comes up──► send_later
     #
-    # A call that is refused must be sent again by a timer, because no link comes up that would do it.
+    # A call that is refused must be sent again by a timer, because no link comes up that would do it. Calls posted by
+    # post_script are not kept here: their owner handles each outcome.
 
     def send_later(self, call: ScriptCall) -> None:
         """Run a script without waiting for its reply. At most :data:`MAX_KEPT_CALLS` are kept in memory.
@@ -179,17 +192,36 @@ class LinkedStore(ABC):
         if link is None:
             self._kept.append(call)
         else:
-            link.post(call)
+            link.post(KeptCall(call, self.keep_call))
+
+    def post_script(self, posted: PostedCall, data: bytes, key: bytes | str, *, may_wait: bool = False) -> None:
+        """Send a packed call without waiting for its reply. See :meth:`cgw.redis.store.Store.post_script`."""
+        try:
+            link = self._route(key).get_link()
+        except StoreUnavailable as error:
+            posted.handle_reply(error)
+            return
+        if may_wait:
+            link.postpone(posted, data)
+        else:
+            link.post(posted, data)
+
+    def send_postponed(self) -> None:
+        """Send the calls that were to wait for others."""
+        for one in self._list_links():
+            link = one.find_link()
+            if link is not None:
+                link.send_postponed()
 
     def keep_call(self, call: ScriptCall) -> None:
-        """Keep a call whose reply was lost with its link, until there is a link."""
+        """Keep a call that could not be run, until there is a link, or until the server serves again."""
         self._kept.append(call)
 
-    def handle_posted_error(self, link: Link, call: ScriptCall, error: Exception) -> None:
-        """Keep a posted call that the server could not serve, for a retry; drop it after other errors."""
+    def handle_posted_error(self, link: Link, posted: PostedCall, error: Exception) -> None:
+        """Hand the error reply to its posted call, and arrange a retry if the store keeps that call."""
         self._replace_read_only(link, error)
-        if isinstance(error, StoreUnavailable):
-            self._kept.append(call)
+        posted.handle_reply(error)
+        if self._kept and isinstance(error, StoreUnavailable):
             self._has_refused_calls.set()
 
     def handle_link_up(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -28,7 +29,7 @@ class RetriedCall:
     deadline: float
     command: tuple[Any, ...] = ()
     script_call: ScriptCall | None = None
-    undo: ScriptCall | None = None
+    undo: Callable[[], ScriptCall] | None = None
     has_text: bool = field(default=False, init=False)
     is_asking: bool = field(default=False, init=False)
     is_waiting: bool = field(default=False, init=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
 
 from cgw.redis.commands import StoreCommands
 from cgw.redis.lua import LuaScript, ScriptCall
+from cgw.redis.posted_call import PostedCall
 
 
 @frozen
@@ -68,12 +69,39 @@ class Store(Protocol):
         """
         ...
 
+    async def run_packed(
+        self,
+        data: bytes,
+        key: bytes | str | None,
+        build_call: Callable[[], ScriptCall],
+        build_undo: Callable[[], ScriptCall] | None = None,
+    ) -> Any:
+        """Run a script as :meth:`run_script` does, by its packed ``EVALSHA`` about ``key``.
+
+        ``build_call`` builds the same call in its general form, and ``build_undo`` what undoes it: both are needed
+        rarely.
+        """
+        ...
+
     def send_later(self, call: ScriptCall) -> None:
         """Run a script without waiting for its reply: now if possible, otherwise when the store is available again.
 
         The call must be safe to repeat. It is kept in memory only, and dropped when the reply is an error other than
         that the store cannot serve now.
         """
+        ...
+
+    def post_script(self, posted: PostedCall, data: bytes, key: bytes | str, *, may_wait: bool = False) -> None:
+        """Send ``data``, one packed command about ``key``, without waiting; ``posted`` gets the reply, or an exception.
+
+        With ``may_wait``, it leaves with the next call to the same server, but at most
+        :data:`~cgw.redis.link.POSTPONE_SECONDS` later. If there is no link, ``posted`` has the exception before this
+        returns.
+        """
+        ...
+
+    def send_postponed(self) -> None:
+        """Send now what :meth:`post_script` was allowed to let wait."""
         ...
 
     async def execute_command(self, *args: Any) -> Any:

@@ -10,7 +10,8 @@ import trio
 
 from cgw.errors import StoreUnavailable
 from cgw.redis.handshake import RedisConnection
-from cgw.redis.link import Link, LinkCounters, LinkOwner
+from cgw.redis.link import Link
+from cgw.redis.link_owner import LinkCounters, LinkOwner
 
 _FIRST_BACKOFF_SECONDS = 0.01
 _LONGEST_BACKOFF_SECONDS = 0.25

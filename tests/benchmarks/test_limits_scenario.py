@@ -19,7 +19,7 @@ from benchmarks.results import Metrics, Results
 from benchmarks.runner import RunPlan
 from benchmarks.scenarios import LimitsCase
 from benchmarks.subjects.known import known_subjects
-from cgw.limits.admissions import Reservation, ReservationIds
+from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import load_scripts
 
 Make = Callable[..., Results]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.model import Actor, Feature, RateLimit
@@ -23,7 +23,9 @@ EXCHANGES = 1_500
 SPAN_SECONDS = 3.0
 # Refills one request in 1,000 s, so that the usage at the end is the number of charges.
 LIMIT = RateLimit(20_000, 2 * 10**10, ("*",), 20_000, 2 * 10**10, max_in_flight=10_000)
-ACTORS = [Actor(f"actor-{number}", "", "static", True, {CHAT: LIMIT}) for number in range(3)]
+# The last actor has no slots, so that its charges are postponed.
+LIMITS = [LIMIT, LIMIT, evolve(LIMIT, max_in_flight=None)]
+ACTORS = [Actor(f"actor-{number}", "", "static", True, {CHAT: limit}) for number, limit in enumerate(LIMITS)]
 
 
 @define
@@ -45,13 +47,16 @@ class RandomExchanges:
         await trio.sleep(dice.random() * SPAN_SECONDS)
         admission = None
         with trio.move_on_after(dice.choice([10, 10, 10, 0.001, 0.01])):  # the client scope
-            admission = await self.limiter.admit(actor, CHAT, LIMIT)
+            admission = await self.limiter.admit(actor, CHAT, actor.rate_limits[CHAT])
         if admission is None:
             return
         self.local += admission.is_local
         await trio.sleep(dice.random() * 0.2)
         is_charged = dice.random() < 0.5
-        await self.limiter.settle(admission, is_charged=is_charged)
+        if dice.random() < 0.5:
+            await self.limiter.settle(admission, is_charged=is_charged)
+        else:
+            self.limiter.settle_later(admission, is_charged=is_charged)
         self.charged[actor.id] += is_charged
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import evolve
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission, Reservation, ReservationIds
+from cgw.limits.admissions import Admission
 from cgw.limits.claims import Claim, ClaimGroup
 from cgw.limits.offline.backlog import Backlog, now_ms
 from cgw.limits.offline.local import LocalLimits
 from cgw.limits.offline.outage import WhenDown
 from cgw.limits.plans import LimitPlan
+from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import build_exceeded
 from cgw.model import Actor, Feature
 

@@ -1,0 +1,67 @@
+"""The cost of calls of Redis in counts that do not vary: turns of tasks and of Trio's loop, system calls.
+
+Each bound is the count that was measured when it was set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from cgw.redis.opening import LuaScript, Store, open_redis
+from tests.support.counting import CallCounter, StepCounter
+from tests.support.redis_server import run_redis_server
+
+CALLS = 50
+ECHO = LuaScript.from_text("return ARGV[1]")
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[Store]:
+    """Return a store with one server of the test's own, which has the script already."""
+    with run_redis_server(tmp_path) as server:
+        async with open_redis(server.url, timeout_seconds=5) as redis:
+            await redis.run_script(ECHO, ["k"], ["x"])
+            yield redis
+
+
+@pytest.fixture
+def steps() -> StepCounter:
+    """Return a counter of turns."""
+    return StepCounter()
+
+
+async def test_call_on_an_idle_link(redis: Store, steps: StepCounter) -> None:
+    """A call wakes the reader and its caller, once each, for one write and one read."""
+    calls = CallCounter()
+    trio.lowlevel.add_instrument(steps)
+    steps.is_on = True
+    with calls.count():
+        for _ in range(CALLS):
+            await redis.run_script(ECHO, ["k"], ["x"])
+    trio.lowlevel.remove_instrument(steps)
+    # The caller is this test. Its first turn began before counting.
+    assert sum(steps.steps.values()) <= 2 * CALLS + 2, steps.steps
+    assert steps.steps["_read"] == CALLS
+    assert steps.steps["_write"] == 0
+    counted = {name: calls.calls[name] for name in ("posix.write", "posix.read", "epoll.register")}
+    assert counted == {"posix.write": CALLS, "posix.read": CALLS, "epoll.register": 0}, calls.calls
+
+
+async def test_burst_shares_writes(redis: Store) -> None:
+    """Calls that begin together leave in few writes, and their replies are read in few reads."""
+    calls = CallCounter()
+
+    async def call() -> None:
+        assert await redis.run_script(ECHO, ["k"], ["x"]) == b"x"
+
+    with calls.count():
+        async with trio.open_nursery() as nursery:
+            for _ in range(CALLS):
+                nursery.start_soon(call)
+    # The first at once, then 16 at a time, then the rest.
+    assert calls.calls["posix.write"] <= 5
+    assert calls.calls["posix.read"] <= 10
