@@ -24,6 +24,7 @@ from cgw.gateway.answer import (
 from cgw.gateway.journal import Journal
 from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase, move
+from cgw.limits.admissions import Admission
 from cgw.limits.headers import build_limit_headers
 from cgw.limits.tokens import count_tokens
 from cgw.providers.dialect import Caller, Dialect
@@ -133,21 +134,23 @@ class _Exchange:
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
-        answer: RelayOutcome | Refusal | None = None
         try:
-            try:
-                answer = await self._forward(admitted)
-            finally:
-                await self._record_usage(admitted)
-            if self._is_charged:
-                await self._release(answer)  # before settling: the client need not wait for Redis
+            answer = await self._forward(admitted)
         finally:
-            self._move(Phase.SETTLING)
-            with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
-                settle, tokens = self._gateway.limiter.settle, self._used_tokens
-                await settle(admitted.admission, is_charged=self._is_charged, tokens=tokens)
-        if not self._is_charged:
-            await self._release(answer)  # after settling: what was refunded is there when the client asks again
+            try:
+                await self._record_usage(admitted)
+            finally:
+                self._move(Phase.SETTLING)
+                await self._settle(admitted.admission)
+        await self._release(answer)  # after settling: what was refunded is there when the client asks again
+
+    async def _settle(self, admission: Admission) -> None:
+        """Charge the admission without waiting for Redis, or give it back and wait, so that a retry finds it."""
+        if self._is_charged:
+            self._gateway.limiter.settle_later(admission, is_charged=True, tokens=self._used_tokens)
+            return
+        with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
+            await self._gateway.limiter.settle(admission, is_charged=False)
 
     async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
         """Return how the relay ended, or what to refuse with; ``None`` when time was over with the answer begun."""
