@@ -25,13 +25,12 @@ STORE_RETRY_AFTER_SECONDS = 1
 
 @frozen
 class AdmittedRequest:
-    """A checked request that its limits let through. ``deadline`` is by Trio's clock."""
+    """A checked request that its limits let through."""
 
     actor: Actor
     feature: Feature
     prepared: PreparedRequest
     admission: Admission
-    deadline: float
 
 
 async def authenticate(gateway: Gateway, head: RequestHead) -> Actor:

@@ -8,6 +8,7 @@ admitted, every path leads through the usage event and the settlement, cancellat
 from __future__ import annotations
 
 import contextlib
+import math
 
 import trio
 
@@ -55,32 +56,38 @@ async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -
     """
     exchange = _Exchange(gateway, dialect, client)
     try:
-        async with trio.open_nursery() as exchange_nursery:
-            await exchange.run(exchange_nursery)
-            exchange_nursery.cancel_scope.cancel()
+        await exchange.run()
     except* Exception as bugs:  # noqa: BLE001 - the boundary between one exchange and all others
         # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
         exchange.journal.crashed(bugs)
         await exchange.fail()
     finally:
+        client.call_when_gone(None)
         await exchange.answer_cut()
         exchange.journal.close(exchange.status, client.bytes_sent)
 
 
 class _Exchange:
-    """The state of one exchange. ``status`` is the one that the client is answered, ``None`` before there is one."""
+    """The state of one exchange. ``status`` is the one that the client is answered, ``None`` before there is one.
+
+    Its nursery is empty where the connection itself notices that the client leaves. The nursery's scope is the only
+    one: it carries the deadline (of the response's head first, then of the whole), and the hang-up cancels it.
+    """
+
+    _nursery: trio.Nursery
 
     def __init__(self, gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
         self._gateway = gateway
         self._dialect = dialect
         self._client = client
-        self._client_scope = trio.CancelScope()  # cancelled when the client leaves
+        self._deadline = math.inf
         self._phase = Phase.RECEIVING
         self._gone_in: Phase | None = None
         self._window = BodyWindowCollector()
         self._upstream_head: ResponseHead | None = None
         self._is_upstream_complete = False
         self._used_tokens: int | None = None
+        self._timeout_refusal: Refusal | None = None
         self.status: int | None = None
         self.journal = Journal(client.head, client.peer)
 
@@ -94,19 +101,33 @@ class _Exchange:
         """True if cgw ends the exchange before its response has begun: it was answered by nobody, and nobody left."""
         return self.status in (None, CUT.status) and self._gone_in is None and not self._client.is_response_started
 
-    async def run(self, exchange_nursery: trio.Nursery) -> None:
-        with self._client_scope:
-            try:
+    async def run(self) -> None:
+        """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
+        refusal: Refusal | None = None
+        has_ended = False
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 try:
-                    await self._serve(exchange_nursery)
-                except Refusal as refusal:
-                    await self._refuse(refusal)
-            except ClientGone:
+                    await self._serve()
+                except Refusal as error:
+                    refusal = error
+                except ClientGone:
+                    self._note_client_gone()
+                # What is left of the nursery may be cancelled: that is not a timeout, nor a client that left too early.
+                has_ended = True
+                if nursery.child_tasks:
+                    nursery.cancel_scope.cancel()
+            if self._gone_in is not None and (refusal is not None or not has_ended):
                 self._note_client_gone()
-        if self._client_scope.cancelled_caught:
+            elif refusal := refusal or self._timeout_refusal:
+                await self._refuse(refusal)
+            elif not has_ended:
+                self._client.break_off()  # time was over with the response begun
+        except ClientGone:
             self._note_client_gone()
 
-    async def _serve(self, exchange_nursery: trio.Nursery) -> None:
+    async def _serve(self) -> None:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
@@ -116,9 +137,10 @@ class _Exchange:
         feature = select_feature(head, dialect)
         timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         body = await self._client.receive_body()
-        deadline = trio.current_time() + timeout_seconds
+        self._deadline = self._nursery.cancel_scope.deadline = trio.current_time() + timeout_seconds
         # Not before the body is there: until then reading it is what notices that the client left.
-        exchange_nursery.start_soon(self._watch_client)
+        if not self._client.call_when_gone(self._client_has_gone):
+            self._nursery.start_soon(self._watch_client)
         self.journal.received(feature, len(body))
         self._move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
@@ -126,16 +148,19 @@ class _Exchange:
         rate_limit = check_model_access(actor, feature, prepared, dialect)
         self.journal.prepared(prepared)
         self._move(Phase.ADMITTING)
-        with trio.move_on_at(deadline) as deadline_scope:
+        try:
             admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider)
-        if deadline_scope.cancelled_caught:
-            raise Refusal(504, "the request's time was over before its limits were checked")
-        await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission, deadline))
+        except trio.Cancelled:
+            if self._is_late():
+                self._timeout_refusal = Refusal(504, "the request's time was over before its limits were checked")
+            raise
+        await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
         try:
             answer = await self._forward(admitted)
+            self._nursery.cancel_scope.deadline = math.inf  # what follows has bounds of its own
         finally:
             try:
                 await self._record_usage(admitted)
@@ -152,28 +177,46 @@ class _Exchange:
         with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
             await self._gateway.limiter.settle(admission, is_charged=False)
 
-    async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
-        """Return how the relay ended, or what to refuse with; ``None`` when time was over with the answer begun."""
+    async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
+        """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
         self._move(Phase.OPENING)
-        timed_out = f"request to upstream provider {self._dialect.provider} timed out"
-        with trio.move_on_at(admitted.deadline):  # the deadline scope
+        pool, provider = self._gateway.pool, self._dialect.provider
+        try:
+            response = await pool.open(admitted.prepared.upstream, self._nursery.cancel_scope, self._deadline)
             try:
-                async with self._gateway.pool.open_response(admitted.prepared.upstream) as response:
-                    return await self._pass_on(response, admitted)
-            except UpstreamTimeout as error:
-                self.journal.upstream_failed(error)
-                return self._note_refusal(Refusal(504, timed_out))
-            except OutOfDescriptors as error:
-                self.journal.upstream_failed(error)
-                text = "the gateway has too many open connections, please retry"
-                return self._note_refusal(Refusal(503, text, code="overloaded", headers=_RETRY_SOON))
-            except UpstreamError as error:
-                self.journal.upstream_failed(error)
-                # The error is for the log alone: it may name hosts of the operator's own.
-                text = f"failed to make request to upstream provider {self._dialect.provider}"
-                return self._note_refusal(Refusal(502, text))
-        self.journal.upstream_failed(UpstreamTimeout("the exchange's time was over"))
-        return None if self._client.is_response_started else self._note_refusal(Refusal(504, timed_out))
+                return await self._pass_on(response, admitted)
+            finally:
+                pool.give_back(response)
+        except trio.Cancelled:
+            if self._is_late():
+                self._note_timeout()
+            raise
+        except UpstreamTimeout as error:
+            self.journal.upstream_failed(error)
+            return self._note_refusal(Refusal(504, f"request to upstream provider {provider} timed out"))
+        except OutOfDescriptors as error:
+            self.journal.upstream_failed(error)
+            text = "the gateway has too many open connections, please retry"
+            return self._note_refusal(Refusal(503, text, code="overloaded", headers=_RETRY_SOON))
+        except UpstreamError as error:
+            self.journal.upstream_failed(error)
+            # The error is for the log alone: it may name hosts of the operator's own.
+            return self._note_refusal(Refusal(502, f"failed to make request to upstream provider {provider}"))
+
+    def _is_late(self) -> bool:
+        """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
+        return self._gone_in is None and trio.current_time() >= self._nursery.cancel_scope.deadline
+
+    def _note_timeout(self) -> None:
+        """Note that time was over: before recording, as the usage event tells the status."""
+        if trio.current_time() >= self._deadline:
+            self.journal.upstream_failed(UpstreamTimeout("the exchange's time was over"))
+        else:
+            seconds = self._gateway.pool.deadlines.head_seconds
+            self.journal.upstream_failed(UpstreamTimeout(f"no response head within {seconds:g} seconds"))
+        if not self._client.is_response_started:
+            text = f"request to upstream provider {self._dialect.provider} timed out"
+            self._timeout_refusal = self._note_refusal(Refusal(504, text))
 
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome:
         """Send the response's head to the client, then relay its body up to what completes it."""
@@ -184,6 +227,8 @@ class _Exchange:
         content_length = 0 if head.status in (204, 304) else content_length_of(head)
         limit_headers = build_limit_headers(admitted.admission.states)
         headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, limit_headers)
+        # From the head on, the silence between chunks has a timeout of its own.
+        self._nursery.cancel_scope.deadline = self._deadline
         await self._client.send_head(self.status, headers, is_stream=is_event_stream(head) and content_length != 0)
         outcome = await relay_response(
             self._gateway.relay,
@@ -241,8 +286,12 @@ class _Exchange:
 
     async def _watch_client(self) -> None:
         await self._client.wait_gone()
-        self._gone_in = self._phase
-        self._client_scope.cancel()
+        self._client_has_gone()
+
+    def _client_has_gone(self) -> None:
+        if self._gone_in is None:
+            self._gone_in = self._phase
+            self._nursery.cancel_scope.cancel()
 
     def _note_client_gone(self) -> None:
         phase = self._gone_in = self._gone_in or self._phase

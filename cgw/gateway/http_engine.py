@@ -18,6 +18,7 @@ from cgw.providers.dialect import ErrorStyle
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, encode_kept_response
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.overload import REFUSAL, OverloadControl
@@ -41,7 +42,7 @@ class EngineStatistics:
 
 
 class HttpEngine:
-    """Serves clients' connections. At most ``max_exchanges`` run at once (``None``: no bound)."""
+    """Serves clients' connections while ``hangups.run`` runs. At most ``max_exchanges`` at once (``None``: all)."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class HttpEngine:
         self._in_flight = self._shed = 0
         self._encoded_shed: dict[ErrorStyle, bytes] = {}
         self.is_draining = False
+        self.hangups = HangupWatch()
         self._callbacks = ConnectionCallbacks(
             limits=limits,
             handle=self.handle,
@@ -77,6 +79,7 @@ class HttpEngine:
             check_load=self.check_load,
             encode_shed=self.encode_shed,
             serve_http2=self._serve_http2 if has_http2 else None,
+            hangups=self.hangups,
             trusted=trusted,
             addresses=addresses or AddressBound(None),
             tls_context=tls_context,

@@ -155,6 +155,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         )
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
+        stack.callback(http_engine.hangups.close)
         background = (
             alerts.run,
             gateway.limiter.run,
@@ -162,6 +163,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             gateway.pool.run,
             gateway.relay.run,
             overload.run,
+            http_engine.hangups.run,
         )
         for run in background:
             await stack.enter_async_context(open_background_task(run))

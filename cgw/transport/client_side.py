@@ -7,6 +7,7 @@ depends on nothing else of a connection.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from attrs import frozen
@@ -121,6 +122,13 @@ class ClientSide(Protocol):
 
     def break_off(self) -> None:
         """Make the response visibly incomplete: the connection (in HTTP/2, the stream) will be cut."""
+        ...
+
+    def call_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
+        """Have ``on_gone`` called once the client has left, at once if it has; ``None`` ends that.
+
+        Returns false where this connection can't: then a task has to :meth:`wait_gone`.
+        """
         ...
 
     async def wait_gone(self) -> None:

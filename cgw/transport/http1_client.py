@@ -12,6 +12,7 @@ from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.body_budget import FREE_BYTES, BodyBudget
 from cgw.transport.client_side import ClientLimits, RawBody
 from cgw.transport.hangup import wait_hangup
+from cgw.transport.hangup_watch import WatchedClient
 from cgw.transport.sockets import PlainTransport, Transport
 from cgw.wire.messages import RequestHead
 from cgw.wire.server_codec import BodyMismatch, ServerCodec
@@ -42,6 +43,7 @@ class Http1Client:
         buffer: bytearray,
         is_draining: Callable[[], bool],
         budget: BodyBudget,
+        watched: WatchedClient | None,
     ) -> None:
         self._transport = transport
         self._codec = codec
@@ -49,6 +51,7 @@ class Http1Client:
         self._buffer = buffer
         self._is_draining = is_draining
         self._budget = budget
+        self._watched = watched
         self._reserved_bytes = 0  # of the budget, for this request's body
         self._received = b""  # came together with the head; not given to the codec yet
         self._unsent = b""  # encoded, but kept to go out in one write with what follows
@@ -240,6 +243,16 @@ class Http1Client:
     def break_off(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.break_off`."""
         self.is_broken_off = True
+
+    def call_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
+        """See :meth:`~cgw.transport.client_side.ClientSide.call_when_gone`."""
+        watched = self._watched
+        if watched is None:
+            return False
+        watched.on_gone = on_gone
+        if on_gone is not None and watched.is_gone:
+            on_gone()
+        return True
 
     async def wait_gone(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""

@@ -29,6 +29,7 @@ from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.hangup_watch import HangupWatch, WatchedClient
 from cgw.transport.http1_client import Http1Client, build_own_fields
 from cgw.transport.server import RETRY_AFTER_SECONDS, AcceptedConnection
 from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
@@ -78,6 +79,7 @@ class ConnectionCallbacks:
     encode_shed: Callable[[bytes], bytes] | None = None
     serve_http2: ServeHttp2 | None = None
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
+    hangups: HangupWatch | None = None
     trusted: TrustedProxies = field(factory=TrustedProxies)
     addresses: AddressBound = field(factory=lambda: AddressBound(None))
     tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
@@ -100,6 +102,7 @@ class Http1Connection:
         self._first_wait_seconds = callbacks.limits.header_timeout_seconds
         self._wait_scope = trio.CancelScope()  # of the present or last wait for a head, or for what precedes it
         self._has_served = False
+        self._watched: WatchedClient | None = None  # from the first request on
         self._counted_address: str | None = None  # told by a PROXY header
         self.is_idle = True
 
@@ -112,6 +115,8 @@ class Http1Connection:
             pass  # the client has left; a request that was served has taken note of that itself
         finally:
             # Decided here, after everything that may cancel or break a request.
+            if self._watched is not None and self._callbacks.hangups is not None:
+                self._callbacks.hangups.forget(self._transport.sock)
             if self._client is not None and self._client.needs_reset:
                 self._transport.reset()
             self._transport.close()
@@ -305,6 +310,11 @@ class Http1Connection:
         self._has_served = True
         return True
 
+    def _watch(self) -> WatchedClient | None:
+        if self._callbacks.hangups is not None:
+            self._watched = self._callbacks.hangups.register(self._transport.sock)
+        return self._watched
+
     async def _serve_request(self, head: RequestHead, codec: ServerCodec, refusal: Refusal | None) -> bool:
         """Serve one request, or answer it with ``refusal``; return whether the connection can carry another one."""
         callbacks = self._callbacks
@@ -317,6 +327,7 @@ class Http1Connection:
             buffer=callbacks.buffer,
             is_draining=callbacks.is_draining,
             budget=callbacks.budget,
+            watched=self._watched or self._watch(),
         )
         received, self._buffer = self._buffer, b""
         if received:

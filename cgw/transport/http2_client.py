@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -78,6 +79,7 @@ class Http2Client:
         self._discarded_bytes: int | None = None
         self._body_settled = trio.Event()  # complete, too large, or never to come
         self._gone = trio.Event()
+        self._on_gone: Callable[[], None] | None = None
         self._window_opened = trio.Event()
         self._head: tuple[int, Headers] | None = None  # a response's head that waits for the first bytes of its body
         self._unsent_length: int | None = None
@@ -130,6 +132,8 @@ class Http2Client:
 
     def leave(self) -> None:
         """Mark the client as gone: it reset the stream, or the connection is lost."""
+        if not self._gone.is_set() and self._on_gone is not None:
+            self._on_gone()
         self._gone.set()
         self._body_settled.set()
         self._window_opened.set()
@@ -207,6 +211,13 @@ class Http2Client:
         self._protocol.widen(self.stream_id)
         self._release(self._received_bytes)
         self._connection.flush()
+
+    def call_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
+        """See :meth:`~cgw.transport.client_side.ClientSide.call_when_gone`."""
+        self._on_gone = on_gone
+        if on_gone is not None and self._gone.is_set():
+            on_gone()
+        return True
 
     async def wait_gone(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""

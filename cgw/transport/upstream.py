@@ -4,7 +4,7 @@ The states of a connection::
 
     new ── connect, TLS ──> busy ── complete response, kept alive by both sides ──> idle
                              │ ^                                                     │ │
-                             │ └────────── open_response() takes the youngest ───────┘ │
+                             │ └────────── open() takes the youngest ────────────────┘ │
                              │                                                         │
                              └── anything else, cancellation too ──> closed <──────────┘
                                                                      too old, or data or an end was received
@@ -19,8 +19,6 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import trio
 from attrs import define, frozen
@@ -114,7 +112,7 @@ class UpstreamPool:
         idle_seconds: float = 60,
     ) -> None:
         self._tls_context = tls_context
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
         self._idle: dict[Origin, deque[UpstreamConnection]] = {}  # the one that was idle for longest is first
@@ -127,58 +125,52 @@ class UpstreamPool:
         counts.idle = sum(len(connections) for connections in self._idle.values())
         return PoolStatistics(counts.opened, counts.reused, counts.retried, counts.idle, counts.busy)
 
-    @asynccontextmanager
-    async def open_response(self, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
-        """Send ``request`` and yield the response once its head is there.
+    async def open(self, request: UpstreamRequest, scope: trio.CancelScope, deadline: float) -> UpstreamResponse:
+        """Send ``request`` and return the response, for :meth:`give_back`, once its head is there.
 
-        Raises :exc:`UpstreamUnreachable`, :exc:`OutOfDescriptors`, :exc:`UpstreamTimeout` and
-        :exc:`UpstreamProtocolError`. Retried once, on a
-        new connection, is only a request whose kept connection ended before the first byte of a response. Cancel-safe:
-        the connection is closed at once.
+        The caller's ``scope`` ends the waiting, so that an exchange needs no scope of its own for it: its deadline is
+        set to that of the head, at most to ``deadline``, and stays so when this returns.
+
+        Raises :exc:`UpstreamUnreachable`, :exc:`OutOfDescriptors`, :exc:`UpstreamTimeout` (no connection in time) and
+        :exc:`UpstreamProtocolError`. Retried once, on a new connection, is only a request whose kept connection ended
+        before the first byte of a response. Cancel-safe: the connection is closed at once.
         """
-        connection, head = await self._send(request)
-        response = UpstreamResponse(head, connection, self._deadlines.silence_seconds)
-        self._statistics.busy += 1
-        try:
-            yield response
-        finally:
-            self._statistics.busy -= 1
-            self._give_back(connection, is_complete=response.is_complete)
-
-    async def _send(self, request: UpstreamRequest) -> tuple[UpstreamConnection, ResponseHead]:
         kept = self._take_idle(request.origin)
         if kept is not None:
             self._statistics.reused += 1
             try:
-                return kept, await self._exchange_heads(kept, request)
+                return await self._exchange_heads(kept, request, scope, deadline)
             except StaleConnection:
                 # When not a byte of a response came, the usual cause is that the upstream closed the idle connection
                 # while the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection.
                 self._statistics.retried += 1
-        fresh = await self._connect(request.origin)
-        return fresh, await self._exchange_heads(fresh, request)
+        return await self._exchange_heads(await self._connect(request.origin), request, scope, deadline)
 
-    async def _exchange_heads(self, connection: UpstreamConnection, request: UpstreamRequest) -> ResponseHead:
-        is_open = False
+    def give_back(self, response: UpstreamResponse) -> None:
+        """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed."""
+        self._statistics.busy -= 1
+        self._give_back(response.connection, is_complete=response.is_complete)
+
+    async def _exchange_heads(
+        self, connection: UpstreamConnection, request: UpstreamRequest, scope: trio.CancelScope, deadline: float
+    ) -> UpstreamResponse:
+        # One timeout for both: an upstream that does not read the request will not answer it, either.
+        scope.deadline = min(deadline, trio.current_time() + self.deadlines.head_seconds)
         try:
-            # One timeout for both: an upstream that does not read the request will not answer it, either.
-            with trio.move_on_after(self._deadlines.head_seconds) as head_scope:
-                await connection.send_request(request)
-                head = await connection.receive_head()
-            if head_scope.cancelled_caught:
-                raise UpstreamTimeout(f"no response head within {self._deadlines.head_seconds:g} seconds")
-            is_open = True
-            return head
-        finally:
+            await connection.send_request(request)
+            head = await connection.receive_head()
+        except BaseException:
             # Also when cancelled: the pool has no record of a connection that is being used.
-            if not is_open:
-                connection.close()
+            connection.close()
+            raise
+        self._statistics.busy += 1
+        return UpstreamResponse(head, connection, self.deadlines.silence_seconds)
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
-        with trio.move_on_after(self._deadlines.connect_seconds) as connect_scope:
+        with trio.move_on_after(self.deadlines.connect_seconds) as connect_scope:
             transport = await self._open_transport(origin)
         if connect_scope.cancelled_caught:
-            raise UpstreamTimeout(f"no connection within {self._deadlines.connect_seconds:g} seconds")
+            raise UpstreamTimeout(f"no connection within {self.deadlines.connect_seconds:g} seconds")
         self._statistics.opened += 1
         return UpstreamConnection(transport, origin, self._scratch.plain)
 

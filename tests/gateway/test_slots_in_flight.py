@@ -124,7 +124,7 @@ async def test_a_bug_gives_everything_back(
         raise RuntimeError("a bug")
 
     async with open_bounded_gateway(tmp_path, upstream) as gateway, open_http(gateway) as client:
-        monkeypatch.setattr(UpstreamPool, "open_response", fail)
+        monkeypatch.setattr(UpstreamPool, "open", fail)
         answer = await client.post(PATH, json=build_body(PATH))
         assert (answer.status_code, answer.json()) == (500, {"error": "internal error"})
         await wait_nothing_held(gateway)

@@ -19,6 +19,7 @@ from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_co
 from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import Origin, UpstreamRequest
 from cgw.wire.windows import BodyWindowCollector
+from tests.support.upstream_requests import open_response
 
 
 @define
@@ -86,7 +87,7 @@ async def forward(client: ClientSide, request: UpstreamRequest, pool: UpstreamPo
     """Relay one answer as an exchange does, without limits and events."""
     window = BodyWindowCollector()
     try:
-        async with pool.open_response(request) as response:
+        async with open_response(pool, request) as response:
             head = response.head
             chunked = head.header(b"transfer-encoding") is not None
             length = None if chunked else head.header(b"content-length")

@@ -29,6 +29,7 @@ from cgw.wire.messages import Origin, UpstreamRequest
 from cgw.wire.windows import BodyWindowCollector
 from tests.support.raw_server import open_raw_server
 from tests.support.tls_peer import TlsPeer
+from tests.support.upstream_requests import open_response
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 
@@ -267,7 +268,7 @@ class _Exchange:
 
     async def _relay(self, request: UpstreamRequest) -> RelayOutcome:
         client = self._client
-        async with self._pool.open_response(request) as response:
+        async with open_response(self._pool, request) as response:
             head = response.head
             is_chunked = head.header(b"transfer-encoding") is not None
             length = None if is_chunked else head.header(b"content-length")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from cgw.transport.upstream import UpstreamPool
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from cgw.errors import UpstreamTimeout
+from cgw.transport.upstream import UpstreamPool, UpstreamResponse
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -13,9 +20,23 @@ def build_request(port: int, *, scheme: str = "http", host: str = "127.0.0.1", b
     return UpstreamRequest(Origin(scheme, host, port), b"/v1", ((b"content-type", b"application/json"),), body)
 
 
+@asynccontextmanager
+async def open_response(pool: UpstreamPool, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
+    """Yield the response to ``request`` once its head is there, and give it back in the end."""
+    with trio.CancelScope() as scope:
+        response = await pool.open(request, scope, math.inf)
+        scope.deadline = math.inf
+    if scope.cancelled_caught:
+        raise UpstreamTimeout(f"no response head within {pool.deadlines.head_seconds:g} seconds")
+    try:
+        yield response
+    finally:
+        pool.give_back(response)
+
+
 async def fetch(pool: UpstreamPool, request: UpstreamRequest) -> tuple[ResponseHead, bytes]:
     """Return the head and the body of a whole response."""
-    async with pool.open_response(request) as response:
+    async with open_response(pool, request) as response:
         body = b""
         while (chunk := await response.receive_chunk()) is not None:
             body += chunk

@@ -12,7 +12,7 @@ import trio.testing
 from cgw.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, UpstreamResponse, build_tls_context
 from tests.support.raw_server import Handler, open_raw_server, read_request
-from tests.support.upstream_requests import HELLO, OK, build_request, fetch
+from tests.support.upstream_requests import HELLO, OK, build_request, fetch, open_response
 from tests.support.waiting import wait_until
 
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
@@ -125,7 +125,7 @@ async def test_broken_body_yields_its_good_part_and_an_error(pool: UpstreamPool,
         while (chunk := await response.receive_chunk()) is not None:
             got.append(chunk)
 
-    async with open_raw_server(play(BROKEN_BODIES[name])) as port, pool.open_response(build_request(port)) as response:
+    async with open_raw_server(play(BROKEN_BODIES[name])) as port, open_response(pool, build_request(port)) as response:
         assert pool.statistics().busy == 1
         with pytest.raises(UpstreamProtocolError):
             await receive_all(response)
@@ -212,7 +212,7 @@ async def test_response_that_is_not_read_to_its_end_costs_its_connection(pool: U
         gone.set()
 
     async with open_raw_server(handle) as port:
-        async with pool.open_response(build_request(port)) as response:
+        async with open_response(pool, build_request(port)) as response:
             assert await response.receive_chunk() == b"hello"
         with trio.fail_after(1):
             await gone.wait()
@@ -390,9 +390,9 @@ async def test_idle_connections_are_bounded_in_number_and_time() -> None:
     pool = UpstreamPool(build_tls_context(None), UpstreamDeadlines(), max_idle=2, idle_seconds=0.02)
     async with open_raw_server(play(HELLO, HELLO)) as port, trio.open_nursery() as nursery:
         async with (
-            pool.open_response(build_request(port)) as first,
-            pool.open_response(build_request(port)) as second,
-            pool.open_response(build_request(port)) as third,
+            open_response(pool, build_request(port)) as first,
+            open_response(pool, build_request(port)) as second,
+            open_response(pool, build_request(port)) as third,
         ):
             assert pool.statistics().busy == 3
             for response in (first, second, third):
