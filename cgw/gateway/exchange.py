@@ -98,7 +98,7 @@ class _Exchange:
 
     @property
     def _is_cut(self) -> bool:
-        """True if cgw ends the exchange before its response has begun: it was answered by nobody, and nobody left."""
+        """True if the exchange ends without a response, although the client is there: the drain's deadline was over."""
         return self.status in (None, CUT.status) and self._gone_in is None and not self._client.is_response_started
 
     async def run(self) -> None:
