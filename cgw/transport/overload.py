@@ -90,13 +90,13 @@ class OverloadControl(trio.abc.Instrument):
         delay = now - self._poll_ended + self._last_pass
         if delay <= ENTRY_FACTOR * self._target:
             self._above_since = None
+            if self.is_shedding and now - self._refused_at >= self._interval:
+                self.is_shedding = False
         elif self._above_since is None:
             self._above_since = now
         elif not self.is_shedding and now - self._above_since >= self._interval:
             self.is_shedding = True
             self._refused_at = now
-        if self.is_shedding and now - self._refused_at >= self._interval:
-            self.is_shedding = False
 
     def after_io_wait(self, timeout: float) -> None:
         """Note the start of a pass; called by Trio."""

@@ -286,8 +286,10 @@ async def test_lagging_loop_sheds_and_recovers(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_busy)
             await trio.sleep(0.5)
-            for client in clients:
-                await client.send(WHOLE)
+            # All within one pass of the loop, which client and gateway share here.
+            async with trio.open_nursery() as senders:
+                for client in clients:
+                    senders.start_soon(client.send, WHOLE)
             statuses = [(await client.read_answer()).status for client in clients]
             assert 503 in statuses
             assert (await ask(gateway.port, b"GET /-/readyz HTTP/1.1\r\nhost: x\r\n\r\n")).status == 200
