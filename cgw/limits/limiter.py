@@ -185,8 +185,9 @@ class Limiter:
         """Settle as :meth:`settle` does, without waiting for Redis. Never blocks, raises nothing.
 
         A charge of what was reserved leaves with the next admission, at most 50 ms later: it changes no count. Refunds,
-        freed slots and token usage leave at once, so that this replica's next admission finds them; another replica's
-        may come first. What Redis does not take is retried; :meth:`run` waits at its end for what is under way.
+        freed slots and token usage leave at once, before this replica's next admission, but another replica's may come
+        first, and so may any admission if the server has to be sent the script's text. What Redis does not take is
+        retried; :meth:`run` waits at its end for what is under way.
         """
         for reservation in self._begin_settling(admission, is_charged=is_charged, tokens=tokens):
             self._posted.post(admission, reservation, is_charged=is_charged, tokens=tokens)

@@ -54,7 +54,7 @@ class PostedSettlements:
         settlement = _Settlement(self, admission, reservation, is_charged, tokens)
         prepared = admission.plan.prepared
         if is_charged and prepared is not None:
-            data = prepared.pack_charge(reservation.id)
+            data = prepared.pack_charge(reservation)
         else:
             data = settlement.build_call().pack_evalsha()
         may_wait = self._all_done is None and reservation.can_settle_late(is_charged=is_charged, tokens=tokens)
@@ -79,7 +79,7 @@ class PostedSettlements:
         )
 
     def handle_reply(self, settlement: _Settlement, reply: Any) -> None:
-        """Handle the outcome of a settlement: an answer of ``settle.lua``, or an exception."""
+        """Handle the outcome of a settlement: the reply to ``settle`` or ``DEL``, or an exception."""
         self._count -= 1
         if not self._count and self._all_done is not None:
             self._all_done.set()
@@ -91,7 +91,8 @@ class PostedSettlements:
             self._outage.failed(build_broken_limit(reply))  # not kept: the key would be as broken for every retry
         else:
             self._outage.succeeded()
-            if reply[1]:
+            # An answer of `settle`; that of DEL is a number.
+            if isinstance(reply, list) and reply[1]:
                 self._alert(settlement.admission, int(reply[1]))
 
 

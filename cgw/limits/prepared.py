@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from cgw.limits.claims import ClaimGroup
 from cgw.limits.reservations import ID_CHARACTERS, Reservation
-from cgw.limits.scripts import LimitScripts
+from cgw.limits.scripts import FIRST_LIMIT, LimitScripts
+from cgw.redis.handshake import pack_command
 from cgw.redis.opening import ScriptCall
 
 
@@ -28,11 +29,10 @@ class CallTemplate:
 class PreparedGroup:
     """The packed calls about one group of claims whose costs are always the same.
 
-    :meth:`pack_admit` is the twin of :meth:`~cgw.limits.reservations.Reservation.build_admit`, :meth:`pack_charge` that
-    of :meth:`~cgw.limits.reservations.Reservation.build_settle`.
+    The general twins are :class:`~cgw.limits.reservations.Reservation`'s methods.
     """
 
-    __slots__ = ("_admit", "_charge", "group")
+    __slots__ = ("_admit", "_charge", "_forget", "_lowest_threshold", "group")
 
     def __init__(self, group: ClaimGroup, scripts: LimitScripts) -> None:
         self.group = group
@@ -40,11 +40,34 @@ class PreparedGroup:
         sample = Reservation(group, (), "\0" * ID_CHARACTERS)
         self._admit = CallTemplate(sample.build_admit(scripts), sample.id)
         self._charge = CallTemplate(sample.build_settle(scripts, is_charged=True), sample.id)
+        self._forget = pack_command(("DEL", sample.keys[0])).decode("ascii").split(sample.id)
+        # A percentage; more than 100 is never reached.
+        self._lowest_threshold = min(map(int, group.thresholds.split()), default=101)
 
     def pack_admit(self, reservation_id: str) -> bytes:
         """Pack the call that reserves."""
         return self._admit.pack(reservation_id)
 
-    def pack_charge(self, reservation_id: str) -> bytes:
-        """Pack the call that charges what was reserved."""
-        return self._charge.pack(reservation_id)
+    def pack_charge(self, reservation: Reservation) -> bytes:
+        """Pack the call that charges what was reserved: ``settle``, or ``DEL`` of the record if that does the same."""
+        if self.can_forget(reservation):
+            before, after = self._forget
+            return f"{before}{reservation.id}{after}".encode("ascii")
+        return self._charge.pack(reservation.id)
+
+    def can_forget(self, reservation: Reservation) -> bool:
+        """Return whether charging what was reserved comes to deleting the record.
+
+        ``settle`` does four things: it takes the record, frees slots, moves buckets by the difference between reserved
+        and used, and compares the quota's usage, by the record, with the thresholds of alerts. Here there are no slots
+        and no difference, and the record is ``admit``'s answer, so that the usage is known to be below all thresholds.
+
+        The record itself is necessary until then: a refund has to find it, so as to count once, and so does the undo of
+        an admission whose answer was lost. After a crash it expires.
+        """
+        group = self.group
+        if group.has_lease:
+            return False
+        limit = group.claims[0].limit
+        # The same division as in state.lua's `cross`, so that rounding is the same too.
+        return (limit - reservation.answer[FIRST_LIMIT]) / limit < self._lowest_threshold / 100

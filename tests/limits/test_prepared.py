@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import redis
+from attrs import astuple
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cgw.limits.claims import ClaimGroup, build_actor_group, build_provider_claim, group_claims
+from cgw.limits.claims import Claim, ClaimGroup, build_actor_group, build_provider_claim, group_claims
 from cgw.limits.prepared import PreparedGroup
 from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import load_scripts
 from cgw.model import Actor, Feature, RateLimit
+from cgw.redis.handshake import pack_command
+from tests.limits.test_properties import EXAMPLES
+from tests.support.limit_store import ALERT, RECORD, Limit, LimitStore, as_claim
 
 SCRIPTS = load_scripts()
 IDS = ReservationIds()
@@ -37,7 +42,64 @@ def test_calls_are_packed_as_in_general(group: ClaimGroup) -> None:
     """A prepared admission and a prepared charge are the packed general calls."""
     prepared = PreparedGroup(group, SCRIPTS)
     for _ in range(2):
-        reservation = Reservation(group, (), IDS.next())
+        # Used up, so that a threshold is reached if there is one.
+        reservation = Reservation(group, (1, 0, 0, *(0, 1, 1, 0) * len(group.claims)), IDS.next())
         assert prepared.pack_admit(reservation.id) == reservation.build_admit(SCRIPTS).pack_evalsha()
-        charge = reservation.build_settle(SCRIPTS, is_charged=True).pack_evalsha()
-        assert prepared.pack_charge(reservation.id) == charge
+        if group.has_lease or group.thresholds:
+            expected = reservation.build_settle(SCRIPTS, is_charged=True).pack_evalsha()
+        else:
+            expected = pack_command(("DEL", group.record_prefix + reservation.id))
+        assert prepared.pack_charge(reservation) == expected
+
+
+@given(
+    st.integers(1, 40),
+    st.sampled_from(["", "1", "100", "50 90 95 100", "7 33 66"]),
+    st.lists(st.sampled_from(["admit", "charge", "charge", "refund", "advance"]), max_size=60),
+)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_settling_what_can_be_forgotten_only_takes_the_record(
+    store: LimitStore, size: int, thresholds: str, steps: list[str]
+) -> None:
+    """Where a charge is sent as DEL, ``settle`` would return no threshold and change no key besides the record."""
+    store.reset()
+    limits = [Limit("{t}:quota", "bucket", size, 86_400_000), Limit("{t}:rate", "bucket", 30, 60_000)]
+    claims = tuple(as_claim(limit, 1) for limit in limits)
+    group = ClaimGroup(RECORD, claims, thresholds, ALERT)
+    prepared = PreparedGroup(group, SCRIPTS)
+    held: list[Reservation] = []
+    for number, step in enumerate(steps):
+        if step == "advance":
+            store.set_clock(store.now + 9_000)
+        elif step == "admit":
+            rid = f"{number:028x}"
+            threshold, is_admitted, answers = store.admit_with_alerts(rid, [(limit, 1) for limit in limits], thresholds)
+            if is_admitted:
+                numbers = [part for answer in answers for part in astuple(answer)]
+                held.append(Reservation(group, (1, store.now, threshold, *numbers), rid))
+        elif held:
+            reservation = held.pop(0)
+            used = int(step == "charge")
+            before = store.dump()
+            settled = store.settle_with_alerts(reservation.id, [(limit, 1, used) for limit in limits], thresholds)
+            if used and prepared.can_forget(reservation):
+                assert settled == (0, True)
+                del before[RECORD.encode() + reservation.id.encode()]
+                assert store.dump() == before
+            elif used:
+                quota_used = size - reservation.answer[3]
+                assert any(quota_used * 100 >= size * int(percentage) for percentage in thresholds.split())
+
+
+@given(st.integers(1, 2**51), st.integers(0, 2**51), st.integers(1, 100))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_thresholds_are_compared_as_in_lua(client: redis.Redis, limit: int, used: int, threshold: int) -> None:
+    """Whether a threshold is in reach is decided in Python exactly as in the script, also where division rounds."""
+    near = min(limit, limit * threshold // 100 + used % 3 - 1)
+    group = ClaimGroup(RECORD, (Claim("quota", "bucket", "{t}:q", limit, 1),), str(threshold), ALERT)
+    prepared = PreparedGroup(group, SCRIPTS)
+    for spent in (min(used, limit), max(0, near)):
+        reservation = Reservation(group, (1, 0, 0, limit - spent, 0, 0, 0), "0" * 28)
+        text = "return ARGV[1] / ARGV[2] >= ARGV[3] / 100 and 1 or 0"
+        is_reached = client.eval(text, 0, spent, limit, threshold)
+        assert prepared.can_forget(reservation) == (not is_reached)
