@@ -158,24 +158,29 @@ class _Exchange:
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
+        answer: RelayOutcome | Refusal | None = None
         try:
-            answer = await self._forward(admitted)
-            self._nursery.cancel_scope.deadline = math.inf  # what follows has bounds of its own
-        finally:
             try:
-                await self._record_usage(admitted)
+                answer = await self._forward(admitted)
+                self._nursery.cancel_scope.deadline = math.inf  # what follows has bounds of its own
             finally:
-                self._move(Phase.SETTLING)
-                await self._settle(admitted.admission)
-        await self._release(answer)  # after settling: what was refunded is there when the client asks again
+                await self._record_usage(admitted)
+            if self._is_charged:
+                await self._release(answer)  # before settling: the client need not wait for Redis
+        finally:
+            self._move(Phase.SETTLING)
+            await self._settle(admitted.admission)
+        if not self._is_charged:
+            await self._release(answer)  # after settling: what was refunded is there when the client asks again
 
     async def _settle(self, admission: Admission) -> None:
-        """Charge the admission without waiting for Redis, or give it back and wait, so that a retry finds it."""
-        if self._is_charged:
-            self._gateway.limiter.settle_later(admission, is_charged=True, tokens=self._used_tokens)
+        """Settle; wait for Redis only where that frees something, which the connection's next request must find."""
+        limiter, tokens = self._gateway.limiter, self._used_tokens
+        if self._is_charged and admission.is_charge_final(tokens):
+            limiter.settle_later(admission, is_charged=True, tokens=tokens)
             return
         with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
-            await self._gateway.limiter.settle(admission, is_charged=False)
+            await limiter.settle(admission, is_charged=self._is_charged, tokens=tokens)
 
     async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""

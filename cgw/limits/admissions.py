@@ -29,3 +29,7 @@ class Admission:
     def states(self) -> tuple[LimitState, ...]:
         """The state of all its limits after the claim."""
         return tuple(state for reservation in self.reservations for state in reservation.states)
+
+    def is_charge_final(self, tokens: int | None) -> bool:
+        """Return whether Redis counts the same before and after a charge with ``tokens``, which then is not urgent."""
+        return all(reservation.can_settle_late(is_charged=True, tokens=tokens) for reservation in self.reservations)
