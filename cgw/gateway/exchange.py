@@ -12,7 +12,7 @@ import math
 
 import trio
 
-from cgw.errors import ClientGone, Headers, OutOfDescriptors, Refusal, UpstreamError, UpstreamTimeout
+from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access
 from cgw.gateway.answer import (
     answer_status,
@@ -22,9 +22,10 @@ from cgw.gateway.answer import (
     read_timeout_seconds,
     select_feature,
 )
-from cgw.gateway.journal import Journal
-from cgw.gateway.parts import Gateway, check_recording, record_event
-from cgw.gateway.phases import Phase, move
+from cgw.gateway.own_answers import CUT, send_cut, send_refusal
+from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
+from cgw.gateway.phases import Phase
+from cgw.gateway.state import ExchangeState
 from cgw.limits.admissions import Admission
 from cgw.limits.headers import build_limit_headers
 from cgw.limits.tokens import count_tokens
@@ -32,20 +33,6 @@ from cgw.providers.dialect import Caller, Dialect
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
 from cgw.transport.upstream import UpstreamResponse
-from cgw.wire.messages import ResponseHead
-from cgw.wire.windows import BodyWindowCollector
-
-CONCLUDE_SECONDS = 10.0
-"""The time that settling may take once nothing else can cancel it."""
-
-CUT_ANSWER_SECONDS = 1.0
-"""The time that the answer of an exchange which is cut may take."""
-
-_RETRY_SOON: Headers = [(b"retry-after", b"1")]
-
-CUT = Refusal(
-    503, "the gateway is shutting down, please retry", code="overloaded", headers=_RETRY_SOON, must_close=True
-)
 
 
 async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
@@ -55,20 +42,23 @@ async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -
     not begun. An admitted exchange is recorded and settled either way.
     """
     exchange = _Exchange(gateway, dialect, client)
+    state = exchange.state
     try:
         await exchange.run()
     except* Exception as bugs:  # noqa: BLE001 - the boundary between one exchange and all others
         # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
-        exchange.journal.crashed(bugs)
+        state.journal.crashed(bugs)
         await exchange.fail()
     finally:
         client.call_when_gone(None)
-        await exchange.answer_cut()
-        exchange.journal.close(exchange.status, client.bytes_sent)
+        if state.is_cut:
+            state.status = CUT.status
+            await send_cut(client, dialect.errors)
+        state.journal.close(state.status, client.bytes_sent)
 
 
 class _Exchange:
-    """The state of one exchange. ``status`` is the one that the client is answered, ``None`` before there is one.
+    """One exchange at work.
 
     Its nursery is empty where the connection itself notices that the client leaves. The nursery's scope is the only
     one: it carries the deadline (of the response's head first, then of the whole), and the hang-up cancels it.
@@ -81,25 +71,8 @@ class _Exchange:
         self._dialect = dialect
         self._client = client
         self._deadline = math.inf
-        self._phase = Phase.RECEIVING
-        self._gone_in: Phase | None = None
-        self._window = BodyWindowCollector()
-        self._upstream_head: ResponseHead | None = None
-        self._is_upstream_complete = False
-        self._used_tokens: int | None = None
         self._timeout_refusal: Refusal | None = None
-        self.status: int | None = None
-        self.journal = Journal(client.head, client.peer)
-
-    @property
-    def _is_charged(self) -> bool:
-        """True if the exchange counts on the actor's limits: the upstream answered 2xx, whoever left after that."""
-        return self._upstream_head is not None and 200 <= self._upstream_head.status < 300
-
-    @property
-    def _is_cut(self) -> bool:
-        """True if the exchange ends without a response, although the client is there: the drain's deadline was over."""
-        return self.status in (None, CUT.status) and self._gone_in is None and not self._client.is_response_started
+        self.state = ExchangeState(client)
 
     async def run(self) -> None:
         """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
@@ -113,26 +86,26 @@ class _Exchange:
                 except Refusal as error:
                     refusal = error
                 except ClientGone:
-                    self._note_client_gone()
+                    self.state.note_client_gone()
                 # What is left of the nursery may be cancelled: that is not a timeout, nor a client that left too early.
                 has_ended = True
                 if nursery.child_tasks:
                     nursery.cancel_scope.cancel()
-            if self._gone_in is not None and (refusal is not None or not has_ended):
-                self._note_client_gone()
+            if self.state.gone_in is not None and (refusal is not None or not has_ended):
+                self.state.note_client_gone()
             elif refusal := refusal or self._timeout_refusal:
                 await self._refuse(refusal)
             elif not has_ended:
                 self._client.break_off()  # time was over with the response begun
         except ClientGone:
-            self._note_client_gone()
+            self.state.note_client_gone()
 
     async def _serve(self) -> None:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
         actor = await authenticate(gateway, head)
-        self.journal.authenticated(actor)
+        self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
         timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
@@ -141,13 +114,13 @@ class _Exchange:
         # Not before the body is there: until then reading it is what notices that the client left.
         if not self._client.call_when_gone(self._client_has_gone):
             self._nursery.start_soon(self._watch_client)
-        self.journal.received(feature, len(body))
-        self._move(Phase.PREPARING)
+        self.state.journal.received(feature, len(body))
+        self.state.move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
         prepared = dialect.prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
         rate_limit = check_model_access(actor, feature, prepared, dialect)
-        self.journal.prepared(prepared)
-        self._move(Phase.ADMITTING)
+        self.state.journal.prepared(prepared)
+        self.state.move(Phase.ADMITTING)
         try:
             admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider)
         except trio.Cancelled:
@@ -165,27 +138,27 @@ class _Exchange:
                 self._nursery.cancel_scope.deadline = math.inf  # what follows has bounds of its own
             finally:
                 await self._record_usage(admitted)
-            if self._is_charged:
+            if self.state.is_charged:
                 await self._release(answer)  # before settling: the client need not wait for Redis
         finally:
-            self._move(Phase.SETTLING)
+            self.state.move(Phase.SETTLING)
             await self._settle(admitted.admission)
-        if not self._is_charged:
+        if not self.state.is_charged:
             await self._release(answer)  # after settling: what was refunded is there when the client asks again
 
     async def _settle(self, admission: Admission) -> None:
         """Settle; wait for Redis only where that frees something, which the connection's next request must find."""
-        limiter, tokens = self._gateway.limiter, self._used_tokens
-        if self._is_charged and admission.is_charge_final(tokens):
+        limiter, tokens = self._gateway.limiter, self.state.used_tokens
+        if self.state.is_charged and admission.is_charge_final(tokens):
             limiter.settle_later(admission, is_charged=True, tokens=tokens)
             return
-        with trio.move_on_after(CONCLUDE_SECONDS, shield=True):
-            await limiter.settle(admission, is_charged=self._is_charged, tokens=tokens)
+        with trio.move_on_after(SETTLE_SECONDS, shield=True):
+            await limiter.settle(admission, is_charged=self.state.is_charged, tokens=tokens)
 
-    async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
+    async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
-        self._move(Phase.OPENING)
-        pool, provider = self._gateway.pool, self._dialect.provider
+        self.state.move(Phase.OPENING)
+        pool, state, provider = self._gateway.pool, self.state, self._dialect.provider
         try:
             response = await pool.open(admitted.prepared.upstream, self._nursery.cancel_scope, self._deadline)
             try:
@@ -194,72 +167,56 @@ class _Exchange:
                 pool.give_back(response)
         except trio.Cancelled:
             if self._is_late():
-                self._note_timeout()
+                self._timeout_refusal = state.note_failure(self._build_timeout(), provider)
             raise
-        except UpstreamTimeout as error:
-            self.journal.upstream_failed(error)
-            return self._note_refusal(Refusal(504, f"request to upstream provider {provider} timed out"))
-        except OutOfDescriptors as error:
-            self.journal.upstream_failed(error)
-            text = "the gateway has too many open connections, please retry"
-            return self._note_refusal(Refusal(503, text, code="overloaded", headers=_RETRY_SOON))
         except UpstreamError as error:
-            self.journal.upstream_failed(error)
-            # The error is for the log alone: it may name hosts of the operator's own.
-            return self._note_refusal(Refusal(502, f"failed to make request to upstream provider {provider}"))
+            return state.note_failure(error, provider)
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
-        return self._gone_in is None and trio.current_time() >= self._nursery.cancel_scope.deadline
+        return self.state.gone_in is None and trio.current_time() >= self._nursery.cancel_scope.deadline
 
-    def _note_timeout(self) -> None:
-        """Note that time was over: before recording, as the usage event tells the status."""
-        if trio.current_time() >= self._deadline:
-            self.journal.upstream_failed(UpstreamTimeout("the exchange's time was over"))
-        else:
-            seconds = self._gateway.pool.deadlines.head_seconds
-            self.journal.upstream_failed(UpstreamTimeout(f"no response head within {seconds:g} seconds"))
-        if not self._client.is_response_started:
-            text = f"request to upstream provider {self._dialect.provider} timed out"
-            self._timeout_refusal = self._note_refusal(Refusal(504, text))
+    def _build_timeout(self) -> UpstreamTimeout:
+        is_over, seconds = trio.current_time() >= self._deadline, self._gateway.pool.deadlines.head_seconds
+        return UpstreamTimeout(
+            "the exchange's time was over" if is_over else f"no response head within {seconds:g} seconds"
+        )
 
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome:
         """Send the response's head to the client, then relay its body up to what completes it."""
-        head = self._upstream_head = response.head
-        self.status = answer_status(head.status)
-        self.journal.answered(head)
-        self._move(Phase.RELAYING)
-        content_length = 0 if head.status in (204, 304) else content_length_of(head)
+        state, journal = self.state, self.state.journal
+        head = state.upstream_head = response.head
+        state.status = answer_status(head.status)
+        journal.answered(head)
+        state.move(Phase.RELAYING)
+        length = 0 if head.status in (204, 304) else content_length_of(head)
         limit_headers = build_limit_headers(admitted.admission.states)
         headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, limit_headers)
         # From the head on, the silence between chunks has a timeout of its own.
         self._nursery.cancel_scope.deadline = self._deadline
-        await self._client.send_head(self.status, headers, is_stream=is_event_stream(head) and content_length != 0)
+        await self._client.send_head(state.status, headers, is_stream=is_event_stream(head) and length != 0)
+        relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client
         outcome = await relay_response(
-            self._gateway.relay,
-            response,
-            self._client,
-            self._window,
-            content_length=content_length,
-            on_first_chunk=self.journal.first_chunk,
+            relay, response, client, state.window, content_length=length, on_first_chunk=note_first
         )
-        self._is_upstream_complete = outcome.end is RelayEnd.COMPLETE
+        state.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
         if outcome.error is not None:
-            is_timeout = outcome.end is RelayEnd.TIMED_OUT
-            self.journal.upstream_failed((UpstreamTimeout if is_timeout else UpstreamError)(outcome.error))
+            kind = UpstreamTimeout if outcome.end is RelayEnd.TIMED_OUT else UpstreamError
+            journal.upstream_failed(kind(outcome.error))
         return outcome
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
         """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""
-        self._move(Phase.RECORDING)
-        if self._is_cut:
-            self.status = CUT.status
-        body = self._window.close(is_complete=self._is_upstream_complete)
+        state, dialect = self.state, self._dialect
+        state.move(Phase.RECORDING)
+        if state.is_cut:
+            state.status = CUT.status
+        body = state.window.close(is_complete=state.is_upstream_complete)
         usage = None
-        if self._upstream_head is not None:
-            usage = self._dialect.read_usage(admitted.prepared, self._upstream_head, body)
-            self._used_tokens = count_tokens(usage, body.total_bytes)
-        event = self.journal.build_event(admitted.actor, admitted.feature, self._dialect.provider, usage, self.status)
+        if state.upstream_head is not None:
+            usage = dialect.read_usage(admitted.prepared, state.upstream_head, body)
+            state.used_tokens = count_tokens(usage, body.total_bytes)
+        event = state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
         await record_event(self._gateway, event)
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
@@ -268,61 +225,27 @@ class _Exchange:
             raise answer
         if answer is not None and answer.end is RelayEnd.COMPLETE:
             await self._client.finish(answer.held_back)
-            self.journal.finished()
+            self.state.journal.finished()
         else:
             self._client.break_off()
 
-    def _move(self, phase: Phase) -> None:
-        self._phase = move(self._phase, phase)
-        self.journal.entered(phase)
-
-    def _note_refusal(self, refusal: Refusal) -> Refusal:
-        """Note that cgw itself answers: before recording, as the usage event tells the status."""
-        self.status = refusal.status
-        self.journal.refused(refusal)
-        return refusal
-
     async def _refuse(self, refusal: Refusal) -> None:
-        self._note_refusal(refusal)
-        headers, body = self._dialect.errors.render(refusal)
-        if refusal.must_close:
-            self._client.close_after_response()
-        await self._client.send_response(refusal.status, [*headers, *refusal.headers], body)
+        self.state.note_refusal(refusal)
+        await send_refusal(self._client, self._dialect.errors, refusal)
 
     async def _watch_client(self) -> None:
         await self._client.wait_gone()
         self._client_has_gone()
 
     def _client_has_gone(self) -> None:
-        if self._gone_in is None:
-            self._gone_in = self._phase
+        if self.state.gone_in is None:
+            self.state.gone_in = self.state.phase
             self._nursery.cancel_scope.cancel()
-
-    def _note_client_gone(self) -> None:
-        phase = self._gone_in = self._gone_in or self._phase
-        if phase in (Phase.RECORDING, Phase.SETTLING) and self._is_upstream_complete:
-            # Some SDKs hang up on the API's own last event, before HTTP's end of the body.
-            self.journal.finished()
-        else:
-            self.journal.client_gone(phase)
-
-    async def answer_cut(self) -> None:
-        """Answer 503 if the exchange was cancelled from outside before its response began; otherwise do nothing."""
-        if not self._is_cut:
-            return
-        self.status = CUT.status
-        headers, body = self._dialect.errors.render(CUT)
-        self._client.close_after_response()
-        # The connection is being cut, too: shielded, or nothing would be sent.
-        with trio.move_on_after(CUT_ANSWER_SECONDS, shield=True), contextlib.suppress(ClientGone):
-            await self._client.send_response(CUT.status, [*headers, *CUT.headers], body)
 
     async def fail(self) -> None:
         """Answer 500 if the response has not begun; break it off otherwise."""
-        try:
-            if self._client.is_response_started:
-                self._client.break_off()
-            else:
-                await self._refuse(Refusal(500, "internal error"))
-        except ClientGone:
+        if self._client.is_response_started:
+            self._client.break_off()
             return
+        with contextlib.suppress(ClientGone):
+            await self._refuse(Refusal(500, "internal error"))

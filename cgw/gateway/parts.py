@@ -14,6 +14,9 @@ from cgw.model import UsageEvent
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.upstream import UpstreamPool
 
+SETTLE_SECONDS = 10.0
+"""The time that settling may take once nothing else can cancel it."""
+
 RECORD_SECONDS = 10.0
 """How long the end of a response may wait for a slow disk."""
 

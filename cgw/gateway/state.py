@@ -1,0 +1,64 @@
+"""What is known of one exchange while it runs, and what follows from it. No I/O."""
+
+from __future__ import annotations
+
+from cgw.errors import Refusal, UpstreamError
+from cgw.gateway.journal import Journal
+from cgw.gateway.own_answers import CUT, explain_failure
+from cgw.gateway.phases import Phase, move
+from cgw.transport.client_side import ClientSide
+from cgw.wire.messages import ResponseHead
+from cgw.wire.windows import BodyWindowCollector
+
+
+class ExchangeState:
+    """The state of one exchange. ``status`` is the one that the client is answered, ``None`` before there is one."""
+
+    def __init__(self, client: ClientSide) -> None:
+        self.journal = Journal(client.head, client.peer)
+        self.status: int | None = None
+        self.phase = Phase.RECEIVING
+        self.gone_in: Phase | None = None
+        self.window = BodyWindowCollector()
+        self.upstream_head: ResponseHead | None = None
+        self.is_upstream_complete = False
+        self.used_tokens: int | None = None
+        self._client = client
+
+    @property
+    def is_charged(self) -> bool:
+        """True if the exchange counts on the actor's limits: the upstream answered 2xx, whoever left after that."""
+        return self.upstream_head is not None and 200 <= self.upstream_head.status < 300
+
+    @property
+    def is_cut(self) -> bool:
+        """True if cgw ends the exchange before its response has begun: it was answered by nobody, and nobody left."""
+        return self.status in (None, CUT.status) and self.gone_in is None and not self._client.is_response_started
+
+    def move(self, phase: Phase) -> None:
+        """Enter ``phase``."""
+        self.phase = move(self.phase, phase)
+        self.journal.entered(phase)
+
+    def note_refusal(self, refusal: Refusal) -> None:
+        """Note that cgw itself answers: before recording, as the usage event tells the status."""
+        self.status = refusal.status
+        self.journal.refused(refusal)
+
+    def note_failure(self, error: UpstreamError, provider: str) -> Refusal | None:
+        """Note why there is no complete response; return what to refuse with, ``None`` if a response has begun."""
+        self.journal.upstream_failed(error)
+        if self._client.is_response_started:
+            return None
+        refusal = explain_failure(error, provider)
+        self.note_refusal(refusal)
+        return refusal
+
+    def note_client_gone(self) -> None:
+        """Note that the client left, in the phase in which that was noticed first."""
+        phase = self.gone_in = self.gone_in or self.phase
+        if phase in (Phase.RECORDING, Phase.SETTLING) and self.is_upstream_complete:
+            # Some SDKs hang up on the API's own last event, before HTTP's end of the body.
+            self.journal.finished()
+        else:
+            self.journal.client_gone(phase)
