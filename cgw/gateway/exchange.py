@@ -1,8 +1,8 @@
 """One exchange: a client's request together with the upstream's answer, from the request's head to the settlement.
 
-The path reads from top to bottom: authenticate, receive, check, admit, open the upstream, relay, record, settle. The
-client's hang-up is watched from the moment that its request is whole, and ends whatever is under way. Once a request is
-admitted, every path leads through the usage event and the settlement, cancellation included.
+The path reads from top to bottom: authenticate, receive, check, admit, open the upstream, relay, record, settle. Once a
+request is whole, the client's hang-up ends whatever is under way; once it is admitted, every path leads through the
+usage event and the settlement, cancellation included.
 """
 
 from __future__ import annotations
@@ -71,12 +71,11 @@ class _Exchange:
         self._dialect = dialect
         self._client = client
         self._deadline = math.inf
-        self._timeout_refusal: Refusal | None = None
+        self._refusal: Refusal | None = None
         self.state = ExchangeState(client)
 
     async def run(self) -> None:
         """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
-        refusal: Refusal | None = None
         has_ended = False
         try:
             async with trio.open_nursery() as nursery:
@@ -84,17 +83,17 @@ class _Exchange:
                 try:
                     await self._serve()
                 except Refusal as error:
-                    refusal = error
+                    self._refusal = error
                 except ClientGone:
                     self.state.note_client_gone()
                 # What is left of the nursery may be cancelled: that is not a timeout, nor a client that left too early.
                 has_ended = True
                 if nursery.child_tasks:
                     nursery.cancel_scope.cancel()
-            if self.state.gone_in is not None and (refusal is not None or not has_ended):
+            if self.state.gone_in is not None and (self._refusal is not None or not has_ended):
                 self.state.note_client_gone()
-            elif refusal := refusal or self._timeout_refusal:
-                await self._refuse(refusal)
+            elif self._refusal is not None:
+                await self._refuse(self._refusal)
             elif not has_ended:
                 self._client.break_off()  # time was over with the response begun
         except ClientGone:
@@ -125,7 +124,7 @@ class _Exchange:
             admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider)
         except trio.Cancelled:
             if self._is_late():
-                self._timeout_refusal = Refusal(504, "the request's time was over before its limits were checked")
+                self._refusal = Refusal(504, "the request's time was over before its limits were checked")
             raise
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
 
@@ -167,7 +166,7 @@ class _Exchange:
                 pool.give_back(response)
         except trio.Cancelled:
             if self._is_late():
-                self._timeout_refusal = state.note_failure(self._build_timeout(), provider)
+                self._refusal = state.note_failure(self._build_timeout(), provider)
             raise
         except UpstreamError as error:
             return state.note_failure(error, provider)
@@ -177,10 +176,9 @@ class _Exchange:
         return self.state.gone_in is None and trio.current_time() >= self._nursery.cancel_scope.deadline
 
     def _build_timeout(self) -> UpstreamTimeout:
-        is_over, seconds = trio.current_time() >= self._deadline, self._gateway.pool.deadlines.head_seconds
-        return UpstreamTimeout(
-            "the exchange's time was over" if is_over else f"no response head within {seconds:g} seconds"
-        )
+        if trio.current_time() >= self._deadline:
+            return UpstreamTimeout("the exchange's time was over")
+        return UpstreamTimeout(f"no response head within {self._gateway.pool.deadlines.head_seconds:g} seconds")
 
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome:
         """Send the response's head to the client, then relay its body up to what completes it."""
