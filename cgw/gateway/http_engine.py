@@ -17,9 +17,11 @@ from cgw.gateway.routes import Routes
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, ServeHttp2
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.overload import OverloadControl
 from cgw.transport.server import AcceptedConnection
+from cgw.transport.sockets import Transport
 from cgw.wire.messages import RequestHead
 
 CONTROL_PREFIX = b"/-/"
@@ -53,14 +55,16 @@ class HttpEngine:
         addresses: AddressBound | None = None,
         tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
         budget: BodyBudget | None = None,
-        serve_http2: ServeHttp2 | None = None,
+        has_http2: bool = True,
     ) -> None:
+        trusted, budget = trusted or TrustedProxies(), budget or BodyBudget(DEFAULT_BUFFERED_BYTES)
         self._gateway = gateway
         self._routes = routes
         self._serve_other = serve_other
         self._overload = overload
         self._max_exchanges = max_exchanges
         self._connections: set[Http1Connection] = set()
+        self._http2_connections: set[Http2Connection] = set()
         self._in_flight = self._shed = 0
         self.is_draining = False
         self._callbacks = ConnectionCallbacks(
@@ -69,11 +73,19 @@ class HttpEngine:
             render_refusal=self.render_refusal,
             is_draining=lambda: self.is_draining,
             check_load=self.check_load,
-            serve_http2=serve_http2,
-            trusted=trusted or TrustedProxies(),
+            serve_http2=self._serve_http2 if has_http2 else None,
+            trusted=trusted,
             addresses=addresses or AddressBound(None),
             tls_context=tls_context,
-            budget=budget or BodyBudget(DEFAULT_BUFFERED_BYTES),
+            budget=budget,
+        )
+        self._http2_callbacks = Http2Callbacks(
+            limits=limits,
+            handle=self._handle_http2,
+            render_refusal=self.render_refusal,
+            is_draining=lambda: self.is_draining,
+            trusted=trusted,
+            budget=budget,
         )
 
     async def serve_connection(self, accepted: AcceptedConnection) -> None:
@@ -84,6 +96,22 @@ class HttpEngine:
             await connection.serve()
         finally:
             self._connections.discard(connection)
+
+    async def _serve_http2(self, transport: Transport, data: bytes, peer: str) -> None:
+        connection = Http2Connection(transport, data, peer, self._http2_callbacks)
+        self._http2_connections.add(connection)
+        try:
+            await connection.serve()
+        finally:
+            self._http2_connections.discard(connection)
+
+    async def _handle_http2(self, client: ClientSide) -> None:
+        refusal = self.check_load(client.head)
+        if refusal is None:
+            await self.handle(client)
+        else:
+            headers, body = self.render_refusal(refusal, client.head.path)
+            await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
     async def handle(self, client: ClientSide) -> None:
         """Serve one request."""
@@ -120,3 +148,5 @@ class HttpEngine:
         self.is_draining = True
         for connection in list(self._connections):
             connection.drain()
+        for http2_connection in list(self._http2_connections):
+            http2_connection.drain()

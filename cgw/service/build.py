@@ -98,6 +98,7 @@ def build_engine(
         build_client_limits(settings),
         serve_other=partial(run_asgi_app, control_app, render_refusal=ReferenceErrors().render),
         overload=overload,
+        has_http2=settings.server.http2,
         max_exchanges=settings.overload.max_exchanges,
         budget=BodyBudget(settings.overload.max_buffered_bytes),
         tls_context=(lambda: None) if server_tls is None else server_tls.get_context,

@@ -94,6 +94,10 @@ class Transport(abc.ABC):
                 self._reads_without_wait += 1
                 return size
 
+    def end_sending(self) -> None:
+        """Tell the peer that nothing more will come. Raises :exc:`OSError` for a broken connection."""
+        self.sock.shutdown(socket.SHUT_WR)
+
     async def linger(self, buffer: bytearray) -> None:
         """Let a peer that is still sending read our last response: end our side, then read and discard what comes.
 
@@ -102,7 +106,7 @@ class Transport(abc.ABC):
         """
         with trio.move_on_after(LINGER_SECONDS):
             try:
-                self.sock.shutdown(socket.SHUT_WR)
+                self.end_sending()
                 discarded = 0
                 while discarded < LINGER_BYTES and (size := await self.receive_some(buffer)):
                     discarded += size
