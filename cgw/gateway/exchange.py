@@ -27,7 +27,6 @@ from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_e
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
 from cgw.limits.admissions import Admission
-from cgw.limits.headers import build_limit_headers
 from cgw.limits.tokens import count_tokens
 from cgw.providers.dialect import Caller, Dialect
 from cgw.transport.client_side import ClientSide
@@ -188,7 +187,7 @@ class _Exchange:
         journal.answered(head)
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        limit_headers = build_limit_headers(admitted.admission.states)
+        limit_headers = admitted.admission.build_headers()
         headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, limit_headers)
         # From the head on, the silence between chunks has a timeout of its own.
         self._nursery.cancel_scope.deadline = self._deadline

@@ -155,6 +155,7 @@ class Server:
                 continue
             except OSError as error:
                 if error.errno in _PEER_FAULTS:
+                    in_a_row += 1
                     continue
                 # Logged once, not for each try: a full table of descriptors may last for minutes.
                 if not pause_seconds:

@@ -166,13 +166,6 @@ class TlsTransport(Transport):
             if len(self._unsent) > MAX_UNSENT_BYTES:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "the peer asks for answers of TLS and reads none")
 
-    async def linger(self, buffer: bytearray) -> None:
-        """See :meth:`Transport.linger`. The end is announced first: without close_notify it looks like an attack."""
-        with suppress(ssl.SSLError):  # SSLWantReadError: the peer's own close_notify is not waited for
-            self._tls.unwrap()
-        self._answer()
-        await super().linger(buffer)
-
     def end_sending(self) -> None:
         """See :meth:`Transport.end_sending`; close_notify goes first, if the kernel takes it (RFC 8446 §6.1)."""
         with suppress(ssl.SSLError):  # also "want read": the peer's own close_notify is not waited for

@@ -41,6 +41,8 @@ SETTINGS = {
     # The load must not look like an outage; with `closed` an outage would show as 503.
     "CODY_GATEWAY_REDIS_TIMEOUT": "60s",
     "CODY_GATEWAY_LIMITS_WHEN_REDIS_DOWN": "closed",
+    # Five processes on one machine are slow: none of the crowd may be shed.
+    "CODY_GATEWAY_SHED_TARGET": "0s",
     # Never reached: it only adds the second kind of lease.
     "CODY_GATEWAY_ANTHROPIC_MAX_IN_FLIGHT": "5000",
 }

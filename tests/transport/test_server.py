@@ -126,24 +126,6 @@ async def test_clients_that_are_turned_away_and_stay_are_bounded(autojump_clock:
     assert server.statistics().turned_away == MAX_TURNING_AWAY + 10
 
 
-class FlakyListener:
-    """A listening socket whose accept fails at first."""
-
-    def __init__(self, real: trio.socket.SocketType, errors: list[int]) -> None:
-        self._real = real
-        self._errors = errors
-
-    async def accept(self) -> tuple[trio.socket.SocketType, object]:
-        if self._errors:
-            await trio.lowlevel.checkpoint()
-            number = self._errors.pop(0)
-            raise OSError(number, os.strerror(number))
-        return await self._real.accept()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._real, name)
-
-
 @pytest.mark.parametrize(
     ("errors", "lines"),
     [
@@ -168,7 +150,15 @@ async def test_errors_of_accept_pass(
     """A connection that was aborted is no error; other errors are waited out, with one line for all tries."""
     autojump_clock.autojump_threshold = 0.02
     (listener,) = await open_listeners("127.0.0.1", 0)
-    monkeypatch.setattr(listener, "socket", FlakyListener(listener.socket, errors))
+    accept = socket.socket.accept
+
+    def fail_at_first(listening: socket.socket) -> tuple[socket.socket, object]:
+        if errors:
+            number = errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return accept(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", fail_at_first)
     server = Server([listener])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run, echo)
