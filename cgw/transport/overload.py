@@ -1,4 +1,4 @@
-"""Shedding load: when requests have to wait too long inside the process, new ones are refused at once.
+"""Shedding load: when too much work is in front of new requests, they are refused at once.
 
 The Trio thread does nearly all of a request's work, so what waits for its turn waits for Trio's loop. A pass of the
 loop first asks the kernel which sockets are ready, then runs every task that can go on::
@@ -6,34 +6,36 @@ loop first asks the kernel which sockets are ready, then runs every task that ca
      poll      pass n−1      poll       pass n
     ──┤├──────────────────────┤├───────────┬───────────
              ^ a request may have arrived  │ its head is read: served or refused?
-        └──────────── its delay ───────────┘
+        └────────── its backlog ───────────┘
 
-The longest time that a request may have waited when its head is read is the length of the pass before, plus the time
-since the last poll. That is known for each request without any sampling, and each further step of the request will
-wait about as long again. :class:`OverloadControl` decides by it::
+The backlog of a request is the work that was done before its turn came: at most the pass before, and this one up to
+now. It is known for each request without any sampling, and each further step of the request waits for about as much
+again. It is measured as CPU time of this thread: on the clock of the wall, a machine that does other work, or a
+container that is throttled, would look like a backlog that refusals could shorten. :class:`OverloadControl`::
 
-               every pass of an interval had a delay above 4 × target
+               every pass of an interval had a backlog above 4 × target
     CALM ─────────────────────────────────────────────────────────────────> SHEDDING
-      every request is served           a pass serves some, then only requests with a delay up to target
+      every request is served           a pass serves some, then only requests with a backlog up to target
     CALM <───────────────────────────────────────────────────────────────── SHEDDING
-                        no request was refused for an interval
+         passes have a backlog below that, and no request was refused for an interval
 
 The interval lets bursts through, as CoDel's does (RFC 8289 §4.2): they end by themselves. Two thresholds, because a
 loop that is only well used must not refuse anything, while the queue of an overloaded one costs time and wins nothing.
 
-The first few requests of a pass are served whatever their delay is. Their work makes the next passes longer, so passes
-settle at about the time that these few take. And where something else made the pass long, as when other processes take
-the processor, refusing everything would only leave it idle afterwards.
+The first few requests of a pass are served whatever the backlog is. Their work makes the next passes longer, so passes
+settle at about the time that these few take, and a loop that is busy with other things than requests serves some too.
 
-There is no share of refused requests to adapt: each decision rests on the delay of this moment, one pass after the
+There is no share of refused requests to adapt: each decision rests on the backlog of this moment, one pass after the
 decisions before it showed their effect. A controller of the share (PIE, RFC 8033) adapted every 100 ms to a queue that
 fills within 10 ms, and at three times the capacity requests waited for seconds. A bound on exchanges under way would
-depend on how long upstreams take, which the delay does not.
+depend on how long upstreams take, which the backlog does not.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 
 import trio
 
@@ -66,29 +68,36 @@ logger = logging.getLogger("cgw.server")
 class OverloadControl(trio.abc.Instrument):
     """Decides which new requests to refuse. :meth:`run` must run beside it.
 
-    ``target_seconds`` is the delay above which requests are refused while the process is overloaded (0: never refuse).
-    ``interval_seconds`` is how long the delay must be four times as large before it counts as overloaded, and how long
-    no request must have been refused before it no longer does.
+    ``target_seconds`` is the backlog above which requests are refused while the process is overloaded (0: never
+    refuse). ``interval_seconds`` is how long the backlog must be four times as large before it counts as overloaded,
+    and how long no request must have been refused before it no longer does. ``read_work`` returns the CPU time of the
+    Trio thread.
     """
 
-    def __init__(self, *, target_seconds: float = 0.005, interval_seconds: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        target_seconds: float = 0.005,
+        interval_seconds: float = 0.1,
+        read_work: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._target = target_seconds
         self._interval = interval_seconds
-        self._poll_began = self._poll_ended = trio.current_time()
-        self._last_pass = 0.0  # what the requests of this pass may have waited before its poll
+        self._read_work = read_work
+        self._poll_began = trio.current_time()
+        self._work_at_start = read_work()  # of the pass
+        self._work_before = 0.0  # that requests of this pass may have waited for before its poll
         self._served = 0  # in this pass, while shedding
         self._above_since: float | None = None
         self._refused_at = 0.0
         self._unreported = 0
         self._has_refused = trio.Event()
-        self._longest_delay = 0.0  # of a refused request, since the last line of log
         self.is_shedding = False
 
     def before_io_wait(self, timeout: float) -> None:
         """Note the end of a pass; called by Trio."""
         self._poll_began = now = trio.current_time()
-        delay = now - self._poll_ended + self._last_pass
-        if delay <= ENTRY_FACTOR * self._target:
+        if self._measure() <= ENTRY_FACTOR * self._target:
             self._above_since = None
             if self.is_shedding and now - self._refused_at >= self._interval:
                 self.is_shedding = False
@@ -100,25 +109,26 @@ class OverloadControl(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         """Note the start of a pass; called by Trio."""
-        now = trio.current_time()
         # With tasks left to run, ``timeout`` is 0 and the poll does not wait. Any poll may take up to ``IDLE_SECONDS``:
         # for the kernel to list hundreds of sockets, and for other threads to release the interpreter.
-        is_idle = timeout > 0 and now - self._poll_began > IDLE_SECONDS
-        self._last_pass = 0.0 if is_idle else self._poll_began - self._poll_ended
-        self._poll_ended = now
+        is_idle = timeout > 0 and trio.current_time() - self._poll_began > IDLE_SECONDS
+        work = self._read_work()
+        self._work_before = 0.0 if is_idle else work - self._work_at_start
+        self._work_at_start = work
         self._served = 0
+
+    def _measure(self) -> float:
+        """Return the backlog, in seconds of work, of a request that is looked at now."""
+        return self._read_work() - self._work_at_start + self._work_before
 
     def must_shed(self) -> bool:
         """Return true for a new request that must be refused."""
         if not self.is_shedding:
             return False
-        now = trio.current_time()
-        delay = now - self._poll_ended + self._last_pass
-        if delay <= self._target or self._served < SERVED_PER_PASS:
+        if self._served < SERVED_PER_PASS or self._measure() <= self._target:
             self._served += 1
             return False
-        self._refused_at = now
-        self._longest_delay = max(self._longest_delay, delay)
+        self._refused_at = trio.current_time()
         return True
 
     def note_refused(self) -> None:
@@ -140,12 +150,10 @@ class OverloadControl(trio.abc.Instrument):
                 trio.lowlevel.remove_instrument(self)
 
     def _report(self) -> None:
-        count, delay = self._unreported, self._longest_delay
-        self._has_refused, self._unreported, self._longest_delay = trio.Event(), 0, 0.0
+        count, self._unreported, self._has_refused = self._unreported, 0, trio.Event()
         logger.warning(
-            "overloaded: refused %d requests within %g s with status 503; requests waited up to %.0f ms inside "
-            "(CODY_GATEWAY_SHED_TARGET, CODY_GATEWAY_MAX_EXCHANGES)",
+            "overloaded: refused %d requests within %g s with status 503; add processes or machines, or see "
+            "CODY_GATEWAY_MAX_EXCHANGES and CODY_GATEWAY_SHED_TARGET",
             count,
             SUMMARY_SECONDS,
-            delay * 1000,
         )

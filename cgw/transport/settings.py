@@ -157,13 +157,13 @@ class OverloadSettings:
         "CODY_GATEWAY_SHED_TARGET",
         duration(least=0, most=MINUTE),
         0.005,
-        "While overloaded, requests are refused that waited longer than this for one turn of the loop; 0 is never.",
+        "While overloaded, requests are refused that have more work (CPU time) than this in front of them; 0 is never.",
     )
     shed_interval_seconds: float = setting(
         "CODY_GATEWAY_SHED_INTERVAL",
         duration(most=MINUTE),
         0.1,
-        "How long every turn must have been above four times the shed target to count as overloaded.",
+        "How long the work in front of requests must be above four times the shed target to count as overloaded.",
     )
 
 

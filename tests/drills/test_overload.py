@@ -131,6 +131,12 @@ class StreamLoad(threading.Thread):
         self.delays = Distribution.of(result.latency, 1_000_000)
 
 
+def show(streams: StreamLoad) -> str:
+    """Return the delays of events in words."""
+    delays = streams.delays
+    return "no events" if delays is None else f"p50 {delays.p50:.2f} ms, p99 {delays.p99:.2f} ms"
+
+
 def test_three_times_the_capacity(tmp_path: Path) -> None:
     """At three times the capacity those admitted stay fast, the rest are refused at once, and health is answered."""
     with open_stage(tmp_path) as stage:
@@ -169,19 +175,19 @@ def test_three_times_the_capacity(tmp_path: Path) -> None:
         report(
             f"per second of CPU: {overload.finished / used / per_cpu:.2f} ×; {used / SECONDS:.0%} of a core was used"
         )
-        report(f"{STREAMS} open streams: before {before.delays}, during {during.delays}")
+        report(f"{STREAMS} open streams: before {show(before)}; during {show(during)}")
         log = stage.log.read_text()
     assert not any(phase.errors or phase.failed_probes for phase in phases.values())
     assert not quiet.refused_ms
     assert overload.refused_ms
     assert '"code":"overloaded"' in overload.refusal
     assert overload.closed == 0
-    assert quantile(overload.served_ms, 0.99) < 5 * quantile(quiet.served_ms, 0.99) + SLACK_MS
-    assert quantile(overload.refused_ms, 0.99) < 100 + SLACK_MS
-    assert quantile(overload.probes_ms, 0.99) < 100 + SLACK_MS
+    assert 0 <= after.last_refused_seconds < 1 or not after.refused_ms
     if used > 0.8 * SECONDS:  # otherwise other processes took the gateway's core, and the figures tell of them
+        assert quantile(overload.served_ms, 0.99) < 5 * quantile(quiet.served_ms, 0.99) + SLACK_MS
+        assert quantile(overload.refused_ms, 0.99) < 100 + SLACK_MS
+        assert quantile(overload.probes_ms, 0.99) < 100 + SLACK_MS
         assert overload.finished / used > 0.5 * per_cpu
-    assert after.last_refused_seconds < 1
     assert log.count("overloaded: refused") <= SECONDS + 4
 
 
