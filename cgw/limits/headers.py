@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import count
 
 from cgw.errors import Headers, Refusal
+from cgw.limits.claims import Claim
+from cgw.limits.scripts import FIELDS_PER_LIMIT, FIRST_LIMIT, MORE_FIELD, build_state
 from cgw.limits.states import LimitExceeded, LimitState
 from cgw.model import Feature, LimitUnit
 
@@ -25,6 +28,47 @@ def build_limit_headers(states: Sequence[LimitState]) -> Headers:
     """
     quota = next((state for state in states if state.name == "quota"), None)
     return _build_fields(states, quota)
+
+
+class LimitHeaderTemplate:
+    """The rate-limit fields of admissions of the same claims: :func:`build_limit_headers`, built once but for numbers.
+
+    For an actor's claims, the quota first.
+    """
+
+    __slots__ = ("_first", "_format", "_numbers", "_policy")
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        # Any figures will do: neither the limits nor the policies depend on them.
+        states = [build_state(claim, claim.limit, 0, 0) for claim in claims]
+        self._first, _, self._policy, _ = build_limit_headers(states)
+        formats: list[bytes] = []
+        # Positions in admit's answer, and whether the number there is a time.
+        self._numbers: list[tuple[int, bool]] = []
+        for at, state in zip(count(FIRST_LIMIT, FIELDS_PER_LIMIT), states, strict=False):
+            if state.name == "provider":
+                continue
+            has_time = state.name != "in_flight"
+            formats.append(b'"%b";r=%%d' % state.name.encode("ascii") + (b";t=%d" if has_time else b""))
+            self._numbers.append((at, False))
+            if has_time:
+                self._numbers.append((at + MORE_FIELD, True))
+        self._format = b", ".join(formats)
+
+    @staticmethod
+    def is_possible(claims: Sequence[Claim]) -> bool:
+        """Return whether no number has to be clipped (:func:`_clip`) and the quota comes first."""
+        return claims[0].name == "quota" and all(claim.limit <= _LARGEST_STRUCTURED_INTEGER for claim in claims)
+
+    def fill(self, answer: Sequence[int]) -> Headers:
+        """Build the fields from an answer of ``admit``."""
+        numbers = [-(-answer[at] // 1000) if is_time else answer[at] for at, is_time in self._numbers]
+        return [
+            self._first,
+            (b"x-ratelimit-remaining", b"%d" % numbers[0]),
+            self._policy,
+            (b"ratelimit", self._format % (*numbers,)),
+        ]
 
 
 def build_limit_refusal(exceeded: LimitExceeded, feature: Feature, now: datetime) -> Refusal:

@@ -5,7 +5,9 @@ Everything here has a general twin, and gives the same bytes (``tests/limits/tes
 
 from __future__ import annotations
 
+from cgw.errors import Headers
 from cgw.limits.claims import ClaimGroup
+from cgw.limits.headers import LimitHeaderTemplate, build_limit_headers
 from cgw.limits.reservations import ID_CHARACTERS, Reservation
 from cgw.limits.scripts import FIRST_LIMIT, LimitScripts
 from cgw.redis.handshake import pack_command
@@ -29,10 +31,11 @@ class CallTemplate:
 class PreparedGroup:
     """The packed calls about one group of claims whose costs are always the same.
 
-    The general twins are :class:`~cgw.limits.reservations.Reservation`'s methods.
+    The general twins are :class:`~cgw.limits.reservations.Reservation`'s methods and
+    :func:`~cgw.limits.headers.build_limit_headers`.
     """
 
-    __slots__ = ("_admit", "_charge", "_forget", "_lowest_threshold", "group")
+    __slots__ = ("_admit", "_charge", "_forget", "_header_template", "_lowest_threshold", "group")
 
     def __init__(self, group: ClaimGroup, scripts: LimitScripts) -> None:
         self.group = group
@@ -41,6 +44,7 @@ class PreparedGroup:
         self._admit = CallTemplate(sample.build_admit(scripts), sample.id)
         self._charge = CallTemplate(sample.build_settle(scripts, is_charged=True), sample.id)
         self._forget = pack_command(("DEL", sample.keys[0])).decode("ascii").split(sample.id)
+        self._header_template: LimitHeaderTemplate | None = None
         # A percentage; more than 100 is never reached.
         self._lowest_threshold = min(map(int, group.thresholds.split()), default=101)
 
@@ -54,6 +58,16 @@ class PreparedGroup:
             before, after = self._forget
             return f"{before}{reservation.id}{after}".encode("ascii")
         return self._charge.pack(reservation.id)
+
+    def build_headers(self, reservation: Reservation) -> Headers:
+        """Build the rate-limit fields of the response."""
+        template = self._header_template
+        if template is None:
+            if not LimitHeaderTemplate.is_possible(self.group.claims):
+                return build_limit_headers(reservation.states)
+            # Not with the group: an actor whose only request is refused needs none.
+            template = self._header_template = LimitHeaderTemplate(self.group.claims)
+        return template.fill(reservation.answer)
 
     def can_forget(self, reservation: Reservation) -> bool:
         """Return whether charging what was reserved comes to deleting the record.

@@ -14,6 +14,7 @@ from cgw.redis.opening import LuaScript
 # The layout of admit's answer: {admitted, now, threshold, then per limit: remaining, reset, more, wait}.
 FIRST_LIMIT = 3
 FIELDS_PER_LIMIT = 4
+MORE_FIELD = 2
 WAIT_FIELD = 3
 PEEKED_PER_LIMIT = 3
 """The fields per limit of peek's answer, which begins with the time: remaining, reset, more."""

@@ -116,7 +116,7 @@ def test_what_was_not_settled_is_found(connection: redis.Redis) -> None:
 
 def test_a_client_with_a_wrong_count_fails(store: tuple[int, Path], connection: redis.Redis) -> None:
     """A report with one pair more than the store counted is a failure; the same report without it is not."""
-    order = Order(str(store[1]), store[0], callers=3, limits=3, warm_ms=10, window_ms=50)
+    order = Order(str(store[1]), store[0], callers=3, limits=3, warm_ms=50, window_ms=500)
     report = CLIENTS["redis-py-threads"](order)
     assert judge_report(report, connection, 3).failed is None
 

@@ -5,17 +5,22 @@ Each bound is the count that was measured when it was set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
+from cgw.actors.policies import POLICIES
+from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import LuaScript, Store, open_redis
 from tests.support.counting import CallCounter, StepCounter
 from tests.support.redis_server import run_redis_server
 
 CALLS = 50
+FEATURE = Feature.CHAT_COMPLETIONS
 ECHO = LuaScript.from_text("return ARGV[1]")
 
 
@@ -65,3 +70,36 @@ async def test_burst_shares_writes(redis: Store) -> None:
     # The first at once, then 16 at a time, then the rest.
     assert calls.calls["posix.write"] <= 5
     assert calls.calls["posix.read"] <= 10
+
+
+async def test_admission_and_posted_charge(redis: Store, steps: StepCounter) -> None:
+    """An exchange's admission and charge share one write and one read, and wake the reader and the caller once each."""
+    limits = RateLimit(10_000, 86_400_000, ("*",), 10_000, 10_000)
+    actor = Actor("acme", "Acme Inc.", "static", True, {FEATURE: limits}, policy=POLICIES["static"])
+    limiter = Limiter(redis, LimiterOptions(notify_thresholds=(90, 95, 100)))
+
+    async def run_pair() -> None:
+        admission = await limiter.admit(actor, FEATURE, limits)
+        limiter.settle_later(admission, is_charged=True)
+
+    await run_pair()
+    await redis.execute_command("CONFIG", "RESETSTAT")
+    calls = CallCounter()
+    trio.lowlevel.add_instrument(steps)
+    steps.is_on = True
+    with calls.count():
+        for _ in range(CALLS):
+            await run_pair()
+    trio.lowlevel.remove_instrument(steps)
+    info = await redis.execute_command("INFO", "commandstats")
+    commands = {name.decode(): int(count) for name, count in re.findall(rb"cmdstat_([^:]+):calls=(\d+)", info)}
+    # On a machine that stalls, the 50 ms of a postponed charge may pass before the next admission.
+    stalls = steps.steps["_keep_sending_postponed"]
+    assert calls.calls["posix.write"] <= CALLS + stalls
+    assert sum(steps.steps.values()) <= 2 * (CALLS + stalls) + 4, steps.steps
+    assert steps.steps["_write"] == 0
+    assert commands["evalsha"] == CALLS
+    # The last charge left with INFO.
+    assert commands["del"] == CALLS
+    # In admit.lua: both buckets are read and written, the record is written, the clock is read.
+    assert (commands["get"], commands["set"], commands["time"]) == (2 * CALLS, 3 * CALLS, CALLS)

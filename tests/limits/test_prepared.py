@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cgw.limits.claims import Claim, ClaimGroup, build_actor_group, build_provider_claim, group_claims
+from cgw.limits.headers import build_limit_headers
 from cgw.limits.prepared import PreparedGroup
 from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import load_scripts
@@ -50,6 +51,28 @@ def test_calls_are_packed_as_in_general(group: ClaimGroup) -> None:
         else:
             expected = pack_command(("DEL", group.record_prefix + reservation.id))
         assert prepared.pack_charge(reservation) == expected
+
+
+@given(groups(), st.data())
+def test_headers_are_those_of_the_states(group: ClaimGroup, data: st.DataObject) -> None:
+    """The fields that are built from admit's answer are those that are built from the states."""
+    prepared = PreparedGroup(group, SCRIPTS)
+    for _ in range(2):
+        figures: list[int] = []
+        for claim in group.claims:
+            times = data.draw(st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)))
+            figures += (data.draw(st.integers(0, claim.limit)), *(times if claim.kind == "bucket" else (0, 0)), 0)
+        reservation = Reservation(group, (1, 0, 0, *figures), IDS.next())
+        assert prepared.build_headers(reservation) == build_limit_headers(reservation.states)
+
+
+def test_headers_of_huge_limits_are_clipped() -> None:
+    """A limit with more digits than a structured field may have takes the general way."""
+    group = ClaimGroup(RECORD, (Claim("quota", "bucket", "{t}:q", 2**51, 1),))
+    reservation = Reservation(group, (1, 0, 0, 2**51 - 1, 1, 1, 0), IDS.next())
+    headers = PreparedGroup(group, SCRIPTS).build_headers(reservation)
+    assert headers == build_limit_headers(reservation.states)
+    assert dict(headers)[b"ratelimit"] == b'"quota";r=999999999999999;t=1'
 
 
 @given(

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import trio
+from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
 from cgw.redis.link import POSTPONE_SECONDS
 from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
+from tests.support.redis_cluster import run_redis_cluster
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 PATIENT = 5.0
@@ -22,6 +24,10 @@ PATIENT = 5.0
 PUSH = LuaScript.from_text("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 ADD_ONCE = LuaScript.from_text(
     "if redis.call('SADD', KEYS[1], ARGV[1]) == 1 then return redis.call('INCR', KEYS[2]) end return 0"
+)
+
+ADD_BOTH = LuaScript.from_text(
+    "redis.call('INCRBY', KEYS[1], ARGV[1]) redis.call('INCRBY', KEYS[2], ARGV[1]) return ARGV[1]"
 )
 
 
@@ -157,3 +163,31 @@ async def test_each_call_counts_once_though_links_are_killed(server: RedisServer
         assert Counter(len(one.outcomes) for one in posted) == {1: 400}
         assert int(await operator.execute_command("GET", "count")) == 400
         assert redis.statistics().reconnects > 0
+
+
+async def test_posted_call_follows_its_slot(tmp_path: Path) -> None:
+    """In a cluster the outcome is that of the node that has the slot now; between two nodes it is TRYAGAIN."""
+    keys, slot = ["{posted}:a", "{posted}:b"], key_slot(b"posted")
+
+    async def post(redis: Store, *, may_wait: bool) -> object:
+        posted = Posted(redis, ScriptCall(ADD_BOTH, keys, [1]))
+        posted.post(may_wait=may_wait)
+        await wait_until(lambda: _has_outcome(posted))
+        (outcome,) = posted.outcomes
+        return outcome
+
+    with run_redis_cluster(tmp_path) as cluster:
+        async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:
+            assert await post(redis, may_wait=False) == b"1"
+            for may_wait in (False, True):
+                source = await cluster.find_owner(slot)
+                target = cluster.others(source)[0]
+                await cluster.move_slot(slot, source, target)
+                assert await post(redis, may_wait=may_wait) == b"1"
+                await cluster.begin_move(slot, target, source)
+                await cluster.move_keys(slot, target, source, most=1)
+                assert "TRYAGAIN" in str(await post(redis, may_wait=may_wait))
+                await cluster.move_keys(slot, target, source)
+                assert await post(redis, may_wait=may_wait) == b"1"
+                await cluster.end_move(slot, source)
+            assert await redis.commands.mget(keys) == [b"5", b"5"]
