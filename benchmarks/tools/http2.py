@@ -39,7 +39,10 @@ class StreamHandler(Protocol[Contravariant]):
 
 
 class Http2Link(Generic[Owner]):
-    """One connection, with many streams. It is not opened again when it was closed or received GOAWAY."""
+    """One connection, with many streams. It is not opened again when it was closed or received GOAWAY.
+
+    h2 takes no frames after GOAWAY: unlike the link in C, this one breaks the streams that are still open then.
+    """
 
     def __init__(self, port: int, selector: selectors.BaseSelector, handler: StreamHandler[Owner]) -> None:
         self.selector, self.handler = selector, handler
@@ -89,7 +92,7 @@ class Http2Link(Generic[Owner]):
         """Forget a stream, with RST_STREAM if it has not ended."""
         self.waiting.pop(owner, None)
         stream = self.ids.pop(owner, None)
-        if stream is None or self.owners.pop(stream, None) is None or not self.is_open:
+        if stream is None or self.owners.pop(stream, None) is None or not self.takes_streams:
             return
         self.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
         if not self.is_reading:
@@ -126,7 +129,11 @@ class Http2Link(Generic[Owner]):
         self.has_received = self.has_received or bool(got)
         self.is_reading = True  # output is flushed once, after all events
         try:
-            for event in self.h2.receive_data(got):
+            events = self.h2.receive_data(got)
+            # h2 has parsed all frames by now: after a GOAWAY among them, it sends nothing for the events before it.
+            if any(isinstance(event, h2.events.ConnectionTerminated) for event in events):
+                self.takes_streams = False
+            for event in events:
                 self.handle(event, now)
         except h2.exceptions.ProtocolError:
             return False
@@ -135,17 +142,17 @@ class Http2Link(Generic[Owner]):
         return bool(got)
 
     def handle(self, event: h2.events.Event, now: int) -> None:
-        if isinstance(event, h2.events.WindowUpdated):
+        if isinstance(event, h2.events.WindowUpdated) and self.takes_streams:
             self.send_waiting()
         elif isinstance(event, h2.events.ConnectionTerminated):
-            self.takes_streams = False
             last = event.last_stream_id or 0
             refused = [owner for stream, owner in self.owners.items() if stream > last]
             for owner in (*refused, *self.waiting):
                 self.break_stream(owner, is_refused=True)
         elif isinstance(event, h2.events.DataReceived):
             # Acknowledged as it is read, for dropped streams too: their data takes the connection's window.
-            self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if self.takes_streams:
+                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             self.handle_stream(event, event.stream_id, now)
         elif isinstance(event, h2.events.ResponseReceived | h2.events.StreamEnded | h2.events.StreamReset):
             self.handle_stream(event, event.stream_id, now)

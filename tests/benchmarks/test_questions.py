@@ -120,6 +120,23 @@ def test_goals_are_met_missed_or_not_measured(make_results: Make, spread: Spread
     assert verdicts["plain requests/s on a core"] is None
 
 
+def test_http2_is_compared_to_http1_of_the_same_round(make_results: Make) -> None:
+    """The goal of HTTP/2 is a ratio of two cases of cgw, that of short streams a ratio to Go."""
+    results = make_results(
+        [
+            ("http2", {"protocol": "http1", **STEADY}, "cgw", cpu(20)),
+            ("http2", {"protocol": "h2", **STEADY}, "cgw", cpu(30)),
+            ("short-streams", {"streams": 200, "events": 100}, "cgw", cpu(30)),
+            ("short-streams", {"streams": 200, "events": 100}, "go", cpu(40)),
+        ]
+    )
+
+    measured = {verdict.goal.title: verdict.measured for verdict in check_goals(results)}
+
+    assert measured["CPU/event, 200 streams over 4 HTTP/2 connections, to own HTTP/1.1"] == 1.5
+    assert measured["CPU/event, 200 streams of 100 events, to Go"] == 0.75
+
+
 def test_added_latency_leaves_out_what_direct_takes(make_results: Make, spread: Spread) -> None:
     """100 µs and 60 µs have a ratio of 2 after subtracting the 20 µs of the suite itself from both."""
     results = make_results(

@@ -64,6 +64,39 @@ def test_a_run_measures_what_the_upstream_sent(tools: str, tmp_path: Path) -> No
     assert path.with_suffix(".html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize("tools", TOOLS)
+def test_mixed_and_multiplexed_exchanges_are_measured(tools: str, tmp_path: Path) -> None:
+    """Short streams, a mix of requests, and HTTP/2 through cgw: no exchange breaks, and each case has its figures."""
+    path = tmp_path / "results.json"
+    done = run_suite(
+        *("--profile", "smoke", "--scenario", "http2,short-streams,autocomplete", "--subjects", "direct,cgw"),
+        *("--tools", tools, "--no-report", "-o", str(path)),
+        cache=tmp_path / "cache",
+    )
+
+    assert done.returncode == 0, done.stderr
+    results = Results.read(path)
+    assert [m.metrics.failed for m in results.measurements] == [None] * len(results.measurements)
+    direct = [m for m in results.measurements if m.subject == "direct"]
+    assert [m.scenario for m in direct] == ["http2", *["short-streams"] * 3, "autocomplete"]
+    assert [m.metrics.errors for m in direct] == [{}] * 5
+    # On a busy machine cgw sheds requests (status), and the users may have no connection left (overflow).
+    errors = {name for measurement in results.measurements for name in measurement.metrics.errors}
+    assert errors <= {"status", "overflow"}
+    for protocol in ("http1", "h2"):
+        metrics = next(results.select("http2", f"protocol={protocol} streams=2 rate=50", "cgw")).metrics
+        assert metrics.cpu_us_per_event is not None
+        assert metrics.latency_us is not None
+    mixed = next(results.select("autocomplete", subject="cgw")).metrics
+    assert mixed.cpu_us_per_request is not None
+    assert mixed.first_byte_us is not None
+    assert next(results.select("short-streams", subject="cgw")).metrics.cpu_us_per_event is not None
+    events = next(results.select("autocomplete", subject="direct")).metrics.latency_us
+    # 100 requests a second with 44.4 events each: a mean of 0.4 × 1 + 0.4 × 35 + 0.2 × 150.
+    assert events is not None
+    assert events.count == pytest.approx(0.3 * 100 * 44.4, rel=0.35)
+
+
 def test_a_command_as_subject_is_measured_and_ended(tmp_path: Path) -> None:
     """A proxy named on the command line is started, measured with its CPU, and ended."""
     path = tmp_path / "results.json"
