@@ -29,8 +29,8 @@ JSON = b'{"id":"m","usage":{"input_tokens":9,"output_tokens":3}}'
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(JSON)
 EXCHANGES = 20
 
-IN_SCRIPTS = {"get": 2, "set": 3, "getdel": 1, "time": 1}
-"""Commands that both scripts together run in Redis, for an actor with a quota and a short-term rate."""
+IN_STORE = {"evalsha": 1, "del": 1, "get": 2, "set": 3, "time": 1}
+"""Commands that Redis runs to admit and to charge a request, for an actor with a quota and a short-term rate."""
 
 PARSERS = re.compile(r"msgspec.*\.decode$|orjson\.loads$|^json.*:(loads|load|decode|raw_decode)$")
 
@@ -74,15 +74,16 @@ async def open_warm_gateway(folder: Path) -> AsyncIterator[Service]:
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
 async def test_calls_of_the_store(tmp_path: Path, is_stream: bool) -> None:
-    """An exchange costs two calls of Redis, to admit and to settle, which run the commands that were measured."""
+    """An exchange costs one script, to admit, and one deletion, to charge, with the commands that were measured."""
     async with open_warm_gateway(tmp_path) as gateway:
         before = await read_command_counts(gateway)
         await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
         spent = await read_command_counts(gateway) - before
     per_exchange = {name: calls / EXCHANGES for name, calls in spent.items()}
-    assert per_exchange.pop("evalsha") == 2
-    assert set(per_exchange) <= set(IN_SCRIPTS), "the store is asked for something besides the two scripts"
-    assert all(calls <= IN_SCRIPTS[name] for name, calls in per_exchange.items()), per_exchange
+    assert set(per_exchange) <= set(IN_STORE), "the store is asked for something else"
+    # The last charge before the counting may have left with its first admission.
+    slack = 1 / EXCHANGES
+    assert all(calls <= IN_STORE[name] + slack for name, calls in per_exchange.items()), per_exchange
 
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
