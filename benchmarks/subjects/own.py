@@ -60,6 +60,8 @@ class Cgw:
                 "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "sk-benchmarks",
                 "CODY_GATEWAY_UPSTREAM_CA_FILE": str(upstream.ca_file) if upstream.scheme == "https" else "",
                 "CODY_GATEWAY_LOG_FORMAT": "json",
+                # Scenarios go up to the point where the core is full, and the other gateways refuse nothing there.
+                "CODY_GATEWAY_SHED_TARGET": "0s",
                 **self.environ,
             },
             target=Target(port, "/openai/v1/chat/completions", (f"authorization: Bearer {token}",), http2_port=port),
