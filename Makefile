@@ -12,7 +12,7 @@ PYTEST = $(BIN)/python -m pytest -n auto
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml --group pyproject.toml:build
 
-.PHONY: help demo run test check test-all bench lock clean
+.PHONY: help demo run test check drills test-all bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -33,6 +33,9 @@ check: $(VENV)/.dev  ## format, lint, types, layers, then all tests: what CI run
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_layers.py
 	@$(PYTEST)
+
+drills: $(VENV)/.dev  ## faults and overload at full length, one after the other, with their figures; some minutes, on a quiet machine
+	@CGW_LONG_DRILLS=1 $(BIN)/python -m pytest -q -s -n 0 tests/drills $(TEST_ARGS)
 
 test-all:  ## the tests on every supported Python that is installed
 	@missing=; \

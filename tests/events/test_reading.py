@@ -50,7 +50,7 @@ def damaged_segments(draw: st.DrawFn) -> bytes:
 def is_object(line: bytes) -> bool:
     """Whether another parser takes a line for a JSON object; damage may by chance leave it one."""
     try:
-        return isinstance(json.loads(line, strict=False), dict)
+        return isinstance(json.loads(line.decode(errors="replace"), strict=False), dict)
     except (ValueError, RecursionError):
         return False
 

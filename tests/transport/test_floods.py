@@ -85,7 +85,8 @@ async def test_flood_of_requests_that_are_shed_holds_nobody_up() -> None:
 
     data = b"GET /shed HTTP/1.1\r\nHost: x\r\n\r\n" * 1500
     async with open_engine(check_load=shed) as engine:
-        async with trio.open_nursery() as nursery, open_client(engine.port) as client:
+        # The client ends after its tasks.
+        async with open_client(engine.port) as client, trio.open_nursery() as nursery:
             nursery.start_soon(send_until_cancelled, client.stream, data)
             nursery.start_soon(discard, client.stream)
             longest = await serve_beside(engine.port)
