@@ -77,7 +77,7 @@ class OverloadControl(trio.abc.Instrument):
     def __init__(
         self,
         *,
-        target_seconds: float = 0.01,
+        target_seconds: float = 0.005,
         interval_seconds: float = 0.1,
         read_work: Callable[[], float] = time.thread_time,
     ) -> None:

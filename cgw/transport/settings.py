@@ -156,7 +156,7 @@ class OverloadSettings:
     shed_target_seconds: float = setting(
         "CODY_GATEWAY_SHED_TARGET",
         duration(least=0, most=MINUTE),
-        0.01,
+        0.005,
         "While overloaded, requests are refused that have more work (CPU time) than this in front of them; 0 is never.",
     )
     shed_interval_seconds: float = setting(
