@@ -8,7 +8,7 @@ from attrs import define
 
 
 class Phase(enum.Enum):
-    """Where the service is in its life."""
+    """The stage of the service's life."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -24,5 +24,5 @@ class ServiceStatus:
 
     @property
     def is_ready(self) -> bool:
-        """Whether load balancers should send new requests."""
+        """True if load balancers should send new requests."""
         return self.phase is Phase.SERVING

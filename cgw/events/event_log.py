@@ -55,7 +55,7 @@ logger = logging.getLogger("cgw.events")
 
 
 class EventLog:
-    """Where usage events are recorded. Made by :func:`open_event_log`.
+    """The log that usage events are recorded in. Made by :func:`open_event_log`.
 
     ``must_wait`` says that :meth:`wait_durable` has to follow :meth:`record`. ``is_accepting`` is false while events
     cannot be written and the operator wants requests refused meanwhile, before they cost anything.

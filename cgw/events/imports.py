@@ -45,7 +45,7 @@ class _Id(msgspec.Struct):
 
 @frozen
 class ImportCounts:
-    """What an import found: events that are new, that were in the log already, and that could not be read."""
+    """The findings of an import: events that are new, that were in the log already, and that could not be read."""
 
     imported: int
     known: int

@@ -1,4 +1,4 @@
-"""What an event log is told when it is opened, and what it tells of itself."""
+"""The options that an event log is opened with, and its statistics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cgw.events.settings import EventSettings
 
 @frozen
 class EventLogOptions:
-    """How an event log behaves. Sizes in bytes, times in seconds."""
+    """The options of an event log. Sizes in bytes, times in seconds."""
 
     settings: EventSettings = field(factory=EventSettings)
     segment_bytes: int = 16 * 2**20

@@ -75,7 +75,7 @@ def new_name() -> str:
 
 @frozen
 class WriteResult:
-    """How appending and syncing went. ``write_seconds`` is for the write alone: a sync always takes its time."""
+    """Counters of appending and syncing. ``write_seconds`` is for the write alone: a sync always takes its time."""
 
     write_error: OSError | None
     sync_error: OSError | None

@@ -12,7 +12,7 @@ _DAY = 24 * HOUR
 
 @frozen
 class EventSettings:
-    """How usage events are written and how long they are kept."""
+    """Settings of how usage events are written and how long they are kept."""
 
     fsync: str = setting(
         "CODY_GATEWAY_EVENTS_FSYNC",

@@ -1,4 +1,4 @@
-"""What cgw itself answers instead of the upstream: refusals, in the dialect of the client's API."""
+"""Answers of cgw itself instead of the upstream's: refusals, in the dialect of the client's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of one exchange while it runs, and what follows from it. No I/O."""
+"""The state of one exchange while it runs, and what follows from it. No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each signal does once the process runs; only SIGTERM and SIGINT end it.
+"""The effects of signals once the process runs; only SIGTERM and SIGINT end it.
 
 SIGTERM, SIGINT   starting ──► end        serving ──► drain ──(again)──► cut
 SIGHUP            reload what can be reloaded

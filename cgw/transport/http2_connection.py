@@ -291,7 +291,7 @@ class Http2Connection:
 
     @property
     def is_full(self) -> bool:
-        """Whether so much is unsent that answers should wait."""
+        """True if so much is unsent that answers should wait."""
         return self._writer.is_full
 
     def flush(self) -> None:
