@@ -189,7 +189,7 @@ def test_a_violation_is_found(tmp_path: Path, file: str, source: str, why: str) 
     ("file", "source"),
     [
         ("telemetry/sentry.py", "import sentry_sdk"),
-        ("control/adapter.py", "from cgw.gateway.exchange import run_exchange"),
+        ("control/a.py", "from cgw.gateway.exchange import run_exchange"),
         ("transport/a.py", "import trio\nfrom cgw import __version__\nfrom cgw.transport import b"),
         ("cli/process.py", "import os\nos.environ"),
         ("transport/b.py", "from cgw.telemetry import logs"),

@@ -156,17 +156,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        background = (
-            alerts.run,
-            gateway.limiter.run,
-            gateway.refresher.run,
-            gateway.pool.run,
-            gateway.relay.run,
-            overload.run,
-            http_engine.hangups.run,
-        )
-        for run in background:
-            await stack.enter_async_context(open_background_task(run))
+        await _start_background(stack, gateway, alerts, overload, http_engine)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
@@ -192,6 +182,22 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CUT_SECONDS):
                 server.cut()
                 await server.drained.wait()
+
+
+async def _start_background(
+    stack: AsyncExitStack, gateway: Gateway, alerts: AlertQueue, overload: OverloadControl, http_engine: HttpEngine
+) -> None:
+    """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
+    for run in (
+        alerts.run,
+        gateway.limiter.run,
+        gateway.refresher.run,
+        gateway.pool.run,
+        gateway.relay.run,
+        overload.run,
+        http_engine.hangups.run,
+    ):
+        await stack.enter_async_context(open_background_task(run))
 
 
 async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiApp) -> int | None:

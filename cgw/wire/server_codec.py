@@ -40,7 +40,7 @@ class ServerCodec(Protocol):
 
     @property
     def is_chunked_request(self) -> bool:
-        """Whether the request's body is chunked: then reading it costs more than its bytes show."""
+        """True if the request's body is chunked: then reading it costs more than its bytes show."""
         ...
 
     @property
