@@ -75,11 +75,11 @@ class ConnectionCallbacks:
     handle: Callable[[ClientSide], Awaitable[None]]
     render_refusal: Callable[[Refusal, bytes], tuple[Headers, bytes]]
     is_draining: Callable[[], bool]
+    hangups: HangupWatch
     check_load: Callable[[RequestHead], Refusal | None] = _let_in
     encode_shed: Callable[[bytes], bytes] | None = None
     serve_http2: ServeHttp2 | None = None
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
-    hangups: HangupWatch | None = None
     trusted: TrustedProxies = field(factory=TrustedProxies)
     addresses: AddressBound = field(factory=lambda: AddressBound(None))
     tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
@@ -115,7 +115,7 @@ class Http1Connection:
             pass  # the client has left; a request that was served has taken note of that itself
         finally:
             # Decided here, after everything that may cancel or break a request.
-            if self._watched is not None and self._callbacks.hangups is not None:
+            if self._watched is not None:
                 self._callbacks.hangups.forget(self._transport.sock)
             if self._client is not None and self._client.needs_reset:
                 self._transport.reset()
@@ -171,7 +171,9 @@ class Http1Connection:
         self._counted_address = address
 
     async def _receive(self) -> int:
-        size = await self._transport.receive_some(self._callbacks.buffer)
+        # Between requests there is nothing yet, as a rule: asking the kernel first would be a wasted system call.
+        must_wait = self.is_idle and self._has_served
+        size = await self._transport.receive_some(self._callbacks.buffer, waits_first=must_wait)
         self._buffer += memoryview(self._callbacks.buffer)[:size]
         return size
 
@@ -310,9 +312,8 @@ class Http1Connection:
         self._has_served = True
         return True
 
-    def _watch(self) -> WatchedClient | None:
-        if self._callbacks.hangups is not None:
-            self._watched = self._callbacks.hangups.register(self._transport.sock)
+    def _watch(self) -> WatchedClient:
+        self._watched = self._callbacks.hangups.register(self._transport.sock)
         return self._watched
 
     async def _serve_request(self, head: RequestHead, codec: ServerCodec, refusal: Refusal | None) -> bool:

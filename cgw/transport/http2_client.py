@@ -212,12 +212,11 @@ class Http2Client:
         self._release(self._received_bytes)
         self._connection.flush()
 
-    def call_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
+    def call_when_gone(self, on_gone: Callable[[], None] | None) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.call_when_gone`."""
         self._on_gone = on_gone
         if on_gone is not None and self._gone.is_set():
             on_gone()
-        return True
 
     async def wait_gone(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""
@@ -245,6 +244,11 @@ class Http2Client:
         self._head = status, headers
         self.is_response_started = True
         if is_stream:
+            await self._send(b"")
+
+    async def flush_head(self) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.flush_head`."""
+        if self._head is not None:
             await self._send(b"")
 
     async def send_chunk(self, data: bytes) -> None:
