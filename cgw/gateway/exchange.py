@@ -120,7 +120,7 @@ class _Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = Refusal(504, "the request's time was over before its limits were checked")

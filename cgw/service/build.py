@@ -20,6 +20,7 @@ from cgw.control.app import ControlApp
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
+from cgw.events.repeats import RepeatedEvents
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
@@ -63,6 +64,7 @@ def build_gateway(
             stall_seconds=settings.server.client_stall_timeout_seconds,
         ),
         event_log=event_log,
+        repeats=RepeatedEvents(event_log),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
     )

@@ -192,6 +192,7 @@ async def _start_background(
         alerts.run,
         gateway.limiter.run,
         gateway.refresher.run,
+        gateway.repeats.run,
         gateway.pool.run,
         gateway.relay.run,
         overload.run,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from attrs import frozen
 
 from cgw.errors import Headers, Refusal
@@ -25,6 +27,8 @@ _TYPES = {
 @frozen
 class AnthropicErrors:
     """Anthropic's shape (https://platform.claude.com/docs/en/api/errors): the ``type`` follows from the status."""
+
+    is_for_sdks: ClassVar[bool] = True
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from attrs import frozen
 
 from cgw.errors import Headers, Refusal
@@ -22,6 +24,8 @@ _TYPES_AND_CODES: dict[int, tuple[str, str | None]] = {
 @frozen
 class OpenAIErrors:
     """OpenAI's shape (https://platform.openai.com/docs/guides/error-codes): message, type, parameter and code."""
+
+    is_for_sdks: ClassVar[bool] = True
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
