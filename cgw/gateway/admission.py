@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from attrs import frozen
 
-from cgw.actors.authorization import check_access, extract_token
+from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
 from cgw.actors.source import AccessTokenDenied, NotFromSource
 from cgw.errors import Refusal, StoreUnavailable
 from cgw.events import records
@@ -16,7 +16,7 @@ from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_fo
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
 from cgw.model import Actor, Feature, RateLimit
-from cgw.providers.dialect import Dialect, PreparedRequest
+from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
 from cgw.providers.models import check_model, evaluate_allowed_models
 from cgw.wire.messages import RequestHead
 
@@ -33,18 +33,25 @@ class AdmittedRequest:
     admission: Admission
 
 
-async def authenticate(gateway: Gateway, head: RequestHead) -> Actor:
+async def authenticate(gateway: Gateway, head: RequestHead, errors: ErrorStyle) -> Actor:
     """Return the actor whose token the request presents.
 
     Raises :exc:`~cgw.errors.Refusal` 400 or 401. A token that its source denies leaves an ``Unauthorized`` event.
     """
+    token = ""
     try:
-        return await gateway.sources.get(extract_token(head.header))
-    except NotFromSource as error:
-        raise Refusal(401, str(error)) from None
+        token = extract_token(head.header)
+        return await gateway.sources.get(token)
+    except NotFromSource:
+        raise build_unauthorized(has_token=bool(token)) from None
     except AccessTokenDenied as error:
         await record_event(gateway, records.unauthorized(error.source, error.reason))
-        raise Refusal(401, str(error)) from None
+        raise build_denied(error) from None
+    except Refusal:
+        # An SDK with an empty key sends a bare "Bearer". Its users know the API's error for that, and not a 400.
+        if errors.is_for_sdks:
+            raise build_unauthorized(has_token=False) from None
+        raise
 
 
 async def check_actor(gateway: Gateway, actor: Actor, head: RequestHead) -> None:

@@ -197,6 +197,7 @@ async def _start_background(
         gateway.relay.run,
         overload.run,
         http_engine.hangups.run,
+        http_engine.refusals.run,
     ):
         await stack.enter_async_context(open_background_task(run))
 

@@ -29,14 +29,15 @@ class Instance:
 
     async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         """Send a request, again and again as the policy says; return the last response."""
-        for attempt in range(MAX_ATTEMPTS):
+        attempt = 0
+        while True:
             self.attempts += 1
             answer = await self.client.post(path, json=body)
             delay = choose_delay(answer, attempt)
-            if delay is None:
-                break
+            attempt += 1
+            if delay is None or attempt == MAX_ATTEMPTS:
+                return answer
             await trio.sleep(delay)
-        return answer
 
 
 def choose_delay(answer: httpx.Response, attempt: int) -> float | None:
