@@ -7,7 +7,7 @@ from collections import Counter
 
 import trio
 
-from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
+from cgw.telemetry.exchange_log import ExchangeRecord, Outcome
 from cgw.transport.client_side import ClientSide, RefusedHead
 
 LINES_PER_SECOND = 20
@@ -19,7 +19,7 @@ PROBE_PREFIX = b"/-/"
 MAX_PATH_CHARACTERS = 200
 """The part of a refused path that is logged: it may be as long as a whole head."""
 
-logger = logging.getLogger("cgw.exchange")
+logger = logging.getLogger("cgw.request")
 
 
 def log_answered(client: ClientSide, outcome: Outcome, status: int | None, started: float) -> None:
@@ -36,7 +36,8 @@ def log_answered(client: ClientSide, outcome: Outcome, status: int | None, start
         remote_ip=client.peer,
         user_agent=(head.header(b"user-agent") or b"").decode("utf-8", "replace") or None,
     )
-    log_exchange(record, level=logging.DEBUG if head.path.startswith(PROBE_PREFIX) else None)
+    # The line has the same fields as an exchange's, under another logger.
+    logger.log(logging.DEBUG if head.path.startswith(PROBE_PREFIX) else record.level, record)
 
 
 class RefusalLog:
@@ -68,7 +69,7 @@ class RefusalLog:
             remote_ip=refused.peer,
             error=refused.reason,
         )
-        log_exchange(record)
+        logger.log(record.level, record)
 
     async def run(self) -> None:
         """Log the counts at the end of each second that has any, until cancelled; then what is left."""

@@ -67,8 +67,8 @@ class Http2Callbacks:
 
     ``handle`` runs an exchange. ``render_refusal`` returns header fields and body for a request that is refused before
     it becomes an exchange, by its path; ``note_refused`` logs it, and malformed ones. ``budget`` bounds the memory of
-    request bodies; ``trusted`` proxies may tell the client's address. ``is_draining`` is asked once, when a connection begins; later ones get
-    :meth:`Http2Connection.drain`.
+    request bodies; ``trusted`` proxies may tell the client's address. ``is_draining`` is asked once, when a connection
+    begins; later ones get :meth:`Http2Connection.drain`.
     """
 
     limits: ClientLimits
