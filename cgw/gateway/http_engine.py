@@ -21,7 +21,7 @@ from cgw.providers.dialect import ErrorStyle
 from cgw.telemetry.exchange_log import Outcome
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
-from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead
+from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, encode_kept_response
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
@@ -158,7 +158,6 @@ class HttpEngine:
             return None
         self._shed += 1
         self._overload.note_refused()
-        self.refusals.note(RefusedHead(REFUSAL.status, REFUSAL.message, head.method, head.path, None))
         return REFUSAL
 
     def encode_shed(self, path: bytes) -> bytes:

@@ -40,7 +40,7 @@ class RefusedHead:
     reason: str
     method: bytes
     path: bytes
-    peer: str | None
+    peer: str
 
 
 def ignore_refused(refused: RefusedHead) -> None:
