@@ -22,7 +22,7 @@ from cgw.gateway.answer import (
     read_timeout_seconds,
     select_feature,
 )
-from cgw.gateway.own_answers import CUT, build_own_headers, send_cut, send_refusal
+from cgw.gateway.own_answers import CUT, build_own_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
@@ -123,7 +123,7 @@ class _Exchange:
             admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect)
         except trio.Cancelled:
             if self._is_late():
-                self._refusal = Refusal(504, "the request's time was over before its limits were checked")
+                self._refusal = explain_late(prepared)
             raise
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
 

@@ -10,7 +10,7 @@ from cgw.errors import ClientGone, Headers, OutOfDescriptors, Refusal, UpstreamE
 from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.answer import build_model_header, describe_unread_timeout
 from cgw.limits.admissions import Admission
-from cgw.providers.dialect import ErrorStyle
+from cgw.providers.dialect import ErrorStyle, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.wire.messages import RequestHead
 
@@ -44,6 +44,12 @@ def explain_failure(error: UpstreamError, provider: str, headers: Headers) -> Re
         text = "the gateway has too many open connections, please retry"
         return Refusal(503, text, code="overloaded", headers=[*headers, *_RETRY_SOON])
     return Refusal(502, f"failed to make request to upstream provider {provider}", headers=headers)
+
+
+def explain_late(prepared: PreparedRequest) -> Refusal:
+    """Build the refusal of a request whose time is over while Redis is asked: how its limits stand is not known."""
+    text = "the request's time was over before its limits were checked"
+    return Refusal(504, text, headers=[build_model_header(prepared.model)])
 
 
 async def send_refusal(client: ClientSide, style: ErrorStyle, refusal: Refusal) -> None:

@@ -43,7 +43,7 @@ def log_answered(client: ClientSide, outcome: Outcome, status: int | None, start
 class RefusalLog:
     """Logs requests that were refused on their heads: :data:`LINES_PER_SECOND` one by one, the rest as a count.
 
-    :meth:`run` must run beside it. A flood of malformed heads costs a line per second more, and less than 1 µs for
+    :meth:`run` must run beside it. A flood of malformed heads costs a line per second more, and about 1 µs for
     each. Requests that are shed are counted by :mod:`cgw.transport.overload`.
     """
 

@@ -416,6 +416,7 @@ async def test_a_request_with_less_time_than_redis(tmp_path: Path, upstream: Scr
             answer = await client.post(path, json=build_body(path))
             took = trio.current_time() - started
             assert answer.status_code == 504
+            assert answer.headers["x-cody-resolved-model"].endswith(f"/{ROUTES[path]}")
             error = answer.json()["error"]
             assert "time was over" in (error if isinstance(error, str) else error["message"])
             assert 0.2 <= took < 0.5
