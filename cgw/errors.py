@@ -14,6 +14,11 @@ Headers = Sequence[tuple[bytes, bytes]]
 """HTTP header fields in order, names in lower case."""
 
 
+MISSING_TOKEN = "missing_access_token"
+UNKNOWN_TOKEN = "unknown_access_token"
+"""Codes of a :class:`Refusal`; each API has words of its own for these two."""
+
+
 class CgwError(Exception):
     """The base class of all exceptions that cgw raises on purpose."""
 

@@ -22,7 +22,7 @@ from cgw.gateway.answer import (
     read_timeout_seconds,
     select_feature,
 )
-from cgw.gateway.own_answers import CUT, send_cut, send_refusal
+from cgw.gateway.own_answers import CUT, build_own_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
@@ -97,7 +97,7 @@ class _Exchange:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
-        actor = await authenticate(gateway, head)
+        actor = await authenticate(gateway, head, dialect.errors)
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
@@ -114,10 +114,10 @@ class _Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect)
         except trio.Cancelled:
             if self._is_late():
-                self._refusal = Refusal(504, "the request's time was over before its limits were checked")
+                self._refusal = explain_late(prepared)
             raise
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
 
@@ -159,10 +159,10 @@ class _Exchange:
                 pool.give_back(response)
         except trio.Cancelled:
             if self._is_late():
-                self._refusal = state.note_failure(self._build_timeout(), provider)
+                self._refusal = state.note_failure(self._build_timeout(), provider, admitted)
             raise
         except UpstreamError as error:
-            return state.note_failure(error, provider)
+            return state.note_failure(error, provider, admitted)
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
@@ -181,8 +181,8 @@ class _Exchange:
         journal.answered(head)
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        limit_headers = admitted.admission.build_headers()
-        headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, limit_headers)
+        own_headers = build_own_headers(admitted.admission, self._client.head)
+        headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, own_headers)
         # From the head on, the silence between chunks has a timeout of its own.
         self._scope.deadline = self._deadline
         # The relay sends the head, in one write with what is there of the body.

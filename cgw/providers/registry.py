@@ -6,7 +6,7 @@ To add one, create a package beside this file and add a line to :data:`PROVIDERS
     <name>/models.py     the models that are allowed by default
     <name>/<api>.py      a class that satisfies Dialect for each route: checks, rewrites, the upstream request
     <name>/usage.py      readers of usage, for whole and for streamed responses
-    <name>/errors.py     an ErrorStyle, if SDKs use one of the routes
+    <name>/errors.py     an ErrorStyle for the routes of SDKs
     <name>/provider.py   a Provider that names all of it
 
 ``request_body``, ``upstream_requests`` and ``usage_reading`` have the steps that dialects share. The list of settings

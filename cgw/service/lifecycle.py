@@ -192,10 +192,12 @@ async def _start_background(
         alerts.run,
         gateway.limiter.run,
         gateway.refresher.run,
+        gateway.repeats.run,
         gateway.pool.run,
         gateway.relay.run,
         overload.run,
         http_engine.hangups.run,
+        http_engine.refusals.run,
     ):
         await stack.enter_async_context(open_background_task(run))
 

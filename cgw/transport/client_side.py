@@ -28,6 +28,25 @@ class ClientLimits:
     stall_timeout_seconds: float = 60
 
 
+@frozen
+class RefusedHead:
+    """A request that was refused on its head, for the log.
+
+    ``status`` is ``None`` where HTTP/2 ends the stream or the connection instead. ``method`` and ``path`` (without its
+    query) are empty where the head is too malformed to have them.
+    """
+
+    status: int | None
+    reason: str
+    method: bytes
+    path: bytes
+    peer: str
+
+
+def ignore_refused(refused: RefusedHead) -> None:
+    """Do nothing: the default for those who log."""
+
+
 class RawBody(Protocol):
     """A response's body that is written to the client's socket as it is, framing included, without its end.
 

@@ -14,7 +14,6 @@ from cgw.transport.client_side import ClientLimits
 from cgw.transport.http1_client import build_own_fields
 from cgw.wire.http2_events import BodyReceived, RequestStarted, StreamLost, WindowOpened
 from cgw.wire.http2_protocol import Http2Protocol
-from cgw.wire.messages import RequestHead
 
 PROGRESS_BYTES = 1024
 """Bytes of an answer that a client must accept within the stall timeout. Less is a stall."""
@@ -55,7 +54,7 @@ class StreamConnection(Protocol):
 class Http2Client:
     """One stream as a :class:`~cgw.transport.client_side.ClientSide`. The connection passes events to :meth:`take`.
 
-    For a request that is refused before it becomes an exchange, ``head`` is a placeholder.
+    For a request that is refused before it becomes an exchange, ``head`` has method and path only.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Http2Client:
         self._head: tuple[int, Headers] | None = None  # a response's head that waits for the first bytes of its body
         self._unsent_length: int | None = None
         self.stream_id = started.stream_id
-        self.head = started.head or RequestHead(b"GET", b"/", (), b"2")
+        self.head = started.head
         self.peer = peer
         self._budget = budget
         self._reserved_bytes = 0  # of the budget, for this request's body
