@@ -10,14 +10,13 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from cgw.actors.actors_file import ActorsFile
 from cgw.actors.settings import ActorSettings
-from cgw.errors import ConfigError, explain_os_error
-from cgw.file_lock import hold_file_lock
+from cgw.errors import ConfigError
+from cgw.file_lock import hold_folder_lock
 
 LOCK_SECONDS = 10.0
 
@@ -31,36 +30,43 @@ def append_entry(path: Path, entry: str) -> None:
     """
     target = Path(os.path.realpath(path))
     try:
-        with _hold_lock(target):
+        with hold_folder_lock(target.parent, timeout_seconds=LOCK_SECONDS):
             _append(path, target, entry)
     except BlockingIOError:
         raise ConfigError([f"{path}: another process is writing it: try again"]) from None
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be written: {explain_os_error(error)}: nothing was changed"]) from None
+        raise ConfigError([f"{path}: cannot be written: {error.strerror}: nothing was changed"]) from None
 
 
 def _append(path: Path, target: Path, entry: str) -> None:
-    try:
-        with target.open("rb") as file:
-            status: os.stat_result | None = os.fstat(file.fileno())
-            old = file.read()
-    except FileNotFoundError:
-        status, old = None, b""
-    if status is not None and not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    old, status = _read(target)
     # The settings of the short-term rate do not matter here: their defaults are valid for every quota.
     settings = ActorSettings()
-    file = ActorsFile(path, settings.concurrency_percentage, settings.concurrency_interval_ms)
-    _check(file, old, "the file is wrong already: correct it first")
+    actors_file = ActorsFile(path, settings.concurrency_percentage, settings.concurrency_interval_ms)
+    _check(actors_file, old, "the file is wrong already: correct it first")
     separator = b"" if not old else b"\n" if old.endswith(b"\n") else b"\n\n"
     new = old + separator + entry.encode("utf-8")
-    _check(file, new, "the entry does not fit in: nothing was changed")
+    _check(actors_file, new, "the entry does not fit in: nothing was changed")
     _replace(target, new, status)
 
 
-def _check(file: ActorsFile, content: bytes, remedy: str) -> None:
+def _read(target: Path) -> tuple[bytes, os.stat_result | None]:
+    """Return the content of ``target`` and what identifies this version of it; nothing if there is no such file."""
     try:
-        file.parse(content)
+        # Not blocking, in case that it is a pipe.
+        descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b"", None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        return file.read(), status
+
+
+def _check(actors_file: ActorsFile, content: bytes, remedy: str) -> None:
+    try:
+        actors_file.parse(content)
     except ConfigError as error:
         raise ConfigError([f"{problem}: {remedy}" for problem in error.problems]) from None
 
@@ -81,12 +87,23 @@ def _replace(target: Path, content: bytes, old: os.stat_result | None) -> None:
             file.write(content)
             file.flush()
             os.fsync(descriptor)
+        _check_unchanged(target, old)
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def _check_unchanged(target: Path, old: os.stat_result | None) -> None:
+    """Raise :exc:`OSError` if ``target`` is not ``old`` any more: somebody saved it in an editor, without the lock."""
+    try:
+        now: os.stat_result | None = target.stat()
+    except FileNotFoundError:
+        now = None
+    if (now and (now.st_ino, now.st_mtime_ns, now.st_size)) != (old and (old.st_ino, old.st_mtime_ns, old.st_size)):
+        raise OSError(errno.ESTALE, "it was changed meanwhile")
 
 
 def _read_owner(descriptor: int) -> tuple[int, int]:
@@ -100,11 +117,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)  # the rename itself
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _hold_lock(target: Path) -> Iterator[None]:
-    """Hold the lock of ``target``'s writers: a file of its own, as the file itself is replaced by each of them."""
-    lock = target.with_name(f".{target.name}.lock")
-    with hold_file_lock(lock, timeout_seconds=LOCK_SECONDS):
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -50,5 +49,6 @@ def new(actor_id: str, name: str, path: Path | None) -> None:
         return
     # The token first: should nobody be able to read it, the entry is of no use.
     click.echo(f"The token; keep it secret, it is not shown again:\n\n{secret}\n", err=True)
-    click.echo("The entry for the file that CODY_GATEWAY_ACTORS_FILE names; adjust its limits:\n", err=True)
-    click.echo(f"{entry}\n" if not sys.stdout.isatty() else entry, nl=False)
+    click.echo("The entry for the file that CODY_GATEWAY_ACTORS_FILE names; adjust its limits:", err=True)
+    # A blank line before it, since the file that it is appended to may end without a line break.
+    click.echo(f"\n{entry}", nl=False)

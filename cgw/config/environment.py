@@ -20,7 +20,12 @@ PREFIX = "CODY_GATEWAY_"
 """Variables with this prefix are meant for cgw: an unknown one is probably misspelt."""
 
 LEAST_SIMILARITY = 0.72
-"""Of names without the prefix, and of their first words; below it, a hint would mostly name an unrelated setting."""
+"""Of names without the prefix; below it, a hint would mostly name an unrelated setting."""
+
+LEAST_WORD_SIMILARITY = 0.6
+"""Two letters of three that changed places are still the same word."""
+
+_SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "WEBHOOK"}
 
 
 @frozen
@@ -108,8 +113,9 @@ def _may_be_meant(wanted: str, candidate: str, variable: Variable) -> bool:
         return (
             words[0] == other_words[0] and len(words) == len(other_words) and all(map(_are_alike, words, other_words))
         )
-    return _are_alike(words[0], other_words[0])
+    # A key must not be put where values are shown, either.
+    return _are_alike(words[0], other_words[0]) and not (_SECRET_WORDS.intersection(words) or words[-1] == "KEY")
 
 
 def _are_alike(one: str, other: str) -> bool:
-    return difflib.SequenceMatcher(None, one, other).ratio() >= LEAST_SIMILARITY
+    return difflib.SequenceMatcher(None, one, other).ratio() >= LEAST_WORD_SIMILARITY
