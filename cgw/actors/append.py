@@ -43,10 +43,12 @@ def _append(path: Path, target: Path, entry: str) -> None:
     # The settings of the short-term rate do not matter here: their defaults are valid for every quota.
     settings = ActorSettings()
     actors_file = ActorsFile(path, settings.concurrency_percentage, settings.concurrency_interval_ms)
-    _check(actors_file, old, "the file is wrong already: correct it first")
     separator = b"" if not old else b"\n" if old.endswith(b"\n") else b"\n\n"
     new = old + separator + entry.encode("utf-8")
-    _check(actors_file, new, "the entry does not fit in: nothing was changed")
+    try:
+        actors_file.parse(new)
+    except ConfigError as error:
+        raise ConfigError([f"{problem}: nothing was written to the file" for problem in error.problems]) from None
     _replace(target, new, status)
 
 
@@ -62,13 +64,6 @@ def _read(target: Path) -> tuple[bytes, os.stat_result | None]:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         return file.read(), status
-
-
-def _check(actors_file: ActorsFile, content: bytes, remedy: str) -> None:
-    try:
-        actors_file.parse(content)
-    except ConfigError as error:
-        raise ConfigError([f"{problem}: {remedy}" for problem in error.problems]) from None
 
 
 def _replace(target: Path, content: bytes, old: os.stat_result | None) -> None:

@@ -47,14 +47,21 @@ def _render_json(rows: Sequence[SettingRow]) -> str:
 
 def _print_for_people(rows: Sequence[SettingRow], width: int) -> None:
     """Print a short paragraph for each setting: the table's lines are longer than a terminal's."""
+    indent = " " * 4
+    # By words: a terminal would break its lines within them. Names of headers and settings stay whole.
+    wrapper = textwrap.TextWrapper(
+        max(width, 20),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     for row in rows:
         # Some defaults are in parentheses already: (not set).
         default = "" if row.is_default else f"  (default: {row.default.strip('()')})"
         value = row.value if row.is_default else click.style(row.value, bold=True)
         click.echo(f"{row.name} = {value}{default}")
-        # By words: a terminal would break its lines within them.
-        indent = " " * 4
-        click.echo(textwrap.fill(row.help, max(width, 20), initial_indent=indent, subsequent_indent=indent))
+        click.echo(wrapper.fill(row.help))
 
 
 def _print_table(rows: Sequence[SettingRow]) -> None:

@@ -245,6 +245,8 @@ def check_url(text: str, schemes: Sequence[str]) -> str:
     try:
         parts = urlsplit(text)  # raises for brackets that do not match; .port raises for a port above 65535
         is_valid = parts.scheme in schemes and parts.port != 0 and bool(parts.hostname or parts.scheme == "unix")
+        # What DNS cannot carry, as an empty label or one of 64 letters, would only fail when it is connected to.
+        (parts.hostname or "").encode("idna")
     except ValueError:
         is_valid = False
     if not is_valid or not text.isprintable() or " " in text:

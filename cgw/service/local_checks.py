@@ -35,14 +35,13 @@ async def check_actors(settings: Settings) -> list[Finding]:
     """Check the actors file, and that anybody may use the gateway at all."""
     variable = "CODY_GATEWAY_ACTORS_FILE"
     try:
-        source = await _run_blocking(partial(build_static_source, settings))
+        await _run_blocking(partial(build_static_source, settings))
     except ConfigError as error:
         return explain_problems(variable, error, "correct the file; `cgw token new` prints a valid entry")
-    if settings.actors.allow_anonymous or (source is not None and source.actors):
-        return []
-    wrong = "is not set" if source is None else f"{settings.actors.file} has no actors"
-    remedy = "add one with `cgw token new`, or set CODY_GATEWAY_ALLOW_ANONYMOUS"
-    return [Finding(variable, f"{wrong}, so nobody may use the gateway", remedy, Severity.WARNING)]
+    if settings.actors.allow_anonymous or settings.actors.file is not None:
+        return []  # a file without actors is a problem of its own
+    remedy = "name a file of `cgw token new` entries, or set CODY_GATEWAY_ALLOW_ANONYMOUS"
+    return [Finding(variable, "is not set, so nobody may use the gateway", remedy, Severity.WARNING)]
 
 
 async def check_provider_settings(settings: Settings) -> list[Finding]:
@@ -52,8 +51,9 @@ async def check_provider_settings(settings: Settings) -> list[Finding]:
         return [Finding(variables, "are not set, so there are no provider routes", "set one", Severity.WARNING)]
     try:
         await _run_blocking(partial(build_dialects, settings.providers))
-    except ValueError as error:
-        return [Finding(PROVIDERS[0].access_token_variable, str(error), "correct the settings of that provider")]
+    except ConfigError as error:
+        parts = [problem.partition(": ") for problem in error.problems]
+        return [Finding(variable, wrong, "correct the provider's settings") for variable, _, wrong in parts]
     return []
 
 

@@ -11,6 +11,7 @@ import trio
 from attrs import field, frozen
 
 from cgw.errors import ConfigError, StoreUnavailable, explain_os_error
+from cgw.providers.registry import PROVIDERS
 from cgw.redis.embedded import find_embedded_redis, find_server
 from cgw.redis.opening import open_redis
 from cgw.service.build import build_upstream_tls
@@ -81,7 +82,7 @@ async def check_host(target: Target, settings: Settings) -> list[Finding]:
     with trio.move_on_after(settings.upstream.connect_timeout_seconds):
         try:
             await trio.socket.getaddrinfo(host, port)
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             return [report(f"cannot resolve {host}: {explain_os_error(error)}", "correct the name, or mend DNS here")]
         try:
             stream = await trio.open_tcp_stream(host, port)
@@ -112,9 +113,9 @@ async def _check_certificate(
 def list_targets(settings: Settings) -> list[Target]:
     """Return the hosts that the settings name: of each provider with a key, and of the webhook."""
     targets = [
-        Target(f"CODY_GATEWAY_{name.upper()}_API_URL", provider.api_url)
-        for name, provider in settings.providers.items()
-        if provider.access_token is not None
+        Target(provider.api_url_variable, settings.providers[provider.name].api_url)
+        for provider in PROVIDERS
+        if settings.providers[provider.name].access_token is not None
     ]
     webhook = settings.limits.slack_webhook_url
     if webhook is not None:

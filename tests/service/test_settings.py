@@ -149,6 +149,8 @@ MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALL
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "ftp://api.anthropic.com"),
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host:99999"),
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host/?a=b"),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://api..anthropic.com"),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", f"https://{'a' * 64}.com"),
         ("CODY_GATEWAY_HOST", "[::1]"),
         ("CODY_GATEWAY_TRUSTED_PROXIES", ","),
         ("CODY_GATEWAY_TRUSTED_PROXIES", "10.1.2.3/8"),
