@@ -47,7 +47,7 @@ def test_the_default_models_get_their_prefix() -> None:
 @pytest.mark.parametrize("url", ["ftp://a", "https://", "https://u@a", "https://a?b", "a"])
 def test_an_invalid_base_url_is_refused(url: str) -> None:
     """A base URL that is not valid is refused when the dialects are built, with its variable."""
-    with pytest.raises(ConfigError, match="^CODY_GATEWAY_ANTHROPIC_API_URL: cannot be used: must "):
+    with pytest.raises(ConfigError, match=r"^CODY_GATEWAY_ANTHROPIC_API_URL: cannot be used: must "):
         build_dialects(
             {"anthropic": AnthropicSettings(api_url=url, access_token=Secret("k")), "openai": OpenAISettings()}
         )
