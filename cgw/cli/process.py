@@ -84,7 +84,7 @@ def find_events_folder(data_dir: Path | None) -> Path:
     directory = data_dir or load_process_settings().data.directory
     folder = directory / "events"
     # An earlier version has a file instead, which the next start imports.
-    if not folder.is_dir() and not (directory / "events.sqlite").exists():
+    if not os.path.isdir(folder) and not os.path.isfile(directory / "events.sqlite"):
         raise EventLogError(
             f"{directory} is not a data directory of cgw, it has no folder `events`: name the one that "
             "`cgw serve` uses with --data-dir or CODY_GATEWAY_DATA_DIR"

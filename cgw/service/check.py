@@ -5,6 +5,7 @@ To add one, write a function that returns findings in ``local_checks`` or ``netw
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 
@@ -85,12 +86,27 @@ async def run_checks(checks: Sequence[Check], *, wrong: Collection[str] = ()) ->
 
 
 def examine(settings: Settings, *, wrong: Collection[str] = (), is_running: bool = False) -> list[Finding]:
-    """Run all checks of ``settings`` in a Trio run of their own, for the command line. See :func:`run_checks`."""
+    """Run all checks of ``settings`` in a Trio run of their own, for the command line. See :func:`run_checks`.
+
+    Raises :exc:`KeyboardInterrupt` when SIGINT or SIGTERM comes meanwhile. Must be called in the main thread.
+    """
     checks = list_checks(settings, is_running=is_running)
-    try:
-        return trio.run(partial(run_checks, checks, wrong=wrong))
-    except BaseExceptionGroup as errors:
-        # Trio's nurseries wrap Ctrl-C in a group; the command line expects it by itself.
-        if errors.subgroup(KeyboardInterrupt) is None:
-            raise
-        raise KeyboardInterrupt from None
+    return trio.run(partial(_run_until_signal, checks, wrong))
+
+
+async def _run_until_signal(checks: Sequence[Check], wrong: Collection[str]) -> list[Finding]:
+    findings: list[Finding] | None = None
+    # Received by a task: a handler that raises, as those of an early start do, could break Trio's own loop.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        async with trio.open_nursery() as nursery:
+
+            async def wait_signal() -> None:
+                await anext(received)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_signal)
+            findings = await run_checks(checks, wrong=wrong)
+            nursery.cancel_scope.cancel()
+    if findings is None:
+        raise KeyboardInterrupt
+    return findings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from cgw.config.kinds import MIB, format_size
 from cgw.errors import ConfigError, explain_os_error
 from cgw.providers.registry import PROVIDERS, build_dialects
 from cgw.service.build import build_server_tls, build_static_source, build_upstream_tls
+from cgw.service.certificate import SOON_DAYS, read_days_left
 from cgw.service.findings import Finding, Severity, explain_listening, explain_problems
 from cgw.service.lifecycle import EVENTS_NAME, is_activated
 from cgw.service.settings import Settings
@@ -87,11 +89,18 @@ def _examine_tls(settings: Settings) -> list[Finding]:
     if findings:
         return findings
     try:
-        build_server_tls(settings)
+        server_tls = build_server_tls(settings)
     except ConfigError as error:
         variable = ", ".join(files)
         return explain_problems(variable, error, "name a certificate chain and its own private key, without password")
-    return []
+    days = None if server_tls is None else read_days_left(server_tls.get_context(), Path(str(settings.tls.cert_file)))
+    if days is None or days >= SOON_DAYS:
+        return []
+    wrong = "has expired, or is not valid yet" if days < 0 else f"expires in {days:.0f} days"
+    # It can be replaced while cgw runs, so it is no reason not to start.
+    severity = Severity.OUTAGE if days < 0 else Severity.WARNING
+    remedy = "renew it; SIGHUP lets a running cgw read it"
+    return [Finding("CODY_GATEWAY_TLS_CERT_FILE", f"{settings.tls.cert_file} {wrong}", remedy, severity)]
 
 
 async def check_data_dir(settings: Settings) -> list[Finding]:
@@ -115,7 +124,7 @@ def _examine_folder(folder: Path) -> list[Finding]:
     existing = folder.absolute()
     while not os.path.lexists(existing):
         existing = existing.parent
-    if not existing.is_dir():
+    if not os.path.isdir(existing):
         return [Finding(variable, f"{existing} is not a directory", "move it away, or name another directory")]
     try:
         # A file without a name, which no other process sees; it finds out read-only and full file systems, too.
@@ -143,15 +152,27 @@ async def check_ports(settings: Settings) -> list[Finding]:
         ports.append(("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", admin.host, admin.port, False))
     findings: list[Finding] = []
     with ExitStack() as stack:
-        for variable, host_variable, host, port, reuse_port in ports:
+        for variable, host_variable, host, port, is_shared in ports:
             try:
-                listeners = await open_listeners(host, port, reuse_port=reuse_port)
+                await (_bind_shared if is_shared else _listen)(stack, host, port)
             except OSError as error:
                 findings.append(explain_listening(variable, host_variable, host, port, error))
-            else:
-                for listener in listeners:
-                    stack.callback(listener.socket.close)
     return findings
+
+
+async def _listen(stack: ExitStack, host: str, port: int) -> None:
+    for listener in await open_listeners(host, port):
+        stack.callback(listener.socket.close)
+
+
+async def _bind_shared(stack: ExitStack, host: str, port: int) -> None:
+    """Bind a shared port without listening: the kernel would give that socket connections of the running gateway."""
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(address)
 
 
 async def _run_blocking(function: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from cgw.actors.tokens import build_entry
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
-from tests.support.process import GatewayProcess, open_gateway_process
+from tests.support.process import GatewayProcess, open_gateway_process, start_cgw, wait_ended
 from tests.support.waiting import wait_until
 
 ROOT = Path(cgw.__file__).parent.parent
@@ -112,6 +113,26 @@ async def test_serve_reports_all_problems_before_it_listens(broken: dict[str, st
     assert "Traceback" not in completed.stderr
     assert "is serving on" not in completed.stderr
     assert "CANARY" not in completed.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_checks_that_wait(tmp_path: Path, command: str, number: signal.Signals) -> None:
+    """While a provider keeps the checks waiting, a signal ends the process at once, without a traceback."""
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environ = {
+            "PORT": "x",
+            "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "key",
+            "CODY_GATEWAY_OPENAI_API_URL": f"https://127.0.0.1:{server.getsockname()[1]}",
+        }
+        process = start_cgw(environ, log, command)
+        with server.dup() as listener:
+            connection, _ = await trio.to_thread.run_sync(listener.accept, abandon_on_cancel=True)
+        with connection:
+            process.send_signal(number)
+            assert await wait_ended(process) == 130
+    assert "Traceback" not in log.read_text()
 
 
 async def test_check_of_a_good_configuration(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -90,6 +91,20 @@ async def test_both_tls_files_are_checked(tmp_path: Path) -> None:
     assert await check_tls(load_settings({CERT: str(cert), KEY: str(key)})) == []
 
 
+async def test_the_end_of_a_certificate_is_seen(tmp_path: Path) -> None:
+    """An expired certificate is a problem that stops no start, one that ends soon a warning, a fresh one neither."""
+    authority = trustme.CA()
+    now = datetime.now(UTC)
+    found = []
+    for days in (-1, 3, 60):
+        issued = authority.issue_cert("localhost", not_before=now - timedelta(days=9), not_after=now + timedelta(days))
+        environ = {CERT: str(tmp_path / "cert.pem"), KEY: str(tmp_path / "key.pem")}
+        issued.cert_chain_pems[0].write_to_path(environ[CERT])
+        issued.private_key_pem.write_to_path(environ[KEY])
+        found.append([(finding.variable, finding.severity) for finding in await check_tls(load_settings(environ))])
+    assert found == [[(CERT, Severity.OUTAGE)], [(CERT, Severity.WARNING)], []]
+
+
 async def test_a_data_directory_is_checked_without_a_trace(tmp_path: Path) -> None:
     """What is missing is not created; a file in its place, or in that of the events, is named."""
     assert await check_data_dir(load_settings({DATA_DIR: str(tmp_path / "a" / "b")})) == []
@@ -133,6 +148,26 @@ async def test_the_two_ports_must_differ(taken_port: int) -> None:
     environ = {"PORT": free, "CODY_GATEWAY_ADMIN_PORT": free}
     assert only(await check_ports(load_settings(environ))).variable == "CODY_GATEWAY_ADMIN_PORT"
     assert await check_ports(load_settings({"PORT": free})) == []
+
+
+async def test_a_shared_port_keeps_its_connections() -> None:
+    """Beside a gateway on a shared port, the check finds it usable and takes none of its connections."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen(200)
+        port = server.getsockname()[1]
+        settings = load_settings({"PORT": str(port), "CODY_GATEWAY_REUSE_PORT": "on"})
+        assert await check_ports(settings) == []
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(check_ports, settings)
+            for _ in range(100):
+                (await trio.open_tcp_stream("127.0.0.1", port)).socket.close()
+        for _ in range(100):
+            server.settimeout(5)
+            server.accept()[0].close()
+        assert only(await check_ports(load_settings({"PORT": str(port)}))).variable == "PORT"
 
 
 async def test_an_address_of_another_machine_is_found() -> None:
@@ -272,9 +307,8 @@ async def test_checks_run_side_by_side() -> None:
 async def test_each_check_has_a_deadline(autojump_clock: trio.testing.MockClock) -> None:
     """A check that hangs becomes a finding, and does not keep the others from being reported."""
 
-    async def hang() -> list[Finding]:
+    async def hang() -> NoReturn:
         await trio.sleep_forever()
-        return []
 
     async def find() -> list[Finding]:
         return [Finding("B", "is wrong", "correct it")]
