@@ -15,7 +15,7 @@ from cgw.errors import ConfigError, StoreUnavailable
 from cgw.lifetime import open_background_task
 from cgw.service.check import examine
 from cgw.service.descriptors import raise_descriptor_limit
-from cgw.service.findings import merge
+from cgw.service.findings import list_warnings, merge
 from cgw.service.lifecycle import open_service
 from cgw.service.settings import Settings
 from cgw.service.signals import HANDLED_SIGNALS, LogLevel, SignalActions
@@ -57,7 +57,8 @@ def run_service(settings: Settings) -> int:
         except* (ConfigError, StoreUnavailable) as errors:
             problems = [problem for error in _leaves(errors) for problem in _list_problems(error)]
             # The start ended at its first problem; the operator sees them all.
-            raise ConfigError(merge(problems, examine(settings))) from None
+            findings = examine(settings)
+            raise ConfigError(merge(problems, findings), list_warnings(findings)) from None
     return EXIT_OK
 
 

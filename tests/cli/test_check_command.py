@@ -115,6 +115,20 @@ async def test_serve_reports_all_problems_before_it_listens(broken: dict[str, st
     assert "CANARY" not in completed.stderr
 
 
+async def test_a_failed_start_does_not_lose_warnings(tmp_path: Path) -> None:
+    """What is only worth a warning is said beside the problem that stopped the start."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environ = {"PORT": str(server.getsockname()[1]), "CODY_GATEWAY_DATA_DIR": str(tmp_path / "data")}
+        completed = await run_cgw(environ, "serve")
+    assert completed.returncode == 1
+    lines = [line for line in completed.stderr.splitlines() if line.startswith("cgw: ")]
+    assert [line.split(": ")[1:3] for line in lines] == [
+        ["warning", "CODY_GATEWAY_ACTORS_FILE"],
+        ["warning", "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN, CODY_GATEWAY_OPENAI_ACCESS_TOKEN"],
+        ["PORT", f"cannot listen on 127.0.0.1:{environ['PORT']}"],
+    ]
+
+
 @pytest.mark.parametrize("command", ["check", "serve"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_checks_that_wait(tmp_path: Path, command: str, number: signal.Signals) -> None:
