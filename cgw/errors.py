@@ -24,10 +24,14 @@ class CgwError(Exception):
 
 
 class ConfigError(CgwError):
-    """The settings, or a file that they name, are not valid. ``problems`` has a sentence for each thing to correct."""
+    """The settings, or a file that they name, are not valid. ``problems`` has a sentence for each thing to correct.
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    ``warnings`` are what else an operator should know of the settings; they alone are no reason to raise this.
+    """
+
+    def __init__(self, problems: Sequence[str], warnings: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(self.problems))
 
 

@@ -62,6 +62,11 @@ class Provider:
         """The environment variable of its key."""
         return f"CODY_GATEWAY_{self.name.upper()}_ACCESS_TOKEN"
 
+    @property
+    def api_url_variable(self) -> str:
+        """The environment variable of its base URL."""
+        return f"CODY_GATEWAY_{self.name.upper()}_API_URL"
+
 
 def reveal_access_token(settings: ProviderSettings) -> str:
     """Return the key for the provider's API. Raises :exc:`ValueError` when none is set."""
