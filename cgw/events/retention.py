@@ -1,4 +1,4 @@
-"""Deleting sealed segments that are too old, or that take too much space."""
+"""Keeping the folder of the event log in order: adopting segments, and deleting those too old or too many."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from cgw.events.segments import SUMMARY_SUFFIX, TORN_SUFFIX, Segment, list_segments
+from cgw.events.segments import SUMMARY_SUFFIX, TORN_SUFFIX, Segment, adopt_segments, list_segments
+from cgw.events.settings import EventSettings
 
 logger = logging.getLogger("cgw.events")
+
+
+def keep_house(folder: Path, settings: EventSettings) -> None:
+    """Seal the segments of processes that died, then delete old ones; see the two functions for details."""
+    adopt_segments(folder)
+    delete_old_segments(folder, retention_seconds=settings.retention_seconds, max_bytes=settings.max_bytes)
 
 
 def delete_old_segments(folder: Path, *, retention_seconds: float, max_bytes: int) -> int:
