@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 
 import click
@@ -32,9 +32,8 @@ def usage(
     folder = (data_dir or load_process_settings().data.directory) / "events"
     rows = summarise(
         folder,
-        since=since and since.replace(tzinfo=UTC),
-        # The last day counts as a whole, and summarise() leaves `until` itself out.
-        until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
+        since=since.date() if since else date.min,
+        until=until.date() if until else date.max,
         actor=actor,
     )
     if as_json:
