@@ -7,24 +7,22 @@ from collections import deque
 import trio
 
 MAX_BYTES = 16 * 2**20
-MAX_BATCH_BYTES = 2**20
 
 
 class Backlog:
-    """A bounded queue of lines, written in batches. All methods belong to the Trio thread."""
+    """A bounded queue of lines. All methods belong to the Trio thread."""
 
     def __init__(self) -> None:
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
-        self._batch: list[bytes] = []
-        self._added = 0
-        self._changed = trio.Event()
+        self._removed = 0
+        self._has_removed = trio.Event()
         self.wake = trio.Event()
-        """Set when there is something to do for the writer."""
+        """Set when there may be something to do for the writer."""
 
     def __len__(self) -> int:
-        """Return how many lines are not written yet, those of the batch included."""
-        return len(self._batch) + len(self._queue)
+        """Return how many lines wait."""
+        return len(self._queue)
 
     def add(self, line: bytes) -> bool:
         """Queue a line; return false, leaving it out, when 16 MiB are queued already."""
@@ -32,37 +30,32 @@ class Backlog:
             return False
         self._queue.append(line)
         self._queued_bytes += len(line)
-        self._added += 1
         self.wake.set()
         return True
 
-    def take_batch(self) -> list[bytes]:
-        """Make the first lines of the queue, about 1 MiB at the most, the batch, and return them."""
-        taken_bytes = 0
-        while self._queue and taken_bytes < MAX_BATCH_BYTES:
-            line = self._queue.popleft()
-            taken_bytes += len(line)
-            self._batch.append(line)
-        self._queued_bytes -= taken_bytes
-        return self._batch
+    def list_first(self, max_bytes: int = MAX_BYTES) -> list[bytes]:
+        """Return the first lines, up to ``max_bytes`` and the line that exceeds them."""
+        lines: list[bytes] = []
+        size = 0
+        for line in self._queue:
+            if size >= max_bytes:
+                break
+            lines.append(line)
+            size += len(line)
+        return lines
 
-    def end_batch(self) -> None:
-        """Forget the batch, and wake those who wait for its lines."""
-        self._batch = []
-        self._changed.set()
-        self._changed = trio.Event()
+    def remove_first(self, count: int) -> None:
+        """Remove lines that are written, or lost, and wake those who wait for that."""
+        for _ in range(count):
+            self._queued_bytes -= len(self._queue.popleft())
+        self._removed += count
+        self._has_removed.set()
+        self._has_removed = trio.Event()
         if self._queue:
             self.wake.set()
 
-    def take_all(self) -> list[bytes]:
-        """Give up all lines, those of the batch first."""
-        lines = [*self._batch, *self._queue]
-        self._queue.clear()
-        self.end_batch()
-        return lines
-
-    async def wait_ended(self) -> None:
-        """Wait until the batches of all lines that are queued now have ended."""
-        last = self._added
-        while self._added - len(self) < last:
-            await self._changed.wait()
+    async def wait_removed(self) -> None:
+        """Wait until all lines that are queued now have been removed."""
+        last = self._removed + len(self)
+        while self._removed < last:
+            await self._has_removed.wait()

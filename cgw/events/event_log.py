@@ -8,7 +8,7 @@ How a line gets to the disk::
 
 and, independent of that, whether it gets there at all::
 
-    writing  ── a write or a sync failed ──▶  failing (no segment; lines go to the log; with ``refuse``, no new requests)
+    writing  ── a write or a sync failed ──▶  failing (lines go to the log; with ``refuse``, no new requests)
        ▲                                               │
        └── a new segment could be written to ──────────┘    tried every second
 
@@ -18,7 +18,6 @@ blocks: it hands one piece of work after the other to a thread, so that no two t
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import time
@@ -30,25 +29,22 @@ from typing import TypeVar
 
 import trio
 
-from cgw.errors import ConfigError, explain_os_error
+from cgw.errors import explain_os_error
 from cgw.events.backlog import Backlog
-from cgw.events.imports import LOG_MARK, import_sqlite
+from cgw.events.housekeeping import keep_house, open_folder
+from cgw.events.imports import LOG_MARK
 from cgw.events.lines import render_for_log, render_line
 from cgw.events.options import EventLogOptions, EventLogStatistics
-from cgw.events.retention import keep_house
 from cgw.events.segments import OpenSegment, create_segment
-from cgw.events.settings import EventSettings
 from cgw.lifetime import open_background_task
 from cgw.model import UsageEvent
 
 T = TypeVar("T")
 
-FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""With these a service starts nevertheless: they may pass while it runs."""
-
 SLOW_SECONDS = 0.020
 """A write that takes longer would be felt as a gap in every stream."""
 
+BATCH_BYTES = 2**20
 QUICK_AGAIN_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 60.0
 
@@ -122,7 +118,7 @@ class EventLog:
         """
         await trio.lowlevel.checkpoint()
         with trio.move_on_at(deadline) as deadline_scope:
-            await self._backlog.wait_ended()
+            await self._backlog.wait_removed()
         if deadline_scope.cancelled_caught and not self._is_late:
             self._is_late = True
             logger.error(
@@ -135,7 +131,7 @@ class EventLog:
 
     def describe(self) -> str | None:
         """Return one sentence for operators while events are not written as they should be, otherwise ``None``."""
-        if self._segment is None:
+        if self._failure:
             policy = "they are written to the log instead" if self.is_accepting else "new requests are refused"
             return (
                 f"usage events cannot be written ({self._failure}), so {policy}; "
@@ -161,11 +157,7 @@ class EventLog:
         self._failure = reason
         self.is_accepting = self._options.settings.when_full != "refuse"
         logger.error(
-            "usage events cannot be written to %s: %s; %s. Make room or mend the folder; until then events are "
-            "logged as lines that `cgw events import` reads",
-            self.folder,
-            reason,
-            "requests are served" if self.is_accepting else "new requests get 503",
+            "%s; make room or mend the folder %s, then `cgw events import` the log", self.describe(), self.folder
         )
 
     def _give_up(self, lines: Sequence[bytes]) -> None:
@@ -194,7 +186,7 @@ class EventLog:
 
     async def _write_batch(self) -> None:
         """Write, and if each event is to be synced, sync a batch of the queue; wake those who wait for that."""
-        lines = self._backlog.take_batch()
+        lines = self._backlog.list_first(BATCH_BYTES)
         if not lines:
             return
         if self._segment is None:  # it failed since these were queued
@@ -209,7 +201,7 @@ class EventLog:
             self._give_up(lines)
         else:
             self._recorded += len(lines)
-        self._backlog.end_batch()
+        self._backlog.remove_first(len(lines))
         self._is_late = False
         now = trio.current_time()
         if seconds > SLOW_SECONDS:
@@ -307,7 +299,7 @@ class EventLog:
             return
         # The file stays open: a thread may be writing to it. The next start adopts it.
         self._fail(f"the disk hangs; closing was given up after {self._options.close_seconds:g} s")
-        self._give_up(self._backlog.take_all())
+        self._give_up(self._backlog.list_first())
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
@@ -337,24 +329,12 @@ async def open_event_log(folder: Path, options: EventLogOptions | None = None) -
     ``close_seconds`` at most.
     """
     options = options or EventLogOptions()
-    segment, failure = await trio.to_thread.run_sync(_prepare, folder, options.settings)
+    segment, failure = await trio.to_thread.run_sync(open_folder, folder, options.settings)
     event_log = EventLog(folder, options, segment)
-    if failure is not None:
+    if failure:
         event_log._fail(failure)
     async with open_background_task(event_log._run):
         try:
             yield event_log
         finally:
             await event_log._close()
-
-
-def _prepare(folder: Path, settings: EventSettings) -> tuple[OpenSegment | None, str | None]:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keep_house(folder, settings)
-        import_sqlite(folder.parent / "events.sqlite", folder)
-        return create_segment(folder, has_sync=settings.fsync != "off"), None
-    except OSError as error:
-        if error.errno in FULL_ERRORS:
-            return None, explain_os_error(error)
-        raise ConfigError([f"usage events cannot be kept in {folder}: {explain_os_error(error)}"]) from None

@@ -1,6 +1,7 @@
-"""A drill: ``kill -9`` amid many streams, again and again, and what the event log then holds. ``-s`` prints the figures.
+"""A drill: ``kill -9`` amid many streams, again and again, and what the event log holds then.
 
 Three kills amid 40 streams in the ordinary suite; with ``CGW_LONG_DRILLS=1`` 50 amid 200, in ten rounds.
+``-s`` prints the figures.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ async def run_until_killed(port: int, pid: int, clients: Clients, seconds: float
 @pytest.mark.skipif(not Path("/proc").exists(), reason="made for Linux")
 @pytest.mark.parametrize("number", range(ROUNDS))
 async def test_no_whole_answer_lacks_its_event(tmp_path: Path, number: int) -> None:
-    """Over all kills of a round: no whole answer without an event, none twice, none without an exchange; segments are adopted."""
+    """Over all kills of a round, no whole answer lacks its event, and there is none twice or without an exchange."""
     folder = tmp_path / "events"
     clients = Clients()
     dead: set[str] = set()
@@ -162,7 +163,8 @@ async def test_no_whole_answer_lacks_its_event(tmp_path: Path, number: int) -> N
     lost = clients.whole - set(recorded)
     lost_finished = clients.finished - set(recorded)
     sys.stdout.write(
-        f"\nround {number}: {KILLS} kills amid {STREAMS} streams: {len(clients.asked)} exchanges, {len(clients.whole)} whole answers, "
+        f"\nround {number}: {KILLS} kills amid {STREAMS} streams: {len(clients.asked)} exchanges, "
+        f"{len(clients.whole)} whole answers, "
         f"{len(lost)} of them without an event; {len(clients.finished)} streams brought their last event, "
         f"{len(lost_finished)} of them without a recorded one; {len(events)} events, {adopted} segments adopted\n"
     )

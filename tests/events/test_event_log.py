@@ -234,6 +234,8 @@ async def main():
         while True:
             event = UsageEvent(EventName.COMPLETIONS_FINISHED, "static", "acme", {"model": "a/b"})
             event_log.record(event)
+            if event_log.must_wait:  # the disk was slow for a moment
+                await event_log.wait_durable()
             print(event.id, flush=True)
 
 trio.run(main)

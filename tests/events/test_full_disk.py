@@ -119,7 +119,7 @@ async def test_full_disk_costs_no_event(folder: Path, start_python: StartPython,
     assert afterwards == f"True;{dropped};None"
     lost = [line for line in log.splitlines() if line.startswith("ERROR usage event not written: ")]
     assert len(lost) == int(dropped) >= 2
-    assert log.count("ERROR usage events cannot be written to") == 1
+    assert log.count("ERROR usage events cannot be written (") == 1
     assert log.count("WARNING usage events are written again") == 1
     before = [event.identifier for event in read_events(folder)]
     assert before[-1] == "after"

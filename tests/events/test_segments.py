@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgw.events.housekeeping import delete_old_segments
 from cgw.events.lines import render_line
-from cgw.events.reading import read_chunks, read_events
-from cgw.events.retention import delete_old_segments
+from cgw.events.reading import read_chunks
 from cgw.events.segments import (
     OPEN_SUFFIX,
     SEALED_SUFFIX,

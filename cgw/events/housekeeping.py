@@ -1,21 +1,52 @@
-"""Keeping the folder of the event log in order: adopting segments, and deleting those too old or too many."""
+"""The folder of the event log: opened at the start, and kept in order: segments adopted, and deleted when too old."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from cgw.events.segments import SUMMARY_SUFFIX, TORN_SUFFIX, Segment, adopt_segments, list_segments
+from cgw.errors import ConfigError, explain_os_error
+from cgw.events.imports import import_sqlite
+from cgw.events.segments import (
+    SUMMARY_SUFFIX,
+    TORN_SUFFIX,
+    OpenSegment,
+    Segment,
+    adopt_segments,
+    create_segment,
+    list_segments,
+)
 from cgw.events.settings import EventSettings
+
+FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""With these a service starts nevertheless: they may pass while it runs."""
 
 logger = logging.getLogger("cgw.events")
 
 
+def open_folder(folder: Path, settings: EventSettings) -> tuple[OpenSegment | None, str]:
+    """Bring the folder in order, import the events of an earlier version, and start a segment.
+
+    Where there can be no segment for a reason that may pass, the reason is returned. Raises
+    :exc:`~cgw.errors.ConfigError` for any other.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_house(folder, settings)
+        import_sqlite(folder.parent / "events.sqlite", folder)
+        return create_segment(folder, has_sync=settings.fsync != "off"), ""
+    except OSError as error:
+        if error.errno in FULL_ERRORS:
+            return None, explain_os_error(error)
+        raise ConfigError([f"usage events cannot be kept in {folder}: {explain_os_error(error)}"]) from None
+
+
 def keep_house(folder: Path, settings: EventSettings) -> None:
-    """Seal the segments of processes that died, then delete old ones; see the two functions for details."""
+    """Seal the segments of processes that died, then delete old ones. Raises :exc:`OSError`."""
     adopt_segments(folder)
     delete_old_segments(folder, retention_seconds=settings.retention_seconds, max_bytes=settings.max_bytes)
 
