@@ -31,7 +31,7 @@ import trio
 
 from cgw.errors import explain_os_error
 from cgw.events.backlog import Backlog
-from cgw.events.housekeeping import keep_house, open_folder
+from cgw.events.housekeeping import open_folder, serve_housekeeping
 from cgw.events.imports import LOG_MARK
 from cgw.events.lines import render_for_log, render_line
 from cgw.events.options import EventLogOptions, EventLogStatistics
@@ -46,7 +46,6 @@ SLOW_SECONDS = 0.020
 
 BATCH_BYTES = 2**20
 QUICK_AGAIN_SECONDS = 1.0
-HOUSEKEEPING_SECONDS = 60.0
 
 logger = logging.getLogger("cgw.events")
 
@@ -61,7 +60,6 @@ class EventLog:
     def __init__(self, folder: Path, options: EventLogOptions, segment: OpenSegment | None) -> None:
         self.folder = folder
         self._options = options
-        self._has_sync = options.settings.fsync != "off"
         self._syncs_each = options.settings.fsync == "always"
         self.must_wait = self._syncs_each
         self.is_accepting = True
@@ -70,7 +68,6 @@ class EventLog:
         self._failure = ""
         self._backlog = Backlog()
         self._last_slow = -math.inf
-        self._next_housekeeping = trio.current_time() + HOUSEKEEPING_SECONDS
         self._is_late = self._cannot_replace = False  # said already
         self._is_closing = False
         self._closed = trio.Event()
@@ -89,26 +86,28 @@ class EventLog:
             self._blank += 1
 
     def _write(self, line: bytes) -> None:
-        segment = self._segment
-        if segment is None:
-            self._give_up([line])
-            return
-        if self.must_wait:
-            if not self._backlog.add(line):
-                self._fail(f"{len(self._backlog)} events wait for the disk already")
-                self._give_up([line])
-            return
-        started = time.perf_counter()
+        if self._segment is None:
+            self._give_up([line], self._failure)
+        elif not self.must_wait:
+            self._write_directly(line, self._segment)
+        elif not self._backlog.add(line):
+            self._give_up([line], f"{len(self._backlog)} events wait for the disk already")
+
+    def _write_directly(self, line: bytes, segment: OpenSegment) -> None:
         try:
-            segment.append(line)
+            seconds = segment.append(line)
         except OSError as error:
-            self._fail(explain_os_error(error))
-            self._give_up([line])
+            self._give_up([line], explain_os_error(error))
             return
-        seconds = time.perf_counter() - started
         self._recorded += 1
         if seconds > SLOW_SECONDS:
-            self._begin_deferring(seconds)
+            self.must_wait = True
+            self._last_slow = trio.current_time()
+            logger.warning(
+                "writing a usage event took %.0f ms: a thread writes them until the disk of %s is quick again",
+                seconds * 1000,
+                self.folder,
+            )
 
     async def wait_durable(self, deadline: float = math.inf) -> None:
         """Wait until every event recorded so far is as durable as the settings ask for, or has gone to the log.
@@ -160,58 +159,13 @@ class EventLog:
             "%s; make room or mend the folder %s, then `cgw events import` the log", self.describe(), self.folder
         )
 
-    def _give_up(self, lines: Sequence[bytes]) -> None:
+    def _give_up(self, lines: Sequence[bytes], reason: str) -> None:
+        self._fail(reason)
         self._dropped += len(lines)
         for line in lines:
             logger.error("%s%s", LOG_MARK, render_for_log(line))
 
-    def _recover(self, segment: OpenSegment) -> None:
-        self._segment, self._failure = segment, ""
-        self.is_accepting = True
-        logger.warning(
-            "usage events are written again; %d went to the log since the start, `cgw events import` reads them",
-            self._dropped,
-        )
-
-    # --- deferred writing --------------------------------------------------------------------------------------------
-
-    def _begin_deferring(self, seconds: float) -> None:
-        self.must_wait = True
-        self._last_slow = trio.current_time()
-        logger.warning(
-            "writing a usage event took %.0f ms: a thread writes them until the disk of %s is quick again",
-            seconds * 1000,
-            self.folder,
-        )
-
-    async def _write_batch(self) -> None:
-        """Write, and if each event is to be synced, sync a batch of the queue; wake those who wait for that."""
-        lines = self._backlog.list_first(BATCH_BYTES)
-        if not lines:
-            return
-        if self._segment is None:  # it failed since these were queued
-            await self._start_segment()
-        seconds = math.inf
-        if self._segment is not None:
-            try:
-                seconds = await _in_thread(partial(_append, self._segment, lines, has_sync=self._syncs_each))
-            except OSError as error:
-                self._fail(explain_os_error(error))
-        if math.isinf(seconds):
-            self._give_up(lines)
-        else:
-            self._recorded += len(lines)
-        self._backlog.remove_first(len(lines))
-        self._is_late = False
-        now = trio.current_time()
-        if seconds > SLOW_SECONDS:
-            self._last_slow = now
-        elif now - self._last_slow >= QUICK_AGAIN_SECONDS and not self._backlog and not self._syncs_each:
-            # Only a batch that was written proves that the disk is quick, and only an empty queue keeps the order.
-            self.must_wait = False
-            logger.warning("the disk of %s is quick again: usage events are written directly", self.folder)
-
-    # --- the segment in its place ------------------------------------------------------------------------------------
+    # --- what blocks -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         """Write what is deferred, and look after the segment, until closing; then seal it."""
@@ -220,9 +174,14 @@ class EventLog:
             with trio.move_on_at(next_check):
                 await self._backlog.wake.wait()
             self._backlog.wake = trio.Event()  # set again by whoever comes while this turn is under way
-            await self._write_batch()
+            if self._backlog:
+                await self._write_batch()
             if trio.current_time() >= next_check:
-                await self._check()
+                try:
+                    await self._check()
+                except OSError as error:
+                    self._fail(explain_os_error(error))
+                await self._seal_retired()
                 next_check = trio.current_time() + self._options.check_seconds
         if self._segment is not None:
             self._retired.append(self._segment)
@@ -230,35 +189,55 @@ class EventLog:
         await self._seal_retired()
         self._closed.set()
 
+    async def _write_batch(self) -> None:
+        """Write, and if each event is to be synced, sync a batch of the queue; wake those who wait for that."""
+        lines = self._backlog.list_first(BATCH_BYTES)
+        if self._segment is None:  # it failed since these were queued
+            await self._start_segment()
+        seconds: float | None = None
+        if self._segment is not None:
+            append = self._segment.append_and_sync if self._syncs_each else self._segment.append
+            try:
+                seconds = await _in_thread(partial(append, b"".join(lines)))
+            except OSError as error:
+                self._fail(explain_os_error(error))
+        self._backlog.remove_first(len(lines))
+        self._is_late = False
+        if seconds is None:
+            self._give_up(lines, self._failure)
+            return
+        self._recorded += len(lines)
+        now = trio.current_time()
+        if seconds > SLOW_SECONDS:
+            self._last_slow = now
+        elif now - self._last_slow >= QUICK_AGAIN_SECONDS and not self._backlog and not self._syncs_each:
+            # Only a batch that was written proves that the disk is quick, and only an empty queue keeps the order.
+            self.must_wait = False
+            logger.warning("the disk of %s is quick again: usage events are written directly", self.folder)
+
     async def _check(self) -> None:
+        """Start a new segment where the present one is missing, lost or full, and sync it where that is due."""
         segment, options = self._segment, self._options
         if segment is None:
             await self._start_segment()
         elif not await _in_thread(segment.is_in_place):
             logger.error("event segment %s was removed or renamed; starting a new one", segment.segment.path)
             await self._start_segment()
-            self._rescue(segment)
+            for line in segment.read_lost():
+                self._recorded -= 1
+                self._write(line)
         elif segment.length >= options.segment_bytes or (
             segment.length and time.monotonic() - segment.started >= options.segment_seconds
         ):
             await self._start_segment(is_optional=True)
         elif options.settings.fsync == "interval" and segment.synced_length < segment.length:
-            try:
-                await _in_thread(segment.sync)
-            except OSError as error:
-                self._fail(explain_os_error(error))
-        await self._seal_retired()
-        if trio.current_time() >= self._next_housekeeping:
-            self._next_housekeeping = trio.current_time() + HOUSEKEEPING_SECONDS
-            try:
-                await _in_thread(partial(keep_house, self.folder, options.settings))
-            except OSError as error:
-                logger.error("event segments in %s cannot be listed: %s", self.folder, explain_os_error(error))
+            await _in_thread(segment.sync)
 
     async def _start_segment(self, *, is_optional: bool = False) -> None:
         """Go on in a new segment. If there can be none, fail; with ``is_optional``, go on in the present one."""
+        has_sync = self._options.settings.fsync != "off"
         try:
-            new = await _in_thread(partial(create_segment, self.folder, has_sync=self._has_sync))
+            new = await _in_thread(partial(create_segment, self.folder, has_sync=has_sync))
         except OSError as error:
             reason = f"a new segment cannot be started: {explain_os_error(error)}"
             if not is_optional:
@@ -267,20 +246,18 @@ class EventLog:
                 logger.error("%s: %s; the present one goes on", self.folder, reason)
                 self._cannot_replace = True
             return
-        self._cannot_replace = False
-        if self._segment is None:
-            self._recover(new)
-        else:
-            # No await since it was created, so that each line is in one of the two.
+        # From here on no await, so that each line is in one of the two.
+        if self._segment is not None:
             self._retired.append(self._segment)
-            self._segment = new
-
-    def _rescue(self, lost: OpenSegment) -> None:
-        """Write once more what a deleted segment took since it was last seen in its place."""
-        if lost.is_deleted():  # otherwise it has another name, and can be read
-            for line in lost.read_unchecked().splitlines(keepends=True):
-                self._recorded -= 1
-                self._write(line)
+        self._segment = new
+        self._cannot_replace = False
+        if self._failure:
+            self._failure = ""
+            self.is_accepting = True
+            logger.warning(
+                "usage events are written again; %d went to the log since the start, `cgw events import` reads them",
+                self._dropped,
+            )
 
     async def _seal_retired(self) -> None:
         while self._retired:
@@ -298,23 +275,13 @@ class EventLog:
             await self._closed.wait()
             return
         # The file stays open: a thread may be writing to it. The next start adopts it.
-        self._fail(f"the disk hangs; closing was given up after {self._options.close_seconds:g} s")
-        self._give_up(self._backlog.list_first())
+        reason = f"the disk hangs; closing was given up after {self._options.close_seconds:g} s"
+        self._give_up(self._backlog.list_first(), reason)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
     # Abandoned when cancelled: a disk that hangs must not keep the process from ending.
     return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
-
-
-def _append(segment: OpenSegment, lines: list[bytes], *, has_sync: bool) -> float:
-    """Append ``lines``; return the seconds that this took, without the sync, which always takes its time."""
-    started = time.perf_counter()
-    segment.append(b"".join(lines))
-    seconds = time.perf_counter() - started
-    if has_sync:
-        segment.sync()
-    return seconds
 
 
 @asynccontextmanager
@@ -333,7 +300,10 @@ async def open_event_log(folder: Path, options: EventLogOptions | None = None) -
     event_log = EventLog(folder, options, segment)
     if failure:
         event_log._fail(failure)
-    async with open_background_task(event_log._run):
+    async with (
+        open_background_task(partial(serve_housekeeping, folder, options.settings)),
+        open_background_task(event_log._run),
+    ):
         try:
             yield event_log
         finally:

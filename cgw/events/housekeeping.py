@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import trio
+
 from cgw.errors import ConfigError, explain_os_error
 from cgw.events.imports import import_sqlite
 from cgw.events.segments import (
@@ -21,6 +23,8 @@ from cgw.events.segments import (
     list_segments,
 )
 from cgw.events.settings import EventSettings
+
+PERIOD_SECONDS = 60.0
 
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """With these a service starts nevertheless: they may pass while it runs."""
@@ -36,7 +40,7 @@ def open_folder(folder: Path, settings: EventSettings) -> tuple[OpenSegment | No
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keep_house(folder, settings)
+        _keep_house(folder, settings)
         import_sqlite(folder.parent / "events.sqlite", folder)
         return create_segment(folder, has_sync=settings.fsync != "off"), ""
     except OSError as error:
@@ -45,8 +49,18 @@ def open_folder(folder: Path, settings: EventSettings) -> tuple[OpenSegment | No
         raise ConfigError([f"usage events cannot be kept in {folder}: {explain_os_error(error)}"]) from None
 
 
-def keep_house(folder: Path, settings: EventSettings) -> None:
-    """Seal the segments of processes that died, then delete old ones. Raises :exc:`OSError`."""
+async def serve_housekeeping(folder: Path, settings: EventSettings) -> None:
+    """Keep the folder in order once a minute, in a thread, until cancelled."""
+    while True:
+        await trio.sleep(PERIOD_SECONDS)
+        try:
+            # Abandoned when cancelled: a disk that hangs must not keep the process from ending.
+            await trio.to_thread.run_sync(_keep_house, folder, settings, abandon_on_cancel=True)
+        except OSError as error:
+            logger.error("event segments in %s cannot be listed: %s", folder, explain_os_error(error))
+
+
+def _keep_house(folder: Path, settings: EventSettings) -> None:
     adopt_segments(folder)
     delete_old_segments(folder, retention_seconds=settings.retention_seconds, max_bytes=settings.max_bytes)
 

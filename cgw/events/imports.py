@@ -1,6 +1,6 @@
 """Bringing events into the log from elsewhere: the log lines of events that could not be written, and SQLite files.
 
-Either way they end up in a sealed segment of their own, which appears as a whole or not at all.
+Either way they end up in a segment of their own, and those that the log has already are left out.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from attrs import frozen
@@ -22,7 +22,7 @@ from attrs import frozen
 from cgw.errors import EventLogError, explain_os_error
 from cgw.events.lines import EventLine, encode
 from cgw.events.reading import read_events
-from cgw.events.segments import SEALED_SUFFIX, new_name
+from cgw.events.segments import create_segment
 from cgw.file_lock import hold_file_lock
 
 if TYPE_CHECKING:
@@ -77,22 +77,25 @@ def import_lines(lines: Iterable[bytes], folder: Path) -> ImportCounts:
 
 
 def _import_new(events: Iterable[EventLine], folder: Path) -> tuple[int, int]:
-    """Seal a segment of the events that the log does not have; return how many these are, and how many it has."""
+    """Write the events that the log does not have to a segment; return how many these are, and how many it has.
+
+    An import that is interrupted leaves a part of them, and can be repeated.
+    """
     found: set[str] = set()
-    with _open_temporary(folder) as candidates, _open_temporary(folder) as target:
+    with TemporaryFile(dir=folder) as candidates:
         for event in events:
             if event.id not in found:
                 found.add(event.id)
                 candidates.write(encode(event) + b"\n")
         new = found.difference(event.id for event in read_events(folder))
         candidates.seek(0)
-        for line in candidates:
-            if _decode_event(line).id in new:
-                target.write(line)
-        if new:
-            target.flush()
-            os.fsync(target.fileno())
-            os.replace(target.name, folder / (new_name() + SEALED_SUFFIX))
+        segment = create_segment(folder, has_sync=True)
+        try:
+            for line in candidates:
+                if _decode_event(line).id in new:
+                    segment.append(line)
+        finally:
+            segment.seal()
     return len(new), len(found) - len(new)
 
 
@@ -129,18 +132,6 @@ def _walk_texts(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _walk_texts(item)
-
-
-@contextmanager
-def _open_temporary(folder: Path) -> Iterator[BinaryIO]:
-    """Open a file in ``folder`` that readers do not take for a segment; it is deleted at the end unless renamed."""
-    path = folder / f".import-{secrets.token_hex(4)}.tmp"
-    try:
-        with open(path, "x+b", opener=partial(os.open, mode=0o600)) as file:
-            yield file
-    finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
 
 
 def import_sqlite(path: Path, folder: Path) -> None:

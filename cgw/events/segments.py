@@ -68,11 +68,6 @@ def list_segments(folder: Path) -> list[Segment]:
     return [Segment(folder, name, is_open) for name, is_open in sorted(names.items())]
 
 
-def new_name() -> str:
-    """Return the name of a segment that starts now."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
-
-
 class OpenSegment:
     """A segment that this process appends to, used by one thread at a time. Every method blocks on the disk.
 
@@ -87,17 +82,25 @@ class OpenSegment:
         self._checked_length = 0  # when the file was last seen in its place
         self._has_sync = has_sync
 
-    def append(self, data: bytes) -> None:
-        """Append whole lines with one write; all or nothing.
+    def append(self, data: bytes) -> float:
+        """Append whole lines with one write, all or nothing; return the seconds that it took.
 
         Raises :exc:`OSError` when they could not be written. Nothing may be appended after that: cutting off what was
         written may have failed.
         """
+        started = time.perf_counter()
         written = os.write(self.descriptor, data)  # when it raises, nothing was written
         if written != len(data):
             os.ftruncate(self.descriptor, self.length)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write to a file: there is no more space
         self.length += written
+        return time.perf_counter() - started
+
+    def append_and_sync(self, data: bytes) -> float:
+        """Append as :meth:`append` does, then sync; the seconds are without the sync, which always takes its time."""
+        seconds = self.append(data)
+        self.sync()
+        return seconds
 
     def sync(self) -> None:
         """Wait until everything appended is on the disk. Raises :exc:`OSError`."""
@@ -116,13 +119,12 @@ class OpenSegment:
         self._checked_length = length
         return True
 
-    def is_deleted(self) -> bool:
-        """Return whether the file has no name any more, so that nobody else can read it."""
-        return not os.fstat(self.descriptor).st_nlink
-
-    def read_unchecked(self) -> bytes:
-        """Return what was appended since the file was last seen in its place."""
-        return os.pread(self.descriptor, self.length - self._checked_length, self._checked_length)
+    def read_lost(self) -> list[bytes]:
+        """Return the lines that were appended since the file was last seen in its place, if nobody can read them."""
+        if os.fstat(self.descriptor).st_nlink:
+            return []  # the file has another name
+        lost = os.pread(self.descriptor, self.length - self._checked_length, self._checked_length)
+        return lost.splitlines(keepends=True)
 
     def seal(self) -> None:
         """Close the file, which unlocks it, and do with it what is done with the segment of a process that died.
@@ -146,7 +148,8 @@ def create_segment(folder: Path, *, has_sync: bool = False) -> OpenSegment:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
-        segment = Segment(folder, new_name(), is_open=True)
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+        segment = Segment(folder, name, is_open=True)
         descriptor = os.open(segment.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
         # Between creating and locking, another process may have taken it for a dead one's and deleted it.
         if _lock(segment.path, descriptor):
