@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -63,8 +63,9 @@ class EventLog:
         self._syncs_each = options.settings.fsync == "always"
         self.must_wait = self._syncs_each
         self.is_accepting = True
+        self._create_segment = partial(create_segment, folder, has_sync=options.settings.fsync != "off")
         self._segment = segment  # none while failing
-        self._retired: list[OpenSegment] = []  # to be sealed by the next check
+        self._retired: list[OpenSegment] = []  # to be sealed at the next check
         self._failure = ""
         self._backlog = Backlog()
         self._last_slow = -math.inf
@@ -88,14 +89,13 @@ class EventLog:
     def _write(self, line: bytes) -> None:
         if self._segment is None:
             self._give_up([line], self._failure)
-        elif not self.must_wait:
-            self._write_directly(line, self._segment)
-        elif not self._backlog.add(line):
-            self._give_up([line], f"{len(self._backlog)} events wait for the disk already")
-
-    def _write_directly(self, line: bytes, segment: OpenSegment) -> None:
+            return
+        if self.must_wait:
+            if not self._backlog.add(line):
+                self._give_up([line], f"{len(self._backlog)} events wait for the disk already")
+            return
         try:
-            seconds = segment.append(line)
+            seconds = self._segment.append(line)
         except OSError as error:
             self._give_up([line], explain_os_error(error))
             return
@@ -120,9 +120,7 @@ class EventLog:
             await self._backlog.wait_removed()
         if deadline_scope.cancelled_caught and not self._is_late:
             self._is_late = True
-            logger.error(
-                "usage events are not on the disk yet, and their responses are released: %s is too slow", self.folder
-            )
+            logger.error("responses are released before their events are on the disk: %s is too slow", self.folder)
 
     def statistics(self) -> EventLogStatistics:
         """Return counts since opening."""
@@ -132,15 +130,10 @@ class EventLog:
         """Return one sentence for operators while events are not written as they should be, otherwise ``None``."""
         if self._failure:
             policy = "they are written to the log instead" if self.is_accepting else "new requests are refused"
-            return (
-                f"usage events cannot be written ({self._failure}), so {policy}; "
-                f"{self._dropped} went to the log since the start"
-            )
+            return f"usage events cannot be written ({self._failure}), so {policy}; {self._dropped} went to the log"
         if self.must_wait and not self._syncs_each:
             return f"the disk of the usage events is slow; {len(self._backlog)} events wait for it"
         return None
-
-    # --- failing -----------------------------------------------------------------------------------------------------
 
     def _fail(self, reason: str) -> None:
         """Leave the segment: nothing is appended to it any more, and only a new one ends the failing state.
@@ -150,16 +143,12 @@ class EventLog:
         """
         if self._failure:
             return
-        if self._segment is not None:
-            self._retired.append(self._segment)
-            self._segment = None
+        self._replace(None)
         self._failure = reason
         self.is_accepting = self._options.settings.when_full != "refuse"
-        logger.error(
-            "%s; make room or mend the folder %s, then `cgw events import` the log", self.describe(), self.folder
-        )
+        logger.error("%s; make room or mend %s, then `cgw events import` the log", self.describe(), self.folder)
 
-    def _give_up(self, lines: Sequence[bytes], reason: str) -> None:
+    def _give_up(self, lines: list[bytes], reason: str) -> None:
         self._fail(reason)
         self._dropped += len(lines)
         for line in lines:
@@ -183,9 +172,8 @@ class EventLog:
                     self._fail(explain_os_error(error))
                 await self._seal_retired()
                 next_check = trio.current_time() + self._options.check_seconds
-        if self._segment is not None:
-            self._retired.append(self._segment)
-        self._segment, self._failure = None, "the event log is closed"
+        self._replace(None)
+        self._failure = "the event log is closed"
         await self._seal_retired()
         self._closed.set()
 
@@ -235,9 +223,8 @@ class EventLog:
 
     async def _start_segment(self, *, is_optional: bool = False) -> None:
         """Go on in a new segment. If there can be none, fail; with ``is_optional``, go on in the present one."""
-        has_sync = self._options.settings.fsync != "off"
         try:
-            new = await _in_thread(partial(create_segment, self.folder, has_sync=has_sync))
+            new = await _in_thread(self._create_segment)
         except OSError as error:
             reason = f"a new segment cannot be started: {explain_os_error(error)}"
             if not is_optional:
@@ -246,10 +233,7 @@ class EventLog:
                 logger.error("%s: %s; the present one goes on", self.folder, reason)
                 self._cannot_replace = True
             return
-        # From here on no await, so that each line is in one of the two.
-        if self._segment is not None:
-            self._retired.append(self._segment)
-        self._segment = new
+        self._replace(new)
         self._cannot_replace = False
         if self._failure:
             self._failure = ""
@@ -258,6 +242,12 @@ class EventLog:
                 "usage events are written again; %d went to the log since the start, `cgw events import` reads them",
                 self._dropped,
             )
+
+    def _replace(self, segment: OpenSegment | None) -> None:
+        # Without an await, so that each line is in one of the two. Sealing the old one has time.
+        if self._segment is not None:
+            self._retired.append(self._segment)
+        self._segment = segment
 
     async def _seal_retired(self) -> None:
         while self._retired:

@@ -9,12 +9,13 @@ import json
 import logging
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from attrs import frozen
@@ -24,9 +25,6 @@ from cgw.events.lines import EventLine, encode
 from cgw.events.reading import read_events
 from cgw.events.segments import create_segment
 from cgw.file_lock import hold_file_lock
-
-if TYPE_CHECKING:
-    import sqlite3
 
 LOG_MARK = "usage event not written: "
 """Stands in the log before an event that could not be written."""
@@ -142,8 +140,6 @@ def import_sqlite(path: Path, folder: Path) -> None:
     """
     if not path.exists():
         return
-    import sqlite3  # only where there is such a file
-
     try:
         with hold_file_lock(folder / LOCK_NAME, timeout_seconds=LOCK_SECONDS):
             if path.exists():  # otherwise another process has imported it meanwhile
@@ -153,8 +149,6 @@ def import_sqlite(path: Path, folder: Path) -> None:
 
 
 def _import_sqlite(path: Path, folder: Path) -> None:
-    import sqlite3
-
     damage: sqlite3.DatabaseError | None = None
 
     def read_readable() -> Iterator[EventLine]:
@@ -178,7 +172,7 @@ def _import_sqlite(path: Path, folder: Path) -> None:
 
 def _read_rows(connection: sqlite3.Connection) -> Iterator[EventLine]:
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
-    with suppress(connection.DatabaseError):
+    with suppress(sqlite3.DatabaseError):
         # Folds the write-ahead log into the file, unless another process has it open, too.
         connection.execute("PRAGMA journal_mode = DELETE")
     # Held until the file is renamed: a process of the earlier version that still runs waits, and then notices.

@@ -76,7 +76,7 @@ async def test_waiting_ends_at_its_deadline(folder: Path, disk: Disk, caplog: py
             event_log.record(build_event("late"))
             for _ in range(2):
                 await event_log.wait_durable(trio.current_time() + 0.05)
-        assert caplog.text.count("usage events are not on the disk yet") == 1
+        assert caplog.text.count("released before their events are on the disk") == 1
     assert read_identifiers(folder) == ["slow", "late"]
 
 
