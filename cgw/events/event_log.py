@@ -154,8 +154,6 @@ class EventLog:
         for line in lines:
             logger.error("%s%s", LOG_MARK, render_for_log(line))
 
-    # --- what blocks -------------------------------------------------------------------------------------------------
-
     async def _run(self) -> None:
         """Write what is deferred, and look after the segment, until closing; then seal it."""
         next_check = trio.current_time() + self._options.check_seconds
