@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgw.events import housekeeping
+from cgw.events.event_log import open_event_log
 from cgw.events.housekeeping import delete_old_segments
 from cgw.events.lines import render_line
 from cgw.events.reading import read_chunks
@@ -24,6 +26,7 @@ from cgw.events.segments import (
     list_segments,
 )
 from tests.events.conftest import build_event, read_identifiers
+from tests.support.waiting import wait_until
 
 LINE = render_line(build_event())
 
@@ -87,6 +90,17 @@ def test_segment_is_adopted_once(folder: Path) -> None:
         thread.join()
     assert sum(adopted) == 20
     assert len(read_identifiers(folder)) == 20
+
+
+async def test_segment_of_a_process_that_dies_later_is_adopted_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adoption does not wait for the next start: whoever runs looks around once a minute."""
+    monkeypatch.setattr(housekeeping, "PERIOD_SECONDS", 0.02)
+    async with open_event_log(folder):
+        name = leave_open(folder, LINE)
+        await wait_until(lambda: name + SEALED_SUFFIX in list_names(folder))
+    assert read_identifiers(folder) == ["acme"]
 
 
 @settings(max_examples=100, deadline=None)
