@@ -99,6 +99,12 @@ class Dialect(Protocol):
         """The ``retry-after`` of a 503 if the upstream's response had none."""
         ...
 
+    @property
+    def final_markers(self) -> tuple[bytes, ...]:
+        """The lines, such as ``data: [DONE]``, of which one is in the last event of every complete stream; at most 64
+        bytes each. The event is held back until the exchange is recorded. Empty where the API has no last event."""
+        ...
+
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """Check a client's request and build the upstream's request from it.
 

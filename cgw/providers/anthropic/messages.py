@@ -117,6 +117,7 @@ class _MessagesRoute:
     provider: ClassVar[str] = PROVIDER
     # From the reference (§6.1): below the 3 s up to which Sourcegraph's clients retry by themselves.
     retry_after_seconds: ClassVar[int] = 2
+    final_markers: ClassVar[tuple[bytes, ...]] = (b"event: message_stop",)
 
     def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message]]:
         """Return the checked body, the decoded object and the messages, of which there is at least one.

@@ -129,6 +129,7 @@ class _ChatRoute:
     provider: ClassVar[str] = PROVIDER
     # From the reference (§6.1): above the 3 s up to which Sourcegraph's clients retry by themselves, so they do not.
     retry_after_seconds: ClassVar[int] = 30
+    final_markers: ClassVar[tuple[bytes, ...]] = (b"data: [DONE]",)
 
     def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
         """Return the checked body and the decoded object.
