@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 
-from cgw.errors import Refusal
+from cgw.errors import ClientGone, Refusal
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayOutcome
 
@@ -22,6 +24,15 @@ async def send_end(client: ClientSide, answer: RelayOutcome) -> None:
     else:
         await client.send_chunk(answer.held_back)
         await client.flush()  # the last event of a raw body is kept there
+
+
+async def cut_off(client: ClientSide, answer: RelayOutcome | None) -> None:
+    """Send what came of an answer that broke off, and make sure that it does not look complete. Raises nothing."""
+    if answer is not None:
+        with suppress(ClientGone):  # how it broke off is what counts
+            await client.send_chunk(answer.held_back)
+            await client.flush()
+    client.break_off()
 
 
 async def relay_rest(client: ClientSide, answer: RelayOutcome | Refusal | None) -> None:

@@ -22,7 +22,7 @@ from cgw.gateway.answer import (
     read_timeout_seconds,
     select_feature,
 )
-from cgw.gateway.ending import relay_rest, send_end
+from cgw.gateway.ending import cut_off, relay_rest, send_end
 from cgw.gateway.own_answers import CUT, build_own_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
@@ -222,7 +222,7 @@ class _Exchange:
         if isinstance(answer, Refusal):
             raise answer
         if answer is None or answer.end is not RelayEnd.COMPLETE:
-            self._client.break_off()
+            await cut_off(self._client, answer)
         else:
             await send_end(self._client, answer)
             self.state.journal.finished()

@@ -41,9 +41,9 @@ class RelayEnd(enum.Enum):
 class RelayOutcome:
     """The end of a relay. ``error`` is for logs.
 
-    ``held_back`` is payload that is to be sent once the exchange is recorded; raw data is kept by the client's side
-    instead. With ``resume`` the API's last event has come, but not HTTP's end of the body: what follows is relayed by
-    calling it, after ``held_back`` was sent.
+    ``held_back`` is payload that is to be sent once the exchange is recorded, also if the answer broke off; raw data is
+    kept by the client's side instead. With ``resume`` the API's last event has come, but not HTTP's end of the body:
+    what follows is relayed by calling it, after ``held_back`` was sent.
     """
 
     end: RelayEnd
@@ -157,10 +157,10 @@ class _RawRelay:
                 response.connection.continue_with(outcome.held)
                 self._keep_final()  # it goes out with what the fallback path sends
                 return await self._go_on()
-            case StreamEnd.BROKEN:
-                return RelayOutcome(RelayEnd.BROKEN, error=outcome.reason)
-            case StreamEnd.SILENT:
-                return RelayOutcome(RelayEnd.TIMED_OUT, error=outcome.reason)
+            case StreamEnd.BROKEN | StreamEnd.SILENT:
+                self._keep_final()  # part of the API's last event, at most: it does not complete the answer
+                end = RelayEnd.BROKEN if outcome.end is StreamEnd.BROKEN else RelayEnd.TIMED_OUT
+                return RelayOutcome(end, error=outcome.reason)
             case StreamEnd.STALLED | StreamEnd.CLIENT_GONE:
                 # The last write may have ended in the middle of a chunk: the connection can only be cut.
                 self._client.break_off()
@@ -170,7 +170,7 @@ class _RawRelay:
         """Leave the data that completes the answer to the client's side, which sends it once it is told to."""
         framer = self._framer
         self._raw_body.keep(framer.final, framer.final_payload_bytes)
-        framer.final_payload_bytes = 0
+        framer.final, framer.final_payload_bytes = b"", 0
 
 
 async def relay_body(
@@ -205,9 +205,9 @@ async def relay_body(
                 )
                 return RelayOutcome(RelayEnd.COMPLETE, held_back=held, resume=resume)
     except UpstreamTimeout as error:
-        return RelayOutcome(RelayEnd.TIMED_OUT, error=str(error))
+        return RelayOutcome(RelayEnd.TIMED_OUT, held, str(error))
     except UpstreamError as error:
-        return RelayOutcome(RelayEnd.BROKEN, error=str(error))
+        return RelayOutcome(RelayEnd.BROKEN, held, str(error))
     return RelayOutcome(RelayEnd.COMPLETE, held_back=held)
 
 
