@@ -29,6 +29,7 @@ from cgw.lifetime import open_background_task
 from cgw.limits.alerts import AlertQueue
 from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
+from cgw.resolver import open_resolver
 from cgw.service.build import (
     build_control_app,
     build_engine,
@@ -136,6 +137,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     _create_data_dir(data_dir)
     status = ServiceStatus()
     async with AsyncExitStack() as stack:
+        # First, and so closed last: everything below connects by host names.
+        await stack.enter_async_context(open_resolver())
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
