@@ -42,7 +42,7 @@ STALE_SECONDS = 3600.0
 """How long addresses are used while look-ups fail. Not for ever: they may belong to somebody else by then."""
 
 FAILED_SECONDS = 1.0
-"""How long a failure stands before the name is looked up again, so that callers who retry don't load the name server."""
+"""How long a failure stands before the name is looked up again, so that retries don't load the name server."""
 
 OVERDUE_SECONDS = 5.0
 """A look-up that takes longer may have been forgotten by the name server: the next caller starts another one."""
@@ -50,8 +50,8 @@ OVERDUE_SECONDS = 5.0
 THREADS_PER_NAME = 2
 MAX_NAMES = 256
 
-Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
-"""As :func:`socket.getaddrinfo` returns it."""
+LookUp = Callable[..., Sequence[Any]]
+"""Takes and returns what :func:`socket.getaddrinfo` does."""
 
 _Question = tuple[bytes | str | None, bytes | str | int, int, int, int, int]
 
@@ -73,7 +73,7 @@ class _Name:
     """What is known about one name. Times are Trio's."""
 
     question: _Question
-    addresses: Sequence[Address] = ()
+    addresses: Sequence[Any] = ()
     found_at: float = 0.0
     # The last outcome, if it was a failure.
     error: OSError | None = None
@@ -104,7 +104,7 @@ class _Name:
 class Resolver(trio.abc.HostnameResolver):
     """Looks names up by ``look_up``, which blocks, in threads. Made by :func:`open_resolver`."""
 
-    def __init__(self, look_up: Callable[..., list[Address]]) -> None:
+    def __init__(self, look_up: LookUp) -> None:
         self._look_up_blocking = look_up
         # Those that were asked for last are at the end.
         self._names: OrderedDict[_Question, _Name] = OrderedDict()
@@ -128,7 +128,7 @@ class Resolver(trio.abc.HostnameResolver):
         host: bytes | str | None,
         port: bytes | str | int | None,
         family: int = 0,
-        type: int = 0,  # noqa: A002 - the interface's name
+        type: int = 0,
         proto: int = 0,
         flags: int = 0,
     ) -> list[Any]:
@@ -236,7 +236,7 @@ class Resolver(trio.abc.HostnameResolver):
 
 
 @asynccontextmanager
-async def open_resolver(look_up: Callable[..., list[Any]] | None = None) -> AsyncIterator[Resolver]:
+async def open_resolver(look_up: LookUp | None = None) -> AsyncIterator[Resolver]:
     """Have a :class:`Resolver` look up all names of this Trio run for the length of the block.
 
     ``look_up`` is called as :func:`socket.getaddrinfo`, the default. Look-ups that hang do not delay the end.

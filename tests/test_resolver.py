@@ -57,7 +57,7 @@ def clock() -> trio.testing.MockClock:
 async def wait_until(is_true: Callable[[], bool]) -> None:
     """Poll ``is_true()``, which another thread makes true. In real time: the test's clock may stand still."""
     deadline = time.monotonic() + 5
-    while not is_true():  # noqa: ASYNC110 - threads have no event
+    while not is_true():
         assert time.monotonic() < deadline
         await trio.lowlevel.checkpoint()
         time.sleep(0.001)  # noqa: ASYNC251 - as above

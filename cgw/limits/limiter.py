@@ -89,6 +89,8 @@ class Limiter:
         self._options = options or LimiterOptions()
         self._on_alert = on_alert
         self._scripts = load_scripts()
+        redis.preload(self._scripts.list_all())
+        self._is_cluster = redis.is_cluster
         # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
         self._plans = PlanCache(self._build_plan)
@@ -133,6 +135,10 @@ class Limiter:
         # Before the claims: nothing is counted for an actor that is cut off.
         if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
             raise _build_cut_off(rate_limit)
+        if self._redis.is_cluster != self._is_cluster:
+            # Redis was away at start, and has turned out to be a single server: all claims fit into one call.
+            self._is_cluster = self._redis.is_cluster
+            self._plans.clear()
         plan = self._plans.find(actor, feature, rate_limit, provider)
         # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
