@@ -78,11 +78,9 @@ class StaticSource:
         """
         try:
             await self._reload()
-        except ConfigError as error:
-            problems = len(error.problems)
-            self._trouble = (
-                f"the actors file cannot be used now ({problems} problems): what was read before is in force"
-            )
+        except ConfigError:
+            # Without the problems: they are logged, and anybody may be able to read healthz.
+            self._trouble = "the actors file cannot be used now (see the log); what was read before stays in force"
             raise
         self._trouble = None
 
