@@ -91,9 +91,9 @@ async def test_a_refund_after_the_server_lost_its_scripts_comes_first(tmp_path: 
                     limiter.settle_later(await limiter.admit(ACTOR, CHAT, whole), is_charged=False)
                 admission = await limiter.admit(ACTOR, CHAT, whole)
                 await limiter.settle(admission, is_charged=True)
-                stats = await links.commands.info("commandstats")
-                assert b"cmdstat_eval:" not in stats, stats
-                assert b"cmdstat_evalsha:calls=8," in stats, stats
+                stats = str(await links.commands.info("commandstats"))
+                assert "cmdstat_eval:" not in stats, stats
+                assert "cmdstat_evalsha:calls=8," in stats, stats
 
 
 async def test_a_link_that_comes_back_loads_the_scripts(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_a_link_that_comes_back_loads_the_scripts(tmp_path: Path) -> None:
 
             await wait_until(is_linked)
             await limiter.settle(await limiter.admit(ACTOR, CHAT, LIMIT), is_charged=False)
-            assert b"cmdstat_eval:" not in await links.commands.info("commandstats")
+            assert "cmdstat_eval:" not in str(await links.commands.info("commandstats"))
             nursery.cancel_scope.cancel()
 
 

@@ -142,13 +142,13 @@ async def test_health_names_each_part_that_does_not_work(tmp_path: Path, upstrea
         assert not [line for line in (await get_health(client))[1] if "actors" in line]
 
 
-def start_on_full_disk(environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start_on_full_disk(environ: Mapping[str, str], log: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     """Start ``cgw serve`` as a process that can write no byte to a file until its limit is raised; a pipe is none."""
     return subprocess.Popen(
         ["/bin/sh", "-c", 'ulimit -S -f 0; exec "$@"', "sh", sys.executable, "-m", "cgw", "serve"],
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), "PYTHONDONTWRITEBYTECODE": "1", **environ},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=log,
         stderr=subprocess.STDOUT,
     )
 
@@ -197,3 +197,24 @@ async def test_a_full_disk_does_not_keep_it_from_starting(
         assert recorded == ["CompletionsFinished"]
         gateway.terminate()
         assert await gateway.wait() == 0
+
+
+async def test_usage_survives_a_full_disk_that_log_and_data_share(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """An event that neither the event log nor the log can take is in the log as soon as there is room, to import."""
+    (port,) = find_free_ports(1)
+    log_path = tmp_path / "log"
+    with log_path.open("wb") as log:
+        process = start_on_full_disk(build_environ(tmp_path, upstream.url, more={"PORT": str(port)}), log.fileno())
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS) as client:
+            await wait_until(lambda: is_listening(port), seconds=20)
+            assert await ask(client) == 200
+            assert log_path.read_bytes() == b""
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (ROOM, ROOM))
+            await wait_healthy(client)
+            await wait_until(lambda: "the log could not be written for " in log_path.read_text())
+            imported = await import_lines(log_path.read_bytes().splitlines(keepends=True), tmp_path / "events")
+            assert imported.written == 1
+    finally:
+        process.kill()
+        process.wait()
