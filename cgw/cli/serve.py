@@ -10,9 +10,6 @@ from cgw.cli.process import EPILOG, load_process_settings
 @click.command(epilog=EPILOG)
 def serve() -> int:
     """Run the gateway until SIGTERM or SIGINT; open responses may finish within CODY_GATEWAY_DRAIN_TIMEOUT."""
-    from cgw.service.early_signals import handle_early_signals
-
-    handle_early_signals()  # before the imports below, which take some 300 ms
     settings = load_process_settings()
     from cgw.service.run import run_service
 

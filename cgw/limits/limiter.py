@@ -18,6 +18,7 @@ from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission
 from cgw.limits.alert_messages import UsageAlert
 from cgw.limits.claims import Claim, ClaimGroup, bound_in_flight, build_actor_group, build_provider_claim, group_claims
+from cgw.limits.clock_steps import ClockSteps
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
@@ -98,6 +99,8 @@ class Limiter:
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
         self._fallback = Fallback(self._options.when_down, self._backlog)
+        # Leases are renewed each heartbeat for three of them: a smaller step ends none of them.
+        self._steps = ClockSteps(self._options.heartbeat_seconds)
         self._posted = PostedSettlements(redis, self._scripts, self._backlog, self.outage, self._alert_settled)
 
     @property
@@ -119,6 +122,7 @@ class Limiter:
             self._fallback,
             self._posted,
             self.outage,
+            self._steps,
             options.heartbeat_seconds,
             options.lease_ms,
         ).run()
@@ -160,6 +164,7 @@ class Limiter:
         for reservation in reservations:
             if reservation.group.has_lease:
                 self._fallback.hold(reservation)
+                self._steps.note(reservation.answer[1])
         return Admission(actor, feature, plan, reservations)
 
     async def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -16,12 +17,14 @@ import httpx
 import pytest
 import trio
 
+from cgw.events.imports import import_lines
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ, open_gateway
 from tests.support.limits import read_recorded
 from tests.support.process import GatewayProcess, wait_until_serving
+from tests.support.redis_cluster import find_free_ports
 from tests.support.redis_server import run_redis_server
 from tests.support.requests import HEADERS, build_body
 from tests.support.waiting import wait_until
@@ -36,6 +39,12 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
     scripts = {ANTHROPIC_MODEL: Script(answer="Good day.", tokens_per_second=math.inf, api_key=ANTHROPIC_KEY)}
     async with open_scripted_upstream(scripts) as upstream:
         yield upstream
+
+
+def is_listening(port: int) -> bool:
+    """Return whether a connection to ``port`` is accepted."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def ask(client: httpx.AsyncClient) -> int:
@@ -213,8 +222,8 @@ async def test_usage_survives_a_full_disk_that_log_and_data_share(tmp_path: Path
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (ROOM, ROOM))
             await wait_healthy(client)
             await wait_until(lambda: "the log could not be written for " in log_path.read_text())
-            imported = await import_lines(log_path.read_bytes().splitlines(keepends=True), tmp_path / "events")
-            assert imported.written == 1
+            with log_path.open("rb") as lines:
+                assert import_lines(lines, tmp_path / "events").imported == 1
     finally:
         process.kill()
         process.wait()
