@@ -29,6 +29,7 @@ from cgw.resolver import (
     Resolver,
     open_resolver,
 )
+from cgw.telemetry.slack import open_slack_webhook
 from tests.support.names import NameServer
 from tests.support.raw_server import open_raw_server, read_request
 from tests.support.redis_server import run_tcp_server
@@ -253,20 +254,24 @@ async def test_odd_failures_are_the_names_own(error: Exception, clock: trio.test
         assert await ask("fine.test") == ["127.0.0.1"]
 
 
-async def test_redis_and_httpx_use_it(names: NameServer, resolver: Resolver, tmp_path: Path) -> None:
-    """Connections of Redis and of a plain httpx client look names up here, and go on when no look-up succeeds."""
+async def test_redis_httpx_and_the_webhook_use_it(names: NameServer, resolver: Resolver, tmp_path: Path) -> None:
+    """Redis, a plain httpx client and the webhook look names up here, and go on when no look-up succeeds."""
 
     async def answer(stream: trio.SocketStream) -> None:
-        while await read_request(stream) is not None:
+        if await read_request(stream) is not None:
             await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
-            return
 
     names.set("web.test", "127.0.0.1")
     names.set("redis.test", "127.0.0.1")
     with run_tcp_server(tmp_path) as redis_port:
-        async with open_raw_server(answer) as port, httpx.AsyncClient() as client:
+        async with (
+            open_raw_server(answer) as port,
+            httpx.AsyncClient() as client,
+            open_slack_webhook(f"http://web.test:{port}/hook") as webhook,
+        ):
             for _ in range(3):
                 assert (await client.get(f"http://web.test:{port}")).text == "ok"
+                await webhook.post({"text": "alert"})
                 async with open_redis(f"redis://redis.test:{redis_port}") as redis:
                     await redis.check()
                 names.set("web.test")
