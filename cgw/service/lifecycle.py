@@ -35,6 +35,7 @@ from cgw.service.build import (
     build_control_app,
     build_engine,
     build_gateway,
+    build_overload_control,
     build_reloads,
     build_routes,
     build_server,
@@ -155,10 +156,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)
         control_app = build_control_app(settings, gateway, routes, redis, status)
-        overload = OverloadControl(
-            target_seconds=settings.overload.shed_target_seconds,
-            interval_seconds=settings.overload.shed_interval_seconds,
-        )
+        overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)

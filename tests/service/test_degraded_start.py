@@ -85,7 +85,7 @@ async def test_a_redis_that_is_away_does_not_keep_it_from_serving(
         assert (await client.get("/-/readyz")).status_code == 200
         status, lines = await get_health(client)
         assert (status, lines[0], len(lines)) == (200, "healthz: ok", 2)
-        assert lines[1].startswith("Redis has been unavailable for 0 s: ")
+        assert lines[1].startswith("Redis has been unavailable for ")
         statuses = [await ask(client) for _ in range(4)]
         assert statuses == [200, 200, 200, 429 if policy == "local" else 200]
         with run_redis_server(tmp_path):
@@ -196,7 +196,7 @@ async def test_a_full_disk_does_not_keep_it_from_starting(
         assert (status, len(lines)) == (500 if is_refusing else 200, 3)
         log = gateway.log_path.read_text()
         assert "the embedded store cannot be started on a full disk; trying again" in log
-        assert "usage events cannot be written to" in log
+        assert "usage events cannot be written" in log
         assert "cgw events import" in log
         assert "Traceback" not in log
         resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (ROOM, ROOM))
