@@ -39,7 +39,7 @@ PATIENCE_SECONDS = 0.25
 """How long a look-up may take before known addresses are used instead."""
 
 STALE_SECONDS = 3600.0
-"""How long addresses are used while look-ups fail. Not for ever: they may belong to somebody else by then."""
+"""How long addresses are used while look-ups fail. Not for ever: another service may have them by then."""
 
 FAILED_SECONDS = 1.0
 """How long a failure stands before the name is looked up again, so that retries don't load the name server."""
@@ -173,6 +173,9 @@ class Resolver(trio.abc.HostnameResolver):
         """Return when ``name`` has addresses that can be used. Raises :exc:`OSError` if there are none."""
         now = trio.current_time()
         is_known = name.is_known(now, STALE_SECONDS)
+        if name.started_at and now - name.started_at[0] >= OVERDUE_SECONDS:
+            # Not as soon as its callers lose patience: a name server that is always slow is not worth a line each time.
+            self._report(name, f"it has taken {now - name.started_at[0]:.0f} s so far")
         if name.needs_look_up(now):
             self._start_look_up(name, now)
         if name.started_at:
@@ -184,16 +187,15 @@ class Resolver(trio.abc.HostnameResolver):
                     await name.has_outcome.wait()
         if name.is_known(trio.current_time(), FRESH_SECONDS):
             return
+        error = name.error or socket.gaierror(socket.EAI_AGAIN, "the look-up has no result")
         if not is_known:
-            error = name.error or socket.gaierror(socket.EAI_AGAIN, "the look-up has no result")
             # A new exception for each caller: a shared one would collect the tracebacks of all.
-            raise socket.gaierror(*error.args) from None
+            raise type(error)(*error.args) from None
         self._stale += 1
-        self._report(name, "it takes too long" if name.started_at else explain_os_error(name.error or OSError()))
+        if not name.started_at:
+            self._report(name, explain_os_error(error))
 
     def _start_look_up(self, name: _Name, now: float) -> None:
-        if name.started_at and not name.addresses:
-            self._report(name, f"it has taken {now - name.started_at[0]:.0f} s so far")
         assert self._nursery is not None, "the resolver serves while run() runs"
         name.started_at.append(now)
         self._started += 1
@@ -206,9 +208,9 @@ class Resolver(trio.abc.HostnameResolver):
             name.addresses = await trio.to_thread.run_sync(
                 self._look_up_blocking, *name.question, abandon_on_cancel=True, limiter=name.limiter
             )
-        except socket.gaierror as failure:
+        except OSError as failure:
             error = failure
-        except (OSError, ValueError, RuntimeError) as failure:
+        except (ValueError, RuntimeError) as failure:
             # A name that can't be encoded, or no thread to be had: one name's failure, not the service's.
             error = socket.gaierror(socket.EAI_FAIL, str(failure))
         now = trio.current_time()

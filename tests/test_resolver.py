@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import socket
 import threading
 import time
@@ -143,7 +145,7 @@ async def test_last_addresses_are_used_while_a_look_up_hangs(
         names.set("api.test", "127.0.0.2")
     await wait_until(lambda: resolver.statistics().pending == 0)
     assert await ask("api.test") == ["127.0.0.2"]
-    assert "api.test cannot be looked up: it takes too long; its addresses of 5 s ago are used" in caplog.text
+    assert "api.test cannot be looked up: it has taken 5 s so far; its addresses of 10 s ago are used" in caplog.text
     assert len([record for record in caplog.records if "cannot" in record.message]) == 1
 
 
@@ -239,7 +241,14 @@ async def test_names_are_bounded(names: NameServer, resolver: Resolver, monkeypa
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("error", [UnicodeError("label too long"), RuntimeError("can't start new thread")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnicodeError("label too long"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+)
 async def test_odd_failures_are_the_names_own(error: Exception, clock: trio.testing.MockClock) -> None:
     """Whatever a look-up raises is an error of that name, and not the end of the resolver."""
 
@@ -249,7 +258,7 @@ async def test_odd_failures_are_the_names_own(error: Exception, clock: trio.test
         return socket.getaddrinfo("127.0.0.1", *_)
 
     async with open_resolver(look_up):
-        with pytest.raises(socket.gaierror, match=str(error)):
+        with pytest.raises(OSError, match=re.escape(str(error))):
             await ask("odd.test")
         assert await ask("fine.test") == ["127.0.0.1"]
 
