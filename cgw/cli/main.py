@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from cgw import __version__
+from cgw.cli.check import check
 from cgw.cli.config import config
 from cgw.cli.events import events
 from cgw.cli.limits import limits
@@ -48,6 +49,8 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     # Before CgwError, of which it is a kind: each problem gets a line of its own.
     except ConfigError as error:
+        for warning in error.warnings:
+            click.echo(f"cgw: warning: {warning}", err=True)
         for problem in error.problems:
             click.echo(f"cgw: {problem}", err=True)
         return EXIT_FAILURE
@@ -67,5 +70,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, usage, config, token, limits, events):
+for command in (serve, check, demo, usage, config, token, limits, events):
     cli.add_command(command)

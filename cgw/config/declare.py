@@ -31,12 +31,16 @@ _NAMED_GROUPS = "named groups"
 
 @frozen
 class Variable:
-    """The environment variable of one field. ``default_text`` is shown instead of the default where it is set."""
+    """The environment variable of one field. ``default_text`` is shown instead of the default where it is set.
+
+    ``other_names`` are what other tools call the same thing.
+    """
 
     name: str
     kind: Kind[Any]
     help: str
     default_text: str | None
+    other_names: tuple[str, ...] = ()
 
 
 def setting(
@@ -47,16 +51,18 @@ def setting(
     *,
     factory: Callable[[], T] | None = None,
     default_text: str | None = None,
+    other_names: tuple[str, ...] = (),
 ) -> T:
     """Declare a field of a group that is read from the environment variable ``name``.
 
     ``help`` is a sentence for ``cgw config`` and the documentation. ``factory`` computes the default when it is needed,
-    instead of ``default``. Annotate the field ``| None`` where the default is ``None``; the return type is for type
-    checkers only, as with :func:`attrs.field`.
+    instead of ``default``. ``other_names`` are variables of other tools that operators may set by mistake; they are
+    never read, only pointed out. Annotate the field ``| None`` where the default is ``None``; the return type is for
+    type checkers only, as with :func:`attrs.field`.
     """
     # Always a factory, so that attrs does not compute defaults (a data directory, say) when the module is imported.
     make_default: Callable[[], Any] = factory or (lambda: default)
-    variable = Variable(name, kind, help, default_text)
+    variable = Variable(name, kind, help, default_text, other_names)
     made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})
     return made
 

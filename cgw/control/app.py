@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from attrs import field, frozen
 
-from cgw.actors.authorization import check_access, extract_token
+from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
 from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
 from cgw.control.scopes import build_request_head, run_lifespan
@@ -136,10 +136,13 @@ class ControlApp:
         return ControlResponse(503, TEXT, f"readyz: {self.status.phase.value}".encode())
 
     async def _find_actor(self, head: RequestHead) -> Actor:
+        token = extract_token(head.header)
         try:
-            actor = await self.gateway.sources.get(extract_token(head.header))
-        except (NotFromSource, AccessTokenDenied) as error:
-            raise Refusal(401, str(error)) from None
+            actor = await self.gateway.sources.get(token)
+        except NotFromSource:
+            raise build_unauthorized(has_token=bool(token)) from None
+        except AccessTokenDenied as error:
+            raise build_denied(error) from None
         check_access(actor, head.path.decode("latin-1"))
         return actor
 
