@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date
 from pathlib import Path
 
 import click
@@ -39,10 +39,7 @@ def usage(as_json: bool, since: date | None, until: date | None, actor: str | No
     from cgw.events.report import summarise
 
     folder = find_events_folder(data_dir)
-    # The last day counts as a whole, and summarise() leaves `until` itself out. After the last day of the calendar
-    # there is nothing to leave out.
-    end = None if until in (None, date.max) else until + timedelta(days=1)
-    rows = summarise(folder, since=_midnight(since), until=_midnight(end), actor=actor)
+    rows = summarise(folder, since=since or date.min, until=until or date.max, actor=actor)
     if as_json:
         click.echo(render_json(rows))
         return
@@ -53,7 +50,3 @@ def usage(as_json: bool, since: date | None, until: date | None, actor: str | No
     earlier = folder.with_name("events.sqlite")
     if earlier.exists():
         click.echo(f"{earlier} is of an earlier version and not counted; cgw imports it when it starts", err=True)
-
-
-def _midnight(day: date | None) -> datetime | None:
-    return None if day is None else datetime.combine(day, time(), UTC)
