@@ -76,6 +76,15 @@ class Updater(Protocol):
         ...
 
 
+@runtime_checkable
+class HealthReporter(Protocol):
+    """A :class:`Source` that may work only in part."""
+
+    def describe(self) -> str | None:
+        """Return one sentence for operators while it does, otherwise ``None``; no secrets: it shows in healthz."""
+        ...
+
+
 class Sources:
     """All sources of a gateway, asked in order (the reference's §2.1)."""
 
@@ -83,6 +92,11 @@ class Sources:
         self._sources = tuple(sources)
         # Looked up at every refusal by a quota, so found out once.
         self._updaters = {source.name: source for source in self._sources if isinstance(source, Updater)}
+
+    def describe(self) -> list[str]:
+        """Return one sentence for each source that works only in part."""
+        reporters = [source for source in self._sources if isinstance(source, HealthReporter)]
+        return [sentence for reporter in reporters if (sentence := reporter.describe()) is not None]
 
     def find_updater(self, actor: Actor) -> Updater | None:
         """Return the source of ``actor`` if it can update, otherwise ``None``."""

@@ -38,6 +38,7 @@ class StaticSource:
         self._version = version
         # What is wrong with `_version` of the file, if anything; then the actors are those of an earlier version.
         self._error: ConfigError | None = None
+        self._trouble: str | None = None
         # Callers that find the same edit wait for the first one's reading.
         self._updating = trio.Lock()
         # A thread that hangs on its disk is abandoned; the next one waits for it, so there is never more than one.
@@ -53,6 +54,10 @@ class StaticSource:
         if actor is None:
             raise NotFromSource
         return actor
+
+    def describe(self) -> str | None:
+        """Return one sentence for operators while the file is wrong, and the actors are those of an earlier version."""
+        return self._trouble
 
     @property
     def actors(self) -> tuple[Actor, ...]:
@@ -71,6 +76,15 @@ class StaticSource:
         wrong or missing; what was read before stays in force. A wrong file is parsed once, however often it is
         asked for. Cancel-safe: nothing changes then.
         """
+        try:
+            await self._reload()
+        except ConfigError:
+            # Without the problems: they are logged, and anybody may be able to read healthz.
+            self._trouble = "the actors file cannot be used now (see the log); what was read before stays in force"
+            raise
+        self._trouble = None
+
+    async def _reload(self) -> None:
         file = self._file
         async with self._updating:
             # In a thread, as the file may be on a network file system.

@@ -109,7 +109,7 @@ class ControlApp:
         return ControlResponse(200, TEXT, self.version.encode("utf-8"))
 
     async def _healthz(self, head: RequestHead) -> ControlResponse:
-        """Report whether requests are served; further lines say why Redis or the event log is not well."""
+        """Report whether requests are served; a line for each part that does not work as it should follows."""
         if self.diagnostics_secret is not None:
             token = extract_token(head.header)
             # In constant time, so that the time does not tell how much of a guess is right.
@@ -125,7 +125,8 @@ class ControlApp:
         event_log = self.gateway.event_log
         outage = limiter.outage.describe()
         serves = event_log.is_accepting and (outage is None or limiter.serves_without_redis)
-        lines = ["healthz: ok" if serves else "healthz: err", outage, event_log.describe()]
+        troubles = [outage, event_log.describe(), *self.gateway.sources.describe()]
+        lines = ["healthz: ok" if serves else "healthz: err", *troubles]
         return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
 
     async def _readyz(self, head: RequestHead) -> ControlResponse:

@@ -45,6 +45,7 @@ class LinkedStore(ABC):
         # With maxlen, appending to a full deque drops the oldest call.
         self._kept: deque[ScriptCall] = deque(maxlen=MAX_KEPT_CALLS)
         self._has_refused_calls = trio.Event()
+        self._packed_loads: Sequence[bytes] = ()
 
     @property
     @abstractmethod
@@ -224,8 +225,21 @@ class LinkedStore(ABC):
         if self._kept and isinstance(error, StoreUnavailable):
             self._has_refused_calls.set()
 
-    def handle_link_up(self) -> None:
-        """Send the calls that were kept."""
+    def preload(self, scripts: Sequence[LuaScript]) -> None:
+        """Load scripts over each link, now and whenever one comes up. See :meth:`cgw.redis.store.Store.preload`."""
+        self._packed_loads = [script.pack_load() for script in scripts]
+        for one in self._list_links():
+            link = one.find_link()
+            if link is not None:
+                link.load_scripts(self._packed_loads)
+
+    def handle_link_up(self, link: Link) -> None:
+        """Load the scripts into the server, and send the calls that were kept."""
+        # Before any other call of the link, so that none of them finds a script missing.
+        link.load_scripts(self._packed_loads)
+        self._send_kept()
+
+    def _send_kept(self) -> None:
         # Swapped first: a call whose server is still unavailable is kept again, and must not be met in this loop.
         kept, self._kept = self._kept, deque(maxlen=MAX_KEPT_CALLS)
         for call in kept:
@@ -239,7 +253,7 @@ class LinkedStore(ABC):
             await trio.sleep(pause_seconds)
             # Reset before sending, so that a refusal of the calls sent now is seen below.
             self._has_refused_calls = trio.Event()
-            self.handle_link_up()
+            self._send_kept()
             # A call that is refused again is so within the deadline of a call, unless the link goes down.
             with trio.move_on_after(self._timeout_seconds) as quiet_scope:
                 await self._has_refused_calls.wait()

@@ -104,6 +104,14 @@ class Store(Protocol):
         """Send now what :meth:`post_script` was allowed to let wait."""
         ...
 
+    def preload(self, scripts: Sequence[LuaScript]) -> None:
+        """Load ``scripts`` into each server now, and again whenever a link to it comes up; nothing waits for it.
+
+        A restart or failover loses a server's scripts. Calls that are sent as text then arrive later than calls that
+        were sent after them, which matters for posted ones.
+        """
+        ...
+
     async def execute_command(self, *args: Any) -> Any:
         """Run one command; on a cluster, on the node of its first key, or on any node if it has no key.
 

@@ -117,6 +117,12 @@ def build_engine(
     )
 
 
+def build_overload_control(settings: Settings) -> OverloadControl:
+    """Return what sheds load."""
+    overload = settings.overload
+    return OverloadControl(target_seconds=overload.shed_target_seconds, interval_seconds=overload.shed_interval_seconds)
+
+
 def build_server(settings: Settings, listeners: Sequence[trio.SocketListener], addresses: AddressBound) -> Server:
     """Return the server of the public port, with its bounds."""
     overload = settings.overload

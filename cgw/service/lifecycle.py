@@ -20,20 +20,23 @@ import trio
 from attrs import frozen
 
 from cgw.control.status import Phase, ServiceStatus
-from cgw.errors import ConfigError
+from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.event_log import open_event_log
 from cgw.events.options import EventLogOptions
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
 from cgw.limits.alerts import AlertQueue
+from cgw.limits.limiter import Limiter
 from cgw.providers.dialect import Dialect
 from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
+from cgw.resolver import open_resolver
 from cgw.service.build import (
     build_control_app,
     build_engine,
     build_gateway,
+    build_overload_control,
     build_reloads,
     build_routes,
     build_server,
@@ -132,7 +135,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
-    start.
+    start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
     """
     tls_context = build_upstream_tls(settings)
     dialects, static_source = build_dialects(settings.providers), build_static_source(settings)
@@ -142,34 +145,36 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     _create_data_dir(data_dir)
     status = ServiceStatus()
     async with AsyncExitStack() as stack:
+        # First, and so closed last: everything below connects by host names.
+        await stack.enter_async_context(open_resolver())
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
         events_folder = data_dir / EVENTS_NAME
         event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
-        redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
+        redis = await stack.enter_async_context(
+            open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
+        )
         webhook = await _open_webhook(stack, settings, tls_context)
         alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
         sources = build_sources(settings, static_source)
         gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)
         control_app = build_control_app(settings, gateway, routes, redis, status)
-        overload = OverloadControl(
-            target_seconds=settings.overload.shed_target_seconds,
-            interval_seconds=settings.overload.shed_interval_seconds,
-        )
+        overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
         await _start_background(stack, gateway, alerts, overload, http_engine)
+        await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
         status.public_port = server.port
         await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))
-        status.phase = Phase.SERVING
+        await _become_ready(stack, gateway.limiter, status)
         try:
             yield Service(
                 settings=settings,
@@ -208,6 +213,30 @@ async def _start_background(
         http_engine.refusals.run,
     ):
         await stack.enter_async_context(open_background_task(run))
+
+
+async def _find_out_about_redis(redis: Store, limiter: Limiter) -> None:
+    """Begin with an outage if Redis is away: the first request must not be the one to find out."""
+    if redis.statistics().links_up:
+        return  # no PING, which might be late only because everything starts at once
+    try:
+        await redis.check()
+    except StoreUnavailable as error:
+        limiter.outage.failed(error)
+
+
+async def _become_ready(stack: AsyncExitStack, limiter: Limiter, status: ServiceStatus) -> None:
+    """Pass readiness: now, or once Redis is there, if without it every request would be refused."""
+    if limiter.serves_without_redis or not limiter.outage.is_on:
+        status.phase = Phase.SERVING
+        return
+
+    async def wait_for_redis() -> None:
+        await limiter.outage.wait_over()
+        if status.phase is Phase.STARTING:  # it may drain by now
+            status.phase = Phase.SERVING
+
+    await stack.enter_async_context(open_background_task(wait_for_redis))
 
 
 async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiApp) -> int | None:
