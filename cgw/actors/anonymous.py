@@ -48,7 +48,7 @@ class AnonymousSource:
             policy=POLICIES[self.name],
         )
 
-    async def get(self, token: str) -> Actor:
+    async def get(self, token: str, client: str = "") -> Actor:
         """Return the anonymous actor. Raises :exc:`~cgw.actors.source.NotFromSource` for any token. Does not block."""
         if token:
             raise NotFromSource

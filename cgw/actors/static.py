@@ -43,7 +43,7 @@ class StaticSource:
         # A thread that hangs on its disk is abandoned; the next one waits for it, so there is never more than one.
         self._thread_limiter = trio.CapacityLimiter(1)
 
-    async def get(self, token: str) -> Actor:
+    async def get(self, token: str, client: str = "") -> Actor:
         """Return the actor of ``token``. Raises :exc:`~cgw.actors.source.NotFromSource` if the file does not list it.
 
         One hash and one look-up, whatever the number of actors; does not block.
