@@ -31,12 +31,16 @@ _NAMED_GROUPS = "named groups"
 
 @frozen
 class Variable:
-    """The environment variable of one field. ``default_text`` is shown instead of the default where it is set."""
+    """The environment variable of one field. ``default_text`` is shown instead of the default where it is set.
+
+    ``alias`` is an older name of the variable that is read, too.
+    """
 
     name: str
     kind: Kind[Any]
     help: str
     default_text: str | None
+    alias: str | None = None
 
 
 def setting(
@@ -47,8 +51,9 @@ def setting(
     *,
     factory: Callable[[], T] | None = None,
     default_text: str | None = None,
+    alias: str | None = None,
 ) -> T:
-    """Declare a field of a group that is read from the environment variable ``name``.
+    """Declare a field of a group that is read from the environment variable ``name``, or from its ``alias``.
 
     ``help`` is a sentence for ``cgw config`` and the documentation. ``factory`` computes the default when it is needed,
     instead of ``default``. Annotate the field ``| None`` where the default is ``None``; the return type is for type
@@ -56,7 +61,7 @@ def setting(
     """
     # Always a factory, so that attrs does not compute defaults (a data directory, say) when the module is imported.
     make_default: Callable[[], Any] = factory or (lambda: default)
-    variable = Variable(name, kind, help, default_text)
+    variable = Variable(name, kind, help, default_text, alias)
     made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})
     return made
 

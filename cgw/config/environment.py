@@ -26,14 +26,23 @@ def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
     def read_group(settings_class: type[Any]) -> Any:
         values: dict[str, Any] = {}
         for attribute, variable in list_variables(settings_class):
-            text = environ.get(variable.name, "").strip()
-            if not text:
-                continue
-            try:
-                values[attribute.name] = variable.kind.parse(text)
-            except ValueError as problem:
-                # Go on: the operator sees the problems of all variables at once.
-                problems.append(f"{variable.name}: {problem}")
+            found = []
+            for name in filter(None, (variable.name, variable.alias)):
+                text = environ.get(name, "").strip()
+                if not text:
+                    continue
+                try:
+                    found.append(variable.kind.parse(text))
+                except ValueError as problem:
+                    # Go on: the operator sees the problems of all variables at once.
+                    problems.append(f"{name}: {problem}")
+            # Neither wins: the one that the operator has forgotten may be the one that restricts access.
+            if len(found) == 2 and found[0] != found[1]:
+                problems.append(
+                    f"{variable.name}: must not differ from {variable.alias}, its older name; unset that one"
+                )
+            if found:
+                values[attribute.name] = found[0]
         return settings_class(**values)
 
     # A group with problems is built from its other values, so that the problems of all groups are found.
@@ -45,10 +54,12 @@ def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
 
 def find_unknown_variables(root: type[Any], environ: Mapping[str, str]) -> list[str]:
     """Return a warning for each unknown ``CODY_GATEWAY_*`` name, with the most similar setting of ``root``."""
-    known = [variable.name for group in list_group_classes(root) for _, variable in list_variables(group)]
+    variables = [variable for group in list_group_classes(root) for _, variable in list_variables(group)]
+    known = [variable.name for variable in variables]
+    aliases = {variable.alias for variable in variables}
     warnings = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known and name not in aliases:
             # Below this similarity, a hint would mostly name an unrelated setting.
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""

@@ -2,7 +2,7 @@
 
 A lock that expires cannot keep its holder from going on: a process that was paused (by the kernel, by its host) wakes
 up after the lock has passed to another, and does not know. So each holder has a token that is larger than all before,
-every write carries it, and Redis refuses a write with a smaller token than one that it has seen (``fenced_write.lua``)::
+every write carries it, and Redis refuses one with a smaller token than it has seen (``fenced_write.lua``)::
 
     free ──take──► held, extended every third of its expiry ──the block ends──► free
                      │ not extended in time, or seized by another owner

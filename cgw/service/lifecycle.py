@@ -144,7 +144,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
         redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
         webhook = await _open_webhook(stack, settings, tls_context)
-        alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
+        alerts = AlertQueue(webhook, settings.dotcom.api_url)
         sources = build_sources(settings, static_source)
         gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)

@@ -12,7 +12,7 @@ from attrs import frozen
 from cgw.config.declare import group, list_group_classes, list_groups, named_groups, setting
 from cgw.config.describe import SettingRow, describe_settings, list_secrets
 from cgw.config.environment import find_unknown_variables, read_settings
-from cgw.config.kinds import SECRET, Secret, integer
+from cgw.config.kinds import BOOLEAN, SECRET, Secret, integer
 from cgw.errors import ConfigError
 
 
@@ -24,6 +24,7 @@ class Server:
     workers: int = setting(
         "CODY_GATEWAY_WORKERS", integer(least=1), None, "Processes.", factory=lambda: 4, default_text="one for each CPU"
     )
+    mode: bool = setting("CODY_GATEWAY_MODE", BOOLEAN, False, "The mode.", alias="CODY_GATEWAY_OLD_MODE")
 
 
 @frozen
@@ -74,6 +75,22 @@ def test_all_problems_are_raised_together() -> None:
     ]
 
 
+def test_an_alias_is_read_too() -> None:
+    """An older name sets the same field, is not warned about, and problems have the name that was used."""
+    environ = {"CODY_GATEWAY_OLD_MODE": "T"}
+    assert read_settings(Root, environ).server.mode is True
+    assert find_unknown_variables(Root, environ) == []
+    assert read_settings(Root, environ | {"CODY_GATEWAY_MODE": "1"}).server.mode is True
+    with pytest.raises(ConfigError, match=r"^CODY_GATEWAY_OLD_MODE: must be true or false"):
+        read_settings(Root, {"CODY_GATEWAY_OLD_MODE": "perhaps"})
+
+
+def test_a_name_and_its_alias_must_not_differ() -> None:
+    """With two values, neither wins silently."""
+    with pytest.raises(ConfigError, match=r"^CODY_GATEWAY_MODE: must not differ from CODY_GATEWAY_OLD_MODE"):
+        read_settings(Root, {"CODY_GATEWAY_MODE": "false", "CODY_GATEWAY_OLD_MODE": "true"})
+
+
 def test_only_names_with_the_prefix_are_warned_about() -> None:
     """An unknown name with cgw's prefix gives a warning, with the most similar setting if there is one."""
     environ = {"PROT": "1", "CODY_GATEWAY_WORKER": "1", "CODY_GATEWAY_XYZZY": "1", "CODY_GATEWAY_WORKERS": "1"}
@@ -95,6 +112,7 @@ def test_rows_show_values_and_defaults() -> None:
     assert describe_settings(settings) == [
         SettingRow("PORT", "80", "9992", "The port.", is_default=False),
         SettingRow("CODY_GATEWAY_WORKERS", "4", "one for each CPU", "Processes.", is_default=True),
+        SettingRow("CODY_GATEWAY_MODE", "false", "false", "The mode.", is_default=True),
         SettingRow("CODY_GATEWAY_SHOP_KEY", "****", "(not set)", "The key.", is_default=False),
         SettingRow("CODY_GATEWAY_BANK_KEY", "(not set)", "(not set)", "The key.", is_default=True),
     ]
