@@ -1,35 +1,33 @@
-"""A lock that one of many processes holds, with a fencing token that keeps an earlier holder from writing.
+"""A lock that one of many processes holds, with a fencing token that tells its holders apart.
 
 A lock that expires cannot keep its holder from going on: a process that was paused (by the kernel, by its host) wakes
-up after the lock has passed to another, and does not know. So each holder has a token that is larger than all before,
-every write carries it, and Redis refuses one with a smaller token than it has seen (``fenced_write.lua``)::
+up after the lock has passed to another, and does not know. So each holder has a token that is larger than all before.
+Whoever works under the lock presents it with every write, and the scripts that write refuse a token that is smaller
+than one that they have seen::
 
     free ──take──► held, extended every third of its expiry ──the block ends──► free
                      │ not extended in time, or seized by another owner
-                     └──► lost: the block is cancelled, its writes are refused from the next holder's raise_fences() on
+                     └──► lost: the block is cancelled
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from typing import Literal
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import CgwError, StoreUnavailable
 from cgw.lifetime import open_background_task
 from cgw.redis.lua import LuaScript, ScriptCall
 from cgw.redis.store import Store
-
-WRITTEN_AT_ONCE = 100
-"""Records that one call writes: a script blocks the server for all clients, so it must be short."""
 
 RELEASE_SECONDS = 2.0
 """The deadline of giving the lock back; without it, the lock expires by itself."""
@@ -46,20 +44,6 @@ class LockLost(CgwError):
 
 
 @frozen
-class Record:
-    """A key to write: ``value`` for ``ttl_seconds``, or ``None`` to delete it. The key must have a hash tag."""
-
-    key: str
-    value: bytes | None = field(repr=False)
-    ttl_seconds: float = 0.0
-
-    @property
-    def fence_key(self) -> str:
-        """The key of the fence that guards this record: one for each hash tag."""
-        return build_fence_key(self.key)
-
-
-@frozen
 class Held:
     """The lock is another owner's, for ``seconds_left`` at least unless it is freed; 0 if that is unknown."""
 
@@ -72,46 +56,8 @@ class Lease:
 
     token: int
     owner: str
-    store: Store
     valid_until: float
-    """When the lock expires unless it is extended, by Trio's clock; earlier than by the server's, never later."""
-    _fenced_write: LuaScript
-
-    async def raise_fences(self, tags: Iterable[str]) -> None:
-        """Refuse writes of earlier holders from now on, to all keys with these hash tags, as the first thing to do.
-
-        Raises as :meth:`write`.
-        """
-        for tag in tags:
-            await self._run(f"cgw:{{{tag}}}:fence", ())
-
-    async def write(self, records: Sequence[Record]) -> None:
-        """Write and delete ``records``, :data:`WRITTEN_AT_ONCE` with each call, in as few calls as hash tags allow.
-
-        Raises :exc:`LockLost` as soon as a later holder has been there: records of earlier calls are written then.
-        Raises :exc:`~cgw.errors.StoreUnavailable`, and leaves open which records are written. Cancel-safe in the same
-        way.
-        """
-        by_fence: dict[str, list[Record]] = {}
-        for record in records:
-            by_fence.setdefault(record.fence_key, []).append(record)
-        for fence_key, group in by_fence.items():
-            for first in range(0, len(group), WRITTEN_AT_ONCE):
-                await self._run(fence_key, group[first : first + WRITTEN_AT_ONCE])
-
-    async def _run(self, fence_key: str, records: Sequence[Record]) -> None:
-        arguments: list[bytes | str | int] = [self.token]
-        for record in records:
-            # 0 means "delete" to the script, so the shortest life is 1 ms.
-            ttl_ms = 0 if record.value is None else max(1, round(record.ttl_seconds * 1000))
-            arguments += (ttl_ms, record.value or b"")
-        keys = [fence_key, *(record.key for record in records)]
-        try:
-            fence = await self.store.run_script(self._fenced_write, keys, arguments)
-        except ResponseError as error:
-            raise StoreUnavailable(f"records can't be written under {fence_key}: {error}") from error
-        if fence > self.token:
-            raise LockLost(f"the lock has passed to another owner: token {fence} instead of {self.token}")
+    """When the lock expires unless it is extended, by Trio's clock: before it does by the server's, never later."""
 
 
 class RedisLock:
@@ -122,8 +68,7 @@ class RedisLock:
         self._store = store
         self._expiry_seconds = expiry_seconds
         self._keys = (f"cgw:{{lock:{name}}}:holder", f"cgw:{{lock:{name}}}:token")
-        self._script = _load_script("lock.lua")
-        self._fenced_write = _load_script("fenced_write.lua")
+        self._script = LuaScript.from_text((files("cgw.redis") / "scripts" / "lock.lua").read_text("utf-8"))
 
     @asynccontextmanager
     async def open_lease(self, *, is_seized: bool = False) -> AsyncIterator[Lease | Held]:
@@ -139,7 +84,7 @@ class RedisLock:
         if not token:
             yield Held(max(0, left_ms) / 1000)
             return
-        lease = Lease(token, owner, self._store, asked_at + self._expiry_seconds, self._fenced_write)
+        lease = Lease(token, owner, asked_at + self._expiry_seconds)
         try:
             with trio.CancelScope() as lost_scope:
                 async with open_background_task(partial(self._extend, lease, lost_scope)):
@@ -185,15 +130,3 @@ class RedisLock:
         except ResponseError as error:
             raise StoreUnavailable(f"the lock {self.name} can't be used: {error}") from error
         return token, left_ms
-
-
-def build_fence_key(key: str) -> str:
-    """Return the key of the fence of ``key``, in the same slot. Raises :exc:`ValueError` for a key without hash tag."""
-    tag = key.partition("{")[2].partition("}")[0]
-    if not tag:
-        raise ValueError(f"a key without a hash tag has no fence: {key!r}")
-    return f"cgw:{{{tag}}}:fence"
-
-
-def _load_script(name: str) -> LuaScript:
-    return LuaScript.from_text((files("cgw.redis") / "scripts" / name).read_text("utf-8"))

@@ -11,14 +11,13 @@ import pytest
 import trio
 
 from cgw.errors import StoreUnavailable
-from cgw.redis.lock import WRITTEN_AT_ONCE, Held, Lease, LockLost, Record, RedisLock, build_fence_key
+from cgw.redis.lock import Held, Lease, LockLost, RedisLock
 from cgw.redis.opening import Store, open_redis
 from tests.support.redis_cluster import run_redis_cluster
 from tests.support.redis_server import RedisServer, run_redis_server
 from tests.support.waiting import wait_until
 
 NAME = "test-worker"
-KEY = "cgw:{records}:one"
 
 
 @pytest.fixture
@@ -57,13 +56,11 @@ async def test_one_owner_at_a_time_and_tokens_grow(store: Store) -> None:
 
 async def test_the_lock_is_extended_while_its_block_runs(store: Store) -> None:
     """A block that takes several times the expiry keeps the lock."""
-    async with build_lock(store, expiry_seconds=0.6).open_lease() as lease:
+    async with build_lock(store, expiry_seconds=0.6).open_lease():
         for _ in range(4):
             await trio.sleep(0.4)
             async with build_lock(store).open_lease() as other:
                 assert isinstance(other, Held)
-        await check_held(lease).write([Record(KEY, b"value", 60)])
-    assert await store.commands.get(KEY) == b"value"
 
 
 async def test_the_lock_is_given_back_when_the_block_is_cancelled(store: Store) -> None:
@@ -86,44 +83,32 @@ async def test_an_error_of_the_block_comes_out_unchanged_and_gives_the_lock_back
         check_held(lease)
 
 
-async def test_a_paused_holder_cannot_write_after_the_lock_has_moved_on(server: RedisServer, store: Store) -> None:
-    """The event loop stands still past the expiry, as in a stopped process; its next write changes nothing."""
+async def test_a_paused_holder_is_cancelled_when_it_goes_on_and_its_token_is_smaller(
+    server: RedisServer, store: Store
+) -> None:
+    """The event loop stands still past the expiry, as in a stopped process; another owner has the lock by then."""
+    tokens = []
 
     async def take_over() -> None:
         async with open_redis(server.url, timeout_seconds=5) as own_store:
             lock = build_lock(own_store)
-            while True:
+            while not tokens:
                 async with lock.open_lease() as lease:
                     if isinstance(lease, Held):
                         await trio.sleep(lease.seconds_left)
-                        continue
-                    # Fences only: the new holder has not come to this record yet.
-                    await lease.raise_fences(["records"])
-                    return
+                    else:
+                        tokens.append(lease.token)
 
     async def hold_and_pause() -> None:
         async with build_lock(store, expiry_seconds=0.5).open_lease() as lease:
-            await check_held(lease).write([Record(KEY, b"before", 60)])
             other = threading.Thread(target=trio.run, args=(take_over,))
             other.start()
             other.join()  # blocks this thread, and so everything in this event loop
-            with pytest.raises(LockLost, match="has passed to another owner"):
-                await check_held(lease).write([Record(KEY, b"after the pause", 60)])
+            assert tokens[0] > check_held(lease).token
+            await trio.sleep_forever()
 
-    await hold_and_pause()
-    assert await store.commands.get(KEY) == b"before"
-
-
-async def test_a_refused_deletion_leaves_the_record(store: Store) -> None:
-    """A record that a later holder has written is not deleted by an earlier one."""
-    async with build_lock(store).open_lease() as first:
-        old = check_held(first)
-    async with build_lock(store).open_lease() as second:
-        await check_held(second).write([Record(KEY, b"new", 60)])
-        with pytest.raises(LockLost, match=f"token {check_held(second).token} instead of {old.token}"):
-            await old.write([Record(KEY, None)])
-        await check_held(second).write([Record(KEY, b"newer", 60)])
-    assert await store.commands.get(KEY) == b"newer"
+    with trio.fail_after(20), pytest.raises(LockLost, match=NAME):
+        await hold_and_pause()
 
 
 async def test_the_block_is_cancelled_when_the_lock_is_seized(store: Store) -> None:
@@ -206,33 +191,12 @@ async def test_a_key_of_another_type_is_reported_and_nothing_is_taken(store: Sto
         await build_lock(store).open_lease().__aenter__()
 
 
-async def test_records_of_many_hash_tags_on_a_cluster(tmp_path: Path) -> None:
-    """Records are written in batches by hash tag, expire as asked, and are deleted; fences work in every slot."""
-    records = [Record(f"cgw:{{tag-{number % 7}}}:{number}", b"%d" % number, 60) for number in range(1_500)]
+async def test_on_a_cluster(tmp_path: Path) -> None:
+    """The keys of a lock share a slot, whatever its name."""
     with run_redis_cluster(tmp_path) as cluster:
         async with open_redis(cluster.url, timeout_seconds=5) as store:
-            async with build_lock(store).open_lease() as first:
-                await check_held(first).write(records)
-                assert await store.commands.get(records[1234].key) == b"1234"
-                assert 59_000 < await store.commands.pttl(records[1234].key) <= 60_000
-                await check_held(first).write([Record(record.key, None) for record in records])
-                assert await store.commands.get(records[1234].key) is None
-            async with build_lock(store).open_lease() as second:
-                await check_held(second).raise_fences(f"tag-{number}" for number in range(7))
-                for number in range(7):
-                    with pytest.raises(LockLost):
-                        await check_held(first).write([Record(f"cgw:{{tag-{number}}}:x", b"late", 60)])
-    assert len(records) > 7 * WRITTEN_AT_ONCE
-
-
-def test_a_key_without_a_hash_tag_has_no_fence() -> None:
-    """Its fence would be in another slot."""
-    assert build_fence_key("cgw:{a:b}:c") == "cgw:{a:b}:fence"
-    for key in ("cgw:a", "cgw:{}:a", "cgw:{"):
-        with pytest.raises(ValueError, match="hash tag"):
-            build_fence_key(key)
-
-
-def test_values_are_not_in_a_record_s_repr() -> None:
-    """Records may hold what is not for logs."""
-    assert "canary" not in repr(Record(KEY, b"canary", 1))
+            for name in ("a", "b", "c", "d"):
+                lock = RedisLock(store, name, expiry_seconds=60)
+                async with lock.open_lease() as lease, lock.open_lease() as other:
+                    check_held(lease)
+                    assert isinstance(other, Held)
