@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 
 from attrs import field, frozen
 
-from cgw.actors.authorization import check_access, extract_token
+from cgw.actors.authorization import extract_token
 from cgw.actors.refresh import RefreshFailed
-from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
+from cgw.actors.source import ActorRecentlyUpdated, SourceUnavailable
 from cgw.control.scopes import build_request_head, run_lifespan
 from cgw.control.status import ServiceStatus
 from cgw.durations import format_go_duration
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
+from cgw.gateway.admission import authenticate, check_actor
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
@@ -38,7 +39,16 @@ class ControlResponse:
     body: bytes
 
 
-Handler = Callable[[RequestHead], Awaitable[ControlResponse]]
+@frozen
+class ControlRequest:
+    """A request: its head, the address of its client, and the ASGI callable that receives its body."""
+
+    head: RequestHead
+    client: str
+    receive: Receive = field(repr=False)
+
+
+Handler = Callable[[ControlRequest], Awaitable[ControlResponse]]
 
 
 @frozen
@@ -69,18 +79,21 @@ class ControlApp:
             return
         head = build_request_head(scope)
         dialect = self.routes.find(head.path)
-        answer = await self._answer(head, dialect)
+        client = scope.get("client")
+        request = ControlRequest(head, "" if client is None else client[0], receive)
+        answer = await self._answer(request, dialect)
         await _send_answer(send, answer)
 
-    async def _answer(self, head: RequestHead, dialect: Dialect | None) -> ControlResponse:
-        errors = self.routes.find_errors(head.path)
+    async def _answer(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
+        errors = self.routes.find_errors(request.head.path)
         try:
-            return await self._route(head, dialect)
+            return await self._route(request, dialect)
         except Refusal as refusal:
             headers, body = errors.render(refusal)
             return ControlResponse(refusal.status, (*headers, *refusal.headers), body)
 
-    async def _route(self, head: RequestHead, dialect: Dialect | None) -> ControlResponse:
+    async def _route(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
+        head = request.head
         path = head.path.decode("latin-1")
         reads: dict[str, Handler] = {
             "/v1/limits": self._limits,
@@ -103,15 +116,15 @@ class ControlApp:
             raise Refusal(404, f"there is no route {path!r}", code="not_found")
         if head.method.decode("latin-1") not in methods:
             raise _wrong_method(head, methods)
-        return await handler(head)
+        return await handler(request)
 
-    async def _version(self, head: RequestHead) -> ControlResponse:
+    async def _version(self, request: ControlRequest) -> ControlResponse:
         return ControlResponse(200, TEXT, self.version.encode("utf-8"))
 
-    async def _healthz(self, head: RequestHead) -> ControlResponse:
+    async def _healthz(self, request: ControlRequest) -> ControlResponse:
         """Report whether requests are served; further lines say why Redis or the event log is not well."""
         if self.diagnostics_secret is not None:
-            token = extract_token(head.header)
+            token = extract_token(request.head.header)
             # In constant time, so that the time does not tell how much of a guess is right.
             if not hmac.compare_digest(
                 token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
@@ -128,38 +141,39 @@ class ControlApp:
         lines = ["healthz: ok" if serves else "healthz: err", outage, event_log.describe()]
         return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
 
-    async def _readyz(self, head: RequestHead) -> ControlResponse:
+    async def _readyz(self, request: ControlRequest) -> ControlResponse:
         """Answer load balancers: 503 while the service starts or drains, although it still serves."""
         if self.status.is_ready:
             return ControlResponse(200, TEXT, b"readyz: ok")
         return ControlResponse(503, TEXT, f"readyz: {self.status.phase.value}".encode())
 
-    async def _find_actor(self, head: RequestHead) -> Actor:
-        try:
-            actor = await self.gateway.sources.get(extract_token(head.header))
-        except (NotFromSource, AccessTokenDenied) as error:
-            raise Refusal(401, str(error)) from None
-        check_access(actor, head.path.decode("latin-1"))
+    async def _find_actor(self, request: ControlRequest) -> Actor:
+        """Return the request's actor. Raises :exc:`~cgw.errors.Refusal`, as exchanges do (the reference's §4)."""
+        actor = await authenticate(self.gateway, request.head, request.client)
+        await check_actor(self.gateway, actor, request.head)
         return actor
 
-    async def _refresh_limits(self, head: RequestHead) -> ControlResponse:
+    async def _refresh_limits(self, request: ControlRequest) -> ControlResponse:
         """Fetch the actor from its source again, so that changed limits take effect at once (the reference's §5)."""
-        actor = await self._find_actor(head)
+        actor = await self._find_actor(request)
         try:
-            await self.gateway.refresher.refresh(actor)
+            await self.gateway.refresher.refresh(actor, extract_token(request.head.header))
         except ActorRecentlyUpdated as error:
             retry_after = (b"retry-after", b"%d" % math.ceil(error.retry_after_seconds))
             raise Refusal(429, str(error), code="recently_updated", headers=[retry_after]) from None
         except RefreshFailed as error:
             raise Refusal(503, str(error), headers=[(b"retry-after", b"1")]) from None
+        except SourceUnavailable as error:
+            retry_after = (b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_seconds)))
+            raise Refusal(503, "the actor's source cannot be asked right now", headers=[retry_after]) from None
         except CgwError:
             # The refresher has logged the error; its text may have details that are not for clients.
             raise Refusal(500, "the actor could not be refreshed: its source failed") from None
         return ControlResponse(200, TEXT, b"")
 
-    async def _limits(self, head: RequestHead) -> ControlResponse:
+    async def _limits(self, request: ControlRequest) -> ControlResponse:
         """Return the state of each feature's quota in the reference's shape, for features that have one."""
-        actor = await self._find_actor(head)
+        actor = await self._find_actor(request)
         try:
             states = await self.gateway.limiter.peek(actor)
         except StoreUnavailable:
