@@ -196,6 +196,8 @@ class Sources:
                 continue
             except CgwError as error:
                 # A note, not a new error: callers tell a denial from a failure by the type.
-                error.add_note(f"from the actor source {source.name!r}")
+                note = f"from the actor source {source.name!r}"
+                if note not in getattr(error, "__notes__", ()):  # callers of one look-up get the same error
+                    error.add_note(note)
                 raise
         raise NotFromSource("no source found for token" if token else "no token provided")

@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from cgw.actors.authorization import extract_token
 from cgw.actors.refresh import RefreshFailed
-from cgw.actors.source import ActorRecentlyUpdated, SourceUnavailable
+from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
 from cgw.control.scopes import build_request_head, run_lifespan
 from cgw.control.status import ServiceStatus
 from cgw.durations import format_go_duration
@@ -161,6 +161,8 @@ class ControlApp:
         except ActorRecentlyUpdated as error:
             retry_after = (b"retry-after", b"%d" % math.ceil(error.retry_after_seconds))
             raise Refusal(429, str(error), code="recently_updated", headers=[retry_after]) from None
+        except AccessTokenDenied as error:  # since it was fetched last
+            raise Refusal(401, str(error)) from None
         except RefreshFailed as error:
             raise Refusal(503, str(error), headers=[(b"retry-after", b"1")]) from None
         except SourceUnavailable as error:
