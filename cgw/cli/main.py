@@ -18,6 +18,7 @@ from cgw.cli.events import events
 from cgw.cli.limits import limits
 from cgw.cli.process import EPILOG, discard_output
 from cgw.cli.serve import demo, serve
+from cgw.cli.token_derivation import derive, hash_
 from cgw.cli.tokens import token
 from cgw.cli.usage import usage
 from cgw.errors import CgwError, ConfigError
@@ -69,3 +70,5 @@ def cli() -> None:
 
 for command in (serve, demo, usage, config, token, limits, events):
     cli.add_command(command)
+for command in (derive, hash_):
+    token.add_command(command)
