@@ -64,6 +64,12 @@ class ActorSettings:
         DAY,
         "How long Redis keeps a fetched actor; for so long known actors are served while their source is down.",
     )
+    unknown_tokens_per_address: int = setting(
+        "CODY_GATEWAY_UNKNOWN_TOKENS_PER_ADDRESS",
+        integer(least=1, most=1_000_000),
+        300,
+        "How many tokens of one client address, in a minute, are asked about and turn out unknown; then it gets 429.",
+    )
 
 
 @frozen

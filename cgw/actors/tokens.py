@@ -19,6 +19,11 @@ def is_valid_name(name: str) -> bool:
     return name.isprintable() and len(name) <= 200  # shown in logs and on terminals
 
 
+def clean_name(name: str) -> str:
+    """Return a name from a source of which nobody has checked the spelling, so that it follows :data:`NAME_RULE`."""
+    return "".join(character if character.isprintable() else " " for character in name[:200]).strip()
+
+
 NAME_RULE = "must be at most 200 characters, none of them a control character"
 
 

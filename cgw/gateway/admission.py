@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 from attrs import frozen
 
 from cgw.actors.authorization import check_access, extract_token
-from cgw.actors.source import AccessTokenDenied, NotFromSource
+from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.errors import Refusal, StoreUnavailable
 from cgw.events import records
 from cgw.gateway.parts import Gateway, record_event
@@ -33,18 +34,31 @@ class AdmittedRequest:
     admission: Admission
 
 
-async def authenticate(gateway: Gateway, head: RequestHead) -> Actor:
-    """Return the actor whose token the request presents.
+async def authenticate(gateway: Gateway, head: RequestHead, client: str) -> Actor:
+    """Return the actor whose token the request presents; ``client`` is the client's address.
 
-    Raises :exc:`~cgw.errors.Refusal` 400 or 401. A token that its source denies leaves an ``Unauthorized`` event.
+    Raises :exc:`~cgw.errors.Refusal`: 400 for a malformed header, 401 for a token that no source knows or that its
+    source denies (which leaves an ``Unauthorized`` event), 429 when ``client`` has presented too many unknown ones, and
+    503 when the source cannot decide now (the reference's §4).
     """
     try:
-        return await gateway.sources.get(extract_token(head.header))
+        return await gateway.sources.get(extract_token(head.header), client)
     except NotFromSource as error:
         raise Refusal(401, str(error)) from None
     except AccessTokenDenied as error:
         await record_event(gateway, records.unauthorized(error.source, error.reason))
         raise Refusal(401, str(error)) from None
+    except TooManyUnknownTokens as error:
+        raise _build_retry(429, str(error), error.retry_after_seconds) from None
+    except SourceUnavailable as error:
+        # The reason is for the log, where the source has said it: it may name the operator's hosts.
+        raise _build_retry(
+            503, "the token cannot be checked right now, please retry", error.retry_after_seconds
+        ) from None
+
+
+def _build_retry(status: int, text: str, seconds: float) -> Refusal:
+    return Refusal(status, text, headers=[(b"retry-after", b"%d" % max(1, math.ceil(seconds)))])
 
 
 async def check_actor(gateway: Gateway, actor: Actor, head: RequestHead) -> None:
@@ -77,8 +91,9 @@ async def admit(
     prepared: PreparedRequest,
     *,
     provider: str,
+    head: RequestHead,
 ) -> Admission:
-    """Claim the request from all its limits.
+    """Claim the request, whose head is ``head``, from all its limits.
 
     Raises :exc:`~cgw.errors.Refusal` 429 or 403, and leaves a ``RateLimited`` event, for a limit that is used up; 503
     when Redis cannot be asked and requests are refused then. Cancel-safe, as :meth:`Limiter.admit` is.
@@ -88,7 +103,7 @@ async def admit(
         return await gateway.limiter.admit(actor, feature, rate_limit, provider=provider, tokens=tokens)
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
-            gateway.refresher.request(actor)  # its limits may have been raised meanwhile
+            gateway.refresher.request(actor, extract_token(head.header))  # its limits may have been raised meanwhile
         refusal = build_limit_refusal(exceeded, feature, datetime.now(UTC))
         event = records.rate_limited(actor, feature, error=refusal.message, cause=exceeded.cause)
         await record_event(gateway, event)

@@ -102,7 +102,7 @@ class _Exchange:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
-        actor = await authenticate(gateway, head)
+        actor = await authenticate(gateway, head, self._client.peer)
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
@@ -120,7 +120,7 @@ class _Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider, head=head)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = Refusal(504, "the request's time was over before its limits were checked")

@@ -11,9 +11,8 @@ from typing import cast
 import trio
 
 from cgw import __version__
-from cgw.actors.anonymous import AnonymousSource
 from cgw.actors.refresh import Refresher
-from cgw.actors.source import Source, Sources
+from cgw.actors.source import Sources
 from cgw.actors.static import StaticSource, load_static_actors
 from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
@@ -134,19 +133,6 @@ def build_static_source(settings: Settings) -> StaticSource | None:
     return load_static_actors(
         actors.file, percentage=actors.concurrency_percentage, interval_ms=actors.concurrency_interval_ms
     )
-
-
-def build_sources(settings: Settings, static_source: StaticSource | None) -> Sources:
-    """Return the sources of actors that the settings name, in the order in which they are asked."""
-    actors = settings.actors
-    percentage, interval_ms = actors.concurrency_percentage, actors.concurrency_interval_ms
-    sources: list[Source] = []
-    if actors.allow_anonymous:
-        # Without this source a request without a token gets 401: nobody was recognised, so nobody can be forbidden.
-        sources.append(AnonymousSource(percentage=percentage, interval_ms=interval_ms))
-    if static_source is not None:
-        sources.append(static_source)
-    return Sources(sources)
 
 
 def build_server_tls(settings: Settings) -> ServerTls | None:

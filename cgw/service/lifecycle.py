@@ -37,12 +37,12 @@ from cgw.service.build import (
     build_routes,
     build_server,
     build_server_tls,
-    build_sources,
     build_static_source,
     build_upstream_tls,
 )
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
+from cgw.service.sources import check_source_settings, open_sources
 from cgw.transport.asgi_host import AsgiApp
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
@@ -132,6 +132,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     tls_context = build_upstream_tls(settings)
     routes, static_source = build_routes(build_dialects(settings.providers)), build_static_source(settings)
     server_tls = build_server_tls(settings)
+    check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
     status = ServiceStatus()
@@ -145,8 +146,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
         webhook = await _open_webhook(stack, settings, tls_context)
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
-        sources = build_sources(settings, static_source)
-        gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
+        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)
         control_app = build_control_app(settings, gateway, routes, redis, status)
         overload = OverloadControl(
@@ -191,6 +192,7 @@ async def _start_background(
     for run in (
         alerts.run,
         gateway.limiter.run,
+        *(source.run for source in gateway.sources.runners),
         gateway.refresher.run,
         gateway.pool.run,
         gateway.relay.run,

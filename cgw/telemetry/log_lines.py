@@ -84,6 +84,7 @@ class _Exchange(msgspec.Struct, omit_defaults=True, gc=False):
     request_bytes: int | None = None
     response_bytes: int | None = None
     error: str | None = None
+    stale: bool | None = None
 
 
 class _JsonLine(msgspec.Struct, omit_defaults=True, gc=False):
@@ -169,6 +170,7 @@ class JsonLines:
                 record.request_bytes,
                 size,
                 record.error,
+                record.stale,
             )
         return line
 

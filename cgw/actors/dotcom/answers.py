@@ -1,11 +1,13 @@
 """The answers of Sourcegraph.com's GraphQL API, as far as cgw reads them (the reference's §3).
 
-Structured by cattrs: fields that are not here are ignored, one that is missing is named by its path.
+The classes mirror the API's objects, so that cattrs can structure them; fields that are not here are ignored.
 """
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
+
+from cgw.actors.structuring import BigInt
 
 
 @frozen
@@ -13,7 +15,7 @@ class DotcomRateLimit:
     """A limit of ``limit`` per ``interval_seconds``; ``allowed_models`` are ``provider/model`` names or ``*``."""
 
     allowed_models: tuple[str, ...]
-    limit: int
+    limit: BigInt
     interval_seconds: int
 
 
@@ -22,9 +24,9 @@ class DotcomAccess:
     """Whether the gateway may be used, and the limit of each feature; ``None`` where there is none."""
 
     enabled: bool
-    chat_completions: DotcomRateLimit | None
-    code_completions: DotcomRateLimit | None
-    embeddings: DotcomRateLimit | None
+    chat_completions_rate_limit: DotcomRateLimit | None = None
+    code_completions_rate_limit: DotcomRateLimit | None = None
+    embeddings_rate_limit: DotcomRateLimit | None = None
 
 
 @frozen
@@ -33,26 +35,56 @@ class DotcomUser:
 
     id: str
     username: str
-    access: DotcomAccess
+    cody_gateway_access: DotcomAccess
+
+
+@frozen
+class DotcomAccount:
+    """The account of a subscription."""
+
+    username: str
+
+
+@frozen
+class DotcomLicenseInfo:
+    """What a licence says of itself."""
+
+    tags: tuple[str, ...] | None = None
+
+
+@frozen
+class DotcomLicense:
+    """A licence; without ``info`` it has no tags."""
+
+    info: DotcomLicenseInfo | None = None
 
 
 @frozen
 class DotcomSubscription:
-    """A product subscription. ``tags`` are those of its active licence; ``None`` where no licence is active.
-
-    ``access_tokens`` are those that are listed (``slk_…``); empty in the answer about one token.
-    """
+    """A product subscription. ``sourcegraph_access_tokens`` (``slk_…``) are only in listings."""
 
     uuid: str
-    username: str | None
     is_archived: bool
-    access: DotcomAccess
-    tags: tuple[str, ...] | None
-    access_tokens: tuple[str, ...] = ()
+    cody_gateway_access: DotcomAccess
+    account: DotcomAccount | None = None
+    active_license: DotcomLicense | None = None
+    sourcegraph_access_tokens: tuple[str, ...] = field(default=(), repr=False)
 
-    def __repr__(self) -> str:
-        # Without the tokens.
-        return f"<DotcomSubscription {self.uuid}>"
+    @property
+    def tags(self) -> tuple[str, ...] | None:
+        """The tags of the active licence; ``None`` where no licence is active."""
+        if self.active_license is None:
+            return None
+        info = self.active_license.info
+        return (info.tags if info is not None else None) or ()
+
+
+@frozen
+class PageInfo:
+    """Where the next page begins."""
+
+    has_next_page: bool
+    end_cursor: str | None = None
 
 
 @frozen
