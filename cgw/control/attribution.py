@@ -106,5 +106,9 @@ def _parse_request(body: bytes) -> _Request:
     try:
         return msgspec.json.decode(body, type=_Request)
     except msgspec.MsgspecError as error:
-        # Its text has the path and the expected type, never the value.
-        raise Refusal(400, f"the body is not a valid attribution request: {error}", code="invalid_body") from None
+        problem = str(error)  # has the path and the expected type, never the value
+    except UnicodeDecodeError:
+        problem = "it is not valid UTF-8"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    raise Refusal(400, f"the body is not a valid attribution request: {problem}", code="invalid_body")

@@ -30,9 +30,6 @@ from cgw.redis.opening import Store
 FORMAT = 1
 """The version of the records: those of another one are read as missing, and replaced."""
 
-FENCE_MS = 3600 * 1000
-"""How long the fence is remembered after the last sync."""
-
 REMOVED_MS = 60 * 1000
 """How long a removed token is marked: longer than any replica goes without asking Redis about a token in use."""
 
@@ -140,7 +137,7 @@ class RedisRecords:
 
     async def begin_sync(self, fence: int) -> int:
         """Raise the fence; return the server's time in ms. Raises :exc:`~cgw.actors.source.FenceLost`."""
-        answer = await self._run(self._begin, [self._fence_key], [fence, FENCE_MS])
+        answer = await self._run(self._begin, [self._fence_key], [fence])
         return int(answer)
 
     async def remove_unseen(self, fence: int, began_ms: int) -> int:
