@@ -22,7 +22,7 @@ def build_subscription(number: int, token: str) -> ScriptedSubscription:
     return ScriptedSubscription(f"00000000-0000-0000-0000-00000000000{number}", (token,))
 
 
-def read_records(client: redis.Redis) -> dict[bytes, bytes | None]:
+def read_records(client: redis.Redis) -> dict[bytes, object]:
     """Return everything that is kept about actors, but the times of writing in the index."""
     keys = [key for key in client.scan_iter("cgw:{actors:*") if not key.endswith(b":index")]
     return {key: client.get(key) for key in keys}
