@@ -73,7 +73,7 @@ async def test_check_of_a_token_of_each_source(tmp_path: Path, sourcegraph: Scri
         assert token not in text
         age = text.splitlines()[3]
         assert age.startswith("known   fetched ") if token != TOKEN else age.endswith("actors.toml, as it is now")
-    assert "chat_completions" in text
+        assert "chat_completions" in text
 
 
 async def test_check_of_an_actor_without_access(tmp_path: Path, sourcegraph: ScriptedSourcegraph) -> None:
