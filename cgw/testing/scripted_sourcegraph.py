@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -91,7 +91,8 @@ class ScriptedSourcegraph:
     """The state of the scripted API, which may be changed while it runs.
 
     ``answer_next``, if set, is asked for the answer to each call first (``None``: the usual one). ``delay_seconds`` is
-    before each answer. A listing has ``page_size`` nodes a page (``None``: all of them).
+    before each answer, and ``wait_before`` can hold it back until something happens. A listing
+    has ``page_size`` nodes a page (``None``: all of them).
     """
 
     url: str = ""
@@ -104,6 +105,7 @@ class ScriptedSourcegraph:
     has_reader_flag: bool = True
     """Whether the service account's feature flag ``product-subscriptions-reader-service-account`` is on."""
     answer_next: Callable[[JsonCall], JsonAnswer | None] | None = None
+    wait_before: Callable[[JsonCall], Awaitable[None]] | None = None
     calls: list[JsonCall] = field(factory=list, repr=False)
     counts: Counter[str] = field(factory=Counter)
     """Calls by operation."""
@@ -112,6 +114,8 @@ class ScriptedSourcegraph:
         """Answer one call."""
         self.calls.append(call)
         self.counts[call.target.partition("?")[2]] += 1
+        if self.wait_before is not None:
+            await self.wait_before(call)
         answer = self.answer_next(call) if self.answer_next is not None else None
         if answer is None:
             answer = self._answer(call)

@@ -7,13 +7,13 @@ import json
 from typing import Any
 
 import pytest
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cgw.actors.dotcom.users import parse_user_id
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable
 from cgw.model import Feature, LimitUnit
+from cgw.testing.json_server import JsonAnswer
 from cgw.testing.scripted_sourcegraph import ScriptedSourcegraph, ScriptedUser, build_limit
 from tests.support.sources import SourceBench, build_token, user_token
 
@@ -184,8 +184,6 @@ async def test_unknown_fields_are_tolerated(bench: SourceBench, sourcegraph: Scr
     user = ScriptedUser(123).render()
     user["codyGatewayAccess"]["somethingNew"] = {"a": [1]}
     user["somethingElse"] = None
-    from cgw.testing.json_server import JsonAnswer
-
     answer = JsonAnswer({"data": {"dotcom": {"codyGatewayDotcomUserByToken": user}}, "extensions": {"x": 1}})
     sourcegraph.answer_next = lambda call: answer
     assert (await (await bench.start_users(sourcegraph)).get(TOKEN)).id == "123"
@@ -211,8 +209,6 @@ async def test_a_missing_field_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The log says which field of which operation's answer is missing."""
-    from cgw.testing.json_server import JsonAnswer
-
     user = json.loads(json.dumps(ScriptedUser(123).render()))
     place = user
     for key in path[:-1]:
@@ -230,4 +226,3 @@ async def test_a_missing_field_is_named(
 def test_tokens_of_the_tests_have_the_shape() -> None:
     """Prefix and 64 hex digits, 68 characters in total (§2.5)."""
     assert len(TOKEN) == len(build_token("slk_", 1)) == 68
-    assert evolve(ScriptedUser(1), number=2).number == 2

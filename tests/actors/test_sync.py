@@ -1,264 +1,290 @@
-"""Syncing the sources on one of several replicas, with a real Redis between them."""
+"""Syncing: what is listed is known, what no longer is stops working, and a wrong listing removes nothing."""
 
 from __future__ import annotations
 
-import logging
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
-
 import pytest
+import redis
 import trio
-import trio.testing
-from attrs import define, field
 
-from cgw.actors.source import FenceLost, SourceUnavailable, SyncResult
-from cgw.actors.sync import SourceSync, SyncFailed, SyncWorker
-from cgw.lifetime import open_background_task
-from cgw.redis.opening import Store, open_redis
-from tests.support.redis_server import RedisServer, run_redis_server
-from tests.support.waiting import wait_until
-
-
-@define(eq=False)
-class ListedSource:
-    """A source whose listing does what ``on_sync`` says; ``fences`` are the tokens that it was synced with."""
-
-    name: str = "listed"
-    on_sync: Callable[[], object] | None = None
-    delay_seconds: float = 0.0
-    fences: list[int] = field(factory=list)
-    under_way: int = 0
-
-    async def sync(self, fence: int) -> SyncResult:
-        self.fences.append(fence)
-        self.under_way += 1
-        try:
-            await trio.sleep(self.delay_seconds)
-        finally:
-            self.under_way -= 1
-        if self.on_sync is not None:
-            self.on_sync()
-        return SyncResult(seen=3, removed=1)
+from cgw.actors.fetched.synced_source import SyncedSource
+from cgw.actors.source import AccessTokenDenied, FenceLost, Sources, SourceUnavailable, SyncResult
+from cgw.model import Feature
+from cgw.testing.json_server import JsonAnswer, JsonCall
+from cgw.testing.scripted_portal import ScriptedAccess, ScriptedPortal
+from cgw.testing.scripted_sourcegraph import ScriptedSourcegraph, ScriptedSubscription, build_limit
+from tests.support.sources import SourceBench, subscription_token
 
 
-def fail(error: Exception) -> Callable[[], object]:
-    """Return a function that raises ``error``."""
-
-    def raise_it() -> object:
-        raise error
-
-    return raise_it
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own."""
-    with run_redis_server(tmp_path) as running:
-        yield running
+def subscribe(sourcegraph: ScriptedSourcegraph, count: int) -> None:
+    """Give Sourcegraph.com ``count`` subscriptions with two tokens each."""
+    sourcegraph.subscriptions = [
+        ScriptedSubscription(f"s-{number}", (subscription_token(number), subscription_token(f"{number}b")))
+        for number in range(count)
+    ]
 
 
-@pytest.fixture
-async def store(server: RedisServer) -> AsyncIterator[Store]:
-    """A store on it."""
-    async with open_redis(server.url, timeout_seconds=1) as opened:
-        yield opened
+@pytest.mark.parametrize("page_size", [None, 1, 3, 7])
+async def test_all_pages_are_read(bench: SourceBench, sourcegraph: ScriptedSourcegraph, page_size: int | None) -> None:
+    """Every token of every page is known without a fetch, in every replica."""
+    subscribe(sourcegraph, 7)
+    sourcegraph.page_size = page_size
+    source, other = [await bench.start_subscriptions(sourcegraph) for _ in range(2)]
+    assert await source.sync(1) == SyncResult(seen=14, removed=0)
+    for number in range(7):
+        assert (await other.get(subscription_token(f"{number}b"))).id == f"s-{number}"
+    assert sourcegraph.counts["CheckAccessToken"] == 0
 
 
-@asynccontextmanager
-async def open_worker(
-    store: Store, *sources: ListedSource, interval_seconds: float = 60.0
-) -> AsyncIterator[SyncWorker]:
-    """Run a worker for the length of the block."""
-    worker = SyncWorker(sources, store, interval_seconds=interval_seconds)
-    async with open_background_task(worker.run):
-        yield worker
-
-
-def name_results(syncs: Sequence[SourceSync]) -> list[tuple[str, SyncResult | None, str]]:
-    return [(sync.source, sync.result, sync.problem) for sync in syncs]
-
-
-async def test_it_syncs_at_once_and_about_every_interval(store: Store) -> None:
-    """The first sync comes with the lock; pauses are between four fifths of the interval and all of it."""
-    source = ListedSource()
-    async with open_worker(store, source, interval_seconds=1.0) as worker:
-        await wait_until(lambda: len(source.fences) == 1)
-        began_at = trio.current_time()
-        await wait_until(lambda: len(source.fences) == 3)
-        assert 1.5 < trio.current_time() - began_at < 4
-        assert worker.statistics().is_holding_lock
-        assert worker.statistics().succeeded >= 2
-    assert len(set(source.fences)) == 1  # the lock was held all the time
-
-
-async def test_only_one_replica_syncs_and_another_one_when_it_has_stopped(store: Store) -> None:
-    """While one replica holds the lock, the other waits; afterwards it syncs, with a larger token."""
-    first, second = ListedSource(), ListedSource()
-    holder = SyncWorker([first], store, interval_seconds=1.0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(holder.run)
-        await wait_until(lambda: bool(first.fences))
-        async with open_worker(store, second, interval_seconds=1.0):
-            await trio.sleep(1.2)
-            assert second.fences == []
-            nursery.cancel_scope.cancel()
-            with trio.CancelScope(shield=True):
-                await wait_until(lambda: bool(second.fences))
-    assert second.fences[0] > first.fences[-1]
-
-
-async def test_the_lock_is_given_back_when_the_service_stops(store: Store) -> None:
-    """A replica that starts then need not wait for the expiry."""
-    first, second = ListedSource(), ListedSource()
-    for source in (first, second):
-        async with open_worker(store, source, interval_seconds=600):
-            await wait_until(lambda source=source: bool(source.fences))  # type: ignore[misc]
-
-
-async def test_another_replica_takes_over_within_two_intervals_when_the_holder_is_silent(
-    server: RedisServer, store: Store
+async def test_the_first_page_is_asked_for_as_the_reference_does(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph
 ) -> None:
-    """A holder whose process stands still loses the lock, and learns so when it goes on."""
-    interval = 1.0
-    first, second = ListedSource(), ListedSource()
-    async with (
-        open_redis(server.url, timeout_seconds=1) as own_store,
-        open_worker(own_store, first, interval_seconds=interval) as holder,
-    ):
-        await wait_until(lambda: bool(first.fences))
-        async with open_worker(store, second, interval_seconds=interval):
-            await trio.sleep(0.3)
-            # The holder's extensions do not reach the server any more.
-            await store.commands.hset("cgw:{lock:source-syncer-worker}:holder", "owner", "someone who died")
-            with trio.fail_after(2 * interval):
-                await wait_until(lambda: bool(second.fences))
-            await wait_until(lambda: not holder.statistics().is_holding_lock)
-    assert second.fences[0] > first.fences[0]
+    """Without arguments, which the API may not know; only a further page needs one."""
+    subscribe(sourcegraph, 2)
+    sourcegraph.page_size = 1
+    await (await bench.start_subscriptions(sourcegraph)).sync(1)
+    first, second = sourcegraph.calls
+    assert first.json()["variables"] == {}
+    assert "after" not in first.json()["query"]
+    assert second.json()["variables"] == {"after": "1"}
 
 
-async def test_all_sources_are_synced_side_by_side(store: Store) -> None:
-    """A slow source does not keep another one waiting."""
-    slow, quick = ListedSource("slow", delay_seconds=30), ListedSource("quick")
-    async with open_worker(store, slow, quick) as worker:
-        await wait_until(lambda: worker.statistics().succeeded == 1)
-        assert (slow.under_way, len(quick.fences)) == (1, 1)
+@pytest.mark.parametrize("page_size", [None, 2])
+async def test_the_portals_listing(bench: SourceBench, portal: ScriptedPortal, page_size: int | None) -> None:
+    """One call without a page size, which the portal refuses; further pages by the token that it gave."""
+    portal.page_size = page_size
+    portal.accesses = [ScriptedAccess(f"s-{number}", (subscription_token(number),)) for number in range(5)]
+    source = await bench.start_portal(portal)
+    assert await source.sync(1) == SyncResult(seen=5, removed=0)
+    assert (await source.get(subscription_token(4))).id == "s-4"
+    assert portal.counts["GetCodyGatewayAccess"] == 0
+
+
+async def test_a_token_that_is_no_longer_listed_is_removed(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph, client: redis.Redis
+) -> None:
+    """In the replica that synced and in the others, without a fetch; its siblings go on."""
+    subscribe(sourcegraph, 2)
+    source, other = [await bench.start_subscriptions(sourcegraph) for _ in range(2)]
+    await source.sync(1)
+    for replica in (source, other):
+        await replica.get(subscription_token(0))
+    sourcegraph.subscriptions[0] = ScriptedSubscription("s-0", (subscription_token("0b"),))
+    assert await source.sync(1) == SyncResult(seen=3, removed=1)
+    for replica in (source, other):
+        replica.forget_freshness()
+        with pytest.raises(AccessTokenDenied, match="no longer listed"):
+            await replica.get(subscription_token(0))
+        assert (await replica.get(subscription_token("0b"))).id == "s-0"
+    assert sourcegraph.counts["CheckAccessToken"] == 0
+    assert await source.sync(1) == SyncResult(seen=3, removed=0)
+
+
+async def test_a_removed_token_that_is_listed_again_works(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """The next sync lifts the removal."""
+    subscribe(sourcegraph, 2)
+    whole = list(sourcegraph.subscriptions)
+    source, other = [await bench.start_subscriptions(sourcegraph) for _ in range(2)]
+    await source.sync(1)
+    sourcegraph.subscriptions.pop()
+    await source.sync(1)
+    sourcegraph.subscriptions = whole
+    await source.sync(1)
+    assert (await other.get(subscription_token(1))).id == "s-1"
+
+
+def break_second_page(call: JsonCall) -> JsonAnswer | None:
+    return JsonAnswer({}, 502) if call.json()["variables"] else None
+
+
+BAD_LISTINGS = {
+    "the second page fails": break_second_page,
+    "nothing is listed": lambda call: JsonAnswer(
+        {
+            "data": {
+                "dotcom": {"productSubscriptions": {"totalCount": 0, "pageInfo": {"hasNextPage": False}, "nodes": []}}
+            }
+        }
+    ),
+    "fewer than announced": lambda call: JsonAnswer(
+        {
+            "data": {
+                "dotcom": {
+                    "productSubscriptions": {
+                        "totalCount": 3,
+                        "pageInfo": {"hasNextPage": False},
+                        "nodes": [ScriptedSubscription("s-0", (subscription_token(0),)).render(is_listed=True)],
+                    }
+                }
+            }
+        }
+    ),
+    "a next page without a cursor": lambda call: JsonAnswer(
+        {
+            "data": {
+                "dotcom": {"productSubscriptions": {"totalCount": 9, "pageInfo": {"hasNextPage": True}, "nodes": []}}
+            }
+        }
+    ),
+    "no nodes": lambda call: JsonAnswer(
+        {"data": {"dotcom": {"productSubscriptions": {"pageInfo": {"hasNextPage": False}, "nodes": None}}}}
+    ),
+    "no page info": lambda call: JsonAnswer({"data": {"dotcom": {"productSubscriptions": {"nodes": []}}}}),
+    "data beside errors": lambda call: JsonAnswer(
+        {
+            "data": {"dotcom": {"productSubscriptions": {"pageInfo": {"hasNextPage": False}, "nodes": []}}},
+            "errors": [{"message": "partial"}],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LISTINGS)
+async def test_a_partial_listing_removes_nothing(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph, name: str
+) -> None:
+    """It is an error, and every token goes on as before."""
+    subscribe(sourcegraph, 4)
+    source = await bench.start_subscriptions(sourcegraph)
+    await source.sync(1)
+    sourcegraph.page_size = 2
+    sourcegraph.answer_next = BAD_LISTINGS[name]
+    with pytest.raises(SourceUnavailable):
+        await source.sync(2)
+    sourcegraph.answer_next = lambda call: JsonAnswer({}, 500)
+    source.forget_freshness()
+    for number in range(4):
+        assert (await source.get(subscription_token(number))).id == f"s-{number}"
 
 
 @pytest.mark.parametrize(
-    ("error", "problem"),
+    "overrides",
     [
-        (SourceUnavailable("the listing ended early"), "the listing ended early"),
-        (ValueError("CANARY"), "unexpected error"),
+        {"uuid": None},
+        {"uuid": "not an id"},
+        {"codyGatewayAccess": None},
+        {"codyGatewayAccess": {"enabled": "yes"}},
+        {"isArchived": 1},
     ],
 )
-async def test_the_failure_of_one_source_costs_only_itself(store: Store, error: Exception, problem: str) -> None:
-    """Another source is synced all the same, and the failed one again with the next turn."""
-    broken, sound = ListedSource("broken", on_sync=fail(error)), ListedSource("sound")
-    async with open_worker(store, broken, sound) as worker:
-        for _ in range(2):
-            assert name_results(await worker.sync_now()) == [
-                ("broken", None, problem),
-                ("sound", SyncResult(3, 1), ""),
-            ]
-        assert worker.statistics().is_holding_lock
-
-
-async def test_a_source_that_takes_too_long_is_cut_off(store: Store) -> None:
-    """A sync ends after an interval, and the others have ended long before."""
-    slow, quick = ListedSource("slow", delay_seconds=60), ListedSource("quick")
-    async with open_worker(store, slow, quick, interval_seconds=1.0) as worker:
-        results = name_results(await worker.sync_now())
-    assert results == [("slow", None, "took more than the interval of 1 s"), ("quick", SyncResult(3, 1), "")]
-    assert slow.under_way == 0
-
-
-async def test_a_failure_is_logged_once_until_it_is_over(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """The same problem is one line, however often it comes; that it is over is another one."""
-    caplog.set_level(logging.INFO, "cgw.actors")
-    source = ListedSource("moody", on_sync=fail(SourceUnavailable("it is down")))
-    async with open_worker(store, source) as worker:
-        for _ in range(3):
-            await worker.sync_now()
-        source.on_sync = None
-        await worker.sync_now()
-    lines = [record.message for record in caplog.records if "could not" in record.message or "again" in record.message]
-    assert lines == ["source moody could not be synced: it is down", "source moody can be synced again"]
-
-
-async def test_syncing_on_request_takes_the_lock_from_another_replica(store: Store) -> None:
-    """The replica that is asked syncs at once; the one that held the lock stops, and comes back to waiting."""
-    first, second = ListedSource(), ListedSource()
-    async with open_worker(store, first, interval_seconds=1.0) as holder:
-        await wait_until(lambda: bool(first.fences))
-        async with open_worker(store, second, interval_seconds=1.0) as other:
-            syncs = await other.sync_now()
-            assert name_results(syncs) == [("listed", SyncResult(3, 1), "")]
-            assert second.fences[0] > first.fences[-1]
-            await wait_until(lambda: not holder.statistics().is_holding_lock)
-            assert other.statistics().is_holding_lock
-
-
-async def test_requests_share_a_sync_that_began_after_them(store: Store) -> None:
-    """Callers during a sync wait for the next one, all of them for the same."""
-    source = ListedSource(delay_seconds=0.3)
-    async with open_worker(store, source) as worker, trio.open_nursery() as nursery:
-        await wait_until(lambda: source.under_way == 1)
-        for _ in range(20):
-            nursery.start_soon(worker.sync_now)
-    assert len(source.fences) == 2
-
-
-async def test_a_lost_fence_ends_holding_the_lock(store: Store) -> None:
-    """A source that was refused by Redis means that another replica syncs: this one goes back to waiting."""
-    source = ListedSource(on_sync=fail(FenceLost("a newer holder has begun")))
-    async with open_worker(store, source) as worker:
-        (sync,) = await worker.sync_now()
-        assert sync.has_lost_fence
-        await wait_until(lambda: not worker.statistics().is_holding_lock)
-
-
-async def test_without_redis_nothing_is_synced_and_it_is_said_once(
-    server: RedisServer, caplog: pytest.LogCaptureFixture
+async def test_bad_input_a_listed_subscription_that_cannot_be_read_stays_as_it_was(
+    bench: SourceBench,
+    sourcegraph: ScriptedSourcegraph,
+    overrides: dict[str, object],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A request gets a reason; when Redis is back, syncing goes on."""
-    caplog.set_level(logging.INFO, "cgw.actors")
-    source = ListedSource()
-    async with (
-        open_redis(server.url, timeout_seconds=0.1) as store,
-        open_worker(store, source, interval_seconds=1.0) as worker,
-    ):
-        await wait_until(lambda: bool(source.fences))
-        server.send_signal(signal.SIGSTOP)
+    """Its tokens are listed, so they are not removed; nothing is granted; the log says it once, by name."""
+    subscribe(sourcegraph, 2)
+    source = await bench.start_subscriptions(sourcegraph)
+    await source.sync(1)
+    sourcegraph.subscriptions[0] = ScriptedSubscription("s-0", (subscription_token(0),), overrides=overrides)
+    for fence in (2, 3):
+        assert await source.sync(fence) == SyncResult(seen=3, removed=1 if fence == 2 else 0)
+    assert (await source.get(subscription_token(0))).access_enabled
+    assert len([record for record in caplog.records if "it stays as it was" in record.getMessage()]) == 1
+    assert subscription_token(0) not in caplog.text
+
+
+async def test_a_portal_access_without_an_id_stays_as_it_was(
+    bench: SourceBench, portal: ScriptedPortal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same for the Enterprise Portal."""
+    portal.accesses = [ScriptedAccess(f"s-{number}", (subscription_token(number),)) for number in range(2)]
+    source = await bench.start_portal(portal)
+    await source.sync(1)
+    portal.accesses[0] = ScriptedAccess("s-0", (subscription_token(0),), overrides={"subscriptionId": None})
+    assert await source.sync(2) == SyncResult(seen=2, removed=0)
+    assert "lacks 'subscription_id'" in caplog.text or "lacks 'subscriptionId'" in caplog.text
+
+
+async def test_a_paused_holder_cannot_write_after_a_newer_one(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph
+) -> None:
+    """An old holder that wakes up in the middle of its sync neither writes nor removes (fencing)."""
+    subscribe(sourcegraph, 4)
+    sourcegraph.page_size = 1
+    old, new = [await bench.start_subscriptions(sourcegraph) for _ in range(2)]
+    paused, go_on = trio.Event(), trio.Event()
+    outcome: list[str] = []
+
+    async def hold_second_page(call: JsonCall) -> None:
+        if call.json()["variables"] and not paused.is_set():
+            paused.set()
+            await go_on.wait()
+
+    sourcegraph.wait_before = hold_second_page
+
+    async def run_old() -> None:
         try:
-            await wait_until(lambda: not worker.statistics().is_holding_lock)
-            for _ in range(2):
-                with pytest.raises(SyncFailed, match=r"^the sources were not synced: "):
-                    await worker.sync_now()
-        finally:
-            server.send_signal(signal.SIGCONT)
-        count = len(source.fences)
-        await wait_until(lambda: len(source.fences) > count)
-    lines = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
-    assert 1 <= len(lines) <= 2  # no answer in time, then no link
-    assert all(line.startswith("the sources cannot be synced: ") for line in lines)
-
-
-async def test_nothing_is_synced_once_the_worker_has_ended(store: Store) -> None:
-    """Callers that wait, and those that come later, are told so instead of waiting for ever."""
-    source = ListedSource(delay_seconds=60)
-    outcomes = []
-
-    async def ask(worker: SyncWorker) -> None:
-        with pytest.raises(SyncFailed, match="the gateway is stopping") as caught:
-            await worker.sync_now()
-        outcomes.append(caught.value)
+            await old.sync(5)
+        except FenceLost as error:
+            outcome.append(str(error))
 
     async with trio.open_nursery() as nursery:
-        async with open_worker(store, source) as worker:
-            await wait_until(lambda: source.under_way == 1)
-            nursery.start_soon(ask, worker)
-            await trio.testing.wait_all_tasks_blocked(0.05)
-        await ask(worker)
-    assert len(outcomes) == 2
+        nursery.start_soon(run_old)
+        await paused.wait()
+        # The new holder finds one subscription less, and another one changed.
+        sourcegraph.subscriptions.pop()
+        limits = {"chatCompletions": build_limit(77)}
+        sourcegraph.subscriptions[0] = ScriptedSubscription("s-0", (subscription_token(0),), limits=limits)
+        await new.sync(6)
+        go_on.set()
+    assert outcome == ["another replica syncs the actors by now: nothing more was written"]
+    assert (await new.get(subscription_token(0))).rate_limits[Feature.CHAT_COMPLETIONS].limit == 77
+    with pytest.raises(FenceLost):
+        await new.sync(5)
+
+
+async def test_a_changed_interval_resets_usage_once(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """Syncing applies the rule of §2.5, too: an interval that changed, not a limit that was raised."""
+    subscribe(sourcegraph, 3)
+    source = await bench.start_subscriptions(sourcegraph)
+    await source.sync(1)
+    limits = {"chatCompletions": build_limit(500), "codeCompletions": build_limit(1000, 3600)}
+    sourcegraph.subscriptions[1] = ScriptedSubscription("s-1", (subscription_token(1),), limits=limits)
+    await source.sync(2)
+    await source.sync(3)
+    assert bench.resets.done == [("s-1", (Feature.CODE_COMPLETIONS,))]
+
+
+async def test_a_token_fetched_while_a_sync_runs_is_not_removed(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph
+) -> None:
+    """A subscription that was made after its page was read is known by a request's fetch."""
+    subscribe(sourcegraph, 2)
+    source = await bench.start_subscriptions(sourcegraph)
+    late = ScriptedSubscription("s-late", (subscription_token("late"),))
+
+    await source.sync(1)
+    sourcegraph.delay_seconds = 0.1
+
+    async def fetch() -> None:
+        await trio.sleep(0.03)
+        sourcegraph.delay_seconds = 0
+        sourcegraph.subscriptions.append(late)
+        assert (await source.get(subscription_token("late"))).id == "s-late"
+        sourcegraph.subscriptions.remove(late)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch)
+        result = await source.sync(2)
+    assert result.removed == 0
+    source.forget_freshness()
+    assert (await source.get(subscription_token("late"))).id == "s-late"
+
+
+async def test_thousands_of_subscriptions(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """The whole listing is kept in calls of bounded size, and the Trio thread is never held for long."""
+    subscribe(sourcegraph, 2000)
+    source = await bench.start_subscriptions(sourcegraph)
+    before = bench.store.statistics().calls
+    assert await source.sync(1) == SyncResult(seen=4000, removed=0)
+    assert bench.store.statistics().calls - before <= 2000 / 50 + 5
+
+
+async def test_which_sources_can_be_synced(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """The sync worker finds subscriptions, not users."""
+    users, subscriptions = await bench.start_users(sourcegraph), await bench.start_subscriptions(sourcegraph)
+    sources = Sources([users, subscriptions])
+    assert sources.syncers == [subscriptions]
+    assert sources.runners == [users, subscriptions]
+    assert isinstance(subscriptions, SyncedSource)

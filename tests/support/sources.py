@@ -62,6 +62,8 @@ class SourceBench:
     web: WebClient
     nursery: trio.Nursery
     resets: Resets = field(factory=Resets)
+    run_scope: trio.CancelScope = field(factory=trio.CancelScope)
+    """The scope in which the last source that was started runs."""
     fresh_seconds: float = USER_FRESH_SECONDS
     ttl_seconds: float = 24 * 3600.0
     fetches_per_minute: int = 300
@@ -97,9 +99,14 @@ class SourceBench:
         return source
 
     async def _start(self, source: CachedSource) -> CachedSource:
-        self.nursery.start_soon(source.run)
+        self.run_scope = trio.CancelScope()
+        self.nursery.start_soon(self._run, source)
         await trio.testing.wait_all_tasks_blocked()
         return source
+
+    async def _run(self, source: CachedSource) -> None:
+        with self.run_scope:
+            await source.run()
 
     def _build_parts(self, name: str) -> SourceParts:
         return SourceParts(

@@ -83,7 +83,7 @@ def fit_quota(limit: int, interval_ms: int) -> tuple[int, int]:
     shift = max(0, math.ceil(math.log2(limit * interval_ms / MAX_TOKEN_MS) / 2)) if limit and interval_ms else 0
     fitted_limit, fitted_ms = limit >> shift, interval_ms >> shift
     if fitted_limit == 0:  # a slow rate: one per so long, as long as can be counted
-        return 1, min(interval_ms // limit, MAX_TOKEN_MS)
+        return 1, min(-(-interval_ms // limit), MAX_TOKEN_MS)
     if fitted_ms == 0:  # a fast one: what comes in a millisecond
         return min(limit // interval_ms, MAX_TOKEN_MS), 1
     # The interval was rounded down, which would make the rate higher: round the limit down with it.

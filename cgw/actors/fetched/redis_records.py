@@ -136,19 +136,19 @@ class RedisRecords:
         await self._store.execute_command("DEL", self._token_prefix + token_hash)
 
     async def begin_sync(self, fence: int) -> int:
-        """Raise the fence; return the server's time in ms. Raises :exc:`~cgw.actors.source.FenceLost`."""
+        """Raise the fence; return the server's time in µs. Raises :exc:`~cgw.actors.source.FenceLost`."""
         answer = await self._run(self._begin, [self._fence_key], [fence])
         return int(answer)
 
-    async def remove_unseen(self, fence: int, began_ms: int) -> int:
-        """Remove the tokens that were not written since ``began_ms``; return their number.
+    async def remove_unseen(self, fence: int, began_us: int) -> int:
+        """Remove the tokens that were not written since ``began_us``; return their number.
 
         Several calls. Raises :exc:`~cgw.actors.source.FenceLost`.
         """
-        mark = msgspec.json.encode(_TokenRecord(FORMAT, began_ms))
+        mark = msgspec.json.encode(_TokenRecord(FORMAT, began_us // 1000))
         arguments: Sequence[str | int | bytes] = [
             fence,
-            began_ms,
+            began_us,
             self._token_prefix,
             mark,
             REMOVED_MS,

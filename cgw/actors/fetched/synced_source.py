@@ -30,7 +30,7 @@ class SyncedSource(CachedSource):
 
     async def sync(self, fence: int) -> SyncResult:
         """See :class:`~cgw.actors.source.Syncer`."""
-        began_ms = await self._records.begin_sync(fence)
+        began_us = await self._records.begin_sync(fence)
         seen = 0
         try:
             # Closed here, and not by the garbage collector, when writing fails half-way.
@@ -47,7 +47,7 @@ class SyncedSource(CachedSource):
             # A listing without a single token is much more likely to be wrong than the end of all subscriptions.
             raise SourceUnavailable(f"actor source {self.name}: lists no tokens: nothing is removed", is_down=False)
         self._health.answered()
-        return SyncResult(seen, await self._records.remove_unseen(fence, began_ms))
+        return SyncResult(seen, await self._records.remove_unseen(fence, began_us))
 
     async def _keep_listed(self, listed: Sequence[ListedActor], fence: int) -> int:
         kept = [entry for actor in listed for entry in self._build_entries(actor)]

@@ -1,6 +1,6 @@
 -- keep_actors: write the records of actors and of their tokens.
 --
--- KEYS     [1] the fence, [2] the index of tokens, by the time of their last writing
+-- KEYS     [1] the fence, [2] the index of tokens, by the time of their last writing in µs
 -- ARGV     [1] the writer's fencing token, 0 without one, [2] time to live in ms, [3] is there an index (1 or 0),
 --          [4] what the keys of tokens' records begin with, [5] the same of actors' records;
 --          then 4 per actor: its id, its record (empty: it stays as it is), its tokens' record (empty: they stay as they
@@ -11,7 +11,7 @@
 local fence, ttl = tonumber(ARGV[1]), ARGV[2]
 if fence > 0 and fence < (tonumber(redis.call('GET', KEYS[1]) or '0') or 0) then return 'fenced' end
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = time[1] * 1000000 + time[2]
 local earlier = {}
 for at = 6, #ARGV, 4 do
   local key, record, token_record, hashes = ARGV[5] .. ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]

@@ -1,7 +1,7 @@
 -- remove_unseen: replace the records of tokens that a whole sync has not written by a mark that they were removed.
 --
 -- KEYS     [1] the fence, [2] the index
--- ARGV     [1] the fencing token, [2] when the sync began, in ms of this server, [3] what the keys of tokens begin with,
+-- ARGV     [1] the fencing token, [2] when the sync began, in µs of this server, [3] what the keys of tokens begin with,
 --          [4] the mark, [5] its time to live in ms, [6] how many to look at
 -- Returns  {looked at, removed}; or 'fenced'
 
