@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
 MAX_CHARACTERS = 64 * 1024
 """Licence keys, the longest of these secrets, have some hundred."""
+
+
+def _refuse(context: click.Context, parameter: click.Parameter, value: Sequence[str]) -> None:
+    # Without this, click would repeat what it does not expect.
+    if value:
+        raise click.UsageError(
+            "this command takes no arguments: a secret on the command line ends in the shell's history, and others "
+            "can see it in the list of processes. Pipe it in, or enter it when asked"
+        )
+
+
+refuse_arguments = click.argument("arguments", nargs=-1, metavar="", expose_value=False, callback=_refuse)
+"""Refuse arguments of a command that reads a secret, without repeating them."""
 
 
 def read_secret(name: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from cgw.cli.process import EPILOG, exit_on_closed_pipe, load_process_settings, terminal_width
-from cgw.cli.secret_input import read_secret
+from cgw.cli.secret_input import read_secret, refuse_arguments
 
 
 @click.command(epilog=EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
+@refuse_arguments
 def check(as_json: bool) -> None:
     """Say which source knows a token, what it may do, and how old that knowledge is.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cgw.cli.process import EPILOG, exit_on_closed_pipe
-from cgw.cli.secret_input import read_secret
+from cgw.cli.secret_input import read_secret, refuse_arguments
 
 _SECRETS = {
     "access-token": "access token",
@@ -16,6 +16,7 @@ _SECRETS = {
 
 @click.command(epilog=EPILOG)
 @click.option("--from", "kind", type=click.Choice(tuple(_SECRETS)), required=True, help="The kind of secret to read.")
+@refuse_arguments
 def derive(kind: str) -> None:
     """Print the token that a Sourcegraph secret gives for the gateway.
 
@@ -39,6 +40,7 @@ def derive(kind: str) -> None:
 
 
 @click.command(name="hash", epilog=EPILOG)
+@refuse_arguments
 def hash_() -> None:
     """Print the SHA-256 of a token, as `token_sha256` in CODY_GATEWAY_ACTORS_FILE has it.
 
