@@ -60,6 +60,10 @@ class StaticSource:
             raise NotFromSource
         return actor
 
+    def recall(self, token_hash: str) -> Actor | None:
+        """See :class:`~cgw.actors.source.Recaller`."""
+        return self._actors_by_hash.get(token_hash)
+
     @property
     def actors(self) -> tuple[Actor, ...]:
         """All actors of the file, in its order."""

@@ -34,6 +34,9 @@ LEAST_PAUSE_SHARE = 0.8
 RETRY_SECONDS = 5.0
 """How soon the lock is tried again after a failure of Redis, if the interval is not shorter."""
 
+LONGEST_REQUEST_SECONDS = 300.0
+"""How long a caller of :meth:`SyncWorker.sync_now` waits at most; the sync goes on without it."""
+
 MAX_REQUESTS = 100
 """Callers of :meth:`SyncWorker.sync_now` that wait at once."""
 
@@ -106,7 +109,7 @@ class SyncWorker:
         """Have this replica sync all sources, taking the lock from another one if need be; return how that went.
 
         Several callers share a sync that begins after the last of them has asked. Raises :exc:`SyncFailed` when it is
-        given up, or has not ended after two intervals. Cancelling only ends the waiting.
+        given up, or has not ended after two intervals or five minutes. Cancelling only ends the waiting.
         """
         if self._has_ended:
             raise SyncFailed("the sources were not synced: the gateway is stopping")
@@ -117,10 +120,11 @@ class SyncWorker:
         request = _Request()
         self._requests.append(request)
         self._has_requests.set()
-        with trio.move_on_after(2 * self._interval_seconds):
+        patience_seconds = min(2 * self._interval_seconds, LONGEST_REQUEST_SECONDS)
+        with trio.move_on_after(patience_seconds):
             await request.is_done.wait()
         if request.outcome is None:
-            raise SyncFailed(f"the sources were not synced within {2 * self._interval_seconds:g} s; they still may be")
+            raise SyncFailed(f"the sources were not synced within {patience_seconds:g} s; they still may be")
         if isinstance(request.outcome, CgwError):
             raise SyncFailed(str(request.outcome))
         return request.outcome

@@ -506,11 +506,11 @@ def test_memory_is_bounded() -> None:
         memory, budget = Memory(), AddressBudget(10)
         fetched = FetchedActor("1", "", True, 0)
         for number in range(MAX_DENIALS + 500):
-            key = number.to_bytes(4, "big")
+            key = str(number)
             memory.remember_denial(key, "no")
             budget.spend(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
         for number in range(MAX_ACTORS + 500):
-            key = (number + 2**24).to_bytes(4, "big")
+            key = f"actor {number}"
             memory.remember(key, Remembered(Actor("1", "", "dotcom-user", True), fetched, 0, 0.0))
         assert (len(memory), len(budget)) == (MAX_ACTORS + MAX_DENIALS, MAX_ADDRESSES)
 

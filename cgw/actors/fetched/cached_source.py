@@ -17,7 +17,6 @@ actors who are known: not until Redis forgets them (``CODY_GATEWAY_SOURCES_CACHE
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,6 +33,7 @@ from cgw.actors.fetched.redis_records import KeptActor, RedisRecords, TokenRemov
 from cgw.actors.fetched.source_health import SourceHealth
 from cgw.actors.fetched.token_shape import TokenShape
 from cgw.actors.source import AccessTokenDenied, ActorList, NotFromSource, SourceUnavailable, TooManyUnknownTokens
+from cgw.actors.tokens import hash_token
 from cgw.errors import CgwError, StoreUnavailable
 from cgw.model import Actor, Feature
 
@@ -93,7 +93,7 @@ class SourceParts:
 class _Lookup:
     """One look-up, and its outcome: ``remembered`` or ``error``. The token lives as long as it."""
 
-    key: bytes
+    key: str
     token: str = field(repr=False)
     client: str
     known: Remembered | None
@@ -129,7 +129,7 @@ class CachedSource:
         self._on_interval_change = parts.on_interval_change
         self._memory = Memory()
         self._health = SourceHealth(self.name)
-        self._lookups: dict[tuple[bytes, bool], _Lookup] = {}
+        self._lookups: dict[tuple[str, bool], _Lookup] = {}
         self._lookup_budget = AddressBudget(parts.options.fetches_per_minute * LOOKUPS_PER_FETCH)
         self._fetch_budget = AddressBudget(parts.options.fetches_per_minute)
         self._fetch_slots = trio.Semaphore(MAX_FETCHES)
@@ -150,27 +150,30 @@ class CachedSource:
         finally:
             self._nursery = None
 
+    def recall(self, token_hash: str) -> Actor | None:
+        """See :class:`~cgw.actors.source.Recaller`."""
+        known = self._memory.find(token_hash)
+        return known.actor if known is not None and trio.current_time() < known.fresh_until else None
+
     async def get(self, token: str, client: str = "") -> Actor:
         """See :class:`~cgw.actors.source.Source`. Cancel-safe: the look-up goes on for others."""
         recognised = self._shape.recognise(token)
         if recognised is None:
             raise NotFromSource("unknown token prefix" if token else "")
-        key = hashlib.sha256(recognised.encode("utf-8", "surrogateescape")).digest()
-        known = self._memory.find(key)
-        if known is not None and trio.current_time() < known.fresh_until:
-            return known.actor
-        return await self._get_unfresh(key, recognised, client, known)
+        key = hash_token(recognised)
+        return self.recall(key) or await self._get_unfresh(key, recognised, client)
 
     def forget_freshness(self) -> None:
         """Have the next caller of each token ask Redis, and the source if what Redis has is no longer fresh."""
         self._memory.expire()
 
-    async def _get_unfresh(self, key: bytes, token: str, client: str, known: Remembered | None) -> Actor:
+    async def _get_unfresh(self, key: str, token: str, client: str) -> Actor:
         if not self._shape.is_whole(token):
             raise AccessTokenDenied("invalid token format", self.name)
         reason = self._memory.find_denial(key)
         if reason is not None:
             raise AccessTokenDenied(reason, self.name)
+        known = self._memory.find(key)
         lookup = self._lookups.get((key, False)) or self._begin(_Lookup(key, token, client, known))
         if known is None:
             await lookup.is_done.wait()
@@ -186,7 +189,7 @@ class CachedSource:
         recognised = self._shape.recognise(token)
         if recognised is None or not self._shape.is_whole(recognised):
             raise SourceUnavailable(f"actor source {self.name}: the token is not one of its own", is_down=False)
-        key = hashlib.sha256(recognised.encode("utf-8", "surrogateescape")).digest()
+        key = hash_token(recognised)
         known = self._memory.find(key)
         lookup = self._lookups.get((key, True)) or self._begin(_Lookup(key, recognised, "", known, is_update=True))
         await lookup.is_done.wait()
@@ -248,7 +251,7 @@ class CachedSource:
     async def _look_up(self, lookup: _Lookup) -> Remembered:
         """Return the token's actor, from Redis or the source, and remember it."""
         try:
-            found = await self._records.find(lookup.key.hex())
+            found = await self._records.find(lookup.key)
             if found is None:
                 known = lookup.known
             else:
@@ -301,12 +304,12 @@ class CachedSource:
             finally:
                 self._health.gave_up()
             self._health.answered()
-        await self._keep([KeptActor(fetched, [lookup.key.hex()])])
+        await self._keep([KeptActor(fetched, [lookup.key])])
         return self._remember(lookup, fetched, fetched.fetched_at_ms)
 
-    async def _forget(self, key: bytes) -> None:
+    async def _forget(self, key: str) -> None:
         try:
-            await self._records.forget(key.hex())
+            await self._records.forget(key)
         except StoreUnavailable:
             # The record is used again by other replicas until it is no longer fresh; then they are told the same.
             logger.warning("actor source %s: a denied token could not be removed from Redis", self.name)

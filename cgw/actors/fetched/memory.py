@@ -1,6 +1,6 @@
 """What this process remembers of tokens, in bounded space: actors for seconds, denials for less than a minute.
 
-Keys are hashes of tokens; no token is kept.
+Keys are hashes of tokens, in hex; no token is kept.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Memory:
     """The tokens that this process has seen lately."""
 
     def __init__(self) -> None:
-        self._actors: OrderedDict[bytes, Remembered] = OrderedDict()
-        self._denials: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+        self._actors: OrderedDict[str, Remembered] = OrderedDict()
+        self._denials: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
-    def find(self, key: bytes) -> Remembered | None:
+    def find(self, key: str) -> Remembered | None:
         """Return what is remembered, fresh or not."""
         remembered = self._actors.get(key)
         if remembered is not None:
             self._actors.move_to_end(key)
         return remembered
 
-    def remember(self, key: bytes, remembered: Remembered) -> None:
+    def remember(self, key: str, remembered: Remembered) -> None:
         """Remember an actor; forget that its token was denied."""
         self._denials.pop(key, None)
         self._actors[key] = remembered
@@ -58,7 +58,7 @@ class Memory:
         if len(self._actors) > MAX_ACTORS:
             self._actors.popitem(last=False)
 
-    def find_denial(self, key: bytes) -> str | None:
+    def find_denial(self, key: str) -> str | None:
         """Return the reason why a token was denied lately."""
         denial = self._denials.get(key)
         if denial is None:
@@ -69,7 +69,7 @@ class Memory:
         del self._denials[key]
         return None
 
-    def remember_denial(self, key: bytes, reason: str) -> None:
+    def remember_denial(self, key: str, reason: str) -> None:
         """Remember a definite denial; forget the token's actor."""
         self._actors.pop(key, None)
         self._denials[key] = trio.current_time() + DENIED_SECONDS, reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -11,6 +10,7 @@ from cgw.actors.fetched.backend import ListedActor, ListingBackend
 from cgw.actors.fetched.cached_source import CachedSource, SourceParts
 from cgw.actors.fetched.redis_records import KeptActor
 from cgw.actors.source import SourceUnavailable, SyncResult
+from cgw.actors.tokens import hash_token
 
 ACTORS_PER_CALL = 50
 """Actors that one call writes, so that Redis serves others in between."""
@@ -58,7 +58,7 @@ class SyncedSource(CachedSource):
 
     def _build_entries(self, listed: ListedActor) -> list[KeptActor]:
         recognised = [self._shape.recognise(token) for token in listed.tokens]
-        hashes = [_hash(token) for token in recognised if token is not None and self._shape.is_whole(token)]
+        hashes = [hash_token(token) for token in recognised if token is not None and self._shape.is_whole(token)]
         if len(hashes) < len(recognised):
             name = "without id" if listed.actor is None else listed.actor.id
             count = len(recognised) - len(hashes)
@@ -66,7 +66,3 @@ class SyncedSource(CachedSource):
         # At least one entry: an actor whose last token was revoked is still one.
         starts = range(0, max(1, len(hashes)), TOKENS_PER_ENTRY)
         return [KeptActor(listed.actor, hashes[start : start + TOKENS_PER_ENTRY]) for start in starts]
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode("ascii")).hexdigest()
