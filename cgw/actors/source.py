@@ -147,6 +147,31 @@ class Runner(Protocol):
         ...
 
 
+@frozen
+class ActorList:
+    """Actors that a source knows now; ``is_complete`` is false if there are more than could be listed."""
+
+    actors: Sequence[Actor]
+    is_complete: bool = True
+
+
+@runtime_checkable
+class Lister(Protocol):
+    """A :class:`Source` that can list the actors that it knows without asking elsewhere, for operators."""
+
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        ...
+
+    async def list_actors(self, *, max_actors: int, seconds: float) -> ActorList:
+        """Return at most ``max_actors`` actors, found within ``seconds``, in no particular order.
+
+        Raises :exc:`~cgw.errors.StoreUnavailable`. Cancel-safe; changes nothing.
+        """
+        ...
+
+
 @runtime_checkable
 class Recaller(Protocol):
     """A :class:`Source` that knows some tokens without asking anyone."""
@@ -167,7 +192,14 @@ class Sources:
         """The sources that can be synced, in order."""
         self.runners: Sequence[Runner] = [source for source in self._sources if isinstance(source, Runner)]
         """The sources that need a background task, in order."""
+        self.listers: Sequence[Lister] = [source for source in self._sources if isinstance(source, Lister)]
+        """The sources whose actors can be listed, in order."""
         self._recallers = [source for source in self._sources if isinstance(source, Recaller)]
+
+    @property
+    def has_any(self) -> bool:
+        """True if there is a source, and so someone who may be served."""
+        return bool(self._sources)
 
     def find_updater(self, actor: Actor) -> Updater | None:
         """Return the source of ``actor`` if it can update, otherwise ``None``."""

@@ -12,7 +12,7 @@ import trio
 
 from cgw.actors.actors_file import ActorsFile, FileVersion
 from cgw.actors.policies import STATIC
-from cgw.actors.source import NotFromSource
+from cgw.actors.source import ActorList, NotFromSource
 from cgw.actors.tokens import hash_token
 from cgw.errors import ConfigError
 from cgw.model import Actor
@@ -69,6 +69,10 @@ class StaticSource:
         """All actors of the file, in its order."""
         # An actor is there once per token; ids are unique within a file.
         return tuple({actor.id: actor for actor in self._actors_by_hash.values()}.values())
+
+    async def list_actors(self, *, max_actors: int, seconds: float) -> ActorList:
+        """See :class:`~cgw.actors.source.Lister`."""
+        return ActorList(self.actors[:max_actors], len(self.actors) <= max_actors)
 
     async def update(self, actor: Actor, token: str) -> None:
         """See :meth:`reload`; ``actor`` and ``token`` do not matter, as the file has them all."""

@@ -13,10 +13,14 @@ from attrs import field, frozen
 from cgw.actors.authorization import extract_token
 from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
+from cgw.actors.sync import SyncWorker
+from cgw.control.attribution import Attribution
+from cgw.control.responses import JSON, TEXT, ControlResponse
 from cgw.control.scopes import build_request_head, run_lifespan
+from cgw.control.source_sync import sync_all_sources
 from cgw.control.status import ServiceStatus
 from cgw.durations import format_go_duration
-from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
+from cgw.errors import CgwError, Refusal, StoreUnavailable
 from cgw.gateway.admission import authenticate, check_actor
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
@@ -25,18 +29,6 @@ from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect
 from cgw.transport.asgi_host import Receive, Scope, Send
 from cgw.wire.messages import RequestHead
-
-JSON: Headers = ((b"content-type", b"application/json"),)
-TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
-
-
-@frozen
-class ControlResponse:
-    """A response that is held in memory as a whole."""
-
-    status: int
-    headers: Headers
-    body: bytes
 
 
 @frozen
@@ -58,7 +50,7 @@ class ControlApp:
     ``routes`` tell the shape of refusals. ``check_store`` raises
     :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` is
     open: it tells nothing but whether the service works. ``/-/readyz`` is always open: load balancers have no secret,
-    and it tells them nothing but ``status``.
+    and it tells them nothing but ``status``. ``sync_worker`` is ``None`` where no source can be synced.
     """
 
     gateway: Gateway
@@ -67,6 +59,8 @@ class ControlApp:
     diagnostics_secret: str | None = field(repr=False)
     check_store: Callable[[], Awaitable[None]]
     status: ServiceStatus
+    attribution: Attribution
+    sync_worker: SyncWorker | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection, HTTP or WebSocket."""
@@ -101,7 +95,7 @@ class ControlApp:
             "/-/readyz": self._readyz,
             "/-/__version": self._version,
         }
-        writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits}
+        writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits, "/v1/attribution": self._attribute}
         if dialect is not None and head.method == b"POST":
             port = "" if self.status.public_port is None else f" {self.status.public_port}"
             text = f"requests to providers are served on the public port{port} (PORT), not on the admin port"
@@ -112,6 +106,9 @@ class ControlApp:
             handler, methods = reads[path], ["GET", "HEAD"]
         elif path in writes:
             handler, methods = writes[path], ["POST"]
+        elif path == "/-/actor/sync-all-sources":
+            # GET is the reference's, although it changes something; POST is what it should be.
+            handler, methods = self._sync_all_sources, ["GET", "POST"]
         else:
             raise Refusal(404, f"there is no route {path!r}", code="not_found")
         if head.method.decode("latin-1") not in methods:
@@ -123,13 +120,8 @@ class ControlApp:
 
     async def _healthz(self, request: ControlRequest) -> ControlResponse:
         """Report whether requests are served; further lines say why Redis or the event log is not well."""
-        if self.diagnostics_secret is not None:
-            token = extract_token(request.head.header)
-            # In constant time, so that the time does not tell how much of a guess is right.
-            if not hmac.compare_digest(
-                token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
-            ):
-                return ControlResponse(401, TEXT, b"")
+        if self.diagnostics_secret is not None and not _has_secret(request, self.diagnostics_secret):
+            return ControlResponse(401, TEXT, b"")
         limiter = self.gateway.limiter
         try:
             await self.check_store()
@@ -140,6 +132,17 @@ class ControlApp:
         serves = event_log.is_accepting and (outage is None or limiter.serves_without_redis)
         lines = ["healthz: ok" if serves else "healthz: err", outage, event_log.describe()]
         return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
+
+    async def _sync_all_sources(self, request: ControlRequest) -> ControlResponse:
+        # Unlike healthz never open: each call makes Sourcegraph.com list all its subscriptions.
+        if self.diagnostics_secret is None:
+            raise Refusal(403, "set CODY_GATEWAY_DIAGNOSTICS_SECRET to use this route", code="no_secret")
+        if not _has_secret(request, self.diagnostics_secret):
+            return ControlResponse(401, TEXT, b"")
+        return await sync_all_sources(self.sync_worker)
+
+    async def _attribute(self, request: ControlRequest) -> ControlResponse:
+        return await self.attribution.answer(await self._find_actor(request), request.receive)
 
     async def _readyz(self, request: ControlRequest) -> ControlResponse:
         """Answer load balancers: 503 while the service starts or drains, although it still serves."""
@@ -200,6 +203,12 @@ class ControlApp:
                 entry["expiry"] = expiry.isoformat(timespec="seconds").replace("+00:00", "Z")
             answer[feature.value] = entry
         return ControlResponse(200, JSON, json.dumps(answer).encode("utf-8"))
+
+
+def _has_secret(request: ControlRequest, secret: str) -> bool:
+    token = extract_token(request.head.header)
+    # In constant time, so that the time does not tell how much of a guess is right.
+    return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), secret.encode("utf-8"))
 
 
 async def _send_answer(send: Send, answer: ControlResponse) -> None:

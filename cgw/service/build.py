@@ -11,11 +11,14 @@ from typing import cast
 import trio
 
 from cgw import __version__
+from cgw.actors.dotcom.client import DotcomClient
 from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
 from cgw.actors.static import StaticSource, load_static_actors
+from cgw.actors.sync import SyncWorker
 from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
+from cgw.control.attribution import Attribution
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
@@ -67,8 +70,21 @@ def build_gateway(
     )
 
 
+def build_sync_worker(settings: Settings, sources: Sources, redis: Store) -> SyncWorker | None:
+    """Return the worker that syncs the sources; ``None`` where none can be synced."""
+    if not sources.syncers:
+        return None
+    return SyncWorker(sources.syncers, redis, interval_seconds=settings.actors.sync_interval_seconds)
+
+
 def build_control_app(
-    settings: Settings, gateway: Gateway, routes: Routes, redis: Store, status: ServiceStatus
+    settings: Settings,
+    gateway: Gateway,
+    routes: Routes,
+    redis: Store,
+    status: ServiceStatus,
+    dotcom: DotcomClient | None,
+    sync_worker: SyncWorker | None,
 ) -> ControlApp:
     """Return the app of both ports."""
     return ControlApp(
@@ -78,6 +94,8 @@ def build_control_app(
         diagnostics_secret=_reveal(settings.server.diagnostics_secret),
         check_store=redis.check,
         status=status,
+        attribution=Attribution(dotcom if settings.dotcom.attribution else None),
+        sync_worker=sync_worker,
     )
 
 

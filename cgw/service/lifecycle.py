@@ -19,6 +19,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from cgw.actors.sync import SyncWorker
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, explain_os_error
 from cgw.events.event_log import open_event_log
@@ -38,6 +39,7 @@ from cgw.service.build import (
     build_server,
     build_server_tls,
     build_static_source,
+    build_sync_worker,
     build_upstream_tls,
 )
 from cgw.service.settings import Settings
@@ -149,7 +151,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
         gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)
-        control_app = build_control_app(settings, gateway, routes, redis, status)
+        sync_worker = build_sync_worker(settings, opened.sources, redis)
+        control_app = build_control_app(settings, gateway, routes, redis, status, opened.dotcom, sync_worker)
         overload = OverloadControl(
             target_seconds=settings.overload.shed_target_seconds,
             interval_seconds=settings.overload.shed_interval_seconds,
@@ -157,7 +160,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        await _start_background(stack, gateway, alerts, overload, http_engine)
+        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
@@ -186,13 +189,19 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
 
 
 async def _start_background(
-    stack: AsyncExitStack, gateway: Gateway, alerts: AlertQueue, overload: OverloadControl, http_engine: HttpEngine
+    stack: AsyncExitStack,
+    gateway: Gateway,
+    alerts: AlertQueue,
+    overload: OverloadControl,
+    http_engine: HttpEngine,
+    sync_worker: SyncWorker | None,
 ) -> None:
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
         alerts.run,
         gateway.limiter.run,
         *(source.run for source in gateway.sources.runners),
+        *(() if sync_worker is None else (sync_worker.run,)),
         gateway.refresher.run,
         gateway.pool.run,
         gateway.relay.run,

@@ -87,7 +87,7 @@ async def test_a_paused_holder_is_cancelled_when_it_goes_on_and_its_token_is_sma
     server: RedisServer, store: Store
 ) -> None:
     """The event loop stands still past the expiry, as in a stopped process; another owner has the lock by then."""
-    tokens = []
+    tokens: list[int] = []
 
     async def take_over() -> None:
         async with open_redis(server.url, timeout_seconds=5) as own_store:

@@ -21,6 +21,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 import trio
 from attrs import define, field, frozen
@@ -32,7 +33,7 @@ from cgw.actors.fetched.memory import Memory, Remembered
 from cgw.actors.fetched.redis_records import KeptActor, RedisRecords, TokenRemoved
 from cgw.actors.fetched.source_health import SourceHealth
 from cgw.actors.fetched.token_shape import TokenShape
-from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
+from cgw.actors.source import AccessTokenDenied, ActorList, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.actors.tokens import hash_token
 from cgw.errors import CgwError, StoreUnavailable
 from cgw.model import Actor, Feature
@@ -203,6 +204,19 @@ class CachedSource:
         lookup = self._lookups.get((key, True)) or self._begin(_Lookup(key, recognised, "", known, is_update=True))
         await lookup.is_done.wait()
         self._conclude(lookup)
+
+    async def list_actors(self, *, max_actors: int, seconds: float) -> ActorList:
+        """See :class:`~cgw.actors.source.Lister`: the actors that Redis keeps."""
+        found: dict[str, Actor] = {}
+        with trio.move_on_after(seconds) as time_scope:
+            async with aclosing(self._records.scan_actors()) as pages:
+                async for page in pages:
+                    found |= {fetched.id: self._builder.build(fetched) for fetched in page}
+                    # One more than the bound tells that there are more.
+                    if len(found) > max_actors:
+                        break
+        is_complete = len(found) <= max_actors and not time_scope.cancelled_caught
+        return ActorList(tuple(found.values())[:max_actors], is_complete)
 
     def _conclude(self, lookup: _Lookup) -> Actor:
         if lookup.error is not None:

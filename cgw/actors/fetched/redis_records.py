@@ -12,7 +12,8 @@ So the limits of an actor are the same for all its tokens, however it was fetche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from importlib.resources import files
 from typing import Any
 
@@ -28,9 +29,6 @@ from cgw.redis.opening import Store
 
 FORMAT = 1
 """The version of the records: those of another one are read as missing, and replaced."""
-
-FENCE_MS = 3600 * 1000
-"""How long the fence is remembered after the last sync."""
 
 REMOVED_MS = 60 * 1000
 """How long a removed token is marked: longer than any replica goes without asking Redis about a token in use."""
@@ -139,7 +137,7 @@ class RedisRecords:
 
     async def begin_sync(self, fence: int) -> int:
         """Raise the fence; return the server's time in µs. Raises :exc:`~cgw.actors.source.FenceLost`."""
-        answer = await self._run(self._begin, [self._fence_key], [fence, FENCE_MS])
+        answer = await self._run(self._begin, [self._fence_key], [fence])
         return int(answer)
 
     async def remove_unseen(self, fence: int, began_us: int) -> int:
@@ -162,6 +160,15 @@ class RedisRecords:
             total += int(removed)
             if looked_at < REMOVED_PER_CALL:
                 return total
+
+    async def scan_actors(self) -> AsyncGenerator[Sequence[FetchedActor], None]:
+        """Yield the actors that are kept, page by page, each with a call; some may come twice. For operators."""
+        async with aclosing(self._store.scan(f"{self._actor_prefix}*")) as pages:
+            async for keys in pages:
+                if keys:
+                    # All of one source's keys share a slot. A key of another type is None here, as a missing one.
+                    records = await self._store.execute_command("MGET", *keys)
+                    yield [actor for record in records if (actor := _decode_actor(record)) is not None]
 
     async def _run(self, script: LuaScript, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         try:
