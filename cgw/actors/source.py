@@ -196,11 +196,6 @@ class Sources:
         """The sources whose actors can be listed, in order."""
         self._recallers = [source for source in self._sources if isinstance(source, Recaller)]
 
-    @property
-    def has_any(self) -> bool:
-        """True if there is a source, and so someone who may be served."""
-        return bool(self._sources)
-
     def find_updater(self, actor: Actor) -> Updater | None:
         """Return the source of ``actor`` if it can update, otherwise ``None``."""
         return self._updaters.get(actor.source)
@@ -228,6 +223,8 @@ class Sources:
                 continue
             except CgwError as error:
                 # A note, not a new error: callers tell a denial from a failure by the type.
-                error.add_note(f"from the actor source {source.name!r}")
+                note = f"from the actor source {source.name!r}"
+                if note not in getattr(error, "__notes__", ()):  # callers of one look-up get the same error
+                    error.add_note(note)
                 raise
         raise NotFromSource("no source found for token" if token else "no token provided")

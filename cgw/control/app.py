@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from cgw.actors.authorization import extract_token
 from cgw.actors.refresh import RefreshFailed
-from cgw.actors.source import ActorRecentlyUpdated, SourceUnavailable
+from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
 from cgw.actors.sync import SyncWorker
 from cgw.control.attribution import Attribution
 from cgw.control.responses import JSON, TEXT, ControlResponse
@@ -164,6 +164,8 @@ class ControlApp:
         except ActorRecentlyUpdated as error:
             retry_after = (b"retry-after", b"%d" % math.ceil(error.retry_after_seconds))
             raise Refusal(429, str(error), code="recently_updated", headers=[retry_after]) from None
+        except AccessTokenDenied as error:  # since it was fetched last
+            raise Refusal(401, str(error)) from None
         except RefreshFailed as error:
             raise Refusal(503, str(error), headers=[(b"retry-after", b"1")]) from None
         except SourceUnavailable as error:

@@ -527,3 +527,39 @@ async def test_bursts_of_stale_requests_ask_redis_once(bench: SourceBench, sourc
         for _ in range(100):
             callers.start_soon(source.get, TOKEN)
     assert count_calls(bench) - before == 1
+
+
+async def test_a_replica_that_has_just_started_does_not_wait_for_a_slow_source(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph
+) -> None:
+    """What Redis knows is served after a second, although this process knew nothing and the source takes long."""
+    bench.fresh_seconds = 0
+    await (await bench.start_users(sourcegraph)).get(TOKEN)
+    other = await bench.start_users(sourcegraph)
+    sourcegraph.delay_seconds = 8
+    started = trio.current_time()
+    assert (await other.get(TOKEN)).id == "123"
+    assert trio.current_time() - started < 5
+
+
+async def test_many_failures_at_once_are_one_pause(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """Fetches that fail together do not prolong the pause: it is over after a second."""
+    sourcegraph.delay_seconds = 0.05
+    sourcegraph.answer_next = lambda call: JsonAnswer({}, 503)
+    source = await bench.start_users(sourcegraph)
+
+    async def ask(number: int) -> None:
+        with pytest.raises(SourceUnavailable):
+            await source.get(user_token(number))
+
+    async with trio.open_nursery() as callers:
+        for number in range(16):
+            callers.start_soon(ask, number)
+    assert source.describe() == "actor source dotcom-user cannot be asked (see the log)"
+    with pytest.raises(SourceUnavailable) as caught:
+        await source.get(TOKEN)
+    assert caught.value.retry_after_seconds <= 1
+    sourcegraph.answer_next = None
+    await trio.sleep(1.1)
+    await source.get(TOKEN)
+    assert source.describe() is None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
 import trio.testing
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from cgw.actors.refresh import MAX_AT_ONCE, MAX_COOLING, MAX_WAITING, UPDATE_SECONDS, Refresher, RefreshFailed
 from cgw.actors.source import ActorRecentlyUpdated, NotFromSource, Sources, Updater
@@ -292,3 +292,21 @@ async def test_source_without_cool_down_updates_every_time(autojump_clock: trio.
             await refresher.refresh(build_actor(), "token")
     assert source.updated_ids == ["acme"] * 3
     assert refresher.statistics().remembered == 0
+
+
+async def test_an_actor_that_was_just_fetched_cools_down() -> None:
+    """By whichever replica: the time of its record counts, rounded down as in the reference (§1.7)."""
+    listed = ListedSource()
+    fetched = evolve(build_actor(), last_updated=datetime.now(UTC) - timedelta(seconds=20))
+    async with open_refresher(listed) as refresher:
+        with pytest.raises(ActorRecentlyUpdated, match=r"^actor was recently updated - try again in 39s$") as caught:
+            await refresher.refresh(fetched, "token")
+        assert 39 < caught.value.retry_after_seconds <= 40
+        refresher.request(fetched, "token")
+        ahead = evolve(build_actor(), last_updated=datetime.now(UTC) + timedelta(hours=5))
+        with pytest.raises(ActorRecentlyUpdated) as caught:
+            await refresher.refresh(ahead, "token")
+        assert caught.value.retry_after_seconds <= 60, "a clock that is ahead does not prolong it"
+        assert listed.updated_ids == []
+        await refresher.refresh(evolve(fetched, last_updated=datetime.now(UTC) - timedelta(seconds=61)), "token")
+    assert listed.updated_ids == ["acme"]

@@ -211,3 +211,51 @@ async def test_hanging_file_holds_one_thread_and_no_refresh(
     path.write_text(build_text(("acme", "one", 7)))
     await source.update(source.actors[0], "")
     assert await get_limit(source, "one") == 7
+
+
+@pytest.fixture
+def watching_clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """A clock that jumps, but leaves threads the time to read."""
+    autojump_clock.autojump_threshold = 0.02
+    return autojump_clock
+
+
+async def test_an_edit_acts_within_five_seconds(
+    source: StaticSource, path: Path, watching_clock: trio.testing.MockClock
+) -> None:
+    """Without any request: limits change, and a removed token stops working."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.run)
+        await trio.sleep(1)
+        replace(path, build_text(("acme", "one", 7)))
+        await trio.sleep(5)
+        assert await get_limit(source, "one") == 7
+        with pytest.raises(NotFromSource):
+            await source.get("two")
+        assert source.recall(hash_token("two")) is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_broken_edit_is_said_once_and_keeps_the_old_actors(
+    source: StaticSource, path: Path, watching_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each wrong edit is one error line that says what is wrong; the right one after it acts."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.run)
+        for text in (build_text(("acme", "one", 0)), "nonsense"):
+            replace(path, text)
+            await trio.sleep(20)
+            assert await get_limit(source, "one") == 100
+            assert await get_limit(source, "two") == 100
+        path.unlink()
+        await trio.sleep(20)
+        assert await get_limit(source, "one") == 100
+        messages = [record.getMessage() for record in caplog.records]
+        replace(path, build_text(("acme", "one", 9)))
+        await trio.sleep(5)
+        assert await get_limit(source, "one") == 9
+        nursery.cancel_scope.cancel()
+    assert [message.partition(f"{path}: ")[0] for message in messages] == ["the actors stay as they were: "] * 3
+    assert "limit: must be at least 1, not 0" in messages[0]
+    assert "not valid TOML" in messages[1]
+    assert "cannot be read" in messages[2]

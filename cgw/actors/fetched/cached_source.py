@@ -18,6 +18,7 @@ actors who are known: not until Redis forgets them (``CODY_GATEWAY_SOURCES_CACHE
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -91,13 +92,18 @@ class SourceParts:
 
 @define(eq=False)
 class _Lookup:
-    """One look-up, and its outcome: ``remembered`` or ``error``. The token lives as long as it."""
+    """One look-up, and its outcome: ``remembered`` or ``error``. The token lives as long as it.
+
+    ``known`` is what was known of the token, here or in Redis, whether fresh or not.
+    """
 
     key: str
     token: str = field(repr=False)
     client: str
     known: Remembered | None
     is_update: bool = False
+    has_news: trio.Event = field(factory=trio.Event)
+    """Set when Redis knows the token, and when the look-up is done."""
     is_done: trio.Event = field(factory=trio.Event)
     remembered: Remembered | None = None
     error: CgwError | None = None
@@ -163,6 +169,10 @@ class CachedSource:
         key = hash_token(recognised)
         return self.recall(key) or await self._get_unfresh(key, recognised, client)
 
+    def describe(self) -> str | None:
+        """Return a sentence for operators while the source cannot be asked; it holds no host or token."""
+        return f"actor source {self.name} cannot be asked (see the log)" if self._health.is_down else None
+
     def forget_freshness(self) -> None:
         """Have the next caller of each token ask Redis, and the source if what Redis has is no longer fresh."""
         self._memory.expire()
@@ -176,12 +186,12 @@ class CachedSource:
         known = self._memory.find(key)
         lookup = self._lookups.get((key, False)) or self._begin(_Lookup(key, token, client, known))
         if known is None:
+            await lookup.has_news.wait()
+            known = lookup.known
+        with trio.move_on_after(math.inf if known is None else PATIENCE_SECONDS):
             await lookup.is_done.wait()
-        else:
-            with trio.move_on_after(PATIENCE_SECONDS):
-                await lookup.is_done.wait()
-            if not lookup.is_done.is_set():
-                return known.actor
+        if known is not None and not lookup.is_done.is_set():
+            return known.actor
         return self._conclude(lookup)
 
     async def update(self, actor: Actor, token: str) -> None:
@@ -220,11 +230,7 @@ class CachedSource:
         if self._nursery is None:
             raise SourceUnavailable(f"actor source {self.name}: is not running", is_down=False)
         if lookup.known is None and not lookup.is_update:
-            try:
-                self._lookup_budget.spend(lookup.client)
-            except TooManyUnknownTokens:
-                self._refused += 1
-                raise
+            self._spend(self._lookup_budget, lookup.client)
         if len(self._lookups) >= MAX_LOOKUPS:
             raise SourceUnavailable(f"actor source {self.name}: too many tokens are being looked up", is_down=False)
         self._lookups[lookup.key, lookup.is_update] = lookup
@@ -246,45 +252,62 @@ class CachedSource:
             lookup.error = SourceUnavailable(f"actor source {self.name}: failed", is_down=False)
         finally:
             del self._lookups[lookup.key, lookup.is_update]
+            lookup.has_news.set()
             lookup.is_done.set()
 
     async def _look_up(self, lookup: _Lookup) -> Remembered:
         """Return the token's actor, from Redis or the source, and remember it."""
+        is_unknown = lookup.known is None and not lookup.is_update
+        checked_at_ms = await self._find_in_redis(lookup)
+        known = lookup.known
+        if known is not None and not lookup.is_update and self._is_fresh(checked_at_ms):
+            if is_unknown:
+                self._lookup_budget.give_back(lookup.client)
+            return self._remember(lookup, known.fetched, known.checked_at_ms)
+        is_charged = known is None and not lookup.is_update
+        if is_charged:
+            self._spend(self._fetch_budget, lookup.client)
+        try:
+            remembered = await self._fetch(lookup)
+        except SourceUnavailable:
+            if known is None or lookup.is_update or self._get_age_ms(known.checked_at_ms) >= self._ttl_ms:
+                raise
+            return self._remember(lookup, known.fetched, known.checked_at_ms, is_stale=True)
+        if is_charged:
+            self._fetch_budget.give_back(lookup.client)
+        if is_unknown:
+            self._lookup_budget.give_back(lookup.client)
+        return remembered
+
+    async def _find_in_redis(self, lookup: _Lookup) -> int:
+        """Set ``lookup.known`` to what Redis has; return when the token was last checked, 0 if Redis does not know it.
+
+        While Redis is away, what this process knows counts. Raises :exc:`~cgw.actors.source.AccessTokenDenied` for a
+        token that a sync has removed.
+        """
         try:
             found = await self._records.find(lookup.key)
-            if found is None:
-                known = lookup.known
-            else:
-                known = self._remember(lookup, found.actor, found.checked_at_ms)
-                if not lookup.is_update and self._is_fresh(found.checked_at_ms):
-                    self._give_back(lookup)
-                    return known
         except TokenRemoved:
             reason = "the token is no longer listed"
             self._memory.remember_denial(lookup.key, reason)
             raise AccessTokenDenied(reason, self.name) from None
         except StoreUnavailable:
-            known = lookup.known
-            if known is not None and not lookup.is_update and self._is_fresh(known.checked_at_ms):
-                return self._remember(lookup, known.fetched, known.checked_at_ms)
-        if known is None and not lookup.is_update:
-            try:
-                self._fetch_budget.spend(lookup.client)
-            except TooManyUnknownTokens:
-                self._refused += 1
-                raise
-        try:
-            remembered = await self._fetch(lookup, known)
-        except SourceUnavailable:
-            if known is None or lookup.is_update or self._get_age_ms(known.checked_at_ms) >= self._ttl_ms:
-                raise
-            return self._remember(lookup, known.fetched, known.checked_at_ms, is_stale=True)
-        if known is None and not lookup.is_update:
-            self._fetch_budget.give_back(lookup.client)
-            self._give_back(lookup)
-        return remembered
+            return 0 if lookup.known is None else lookup.known.checked_at_ms
+        if found is None:
+            return 0
+        # Callers need not wait for the source to be served with this.
+        lookup.known = self._remember(lookup, found.actor, found.checked_at_ms)
+        lookup.has_news.set()
+        return found.checked_at_ms
 
-    async def _fetch(self, lookup: _Lookup, known: Remembered | None) -> Remembered:
+    def _spend(self, budget: AddressBudget, client: str) -> None:
+        try:
+            budget.spend(client)
+        except TooManyUnknownTokens:
+            self._refused += 1
+            raise
+
+    async def _fetch(self, lookup: _Lookup) -> Remembered:
         async with self._fetch_slots:
             self._health.begin_call()
             self._fetches += 1
@@ -349,10 +372,6 @@ class CachedSource:
         remembered = Remembered(actor, fetched, checked_at_ms, trio.current_time() + MEMORY_SECONDS)
         self._memory.remember(lookup.key, remembered)
         return remembered
-
-    def _give_back(self, lookup: _Lookup) -> None:
-        if lookup.known is None and not lookup.is_update:
-            self._lookup_budget.give_back(lookup.client)
 
     def _is_fresh(self, checked_at_ms: int) -> bool:
         return -CLOCK_SLACK_MS <= self._get_age_ms(checked_at_ms) < self._options.fresh_seconds * 1000

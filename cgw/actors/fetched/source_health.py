@@ -71,7 +71,8 @@ class SourceHealth:
             self._is_trying = False
             return
         self._failures += 1
-        if self.is_down:
+        # Calls that fail together count as one: they began before the pause.
+        if self.is_down and trio.current_time() >= self._paused_until:
             self._paused_until = trio.current_time() + self._pause_seconds
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
         self._is_trying = False
