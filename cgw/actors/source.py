@@ -196,11 +196,6 @@ class Sources:
         """The sources whose actors can be listed, in order."""
         self._recallers = [source for source in self._sources if isinstance(source, Recaller)]
 
-    @property
-    def has_any(self) -> bool:
-        """True if there is a source, and so someone who may be served."""
-        return bool(self._sources)
-
     def find_updater(self, actor: Actor) -> Updater | None:
         """Return the source of ``actor`` if it can update, otherwise ``None``."""
         return self._updaters.get(actor.source)

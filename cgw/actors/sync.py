@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import trio
 from attrs import define, field, frozen
 
-from cgw.actors.source import FenceLost, Syncer, SyncResult
+from cgw.actors.source import FenceLost, SourceUnavailable, Syncer, SyncResult
 from cgw.errors import CgwError, StoreUnavailable
 from cgw.redis.lock import Held, LockLost, RedisLock
 from cgw.redis.store import Store
@@ -200,49 +200,47 @@ class SyncWorker:
         syncs: dict[str, SourceSync] = {}
 
         async def sync(syncer: Syncer) -> None:
-            began_at = trio.current_time()
-            result, problem, has_lost_fence = await self._sync_one(syncer, token)
-            seconds = trio.current_time() - began_at
-            syncs[syncer.name] = SourceSync(syncer.name, seconds, result, problem, has_lost_fence)
-            self._note(syncs[syncer.name])
+            syncs[syncer.name] = await self._sync_one(syncer, token)
 
         async with trio.open_nursery() as source_nursery:
             for syncer in self._syncers:
                 source_nursery.start_soon(sync, syncer)
         return [syncs[syncer.name] for syncer in self._syncers]
 
-    async def _sync_one(self, syncer: Syncer, token: int) -> tuple[SyncResult | None, str, bool]:
-        logger.debug("syncing source %s", syncer.name)
+    async def _sync_one(self, syncer: Syncer, token: int) -> SourceSync:
+        name, began_at = syncer.name, trio.current_time()
+        result, problem, has_lost_fence = None, "", False
+        logger.debug("syncing source %s", name)
         try:
             # As in the reference: a sync that takes longer than the interval is cut off.
             with trio.fail_after(self._interval_seconds):
-                return await syncer.sync(token), "", False
+                result = await syncer.sync(token)
         except FenceLost as error:
-            return None, str(error), True
+            # Not a failure of the source; what it means is logged for all sources together.
+            problem, has_lost_fence = str(error), True
+        except SourceUnavailable as error:
+            problem = str(error)
+            # The source has logged the reason itself: it is the same for its look-ups.
+            self._note_failure(name, f"source {name} could not be synced: tokens that are revoked go on working")
         except CgwError as error:
-            return None, str(error), False
+            problem = str(error)
+            self._note_failure(name, f"source {name} could not be synced: {problem}")
         except trio.TooSlowError:
-            return None, f"took more than the interval of {self._interval_seconds:g} s", False
+            problem = f"took more than the interval of {self._interval_seconds:g} s"
+            self._note_failure(name, f"source {name} could not be synced: {problem}")
         except Exception:  # a boundary: a bug in one source must not end the syncs of the others
-            logger.exception("unexpected error syncing source %s", syncer.name)
             # Callers get a plain text: that of an unknown exception may hold a token.
-            return None, "unexpected error", False
-
-    def _note(self, sync: SourceSync) -> None:
-        if sync.result is None:
+            problem = "unexpected error"
+            logger.exception("unexpected error syncing source %s", name)
+        sync = SourceSync(name, trio.current_time() - began_at, result, problem, has_lost_fence)
+        if result is None:
             self._failed += 1
-            if not sync.has_lost_fence:  # not a failure of the source, and logged for all together
-                self._note_failure(sync.source, f"source {sync.source} could not be synced: {sync.problem}")
-            return
-        self._succeeded += 1
-        self._note_success(sync.source, f"source {sync.source} can be synced again")
-        logger.info(
-            "source %s synced in %.2f s: %d tokens seen, %d removed",
-            sync.source,
-            sync.seconds,
-            sync.result.seen,
-            sync.result.removed,
-        )
+        else:
+            self._succeeded += 1
+            self._note_success(name, f"source {name} can be synced again")
+            figures = (sync.seconds, result.seen, result.removed)
+            logger.info("source %s synced in %.2f s: %d tokens seen, %d removed", name, *figures)
+        return sync
 
     # Once per change: a source that is down for a day would log the same line every two minutes.
 

@@ -142,7 +142,7 @@ class ControlApp:
         return await sync_all_sources(self.sync_worker)
 
     async def _attribute(self, request: ControlRequest) -> ControlResponse:
-        return await self.attribution.answer(await self._find_actor(request), request.receive)
+        return await self.attribution.answer(await self._find_actor(request), request.head, request.receive)
 
     async def _readyz(self, request: ControlRequest) -> ControlResponse:
         """Answer load balancers: 503 while the service starts or drains, although it still serves."""

@@ -17,6 +17,7 @@ from cgw.control.responses import JSON, ControlResponse
 from cgw.errors import Refusal
 from cgw.model import Actor
 from cgw.transport.asgi_host import Receive
+from cgw.wire.messages import RequestHead
 
 MAX_REPOSITORIES = 4
 """The most repositories that are asked for; also what no limit, or a wrong one, stands for."""
@@ -54,8 +55,8 @@ class Attribution:
         self._client = client
         self._slots = trio.CapacityLimiter(MAX_AT_ONCE)
 
-    async def answer(self, actor: Actor, receive: Receive) -> ControlResponse:
-        """Answer ``actor``'s request, whose body comes from ``receive``.
+    async def answer(self, actor: Actor, head: RequestHead, receive: Receive) -> ControlResponse:
+        """Answer ``actor``'s request with ``head``, whose body comes from ``receive``.
 
         Raises :exc:`~cgw.errors.Refusal`, checked in this order: 401 for actors of other sources, 503 if attribution is
         off, 400 and 413 for the body, 503 above :data:`MAX_AT_ONCE`, 502 if Sourcegraph.com gives no answer.
@@ -64,7 +65,7 @@ class Attribution:
             raise Refusal(401, "only available for enterprise product subscriptions", code="wrong_source")
         if self._client is None:
             raise Refusal(503, "attribution search not enabled", code="attribution_off")
-        request = _parse_request(await _receive_body(receive))
+        request = _parse_request(await _receive_body(head, receive))
         limit = request.limit or 0
         first = limit if 0 < limit <= MAX_REPOSITORIES else MAX_REPOSITORIES
         try:
@@ -86,8 +87,11 @@ class Attribution:
         return ControlResponse(200, JSON, msgspec.json.encode(answer))
 
 
-async def _receive_body(receive: Receive) -> bytes:
+async def _receive_body(head: RequestHead, receive: Receive) -> bytes:
     """Return the whole body. Raises :exc:`~cgw.errors.Refusal` (413, or 400 for one that broke off)."""
+    announced = head.header(b"content-length") or b""
+    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+        raise _build_too_large()  # before it is read
     parts: list[bytes] = []
     size = 0
     while True:
@@ -97,9 +101,13 @@ async def _receive_body(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY_BYTES:
-            raise Refusal(413, f"the body must be at most {MAX_BODY_BYTES} bytes", code="too_large", must_close=True)
+            raise _build_too_large()
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _build_too_large() -> Refusal:
+    return Refusal(413, f"the body must be at most {MAX_BODY_BYTES} bytes", code="too_large", must_close=True)
 
 
 def _parse_request(body: bytes) -> _Request:

@@ -90,10 +90,11 @@ def _log_start(service: Service) -> None:
     for provider in PROVIDERS:
         if settings.providers[provider.name].access_token is None:
             logger.warning("provider %s has no routes: %s is not set", provider.name, provider.access_token_variable)
-    if not service.gateway.sources.has_any:
+    has_dotcom = settings.dotcom.access_token is not None or settings.portal.url is not None
+    if settings.actors.file is None and not settings.actors.allow_anonymous and not has_dotcom:
         logger.warning(
-            "nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE, CODY_GATEWAY_DOTCOM_ACCESS_TOKEN, "
-            "CODY_GATEWAY_ENTERPRISE_PORTAL_URL or CODY_GATEWAY_ALLOW_ANONYMOUS"
+            "nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE, CODY_GATEWAY_DOTCOM_ACCESS_TOKEN or "
+            "CODY_GATEWAY_ALLOW_ANONYMOUS"
         )
     logger.info("usage events are kept in %s", service.events_folder)
     if service.admin_port is not None:

@@ -164,6 +164,14 @@ async def test_s7_a_wrong_body_is_400(gateway: Service, sourcegraph: ScriptedSou
 async def test_a_large_body_is_413(gateway: Service, sourcegraph: ScriptedSourcegraph) -> None:
     """Up to the bound it is searched for."""
     assert (await ask(gateway, {"snippet": "x" * MAX_BODY_BYTES})).status_code == 413
+
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" " * (MAX_BODY_BYTES // 2)
+
+    headers = {"authorization": f"Bearer {INSTANCE}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
+        assert (await client.post(PATH, content=stream())).status_code == 413
     assert (await ask(gateway, {"snippet": "x" * (MAX_BODY_BYTES - 20)})).status_code == 200
     assert len(list_searches(sourcegraph)) == 1
 
