@@ -103,7 +103,9 @@ async def test_users_and_subscriptions_are_served(tmp_path: Path, upstream: Scri
             answer = await stage.ask(f"Bearer {token}")
             assert answer.status == 200, answer.body
         assert stage.sourcegraph.counts == {"CheckDotcomUserAccessToken": 1}
-        assert stage.portal.counts == {"token": 1, "GetCodyGatewayAccess": 1}
+        # None if the first sync was quicker.
+        assert stage.portal.counts["GetCodyGatewayAccess"] <= 1
+        assert stage.portal.counts["token"] == 1
         events = stage.read_events()
     assert [(event["source"], event["identifier"]) for event in events] == [
         ("dotcom-user", "1"),
@@ -254,7 +256,7 @@ async def test_tokens_appear_nowhere(
                 answers.append(await stage.ask("Bearer " + token, "/v1/limits/refresh"))
             for syncer in stage.gateway.gateway.sources.syncers:
                 assert isinstance(syncer, Syncer)
-                await syncer.sync(1)
+                await syncer.sync(2**52)
             # The services repeat what they were sent.
             stage.sourcegraph.answer_next = lambda call: build_error(f"cannot look up {call.json()['variables']}")
             stage.portal.answer_next = lambda call: JsonAnswer({"code": call.body.decode(), "message": "x"}, 400)
