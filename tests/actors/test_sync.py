@@ -196,6 +196,12 @@ async def test_a_portal_access_without_an_id_stays_as_it_was(
     assert "lacks 'subscription_id'" in caplog.text or "lacks 'subscriptionId'" in caplog.text
 
 
+async def test_a_source_without_any_token_can_be_synced(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """An empty listing is only an error if tokens were known."""
+    source = await bench.start_subscriptions(sourcegraph)
+    assert await source.sync(1) == SyncResult(seen=0, removed=0)
+
+
 async def test_a_paused_holder_cannot_write_after_a_newer_one(
     bench: SourceBench, sourcegraph: ScriptedSourcegraph
 ) -> None:

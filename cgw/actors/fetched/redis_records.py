@@ -140,6 +140,10 @@ class RedisRecords:
         answer = await self._run(self._begin, [self._fence_key], [fence])
         return int(answer)
 
+    async def count_tokens(self) -> int:
+        """Return how many tokens have been written lately, by syncs or fetches."""
+        return int(await self._store.execute_command("ZCARD", self._index_key))
+
     async def remove_unseen(self, fence: int, began_us: int) -> int:
         """Remove the tokens that were not written since ``began_us``; return their number.
 

@@ -43,8 +43,9 @@ class SyncedSource(CachedSource):
             if failure.is_down:
                 self._health.failed(failure)
             raise
-        if not seen:
-            # A listing without a single token is much more likely to be wrong than the end of all subscriptions.
+        if not seen and await self._records.count_tokens():
+            # A listing without a single token is much more likely to be wrong than the end of all subscriptions. Where
+            # there never was one, it may be right.
             raise SourceUnavailable(f"actor source {self.name}: lists no tokens: nothing is removed", is_down=False)
         self._health.answered()
         return SyncResult(seen, await self._records.remove_unseen(fence, began_us))

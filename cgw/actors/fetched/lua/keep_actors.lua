@@ -24,4 +24,6 @@ for at = 6, #ARGV, 4 do
     if ARGV[3] == '1' then redis.call('ZADD', KEYS[2], now, hash) end
   end
 end
+-- As long as the records that it lists; by then the next sync has written it again.
+if ARGV[3] == '1' then redis.call('PEXPIRE', KEYS[2], ttl) end
 return earlier
