@@ -10,7 +10,9 @@ import redis
 import trio
 import trio.testing
 
-from cgw.actors.fetched.memory import MAX_ACTORS, MAX_DENIALS
+from cgw.actors.fetched.address_budget import MAX_ADDRESSES, AddressBudget
+from cgw.actors.fetched.fetched_actor import FetchedActor
+from cgw.actors.fetched.memory import MAX_ACTORS, MAX_DENIALS, Memory, Remembered
 from cgw.actors.source import AccessTokenDenied, SourceUnavailable, TooManyUnknownTokens
 from cgw.model import Actor, Feature
 from cgw.testing.json_server import JsonAnswer
@@ -498,9 +500,6 @@ async def test_a_flood_costs_redis_a_bounded_number_of_calls(
 
 def test_memory_is_bounded() -> None:
     """Actors, denials and addresses are forgotten, the oldest first, when there are too many."""
-    from cgw.actors.fetched.address_budget import MAX_ADDRESSES, AddressBudget
-    from cgw.actors.fetched.fetched_actor import FetchedActor
-    from cgw.actors.fetched.memory import Memory, Remembered
 
     async def fill() -> None:
         memory, budget = Memory(), AddressBudget(10)
@@ -563,3 +562,25 @@ async def test_many_failures_at_once_are_one_pause(bench: SourceBench, sourcegra
     await trio.sleep(1.1)
     await source.get(TOKEN)
     assert source.describe() is None
+
+
+async def test_a_bug_costs_one_look_up(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unexpected exception is 503 for its callers and one error line with its place, without its text."""
+    source = await bench.start_users(sourcegraph)
+
+    original = source._backend
+
+    class Broken:
+        async def fetch(self, token: str, report: object) -> FetchedActor:
+            raise RuntimeError(f"it happened with {token}")
+
+    source._backend = Broken()
+    with pytest.raises(SourceUnavailable, match="failed"):
+        await source.get(TOKEN)
+    [record] = caplog.records
+    assert "unexpected RuntimeError at " in record.getMessage()
+    assert TOKEN not in caplog.text
+    source._backend = original
+    assert (await source.get(TOKEN)).id == "123"

@@ -196,6 +196,19 @@ async def test_a_portal_access_without_an_id_stays_as_it_was(
     assert "lacks 'subscription_id'" in caplog.text or "lacks 'subscriptionId'" in caplog.text
 
 
+async def test_listings_that_fail_do_not_keep_new_tokens_out(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph
+) -> None:
+    """However often a listing fails: the question for one token is another one."""
+    subscribe(sourcegraph, 1)
+    source = await bench.start_subscriptions(sourcegraph)
+    sourcegraph.answer_next = lambda call: JsonAnswer({}, 504) if "List" in call.target else None
+    for fence in range(1, 6):
+        with pytest.raises(SourceUnavailable):
+            await source.sync(fence)
+    assert (await source.get(subscription_token(0))).id == "s-0"
+
+
 async def test_a_source_without_any_token_can_be_synced(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
     """An empty listing is only an error if tokens were known."""
     source = await bench.start_subscriptions(sourcegraph)

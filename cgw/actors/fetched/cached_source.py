@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
@@ -247,8 +248,11 @@ class CachedSource:
             text = f"actor source {self.name}: no decision within {LOOKUP_SECONDS:g} s"
             lookup.error = SourceUnavailable(text)
         except Exception as bug:  # noqa: BLE001 - a bug costs one look-up, not the source
-            # The type alone: the text of an unknown exception may hold the token.
-            logger.error("actor source %s: unexpected %s in a look-up", self.name, type(bug).__name__)
+            # Type and place alone: the text of an unknown exception may hold the token.
+            place = traceback.extract_tb(bug.__traceback__)[-1]
+            logger.error(
+                "actor source %s: unexpected %s at %s:%s", self.name, type(bug).__name__, place.filename, place.lineno
+            )
             lookup.error = SourceUnavailable(f"actor source {self.name}: failed", is_down=False)
         finally:
             del self._lookups[lookup.key, lookup.is_update]

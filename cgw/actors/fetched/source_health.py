@@ -57,8 +57,11 @@ class SourceHealth:
             raise SourceUnavailable(self._last_text or self._name, retry_after_seconds=max(1.0, left))
         self._is_trying = True
 
-    def failed(self, error: SourceUnavailable) -> None:
-        """Note that the source gave no usable answer, and log it, once for each reason."""
+    def failed(self, error: SourceUnavailable, *, is_listing: bool = False) -> None:
+        """Note that the source could not be asked, and log it, once for each reason.
+
+        ``is_listing``: a listing failed, which says little about the small question for one token.
+        """
         text = str(error)
         if text != self._last_text:
             self._last_text = text
@@ -67,8 +70,7 @@ class SourceHealth:
                 self._name,
                 text,
             )
-        if not error.is_down:
-            self._is_trying = False
+        if is_listing:
             return
         self._failures += 1
         # Calls that fail together count as one: they began before the pause.

@@ -41,7 +41,7 @@ class SyncedSource(CachedSource):
                         seen += await self._keep_listed(page[start : start + ACTORS_PER_CALL], fence)
         except SourceUnavailable as failure:
             if failure.is_down:
-                self._health.failed(failure)
+                self._health.failed(failure, is_listing=True)
             raise
         if not seen and await self._records.count_tokens():
             # A listing without a single token is much more likely to be wrong than the end of all subscriptions. Where
