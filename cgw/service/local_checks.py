@@ -56,12 +56,14 @@ async def check_sources(settings: Settings) -> list[Finding]:
     try:
         check_source_settings(settings)
     except ConfigError as error:
-        # The remedy comes last; a URL in between has a colon, too.
-        parts = [
-            (problem.partition(": ")[0], problem.partition(": ")[2].rpartition(": ")) for problem in error.problems
-        ]
-        return [Finding(variable, wrong, remedy) for variable, (wrong, _, remedy) in parts]
+        return [_read_problem(problem) for problem in error.problems]
     return []
+
+
+def _read_problem(problem: str) -> Finding:
+    variable, _, rest = problem.partition(": ")
+    wrong, _, remedy = rest.rpartition(": ")
+    return Finding(variable, wrong, remedy)
 
 
 async def check_provider_settings(settings: Settings) -> list[Finding]:

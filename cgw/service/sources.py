@@ -184,8 +184,8 @@ def _list_problems(settings: Settings) -> list[str]:
     if settings.portal.url is not None and settings.dotcom.internal_mode:
         # Without this, a gateway for development would serve every customer.
         problems.append(
-            "CODY_GATEWAY_DOTCOM_INTERNAL_MODE: cannot be used with CODY_GATEWAY_ENTERPRISE_PORTAL_URL, since the portal "
-            "does not tell the tags of licences: unset one of them"
+            "CODY_GATEWAY_DOTCOM_INTERNAL_MODE: cannot be used with CODY_GATEWAY_ENTERPRISE_PORTAL_URL, since the "
+            "portal does not tell the tags of licences: unset one of them"
         )
     for name, url in (
         ("CODY_GATEWAY_DOTCOM_API_URL", settings.dotcom.api_url if settings.dotcom.access_token else None),
