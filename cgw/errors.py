@@ -14,15 +14,24 @@ Headers = Sequence[tuple[bytes, bytes]]
 """HTTP header fields in order, names in lower case."""
 
 
+MISSING_TOKEN = "missing_access_token"
+UNKNOWN_TOKEN = "unknown_access_token"
+"""Codes of a :class:`Refusal`; each API has words of its own for these two."""
+
+
 class CgwError(Exception):
     """The base class of all exceptions that cgw raises on purpose."""
 
 
 class ConfigError(CgwError):
-    """The settings, or a file that they name, are not valid. ``problems`` has a sentence for each thing to correct."""
+    """The settings, or a file that they name, are not valid. ``problems`` has a sentence for each thing to correct.
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    ``warnings`` are what else an operator should know of the settings; they alone are no reason to raise this.
+    """
+
+    def __init__(self, problems: Sequence[str], warnings: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(self.problems))
 
 

@@ -1,4 +1,4 @@
-"""Locks between processes: an exclusive ``flock(2)`` on a file, which the kernel releases when the process ends."""
+"""Locks between processes: an exclusive ``flock(2)``, which the kernel releases when the process ends."""
 
 from __future__ import annotations
 
@@ -22,6 +22,24 @@ def hold_file_lock(path: Path, *, timeout_seconds: float = 0) -> Iterator[int]:
     """
     # Removing the file would let a third process lock a new file of the same name while the second one holds the old.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    with _hold_lock(descriptor, timeout_seconds):
+        yield descriptor
+
+
+@contextmanager
+def hold_folder_lock(folder: Path, *, timeout_seconds: float = 0) -> Iterator[None]:
+    """Hold the lock on ``folder`` itself for the length of the block, for files that are replaced in it.
+
+    Raises and blocks as :func:`hold_file_lock` does, and leaves no file behind.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with _hold_lock(descriptor, timeout_seconds):
+        yield
+
+
+@contextmanager
+def _hold_lock(descriptor: int, timeout_seconds: float) -> Iterator[None]:
+    """Lock ``descriptor`` for the length of the block, and close it."""
     deadline = time.monotonic() + timeout_seconds
     try:
         while True:
@@ -32,6 +50,6 @@ def hold_file_lock(path: Path, *, timeout_seconds: float = 0) -> Iterator[int]:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_POLL_SECONDS)  # flock(2) itself has no timeout
-        yield descriptor
+        yield
     finally:
         os.close(descriptor)  # releases the lock

@@ -20,8 +20,8 @@ Every setting is an environment variable. This page is generated from their decl
 that are in effect, secrets masked.
 
 A variable that is set to nothing counts as unset. All problems are reported together, each with its variable's name,
-and `cgw serve` then exits with status 1. A `CODY_GATEWAY_*` name that is none of these is warned about, with the
-nearest one that is.
+and `cgw serve` then exits with status 1; `cgw check` finds them without starting. A `CODY_GATEWAY_*` name that is
+none of these is warned about, with the nearest one that is; so are names that other tools have for the same thing.
 
 How values are written:
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from cgw.errors import Refusal
+from cgw.actors.source import AccessTokenDenied
+from cgw.errors import MISSING_TOKEN, UNKNOWN_TOKEN, Headers, Refusal
 from cgw.model import Actor
 from cgw.wire.messages import FindHeader
 
@@ -33,6 +34,22 @@ def extract_token(header: FindHeader) -> str:
         shown = token_type.decode("ascii") if _HARMLESS_TYPE.fullmatch(token_type) else "****"
         raise Refusal(400, f"invalid token type {shown}", code="invalid_authorization")
     return _decode(token.strip())
+
+
+NEVER_RETRY: Headers = ((b"x-should-retry", b"false"),)
+"""Has SDKs give up at once: Claude Code retries a bare 401 for 50 s."""
+
+
+def build_unauthorized(*, has_token: bool) -> Refusal:
+    """Return the 401 for a request without a token, or with one that no source knows."""
+    if not has_token:
+        return Refusal(401, "no access token provided", code=MISSING_TOKEN, headers=NEVER_RETRY)
+    return Refusal(401, "invalid or unknown access token", code=UNKNOWN_TOKEN, headers=NEVER_RETRY)
+
+
+def build_denied(error: AccessTokenDenied) -> Refusal:
+    """Return the 401 for a token that its source denies."""
+    return Refusal(401, str(error), headers=NEVER_RETRY)
 
 
 def _decode(token: bytes) -> str:

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from cgw.cli.process import EPILOG, load_process_settings
+from cgw.cli.process import EPILOG, data_dir_option, find_events_folder
 
 
 @click.group(epilog=EPILOG)
@@ -17,7 +17,7 @@ def events() -> None:
 
 @events.command(name="import", epilog=EPILOG)
 @click.argument("file", type=click.File("rb"))
-@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Instead of CODY_GATEWAY_DATA_DIR.")
+@data_dir_option
 def import_(file: BinaryIO, data_dir: Path | None) -> None:
     """Import usage events from FILE (- is standard input).
 
@@ -28,8 +28,8 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
     from cgw.errors import EventLogError
     from cgw.events.imports import import_lines
 
-    folder = (data_dir or load_process_settings().data.directory) / "events"
+    folder = find_events_folder(data_dir)
     counts = import_lines(file, folder)
-    click.echo(f"imported {counts.imported} events into {folder}; {counts.known} were there already")
+    click.echo(f"imported {counts.imported} events into {folder}; {counts.known} were there already", err=True)
     if counts.damaged:
         raise EventLogError(f"{counts.damaged} lines announce an event and do not hold a whole one")

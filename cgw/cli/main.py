@@ -14,12 +14,13 @@ import click
 
 from cgw import __version__
 from cgw.cli.actors import actors
+from cgw.cli.check import check
 from cgw.cli.config import config
 from cgw.cli.events import events
 from cgw.cli.limits import limits
 from cgw.cli.process import EPILOG, discard_output
 from cgw.cli.serve import demo, serve
-from cgw.cli.token_check import check
+from cgw.cli.token_check import check_token
 from cgw.cli.token_derivation import derive, hash_
 from cgw.cli.tokens import token
 from cgw.cli.usage import usage
@@ -51,6 +52,8 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     # Before CgwError, of which it is a kind: each problem gets a line of its own.
     except ConfigError as error:
+        for warning in error.warnings:
+            click.echo(f"cgw: warning: {warning}", err=True)
         for problem in error.problems:
             click.echo(f"cgw: {problem}", err=True)
         return EXIT_FAILURE
@@ -70,7 +73,7 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, usage, config, token, actors, limits, events):
+for command in (serve, check, demo, usage, config, token, actors, limits, events):
     cli.add_command(command)
-for command in (check, derive, hash_):
+for command in (check_token, derive, hash_):
     token.add_command(command)

@@ -8,10 +8,10 @@ from cgw.cli.process import EPILOG, exit_on_closed_pipe, load_process_settings, 
 from cgw.cli.secret_input import read_secret, refuse_arguments
 
 
-@click.command(epilog=EPILOG)
+@click.command(name="check", epilog=EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
 @refuse_arguments
-def check(as_json: bool) -> None:
+def check_token(as_json: bool) -> None:
     """Say which source knows a token, what it may do, and how old that knowledge is.
 
     The token is read from standard input, or asked for on a terminal; it is not an argument, as those end in the
@@ -21,6 +21,6 @@ def check(as_json: bool) -> None:
     exit_on_closed_pipe()
     token = read_secret("token")
     settings = load_process_settings()
-    from cgw.cli.actor_report import check_token
+    from cgw.cli import actor_report
 
-    check_token(settings, token, as_json=as_json, width=terminal_width())
+    actor_report.check_token(settings, token, as_json=as_json, width=terminal_width())

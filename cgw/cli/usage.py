@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import date
 from pathlib import Path
 
 import click
 
-from cgw.cli.process import EPILOG, exit_on_closed_pipe, load_process_settings, terminal_width
+from cgw.cli.process import EPILOG, data_dir_option, exit_on_closed_pipe, find_events_folder, terminal_width
+
+
+def _parse_day(context: click.Context, parameter: click.Parameter, value: str | None) -> date | None:
+    if value is None:
+        return None
+    try:
+        # fromisoformat() alone would also take 20261125 and 2026-W48-3.
+        if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+            raise ValueError
+        return date.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"must be a day as YYYY-MM-DD, such as 2026-11-25, not {value!r}.") from None
 
 
 @click.command(epilog=EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of flat objects instead of a table.")
-@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The first day (UTC).")
-@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The last day (UTC), included.")
+@click.option("--since", metavar="YYYY-MM-DD", callback=_parse_day, help="The first day (UTC).")
+@click.option("--until", metavar="YYYY-MM-DD", callback=_parse_day, help="The last day (UTC), included.")
 @click.option("--actor", metavar="ID", help="Only this actor's completions.")
-@click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The data directory, instead of CODY_GATEWAY_DATA_DIR.",
-)
-def usage(
-    as_json: bool, since: datetime | None, until: datetime | None, actor: str | None, data_dir: Path | None
-) -> None:
+@data_dir_option
+def usage(as_json: bool, since: date | None, until: date | None, actor: str | None, data_dir: Path | None) -> None:
     """Sum up the recorded completions by day, actor, feature and model."""
     exit_on_closed_pipe()
+    if since is not None and until is not None and since > until:
+        raise click.UsageError(f"--since {since} is after --until {until}: no day is in between.")
     from cgw.cli.usage_report import render_json, render_table
     from cgw.events.report import summarise
 
-    folder = (data_dir or load_process_settings().data.directory) / "events"
-    rows = summarise(
-        folder,
-        since=since and since.replace(tzinfo=UTC),
-        # The last day counts as a whole, and summarise() leaves `until` itself out.
-        until=until and until.replace(tzinfo=UTC) + timedelta(days=1),
-        actor=actor,
-    )
+    folder = find_events_folder(data_dir)
+    rows = summarise(folder, since=since or date.min, until=until or date.max, actor=actor)
     if as_json:
         click.echo(render_json(rows))
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
 import msgspec
 
 from cgw.cli import tables
@@ -14,7 +13,7 @@ from cgw.events.report import UsageRow
 
 def render_json(rows: Sequence[UsageRow]) -> str:
     """Return ``rows`` as a JSON list of flat objects whose keys are :class:`UsageRow`'s fields."""
-    return msgspec.json.format(msgspec.json.encode([attrs.asdict(row) for row in rows]), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(rows), indent=2).decode()
 
 
 def render_table(rows: Sequence[UsageRow], *, is_terminal: bool = False, width: int | None = None) -> str:

@@ -33,7 +33,7 @@ _NAMED_GROUPS = "named groups"
 class Variable:
     """The environment variable of one field. ``default_text`` is shown instead of the default where it is set.
 
-    ``alias`` is an older name of the variable that is read, too.
+    ``alias`` is an older name of the variable that is read, too; ``other_names`` are what other tools call it.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Variable:
     help: str
     default_text: str | None
     alias: str | None = None
+    other_names: tuple[str, ...] = ()
 
 
 def setting(
@@ -52,16 +53,18 @@ def setting(
     factory: Callable[[], T] | None = None,
     default_text: str | None = None,
     alias: str | None = None,
+    other_names: tuple[str, ...] = (),
 ) -> T:
     """Declare a field of a group that is read from the environment variable ``name``, or from its ``alias``.
 
     ``help`` is a sentence for ``cgw config`` and the documentation. ``factory`` computes the default when it is needed,
-    instead of ``default``. Annotate the field ``| None`` where the default is ``None``; the return type is for type
-    checkers only, as with :func:`attrs.field`.
+    instead of ``default``. ``other_names`` are variables of other tools that operators may set by mistake; they are
+    never read, only pointed out. Annotate the field ``| None`` where the default is ``None``; the return type is for
+    type checkers only, as with :func:`attrs.field`.
     """
     # Always a factory, so that attrs does not compute defaults (a data directory, say) when the module is imported.
     make_default: Callable[[], Any] = factory or (lambda: default)
-    variable = Variable(name, kind, help, default_text, alias)
+    variable = Variable(name, kind, help, default_text, alias, other_names)
     made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})
     return made
 

@@ -10,6 +10,8 @@ from attrs import frozen
 from cgw.config.declare import Variable, list_groups, list_variables
 from cgw.config.kinds import Secret
 
+_NOT_SET = "(not set)"
+
 
 @frozen
 class SettingRow:
@@ -30,15 +32,20 @@ def describe_settings(settings: Any) -> list[SettingRow]:
         defaults = type(group)()
         for attribute, variable in list_variables(type(group)):
             value, default = getattr(group, attribute.name), getattr(defaults, attribute.name)
-            default_text = variable.default_text or _show(variable, default)
+            default_text = describe_default(variable, default) or _NOT_SET
             # A value of None means that the default applies, whose text may say what that is.
             value_text = default_text if value is None else _show(variable, value)
             rows.append(SettingRow(variable.name, value_text, default_text, variable.help, value == default))
     return rows
 
 
+def describe_default(variable: Variable, default: object) -> str:
+    """Return the default for people; ``""`` where there is none."""
+    return variable.default_text or ("" if default is None else variable.kind.show(default))
+
+
 def _show(variable: Variable, value: object) -> str:
-    return "(not set)" if value is None else variable.kind.show(value)
+    return _NOT_SET if value is None else variable.kind.show(value)
 
 
 def list_secrets(settings: Any) -> Iterator[str]:

@@ -1,27 +1,47 @@
-"""Reading settings from environment variables: all problems at once, and warnings about unknown names."""
+"""Reading settings from environment variables: all problems at once, and warnings about names that are not read.
+
+Every problem and every warning has the form ``variable: what is wrong: what to do``.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from cgw.config.declare import build_root, list_group_classes, list_variables
-from cgw.errors import ConfigError
+from attrs import Attribute, frozen
+
+from cgw.config.declare import Variable, build_root, list_group_classes, list_variables
+from cgw.config.describe import describe_default
 
 T = TypeVar("T")
 
 PREFIX = "CODY_GATEWAY_"
 """Variables with this prefix are meant for cgw: an unknown one is probably misspelt."""
 
+LEAST_SIMILARITY = 0.72
+"""Of names without the prefix; below it, a hint would mostly name an unrelated setting."""
 
-def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
-    """Build an instance of the root class ``root`` from ``environ``.
+LEAST_WORD_SIMILARITY = 0.6
+"""Two letters of three that changed places are still the same word."""
 
-    A variable that is empty or blank counts as unset, as deployment files often leave it so. Raises
-    :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the variable's name.
+_SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "WEBHOOK"}
+
+
+@frozen
+class Reading(Generic[T]):
+    """Settings, and the problem of each variable that is wrong; ``settings`` have the defaults of those."""
+
+    settings: T
+    problems: Mapping[str, str]
+
+
+def examine_environment(root: type[T], environ: Mapping[str, str]) -> Reading[T]:
+    """Build an instance of the root class ``root`` from ``environ``, with the problems of all variables.
+
+    A variable that is empty or blank counts as unset, as deployment files often leave it so.
     """
-    problems: list[str] = []
+    problems: dict[str, str] = {}
 
     def read_group(settings_class: type[Any]) -> Any:
         values: dict[str, Any] = {}
@@ -35,33 +55,77 @@ def read_settings(root: type[T], environ: Mapping[str, str]) -> T:
                     found.append(variable.kind.parse(text))
                 except ValueError as problem:
                     # Go on: the operator sees the problems of all variables at once.
-                    problems.append(f"{name}: {problem}")
+                    problems[name] = f"{name}: {problem}: {_advise(settings_class, attribute, variable)}"
             # Neither wins: the one that the operator has forgotten may be the one that restricts access.
             if len(found) == 2 and found[0] != found[1]:
-                problems.append(
-                    f"{variable.name}: must not differ from {variable.alias}, its older name; unset that one"
+                problems[variable.name] = (
+                    f"{variable.name}: differs from {variable.alias}, its older name: unset that one"
                 )
-            if found:
+            elif found:
                 values[attribute.name] = found[0]
         return settings_class(**values)
 
     # A group with problems is built from its other values, so that the problems of all groups are found.
-    settings = build_root(root, read_group)
-    if problems:
-        raise ConfigError(problems)
-    return settings
+    return Reading(build_root(root, read_group), problems)
 
 
-def find_unknown_variables(root: type[Any], environ: Mapping[str, str]) -> list[str]:
-    """Return a warning for each unknown ``CODY_GATEWAY_*`` name, with the most similar setting of ``root``."""
-    variables = [variable for group in list_group_classes(root) for _, variable in list_variables(group)]
-    known = [variable.name for variable in variables]
-    aliases = {variable.alias for variable in variables}
+def _advise(settings_class: type[Any], attribute: Attribute[Any], variable: Variable) -> str:
+    default = describe_default(variable, getattr(settings_class(), attribute.name))
+    return "correct or unset it" + (f" (default: {default})" if default else "")
+
+
+def find_unknown_variables(
+    root: type[Any], environ: Mapping[str, str], not_here: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return a warning for each variable that looks as if it were meant for cgw, and is not read.
+
+    These are what other tools call a setting of ``root`` that is not set (``OPENAI_API_KEY``), the names in
+    ``not_here`` with the advice there, and every other name with :data:`PREFIX`, with the most similar setting.
+    """
+    known = {variable.name: variable for group in list_group_classes(root) for _, variable in list_variables(group)}
+    aliases = {variable.alias for variable in known.values()}
+    by_other_name = {other: variable for variable in known.values() for other in variable.other_names}
     warnings = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known and name not in aliases:
-            # Below this similarity, a hint would mostly name an unrelated setting.
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            warnings.append(f"{name} is not a setting of this version, and is ignored{hint}")
+        if name in known or name in aliases or not environ[name].strip():
+            continue
+        if name in by_other_name:
+            meant = by_other_name[name].name
+            # A tool of its own may need the name, beside cgw's; with cgw's prefix it is for nobody else.
+            if name.startswith(PREFIX) or not environ.get(meant, "").strip():
+                warnings.append(f"{name}: is not read by cgw: set {meant} instead")
+        elif not_here is not None and name in not_here:
+            warnings.append(f"{name}: a setting of Cody Gateway that cgw does not have, ignored: {not_here[name]}")
+        elif name.startswith(PREFIX):
+            nearest = _find_nearest(name, list(known.values()))
+            hint = f"did you mean {nearest}?" if nearest else "correct or remove it; `cgw config` lists all settings"
+            warnings.append(f"{name}: is not a setting of this version, and is ignored: {hint}")
     return warnings
+
+
+def _find_nearest(name: str, known: list[Variable]) -> str | None:
+    """Return the name of the setting that ``name`` is probably a misspelling of."""
+    wanted = name.removeprefix(PREFIX)
+    candidates = {variable.name.removeprefix(PREFIX): variable for variable in known}
+    eligible = [candidate for candidate, variable in candidates.items() if _may_be_meant(wanted, candidate, variable)]
+    nearest = difflib.get_close_matches(wanted, eligible, n=1, cutoff=LEAST_SIMILARITY)
+    return candidates[nearest[0]].name if nearest else None
+
+
+def _may_be_meant(wanted: str, candidate: str, variable: Variable) -> bool:
+    """Return whether a hint may lead from ``wanted`` to ``candidate``, the name of ``variable`` without prefix.
+
+    The first words name a service or a part of cgw. They must be alike; for a secret the same, with nothing but
+    misspelt words behind, so that no hint leads from one service's secret to another's.
+    """
+    words, other_words = wanted.split("_"), candidate.split("_")
+    if variable.kind.is_secret:
+        return (
+            words[0] == other_words[0] and len(words) == len(other_words) and all(map(_are_alike, words, other_words))
+        )
+    # A key must not be put where values are shown, either.
+    return _are_alike(words[0], other_words[0]) and not (_SECRET_WORDS.intersection(words) or words[-1] == "KEY")
+
+
+def _are_alike(one: str, other: str) -> bool:
+    return difflib.SequenceMatcher(None, one, other).ratio() >= LEAST_WORD_SIMILARITY

@@ -50,11 +50,12 @@ class Kind(Generic[T]):
 
     ``parse`` takes stripped, non-empty text. It raises :exc:`ValueError` with a text that follows the variable's name
     (``must be …``), and that does not repeat a value that may be a secret. ``show`` is the inverse,
-    ``parse(show(x)) == x``, except for secrets.
+    ``parse(show(x)) == x``, except for secrets. ``is_secret`` marks values that belong to one service only.
     """
 
     parse: Callable[[str], T]
     show: Callable[[T], str] = str
+    is_secret: bool = False
 
 
 # --- durations -----------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ def _parse_visible(text: str) -> str:
 VISIBLE_TEXT: Kind[str] = Kind(_parse_visible)
 """Text that can be the value of a header field."""
 
-SECRET: Kind[Secret] = Kind(lambda text: Secret(_parse_visible(text)), str)
+SECRET: Kind[Secret] = Kind(lambda text: Secret(_parse_visible(text)), str, is_secret=True)
 
 
 def check_url(text: str, schemes: Sequence[str]) -> str:
@@ -246,6 +247,8 @@ def check_url(text: str, schemes: Sequence[str]) -> str:
     try:
         parts = urlsplit(text)  # raises for brackets that do not match; .port raises for a port above 65535
         is_valid = parts.scheme in schemes and parts.port != 0 and bool(parts.hostname or parts.scheme == "unix")
+        # What DNS cannot carry, as an empty label or one of 64 letters, would only fail when it is connected to.
+        (parts.hostname or "").encode("idna")
     except ValueError:
         is_valid = False
     if not is_valid or not text.isprintable() or " " in text:
@@ -274,7 +277,7 @@ def _parse_webhook_url(text: str) -> Secret:
     return Secret(text, f"{parts.scheme}://{parts.hostname}/{MASK}")
 
 
-WEBHOOK_URL: Kind[Secret] = Kind(_parse_webhook_url, str)
+WEBHOOK_URL: Kind[Secret] = Kind(_parse_webhook_url, str, is_secret=True)
 """An http(s) URL whose path is secret; only its host is shown."""
 
 

@@ -152,7 +152,8 @@ class ControlApp:
 
     async def _find_actor(self, request: ControlRequest) -> Actor:
         """Return the request's actor. Raises :exc:`~cgw.errors.Refusal`, as exchanges do (the reference's §4)."""
-        actor = await authenticate(self.gateway, request.head, request.client)
+        errors = self.routes.find_errors(request.head.path)
+        actor = await authenticate(self.gateway, request.head, request.client, errors)
         await check_actor(self.gateway, actor, request.head)
         return actor
 

@@ -1,23 +1,27 @@
-"""Lines that wait in memory for a slow disk."""
+"""Lines that wait in memory for the disk, and the callers that wait for these lines."""
 
 from __future__ import annotations
 
 from collections import deque
 
+import trio
+
 MAX_BYTES = 16 * 2**20
-MAX_BATCH_BYTES = 2**20
 
 
 class Backlog:
-    """A bounded queue of lines, taken in batches. ``batch`` is what is being written now."""
+    """A bounded queue of lines. All methods belong to the Trio thread."""
 
     def __init__(self) -> None:
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
-        self.batch: list[bytes] = []
+        self._removed = 0
+        self._has_removed = trio.Event()
+        self.wake = trio.Event()
+        """Set when there may be something to do for the writer."""
 
     def __len__(self) -> int:
-        """Return how many lines are queued, without those of the batch."""
+        """Return how many lines wait."""
         return len(self._queue)
 
     def add(self, line: bytes) -> bool:
@@ -26,23 +30,32 @@ class Backlog:
             return False
         self._queue.append(line)
         self._queued_bytes += len(line)
+        self.wake.set()
         return True
 
-    def take_batch(self) -> bytes:
-        """Make the first lines of the queue, up to 1 MiB and at least one, the batch, and return them."""
-        taken_bytes = 0
-        while self._queue and taken_bytes < MAX_BATCH_BYTES:
-            line = self._queue.popleft()
-            taken_bytes += len(line)
-            self.batch.append(line)
-        self._queued_bytes -= taken_bytes
-        return b"".join(self.batch)
+    def list_first(self, max_bytes: int = MAX_BYTES) -> list[bytes]:
+        """Return the first lines, up to ``max_bytes`` and the line that exceeds them."""
+        lines: list[bytes] = []
+        size = 0
+        for line in self._queue:
+            if size >= max_bytes:
+                break
+            lines.append(line)
+            size += len(line)
+        return lines
 
-    def end_batch(self) -> list[bytes]:
-        """Forget the batch, and return its lines."""
-        batch, self.batch = self.batch, []
-        return batch
+    def remove_first(self, count: int) -> None:
+        """Remove lines that are written, or lost, and wake those who wait for that."""
+        for _ in range(count):
+            self._queued_bytes -= len(self._queue.popleft())
+        self._removed += count
+        self._has_removed.set()
+        self._has_removed = trio.Event()
+        if self._queue:
+            self.wake.set()
 
-    def list_all(self) -> list[bytes]:
-        """Return all lines, those of the batch first."""
-        return [*self.batch, *self._queue]
+    async def wait_removed(self) -> None:
+        """Wait until all lines that are queued now have been removed."""
+        last = self._removed + len(self)
+        while self._removed < last:
+            await self._has_removed.wait()

@@ -1,6 +1,6 @@
 """Bringing events into the log from elsewhere: the log lines of events that could not be written, and SQLite files.
 
-Either way they end up in a sealed segment of their own, which appears as a whole or not at all.
+Either way they end up in a segment of their own, and those that the log has already are left out.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ import json
 import logging
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from tempfile import TemporaryFile
+from typing import Any
 
 import msgspec
 from attrs import frozen
 
 from cgw.errors import EventLogError, explain_os_error
 from cgw.events.lines import EventLine, encode
-from cgw.events.reading import decode_segment, list_readable_segments
-from cgw.events.segments import SEALED_SUFFIX, new_name
+from cgw.events.reading import read_events
+from cgw.events.segments import create_segment
 from cgw.file_lock import hold_file_lock
-
-if TYPE_CHECKING:
-    import sqlite3
 
 LOG_MARK = "usage event not written: "
 """Stands in the log before an event that could not be written."""
@@ -37,10 +35,6 @@ _ROWS = "SELECT id, name, source, identifier, created_at, metadata FROM events O
 
 logger = logging.getLogger("cgw.events")
 _decode_event = msgspec.json.Decoder(EventLine).decode
-
-
-class _Id(msgspec.Struct):
-    id: str
 
 
 @frozen
@@ -58,38 +52,49 @@ def import_lines(lines: Iterable[bytes], folder: Path) -> ImportCounts:
     An event whose id is in the log already is not imported again, so that the same file may be imported twice. Memory
     grows with the number of ids, about 100 bytes each. Raises :exc:`~cgw.errors.EventLogError`.
     """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with hold_file_lock(folder / LOCK_NAME, timeout_seconds=LOCK_SECONDS):
-            return _import_lines(lines, folder)
-    except OSError as error:
-        raise EventLogError(f"events cannot be imported into {folder}: {explain_os_error(error)}") from error
-
-
-def _import_lines(lines: Iterable[bytes], folder: Path) -> ImportCounts:
-    found: set[str] = set()
     damaged = 0
-    with _open_temporary(folder) as candidates, _open_temporary(folder) as target:
+
+    def find_events() -> Iterator[EventLine]:
+        nonlocal damaged
         for line in lines:
             try:
                 event = find_event(line)
             except ValueError:
                 damaged += 1
                 continue
-            if event is not None and event.id not in found:
+            if event is not None:
+                yield event
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with hold_file_lock(folder / LOCK_NAME, timeout_seconds=LOCK_SECONDS):
+            imported, known = _import_new(find_events(), folder)
+    except OSError as error:
+        raise EventLogError(f"events cannot be imported into {folder}: {explain_os_error(error)}") from error
+    return ImportCounts(imported, known, damaged)
+
+
+def _import_new(events: Iterable[EventLine], folder: Path) -> tuple[int, int]:
+    """Write the events that the log does not have to a segment; return how many these are, and how many it has.
+
+    An import that is interrupted leaves a part of them, and can be repeated.
+    """
+    found: set[str] = set()
+    with TemporaryFile(dir=folder) as candidates:
+        for event in events:
+            if event.id not in found:
                 found.add(event.id)
                 candidates.write(encode(event) + b"\n")
-        new = set(found)
-        for segment in list_readable_segments(folder):
-            for ids in decode_segment(segment, msgspec.json.Decoder(_Id)):
-                new.difference_update(line.id for line in ids)
+        new = found.difference(event.id for event in read_events(folder))
         candidates.seek(0)
-        for line in candidates:
-            if _decode_event(line).id in new:
-                target.write(line)
-        if new:
-            _publish(target, folder, new_name())
-    return ImportCounts(len(new), len(found) - len(new), damaged)
+        segment = create_segment(folder, has_sync=True)
+        try:
+            for line in candidates:
+                if _decode_event(line).id in new:
+                    segment.append(line)
+        finally:
+            segment.seal()
+    return len(new), len(found) - len(new)
 
 
 def find_event(line: bytes) -> EventLine | None:
@@ -127,25 +132,6 @@ def _walk_texts(value: Any) -> Iterator[str]:
             yield from _walk_texts(item)
 
 
-@contextmanager
-def _open_temporary(folder: Path) -> Iterator[BinaryIO]:
-    """Open a file in ``folder`` that readers do not take for a segment; it is deleted at the end unless renamed."""
-    path = folder / f".import-{secrets.token_hex(4)}.tmp"
-    try:
-        with open(path, "x+b", opener=partial(os.open, mode=0o600)) as file:
-            yield file
-    finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
-
-
-def _publish(file: BinaryIO, folder: Path, name: str) -> None:
-    """Make a temporary file a sealed segment."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(file.name, folder / (name + SEALED_SUFFIX))
-
-
 def import_sqlite(path: Path, folder: Path) -> None:
     """Import the SQLite file of an earlier version, if there is one, and rename it to ``<name>.imported``.
 
@@ -154,8 +140,6 @@ def import_sqlite(path: Path, folder: Path) -> None:
     """
     if not path.exists():
         return
-    import sqlite3  # only where there is such a file
-
     try:
         with hold_file_lock(folder / LOCK_NAME, timeout_seconds=LOCK_SECONDS):
             if path.exists():  # otherwise another process has imported it meanwhile
@@ -165,33 +149,19 @@ def import_sqlite(path: Path, folder: Path) -> None:
 
 
 def _import_sqlite(path: Path, folder: Path) -> None:
-    import sqlite3
-
-    count = 0
-    name = ""
     damage: sqlite3.DatabaseError | None = None
-    with (
-        _open_temporary(folder) as target,
-        closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection,
-    ):
-        with suppress(sqlite3.DatabaseError):
-            # Folds the write-ahead log into the file, unless another process has it open, too.
-            connection.execute("PRAGMA journal_mode = DELETE")
+
+    def read_readable() -> Iterator[EventLine]:
+        nonlocal damage
         try:
-            # Held until the file is renamed: a process of the earlier version that still runs waits, and then notices.
-            connection.execute("BEGIN IMMEDIATE")
-            for event in _read_rows(connection):
-                # The name depends on the content: an import that was interrupted before the file was renamed is
-                # replaced by the next one instead of being repeated.
-                name = name or f"{''.join(filter(str.isalnum, event.created_at))[:15]}Z-{event.id[:8]}"
-                target.write(encode(event) + b"\n")
-                count += 1
+            yield from _read_rows(connection)
         except sqlite3.OperationalError:
             raise  # locked, no such table, read-only: not damage
         except sqlite3.DatabaseError as error:
             damage = error
-        if count:
-            _publish(target, folder, name)
+
+    with closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
+        count, _ = _import_new(read_readable(), folder)
         _set_aside(path, "imported" if damage is None else f"corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     if damage is None:
         logger.info("imported %d usage events from %s, which is now %s.imported", count, path, path.name)
@@ -202,6 +172,11 @@ def _import_sqlite(path: Path, folder: Path) -> None:
 
 def _read_rows(connection: sqlite3.Connection) -> Iterator[EventLine]:
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    with suppress(sqlite3.DatabaseError):
+        # Folds the write-ahead log into the file, unless another process has it open, too.
+        connection.execute("PRAGMA journal_mode = DELETE")
+    # Held until the file is renamed: a process of the earlier version that still runs waits, and then notices.
+    connection.execute("BEGIN IMMEDIATE")
     for event_id, name, source, identifier, created_at, text in connection.execute(_ROWS):
         try:
             metadata = json.loads(text)

@@ -23,17 +23,13 @@ class EventLogOptions:
 
 @frozen
 class EventLogStatistics:
-    """Counts since opening; only ``waiting`` goes down again.
+    """Counts of events since opening; only ``waiting`` goes down again.
 
     ``recorded`` events are in a segment, ``waiting`` ones in memory because the disk is slow. ``dropped`` ones could
-    not be written and went to the log instead; ``dropped_blank`` had no identifier. ``failures`` and ``slow_spells``
-    count changes of state.
+    not be written and went to the log instead; ``blank`` ones had no identifier.
     """
 
     recorded: int
     waiting: int
     dropped: int
-    dropped_blank: int
-    failures: int
-    slow_spells: int
-    syncs: int
+    blank: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -38,22 +37,28 @@ class Chunk:
 def read_chunks(segment: Segment, offset: int = 0) -> Iterator[Chunk]:
     """Yield what stands in ``segment`` after ``offset``, up to its last newline, some 1 MiB at a time.
 
-    ``offset`` is 0 or that of an earlier chunk; both stay valid when the segment is sealed. A line longer than any
-    that is written is cut to one NUL byte, so that it costs no memory. Raises :exc:`OSError`.
+    ``offset`` is 0 or that of an earlier chunk; both stay valid when the segment is sealed. Of a segment that was
+    deleted since it was listed there is nothing. A line longer than any that is written is cut to one NUL byte, so
+    that it costs no memory. Raises :exc:`~cgw.errors.EventLogError`.
     """
-    with _open(segment) as file:
-        file.seek(offset)
-        rest = b""
-        position = offset
-        while data := file.read(_CHUNK_BYTES):
-            position += len(data)
-            data = rest + data
-            end = data.rfind(b"\n") + 1
-            rest = data[end:]
-            if end:
-                yield Chunk(data[:end], position - len(rest))
-            if len(rest) > MAX_LINE_BYTES:
-                rest = b"\0"
+    try:
+        with _open(segment) as file:
+            file.seek(offset)
+            rest = b""
+            position = offset
+            while data := file.read(_CHUNK_BYTES):
+                position += len(data)
+                data = rest + data
+                end = data.rfind(b"\n") + 1
+                rest = data[end:]
+                if end:
+                    yield Chunk(data[:end], position - len(rest))
+                if len(rest) > MAX_LINE_BYTES:
+                    rest = b"\0"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EventLogError(f"event segment {segment.path} cannot be read: {explain_os_error(error)}") from error
 
 
 def _open(segment: Segment) -> BinaryIO:
@@ -84,23 +89,6 @@ def _decode_each(decoder: msgspec.json.Decoder[T], lines: bytes) -> tuple[list[T
     return found, damaged
 
 
-def decode_segment(segment: Segment, decoder: msgspec.json.Decoder[T]) -> Iterator[list[T]]:
-    """Yield what a segment holds, some hundreds at a time; at the end, log one error if lines were damaged.
-
-    Raises :exc:`OSError`; a segment that was deleted since it was listed is empty.
-    """
-    damaged = 0
-    try:
-        for chunk in read_chunks(segment):
-            found, damaged_here = decode_lines(decoder, chunk.lines)
-            damaged += damaged_here
-            yield found
-    except FileNotFoundError:
-        return
-    if damaged:
-        report_damage(segment, damaged)
-
-
 def report_damage(segment: Segment, damaged: int) -> None:
     """Log that a segment has lines that cannot be read."""
     logger.error("event segment %s has %d damaged lines; they are skipped", segment.path, damaged)
@@ -123,21 +111,17 @@ def list_readable_segments(folder: Path) -> list[Segment]:
         ) from error
 
 
-def read_events(folder: Path, *, since: datetime | None = None, until: datetime | None = None) -> Iterator[EventLine]:
+def read_events(folder: Path) -> Iterator[EventLine]:
     """Yield the recorded events, those of one segment in the order in which they were recorded.
 
-    ``since`` is included, ``until`` is not (both aware). Raises :exc:`~cgw.errors.EventLogError`.
+    One error per segment is logged if lines of it are damaged. Raises :exc:`~cgw.errors.EventLogError`.
     """
-    first, end = write_moment(since) or "", write_moment(until) or "\uffff"
     decoder = msgspec.json.Decoder(EventLine)
     for segment in list_readable_segments(folder):
-        try:
-            for events in decode_segment(segment, decoder):
-                yield from (event for event in events if first <= event.created_at < end)
-        except OSError as error:
-            raise EventLogError(f"event segment {segment.path} cannot be read: {explain_os_error(error)}") from error
-
-
-def write_moment(moment: datetime | None) -> str | None:
-    """Return a moment in the form of ``created_at``."""
-    return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        damaged = 0
+        for chunk in read_chunks(segment):
+            events, damaged_here = decode_lines(decoder, chunk.lines)
+            damaged += damaged_here
+            yield from events
+        if damaged:
+            report_damage(segment, damaged)

@@ -64,14 +64,31 @@ def completions_finished(
     return UsageEvent(EventName.COMPLETIONS_FINISHED, actor.source, actor.id, fields)
 
 
-def rate_limited(actor: Actor, feature: Feature, *, error: str, cause: str) -> UsageEvent:
-    """The event of a request that a limit refused; ``error`` is what the caller reads, ``cause`` which limit."""
-    return UsageEvent(
-        name=EventName.RATE_LIMITED,
-        source=actor.source,
-        identifier=actor.id,
-        metadata={"error": error, "feature": feature.value, "cause": cause},
-    )
+def rate_limited(
+    actor: Actor,
+    feature: Feature,
+    *,
+    error: str,
+    cause: str,
+    limit: int,
+    unit: str,
+    window_ms: int,
+    retry_after_ms: int | None,
+) -> UsageEvent:
+    """The event of a request that a limit refused.
+
+    ``error`` is a stable text for each ``cause``, as in the reference; the numbers are keys of cgw's own: the limit of
+    so many ``unit`` per ``window_ms`` (0: at once), and when the caller was told to come back. ``count`` is the number
+    of refusals that the event stands for, see :mod:`cgw.events.repeats`.
+    """
+    metadata: dict[str, Any] = {"error": error, "feature": feature.value, "cause": cause}
+    metadata |= {"limit": limit, "unit": unit}
+    if window_ms:
+        metadata["window_ms"] = window_ms
+    if retry_after_ms is not None:
+        metadata["retry_after_ms"] = retry_after_ms
+    metadata["count"] = 1
+    return UsageEvent(EventName.RATE_LIMITED, actor.source, actor.id, metadata)
 
 
 def unauthorized(source: str, reason: str) -> UsageEvent:

@@ -8,69 +8,28 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 
 import msgspec
-from attrs import frozen
 
-from cgw.errors import EventLogError, explain_os_error
-from cgw.events.reading import decode_lines, list_readable_segments, read_chunks, report_damage, write_moment
+from cgw.events.reading import decode_lines, list_readable_segments, read_chunks, report_damage
 from cgw.events.segments import SUMMARY_SUFFIX, Segment
 from cgw.model import EventName
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
 
 _COMPLETION = EventName.COMPLETIONS_FINISHED.value
-_MIDNIGHT = "T00:00:00.000000Z"
 
 
-@frozen
-class UsageRow:
+class UsageRow(msgspec.Struct, gc=False):
     """The completions of one UTC day, actor, feature and model.
 
     ``requests`` counts all of them, ``errors`` those that were not answered 2xx. The sums are over what is known,
-    ``None`` where nothing is. ``actor`` is the id; ``actor_name`` the name that was recorded last, ``""`` for none.
+    ``None`` where nothing is. ``actor`` is the id; ``actor_name`` the name that was recorded last, at ``named_at``;
+    both are ``""`` for none.
     """
-
-    day: str
-    actor: str
-    actor_name: str
-    source: str
-    feature: str
-    model: str
-    requests: int
-    errors: int
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    prompt_characters: int | None
-    completion_characters: int | None
-
-
-class _Figures(msgspec.Struct, gc=False):
-    feature: str | None = None
-    model: str | None = None
-    actor_name: str | None = None
-    resolved_status_code: int | None = None
-    prompt_token_count: int | None = None
-    completion_token_count: int | None = None
-    prompt_character_count: int | None = None
-    completion_character_count: int | None = None
-
-
-class _Line(msgspec.Struct, gc=False):
-    id: str
-    name: str
-    source: str
-    identifier: str
-    created_at: str
-    metadata: _Figures
-
-
-class _Sums(msgspec.Struct, gc=False):
-    """A row while it is summed up; ``named_at`` is when ``actor_name`` was recorded."""
 
     day: str
     actor: str
@@ -87,173 +46,121 @@ class _Sums(msgspec.Struct, gc=False):
     completion_characters: int | None = None
 
 
+class _Figures(msgspec.Struct, gc=False):
+    """What the metadata of a completion's event has for a row, by the names of the row."""
+
+    feature: str | None = None
+    model: str | None = None
+    actor_name: str | None = None
+    status: int | None = msgspec.field(name="resolved_status_code", default=None)
+    prompt_tokens: int | None = msgspec.field(name="prompt_token_count", default=None)
+    completion_tokens: int | None = msgspec.field(name="completion_token_count", default=None)
+    prompt_characters: int | None = msgspec.field(name="prompt_character_count", default=None)
+    completion_characters: int | None = msgspec.field(name="completion_character_count", default=None)
+
+
+class _Line(msgspec.Struct, gc=False):
+    id: str
+    name: str
+    source: str
+    identifier: str
+    created_at: str
+    metadata: _Figures
+
+
 class _Summary(msgspec.Struct):
-    """The sums of a sealed segment of ``bytes`` bytes, whose completions came from ``first`` to ``last``."""
+    """The sums of a segment. ``bytes`` is its size, by which a reader knows that they are up to date."""
 
     version: int
     bytes: int
     damaged_lines: int
-    first: str
-    last: str
-    rows: list[_Sums]
+    rows: list[UsageRow]
 
 
-_Key = tuple[str, str, str, str, str]
-_Table = dict[_Key, _Sums]
-
-
-@frozen
-class _Range:
-    since: str
-    until: str
-    actor: str | None
-
-    def holds(self, line: _Line) -> bool:
-        return self.since <= line.created_at < self.until and self.actor in (None, line.identifier)
-
-    def holds_day(self, row: _Sums) -> bool:
-        return self.since <= row.day + _MIDNIGHT < self.until and self.actor in (None, row.actor)
-
-    def cuts_day(self, summary: _Summary) -> bool:
-        """Return whether a bound is within a day of the summary, so that its sums are too coarse."""
-        return any(
-            summary.first <= bound <= summary.last and not bound.endswith(_MIDNIGHT)
-            for bound in (self.since, self.until)
-        )
+_Table = dict[tuple[str, str, str, str, str], UsageRow]
+"""Rows by their first five fields."""
 
 
 def summarise(
-    folder: Path, *, since: datetime | None = None, until: datetime | None = None, actor: str | None = None
+    folder: Path, *, since: date = date.min, until: date = date.max, actor: str | None = None
 ) -> list[UsageRow]:
     """Sum up the completions of the event log in ``folder``, oldest day first.
 
-    ``since`` is included, ``until`` is not (both aware); ``actor`` is an id. May run while cgw processes write. A
+    ``since`` and ``until`` are UTC days, both included; ``actor`` is an id. May run while cgw processes write. A
     million events take some seconds and little memory the first time. Raises :exc:`~cgw.errors.EventLogError` when
     the data directory is missing or something in it cannot be read.
     """
-    wanted = _Range(write_moment(since) or "", write_moment(until) or "\uffff", actor)
+    first, last = since.isoformat(), until.isoformat()
     table: _Table = {}
     for segment in list_readable_segments(folder):
-        try:
-            _add_segment(table, segment, wanted)
-        except FileNotFoundError:
-            continue  # deleted since it was listed
-        except OSError as error:
-            raise EventLogError(f"event segment {segment.path} cannot be read: {explain_os_error(error)}") from error
-    return [_finish(sums) for _, sums in sorted(table.items())]
+        summary = _read_summary(segment) or _sum_up(segment)
+        if summary.damaged_lines:
+            report_damage(segment, summary.damaged_lines)
+        for row in summary.rows:
+            if first <= row.day <= last and actor in (None, row.actor):
+                sums = _find_row(table, (row.day, row.actor, row.source, row.feature, row.model))
+                _add(sums, row, requests=row.requests, errors=row.errors, named_at=row.named_at)
+    return [row for _, row in sorted(table.items())]
 
 
-def _add_segment(table: _Table, segment: Segment, wanted: _Range) -> None:
-    if segment.is_open:
-        _add_lines(table, segment, wanted)
-        return
-    size = os.stat(segment.path).st_size
-    summary = _read_summary(segment, size) or _write_summary(segment, size)
-    if wanted.cuts_day(summary):
-        _add_lines(table, segment, wanted)
-        return
-    if summary.damaged_lines:
-        report_damage(segment, summary.damaged_lines)
-    for row in summary.rows:
-        if wanted.holds_day(row):
-            _merge(table, row)
-
-
-def _read_summary(segment: Segment, size: int) -> _Summary | None:
-    with suppress(OSError, ValueError):
-        summary = msgspec.json.decode(segment.beside(SUMMARY_SUFFIX).read_bytes(), type=_Summary)
-        if (summary.version, summary.bytes) == (SUMMARY_VERSION, size):
-            return summary
-    return None
-
-
-def _write_summary(segment: Segment, size: int) -> _Summary:
-    """Sum up a sealed segment and keep the result beside it where this user may write."""
+def _sum_up(segment: Segment) -> _Summary:
+    """Sum up a segment; keep the result of a sealed one beside it, where this user may write."""
     table: _Table = {}
-    summary = _Summary(SUMMARY_VERSION, size, 0, "", "", [])
+    summary = _Summary(SUMMARY_VERSION, 0, 0, [])
     decoder = msgspec.json.Decoder(_Line)
     for chunk in read_chunks(segment):
         lines, damaged = decode_lines(decoder, chunk.lines)
         summary.damaged_lines += damaged
-        completions = [line for line in lines if line.name == _COMPLETION]
-        if completions:
-            moments = [line.created_at for line in completions]
-            summary.first = min(moments) if not summary.first else min(summary.first, *moments)
-            summary.last = max(summary.last, *moments)
-            _add(table, completions)
+        for line in lines:
+            if line.name == _COMPLETION:
+                figures, moment = line.metadata, line.created_at
+                key = (moment[:10], line.identifier, line.source, figures.feature or "", figures.model or "")
+                status = figures.status
+                errors = 0 if status is not None and 200 <= status < 300 else 1
+                _add(_find_row(table, key), figures, requests=1, errors=errors, named_at=moment)
     summary.rows = list(table.values())
+    if not segment.is_open:
+        _write_summary(segment, summary)
+    return summary
+
+
+def _find_row(table: _Table, key: tuple[str, str, str, str, str]) -> UsageRow:
+    row = table.get(key)
+    if row is None:
+        row = table[key] = UsageRow(*key)
+    return row
+
+
+def _add(row: UsageRow, part: UsageRow | _Figures, *, requests: int, errors: int, named_at: str) -> None:
+    row.requests += requests
+    row.errors += errors
+    if part.actor_name and named_at >= row.named_at:
+        row.actor_name, row.named_at = part.actor_name, named_at
+    if (tokens := part.prompt_tokens) is not None:
+        row.prompt_tokens = (row.prompt_tokens or 0) + tokens
+    if (tokens := part.completion_tokens) is not None:
+        row.completion_tokens = (row.completion_tokens or 0) + tokens
+    if (characters := part.prompt_characters) is not None:
+        row.prompt_characters = (row.prompt_characters or 0) + characters
+    if (characters := part.completion_characters) is not None:
+        row.completion_characters = (row.completion_characters or 0) + characters
+
+
+def _read_summary(segment: Segment) -> _Summary | None:
+    with suppress(OSError, ValueError):
+        summary = msgspec.json.decode(segment.beside(SUMMARY_SUFFIX).read_bytes(), type=_Summary)
+        if (summary.version, summary.bytes) == (SUMMARY_VERSION, os.stat(segment.path).st_size):
+            return summary
+    return None
+
+
+def _write_summary(segment: Segment, summary: _Summary) -> None:
     path = segment.beside(SUMMARY_SUFFIX)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        summary.bytes = os.stat(segment.path).st_size
         temporary.write_bytes(msgspec.json.encode(summary))
         os.replace(temporary, path)
     except OSError:  # it only saves time
         with suppress(OSError):
             temporary.unlink()
-    return summary
-
-
-def _add_lines(table: _Table, segment: Segment, wanted: _Range) -> None:
-    decoder = msgspec.json.Decoder(_Line)
-    damaged = 0
-    for chunk in read_chunks(segment):
-        lines, damaged_here = decode_lines(decoder, chunk.lines)
-        damaged += damaged_here
-        _add(table, (line for line in lines if line.name == _COMPLETION and wanted.holds(line)))
-    if damaged and segment.is_open:
-        report_damage(segment, damaged)
-
-
-def _add(table: _Table, completions: Iterable[_Line]) -> None:
-    for line in completions:
-        figures = line.metadata
-        key = (line.created_at[:10], line.identifier, line.source, figures.feature or "", figures.model or "")
-        sums = table.get(key)
-        if sums is None:
-            sums = table[key] = _Sums(*key)
-        sums.requests += 1
-        status = figures.resolved_status_code
-        if status is None or not 200 <= status < 300:
-            sums.errors += 1
-        if figures.actor_name and line.created_at >= sums.named_at:
-            sums.actor_name, sums.named_at = figures.actor_name, line.created_at
-        if figures.prompt_token_count is not None:
-            sums.prompt_tokens = (sums.prompt_tokens or 0) + figures.prompt_token_count
-        if figures.completion_token_count is not None:
-            sums.completion_tokens = (sums.completion_tokens or 0) + figures.completion_token_count
-        if figures.prompt_character_count is not None:
-            sums.prompt_characters = (sums.prompt_characters or 0) + figures.prompt_character_count
-        if figures.completion_character_count is not None:
-            sums.completion_characters = (sums.completion_characters or 0) + figures.completion_character_count
-
-
-def _merge(table: _Table, row: _Sums) -> None:
-    key = (row.day, row.actor, row.source, row.feature, row.model)
-    sums = table.get(key)
-    if sums is None:
-        table[key] = row
-        return
-    sums.requests += row.requests
-    sums.errors += row.errors
-    if row.actor_name and row.named_at >= sums.named_at:
-        sums.actor_name, sums.named_at = row.actor_name, row.named_at
-    for name in ("prompt_tokens", "completion_tokens", "prompt_characters", "completion_characters"):
-        known = [value for value in (getattr(sums, name), getattr(row, name)) if value is not None]
-        setattr(sums, name, sum(known) if known else None)
-
-
-def _finish(sums: _Sums) -> UsageRow:
-    return UsageRow(
-        day=sums.day,
-        actor=sums.actor,
-        actor_name=sums.actor_name,
-        source=sums.source,
-        feature=sums.feature,
-        model=sums.model,
-        requests=sums.requests,
-        errors=sums.errors,
-        prompt_tokens=sums.prompt_tokens,
-        completion_tokens=sums.completion_tokens,
-        prompt_characters=sums.prompt_characters,
-        completion_characters=sums.completion_characters,
-    )

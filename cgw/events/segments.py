@@ -68,111 +68,76 @@ def list_segments(folder: Path) -> list[Segment]:
     return [Segment(folder, name, is_open) for name, is_open in sorted(names.items())]
 
 
-def new_name() -> str:
-    """Return the name of a segment that starts now."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
-
-
-@frozen
-class WriteResult:
-    """Counters of appending and syncing. ``write_seconds`` is for the write alone: a sync always takes its time."""
-
-    write_error: OSError | None
-    sync_error: OSError | None
-    write_seconds: float
-
-
 class OpenSegment:
-    """A segment that this process appends to, used by one thread at a time. Every method blocks on the disk."""
+    """A segment that this process appends to, used by one thread at a time. Every method blocks on the disk.
 
-    def __init__(self, segment: Segment, descriptor: int) -> None:
+    With ``has_sync`` it is synced before it is sealed.
+    """
+
+    def __init__(self, segment: Segment, descriptor: int, *, has_sync: bool) -> None:
         self.segment = segment
         self.descriptor = descriptor
         self.started = time.monotonic()
-        self.length = 0
-        self.checked_length = 0
-        """The length when the file was last seen in its place."""
-        self._is_torn = False
+        self.length = self.synced_length = 0
+        self._checked_length = 0  # when the file was last seen in its place
+        self._has_sync = has_sync
 
-    def append(self, data: bytes) -> None:
-        """Append whole lines with one write; all or nothing.
+    def append(self, data: bytes) -> float:
+        """Append whole lines with one write, all or nothing; return the seconds that it took.
 
-        Raises :exc:`OSError` when they could not be written; the part that was is cut off again.
+        Raises :exc:`OSError` when they could not be written. Nothing may be appended after that: cutting off what was
+        written may have failed.
         """
-        if self._is_torn:
-            data = b"\n" + data  # ends the piece that could not be cut off: it costs itself and no other line
+        started = time.perf_counter()
         written = os.write(self.descriptor, data)  # when it raises, nothing was written
-        if written == len(data):
-            self.length += written
-            self._is_torn = False
-            return
-        self._cut_back()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write to a file: there was no more space
-
-    def _cut_back(self) -> None:
-        try:
+        if written != len(data):
             os.ftruncate(self.descriptor, self.length)
-        except OSError:
-            self._is_torn = True
-            self.length = os.fstat(self.descriptor).st_size
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write to a file: there is no more space
+        self.length += written
+        return time.perf_counter() - started
+
+    def append_and_sync(self, data: bytes) -> float:
+        """Append as :meth:`append` does, then sync; the seconds are without the sync, which always takes its time."""
+        seconds = self.append(data)
+        self.sync()
+        return seconds
 
     def sync(self) -> None:
         """Wait until everything appended is on the disk. Raises :exc:`OSError`."""
+        length = self.length  # read first: lines are appended while a thread does this
         os.fdatasync(self.descriptor)
-
-    def append_and_sync(self, data: bytes, *, has_sync: bool) -> WriteResult:
-        """Append whole lines, then sync if asked; errors are in the result."""
-        write_error: OSError | None = None
-        sync_error: OSError | None = None
-        started = time.perf_counter()
-        try:
-            if data:
-                self.append(data)
-        except OSError as error:
-            write_error = error
-        seconds = time.perf_counter() - started
-        try:
-            if has_sync:  # also after a failed write: callers wait for lines that were written before
-                self.sync()
-        except OSError as error:
-            sync_error = error
-        return WriteResult(write_error, sync_error, seconds)
+        self.synced_length = length
 
     def is_in_place(self) -> bool:
         """Return whether the file still has its name; true also when that cannot be told."""
-        length = self.length  # read first: lines are appended while a thread asks this
+        length = self.length  # read first, as above
         try:
-            if not is_same_file(self.segment.path, self.descriptor):
+            if not _is_same_file(self.segment.path, self.descriptor):
                 return False
         except OSError:
             return True
-        self.checked_length = length
+        self._checked_length = length
         return True
 
-    def is_deleted(self) -> bool:
-        """Return whether the file has no name any more, so that nobody else can read it."""
-        return not os.fstat(self.descriptor).st_nlink
+    def read_lost(self) -> list[bytes]:
+        """Return the lines that were appended since the file was last seen in its place, if nobody can read them."""
+        if os.fstat(self.descriptor).st_nlink:
+            return []  # the file has another name
+        lost = os.pread(self.descriptor, self.length - self._checked_length, self._checked_length)
+        return lost.splitlines(keepends=True)
 
-    def read_unchecked(self) -> bytes:
-        """Return what was appended since the file was last in its place."""
-        return os.pread(self.descriptor, self.length - self.checked_length, self.checked_length)
-
-    def seal(self, *, has_sync: bool) -> None:
-        """Rename the file to its sealed name and close it; delete it instead when it is empty.
+    def seal(self) -> None:
+        """Close the file, which unlocks it, and do with it what is done with the segment of a process that died.
 
         Raises :exc:`OSError`; the file is closed in any case, and adopted later.
         """
         try:
-            if has_sync:
+            if self._has_sync:
                 self.sync()
-            if self.is_in_place():
-                _rename_sealed(self.segment, self.length)
         finally:
-            self.close()
-
-    def close(self) -> None:
-        """Close the file, which unlocks it."""
-        os.close(self.descriptor)
+            os.close(self.descriptor)
+        with suppress(FileNotFoundError):  # removed by hand, or adopted meanwhile
+            _adopt(self.segment)
 
 
 def create_segment(folder: Path, *, has_sync: bool = False) -> OpenSegment:
@@ -183,10 +148,11 @@ def create_segment(folder: Path, *, has_sync: bool = False) -> OpenSegment:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
-        segment = Segment(folder, new_name(), is_open=True)
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+        segment = Segment(folder, name, is_open=True)
         descriptor = os.open(segment.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
         # Between creating and locking, another process may have taken it for a dead one's and deleted it.
-        if lock_segment(segment.path, descriptor):
+        if _lock(segment.path, descriptor):
             break
         os.close(descriptor)
     try:
@@ -200,7 +166,7 @@ def create_segment(folder: Path, *, has_sync: bool = False) -> OpenSegment:
             segment.path.unlink()
         os.close(descriptor)
         raise
-    return OpenSegment(segment, descriptor)
+    return OpenSegment(segment, descriptor, has_sync=has_sync)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -211,16 +177,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def lock_segment(path: Path, descriptor: int) -> bool:
+def _lock(path: Path, descriptor: int) -> bool:
     """Lock an open file without waiting; return whether that succeeded and the file still has this path."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return is_same_file(path, descriptor)
+    return _is_same_file(path, descriptor)
 
 
-def is_same_file(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     """Return whether ``path`` names the file that ``descriptor`` has open."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
@@ -228,7 +194,7 @@ def is_same_file(path: Path, descriptor: int) -> bool:
         return False
 
 
-def adopt_segments(folder: Path, *, except_for: str | None = None) -> int:
+def adopt_segments(folder: Path) -> int:
     """Seal the open segments whose processes died, each once over all processes; return how many.
 
     What follows the last newline, a line that its process did not finish, is moved to a ``.torn`` file. Problems
@@ -237,7 +203,7 @@ def adopt_segments(folder: Path, *, except_for: str | None = None) -> int:
     """
     adopted = 0
     for segment in list_segments(folder):
-        if segment.is_open and segment.name != except_for:
+        if segment.is_open:
             try:
                 adopted += _adopt(segment)
             except FileNotFoundError:
@@ -250,19 +216,22 @@ def adopt_segments(folder: Path, *, except_for: str | None = None) -> int:
 def _adopt(segment: Segment) -> bool:
     descriptor = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        if not lock_segment(segment.path, descriptor):
+        if not _lock(segment.path, descriptor):
             return False
         size = os.fstat(descriptor).st_size
-        length = find_end_of_lines(descriptor, size)
+        length = _find_end_of_lines(descriptor, size)
         if length < size:
             _set_aside_torn(segment, descriptor, length, size)
-        _rename_sealed(segment, length)
+        if length:
+            os.rename(segment.path, segment.beside(SEALED_SUFFIX))
+        else:
+            os.unlink(segment.path)
     finally:
         os.close(descriptor)
     return length > 0
 
 
-def find_end_of_lines(descriptor: int, size: int) -> int:
+def _find_end_of_lines(descriptor: int, size: int) -> int:
     """Return the offset after the last newline of an open file, 0 when it has none."""
     step = 2**16
     end = size
@@ -283,10 +252,3 @@ def _set_aside_torn(segment: Segment, descriptor: int, length: int, size: int) -
         logger.warning("event segment %s ends in an unfinished line of %d bytes; it is kept in %s", segment.name,
                        size - length, segment.beside(TORN_SUFFIX).name)  # fmt: skip
     os.ftruncate(descriptor, length)
-
-
-def _rename_sealed(segment: Segment, length: int) -> None:
-    if length:
-        os.rename(segment.path, segment.beside(SEALED_SUFFIX))
-    else:
-        os.unlink(segment.path)

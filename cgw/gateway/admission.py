@@ -7,17 +7,17 @@ from datetime import UTC, datetime
 
 from attrs import frozen
 
-from cgw.actors.authorization import check_access, extract_token
+from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.errors import Refusal, StoreUnavailable
 from cgw.events import records
 from cgw.gateway.parts import Gateway, record_event
 from cgw.limits.admissions import Admission
-from cgw.limits.headers import build_limit_refusal
+from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
 from cgw.model import Actor, Feature, RateLimit
-from cgw.providers.dialect import Dialect, PreparedRequest
+from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
 from cgw.providers.models import check_model, evaluate_allowed_models
 from cgw.wire.messages import RequestHead
 
@@ -34,20 +34,22 @@ class AdmittedRequest:
     admission: Admission
 
 
-async def authenticate(gateway: Gateway, head: RequestHead, client: str) -> Actor:
+async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors: ErrorStyle) -> Actor:
     """Return the actor whose token the request presents; ``client`` is the client's address.
 
     Raises :exc:`~cgw.errors.Refusal`: 400 for a malformed header, 401 for a token that no source knows or that its
     source denies (which leaves an ``Unauthorized`` event), 429 when ``client`` has presented too many unknown ones, and
     503 when the source cannot decide now (the reference's §4).
     """
+    token = ""
     try:
-        return await gateway.sources.get(extract_token(head.header), client)
-    except NotFromSource as error:
-        raise Refusal(401, str(error)) from None
+        token = extract_token(head.header)
+        return await gateway.sources.get(token, client)
+    except NotFromSource:
+        raise build_unauthorized(has_token=bool(token)) from None
     except AccessTokenDenied as error:
         await record_event(gateway, records.unauthorized(error.source, error.reason))
-        raise Refusal(401, str(error)) from None
+        raise build_denied(error) from None
     except TooManyUnknownTokens as error:
         raise _build_retry(429, str(error), error.retry_after_seconds) from None
     except SourceUnavailable as error:
@@ -55,6 +57,11 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str) -> Acto
         raise _build_retry(
             503, "the token cannot be checked right now, please retry", error.retry_after_seconds
         ) from None
+    except Refusal:
+        # An SDK with an empty key sends a bare "Bearer". Its users know the API's error for that, and not a 400.
+        if errors.is_for_sdks:
+            raise build_unauthorized(has_token=False) from None
+        raise
 
 
 def _build_retry(status: int, text: str, seconds: float) -> Refusal:
@@ -90,7 +97,7 @@ async def admit(
     rate_limit: RateLimit,
     prepared: PreparedRequest,
     *,
-    provider: str,
+    dialect: Dialect,
     head: RequestHead,
 ) -> Admission:
     """Claim the request, whose head is ``head``, from all its limits.
@@ -100,15 +107,33 @@ async def admit(
     """
     tokens = estimate_tokens(prepared.prompt_character_count, prepared.max_completion_tokens)
     try:
-        return await gateway.limiter.admit(actor, feature, rate_limit, provider=provider, tokens=tokens)
+        return await gateway.limiter.admit(actor, feature, rate_limit, provider=dialect.provider, tokens=tokens)
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
             gateway.refresher.request(actor, extract_token(head.header))  # its limits may have been raised meanwhile
-        refusal = build_limit_refusal(exceeded, feature, datetime.now(UTC))
-        event = records.rate_limited(actor, feature, error=refusal.message, cause=exceeded.cause)
-        await record_event(gateway, event)
-        raise refusal from None
+        raise await _refuse(gateway, actor, feature, exceeded, dialect) from None
     except StoreUnavailable:
         # The limiter logs the reason, once for all requests that it happens to.
         retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
         raise Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after]) from None
+
+
+async def _refuse(
+    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, dialect: Dialect
+) -> Refusal:
+    """Record a refusal by a limit, and return it."""
+    # Instances and Cody retry silently after a short wait; SDKs tell their users how often they retry.
+    is_patient, refused = not dialect.errors.is_for_sdks, exceeded.refused
+    event = records.rate_limited(
+        actor,
+        feature,
+        error=describe_for_events(exceeded, feature),
+        cause=exceeded.cause,
+        limit=refused.limit,
+        unit=refused.unit.value,
+        window_ms=refused.window_ms,
+        retry_after_ms=choose_wait_ms(exceeded, is_patient=is_patient),
+    )
+    if not gateway.repeats.absorb(event):
+        await record_event(gateway, event)
+    return build_limit_refusal(exceeded, feature, datetime.now(UTC), is_patient=is_patient)

@@ -57,6 +57,17 @@ def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seco
     return min(milliseconds, maximum_seconds * 1000) / 1000
 
 
+def describe_unread_timeout(head: RequestHead) -> str | None:
+    """Return a sentence about an ``X-Timeout-Ms`` that is ignored because it is not a number; ``None`` otherwise.
+
+    It does not repeat the value, which goes to the log and may be anything.
+    """
+    value = head.header(b"x-timeout-ms")
+    if value is None or _NUMBER.fullmatch(value) is not None:
+        return None
+    return "X-Timeout-Ms is not a whole number of milliseconds, so the default applies"
+
+
 def is_event_stream(head: ResponseHead) -> bool:
     """Return whether a response is a stream of server-sent events."""
     content_type = head.header(b"content-type") or b""
@@ -81,7 +92,7 @@ def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: in
 
     ``own`` replace fields of the same name. ``retry_after_seconds`` is for a 503 without a ``retry-after``.
     """
-    added: list[tuple[bytes, bytes]] = [*own, (b"x-cody-resolved-model", model.encode("utf-8", "replace"))]
+    added: list[tuple[bytes, bytes]] = [*own, build_model_header(model)]
     if is_event_stream(head):
         added.append(_UNBUFFERED)  # or nginx in front would gather events before sending them
     if answer_status(head.status) == 503 and head.header(b"retry-after") is None:
@@ -90,6 +101,11 @@ def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: in
     if head.header(b"transfer-encoding") is not None or head.status == 204:
         replaced.append(b"content-length")  # beside a coding, or in a 204, it would be a second framing (RFC 9110 §8.6)
     return [*_select_fields(head, tuple(replaced)), *added]
+
+
+def build_model_header(model: str) -> tuple[bytes, bytes]:
+    """Return the field that names the ``provider/model`` that was asked."""
+    return b"x-cody-resolved-model", model.encode("utf-8", "replace")
 
 
 def _select_fields(head: ResponseHead, replaced: tuple[bytes, ...]) -> list[tuple[bytes, bytes]]:

@@ -22,7 +22,7 @@ from cgw.gateway.answer import (
     read_timeout_seconds,
     select_feature,
 )
-from cgw.gateway.own_answers import CUT, send_cut, send_refusal
+from cgw.gateway.own_answers import CUT, build_own_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
@@ -35,7 +35,7 @@ from cgw.transport.upstream import UpstreamResponse
 
 
 async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
-    """Run one exchange from its head to its settlement, in a nursery of its own, and log it.
+    """Run one exchange from its head to its settlement, in the task of its connection, and log it.
 
     Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer: a 503 if its response had
     not begun. An admitted exchange is recorded and settled either way.
@@ -57,19 +57,18 @@ async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -
 
 
 class _Exchange:
-    """One exchange at work.
+    """One exchange at work, in one scope.
 
-    Its nursery is empty where the connection itself notices that the client leaves. The nursery's scope is the only
-    one: it carries the deadline (of the response's head first, then of the whole), and the hang-up cancels it.
+    The scope carries the deadline (of the response's head first, then of the whole), and the client's hang-up cancels
+    it. There is no nursery: nothing runs beside the exchange, and leaving even an empty one costs a turn of the loop.
     """
-
-    _nursery: trio.Nursery
 
     def __init__(self, gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
         self._gateway = gateway
         self._dialect = dialect
         self._client = client
         self._deadline = math.inf
+        self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
         self.state = ExchangeState(client)
 
@@ -77,18 +76,14 @@ class _Exchange:
         """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
         has_ended = False
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+            with self._scope:
                 try:
                     await self._serve()
                 except Refusal as error:
                     self._refusal = error
                 except ClientGone:
                     self.state.note_client_gone()
-                # What is left of the nursery may be cancelled: that is not a timeout, nor a client that left too early.
                 has_ended = True
-                if nursery.child_tasks:
-                    nursery.cancel_scope.cancel()
             if self.state.gone_in is not None and (self._refusal is not None or not has_ended):
                 self.state.note_client_gone()
             elif self._refusal is not None:
@@ -102,16 +97,15 @@ class _Exchange:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
-        actor = await authenticate(gateway, head, self._client.peer)
+        actor = await authenticate(gateway, head, self._client.peer, dialect.errors)
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
         timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         body = await self._client.receive_body()
-        self._deadline = self._nursery.cancel_scope.deadline = trio.current_time() + timeout_seconds
+        self._deadline = self._scope.deadline = trio.current_time() + timeout_seconds
         # Not before the body is there: until then reading it is what notices that the client left.
-        if not self._client.call_when_gone(self._client_has_gone):
-            self._nursery.start_soon(self._watch_client)
+        self._client.call_when_gone(self._client_has_gone)
         self.state.journal.received(feature, len(body))
         self.state.move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
@@ -120,10 +114,10 @@ class _Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, provider=dialect.provider, head=head)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
         except trio.Cancelled:
             if self._is_late():
-                self._refusal = Refusal(504, "the request's time was over before its limits were checked")
+                self._refusal = explain_late(prepared)
             raise
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
 
@@ -133,7 +127,7 @@ class _Exchange:
         try:
             try:
                 answer = await self._forward(admitted)
-                self._nursery.cancel_scope.deadline = math.inf  # what follows has bounds of its own
+                self._scope.deadline = math.inf  # what follows has bounds of its own
             finally:
                 await self._record_usage(admitted)
             if self.state.is_charged:
@@ -158,21 +152,21 @@ class _Exchange:
         self.state.move(Phase.OPENING)
         pool, state, provider = self._gateway.pool, self.state, self._dialect.provider
         try:
-            response = await pool.open(admitted.prepared.upstream, self._nursery.cancel_scope, self._deadline)
+            response = await pool.open(admitted.prepared.upstream, self._scope, self._deadline)
             try:
                 return await self._pass_on(response, admitted)
             finally:
                 pool.give_back(response)
         except trio.Cancelled:
             if self._is_late():
-                self._refusal = state.note_failure(self._build_timeout(), provider)
+                self._refusal = state.note_failure(self._build_timeout(), provider, admitted)
             raise
         except UpstreamError as error:
-            return state.note_failure(error, provider)
+            return state.note_failure(error, provider, admitted)
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
-        return self.state.gone_in is None and trio.current_time() >= self._nursery.cancel_scope.deadline
+        return self.state.gone_in is None and trio.current_time() >= self._scope.deadline
 
     def _build_timeout(self) -> UpstreamTimeout:
         if trio.current_time() >= self._deadline:
@@ -187,14 +181,21 @@ class _Exchange:
         journal.answered(head)
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        limit_headers = admitted.admission.build_headers()
-        headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, limit_headers)
+        own_headers = build_own_headers(admitted.admission, self._client.head)
+        headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, own_headers)
         # From the head on, the silence between chunks has a timeout of its own.
-        self._nursery.cancel_scope.deadline = self._deadline
-        await self._client.send_head(state.status, headers, is_stream=is_event_stream(head) and length != 0)
+        self._scope.deadline = self._deadline
+        # The relay sends the head, in one write with what is there of the body.
+        await self._client.send_head(state.status, headers, is_stream=False)
         relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client
         outcome = await relay_response(
-            relay, response, client, state.window, content_length=length, on_first_chunk=note_first
+            relay,
+            response,
+            client,
+            state.window,
+            content_length=length,
+            is_stream=is_event_stream(head) and length != 0,
+            on_first_chunk=note_first,
         )
         state.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
         if outcome.error is not None:
@@ -230,14 +231,10 @@ class _Exchange:
         self.state.note_refusal(refusal)
         await send_refusal(self._client, self._dialect.errors, refusal)
 
-    async def _watch_client(self) -> None:
-        await self._client.wait_gone()
-        self._client_has_gone()
-
     def _client_has_gone(self) -> None:
         if self.state.gone_in is None:
             self.state.gone_in = self.state.phase
-            self._nursery.cancel_scope.cancel()
+            self._scope.cancel()
 
     async def fail(self) -> None:
         """Answer 500 if the response has not begun; break it off otherwise."""

@@ -1,6 +1,7 @@
 """The engine of the public port: every connection of a client, and every request on it, runs here.
 
-A POST to a provider route runs as an exchange; every other request is ``serve_other``'s (the control app).
+A POST to a provider route runs as an exchange; every other request is ``serve_other``'s (the control app), which
+returns the status of its response.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 
+import trio
 from attrs import frozen
 
-from cgw.errors import Headers, Refusal
+from cgw.errors import Refusal
 from cgw.gateway.exchange import run_exchange
 from cgw.gateway.parts import Gateway
+from cgw.gateway.request_log import RefusalLog, log_answered
 from cgw.gateway.routes import Routes
 from cgw.providers.dialect import ErrorStyle
+from cgw.telemetry.exchange_log import Outcome
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
@@ -42,7 +46,10 @@ class EngineStatistics:
 
 
 class HttpEngine:
-    """Serves clients' connections while ``hangups.run`` runs. At most ``max_exchanges`` at once (``None``: all)."""
+    """Serves clients' connections while ``hangups.run`` and ``refusals.run`` run.
+
+    At most ``max_exchanges`` at once (``None``: all).
+    """
 
     def __init__(
         self,
@@ -50,7 +57,7 @@ class HttpEngine:
         routes: Routes,
         limits: ClientLimits,
         *,
-        serve_other: Callable[[ClientSide], Awaitable[None]],
+        serve_other: Callable[[ClientSide], Awaitable[int | None]],
         overload: OverloadControl,
         max_exchanges: int | None = None,
         trusted: TrustedProxies | None = None,
@@ -71,11 +78,13 @@ class HttpEngine:
         self._encoded_shed: dict[ErrorStyle, bytes] = {}
         self.is_draining = False
         self.hangups = HangupWatch()
+        self.refusals = RefusalLog()
         self._callbacks = ConnectionCallbacks(
             limits=limits,
             handle=self.handle,
-            render_refusal=self.render_refusal,
+            render_refusal=routes.render_refusal,
             is_draining=lambda: self.is_draining,
+            note_refused=self.refusals.note,
             check_load=self.check_load,
             encode_shed=self.encode_shed,
             serve_http2=self._serve_http2 if has_http2 else None,
@@ -88,8 +97,9 @@ class HttpEngine:
         self._http2_callbacks = Http2Callbacks(
             limits=limits,
             handle=self._handle_http2,
-            render_refusal=self.render_refusal,
+            render_refusal=routes.render_refusal,
             is_draining=lambda: self.is_draining,
+            note_refused=self.refusals.note,
             trusted=trusted,
             budget=budget,
         )
@@ -116,20 +126,28 @@ class HttpEngine:
         if refusal is None:
             await self.handle(client)
         else:
-            headers, body = self.render_refusal(refusal, client.head.path)
+            headers, body = self._routes.render_refusal(refusal, client.head.path)
             await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
     async def handle(self, client: ClientSide) -> None:
         """Serve one request."""
         dialect = self._routes.find(client.head.path)
         if dialect is None or client.head.method != b"POST":
-            await self._serve_other(client)
+            await self._serve_and_log(client)
             return
         self._in_flight += 1
         try:
             await run_exchange(self._gateway, dialect, client)
         finally:
             self._in_flight -= 1
+
+    async def _serve_and_log(self, client: ClientSide) -> None:
+        started, outcome, status = trio.current_time(), Outcome.SHUTDOWN, None
+        try:
+            status = await self._serve_other(client)
+            outcome = Outcome.CLIENT_GONE if status is None else Outcome.OK if status < 400 else Outcome.REFUSED
+        finally:
+            log_answered(client, outcome, status, started)
 
     def check_load(self, head: RequestHead) -> Refusal | None:
         """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""
@@ -154,10 +172,6 @@ class HttpEngine:
             encoded = encode_kept_response(REFUSAL.status, [*headers, *REFUSAL.headers], body)
             self._encoded_shed[errors] = encoded
         return encoded
-
-    def render_refusal(self, refusal: Refusal, path: bytes) -> tuple[Headers, bytes]:
-        """Render a refusal in the dialect that belongs to ``path``, the reference's where none does."""
-        return self._routes.find_errors(path).render(refusal)
 
     def statistics(self) -> EngineStatistics:
         """Return a snapshot of the counters."""

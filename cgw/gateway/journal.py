@@ -6,6 +6,7 @@ import trio
 
 from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from cgw.events import records
+from cgw.gateway.answer import describe_unread_timeout
 from cgw.gateway.phases import Phase
 from cgw.model import Actor, Feature, Usage, UsageEvent
 from cgw.providers.dialect import PreparedRequest
@@ -144,6 +145,7 @@ class Journal:
                 remote_ip=self._peer,
                 user_agent=self._text(b"user-agent"),
                 error=self._error,
+                warning=describe_unread_timeout(self._head),
             ),
             self._bug,
         )

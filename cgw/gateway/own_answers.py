@@ -7,8 +7,12 @@ import contextlib
 import trio
 
 from cgw.errors import ClientGone, Headers, OutOfDescriptors, Refusal, UpstreamError, UpstreamTimeout
-from cgw.providers.dialect import ErrorStyle
+from cgw.gateway.admission import AdmittedRequest
+from cgw.gateway.answer import build_model_header, describe_unread_timeout
+from cgw.limits.admissions import Admission
+from cgw.providers.dialect import ErrorStyle, PreparedRequest
 from cgw.transport.client_side import ClientSide
+from cgw.wire.messages import RequestHead
 
 CUT_ANSWER_SECONDS = 1.0
 """The time that the answer of an exchange which is cut may take."""
@@ -20,14 +24,32 @@ CUT = Refusal(
 )
 
 
-def explain_failure(error: UpstreamError, provider: str) -> Refusal:
+def build_own_headers(admission: Admission, head: RequestHead) -> Headers:
+    """Build the fields that cgw adds to the answer of an admitted request, besides the model's name."""
+    limits = admission.build_headers()
+    warning = describe_unread_timeout(head)
+    return limits if warning is None else [*limits, (b"x-cgw-warning", warning.encode("ascii"))]
+
+
+def build_failure_headers(admitted: AdmittedRequest, head: RequestHead) -> Headers:
+    """Build the fields of the answer to an admitted request that its upstream did not answer."""
+    return [*build_own_headers(admitted.admission, head), build_model_header(admitted.prepared.model)]
+
+
+def explain_failure(error: UpstreamError, provider: str, headers: Headers) -> Refusal:
     """Build what the client is told of ``error``. Its text is for the log alone: it may name the operator's hosts."""
     if isinstance(error, UpstreamTimeout):
-        return Refusal(504, f"request to upstream provider {provider} timed out")
+        return Refusal(504, f"request to upstream provider {provider} timed out", headers=headers)
     if isinstance(error, OutOfDescriptors):
         text = "the gateway has too many open connections, please retry"
-        return Refusal(503, text, code="overloaded", headers=_RETRY_SOON)
-    return Refusal(502, f"failed to make request to upstream provider {provider}")
+        return Refusal(503, text, code="overloaded", headers=[*headers, *_RETRY_SOON])
+    return Refusal(502, f"failed to make request to upstream provider {provider}", headers=headers)
+
+
+def explain_late(prepared: PreparedRequest) -> Refusal:
+    """Build the refusal of a request whose time is over while Redis is asked: how its limits stand is not known."""
+    text = "the request's time was over before its limits were checked"
+    return Refusal(504, text, headers=[build_model_header(prepared.model)])
 
 
 async def send_refusal(client: ClientSide, style: ErrorStyle, refusal: Refusal) -> None:

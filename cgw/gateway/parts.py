@@ -9,6 +9,7 @@ from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
 from cgw.errors import Refusal
 from cgw.events.event_log import EventLog
+from cgw.events.repeats import RepeatedEvents
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
 from cgw.transport.flat_relay import FlatRelay
@@ -31,6 +32,7 @@ class Gateway:
     pool: UpstreamPool
     relay: FlatRelay
     event_log: EventLog
+    repeats: RepeatedEvents
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from cgw.errors import Headers, Refusal
 from cgw.providers.dialect import Dialect, ErrorStyle
 
 
 class Routes:
     """The provider routes: each path belongs to one dialect, and accepts POST.
 
-    ``errors`` is the shape of errors everywhere else. Below the first segment of an SDK route (``/openai/``) every
-    error has that route's shape, 404 included: SDKs show nothing of an error body in another shape than their API's.
+    Below ``/<provider>/`` every error has the shape that ``sdk_errors`` has for the provider, 404 included: SDKs show
+    nothing of an error body in another shape than their API's. ``errors`` is the shape everywhere else.
     """
 
-    def __init__(self, dialects: Iterable[Dialect], errors: ErrorStyle) -> None:
+    def __init__(self, dialects: Iterable[Dialect], errors: ErrorStyle, sdk_errors: Mapping[str, ErrorStyle]) -> None:
         self._dialects = {dialect.path.encode("ascii"): dialect for dialect in dialects}
         self._errors = errors
-        # The reference's routes are below /v1/ and have no default feature: they share the reference's errors.
-        self._errors_by_prefix = {
-            _first_segment(path): dialect.errors
-            for path, dialect in self._dialects.items()
-            if dialect.default_feature is not None
-        }
+        self._sdk_errors = {provider.encode("ascii"): style for provider, style in sdk_errors.items()}
 
     def find(self, path: bytes) -> Dialect | None:
         """Return the dialect of ``path``, or ``None``."""
@@ -33,7 +29,11 @@ class Routes:
         dialect = self._dialects.get(path)
         if dialect is not None:
             return dialect.errors
-        return self._errors_by_prefix.get(_first_segment(path), self._errors)
+        return self._sdk_errors.get(_first_segment(path), self._errors)
+
+    def render_refusal(self, refusal: Refusal, path: bytes) -> tuple[Headers, bytes]:
+        """Render the refusal of a request to ``path``, as :meth:`ErrorStyle.render` does."""
+        return self.find_errors(path).render(refusal)
 
 
 def _first_segment(path: bytes) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cgw.errors import Refusal, UpstreamError
+from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.journal import Journal
-from cgw.gateway.own_answers import CUT, explain_failure
+from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure
 from cgw.gateway.phases import Phase, move
 from cgw.transport.client_side import ClientSide
 from cgw.wire.messages import ResponseHead
@@ -45,12 +46,12 @@ class ExchangeState:
         self.status = refusal.status
         self.journal.refused(refusal)
 
-    def note_failure(self, error: UpstreamError, provider: str) -> Refusal | None:
+    def note_failure(self, error: UpstreamError, provider: str, admitted: AdmittedRequest) -> Refusal | None:
         """Note why there is no complete response; return what to refuse with, ``None`` if a response has begun."""
         self.journal.upstream_failed(error)
         if self._client.is_response_started:
             return None
-        refusal = explain_failure(error, provider)
+        refusal = explain_failure(error, provider, build_failure_headers(admitted, self._client.head))
         self.note_refusal(refusal)
         return refusal
 

@@ -36,6 +36,7 @@ class LimitSettings:
         WEBHOOK_URL,
         None,
         "The Slack webhook that usage alerts are posted to; without it, they are written to the log.",
+        other_names=("SLACK_WEBHOOK_URL",),
     )
     notify_thresholds: tuple[int, ...] = setting(
         "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_THRESHOLDS",

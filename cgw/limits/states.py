@@ -7,6 +7,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from cgw.durations import format_duration
 from cgw.errors import CgwError
 from cgw.model import LimitUnit
 
@@ -18,10 +19,10 @@ one provider."""
 LimitCause = LimitName
 """The limit that refused: the ``cause`` of a ``RateLimited`` event."""
 
-# The first two complete the reference's texts (its §5 and §1.5).
+# The first two complete the reference's texts (its §5 and §1.5), with the time that they count for.
 _DESCRIPTIONS = {
-    "quota": "rate limit of {limit} {unit}",
-    "concurrency": "concurrency limit of {limit} requests",
+    "quota": "rate limit of {limit} {unit} per {window}",
+    "concurrency": "concurrency limit of {limit} requests per {window}",
     "in_flight": "limit of {limit} requests in flight",
     "provider": "limit of {limit} requests in flight to the provider",
 }
@@ -51,8 +52,9 @@ class LimitState:
 
     @property
     def description(self) -> str:
-        """The limit and its size, for people: ``rate limit of 50 requests``."""
-        return _DESCRIPTIONS[self.name].format(limit=self.limit, unit=self.unit.value)
+        """The limit, its size and the time that it counts for, for people: ``rate limit of 50 requests per 24h``."""
+        window = format_duration(self.window_ms / 1000)
+        return _DESCRIPTIONS[self.name].format(limit=self.limit, unit=self.unit.value, window=window)
 
 
 class LimitExceeded(CgwError):

@@ -43,7 +43,16 @@ class PreparedRequest:
 
 
 class ErrorStyle(Protocol):
-    """The error bodies of one API."""
+    """The error bodies of one API.
+
+    For a refusal with one of the codes :data:`~cgw.errors.MISSING_TOKEN` and :data:`~cgw.errors.UNKNOWN_TOKEN`, an
+    API's own style has the API's own words.
+    """
+
+    @property
+    def is_for_sdks(self) -> bool:
+        """True on routes for the API's own SDKs, false on the reference's, whose clients retry in another way."""
+        ...
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
         """Return the header fields and the body for ``refusal``.

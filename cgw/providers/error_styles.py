@@ -5,7 +5,7 @@ The error style of a provider's API is in the provider's package.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from attrs import frozen
@@ -31,6 +31,8 @@ def clean_message(message: str) -> str:
 @frozen
 class ReferenceErrors:
     """``{"error":"<text>"}`` and a newline, as in the reference, but with the content type of JSON."""
+
+    is_for_sdks: ClassVar[bool] = False
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from cgw.config.kinds import Secret
-from cgw.providers.dialect import Dialect
+from cgw.providers.dialect import Dialect, ErrorStyle
 
 
 class ProviderSettings(Protocol):
@@ -47,16 +47,25 @@ class Provider:
     ``build_dialects(settings)`` returns a dialect for each route. It is called once, with an access token set, and may
     take some milliseconds, for example while cattrs compiles functions. It raises :exc:`ValueError`, without any
     secret in its text, for a base URL or key that cannot be used.
+
+    ``sdk_errors`` is the shape of every error below ``/<name>/``, where the routes for the API's SDKs are: also where
+    there is no such route, or no key.
     """
 
     name: str
     settings_class: type[Any]
     build_dialects: Callable[[Any], tuple[Dialect, ...]]
+    sdk_errors: ErrorStyle
 
     @property
     def access_token_variable(self) -> str:
         """The environment variable of its key."""
         return f"CODY_GATEWAY_{self.name.upper()}_ACCESS_TOKEN"
+
+    @property
+    def api_url_variable(self) -> str:
+        """The environment variable of its base URL."""
+        return f"CODY_GATEWAY_{self.name.upper()}_API_URL"
 
 
 def reveal_access_token(settings: ProviderSettings) -> str:

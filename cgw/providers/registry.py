@@ -6,7 +6,7 @@ To add one, create a package beside this file and add a line to :data:`PROVIDERS
     <name>/models.py     the models that are allowed by default
     <name>/<api>.py      a class that satisfies Dialect for each route: checks, rewrites, the upstream request
     <name>/usage.py      readers of usage, for whole and for streamed responses
-    <name>/errors.py     an ErrorStyle, if SDKs use one of the routes
+    <name>/errors.py     an ErrorStyle for the routes of SDKs
     <name>/provider.py   a Provider that names all of it
 
 ``request_body``, ``upstream_requests`` and ``usage_reading`` have the steps that dialects share. The list of settings
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cgw.errors import ConfigError
 from cgw.providers.anthropic.provider import ANTHROPIC
 from cgw.providers.dialect import Dialect
 from cgw.providers.openai.provider import OPENAI
@@ -31,12 +32,18 @@ PROVIDERS: tuple[Provider, ...] = (
 def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, ...]:
     """Return the dialects of all providers that have a key, each with a route of its own.
 
-    ``settings`` has the settings of each provider by its name. Raises :exc:`ValueError` for a base URL or key that
-    cannot be used.
+    ``settings`` has the settings of each provider by its name. Raises :exc:`~cgw.errors.ConfigError` with every
+    provider whose base URL or key cannot be used.
     """
-    return tuple(
-        dialect
-        for provider in PROVIDERS
-        if settings[provider.name].access_token is not None
-        for dialect in provider.build_dialects(settings[provider.name])
-    )
+    dialects: list[Dialect] = []
+    problems = []
+    for provider in PROVIDERS:
+        own = settings[provider.name]
+        if own.access_token is not None:
+            try:
+                dialects += provider.build_dialects(own)
+            except ValueError as error:
+                problems.append(f"{provider.api_url_variable}: cannot be used: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return tuple(dialects)

@@ -62,7 +62,7 @@ def _mask_redis_url(text: str) -> str:
     return f"{scheme}://{netloc}{slash}{path}" + (f"?{MASK}" if question else "")
 
 
-REDIS_ENDPOINT: Kind[Secret] = Kind(_parse_redis_endpoint, str)
+REDIS_ENDPOINT: Kind[Secret] = Kind(_parse_redis_endpoint, str, is_secret=True)
 """``host:port`` (as in the reference) or a URL of one server, a cluster or Sentinels; printed without password."""
 
 
@@ -77,6 +77,13 @@ class RedisSettings:
         "The Redis or Valkey that counts limits: host:port or a URL (redis://, rediss://, unix://, redis+cluster://, "
         "redis+sentinel://).",
         default_text="an embedded server of cgw's own",
+        other_names=(
+            "CODY_GATEWAY_REDIS_ENDPOINT",
+            "CODY_GATEWAY_REDIS_URL",
+            "REDIS_URL",
+            "REDIS_HOST",
+            "REDIS_STORE_ENDPOINT",
+        ),
     )
     timeout_seconds: float = setting(
         "CODY_GATEWAY_REDIS_TIMEOUT", duration(most=MINUTE), 0.1, "How long one call to Redis may take."

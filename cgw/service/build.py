@@ -16,12 +16,14 @@ from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
 from cgw.actors.static import StaticSource, load_static_actors
 from cgw.actors.sync import SyncWorker
+from cgw.config.describe import list_secrets
 from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
 from cgw.control.attribution import Attribution
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
+from cgw.events.repeats import RepeatedEvents
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
@@ -30,6 +32,7 @@ from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
 from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.registry import PROVIDERS
 from cgw.redis.opening import Store
 from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
 from cgw.service.settings import Settings
@@ -43,6 +46,7 @@ from cgw.transport.overload import OverloadControl
 from cgw.transport.server import Server
 from cgw.transport.server_tls import ServerTls
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
+from cgw.wire.secret_filter import BodySecrets
 
 
 def build_gateway(
@@ -58,13 +62,14 @@ def build_gateway(
         sources=sources,
         refresher=Refresher(sources),
         limiter=Limiter(redis, build_limiter_options(settings), on_alert=alerts.put),
-        pool=UpstreamPool(tls_context, build_deadlines(settings)),
+        pool=UpstreamPool(tls_context, build_deadlines(settings), secrets=BodySecrets.build(list_secrets(settings))),
         relay=FlatRelay(
             tick_seconds=settings.upstream.relay_tick_seconds,
             silence_seconds=settings.upstream.silence_timeout_seconds,
             stall_seconds=settings.server.client_stall_timeout_seconds,
         ),
         event_log=event_log,
+        repeats=RepeatedEvents(event_log),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
     )
@@ -101,7 +106,7 @@ def build_control_app(
 
 def build_routes(dialects: Sequence[Dialect]) -> Routes:
     """Return the provider routes."""
-    return Routes(dialects, ReferenceErrors())
+    return Routes(dialects, ReferenceErrors(), {provider.name: provider.sdk_errors for provider in PROVIDERS})
 
 
 def build_engine(
@@ -118,7 +123,7 @@ def build_engine(
         gateway,
         routes,
         build_client_limits(settings),
-        serve_other=partial(run_asgi_app, control_app, render_refusal=ReferenceErrors().render),
+        serve_other=partial(run_asgi_app, control_app, render_refusal=routes.render_refusal),
         overload=overload,
         has_http2=settings.server.http2,
         max_exchanges=settings.overload.max_exchanges,

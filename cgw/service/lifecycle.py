@@ -21,13 +21,14 @@ from attrs import frozen
 
 from cgw.actors.sync import SyncWorker
 from cgw.control.status import Phase, ServiceStatus
-from cgw.errors import ConfigError, explain_os_error
+from cgw.errors import ConfigError
 from cgw.events.event_log import open_event_log
 from cgw.events.options import EventLogOptions
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
 from cgw.limits.alerts import AlertQueue
+from cgw.providers.dialect import Dialect
 from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
 from cgw.service.build import (
@@ -42,6 +43,7 @@ from cgw.service.build import (
     build_sync_worker,
     build_upstream_tls,
 )
+from cgw.service.findings import explain_listening
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
@@ -63,6 +65,7 @@ logger = logging.getLogger("cgw.service")
 class Service:
     """A running gateway.
 
+    ``dialects`` are those of its provider routes; ``actor_count`` is that of the actors file at the start.
     ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
     where the admin port is off.
     """
@@ -73,6 +76,8 @@ class Service:
     http_engine: HttpEngine
     gateway: Gateway
     redis: Store
+    dialects: Sequence[Dialect]
+    actor_count: int
     events_folder: Path
     status: ServiceStatus
     reloads: Sequence[Reload]
@@ -132,7 +137,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     start.
     """
     tls_context = build_upstream_tls(settings)
-    routes, static_source = build_routes(build_dialects(settings.providers)), build_static_source(settings)
+    dialects, static_source = build_dialects(settings.providers), build_static_source(settings)
+    routes = build_routes(dialects)
     server_tls = build_server_tls(settings)
     check_source_settings(settings)
     data_dir = settings.data.directory
@@ -176,6 +182,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 http_engine=http_engine,
                 gateway=gateway,
                 redis=redis,
+                dialects=dialects,
+                actor_count=0 if static_source is None else len(static_source.actors),
                 events_folder=events_folder,
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
@@ -203,10 +211,12 @@ async def _start_background(
         *(source.run for source in gateway.sources.runners),
         *(() if sync_worker is None else (sync_worker.run,)),
         gateway.refresher.run,
+        gateway.repeats.run,
         gateway.pool.run,
         gateway.relay.run,
         overload.run,
         http_engine.hangups.run,
+        http_engine.refusals.run,
     ):
         await stack.enter_async_context(open_background_task(run))
 
@@ -221,10 +231,8 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiA
     try:
         return await stack.enter_async_context(open_admin_server(app, host, port))
     except OSError as error:
-        reason = explain_os_error(error)
-        raise ConfigError(
-            [f"cannot listen on {host}:{port}: {reason}; see CODY_GATEWAY_ADMIN_PORT and CODY_GATEWAY_ADMIN_HOST"]
-        ) from None
+        finding = explain_listening("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", host, port, error)
+        raise ConfigError([str(finding)]) from None
 
 
 async def _open_webhook(
@@ -283,8 +291,7 @@ async def _bind_public_port(host: str, port: int, *, reuse_port: bool) -> list[t
     try:
         return await open_listeners(host, port, reuse_port=reuse_port)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError([f"cannot listen on {host}:{port}: {reason}; see PORT and CODY_GATEWAY_HOST"]) from None
+        raise ConfigError([str(explain_listening("PORT", "CODY_GATEWAY_HOST", host, port, error))]) from None
 
 
 def _create_data_dir(data_dir: Path) -> None:

@@ -10,15 +10,16 @@ from functools import partial
 
 import trio
 
-from cgw import __version__
 from cgw.config.describe import list_secrets
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.lifetime import open_background_task
-from cgw.providers.registry import PROVIDERS
+from cgw.service.check import examine
 from cgw.service.descriptors import raise_descriptor_limit
-from cgw.service.lifecycle import Service, build_url, open_service
+from cgw.service.findings import list_warnings, merge
+from cgw.service.lifecycle import open_service
 from cgw.service.settings import Settings
 from cgw.service.signals import HANDLED_SIGNALS, LogLevel, SignalActions
+from cgw.service.start_log import log_start, log_unreachable_hosts
 from cgw.telemetry.logs import open_logging
 
 EXIT_OK = 0
@@ -54,7 +55,10 @@ def run_service(settings: Settings) -> int:
         try:
             trio.run(_serve_until_signal, settings)
         except* (ConfigError, StoreUnavailable) as errors:
-            raise ConfigError([problem for error in _leaves(errors) for problem in _list_problems(error)]) from None
+            problems = [problem for error in _leaves(errors) for problem in _list_problems(error)]
+            # The start ended at its first problem; the operator sees them all.
+            findings = examine(settings)
+            raise ConfigError(merge(problems, findings), list_warnings(findings)) from None
     return EXIT_OK
 
 
@@ -71,9 +75,10 @@ async def _serve_until_signal(settings: Settings) -> None:
 async def _serve(settings: Settings, actions: SignalActions) -> None:
     async with open_service(settings) as service:
         actions.begin_serving(reloads=service.reloads, cut=service.cut)
-        _log_start(service)
+        log_start(service)
         _spare_garbage_collection()
-        await actions.stopping.wait()
+        async with open_background_task(partial(log_unreachable_hosts, settings)):
+            await actions.stopping.wait()
         delay, timeout = settings.server.drain_delay_seconds, settings.server.drain_timeout_seconds
         logger.info(
             "%s: draining: the port closes in %g seconds, then open responses have up to %g seconds",
@@ -82,24 +87,6 @@ async def _serve(settings: Settings, actions: SignalActions) -> None:
             timeout,
         )
         await service.drain(timeout, delay_seconds=delay)
-
-
-def _log_start(service: Service) -> None:
-    """Log what is served and from where, and what is not and why."""
-    settings = service.settings
-    for provider in PROVIDERS:
-        if settings.providers[provider.name].access_token is None:
-            logger.warning("provider %s has no routes: %s is not set", provider.name, provider.access_token_variable)
-    has_dotcom = settings.dotcom.access_token is not None or settings.portal.url is not None
-    if settings.actors.file is None and not settings.actors.allow_anonymous and not has_dotcom:
-        logger.warning(
-            "nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE, CODY_GATEWAY_DOTCOM_ACCESS_TOKEN or "
-            "CODY_GATEWAY_ALLOW_ANONYMOUS"
-        )
-    logger.info("usage events are kept in %s", service.events_folder)
-    if service.admin_port is not None:
-        logger.info("the admin port is %s", build_url(settings.admin.host, service.admin_port))
-    logger.info("cgw %s is serving on %s", __version__, service.url)
 
 
 def _spare_garbage_collection() -> None:

@@ -12,13 +12,15 @@ from attrs import evolve, frozen
 
 from cgw.actors.settings import ActorSettings, DotcomSettings, PortalSettings, SamsSettings
 from cgw.config.declare import group, named_groups, setting
-from cgw.config.environment import find_unknown_variables, read_settings
+from cgw.config.environment import Reading, examine_environment, find_unknown_variables
 from cgw.config.kinds import PATH
+from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import PROVIDERS
 from cgw.redis.settings import RedisSettings
+from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.telemetry.settings import LogSettings
 from cgw.transport.settings import AdminSettings, OverloadSettings, ServerSettings, TlsSettings, UpstreamSettings
 
@@ -67,11 +69,23 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
 
-def load_settings(environ: Mapping[str, str]) -> Settings:
-    """Return the settings that ``environ`` describes.
+def examine_settings(environ: Mapping[str, str]) -> Reading[Settings]:
+    """Return the settings that ``environ`` describes, with their warnings, and the problems of wrong variables.
 
-    Raises :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the variable's name. Unknown
-    ``CODY_GATEWAY_*`` names are ignored, with a warning each.
+    Unknown ``CODY_GATEWAY_*`` names, and what other tools call a setting, are ignored, with a warning each.
     """
-    settings = read_settings(Settings, environ)
-    return evolve(settings, warnings=tuple(find_unknown_variables(Settings, environ)))
+    reading = examine_environment(Settings, environ)
+    warnings = find_unknown_variables(Settings, environ, REFERENCE_SETTINGS)
+    return evolve(reading, settings=evolve(reading.settings, warnings=tuple(warnings)))
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Return the settings that ``environ`` describes; see :func:`examine_settings`.
+
+    Raises :exc:`~cgw.errors.ConfigError` with every problem, each beginning with the variable's name, and with the
+    warnings.
+    """
+    reading = examine_settings(environ)
+    if reading.problems:
+        raise ConfigError(list(reading.problems.values()), reading.settings.warnings)
+    return reading.settings

@@ -90,7 +90,7 @@ async def open_sources(
     """Open the sources for the length of the block, in the order in which they are asked."""
     async with AsyncExitStack() as stack:
         web = dotcom = None
-        if settings.dotcom.access_token is not None or settings.portal.url is not None:
+        if has_remote_source(settings):
             web = await stack.enter_async_context(open_web_client(tls_context))
             dotcom = _build_dotcom_client(settings, web)
         tools = SourceTools(settings, static_source, store, web, dotcom)
@@ -157,8 +157,16 @@ SOURCES: Sequence[Callable[[SourceTools], Source | None]] = (
 """The reference's order (§2.1), with the static file after the anonymous source."""
 
 
+def has_remote_source(settings: Settings) -> bool:
+    """Return whether a source on the network is set."""
+    return settings.dotcom.access_token is not None or settings.portal.url is not None
+
+
 def check_source_settings(settings: Settings) -> None:
-    """Raise :exc:`~cgw.errors.ConfigError` with every reason why the sources cannot be opened."""
+    """Raise :exc:`~cgw.errors.ConfigError` with every reason why the sources cannot be opened.
+
+    Each has the form ``variable: what is wrong: what to do``.
+    """
     problems = _list_problems(settings)
     if problems:
         raise ConfigError(problems)
@@ -170,12 +178,14 @@ def _list_problems(settings: Settings) -> list[str]:
     if settings.portal.url is not None:
         for name, value in (("SAMS_CLIENT_ID", sams.client_id), ("SAMS_CLIENT_SECRET", sams.client_secret)):
             if value is None:
-                problems.append(f"{name} must be set, because CODY_GATEWAY_ENTERPRISE_PORTAL_URL is")
+                problems.append(
+                    f"{name}: is not set, and CODY_GATEWAY_ENTERPRISE_PORTAL_URL is: set it, or unset that one"
+                )
     if settings.portal.url is not None and settings.dotcom.internal_mode:
         # Without this, a gateway for development would serve every customer.
         problems.append(
-            "CODY_GATEWAY_DOTCOM_INTERNAL_MODE cannot be used with CODY_GATEWAY_ENTERPRISE_PORTAL_URL: the portal does "
-            "not tell the tags of licences; unset one of them"
+            "CODY_GATEWAY_DOTCOM_INTERNAL_MODE: cannot be used with CODY_GATEWAY_ENTERPRISE_PORTAL_URL, since the "
+            "portal does not tell the tags of licences: unset one of them"
         )
     for name, url in (
         ("CODY_GATEWAY_DOTCOM_API_URL", settings.dotcom.api_url if settings.dotcom.access_token else None),
@@ -183,7 +193,7 @@ def _list_problems(settings: Settings) -> list[str]:
         ("SAMS_API_URL" if sams.api_url else "SAMS_URL", (sams.api_url or sams.url) if settings.portal.url else None),
     ):
         if url is not None and not _is_private(url):
-            problems.append(f"{name} must begin with https://, except for this machine: tokens are sent there")
+            problems.append(f"{name}: must begin with https:// since tokens are sent there: correct it")
     return problems
 
 

@@ -42,7 +42,8 @@ class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``path`` has no query, because a query may hold a key. ``status`` is the one that the client was sent.
     ``duration_ms`` is the length of the whole exchange, ``upstream_ms`` the time from sending the upstream's request
     to the end of its response, ``first_byte_ms`` the time from the client's request to the first byte of the
-    response's body. ``stale`` is true where the actor's source could not be asked lately, otherwise ``None``.
+    response's body. ``warning`` is a part of the request that was ignored. ``stale`` is true where the actor's source
+    could not be asked lately, otherwise ``None``.
     """
 
     method: str
@@ -65,6 +66,7 @@ class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     remote_ip: str | None = None
     user_agent: str | None = None
     error: str | None = None
+    warning: str | None = None
 
     @property
     def level(self) -> int:
@@ -104,6 +106,8 @@ class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             line += f" upstream {self.upstream_status}"
         if self.response_bytes is not None:
             line += f" {self.response_bytes} bytes"
+        if self.warning:
+            line += f" ({self.warning})"
         return f"{line}: {self.error}" if self.error else line
 
 

@@ -85,6 +85,7 @@ class _Exchange(msgspec.Struct, omit_defaults=True, gc=False):
     response_bytes: int | None = None
     error: str | None = None
     stale: bool | None = None
+    warning: str | None = None
 
 
 class _JsonLine(msgspec.Struct, omit_defaults=True, gc=False):
@@ -171,6 +172,7 @@ class JsonLines:
                 size,
                 record.error,
                 record.stale,
+                record.warning,
             )
         return line
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -21,7 +22,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-RenderRefusal = Callable[[Refusal], tuple[Headers, bytes]]
+RenderRefusal = Callable[[Refusal, bytes], tuple[Headers, bytes]]
 
 LEAVE_SECONDS = 1.0
 """How long an app may go on after its client has left before it is cancelled."""
@@ -33,28 +34,29 @@ read to its end cannot carry another one."""
 logger = logging.getLogger("cgw.control")
 
 
-async def run_asgi_app(app: AsgiApp, client: ClientSide, render_refusal: RenderRefusal) -> None:
-    """Run ``app`` for one request.
+async def run_asgi_app(app: AsgiApp, client: ClientSide, render_refusal: RenderRefusal) -> int | None:
+    """Run ``app`` for one request; return the response's status, ``None`` if there is none as the client has left.
 
     ``render_refusal`` builds the header fields and the body for what the engine refuses (a body that is too large or
-    too slow) and for a 500. An exception of the app is logged and ends its request alone. Cancel-safe.
+    too slow) and for a 500, by the request's path. An exception of the app is logged and ends its request alone.
+    Cancel-safe.
     """
-    refusal = await _AsgiRequest(app, client).run()
-    if refusal is not None:
+    request = _AsgiRequest(app, client)
+    refusal = await request.run()
+    if refusal is not None and not client.is_response_started:
         await _refuse(client, refusal, render_refusal)
+        return refusal.status
+    if refusal is not None:
+        client.break_off()
+    return request.status
 
 
 async def _refuse(client: ClientSide, refusal: Refusal, render_refusal: RenderRefusal) -> None:
-    if client.is_response_started:
-        client.break_off()
-        return
     if refusal.must_close:
         client.close_after_response()
-    headers, body = render_refusal(refusal)
-    try:
+    headers, body = render_refusal(refusal, client.head.path)
+    with suppress(ClientGone):
         await client.send_response(refusal.status, [*headers, *refusal.headers], body)
-    except ClientGone:
-        return
 
 
 class _AsgiRequest:
@@ -72,6 +74,11 @@ class _AsgiRequest:
         self._gone = trio.Event()
         self._watch_scope = trio.CancelScope()  # of waiting for the client to leave
         self._app_scope = trio.CancelScope()  # cancelled when the client has left and the app does not return
+
+    @property
+    def status(self) -> int | None:
+        """The status of the response that the app has begun, ``None`` before."""
+        return self._start["status"] if self._start is not None and self._client.is_response_started else None
 
     async def run(self) -> Refusal | None:
         """Run the app to its end; return the refusal to answer where it did not answer itself."""

@@ -28,6 +28,25 @@ class ClientLimits:
     stall_timeout_seconds: float = 60
 
 
+@frozen
+class RefusedHead:
+    """A request that was refused on its head, for the log.
+
+    ``status`` is ``None`` where HTTP/2 ends the stream or the connection instead. ``method`` and ``path`` (without its
+    query) are empty where the head is too malformed to have them.
+    """
+
+    status: int | None
+    reason: str
+    method: bytes
+    path: bytes
+    peer: str
+
+
+def ignore_refused(refused: RefusedHead) -> None:
+    """Do nothing: the default for those who log."""
+
+
 class RawBody(Protocol):
     """A response's body that is written to the client's socket as it is, framing included, without its end.
 
@@ -101,6 +120,10 @@ class ClientSide(Protocol):
         """
         ...
 
+    async def flush_head(self) -> None:
+        """Send a head that was kept for the first chunk. Raises :exc:`~cgw.errors.ClientGone`."""
+        ...
+
     async def send_chunk(self, data: bytes) -> None:
         """Send the next bytes of the body, at once. Raises :exc:`~cgw.errors.ClientGone`."""
         ...
@@ -124,13 +147,10 @@ class ClientSide(Protocol):
         """Make the response visibly incomplete: the connection (in HTTP/2, the stream) will be cut."""
         ...
 
-    def call_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
-        """Have ``on_gone`` called once the client has left, at once if it has; ``None`` ends that.
-
-        Returns false where this connection can't: then a task has to :meth:`wait_gone`.
-        """
+    def call_when_gone(self, on_gone: Callable[[], None] | None) -> None:
+        """Have ``on_gone`` called once the client has left, at once if it has; ``None`` ends that."""
         ...
 
     async def wait_gone(self) -> None:
-        """Return once the client has left. A client that only closes its sending side counts as gone, too."""
+        """Return once the client has left; takes the place of :meth:`call_when_gone` meanwhile. Cancel-safe."""
         ...

@@ -32,6 +32,7 @@ from attrs import frozen
 from cgw.transport.flat_stream import FlatStream, Reader, StreamEnd, StreamOutcome, Writer
 from cgw.transport.sockets import RECEIVE_BYTES, Scratch
 from cgw.wire.framers import ChunkedFramer, Framer, FramerState, LengthFramer
+from cgw.wire.heads import FIRST_ERROR_STATUS
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
 
@@ -98,8 +99,8 @@ class FlatRelay:
         self, head: ResponseHead, content_length: int | None, collector: BodyWindowCollector
     ) -> Framer | None:
         """Return a framer for a body with this head, or ``None`` if the fallback path has to relay it."""
-        if head.status in (204, 304):
-            return None
+        if head.status in (204, 304) or head.status >= FIRST_ERROR_STATUS:
+            return None  # no body, or one in which secrets are masked
         if content_length is not None:
             return LengthFramer(collector, content_length) if content_length else None
         if head.http_version == b"1.1" and (head.header(b"transfer-encoding") or b"").lower() == b"chunked":

@@ -11,7 +11,6 @@ import trio
 from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.body_budget import FREE_BYTES, BodyBudget
 from cgw.transport.client_side import ClientLimits, RawBody
-from cgw.transport.hangup import wait_hangup
 from cgw.transport.hangup_watch import WatchedClient
 from cgw.transport.sockets import PlainTransport, Transport
 from cgw.wire.messages import RequestHead
@@ -43,7 +42,7 @@ class Http1Client:
         buffer: bytearray,
         is_draining: Callable[[], bool],
         budget: BodyBudget,
-        watched: WatchedClient | None,
+        watched: WatchedClient,
     ) -> None:
         self._transport = transport
         self._codec = codec
@@ -202,6 +201,10 @@ class Http1Client:
         if is_stream:
             await self._flush()
 
+    async def flush_head(self) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.flush_head`."""
+        await self._flush()
+
     async def send_chunk(self, data: bytes) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.send_chunk`."""
         self._unsent += self._codec.encode(data)
@@ -244,19 +247,16 @@ class Http1Client:
         """See :meth:`~cgw.transport.client_side.ClientSide.break_off`."""
         self.is_broken_off = True
 
-    def call_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
+    def call_when_gone(self, on_gone: Callable[[], None] | None) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.call_when_gone`."""
         watched = self._watched
-        if watched is None:
-            return False
         watched.on_gone = on_gone
         if on_gone is not None and watched.is_gone:
             on_gone()
-        return True
 
     async def wait_gone(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""
-        await wait_hangup(self._transport.sock)
+        await self._watched.wait_gone()
 
     async def _flush(self) -> None:
         data, self._unsent = self._unsent, b""

@@ -28,14 +28,14 @@ from attrs import field, frozen
 from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
-from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead, ignore_refused
 from cgw.transport.hangup_watch import HangupWatch, WatchedClient
 from cgw.transport.http1_client import Http1Client, build_own_fields
 from cgw.transport.server import RETRY_AFTER_SECONDS, AcceptedConnection
 from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.wire.fast_heads import has_connection_close
-from cgw.wire.heads import HTTP2_PREFACE, find_head_end, status_phrase
+from cgw.wire.heads import HTTP2_PREFACE, MAX_TARGET_BYTES, find_head_end, status_phrase
 from cgw.wire.messages import RequestHead
 from cgw.wire.proxy_protocol import may_be_proxy_header, parse_proxy_header
 from cgw.wire.server_codec import FastCodec, ServerCodec, parse_request
@@ -48,6 +48,7 @@ GRACE_SECONDS = 0.5
 and may not retry."""
 
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
+_REQUEST_LINE = re.compile(rb"([A-Za-z]{1,20}) {1,8}(?:https?://[^/?\s]{0,255})?(/[^?#\s]*)")
 
 ServeHttp2 = Callable[[Transport, bytes, str], Awaitable[None]]
 
@@ -63,26 +64,27 @@ class ConnectionCallbacks:
     ``handle`` serves one request; ``check_load`` returns a refusal for a request that is not to be served now, and
     ``encode_shed`` the same as a whole response, by the path (``None``: each is rendered for itself);
     ``render_refusal`` returns header fields and body for a request that was refused before it was served, by its path
-    where that is known (``b""`` otherwise); ``is_draining`` says whether connections have to close; ``serve_http2``
-    serves the rest of a connection that begins with HTTP/2's preface (``None``: it is refused), given the transport,
-    the data that was read, and the client's address. ``budget`` bounds the memory of request bodies. ``trusted``
-    proxies may tell the client's address, and ``addresses`` bounds the connections of each that a PROXY header tells.
-    ``tls_context`` returns the context to terminate TLS with, or ``None`` where
-    the port is plain.
+    where that is known (``b""`` otherwise), and ``note_refused`` logs it if its head was refused; ``is_draining`` says
+    whether connections have to close; ``serve_http2`` serves the rest of a connection that begins with HTTP/2's
+    preface (``None``: it is refused), given the transport, the data that was read, and the client's address.
+    ``budget`` bounds the memory of request bodies. ``trusted`` proxies may tell the client's address, and ``addresses``
+    bounds the connections of each that a PROXY header tells. ``tls_context`` returns the context to terminate TLS
+    with, or ``None`` where the port is plain.
     """
 
     limits: ClientLimits
     handle: Callable[[ClientSide], Awaitable[None]]
     render_refusal: Callable[[Refusal, bytes], tuple[Headers, bytes]]
     is_draining: Callable[[], bool]
+    hangups: HangupWatch
     check_load: Callable[[RequestHead], Refusal | None] = _let_in
     encode_shed: Callable[[bytes], bytes] | None = None
     serve_http2: ServeHttp2 | None = None
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
-    hangups: HangupWatch | None = None
     trusted: TrustedProxies = field(factory=TrustedProxies)
     addresses: AddressBound = field(factory=lambda: AddressBound(None))
     tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
+    note_refused: Callable[[RefusedHead], None] = ignore_refused
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
     """Scratch for reading; no data stays in it across an ``await``."""
     scratch: Scratch = field(factory=Scratch, repr=False)
@@ -115,7 +117,7 @@ class Http1Connection:
             pass  # the client has left; a request that was served has taken note of that itself
         finally:
             # Decided here, after everything that may cancel or break a request.
-            if self._watched is not None and self._callbacks.hangups is not None:
+            if self._watched is not None:
                 self._callbacks.hangups.forget(self._transport.sock)
             if self._client is not None and self._client.needs_reset:
                 self._transport.reset()
@@ -171,7 +173,9 @@ class Http1Connection:
         self._counted_address = address
 
     async def _receive(self) -> int:
-        size = await self._transport.receive_some(self._callbacks.buffer)
+        # Between requests there is nothing yet, as a rule: asking the kernel first would be a wasted system call.
+        must_wait = self.is_idle and self._has_served
+        size = await self._transport.receive_some(self._callbacks.buffer, waits_first=must_wait)
         self._buffer += memoryview(self._callbacks.buffer)[:size]
         return size
 
@@ -310,9 +314,8 @@ class Http1Connection:
         self._has_served = True
         return True
 
-    def _watch(self) -> WatchedClient | None:
-        if self._callbacks.hangups is not None:
-            self._watched = self._callbacks.hangups.register(self._transport.sock)
+    def _watch(self) -> WatchedClient:
+        self._watched = self._callbacks.hangups.register(self._transport.sock)
         return self._watched
 
     async def _serve_request(self, head: RequestHead, codec: ServerCodec, refusal: Refusal | None) -> bool:
@@ -367,7 +370,9 @@ class Http1Connection:
 
         ``received`` is what came of the head.
         """
-        headers, body = self._callbacks.render_refusal(refusal, _guess_path(received))
+        method, path = _find_request_line(received)
+        self._callbacks.note_refused(RefusedHead(refusal.status, refusal.message, method, path, self._peer))
+        headers, body = self._callbacks.render_refusal(refusal, path)
         lines = [b"HTTP/1.1 %d %s" % (refusal.status, status_phrase(refusal.status))]
         fields = (*headers, *refusal.headers, *build_own_fields(body), (b"connection", b"close"))
         lines += [name + b": " + value for name, value in fields]
@@ -387,7 +392,8 @@ def encode_kept_response(status: int, headers: Headers, body: bytes) -> bytes:
     return b"\r\n".join([*lines, b"", body])
 
 
-def _guess_path(data: bytes) -> bytes:
-    """Return the path of the request line that malformed ``data`` begins with, as far as there is one."""
-    words = data[:8192].split(b"\r\n", 1)[0].split(b" ", 2)
-    return words[1].partition(b"?")[0] if len(words) > 1 else b""
+def _find_request_line(data: bytes) -> tuple[bytes, bytes]:
+    """Return method and path of the request line that malformed ``data`` begins with, empty where there is none."""
+    # Strict: what is no path may be a token, and the path is logged.
+    match = _REQUEST_LINE.match(data, 0, MAX_TARGET_BYTES)
+    return (match[1], match[2]) if match is not None else (b"", b"")

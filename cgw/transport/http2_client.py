@@ -14,7 +14,6 @@ from cgw.transport.client_side import ClientLimits
 from cgw.transport.http1_client import build_own_fields
 from cgw.wire.http2_events import BodyReceived, RequestStarted, StreamLost, WindowOpened
 from cgw.wire.http2_protocol import Http2Protocol
-from cgw.wire.messages import RequestHead
 
 PROGRESS_BYTES = 1024
 """Bytes of an answer that a client must accept within the stall timeout. Less is a stall."""
@@ -55,7 +54,7 @@ class StreamConnection(Protocol):
 class Http2Client:
     """One stream as a :class:`~cgw.transport.client_side.ClientSide`. The connection passes events to :meth:`take`.
 
-    For a request that is refused before it becomes an exchange, ``head`` is a placeholder.
+    For a request that is refused before it becomes an exchange, ``head`` has method and path only.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Http2Client:
         self._head: tuple[int, Headers] | None = None  # a response's head that waits for the first bytes of its body
         self._unsent_length: int | None = None
         self.stream_id = started.stream_id
-        self.head = started.head or RequestHead(b"GET", b"/", (), b"2")
+        self.head = started.head
         self.peer = peer
         self._budget = budget
         self._reserved_bytes = 0  # of the budget, for this request's body
@@ -212,12 +211,11 @@ class Http2Client:
         self._release(self._received_bytes)
         self._connection.flush()
 
-    def call_when_gone(self, on_gone: Callable[[], None] | None) -> bool:
+    def call_when_gone(self, on_gone: Callable[[], None] | None) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.call_when_gone`."""
         self._on_gone = on_gone
         if on_gone is not None and self._gone.is_set():
             on_gone()
-        return True
 
     async def wait_gone(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""
@@ -245,6 +243,11 @@ class Http2Client:
         self._head = status, headers
         self.is_response_started = True
         if is_stream:
+            await self._send(b"")
+
+    async def flush_head(self) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.flush_head`."""
+        if self._head is not None:
             await self._send(b"")
 
     async def send_chunk(self, data: bytes) -> None:

@@ -25,7 +25,7 @@ from h2.errors import ErrorCodes
 from cgw.errors import ClientGone, Headers, Refusal
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
-from cgw.transport.client_side import ClientLimits
+from cgw.transport.client_side import ClientLimits, RefusedHead, ignore_refused
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_writer import Http2Writer
 from cgw.transport.sockets import BUFFER_BYTES, Transport
@@ -33,6 +33,7 @@ from cgw.wire.http2_bounds import Http2Bounds
 from cgw.wire.http2_events import (
     BodyReceived,
     ClientLeaving,
+    HeadMalformed,
     Http2Event,
     PingAnswered,
     RequestStarted,
@@ -65,9 +66,9 @@ class Http2Callbacks:
     """The layers above, as a connection calls them.
 
     ``handle`` runs an exchange. ``render_refusal`` returns header fields and body for a request that is refused before
-    it becomes an exchange, by its path. ``budget`` bounds the memory of request bodies; ``trusted`` proxies may tell
-    the client's address. ``is_draining`` is asked once, when a connection begins; later ones get
-    :meth:`Http2Connection.drain`.
+    it becomes an exchange, by its path; ``note_refused`` logs it, and malformed ones. ``budget`` bounds the memory of
+    request bodies; ``trusted`` proxies may tell the client's address. ``is_draining`` is asked once, when a connection
+    begins; later ones get :meth:`Http2Connection.drain`.
     """
 
     limits: ClientLimits
@@ -77,6 +78,7 @@ class Http2Callbacks:
     bounds: Http2Bounds = field(factory=Http2Bounds)
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
     trusted: TrustedProxies = field(factory=TrustedProxies)
+    note_refused: Callable[[RefusedHead], None] = ignore_refused
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
     """Read buffer shared by all connections. Its contents are copied before any other task can run."""
 
@@ -164,6 +166,7 @@ class Http2Connection:
                 await self._process(self._first_bytes)
                 await self._receive()
         except Http2ConnectionError as error:
+            self._note_malformed(str(error))
             await self._say_goodbye(error.code, str(error))
         except (OSError, trio.ClosedResourceError):
             return  # a connection that is broken gets no GOAWAY
@@ -229,6 +232,8 @@ class Http2Connection:
         match event:
             case RequestStarted():
                 self._start(event)
+            case HeadMalformed(_, reason):
+                self._note_malformed(reason)
             case WindowOpened(0):
                 for any_client in self._clients.values():
                     any_client.open_window()  # SETTINGS may have changed every stream's window
@@ -250,7 +255,7 @@ class Http2Connection:
             # Rapid reset (CVE-2023-44487): the streams are closed, but their exchanges had no time to end.
             self.protocol.reset(started.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        peer = self._peer if started.head is None else self._callbacks.trusted.find_client(self._peer, started.head)
+        peer = self._callbacks.trusted.find_client(self._peer, started.head)
         client = Http2Client(self, started, self._limits, self._callbacks.budget, peer)
         self._clients[started.stream_id] = client
         self._task_count += 1
@@ -274,13 +279,20 @@ class Http2Connection:
             if refusal is None:
                 await self._callbacks.handle(client)
             else:
-                headers, body = self._callbacks.render_refusal(refusal, client.head.path)
-                await client.send_response(refusal.status, headers, body)
+                head = client.head
+                self._callbacks.note_refused(
+                    RefusedHead(refusal.status, refusal.message, head.method, head.path, client.peer)
+                )
+                headers, body = self._callbacks.render_refusal(refusal, head.path)
+                await client.send_response(refusal.status, [*headers, *refusal.headers], body)
         except ClientGone:
             pass
         except Exception:
             # Boundary: one exchange's bug must not end the connection's other streams, which may belong to other users.
             logger.exception("an exchange failed")
+
+    def _note_malformed(self, reason: str) -> None:
+        self._callbacks.note_refused(RefusedHead(None, f"malformed HTTP/2 request: {reason}", b"", b"", self._peer))
 
     def _end_if_done(self) -> None:
         """Stop reading if no stream is left and none can follow."""

@@ -49,11 +49,13 @@ async def relay_response(
     window: BodyWindowCollector,
     *,
     content_length: int | None,
+    is_stream: bool,
     on_first_chunk: Callable[[float], None],
 ) -> RelayOutcome:
     """Relay a body on the fast path where possible, otherwise, or from where it has to, on the fallback path.
 
-    ``client.send_head`` was called before. What completes the body for the client is held back: the end of a chunked
+    ``client.send_head`` was called before. A head that was kept goes out with the first data, that of a stream
+    (``is_stream``) without waiting for any. What completes the body for the client is held back: the end of a chunked
     body, or the last bytes of one with a ``content_length``. ``window`` gets the whole payload; ``on_first_chunk`` is
     called once, with Trio's time, and possibly in another thread. Raises :exc:`~cgw.errors.ClientGone`.
     """
@@ -64,6 +66,8 @@ async def relay_response(
         outcome = await _relay_raw(flat, response, client, framer, raw_body, window, on_first_chunk)
         if outcome is not None:
             return outcome
+    elif is_stream:
+        await client.flush_head()
     return await relay_body(response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
 
 
@@ -82,8 +86,8 @@ async def _relay_raw(
     passable, state = framer.feed(unread, len(unread))
     if window.total_bytes:
         on_first_chunk(trio.current_time())
-    if state is FramerState.OPEN or passable:
-        # Not for a body that is complete already and is held as a whole: it goes out later, in one write with the head.
+    if passable or state is not FramerState.COMPLETE:
+        # With the head, if that was kept. A body that is complete already and is held as a whole goes out later.
         await raw_body.send(unread[:passable], window.total_bytes - len(framer.held_body))
     if state is FramerState.OPEN:
         stream_outcome = await flat.forward(

@@ -31,13 +31,18 @@ class ServerSettings:
     """The port that clients connect to, and the limits for each client."""
 
     port: int = setting(
-        "PORT", integer(least=0, most=65535), 9992, "The port to listen on; 0 takes any free one, and logs which."
+        "PORT",
+        integer(least=0, most=65535),
+        9992,
+        "The port to listen on; 0 takes any free one, and logs which.",
+        other_names=("CODY_GATEWAY_PORT",),
     )
     host: str = setting(
         "CODY_GATEWAY_HOST",
         HOST,
         "127.0.0.1",
         "The address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv4 and IPv6.",
+        other_names=("CODY_GATEWAY_ADDR", "CODY_GATEWAY_BIND", "CODY_GATEWAY_LISTEN_ADDRESS"),
     )
     reuse_port: bool = setting(
         "CODY_GATEWAY_REUSE_PORT",
@@ -176,9 +181,14 @@ class TlsSettings:
         PATH,
         None,
         "The certificate chain in PEM form; with the key file, the public port serves TLS only.",
+        other_names=("SSL_CERTFILE_PATH", "CODY_GATEWAY_TLS_CERT"),
     )
     key_file: Path | None = setting(
-        "CODY_GATEWAY_TLS_KEY_FILE", PATH, None, "The private key of the certificate, in PEM form."
+        "CODY_GATEWAY_TLS_KEY_FILE",
+        PATH,
+        None,
+        "The private key of the certificate, in PEM form.",
+        other_names=("SSL_KEYFILE_PATH", "CODY_GATEWAY_TLS_KEY"),
     )
 
 

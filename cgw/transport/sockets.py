@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from typing import ClassVar
 
 import trio
 
@@ -45,6 +46,9 @@ class Scratch:
 class Transport(abc.ABC):
     """A connected stream socket. Whoever has the transport owns the socket, and closes it."""
 
+    _keeps_data: ClassVar[bool] = True
+    """Whether data may have been read of the socket that nobody has got yet."""
+
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
@@ -73,8 +77,10 @@ class Transport(abc.ABC):
         """Return the file descriptor, −1 once closed."""
         return self.sock.fileno()
 
-    async def receive_some(self, buffer: bytearray) -> int:
+    async def receive_some(self, buffer: bytearray, *, waits_first: bool = False) -> int:
         """Like :meth:`receive_nowait`, but wait for data. Cancel-safe: nothing is lost.
+
+        With ``waits_first`` the kernel is asked for data only once it reports some: for when there is hardly any yet.
 
         Raises :exc:`OSError` for a broken connection, and :exc:`trio.ClosedResourceError` when it is closed meanwhile.
         """
@@ -83,6 +89,8 @@ class Transport(abc.ABC):
         else:
             self._reads_without_wait = 0
             await trio.lowlevel.checkpoint()
+        if waits_first and not self._keeps_data:
+            await trio.lowlevel.wait_readable(self.sock)
         while True:
             # Try first, wait only if needed: a request's head is usually there already.
             try:
@@ -149,6 +157,8 @@ class Transport(abc.ABC):
 
 class PlainTransport(Transport):
     """A socket without TLS: of a client, or of an upstream with an ``http`` URL."""
+
+    _keeps_data = False
 
     def open_reading(self, scratch: Scratch) -> Callable[[int], bytes]:
         """See :meth:`Transport.open_reading`."""

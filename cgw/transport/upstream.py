@@ -33,7 +33,9 @@ from cgw.errors import (
 from cgw.transport.sockets import PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
+from cgw.wire.heads import FIRST_ERROR_STATUS
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
+from cgw.wire.secret_filter import BodySecrets
 
 
 @frozen
@@ -70,10 +72,21 @@ def build_tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 class UpstreamResponse:
-    """The response to one request, valid inside its ``async with``."""
+    """The response to one request, valid inside its ``async with``.
 
-    def __init__(self, head: ResponseHead, connection: UpstreamConnection, silence_seconds: float) -> None:
+    ``secrets`` are masked in the bodies of errors.
+    """
+
+    def __init__(
+        self,
+        head: ResponseHead,
+        connection: UpstreamConnection,
+        silence_seconds: float,
+        secrets: BodySecrets | None = None,
+    ) -> None:
         self.head = head
+        # Errors only: what a model says is the caller's, and too much to look through.
+        self._filter = None if secrets is None or head.status < FIRST_ERROR_STATUS else secrets.open_filter()
         self.connection = connection
         self._silence_seconds = silence_seconds
         self.is_complete = False
@@ -84,12 +97,18 @@ class UpstreamResponse:
         Raises :exc:`UpstreamTimeout` after too long a silence, and :exc:`UpstreamProtocolError` when the upstream
         breaks off. After cancellation the response can't be read any further.
         """
-        with trio.move_on_after(self._silence_seconds) as silence_scope:
-            chunk = await self.connection.receive_chunk()
-        if silence_scope.cancelled_caught:
-            raise UpstreamTimeout(f"the upstream was silent for {self._silence_seconds:g} seconds")
-        self.is_complete = chunk is None
-        return chunk
+        while not self.is_complete:
+            with trio.move_on_after(self._silence_seconds) as silence_scope:
+                chunk = await self.connection.receive_chunk()
+            if silence_scope.cancelled_caught:
+                raise UpstreamTimeout(f"the upstream was silent for {self._silence_seconds:g} seconds")
+            self.is_complete = chunk is None
+            if self._filter is None:
+                return chunk
+            passed = self._filter.close() if chunk is None else self._filter.feed(chunk)
+            if passed or chunk is None:
+                return passed or None
+        return None
 
     def end_raw_body(self, surplus_bytes: int) -> None:
         """Note that the body was read from the transport, to its proper end and ``surplus_bytes`` beyond."""
@@ -100,7 +119,7 @@ class UpstreamResponse:
 class UpstreamPool:
     """Keeps at most ``max_idle`` connections per origin, each idle for at most ``idle_seconds``.
 
-    ``run`` must be running for idle connections to be closed in time.
+    ``run`` must be running for idle connections to be closed in time. ``secrets`` are masked in error bodies.
     """
 
     def __init__(
@@ -110,11 +129,13 @@ class UpstreamPool:
         *,
         max_idle: int = 256,
         idle_seconds: float = 60,
+        secrets: BodySecrets | None = None,
     ) -> None:
         self._tls_context = tls_context
         self.deadlines = deadlines
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
+        self._secrets = secrets
         self._idle: dict[Origin, deque[UpstreamConnection]] = {}  # the one that was idle for longest is first
         self._statistics = PoolStatistics()
         self._scratch = Scratch()
@@ -164,7 +185,7 @@ class UpstreamPool:
             connection.close()
             raise
         self._statistics.busy += 1
-        return UpstreamResponse(head, connection, self.deadlines.silence_seconds)
+        return UpstreamResponse(head, connection, self.deadlines.silence_seconds, self._secrets)
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         with trio.move_on_after(self.deadlines.connect_seconds) as connect_scope:

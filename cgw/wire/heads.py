@@ -43,6 +43,9 @@ HOP_BY_HOP = frozenset(
 NOT_PASSED_ON = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 """Fields of an upstream's response that are not forwarded: cookies and alternative services belong to its own host."""
 
+FIRST_ERROR_STATUS = 400
+"""From here on a status is an error (RFC 9110 §15.5)."""
+
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")

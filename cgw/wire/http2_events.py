@@ -10,13 +10,21 @@ from cgw.wire.messages import RequestHead
 
 @frozen
 class RequestStarted:
-    """A request's head arrived. With ``refusal``, answer with that; ``head`` is ``None`` then."""
+    """A request's head arrived. With ``refusal``, answer with that; ``head`` is then what could be read of it."""
 
     stream_id: int
-    head: RequestHead | None
+    head: RequestHead
     content_length: int | None
     is_ended: bool
     refusal: Refusal | None = None
+
+
+@frozen
+class HeadMalformed:
+    """A request's head is malformed, and its stream was reset for that; ``reason`` quotes nothing of it."""
+
+    stream_id: int
+    reason: str
 
 
 @frozen
@@ -54,4 +62,4 @@ class ClientLeaving:
     """The client sent GOAWAY: it will open no more streams."""
 
 
-Http2Event = RequestStarted | BodyReceived | StreamLost | WindowOpened | PingAnswered | ClientLeaving
+Http2Event = RequestStarted | HeadMalformed | BodyReceived | StreamLost | WindowOpened | PingAnswered | ClientLeaving

@@ -55,6 +55,14 @@ def parse_request_fields(fields: Fields, max_head_bytes: int) -> RequestHead:
     return RequestHead(pseudo[b":method"], target, ((b"host", host), *rest), b"2")
 
 
+def sketch_head(fields: Fields) -> RequestHead:
+    """Return a head with no more than the method and path of a request that was refused, as far as it has them."""
+    pseudo = {name: value for name, value in fields if name in _PSEUDO_FIELDS}
+    path = pseudo.get(b":path", b"")[:MAX_TARGET_BYTES]
+    # What is no path may be a token, and the path is logged.
+    return RequestHead(pseudo.get(b":method", b"GET"), path if path.startswith(b"/") else b"/", (), b"2")
+
+
 def read_content_length(head: RequestHead) -> int | None:
     """Return the content-length of a head from :func:`parse_request_fields`, or ``None``."""
     value = head.header(b"content-length")

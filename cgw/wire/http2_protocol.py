@@ -24,6 +24,7 @@ from cgw.wire.http2_bounds import FRAME_COST, RESET_COST, SETTINGS_COST, TINY_DA
 from cgw.wire.http2_events import (
     BodyReceived,
     ClientLeaving,
+    HeadMalformed,
     Http2Event,
     PingAnswered,
     RequestStarted,
@@ -31,7 +32,13 @@ from cgw.wire.http2_events import (
     WindowOpened,
 )
 from cgw.wire.http2_frames import END_STREAM, Frame, FrameSplitter, Http2ConnectionError
-from cgw.wire.http2_heads import MalformedFields, check_trailers, parse_request_fields, read_content_length
+from cgw.wire.http2_heads import (
+    MalformedFields,
+    check_trailers,
+    parse_request_fields,
+    read_content_length,
+    sketch_head,
+)
 from cgw.wire.http2_streams import Http2Streams, Stream
 
 _KNOWN_SETTINGS = frozenset(range(1, 7))
@@ -297,15 +304,15 @@ class Http2Protocol(Http2Streams):
             return []
         try:
             head = parse_request_fields(self._core.fields, self._max_head_bytes)
-        except MalformedFields:
+        except MalformedFields as error:
             self._fail_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
-            return []
+            return [HeadMalformed(stream_id, str(error))]
         except Refusal as refusal:
-            return [RequestStarted(stream_id, None, None, is_ended, refusal)]
+            return [RequestStarted(stream_id, sketch_head(self._core.fields), None, is_ended, refusal)]
         stream.content_length = read_content_length(head)
         if not _is_length_right(stream):
             self._fail_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
-            return []
+            return [HeadMalformed(stream_id, "a content-length without a body")]
         return [RequestStarted(stream_id, head, stream.content_length, is_ended)]
 
     def _check_not_idle(self, frame: Frame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 
 import cgw
 from cgw.actors.static import load_static_actors
+from cgw.cli.serve import FIRST_SETTINGS
 from cgw.config.describe import describe_settings
 from cgw.events.event_log import open_event_log
 from cgw.events.records import completions_finished
@@ -62,7 +64,7 @@ def test_help_names_every_command_and_the_exit_statuses(run_cgw: RunCgw) -> None
     """``cgw --help`` lists every command and explains the exit statuses."""
     completed = run_cgw("--help")
     assert completed.returncode == 0
-    for command in ("serve", "demo", "usage", "limits", "config", "token", "Exit status"):
+    for command in ("serve", "demo", "usage", "limits", "check", "config", "token", "Exit status"):
         assert command in completed.stdout
 
 
@@ -97,6 +99,8 @@ def test_the_version_is_printed(run_cgw: RunCgw) -> None:
         ["nonsense"],
         ["serve", "--nonsense"],
         ["usage", "--since", "yesterday"],
+        ["usage", "--until", "20261125"],
+        ["usage", "--since", "2026-11-25", "--until", "2026-11-24"],
         ["token", "new"],
         ["token", "new", "--id", "a b"],
         ["token", "new", "--id", "a", "--name", "a\nb"],
@@ -110,14 +114,23 @@ def test_a_wrong_command_line_exits_with_2(run_cgw: RunCgw, arguments: list[str]
     assert "Error: " in completed.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "config", "usage"])
+def test_dates_say_their_form(run_cgw: RunCgw) -> None:
+    """The help and the error show how a day is written, and bounds in the wrong order are named with both days."""
+    assert "--since YYYY-MM-DD" in run_cgw("usage", "--help").stdout
+    assert "as YYYY-MM-DD, such as 2026-11-25, not 'yesterday'" in run_cgw("usage", "--since", "yesterday").stderr
+    completed = run_cgw("usage", "--since", "2026-11-25", "--until", "2026-11-24")
+    assert "--since 2026-11-25 is after --until 2026-11-24" in completed.stderr
+
+
+@pytest.mark.parametrize("command", ["config", "usage"])
 def test_wrong_settings_exit_with_1_and_all_problems(run_cgw: RunCgw, command: str) -> None:
-    """Each problem is one line on standard error with its variable's name; nothing else is printed."""
-    completed = run_cgw(command, PORT="x", CODY_GATEWAY_LOG_FORMAT="xml")
+    """Each problem is one line on standard error with its variable's name, behind the warnings; nothing else."""
+    completed = run_cgw(command, PORT="x", CODY_GATEWAY_LOG_FORMAT="xml", CODY_GATEWAY_PORT="80")
     assert (completed.returncode, completed.stdout) == (1, "")
     assert completed.stderr.splitlines() == [
-        "cgw: PORT: must be a whole number, from 0 to 65535, not 'x'",
-        "cgw: CODY_GATEWAY_LOG_FORMAT: must be one of auto, text, json, not 'xml'",
+        "cgw: warning: CODY_GATEWAY_PORT: is not read by cgw: set PORT instead",
+        "cgw: PORT: must be a whole number, from 0 to 65535, not 'x': correct or unset it (default: 9992)",
+        "cgw: CODY_GATEWAY_LOG_FORMAT: must be one of auto, text, json, not 'xml': correct or unset it (default: auto)",
     ]
 
 
@@ -131,19 +144,104 @@ def test_config_lists_every_setting_with_secrets_masked(run_cgw: RunCgw) -> None
     assert re.match(r"CODY_GATEWAY_OPENAI_ACCESS_TOKEN +\*{4} ", lines["CODY_GATEWAY_OPENAI_ACCESS_TOKEN"])
     assert "CANARY" not in completed.stdout + completed.stderr
     assert "\x1b" not in completed.stdout
-    assert completed.stderr.startswith("cgw: warning: CODY_GATEWAY_PROT is not a setting")
+    assert completed.stderr.startswith("cgw: warning: CODY_GATEWAY_PROT: is not a setting")
+
+
+def test_config_as_json_and_only_what_is_changed(run_cgw: RunCgw) -> None:
+    """``--json`` is a list of all settings, ``--changed`` leaves out the defaults; secrets are masked in both."""
+    variables = {"CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "CANARY", "PORT": "8080", "CODY_GATEWAY_HOST": "127.0.0.1"}
+    rows = json.loads(run_cgw("config", "--json", **variables).stdout)
+    assert [row["name"] for row in rows] == [row.name for row in describe_settings(Settings())]
+    completed = run_cgw("config", "--json", "--changed", **variables)
+    changed = {row["name"]: (row["value"], row["default"]) for row in json.loads(completed.stdout)}
+    assert changed == {"PORT": ("8080", "9992"), "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": ("****", "(not set)")}
+    assert "CANARY" not in completed.stdout
+    table = run_cgw("config", "--changed", **variables).stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["setting", "PORT", "CODY_GATEWAY_OPENAI_ACCESS_TOKEN"]
+    assert json.loads(run_cgw("config", "--json", "--changed").stdout) == []
+
+
+def test_config_wraps_by_words_on_a_terminal(environ: dict[str, str]) -> None:
+    """On a narrow terminal no word of a setting's meaning is broken, and no line is wider."""
+    controller, terminal = os.openpty()
+    environ |= {"COLUMNS": "60", "TERM": "dumb"}
+    with subprocess.Popen([*COMMAND, "config"], env=environ, stdout=terminal, stderr=subprocess.DEVNULL) as process:
+        os.close(terminal)
+        output = b""
+        with contextlib.suppress(OSError):  # EIO is the end of a terminal
+            while data := os.read(controller, 65536):
+                output += data
+    os.close(controller)
+    assert process.returncode == 0
+    meanings = [line for line in output.decode().splitlines() if line.startswith("    ")]
+    assert max(map(len, meanings)) <= 60
+    words = " ".join(" ".join(meanings).split())
+    assert all(row.help in words for row in describe_settings(Settings()))
+
+
+def test_serve_help_names_the_settings_to_begin_with(run_cgw: RunCgw) -> None:
+    """``cgw serve --help`` has ten settings, each with its meaning."""
+    completed = run_cgw("serve", "--help")
+    rows = {row.name: row for row in describe_settings(Settings())}
+    assert len(FIRST_SETTINGS) == 10
+    text = " ".join(completed.stdout.split())
+    for name in FIRST_SETTINGS:
+        assert rows[name].help.split()[0] in text
+        assert name in completed.stdout
+    assert "--env-file FILE" in completed.stdout
+
+
+def test_an_env_file_is_read_beside_the_environment(run_cgw: RunCgw, tmp_path: Path) -> None:
+    """Its variables are settings, the environment's own come first, and what is wrong with it is reported by line."""
+    path = tmp_path / "cgw.env"
+    path.write_text("# settings\nPORT=1\nCODY_GATEWAY_HOST='::'\n")
+    completed = run_cgw("config", "--json", "--changed", "--env-file", str(path), PORT="2")
+    assert {row["name"]: row["value"] for row in json.loads(completed.stdout)} == {
+        "PORT": "2",
+        "CODY_GATEWAY_HOST": "::",
+    }
+    path.write_text("PORT=x\n")
+    completed = run_cgw("serve", "--env-file", str(path))
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert "cgw: PORT: must be a whole number" in completed.stderr
+    path.write_text("PORT\nCANARY CANARY\n")
+    completed = run_cgw("check", "--env-file", str(path))
+    assert completed.returncode == 1
+    assert completed.stderr.startswith(f"cgw: {path}:1: is not NAME=value")
+    assert "CANARY" not in completed.stderr
 
 
 async def test_a_new_token_works_with_its_entry(run_cgw: RunCgw, tmp_path: Path) -> None:
-    """The entry that ``cgw token new`` prints can be pasted, and belongs to the token that it prints."""
-    completed = run_cgw("token", "new", "--id", "acme", "--name", "Acme Inc.")
-    assert (completed.returncode, completed.stderr) == (0, "")
-    tokens = re.findall(r"^cgw_[0-9a-f]{64}$", completed.stdout, re.MULTILINE)
-    assert len(tokens) == 1
+    """``cgw token new >> actors.toml`` works: the entry is all of standard output, the token is on standard error."""
     path = tmp_path / "actors.toml"
-    path.write_text(completed.stdout[completed.stdout.index("[[actor]]") :])
-    actor = await load_static_actors(path, percentage=50, interval_ms=10_000).get(tokens[0])
-    assert (actor.id, actor.name) == ("acme", "Acme Inc.")
+    tokens = {}
+    for actor_id in ("acme", "other"):
+        completed = run_cgw("token", "new", "--id", actor_id, "--name", "Acme Inc.")
+        assert completed.returncode == 0
+        (tokens[actor_id],) = re.findall(r"^cgw_[0-9a-f]{64}$", completed.stderr, re.MULTILINE)
+        # As a shell would, and without the line break at the end that an editor may have left out.
+        path.write_text((path.read_text().rstrip("\n") if path.exists() else "") + completed.stdout)
+    source = load_static_actors(path, percentage=50, interval_ms=10_000)
+    for actor_id, secret in tokens.items():
+        actor = await source.get(secret)
+        assert (actor.id, actor.name) == (actor_id, "Acme Inc.")
+        assert secret not in path.read_text()
+
+
+async def test_a_new_token_is_appended_to_a_file(run_cgw: RunCgw, tmp_path: Path) -> None:
+    """With ``--append`` the token is all of standard output; an id that is there already changes nothing."""
+    path = tmp_path / "actors.toml"
+    completed = run_cgw("token", "new", "--id", "acme", "--append", str(path))
+    assert completed.returncode == 0
+    assert re.fullmatch(r"cgw_[0-9a-f]{64}\n", completed.stdout)
+    assert completed.stdout.strip() not in completed.stderr
+    source = load_static_actors(path, percentage=50, interval_ms=10_000)
+    assert (await source.get(completed.stdout.strip())).id == "acme"
+    before = path.read_bytes()
+    completed = run_cgw("token", "new", "--id", "acme", "--append", str(path))
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.startswith(f"cgw: {path}: actor[1].id: ")
+    assert path.read_bytes() == before
 
 
 async def record_completions(data_dir: Path, moments: Mapping[datetime, str]) -> None:
@@ -186,22 +284,34 @@ async def test_usage_sums_up_recorded_completions(run_cgw: RunCgw, tmp_path: Pat
 
 def test_usage_without_records_says_so(run_cgw: RunCgw, tmp_path: Path) -> None:
     """Without events the JSON list is empty, and the table has a remark on standard error; neither is an error."""
+    (tmp_path / "events").mkdir()
     option = f"--data-dir={tmp_path}"
     assert run_cgw("usage", "--json", option).stdout == "[]\n"
-    completed = run_cgw("usage", option)
+    completed = run_cgw("usage", option, "--until", "9999-12-31")
     assert completed.returncode == 0
     assert "no such completions" in completed.stderr
 
 
-@pytest.mark.parametrize("is_missing", [True, False], ids=["no data directory", "a file instead of the folder"])
-def test_a_wrong_data_directory_is_reported_in_one_sentence(run_cgw: RunCgw, tmp_path: Path, is_missing: bool) -> None:
-    """A path that has no event log gives exit status 1, and no traceback."""
-    (tmp_path / "events").write_text("")
-    data_dir = tmp_path / "missing" if is_missing else tmp_path
-    completed = run_cgw("usage", f"--data-dir={data_dir}")
-    assert (completed.returncode, completed.stdout) == (1, "")
-    assert completed.stderr.startswith("cgw: ")
-    assert len(completed.stderr.splitlines()) == 1
+@pytest.mark.parametrize("kind", ["missing", "an empty folder", "a file", "a file instead of the events"])
+@pytest.mark.parametrize("command", [["usage"], ["usage", "--json"], ["events", "import", "-"]])
+def test_a_data_directory_that_is_none_is_reported_in_one_sentence(
+    run_cgw: RunCgw, tmp_path: Path, kind: str, command: list[str]
+) -> None:
+    """A path that has no event log gives exit status 1 and no traceback, whether it is an option or a setting."""
+    data_dir = tmp_path / "data"
+    if kind == "a file":
+        data_dir.write_text("")
+    elif kind != "missing":
+        data_dir.mkdir()
+    if kind == "a file instead of the events":
+        (data_dir / "events").write_text("")
+    for completed in (
+        run_cgw(*command, f"--data-dir={data_dir}"),
+        run_cgw(*command, CODY_GATEWAY_DATA_DIR=str(data_dir)),
+    ):
+        assert (completed.returncode, completed.stdout) == (1, "")
+        assert completed.stderr.startswith(f"cgw: {data_dir} is not a data directory of cgw")
+        assert len(completed.stderr.splitlines()) == 1
 
 
 def test_a_closed_pipe_ends_the_process_silently(environ: dict[str, str]) -> None:

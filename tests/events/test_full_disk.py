@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from cgw.events.event_log import open_event_log
 from cgw.events.imports import import_lines
+from cgw.events.options import EventLogOptions
 from cgw.events.reading import read_events
 from cgw.events.segments import list_segments
-from tests.events.conftest import StartPython
+from tests.events.conftest import StartPython, build_event, read_identifiers
+from tests.support.waiting import wait_until
 
 PRELUDE = """
 import logging, os, resource, sys, trio
@@ -114,7 +119,7 @@ async def test_full_disk_costs_no_event(folder: Path, start_python: StartPython,
     assert afterwards == f"True;{dropped};None"
     lost = [line for line in log.splitlines() if line.startswith("ERROR usage event not written: ")]
     assert len(lost) == int(dropped) >= 2
-    assert log.count("ERROR usage events cannot be written to") == 1
+    assert log.count("ERROR usage events cannot be written (") == 1
     assert log.count("WARNING usage events are written again") == 1
     before = [event.identifier for event in read_events(folder)]
     assert before[-1] == "after"
@@ -143,6 +148,34 @@ async def test_folder_that_becomes_read_only_keeps_its_segment(folder: Path, sta
     assert state == "True;0;None"
     assert log.count("Permission denied; the present one goes on") == 1
     assert [event.identifier for event in read_events(folder)] == ["kept"] * 3
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+async def test_short_write_costs_its_own_event_only(
+    folder: Path, is_cut: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was written of a line is cut off again, or, if that fails, set aside; the event is in the log."""
+    write = os.write
+
+    def write_short(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data[:30])
+
+    def fail(descriptor: int, length: int) -> None:
+        raise OSError(errno.EIO, "")
+
+    async with open_event_log(folder, EventLogOptions(check_seconds=0.02)) as event_log:
+        event_log.record(build_event("before"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write_short)
+            if not is_cut:
+                patch.setattr(os, "ftruncate", fail)
+            event_log.record(build_event("lost"))
+        await wait_until(lambda: event_log.describe() is None)
+        event_log.record(build_event("after"))
+    assert read_identifiers(folder) == ["before", "after"]
+    assert len(list(folder.glob("*.torn"))) == (0 if is_cut else 1)
+    assert import_lines([record.getMessage().encode() for record in caplog.records], folder).imported == 1
+    assert sorted(read_identifiers(folder)) == ["after", "before", "lost"]
 
 
 def test_log_of_a_terminal_and_of_a_container_can_be_imported(folder: Path) -> None:

@@ -20,7 +20,7 @@ from cgw.events import reading
 from cgw.events.lines import MAX_LINE_BYTES, EventLine, encode, render_line
 from cgw.events.reading import decode_lines, read_chunks, read_events
 from cgw.events.report import summarise
-from cgw.events.segments import SEALED_SUFFIX, SUMMARY_SUFFIX, Segment, list_segments
+from cgw.events.segments import SEALED_SUFFIX, SUMMARY_SUFFIX, Segment
 from tests.events.conftest import build_event
 
 LINES = [render_line(build_event(f"actor-{number}", model="a/b", note='"{\n')) for number in range(6)]
@@ -123,14 +123,6 @@ def test_endless_garbage_costs_no_memory(folder: Path) -> None:
         tracemalloc.stop()
 
 
-def test_events_can_be_narrowed_by_time(folder: Path) -> None:
-    """since is included, until is not."""
-    moments = [NOON + timedelta(microseconds=number) for number in range(4)]
-    write_segment(folder, b"".join(render_line(attrs.evolve(build_event(), created_at=moment)) for moment in moments))
-    found = [event.created_at[-7:] for event in read_events(folder, since=moments[1], until=moments[3])]
-    assert found == ["000001Z", "000002Z"]
-
-
 # --- the report's price, in counts ----------------------------------------------------------------------------------
 
 
@@ -177,18 +169,6 @@ def test_summary_that_cannot_be_read_is_made_again(folder: Path, content: bytes)
     assert summarise(folder) == [first]
     assert json.loads(segment.beside(SUMMARY_SUFFIX).read_bytes())["bytes"] == len(LINES[0] * 3)
     assert len(os.listdir(folder)) == 2
-
-
-def test_bounds_within_a_day_are_exact(folder: Path) -> None:
-    """A bound that is no midnight is applied to events, one that is to the days of the summary."""
-    moments = [NOON + timedelta(hours=12 * number) for number in range(5)]
-    write_segment(folder, b"".join(render_line(attrs.evolve(build_event(), created_at=moment)) for moment in moments))
-    for _ in range(2):
-        for since in [*moments, NOON - timedelta(days=9), NOON + timedelta(days=9)]:
-            for until in moments:
-                expected = sum(since <= moment < until for moment in moments)
-                assert sum(row.requests for row in summarise(folder, since=since, until=until)) == expected
-    assert [segment.is_open for segment in list_segments(folder)] == [False]
 
 
 def test_sums_of_segments_are_merged(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import evolve
 
 from cgw.events.records import access_denied, completions_finished, rate_limited, unauthorized
@@ -86,9 +88,11 @@ def test_dialect_cannot_displace_our_keys() -> None:
 
 def test_refusals_carry_the_reference_keys() -> None:
     """RateLimited has the error and its cause, Unauthorized the identifier "unknown", AccessDenied no metadata."""
-    limited = rate_limited(ACTOR, Feature.EMBEDDINGS, error="you exceeded the rate limit", cause="quota")
+    numbers: dict[str, Any] = {"limit": 5, "unit": "tokens", "window_ms": 60_000, "retry_after_ms": 12}
+    limited = rate_limited(ACTOR, Feature.EMBEDDINGS, error="rate limit exceeded", cause="quota", **numbers)
     assert (limited.name, limited.source, limited.identifier) == (EventName.RATE_LIMITED, "static", "acme")
-    assert limited.metadata == {"error": "you exceeded the rate limit", "feature": "embeddings", "cause": "quota"}
+    texts = {"error": "rate limit exceeded", "feature": "embeddings", "cause": "quota"}
+    assert limited.metadata == {**texts, **numbers, "count": 1}
     denied = unauthorized("dotcom-user", "token expired")
     assert (denied.name, denied.source, denied.identifier) == (EventName.UNAUTHORIZED, "dotcom-user", "unknown")
     assert denied.metadata == {"reason": "token expired"}

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cgw.events import housekeeping
+from cgw.events.event_log import open_event_log
+from cgw.events.housekeeping import delete_old_segments
 from cgw.events.lines import render_line
-from cgw.events.reading import read_chunks, read_events
-from cgw.events.retention import delete_old_segments
+from cgw.events.reading import read_chunks
 from cgw.events.segments import (
     OPEN_SUFFIX,
     SEALED_SUFFIX,
@@ -24,6 +26,7 @@ from cgw.events.segments import (
     list_segments,
 )
 from tests.events.conftest import build_event, read_identifiers
+from tests.support.waiting import wait_until
 
 LINE = render_line(build_event())
 
@@ -42,11 +45,11 @@ def list_names(folder: Path) -> set[str]:
 
 def test_segment_of_a_living_process_is_left_alone(folder: Path) -> None:
     """Its lock is held, also against other descriptors of the same process."""
-    segment = create_segment(folder)
+    segment = create_segment(folder, has_sync=True)
     segment.append(LINE)
     assert adopt_segments(folder) == 0
     assert list_names(folder) == {segment.segment.name + OPEN_SUFFIX}
-    segment.seal(has_sync=True)
+    segment.seal()
     assert list_names(folder) == {segment.segment.name + SEALED_SUFFIX}
 
 
@@ -89,6 +92,17 @@ def test_segment_is_adopted_once(folder: Path) -> None:
     assert len(read_identifiers(folder)) == 20
 
 
+async def test_segment_of_a_process_that_dies_later_is_adopted_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adoption does not wait for the next start: whoever runs looks around once a minute."""
+    monkeypatch.setattr(housekeeping, "PERIOD_SECONDS", 0.02)
+    async with open_event_log(folder):
+        name = leave_open(folder, LINE)
+        await wait_until(lambda: name + SEALED_SUFFIX in list_names(folder))
+    assert read_identifiers(folder) == ["acme"]
+
+
 @settings(max_examples=100, deadline=None)
 @given(count=st.integers(0, 5), torn=st.binary(max_size=300))
 def test_whatever_a_segment_ends_in_no_whole_line_is_lost(
@@ -114,7 +128,7 @@ def test_reader_goes_on_in_a_segment_that_was_sealed(folder: Path) -> None:
     (chunk,) = read_chunks(listed)
     assert (chunk.lines, chunk.offset) == (LINE, len(LINE))
     segment.append(LINE * 2)
-    segment.seal(has_sync=False)
+    segment.seal()
     (chunk,) = read_chunks(listed, chunk.offset)
     assert (chunk.lines, chunk.offset) == (LINE * 2, len(LINE) * 3)
 
@@ -123,7 +137,7 @@ def seal(folder: Path, age_seconds: float, size: int) -> str:
     """Leave a sealed segment of this age and size, with what belongs to it."""
     segment = create_segment(folder)
     segment.append(b"x" * (size - 1) + b"\n")
-    segment.seal(has_sync=False)
+    segment.seal()
     moment = time.time() - age_seconds
     os.utime(segment.segment.beside(SEALED_SUFFIX), (moment, moment))
     segment.segment.beside(SUMMARY_SUFFIX).write_text("{}")
@@ -154,26 +168,3 @@ def test_oldest_segments_are_deleted_above_the_bound(folder: Path) -> None:
     assert names[1] + SEALED_SUFFIX not in list_names(folder)
     assert delete_old_segments(folder, retention_seconds=1000, max_bytes=50) == 2
     assert list_names(folder) == {segment.segment.path.name}
-
-
-def test_cut_that_fails_costs_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a short write can be neither finished nor cut off, the next line begins on a line of its own."""
-    segment = create_segment(folder)
-    write, truncate = os.write, os.ftruncate
-
-    def write_short(descriptor: int, data: bytes) -> int:
-        return write(descriptor, data[:30])
-
-    def fail(descriptor: int, length: int) -> None:
-        raise OSError(5, "")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", write_short)
-        patch.setattr(os, "ftruncate", fail)
-        with pytest.raises(OSError, match="No space left"):
-            segment.append(LINE)
-    segment.append(LINE)
-    segment.append(LINE)
-    segment.seal(has_sync=False)
-    assert os.ftruncate is truncate
-    assert len(list(read_events(folder))) == 2

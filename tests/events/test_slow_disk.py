@@ -13,6 +13,7 @@ import trio
 from cgw.events import event_log as event_log_module
 from cgw.events.event_log import EventLog, open_event_log
 from cgw.events.options import EventLogOptions
+from cgw.events.segments import list_segments
 from cgw.events.settings import EventSettings
 from cgw.model import UsageEvent
 from tests.events.conftest import build_event, read_identifiers
@@ -64,7 +65,7 @@ async def test_disk_that_hangs_stops_one_write_only(
         assert event_log.describe() is None
     assert read_identifiers(folder) == ["slow", "a", "b", "c", "quick", "direct"]
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
-    assert (event_log.statistics().slow_spells, event_log.statistics().recorded) == (1, 6)
+    assert event_log.statistics().recorded == 6
 
 
 async def test_waiting_ends_at_its_deadline(folder: Path, disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
@@ -75,7 +76,7 @@ async def test_waiting_ends_at_its_deadline(folder: Path, disk: Disk, caplog: py
             event_log.record(build_event("late"))
             for _ in range(2):
                 await event_log.wait_durable(trio.current_time() + 0.05)
-        assert caplog.text.count("usage events are not on the disk yet") == 1
+        assert caplog.text.count("released before their events are on the disk") == 1
     assert read_identifiers(folder) == ["slow", "late"]
 
 
@@ -104,7 +105,8 @@ async def test_closing_is_bounded(folder: Path, disk: Disk, caplog: pytest.LogCa
         await make_slow(event_log, disk)
         stalled.__enter__()
         event_log.record(event)
-    assert "hangs: its segment is left open, and 1 usage events follow" in caplog.text
+    assert "the disk hangs; closing was given up after 0.05 s" in caplog.text
+    assert event_log.statistics().dropped == 1
     assert event.id in caplog.text
     stalled.__exit__(None, None, None)
     await wait_until(lambda: not any("_write" in thread.name for thread in threading.enumerate()))
@@ -124,7 +126,7 @@ async def test_sync_always_shares_syncs(folder: Path, disk: Disk) -> None:
                 for _ in range(50):
                     nursery.start_soon(record)
             assert disk.synced_bytes[-1] == sum(path.stat().st_size for path in folder.iterdir())
-        assert 3 <= event_log.statistics().syncs <= 9
+        assert 3 <= len(disk.synced_bytes) <= 9
     assert len(read_identifiers(folder)) == 150
 
 
@@ -136,8 +138,8 @@ async def test_other_modes_do_not_wait(folder: Path, disk: Disk, fsync: str) -> 
         assert not event_log.must_wait
         await event_log.wait_durable()
         await trio.sleep(0.2)
-        assert event_log.statistics().syncs == (1 if fsync == "interval" else 0)
-    assert len(disk.synced_bytes) == (2 if fsync == "interval" else 0)
+        assert len(disk.synced_bytes) == (1 if fsync == "interval" else 0)
+    assert len(disk.synced_bytes) == (2 if fsync == "interval" else 0)  # sealing syncs, too
 
 
 @pytest.mark.parametrize("fsync", ["interval", "always"])
@@ -146,11 +148,14 @@ async def test_sync_that_fails_is_said_and_a_new_segment_begun(
 ) -> None:
     """After a failed sync the kernel may have dropped data, so only a new segment ends the failure."""
     async with open_event_log(folder, build_options(fsync)) as event_log:
+        (failed,) = list_segments(folder)
         disk.sync_error = OSError(errno.EIO, "")
         await record_durably(event_log, build_event("a"))
-        await wait_until(lambda: "syncing failed: Input/output error" in caplog.text)
+        await wait_until(lambda: "cannot be written (Input/output error)" in caplog.text)
         await wait_until(lambda: event_log.describe() is None)
         disk.sync_error = None
         await record_durably(event_log, build_event("b"))
+        assert failed.path.read_bytes().count(b"\n") == 1
     assert sorted(read_identifiers(folder)) == ["a", "b"]
-    assert event_log.statistics().failures >= 1
+    # Whether the disk has them is not known, so that those that should have been synced are in the log, too.
+    assert event_log.statistics().dropped == (1 if fsync == "always" else 0)

@@ -90,30 +90,46 @@ def read_events(gateway: Service) -> list[tuple[str, str]]:
     return [(event.name, event.identifier) for event in read_recorded(gateway.events_folder)]
 
 
+UNKNOWN, MISSING = "invalid or unknown access token", "no access token provided"
 NOT_LET_IN: list[tuple[dict[str, str | None], int, str]] = [
-    ({"authorization": None}, 401, "no token provided"),
-    ({"authorization": ""}, 401, "no token provided"),
+    # header fields, and the status and a part of the message on the reference's routes
+    ({"authorization": None}, 401, MISSING),
+    ({"authorization": ""}, 401, MISSING),
     ({"authorization": "Bearer"}, 400, "token type missing"),
     ({"authorization": TOKEN}, 400, "token type missing"),
     ({"authorization": f"Basic {TOKEN}"}, 400, "invalid token type Basic"),
     ({"authorization": f"{TOKEN} Bearer"}, 400, "invalid token type ****"),
     ({"authorization": f"Bearer{TOKEN} x"}, 400, "invalid token type ****"),
-    ({"authorization": "Bearer stranger-of-the-tests"}, 401, "no source found for token"),
-    ({"authorization": "Bearer \xff\xfe"}, 401, "no source found for token"),
-    ({"authorization": "Bearer " + "x" * 60_000}, 401, "no source found for token"),
-    ({"authorization": None, "x_api_key": "stranger-of-the-tests"}, 401, "no source found for token"),
-    ({"authorization": "Bearer stranger-of-the-tests", "x_api_key": TOKEN}, 401, "no source found for token"),
+    ({"authorization": "Bearer stranger-of-the-tests"}, 401, UNKNOWN),
+    ({"authorization": "Bearer \xff\xfe"}, 401, UNKNOWN),
+    ({"authorization": "Bearer " + "x" * 60_000}, 401, UNKNOWN),
+    ({"authorization": None, "x_api_key": "stranger-of-the-tests"}, 401, UNKNOWN),
+    ({"authorization": "Bearer stranger-of-the-tests", "x_api_key": TOKEN}, 401, UNKNOWN),
     ({"authorization": f"Bearer {DISABLED_TOKEN}"}, 403, "access not enabled"),
 ]
+WORDS = {
+    "anthropic": {UNKNOWN: "invalid x-api-key", MISSING: "x-api-key header is required"},
+    "openai": {UNKNOWN: "Incorrect API key provided", MISSING: "You didn't provide an API key"},
+}
 
 
 async def test_authentication_is_refused(gateway: Service, caplog: pytest.LogCaptureFixture) -> None:
-    """A missing or unknown token gets 401, another scheme than Bearer 400, a disabled actor 403 and its event."""
+    """A missing or unknown token gets 401 that says not to retry, in each API's words; a disabled actor 403 and its
+    event. Another scheme than Bearer is 400 on the reference's routes, and a missing key on those for SDKs."""
     for headers, status, words in NOT_LET_IN:
         for path in ROUTES:
             answer = await ask(gateway, build(path, **headers))
-            assert (headers, answer.status) == (headers, status)
-            assert words in read_error(path, answer)["message"]
+            expected_status, expected = status, words
+            api = path.split("/")[1]
+            if api in WORDS:
+                expected_status = 401 if status == 400 else status
+                expected = WORDS[api].get(MISSING if status == 400 else words, words)
+            assert (headers, answer.status) == (headers, expected_status)
+            assert answer.headers.get("x-should-retry") == ("false" if answer.status == 401 else None)
+            error = read_error(path, answer)
+            assert expected in error["message"]
+            if api == "openai" and answer.status == 401:
+                assert error["code"] == "invalid_api_key"
     assert read_events(gateway) == [("AccessDenied", "initech")] * len(ROUTES)
     lines = len(NOT_LET_IN) * len(ROUTES)
     await wait_until(lambda: [record.name for record in caplog.records].count("cgw.exchange") == lines)

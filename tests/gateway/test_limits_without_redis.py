@@ -78,7 +78,7 @@ async def test_local_holds_limits_in_the_process(
         answers = [await ask(client, path) for path in (*ROUTES, *ROUTES)]
         assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 3
         assert [answer.headers["x-ratelimit-remaining"] for answer in answers] == list("43210000")
-        assert answers[5].json()["error"].startswith(f"you have exceeded the rate limit of {LIMIT} requests. Retry")
+        assert answers[5].json()["error"].startswith(f"you have exceeded the rate limit of {LIMIT} requests per ")
         assert all('"in_flight";r=' in answer.headers["ratelimit"] for answer in answers)
         health = await client.get("/-/healthz")
         assert health.status_code == 200

@@ -57,7 +57,7 @@ async def test_quota_and_rate_refuse(limiter: Limiter) -> None:
     """The limit that is used up refuses, with the time to retry; the other one is not touched."""
     tight = evolve(LIMIT, concurrent_requests=1)
     await limiter.admit(_actor(), CHAT, tight)
-    with pytest.raises(LimitExceeded, match="concurrency limit of 1 requests exceeded") as refusal:
+    with pytest.raises(LimitExceeded, match="concurrency limit of 1 requests per 10s exceeded") as refusal:
         await limiter.admit(_actor(), CHAT, tight)
     assert refusal.value.cause == "concurrency"
     assert refusal.value.retry_after_ms is not None
@@ -65,7 +65,7 @@ async def test_quota_and_rate_refuse(limiter: Limiter) -> None:
     assert refusal.value.states[0].remaining == 99
     small = evolve(LIMIT, limit=1)
     await limiter.admit(_actor(), CODE, small)
-    with pytest.raises(LimitExceeded, match="rate limit of 1 requests exceeded") as refusal:
+    with pytest.raises(LimitExceeded, match="rate limit of 1 requests per 24h exceeded") as refusal:
         await limiter.admit(_actor(), CODE, small)
     assert (refusal.value.cause, refusal.value.refused.remaining) == ("quota", 0)
     assert refusal.value.states[1].remaining == 49
@@ -228,7 +228,7 @@ async def test_tokens_are_reserved_and_settled(limiter: Limiter) -> None:
         await limiter.settle(admission, is_charged=is_charged, tokens=used)
         (state,) = (await limiter.peek(actor)).values()
         assert (state.remaining, state.unit) == (left, "tokens")
-    with pytest.raises(LimitExceeded, match="rate limit of 1000 tokens exceeded"):
+    with pytest.raises(LimitExceeded, match="rate limit of 1000 tokens per 24h exceeded"):
         await limiter.admit(actor, CHAT, limit, tokens=700)
     assert (await limiter.admit(actor, CHAT, limit, tokens=600)).states[0].remaining == 50
 

@@ -32,6 +32,8 @@ def answer_with(style: ErrorStyle, refusal: Refusal) -> httpx2.MockTransport:
         (404, anthropic.NotFoundError, "not_found_error"),
         (405, anthropic.APIStatusError, "invalid_request_error"),
         (413, anthropic.APIStatusError, "request_too_large"),
+        (414, anthropic.APIStatusError, "request_too_large"),
+        (431, anthropic.APIStatusError, "request_too_large"),
         (429, anthropic.RateLimitError, "rate_limit_error"),
         (500, anthropic.InternalServerError, "api_error"),
         (502, anthropic.InternalServerError, "api_error"),
@@ -57,15 +59,18 @@ def test_anthropics_sdk_raises_its_own_exception(
 @pytest.mark.parametrize(
     ("refusal", "exception", "kind", "param", "code"),
     [
-        (Refusal(400, "w", param="n"), openai.BadRequestError, "invalid_request_error", "n", None),
+        (Refusal(400, "w", param="n"), openai.BadRequestError, "invalid_request_error", "n", "invalid_request"),
         (Refusal(400, "w", code="model_not_found"), openai.BadRequestError, "invalid_request_error", None,
          "model_not_found"),
         (Refusal(401, "w"), openai.AuthenticationError, "invalid_request_error", None, "invalid_api_key"),
         (Refusal(403, "w"), openai.PermissionDeniedError, "invalid_request_error", None, "permission_denied"),
         (Refusal(404, "w"), openai.NotFoundError, "invalid_request_error", None, "not_found"),
+        (Refusal(405, "w"), openai.APIStatusError, "invalid_request_error", None, "method_not_allowed"),
+        (Refusal(431, "w"), openai.APIStatusError, "invalid_request_error", None, "request_headers_too_large"),
+        (Refusal(502, "w"), openai.InternalServerError, "server_error", None, "bad_gateway"),
         (Refusal(413, "w"), openai.APIStatusError, "invalid_request_error", None, "request_too_large"),
         (Refusal(429, "w"), openai.RateLimitError, "requests", None, "rate_limit_exceeded"),
-        (Refusal(500, "w"), openai.InternalServerError, "server_error", None, None),
+        (Refusal(500, "w"), openai.InternalServerError, "server_error", None, "internal_error"),
         (Refusal(503, "w"), openai.InternalServerError, "server_error", None, "service_unavailable"),
         (Refusal(504, "w"), openai.InternalServerError, "server_error", None, "timeout"),
     ],
@@ -83,6 +88,13 @@ def test_openais_sdk_raises_its_own_exception(
     error = caught.value
     assert (error.status_code, error.type, error.param, error.code) == (refusal.status, kind, param, code)
     assert error.body == {"message": "w", "type": kind, "param": param, "code": code}
+
+
+@STYLES
+def test_what_the_gateway_has_to_say_about_a_token_is_kept(style: ErrorStyle) -> None:
+    """Only a wrong and a missing key have words of the API's own."""
+    _, body = style.render(Refusal(401, "access token denied: it has expired"))
+    assert b"access token denied: it has expired" in body
 
 
 def test_the_reference_shape_is_one_line_of_json() -> None:

@@ -15,7 +15,7 @@ from openai.types.shared.chat_model import ChatModel
 from cgw.errors import Refusal
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
 from cgw.providers.model_patterns import matches_pattern
-from cgw.providers.models import add_prefix, check_model, evaluate_allowed_models
+from cgw.providers.models import add_prefix, check_model, evaluate_allowed_models, find_nearest
 from cgw.providers.openai.models import OPENAI_MODELS
 
 MASTER = ("anthropic/claude-2", "anthropic/claude-3", "openai/gpt-4")
@@ -99,6 +99,50 @@ def test_a_model_that_is_not_allowed_is_refused_with_those_that_are() -> None:
     refusal = caught.value
     assert refusal.message == 'model "openai/gpt-9" is not allowed, allowed: [openai/gpt-4, openai/gpt-5]'
     assert (refusal.status, refusal.param, refusal.code) == (400, "model", "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("model", "nearest"),
+    [
+        ("openai/gpt-4o-2024-08-06", "openai/gpt-4o"),
+        ("openai/gpt-4o-mni", "openai/gpt-4o-mini"),
+        ("anthropic/claude-3.5-sonnet", "anthropic/claude-3-5-sonnet-20241022"),
+        ("anthropic/claude-sonnet-4-5-latest", "anthropic/claude-sonnet-4-5"),
+        ("openai/", "anthropic/claude-3-5-sonnet-20241022"),
+    ],
+)
+def test_the_three_nearest_models_are_named(model: str, nearest: str) -> None:
+    """Of many allowed models the three that are most like the wanted one are named, and how many there are."""
+    allowed = (
+        "anthropic/claude-3-5-sonnet-20241022",
+        "anthropic/claude-sonnet-4-5",
+        "anthropic/claude-2",
+        "openai/gpt-4o",
+        "openai/gpt-4o-mini",
+        "openai/o1",
+    )
+    with pytest.raises(Refusal) as caught:
+        check_model(model, allowed)
+    message = caught.value.message
+    assert message.startswith(f'model "{model}" is not allowed, allowed: [')
+    assert message.endswith("] (the nearest of 6)")
+    named = message.partition("allowed: [")[2].partition("]")[0].split(", ")
+    assert (len(named), named[0]) == (3, nearest)
+
+
+def test_an_endless_model_name_is_cut() -> None:
+    """A name as long as a body neither comes back as a whole, nor is compared as a whole."""
+    with pytest.raises(Refusal) as caught:
+        check_model("openai/" + "gpt-4" * 1_000_000, ("openai/gpt-4",))
+    assert len(caught.value.message) < 200
+
+
+@given(st.text(max_size=20), st.lists(st.text(max_size=20), max_size=10))
+def test_any_names_can_be_compared(model: str, allowed: list[str]) -> None:
+    """Whatever the names, up to three of the allowed ones are found."""
+    nearest = find_nearest(model, allowed)
+    assert len(nearest) == min(3, len(allowed))
+    assert set(nearest) <= set(allowed)
 
 
 def test_prefixes_are_added_once() -> None:

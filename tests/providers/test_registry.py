@@ -6,7 +6,7 @@ import pytest
 
 from cgw.config.declare import list_variables
 from cgw.config.kinds import Secret
-from cgw.errors import Refusal
+from cgw.errors import ConfigError, Refusal
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.openai.settings import OpenAISettings
@@ -46,8 +46,8 @@ def test_the_default_models_get_their_prefix() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://a", "https://", "https://u@a", "https://a?b", "a"])
 def test_an_invalid_base_url_is_refused(url: str) -> None:
-    """A base URL that is not valid is refused when the dialects are built."""
-    with pytest.raises(ValueError, match="must "):
+    """A base URL that is not valid is refused when the dialects are built, with its variable."""
+    with pytest.raises(ConfigError, match=r"^CODY_GATEWAY_ANTHROPIC_API_URL: cannot be used: must "):
         build_dialects(
             {"anthropic": AnthropicSettings(api_url=url, access_token=Secret("k")), "openai": OpenAISettings()}
         )

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import trustme
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgw.config.declare import list_group_classes, list_variables
 from cgw.config.describe import describe_settings
 from cgw.config.kinds import Secret
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.service.settings import Settings, load_settings
 
 
@@ -96,13 +99,15 @@ def test_all_problems_are_reported_at_once() -> None:
         }
     )
     assert problems == (
-        "PORT: must be a whole number, from 0 to 65535, not '65536'",
-        "CODY_GATEWAY_MAX_BODY_BYTES: must be a size such as 32MiB, 64KiB or 1048576, not '1 byte'",
-        "CODY_GATEWAY_HEADER_TIMEOUT: must be a duration such as 10s, 1m30s or 500ms, not '10 sec'",
+        "PORT: must be a whole number, from 0 to 65535, not '65536': correct or unset it (default: 9992)",
+        "CODY_GATEWAY_MAX_BODY_BYTES: must be a size such as 32MiB, 64KiB or 1048576, not '1 byte': "
+        "correct or unset it (default: 32MiB)",
+        "CODY_GATEWAY_HEADER_TIMEOUT: must be a duration such as 10s, 1m30s or 500ms, not '10 sec': "
+        "correct or unset it (default: 10s)",
         "CODY_GATEWAY_UPSTREAM_CA_FILE: must name a file of certificates in PEM form; "
-        "/nonexistent/ca.pem: No such file or directory",
-        "CODY_GATEWAY_ALLOW_ANONYMOUS: must be true or false, not 'perhaps'",
-        "CODY_GATEWAY_LOG_FORMAT: must be one of auto, text, json, not 'xml'",
+        "/nonexistent/ca.pem: No such file or directory: correct or unset it",
+        "CODY_GATEWAY_ALLOW_ANONYMOUS: must be true or false, not 'perhaps': correct or unset it (default: false)",
+        "CODY_GATEWAY_LOG_FORMAT: must be one of auto, text, json, not 'xml': correct or unset it (default: auto)",
     )
 
 
@@ -144,6 +149,8 @@ MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALL
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "ftp://api.anthropic.com"),
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host:99999"),
         ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://host/?a=b"),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", "https://api..anthropic.com"),
+        ("CODY_GATEWAY_ANTHROPIC_API_URL", f"https://{'a' * 64}.com"),
         ("CODY_GATEWAY_HOST", "[::1]"),
         ("CODY_GATEWAY_TRUSTED_PROXIES", ","),
         ("CODY_GATEWAY_TRUSTED_PROXIES", "10.1.2.3/8"),
@@ -234,7 +241,7 @@ def test_networks_are_read_and_the_wrong_one_is_named() -> None:
         ipaddress.ip_network("fd00::/8"),
     )
     (problem,) = problems_of({"CODY_GATEWAY_TRUSTED_PROXIES": "10.0.0.0/8,proxy.internal"})
-    assert problem.endswith("wrong is 'proxy.internal'")
+    assert problem.endswith("wrong is 'proxy.internal': correct or unset it (default: none)")
 
 
 def test_password_of_a_cluster_or_sentinels_is_not_shown() -> None:
@@ -252,10 +259,60 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         {"CODY_GATEWAY_ALOW_ANONYMOUS": "true", "CODY_GATEWAY_XYZZY": "1", "OTHER": "1", "CODY_GATEWAY_HOST": "::"}
     )
     assert settings.warnings == (
-        "CODY_GATEWAY_ALOW_ANONYMOUS is not a setting of this version, and is ignored; "
+        "CODY_GATEWAY_ALOW_ANONYMOUS: is not a setting of this version, and is ignored: "
         "did you mean CODY_GATEWAY_ALLOW_ANONYMOUS?",
-        "CODY_GATEWAY_XYZZY is not a setting of this version, and is ignored",
+        "CODY_GATEWAY_XYZZY: is not a setting of this version, and is ignored: "
+        "correct or remove it; `cgw config` lists all settings",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("CODY_GATEWAY_PORT", "set PORT instead"),
+        ("ANTHROPIC_API_KEY", "set CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN instead"),
+        ("OPENAI_API_KEY", "set CODY_GATEWAY_OPENAI_ACCESS_TOKEN instead"),
+        ("REDIS_URL", "set REDIS_ENDPOINT instead"),
+        ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
+        ("CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR", "prompts are not logged"),
+        ("CODY_GATEWAY_GOOGLE_ACCESS_TOKEN", "this provider has no routes yet"),
+    ],
+)
+def test_known_names_of_other_tools_and_of_the_reference_are_recognised(name: str, advice: str) -> None:
+    """Each gives one warning ``variable: what is wrong: what to do``; its value is not repeated, and not read."""
+    settings = load_settings({name: "CANARY"})
+    (warning,) = settings.warnings
+    assert warning.startswith(f"{name}: ")
+    assert warning.endswith(advice)
+    assert "CANARY" not in warning
+    assert evolve(settings, warnings=()) == Settings()
+
+
+def test_a_secret_of_a_service_that_cgw_does_not_know_gets_no_hint() -> None:
+    """No unknown service's secret is mistaken for that of a known one."""
+    environ = {
+        f"CODY_GATEWAY_{service}_{what}": "CANARY"
+        for service in ("AZURE_OPENAI", "OPENAPI", "OPENAL", "ANTHROPICS", "COHERE", "MISTRAL", "FIREWORKS", "GOOGLE")
+        for what in ("ACCESS_TOKEN", "API_KEY", "TOKEN", "KEY")
+    } | {"CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_TEAMS_WEBHOOK_URL": "CANARY"}
+    warnings = load_settings(environ).warnings
+    assert len(warnings) == len(environ)
+    assert not [warning for warning in warnings if "did you mean" in warning or "instead" in warning]
+
+
+def test_warnings_are_not_lost_when_there_are_problems() -> None:
+    """The error for wrong variables carries the warnings about others."""
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"PORT": "x", "CODY_GATEWAY_PORT": "80"})
+    assert caught.value.warnings == ("CODY_GATEWAY_PORT: is not read by cgw: set PORT instead",)
+
+
+def test_no_setting_is_listed_as_missing() -> None:
+    """The names that only the reference has, and other tools' names, are none of cgw's settings, each listed once."""
+    variables = [variable for group in list_group_classes(Settings) for _, variable in list_variables(group)]
+    names = [variable.name for variable in variables] + list(REFERENCE_SETTINGS)
+    names += [other for variable in variables for other in variable.other_names]
+    assert len(names) == len(set(names))
 
 
 def test_a_ca_file_must_hold_certificates(tmp_path: Path) -> None:
@@ -263,7 +320,7 @@ def test_a_ca_file_must_hold_certificates(tmp_path: Path) -> None:
     ca_file = tmp_path / "ca.pem"
     ca_file.write_text("no certificate")
     (problem,) = problems_of({"CODY_GATEWAY_UPSTREAM_CA_FILE": str(ca_file)})
-    assert problem.endswith("has none that can be read")
+    assert problem.endswith("has none that can be read: correct or unset it")
     trustme.CA().cert_pem.write_to_path(str(ca_file))
     assert load_settings({"CODY_GATEWAY_UPSTREAM_CA_FILE": str(ca_file)}).upstream.ca_file == ca_file
 

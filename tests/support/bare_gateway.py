@@ -11,6 +11,7 @@ from attrs import define, field
 from cgw.errors import Refusal, UpstreamError
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
@@ -64,23 +65,27 @@ async def open_bare_gateway(
     async def serve_connection(accepted: AcceptedConnection) -> None:
         await Http1Connection(accepted, callbacks).serve()
 
+    hangups = HangupWatch()
     callbacks = ConnectionCallbacks(
         limits=limits,
         handle=handle,
         render_refusal=lambda refusal, path: ((), refusal.message.encode()),
         is_draining=lambda: False,
+        hangups=hangups,
     )
     server = Server(await open_listeners("127.0.0.1", 0))
     gateway = BareGateway(server.port, pool, server)
     async with trio.open_nursery() as service_nursery:
         service_nursery.start_soon(server.run, serve_connection)
         service_nursery.start_soon(pool.run)
+        service_nursery.start_soon(hangups.run)
         if flat is not None:
             service_nursery.start_soon(flat.run)
         try:
             yield gateway
         finally:
             service_nursery.cancel_scope.cancel()
+    hangups.close()
 
 
 async def forward(client: ClientSide, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None) -> None:
@@ -92,7 +97,7 @@ async def forward(client: ClientSide, request: UpstreamRequest, pool: UpstreamPo
             chunked = head.header(b"transfer-encoding") is not None
             length = None if chunked else head.header(b"content-length")
             fields = select_response_headers(head.headers, [b"content-length"] if chunked else [])
-            await client.send_head(head.status, fields, is_stream=True)
+            await client.send_head(head.status, fields, is_stream=flat is None)
             content_length = None if length is None else int(length)
             if flat is None:
                 outcome = await relay_body(
@@ -100,7 +105,13 @@ async def forward(client: ClientSide, request: UpstreamRequest, pool: UpstreamPo
                 )
             else:
                 outcome = await relay_response(
-                    flat, response, client, window, content_length=content_length, on_first_chunk=lambda at: None
+                    flat,
+                    response,
+                    client,
+                    window,
+                    content_length=content_length,
+                    is_stream=True,
+                    on_first_chunk=lambda at: None,
                 )
     except UpstreamError as error:
         raise Refusal(502, str(error)) from None

@@ -12,6 +12,7 @@ from attrs import define, field
 from cgw.errors import Refusal
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.server import AcceptedConnection, Server
@@ -47,6 +48,7 @@ class Engine:
     options: Mapping[str, Any]
     server: Server = field(init=False)
     connections: list[Http1Connection] = field(factory=list)
+    hangups: HangupWatch = field(factory=HangupWatch)
     handled: int = 0
     is_draining: bool = False
 
@@ -60,6 +62,7 @@ class Engine:
             handle=self.handle,
             render_refusal=lambda refusal, path: ERRORS.render(refusal),
             is_draining=lambda: self.is_draining,
+            hangups=self.hangups,
             **self.options,
         )
         connection = Http1Connection(accepted, callbacks)
@@ -89,11 +92,13 @@ async def open_engine(
     engine.server = Server(await open_listeners("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.server.run, engine.serve_connection)
+        nursery.start_soon(engine.hangups.run)
         try:
             yield engine
             await wait_until(lambda: engine.server.connection_count == 0)
         finally:
             nursery.cancel_scope.cancel()
+    engine.hangups.close()
 
 
 async def read_refusal(client: RawClient, status: int) -> str:

@@ -19,6 +19,7 @@ from cgw.errors import ClientGone
 from cgw.model import BodyWindow
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.flat_relay import FlatRelay
+from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_client import Http1Client
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body, relay_response
@@ -179,6 +180,7 @@ async def open_relay_run(
         has_asked.set()
         await is_over.wait()
 
+    hangups = HangupWatch()
     theirs, ours = socket.socketpair()
     theirs.setblocking(False)
     if client_buffer_bytes is not None:
@@ -199,7 +201,9 @@ async def open_relay_run(
             handle=handle,
             render_refusal=lambda refusal, path: ((), refusal.message.encode()),
             is_draining=lambda: False,
+            hangups=hangups,
         )
+        nursery.start_soon(hangups.run)
         nursery.start_soon(Http1Connection(AcceptedConnection(ours, "127.0.0.1"), service).serve)
         try:
             theirs.send(REQUEST)
@@ -214,6 +218,7 @@ async def open_relay_run(
             is_over.set()
             run.upstream.close()
             theirs.close()
+    hangups.close()
 
 
 class _Exchange:
@@ -274,7 +279,7 @@ class _Exchange:
             length = None if is_chunked else head.header(b"content-length")
             content_length = None if length is None else int(length)
             fields = select_response_headers(head.headers, [b"content-length"] if is_chunked else [])
-            await client.send_head(head.status, fields, is_stream=self._is_stream)
+            await client.send_head(head.status, fields, is_stream=self._is_stream and self._flat is None)
             if self._flat is None:
                 return await relay_body(
                     response, client, self._window, content_length=content_length, on_first_chunk=self._note_first
@@ -285,6 +290,7 @@ class _Exchange:
                 client,
                 self._window,
                 content_length=content_length,
+                is_stream=self._is_stream,
                 on_first_chunk=self._note_first,
             )
 

@@ -60,6 +60,7 @@ def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
                 response_bytes=20,
                 remote_ip="192.0.2.7",
                 user_agent="curl/8",
+                warning="a header field was ignored",
             )
         )
     (line,) = read_json(stream)
@@ -92,6 +93,7 @@ def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
             "upstream_status": 200,
             "request_bytes": 10,
             "response_bytes": 20,
+            "warning": "a header field was ignored",
         },
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -47,7 +48,6 @@ async def test_a_hangup_is_told_once(leave: Callable[[socket.socket], None], has
         if is_early:
             leave(there)
         watched = watch.register(here)
-        assert watched is not None
         watched.on_gone = lambda: calls.append(None)
         await trio.testing.wait_all_tasks_blocked()
         if not is_early:
@@ -67,7 +67,6 @@ async def test_data_wakes_nobody_up() -> None:
     here, there = socket.socketpair()
     async with open_watch() as watch:
         watched = watch.register(here)
-        assert watched is not None
         await trio.testing.wait_all_tasks_blocked()
         switches = CountSteps()
         trio.lowlevel.add_instrument(switches)
@@ -88,7 +87,6 @@ async def test_a_forgotten_socket_is_told_no_more() -> None:
     here, there = socket.socketpair()
     async with open_watch() as watch:
         watched = watch.register(here)
-        assert watched is not None
         watched.on_gone = lambda: calls.append(None)
         watch.forget(here)
         watch.forget(here)
@@ -106,7 +104,6 @@ async def test_thousands_leave_at_once() -> None:
     async with open_watch() as watch:
         for here, _ in pairs:
             watched = watch.register(here)
-            assert watched is not None
             watched.on_gone = lambda: calls.append(None)
         for _, there in pairs:
             there.close()
@@ -117,15 +114,45 @@ async def test_thousands_leave_at_once() -> None:
     assert len(calls) == count
 
 
-async def test_a_socket_that_cannot_be_watched_is_none() -> None:
-    """Then a task of the exchange waits instead."""
+async def test_a_socket_that_the_kernel_does_not_watch_is_looked_at(autojump_clock: trio.testing.MockClock) -> None:
+    """Its hang-up is told a little later, like every other; forgetting it ends that."""
     here, there = socket.socketpair()
-    watch = HangupWatch()
-    assert watch.register(here) is not None
-    assert watch.register(here) is None  # EEXIST here, ENOSPC when the kernel's bound on watches is reached
-    watch.close()
+    forgotten, leaving = socket.socketpair()
+    calls: list[str] = []
+    async with open_watch() as watch:
+        for sock, name in ((here, "here"), (forgotten, "forgotten")):
+            watch.register(sock)
+            watched = watch.register(sock)  # EEXIST here, ENOSPC when the kernel's bound on watches is reached
+            watched.on_gone = partial(calls.append, name)
+            watch._epoll.unregister(sock.fileno())
+        watch.forget(forgotten)
+        await trio.sleep(2)
+        assert calls == []
+        there.close()
+        leaving.close()
+        await trio.sleep(2)
+        assert calls == ["here"]
+        watch.forget(here)
+        await trio.sleep(2)
     here.close()
-    there.close()
+    forgotten.close()
+
+
+async def test_wait_gone() -> None:
+    """Waiting returns once the client has left, at once if it has, and leaves nothing behind when cancelled."""
+    here, there = socket.socketpair()
+    async with open_watch() as watch:
+        watched = watch.register(here)
+        with trio.move_on_after(0.01) as scope:
+            await watched.wait_gone()
+        assert scope.cancelled_caught
+        assert watched.on_gone is None
+        there.close()
+        with trio.fail_after(5):
+            await watched.wait_gone()
+            await watched.wait_gone()
+        watch.forget(here)
+    here.close()
 
 
 class CountSteps(trio.abc.Instrument):

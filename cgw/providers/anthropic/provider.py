@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.messages import PROVIDER, AnthropicMessages, AnthropicSdkMessages, build_endpoint
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
 from cgw.providers.anthropic.settings import AnthropicSettings
@@ -19,4 +20,4 @@ def _build_dialects(settings: AnthropicSettings) -> tuple[Dialect, ...]:
     )
 
 
-ANTHROPIC = Provider(PROVIDER, AnthropicSettings, _build_dialects)
+ANTHROPIC = Provider(PROVIDER, AnthropicSettings, _build_dialects, AnthropicErrors())

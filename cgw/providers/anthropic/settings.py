@@ -19,12 +19,14 @@ class AnthropicSettings:
         API_URL,
         "https://api.anthropic.com",
         "The base URL of Anthropic's API, without /v1.",
+        other_names=("CODY_GATEWAY_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE"),
     )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN",
         SECRET,
         None,
         "The key for Anthropic's API; without it, there are no routes to it.",
+        other_names=("CODY_GATEWAY_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
     )
     allowed_models: tuple[str, ...] | None = setting(
         "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cgw.providers.dialect import Dialect
 from cgw.providers.models import add_prefixes
 from cgw.providers.openai.chat import PROVIDER, OpenAIChat, OpenAISdkChat, build_endpoint
+from cgw.providers.openai.errors import OpenAIErrors
 from cgw.providers.openai.models import OPENAI_MODELS
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.provider import Provider, reveal_access_token
@@ -16,4 +17,4 @@ def _build_dialects(settings: OpenAISettings) -> tuple[Dialect, ...]:
     return OpenAIChat(endpoint, models), OpenAISdkChat(endpoint, models)
 
 
-OPENAI = Provider(PROVIDER, OpenAISettings, _build_dialects)
+OPENAI = Provider(PROVIDER, OpenAISettings, _build_dialects, OpenAIErrors())

@@ -15,19 +15,25 @@ class OpenAISettings:
     """The provider ``openai``, which has routes if its access token is set."""
 
     api_url: str = setting(
-        "CODY_GATEWAY_OPENAI_API_URL", API_URL, "https://api.openai.com", "The base URL of OpenAI's API, without /v1."
+        "CODY_GATEWAY_OPENAI_API_URL",
+        API_URL,
+        "https://api.openai.com",
+        "The base URL of OpenAI's API, without /v1.",
+        other_names=("CODY_GATEWAY_OPENAI_BASE_URL", "OPENAI_BASE_URL", "OPENAI_API_BASE"),
     )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_OPENAI_ACCESS_TOKEN",
         SECRET,
         None,
         "The key for OpenAI's API; without it, there are no routes to it.",
+        other_names=("CODY_GATEWAY_OPENAI_API_KEY", "OPENAI_API_KEY"),
     )
     org_id: str | None = setting(
         "CODY_GATEWAY_OPENAI_ORG_ID",
         VISIBLE_TEXT,
         None,
         "The organisation that OpenAI bills, as org-….",
+        other_names=("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
     )
     allowed_models: tuple[str, ...] | None = setting(
         "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",

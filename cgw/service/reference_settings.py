@@ -1,0 +1,33 @@
+"""Settings of the reference (Cody Gateway) that cgw does not have, each with what to do instead.
+
+An operator who brings an environment along from there is told what it does not do here. A setting that cgw gets leaves
+this table; a test checks that no name is in both.
+"""
+
+from __future__ import annotations
+
+_NO_PROVIDER = "remove it; this provider has no routes yet"
+_NO_SHIPPING = "remove it; usage events stay in CODY_GATEWAY_DATA_DIR, and `cgw usage` reads them"
+_NO_TRACES = "remove it; there is no tracing yet"
+
+REFERENCE_SETTINGS: dict[str, str] = {
+    "CODY_GATEWAY_FIREWORKS_ACCESS_TOKEN": _NO_PROVIDER,
+    "CODY_GATEWAY_FIREWORKS_ALLOWED_MODELS": _NO_PROVIDER,
+    "CODY_GATEWAY_FIREWORKS_STARCODER_COMMUNITY_SINGLE_TENANT_PERCENT": _NO_PROVIDER,
+    "CODY_GATEWAY_FIREWORKS_STARCODER_ENTERPRISE_SINGLE_TENANT_PERCENT": _NO_PROVIDER,
+    "CODY_GATEWAY_GOOGLE_ACCESS_TOKEN": _NO_PROVIDER,
+    "CODY_GATEWAY_GOOGLE_ALLOWED_MODELS": _NO_PROVIDER,
+    "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS": "remove it; there are no embeddings yet",
+    "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL": "remove it; there are no embeddings yet",
+    "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_TOKEN": "remove it; there are no embeddings yet",
+    "CODY_GATEWAY_BIGQUERY_PROJECT_ID": _NO_SHIPPING,
+    "CODY_GATEWAY_BIGQUERY_DATASET": _NO_SHIPPING,
+    "CODY_GATEWAY_BIGQUERY_TABLE": _NO_SHIPPING,
+    "CODY_GATEWAY_BIGQUERY_EVENT_BUFFER_SIZE": _NO_SHIPPING,
+    "CODY_GATEWAY_BIGQUERY_EVENT_BUFFER_WORKERS": _NO_SHIPPING,
+    "CODY_GATEWAY_TRACE_POLICY": _NO_TRACES,
+    "CODY_GATEWAY_OTEL_GCP_PROJECT_ID": _NO_TRACES,
+    "CODY_GATEWAY_DOTCOM_FLAGGED_PROMPT_RECORDER_TTL": "remove it; prompts are not recorded",
+    "CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR": "remove it; prompts are not logged",
+    "CODY_GATEWAY_AUTO_FLUSH_STREAMING_RESPONSES": "remove it; streams are always forwarded at once",
+}
