@@ -121,7 +121,7 @@ async def test_another_replica_takes_over_within_two_intervals_when_the_holder_i
     server: RedisServer, store: Store
 ) -> None:
     """A holder whose process stands still loses the lock, and learns so when it goes on."""
-    interval = 1.0
+    interval = 2.0
     first, second = ListedSource(), ListedSource()
     async with (
         open_redis(server.url, timeout_seconds=1) as own_store,
@@ -168,9 +168,9 @@ async def test_the_failure_of_one_source_costs_only_itself(store: Store, error: 
 async def test_a_source_that_takes_too_long_is_cut_off(store: Store) -> None:
     """A sync ends after an interval, and the others have ended long before."""
     slow, quick = ListedSource("slow", delay_seconds=60), ListedSource("quick")
-    async with open_worker(store, slow, quick, interval_seconds=1.0) as worker:
+    async with open_worker(store, slow, quick, interval_seconds=3.0) as worker:
         results = name_results(await worker.sync_now())
-    assert results == [("slow", None, "took more than the interval of 1 s"), ("quick", SyncResult(3, 1), "")]
+    assert results == [("slow", None, "took more than the interval of 3 s"), ("quick", SyncResult(3, 1), "")]
     assert slow.under_way == 0
 
 
@@ -193,9 +193,9 @@ async def test_a_failure_is_logged_once_until_it_is_over(store: Store, caplog: p
 async def test_syncing_on_request_takes_the_lock_from_another_replica(store: Store) -> None:
     """The replica that is asked syncs at once; the one that held the lock stops, and comes back to waiting."""
     first, second = ListedSource(), ListedSource()
-    async with open_worker(store, first, interval_seconds=1.0) as holder:
+    async with open_worker(store, first, interval_seconds=3.0) as holder:
         await wait_until(lambda: bool(first.fences))
-        async with open_worker(store, second, interval_seconds=1.0) as other:
+        async with open_worker(store, second, interval_seconds=3.0) as other:
             syncs = await other.sync_now()
             assert name_results(syncs) == [("listed", SyncResult(3, 1), "")]
             assert second.fences[0] > first.fences[-1]
@@ -230,7 +230,7 @@ async def test_without_redis_nothing_is_synced_and_it_is_said_once(
     source = ListedSource()
     async with (
         open_redis(server.url, timeout_seconds=0.1) as store,
-        open_worker(store, source, interval_seconds=1.0) as worker,
+        open_worker(store, source, interval_seconds=2.0) as worker,
     ):
         await wait_until(lambda: bool(source.fences))
         server.send_signal(signal.SIGSTOP)
