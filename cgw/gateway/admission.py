@@ -16,7 +16,7 @@ from cgw.limits.admissions import Admission
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
-from cgw.model import Actor, Feature, RateLimit
+from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
 from cgw.providers.models import check_model, evaluate_allowed_models
 from cgw.wire.messages import RequestHead
@@ -48,7 +48,7 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
     except NotFromSource:
         raise build_unauthorized(has_token=bool(token)) from None
     except AccessTokenDenied as error:
-        await record_event(gateway, records.unauthorized(error.source, error.reason))
+        await _record_refusal(gateway, records.unauthorized(error.source, error.reason))
         raise build_denied(error) from None
     except TooManyUnknownTokens as error:
         raise _build_retry(429, str(error), error.retry_after_seconds) from None
@@ -62,6 +62,12 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
         if errors.is_for_sdks:
             raise build_unauthorized(has_token=False) from None
         raise
+
+
+async def _record_refusal(gateway: Gateway, event: UsageEvent) -> None:
+    # A flood of wrong tokens, or of requests beyond a limit, must not fill the disk.
+    if not gateway.repeats.absorb(event):
+        await record_event(gateway, event)
 
 
 def _build_retry(status: int, text: str, seconds: float) -> Refusal:
@@ -134,6 +140,5 @@ async def _refuse(
         window_ms=refused.window_ms,
         retry_after_ms=choose_wait_ms(exceeded, is_patient=is_patient),
     )
-    if not gateway.repeats.absorb(event):
-        await record_event(gateway, event)
+    await _record_refusal(gateway, event)
     return build_limit_refusal(exceeded, feature, datetime.now(UTC), is_patient=is_patient)

@@ -172,6 +172,19 @@ async def test_s4_an_unauthorized_event_has_the_reason(tmp_path: Path, upstream:
     assert metadata == [{"reason": "associated dotcom user not found"}, {}]
 
 
+async def test_a_flood_of_denied_tokens_is_one_event_a_second(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Repeated denials of one source and reason are counted, so that they do not fill the disk."""
+    async with open_stage(tmp_path, upstream) as stage:
+        started = trio.current_time()
+        for _ in range(30):
+            assert (await stage.ask("Bearer sgd_short")).status == 401
+        seconds = trio.current_time() - started
+    denials = [event["metadata"] for event in stage.read_events() if event["name"] == "Unauthorized"]
+    assert len(denials) <= 2 + seconds
+    assert sum(metadata.get("count", 1) for metadata in denials) == 30
+    assert {metadata["reason"] for metadata in denials} == {"invalid token format"}
+
+
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/limits"])
 async def test_s4_any_other_error_is_503_with_retry_after(
     tmp_path: Path, upstream: ScriptedUpstream, path: str, caplog: pytest.LogCaptureFixture
