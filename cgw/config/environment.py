@@ -46,14 +46,23 @@ def examine_environment(root: type[T], environ: Mapping[str, str]) -> Reading[T]
     def read_group(settings_class: type[Any]) -> Any:
         values: dict[str, Any] = {}
         for attribute, variable in list_variables(settings_class):
-            text = environ.get(variable.name, "").strip()
-            if not text:
-                continue
-            try:
-                values[attribute.name] = variable.kind.parse(text)
-            except ValueError as problem:
-                # Go on: the operator sees the problems of all variables at once.
-                problems[variable.name] = f"{variable.name}: {problem}: {_advise(settings_class, attribute, variable)}"
+            found = []
+            for name in filter(None, (variable.name, variable.alias)):
+                text = environ.get(name, "").strip()
+                if not text:
+                    continue
+                try:
+                    found.append(variable.kind.parse(text))
+                except ValueError as problem:
+                    # Go on: the operator sees the problems of all variables at once.
+                    problems[name] = f"{name}: {problem}: {_advise(settings_class, attribute, variable)}"
+            # Neither wins: the one that the operator has forgotten may be the one that restricts access.
+            if len(found) == 2 and found[0] != found[1]:
+                problems[variable.name] = (
+                    f"{variable.name}: differs from {variable.alias}, its older name: unset that one"
+                )
+            elif found:
+                values[attribute.name] = found[0]
         return settings_class(**values)
 
     # A group with problems is built from its other values, so that the problems of all groups are found.
@@ -74,10 +83,11 @@ def find_unknown_variables(
     ``not_here`` with the advice there, and every other name with :data:`PREFIX`, with the most similar setting.
     """
     known = {variable.name: variable for group in list_group_classes(root) for _, variable in list_variables(group)}
+    aliases = {variable.alias for variable in known.values()}
     by_other_name = {other: variable for variable in known.values() for other in variable.other_names}
     warnings = []
     for name in sorted(environ):
-        if name in known or not environ[name].strip():
+        if name in known or name in aliases or not environ[name].strip():
             continue
         if name in by_other_name:
             meant = by_other_name[name].name

@@ -101,7 +101,7 @@ class _Exchange:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
-        actor = await authenticate(gateway, head, dialect.errors)
+        actor = await authenticate(gateway, head, self._client.peer, dialect.errors)
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
@@ -118,7 +118,7 @@ class _Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = explain_late(prepared)

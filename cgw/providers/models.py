@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from cgw.errors import Refusal
 from cgw.model import ANY_MODEL
+from cgw.providers.model_patterns import select_models
 
 NEAREST = 3
 """Names that a refusal suggests: a list of all of them hides the one that was meant."""
@@ -37,18 +38,19 @@ def evaluate_allowed_models(
 ) -> tuple[str, ...]:
     """Return the ``provider/model`` names that an actor may use, in the order of ``master``, the gateway's own list.
 
-    Exactly ``["*"]`` means all of ``master``. Otherwise the result is the intersection, in which ``*`` has no meaning.
+    Exactly ``["*"]`` means all of ``master``. Otherwise the result is the intersection, in which a lone ``*`` has no
+    meaning, and ``anthropic/claude-*`` means all models of ``master`` that begin so.
     A name without a slash gets the prefix of ``provider``; without a ``provider``, it means that model of every
     provider in ``master`` (as in the reference, for actors from before model names were prefixed).
     """
     if len(actor_models) == 1 and actor_models[0] == ANY_MODEL:
         return tuple(master)
     if provider is None:
-        named = set(actor_models)
-        return tuple(model for model in master if model in named or model.partition("/")[2] in named)
+        short = set(actor_models)
+        return tuple(model for model in master if model in short or model.partition("/")[2] in short)
     # A `*` beside other names has no meaning (the reference's §1.2).
-    named = {add_prefix(provider, model) for model in actor_models if model != ANY_MODEL}
-    return tuple(model for model in master if model in named)
+    named = tuple(add_prefix(provider, model) for model in actor_models if model != ANY_MODEL)
+    return select_models(named, tuple(master))
 
 
 def check_model(model: str, allowed: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import trio
@@ -106,6 +106,10 @@ class AwaitedStore:
     def execute_command(self, *args: Any) -> Coroutine[Any, Any, Any]:
         """See :meth:`cgw.redis.store.Store.execute_command`."""
         return self._get_store().execute_command(*args)
+
+    def scan(self, pattern: str) -> AsyncGenerator[Sequence[bytes], None]:
+        """See :meth:`cgw.redis.store.Store.scan`."""
+        return self._get_store().scan(pattern)
 
     async def check(self) -> None:
         """See :meth:`cgw.redis.store.Store.check`."""

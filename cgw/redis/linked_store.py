@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import trio
@@ -25,6 +25,9 @@ from cgw.redis.supervised_link import Connect, SupervisedLink
 
 MAX_KEPT_CALLS = 1_000
 """The number of posted calls that are kept for an unavailable server; the oldest are dropped first."""
+
+SCANNED_AT_ONCE = 500
+"""Keys that a server looks at for one page of a scan, while it serves no other call: some 0.1 ms."""
 
 _FIRST_RESEND_SECONDS = 0.02
 _LONGEST_RESEND_SECONDS = 0.5
@@ -132,6 +135,22 @@ class LinkedStore(ABC):
         if isinstance(reply, Exception):
             return await self._retry(RetriedCall(data, now + self._timeout_seconds, command=args), link, reply)
         return reply
+
+    async def scan(self, pattern: str) -> AsyncGenerator[Sequence[bytes], None]:
+        """Yield the keys that match ``pattern``, page by page. See :meth:`cgw.redis.store.Store.scan`."""
+        # A snapshot: nodes may come and go meanwhile.
+        for server in tuple(self._list_links()):
+            cursor: bytes | str = "0"
+            while True:
+                data = pack_command(("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE))
+                # Not by execute_command: SCAN has no key, so it would go to any one of the nodes, each time.
+                reply = await server.get_link().request(data, None, trio.current_time())
+                if isinstance(reply, Exception):
+                    raise reply
+                cursor, keys = reply
+                yield keys
+                if cursor == b"0":
+                    break
 
     async def _retry(self, call: RetriedCall, link: Link, error: Exception) -> Any:
         """Send a call again after an error reply, until it succeeds or its deadline passes.

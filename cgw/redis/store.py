@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -117,6 +117,15 @@ class Store(Protocol):
 
         Raises :exc:`ValueError` for commands that need a connection of their own (``SUBSCRIBE``, ``MULTI``,
         ``BLPOP``, ...).
+        """
+        ...
+
+    def scan(self, pattern: str) -> AsyncGenerator[Sequence[bytes], None]:
+        """Yield the keys that match the glob ``pattern``, page by page, from every master; for operators' commands.
+
+        Each page takes the server well under a millisecond, whatever the number of keys; a whole scan of a large store
+        takes long, so bound it. A key may come twice, and one that is written or moved to another node meanwhile may be
+        left out. Raises :exc:`~cgw.errors.StoreUnavailable` rather than leave out a master.
         """
         ...
 

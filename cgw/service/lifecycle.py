@@ -19,6 +19,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from cgw.actors.sync import SyncWorker
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.event_log import open_event_log
@@ -41,13 +42,14 @@ from cgw.service.build import (
     build_routes,
     build_server,
     build_server_tls,
-    build_sources,
     build_static_source,
+    build_sync_worker,
     build_upstream_tls,
 )
 from cgw.service.findings import explain_listening
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
+from cgw.service.sources import check_source_settings, open_sources
 from cgw.transport.asgi_host import AsgiApp
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
@@ -141,6 +143,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     dialects, static_source = build_dialects(settings.providers), build_static_source(settings)
     routes = build_routes(dialects)
     server_tls = build_server_tls(settings)
+    check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
     status = ServiceStatus()
@@ -157,16 +160,17 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
         webhook = await _open_webhook(stack, settings, tls_context)
-        alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
-        sources = build_sources(settings, static_source)
-        gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
+        alerts = AlertQueue(webhook, settings.dotcom.api_url)
+        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log)
         stack.callback(gateway.relay.close)
-        control_app = build_control_app(settings, gateway, routes, redis, status)
+        sync_worker = build_sync_worker(settings, opened.sources, redis)
+        control_app = build_control_app(settings, gateway, routes, redis, status, opened.dotcom, sync_worker)
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        await _start_background(stack, gateway, alerts, overload, http_engine)
+        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker)
         await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
@@ -198,12 +202,19 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
 
 
 async def _start_background(
-    stack: AsyncExitStack, gateway: Gateway, alerts: AlertQueue, overload: OverloadControl, http_engine: HttpEngine
+    stack: AsyncExitStack,
+    gateway: Gateway,
+    alerts: AlertQueue,
+    overload: OverloadControl,
+    http_engine: HttpEngine,
+    sync_worker: SyncWorker | None,
 ) -> None:
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
         alerts.run,
         gateway.limiter.run,
+        *(source.run for source in gateway.sources.runners),
+        *(() if sync_worker is None else (sync_worker.run,)),
         gateway.refresher.run,
         gateway.repeats.run,
         gateway.pool.run,

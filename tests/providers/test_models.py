@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -13,6 +14,7 @@ from openai.types.shared.chat_model import ChatModel
 
 from cgw.errors import Refusal
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
+from cgw.providers.model_patterns import matches_pattern
 from cgw.providers.models import add_prefix, check_model, evaluate_allowed_models, find_nearest
 from cgw.providers.openai.models import OPENAI_MODELS
 
@@ -41,6 +43,37 @@ def test_legacy_names_get_the_prefix_of_the_routes_provider() -> None:
     assert evaluate_allowed_models(["claude-2", "gpt-4"], MASTER, "anthropic") == ("anthropic/claude-2",)
     assert evaluate_allowed_models(["*"], MASTER, "anthropic") == MASTER
     assert evaluate_allowed_models(["*", "claude-2"], (*MASTER, "anthropic/*"), "anthropic") == ("anthropic/claude-2",)
+
+
+@pytest.mark.parametrize(
+    ("actor_models", "allowed"),
+    [
+        (["anthropic/claude-*"], MASTER[:2]),
+        (["claude-*"], MASTER[:2]),
+        (["anthropic/*-3", "openai/gpt-4"], MASTER[1:]),
+        (["*/gpt-4"], MASTER[2:]),
+        (["*-3"], MASTER[1:2]),
+        (["anthropic/claude-2*"], MASTER[:1]),
+        (["anthropic/claude-*-x"], ()),
+        (["*", "anthropic/claude-*"], MASTER[:2]),
+        (["*"] * 3, ()),
+    ],
+)
+def test_s1_2_patterns_select_from_the_gateways_list(actor_models: list[str], allowed: tuple[str, ...]) -> None:
+    """A star within a name stands for any text; alone beside other names it has no meaning."""
+    assert evaluate_allowed_models(actor_models, MASTER, "anthropic") == allowed
+
+
+@given(st.text("ab*", max_size=12), st.text("ab", max_size=12))
+def test_a_pattern_matches_as_a_regular_expression_does(pattern: str, name: str) -> None:
+    """The linear matcher agrees with ``re``."""
+    expected = re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
+    assert matches_pattern(name, pattern) is expected
+
+
+def test_a_hostile_pattern_takes_linear_time() -> None:
+    """Hundreds of stars, which would keep a regular expression busy for years, are over at once."""
+    assert not matches_pattern("a" * 10_000 + "c", "a*" * 500 + "b")
 
 
 @settings(deadline=None)
