@@ -62,14 +62,21 @@ async def test_three_processes_admit_exactly_the_limit(tmp_path: Path, upstream:
             for number in range(200):
                 nursery.start_soon(ask, gateways[number % 3])
         usage = (await client.get(f"{gateways[0].url}/v1/limits")).json()["chat_completions"]["usage"]
+        # Repeated refusals share an event, a second long: the gateways are killed at the end of the block.
+        await wait_until(lambda: count_events(tmp_path)["RateLimited"] == 150)
     assert statuses == {200: 50, 429: 150}
     assert usage == 50
     assert upstream.request_count == 50
+    assert count_events(tmp_path) == {"CompletionsFinished": 50, "RateLimited": 150}
+
+
+def count_events(directory: Path) -> Counter[str]:
+    """Count what the gateways a, b and c recorded, by name."""
     events: Counter[str] = Counter()
-    for directory in "abc":
-        for name, metadata in read_recorded(tmp_path / directory):
-            events[name] += metadata.get("count", 1)  # repeated refusals share an event
-    assert events == {"CompletionsFinished": 50, "RateLimited": 150}
+    for gateway in "abc":
+        for name, metadata in read_recorded(directory / gateway):
+            events[name] += metadata.get("count", 1)
+    return events
 
 
 async def test_kill_9_loses_no_usage_and_leaves_no_orphan(tmp_path: Path, upstream: ScriptedUpstream) -> None:
