@@ -27,7 +27,7 @@ def read_resident_bytes(pid: int) -> int:
 
 
 async def test_a_window_of_0_on_large_answers_costs_no_memory(tmp_path: Path) -> None:
-    """50 answers of 20 MB whose client opens no window: the gateway grows by less than 12 MiB, a quarter of one each, and serves others."""
+    """50 answers of 20 MB whose client opens no window: the gateway grows by less than 12 MiB, and serves others."""
     asked = 0
     part = b"x" * 65_536
 
