@@ -107,8 +107,9 @@ class _Exchange:
         feature = select_feature(head, dialect)
         timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         body = await self._client.receive_body()
-        self._deadline = self._scope.deadline = trio.current_time() + timeout_seconds
-        # Not before the body is there: until then reading it is what notices that the client left.
+        self._deadline = (now := trio.current_time()) + timeout_seconds
+        self._scope.deadline = min(self._deadline, now + gateway.pool.deadlines.head_seconds)
+        # Not before: until the body is there, reading it is what notices that the client left.
         self._client.call_when_gone(self._client_has_gone)
         self.state.journal.received(feature, len(body))
         self.state.move(Phase.PREPARING)
@@ -157,8 +158,7 @@ class _Exchange:
         self.state.move(Phase.OPENING)
         pool, state, provider = self._gateway.pool, self.state, self._dialect.provider
         try:
-            response = await pool.open(admitted.prepared.upstream, self._scope, self._deadline)
-            self._response = response
+            response = self._response = await pool.open(admitted.prepared.upstream)
             answer = await self._pass_on(response, admitted)
             if answer.resume is None:
                 self._give_back()
@@ -190,8 +190,8 @@ class _Exchange:
         length = 0 if head.status in (204, 304) else content_length_of(head)
         own_headers = build_own_headers(admitted.admission, self._client.head)
         headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, own_headers)
-        # From the head on, the silence between chunks has a timeout of its own.
-        self._scope.deadline = self._deadline
+        if length is None or response.connection.unread_bytes < length:
+            self._scope.deadline = self._deadline  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(state.status, headers, is_stream=False)
         relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client

@@ -23,11 +23,12 @@ from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, encode_kept_response
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.overload import REFUSAL, OverloadControl
 from cgw.transport.server import AcceptedConnection
 from cgw.transport.sockets import Transport
+from cgw.wire.heads import encode_kept_response
 from cgw.wire.messages import RequestHead
 
 CONTROL_PREFIX = b"/-/"
