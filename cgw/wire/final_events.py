@@ -7,7 +7,6 @@ events cannot contain: line ends are escaped there.
 
 from __future__ import annotations
 
-import os.path
 import re
 from functools import lru_cache
 
@@ -65,5 +64,5 @@ def _compile(markers: tuple[bytes, ...]) -> tuple[bytes, re.Pattern[bytes]]:
             raise ValueError(f"a marker must be 'name: value' with at most {MAX_LINE_BYTES} bytes, not {marker!r}")
         lines.append(re.escape(name) + b": ?" + re.escape(value))
         values.append(value)
-    # Of several markers, the beginning that they share; perhaps nothing, so that each piece is searched.
-    return os.path.commonprefix(values), re.compile(rb"(?:\A|[\r\n])(?:" + b"|".join(lines) + rb")[\r\n]")
+    # Several markers have nothing in common that would be quick to look for, so that each piece is searched.
+    return values[0] if len(values) == 1 else b"", re.compile(rb"(?:\A|[\r\n])(?:" + b"|".join(lines) + rb")[\r\n]")
