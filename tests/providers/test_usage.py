@@ -89,9 +89,10 @@ def read(dialect: Dialect, response: ResponseHead, body: BodyWindow) -> Usage:
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, ANTHROPIC_SDK])
 def test_a_message_gives_its_usage(dialect: Dialect) -> None:
-    """A whole message gives exact tokens and the length of its text."""
+    """A whole message gives exact tokens, also those of the cache, and the length of its text and its tools' input."""
     body = whole(message(input_tokens=12, output_tokens=34, cache_read_input_tokens=5))
-    assert read(dialect, JSON, body) == Usage(12, 34, 5, 5, EXACT)
+    usage = Usage(12, 34, 5, 33, EXACT, cache_read_token_count=5, prompt_quota_token_count=13)
+    assert read(dialect, JSON, body) == usage
 
 
 @pytest.mark.parametrize("dialect", [OPENAI, OPENAI_SDK])
@@ -198,7 +199,7 @@ def test_a_response_without_figures_is_estimated() -> None:
 def test_odd_figures_are_unknown(figure: object) -> None:
     """Only integers that are plausible and not negative count."""
     usage = read(ANTHROPIC, JSON, whole(message(input_tokens=figure, output_tokens=34)))
-    assert usage == Usage(None, 34, 5, 5, PARTIAL)
+    assert usage == Usage(None, 34, 5, 33, PARTIAL)
 
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])

@@ -16,6 +16,7 @@ from cgw.config.describe import describe_settings
 from cgw.config.kinds import Secret
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.providers.registry import PROVIDERS
 from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.service.settings import Settings, load_settings
 
@@ -127,7 +128,7 @@ PATHS = {
     "CODY_GATEWAY_TLS_CERT_FILE",
     "CODY_GATEWAY_TLS_KEY_FILE",
 }
-MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALLOWED_MODELS"}
+MODEL_LISTS = {f"CODY_GATEWAY_{provider.name.upper()}_ALLOWED_MODELS" for provider in PROVIDERS}
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ def test_a_secret_of_a_service_that_cgw_does_not_know_gets_no_hint() -> None:
     """No unknown service's secret is mistaken for that of a known one."""
     environ = {
         f"CODY_GATEWAY_{service}_{what}": "CANARY"
-        for service in ("AZURE_OPENAI", "OPENAPI", "OPENAL", "ANTHROPICS", "COHERE", "MISTRAL", "FIREWORKS", "GOOGLE")
+        for service in ("AZURE_OPENAI", "OPENAPI", "OPENAL", "ANTHROPICS", "COHERE", "MISTRAL", "FIREWORK", "GROQ")
         for what in ("ACCESS_TOKEN", "API_KEY", "TOKEN", "KEY")
     } | {"CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_TEAMS_WEBHOOK_URL": "CANARY"}
     warnings = load_settings(environ).warnings
