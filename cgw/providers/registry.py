@@ -21,6 +21,7 @@ from cgw.errors import ConfigError
 from cgw.providers.anthropic.provider import ANTHROPIC
 from cgw.providers.dialect import Dialect
 from cgw.providers.fireworks.provider import FIREWORKS
+from cgw.providers.google.provider import GOOGLE
 from cgw.providers.openai.provider import OPENAI
 from cgw.providers.provider import Provider, ProviderSettings
 
@@ -28,6 +29,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ANTHROPIC,
     OPENAI,
     FIREWORKS,
+    GOOGLE,
 )
 
 

@@ -227,6 +227,14 @@ def choose_length(body: BodyWindow, length: int, completion_token_count: int | N
     return length * body.total_bytes // max(1, parsed)
 
 
+def count_json(value: object) -> int:
+    """Return the length of a tool's arguments as they would stream: compact JSON."""
+    try:
+        return len(msgspec.json.encode(value).decode())
+    except (RecursionError, OverflowError):  # nested deeply, or with numbers that no tool means
+        return 0
+
+
 def latest(known: int | None, figure: int | None) -> int | None:
     """Return ``figure`` if it is known, otherwise what was known before: for cumulative figures."""
     return known if figure is None else figure

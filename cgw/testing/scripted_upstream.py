@@ -21,6 +21,7 @@ from attrs import define, field
 from cgw.errors import Headers
 from cgw.testing.script import EVERY_MODEL, Breakage, Script, ScriptedAnswer
 from cgw.testing.scripted_dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
+from cgw.testing.scripted_gemini import ScriptedGemini
 from cgw.testing.scripted_texts import ScriptedComplete, ScriptedText
 from cgw.transport.sockets import send_reset_on_close
 from cgw.wire.messages import find_header
@@ -109,6 +110,7 @@ class ScriptedUpstream:
             # Fireworks' API, below its base URL.
             ScriptedChat("/inference/v1/chat/completions"),
             ScriptedText("/inference/v1/completions"),
+            ScriptedGemini(),
         )
         self._changes = trio.lowlevel.ParkingLot()
 

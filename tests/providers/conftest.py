@@ -14,6 +14,7 @@ from cgw.model import Feature
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.providers.fireworks.settings import FireworksSettings
+from cgw.providers.google.settings import GoogleSettings
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.registry import build_dialects
 from cgw.wire.messages import RequestHead
@@ -41,6 +42,9 @@ def dialects() -> dict[str, Dialect]:
                 api_url="https://fireworks.test/inference",
                 access_token=Secret("KEY-fireworks"),
                 community_percent=30,
+            ),
+            "google": GoogleSettings(
+                api_url="https://google.test", access_token=Secret("KEY-google"), allowed_models=("gemini-a",)
             ),
         }
     )

@@ -15,6 +15,7 @@ from cgw.model import BodyWindow, Feature, Usage, UsageQuality
 from cgw.providers.anthropic import usage as anthropic_usage
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.google import usage as google_usage
 from cgw.providers.openai import usage as openai_usage
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.registry import build_dialects
@@ -25,7 +26,7 @@ EXACT, PARTIAL, ESTIMATED = UsageQuality.EXACT, UsageQuality.PARTIAL, UsageQuali
 JSON = ResponseHead(200, [(b"content-type", b"application/json")])
 STREAM = ResponseHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
 
-ANTHROPIC, ANTHROPIC_SDK, OPENAI, OPENAI_SDK = build_dialects(
+_, ANTHROPIC, ANTHROPIC_SDK, OPENAI, OPENAI_SDK = build_dialects(
     {
         "anthropic": AnthropicSettings(access_token=Secret("KEY")),
         "openai": OpenAISettings(access_token=Secret("KEY")),
@@ -295,7 +296,10 @@ def test_no_response_makes_the_reader_raise(
 
 figures = st.sampled_from([0, 5, 2**53 - 1, 2**53, -1, 1.0, True, None, "5", 10**30])
 usages = st.none() | st.dictionaries(
-    st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "other"]), figures
+    st.sampled_from(
+        ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "promptTokenCount", "other"]
+    ),
+    figures,
 )
 texts: st.SearchStrategy[Any] = st.none() | st.text(max_size=3) | st.just(5) | st.just({})
 text_objects: st.SearchStrategy[Any] = (
@@ -303,6 +307,12 @@ text_objects: st.SearchStrategy[Any] = (
 )
 choices: st.SearchStrategy[Any] = (
     st.none() | st.just({}) | st.dictionaries(st.sampled_from(["message", "delta", "index"]), text_objects)
+)
+gemini_parts = st.fixed_dictionaries(
+    {}, optional={"text": texts, "functionCall": st.none() | st.dictionaries(st.just("args"), json_values)}
+)
+gemini_contents = st.none() | st.fixed_dictionaries(
+    {}, optional={"parts": st.lists(gemini_parts | st.just("text"), max_size=2) | gemini_parts}
 )
 responses = st.fixed_dictionaries(
     {},
@@ -313,6 +323,12 @@ responses = st.fixed_dictionaries(
         "delta": text_objects,
         "message": st.none() | st.fixed_dictionaries({}, optional={"usage": usages, "content": texts}),
         "usage": usages | st.just([]) | st.just(5),
+        "usageMetadata": usages | st.just([]) | st.just(5),
+        "candidates": st.lists(
+            st.fixed_dictionaries({}, optional={"content": gemini_contents, "finishReason": texts}) | st.none(),
+            max_size=2,
+        )
+        | st.none(),
         "other": json_values,
     },
 )
@@ -324,7 +340,12 @@ def test_both_ways_to_take_the_parts_of_an_object_agree(value: dict[str, Any]) -
     """What the decoder takes from the bytes is what is taken from the decoded object."""
     data = json.dumps(value).encode()
     whole_object = decode_json(data)
-    decoders: list[PartsDecoder[Any]] = [openai_usage.COMPLETIONS, anthropic_usage.MESSAGES, anthropic_usage.EVENTS]
+    decoders: list[PartsDecoder[Any]] = [
+        openai_usage.COMPLETIONS,
+        anthropic_usage.MESSAGES,
+        anthropic_usage.EVENTS,
+        google_usage.RESPONSES,
+    ]
     for decoder in decoders:
         if whole_object is not None:  # NaN
             # As text: 1, 1.0 and True are equal.

@@ -276,7 +276,7 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
         ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
         ("CODY_GATEWAY_DOTCOM_ACCESS_TOKEN", "CODY_GATEWAY_ACTORS_FILE names"),
-        ("CODY_GATEWAY_GOOGLE_ACCESS_TOKEN", "this provider has no routes yet"),
+        ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )
 def test_known_names_of_other_tools_and_of_the_reference_are_recognised(name: str, advice: str) -> None:

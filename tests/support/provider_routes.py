@@ -96,6 +96,19 @@ CASES = {
         {"model": "starcoder", "prompt": HELLO},
         Feature.CODE_COMPLETIONS,
     ),
+    "anthropic text": RouteCase(
+        "/v1/completions/anthropic",
+        "/v1/complete",
+        "anthropic/claude-2",
+        {"model": "claude-2", "prompt": HELLO, "max_tokens_to_sample": 100},
+    ),
+    "google": RouteCase(
+        "/v1/completions/google",
+        "/v1beta/models/gemini-2.5-pro:generateContent",
+        "google/gemini-2.5-pro",
+        {"model": "gemini-2.5-pro", "contents": [{"role": "user", "parts": [{"text": HELLO}]}]},
+        stream_path="/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
+    ),
 }
 """A case for each dialect, and for each API of a dialect that has two."""
 
@@ -106,7 +119,7 @@ async def open_full_gateway(data_dir: Path, upstream_url: str) -> AsyncIterator[
     actors = data_dir / "actors-of-all.toml"
     actors.write_text(ACTOR)
     environ = {"CODY_GATEWAY_ACTORS_FILE": str(actors)}
-    for name, base in (("ANTHROPIC", ""), ("OPENAI", ""), ("FIREWORKS", "/inference")):
+    for name, base in (("ANTHROPIC", ""), ("OPENAI", ""), ("FIREWORKS", "/inference"), ("GOOGLE", "")):
         environ[f"CODY_GATEWAY_{name}_API_URL"] = upstream_url + base
         environ[f"CODY_GATEWAY_{name}_ACCESS_TOKEN"] = KEY
     async with open_gateway(data_dir, upstream_url, more=environ) as gateway:

@@ -38,7 +38,8 @@ PROVIDER = "anthropic"
 VERSION: Headers = ((b"anthropic-version", b"2023-06-01"),)
 
 # No other header of a client goes to the provider: its key is for cgw.
-_SDK_HEADERS = frozenset({b"anthropic-version", b"anthropic-beta"})
+_BETAS = frozenset({b"anthropic-beta"})
+_SDK_HEADERS = frozenset({b"anthropic-version", *_BETAS})
 
 
 @define
@@ -126,11 +127,7 @@ class _MessagesRoute(Route):
         # A missing field, null and an empty list get the same text, which is the reference's.
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
-        cap = self.max_tokens_cap
-        # Strictly above the cap, as in the reference (§9.2).
-        if cap is not None and parsed.max_tokens is not None and parsed.max_tokens > cap:
-            text = f"max_tokens exceeds maximum allowed value of {cap}: {parsed.max_tokens}"
-            raise Refusal(400, text, param="max_tokens")
+        check_max_tokens("max_tokens", parsed.max_tokens, self.max_tokens_cap)
         return parsed, raw, parsed.messages
 
     def _build_request(
@@ -157,7 +154,7 @@ class _MessagesRoute(Route):
 class AnthropicMessages(_MessagesRoute):
     """``/v1/completions/anthropic-messages``, as in the reference.
 
-    Better than there: content may be a string; today's fields are passed on; a system message without text is allowed;
+    Better than there: content may be a string; today's fields and betas are passed on; a system message without text is allowed;
     the client's own ``system`` is kept, before the text of a first ``system`` message.
     """
 
@@ -182,7 +179,7 @@ class AnthropicMessages(_MessagesRoute):
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
         encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
-        return self._build_request(parsed, encoded, model, headers=VERSION)
+        return self._build_request(parsed, encoded, model, headers=(*VERSION, *select_headers(head, _BETAS)))
 
 
 @frozen
@@ -208,6 +205,13 @@ class AnthropicSdkMessages(_MessagesRoute):
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         encoded = encode_with_messages(outgoing, body)
         return self._build_request(parsed, encoded, model, headers=headers, query=query_of(head))
+
+
+def check_max_tokens(name: str, wanted: int | None, cap: int | None) -> None:
+    """Raise :exc:`~cgw.errors.Refusal` if the field ``name`` asks for more tokens than ``cap``; ``None`` is no cap."""
+    # Strictly above the cap, as in the reference (§9.2).
+    if cap is not None and wanted is not None and wanted > cap:
+        raise Refusal(400, f"{name} exceeds maximum allowed value of {cap}: {wanted}", param=name)
 
 
 def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content) -> None:

@@ -19,6 +19,7 @@ from cgw.providers.usage_reading import (
     PartsDecoder,
     Reading,
     choose_length,
+    count_json,
     largest,
     latest,
     list_data,
@@ -85,16 +86,8 @@ def _read_whole(data: bytes) -> Reading:
     for block in message.content:
         length += len(block.text or "") + len(block.thinking or "")
         if block.input is not None:
-            length += _count_json(block.input)
+            length += count_json(block.input)
     return _build_reading(message.usage or _Figures(), length, is_final=True)
-
-
-def _count_json(value: object) -> int:
-    """Return the length of a tool's input as it streams: compact JSON."""
-    try:
-        return len(msgspec.json.encode(value).decode())
-    except (RecursionError, OverflowError):  # nested deeply, or with numbers that no tool means
-        return 0
 
 
 def _read_figures(usage: dict[str, Any]) -> Reading:

@@ -35,7 +35,7 @@ from cgw.wire.messages import RequestHead
 PROVIDER = "openai"
 
 # No other header of a client goes to the provider: its key is for cgw.
-_SDK_HEADERS = frozenset({b"openai-beta"})
+_BETAS = frozenset({b"openai-beta"})
 
 
 @define
@@ -165,7 +165,7 @@ class _ChatRoute(Route):
 class OpenAIChat(_ChatRoute):
     """``/v1/completions/openai``, as in the reference.
 
-    Better than there: content may be a list of parts, and today's fields are passed on.
+    Better than there: content may be a list of parts, and today's fields and betas are passed on.
     """
 
     path: ClassVar[str] = "/v1/completions/openai"
@@ -185,7 +185,7 @@ class OpenAIChat(_ChatRoute):
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
         encoded = encode_with_messages(outgoing, body) if messages is raw["messages"] else encode_object(outgoing)
-        return self._build_request(parsed, encoded, model, choices=1)
+        return self._build_request(parsed, encoded, model, choices=1, headers=select_headers(head, _BETAS))
 
 
 @frozen
@@ -207,7 +207,7 @@ class OpenAISdkChat(_ChatRoute):
         outgoing["user"] = caller.identifier
         # It would name another user than `user` does.
         outgoing.pop("safety_identifier", None)
-        headers = select_headers(head, _SDK_HEADERS)
+        headers = select_headers(head, _BETAS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
         encoded = encode_with_messages(outgoing, body)
         return self._build_request(parsed, encoded, model, choices=parsed.n or 1, headers=headers, query=query_of(head))
