@@ -154,8 +154,8 @@ class _MessagesRoute(Route):
 class AnthropicMessages(_MessagesRoute):
     """``/v1/completions/anthropic-messages``, as in the reference.
 
-    Better than there: content may be a string; today's fields and betas are passed on; a system message without text is allowed;
-    the client's own ``system`` is kept, before the text of a first ``system`` message.
+    Better than there: content may be a string; today's fields and betas are passed on; a system message without text is
+    allowed; the client's own ``system`` is kept, before the text of a first ``system`` message.
     """
 
     max_tokens_cap: int | None = DEFAULT_MAX_TOKENS_CAP
