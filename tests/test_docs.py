@@ -54,7 +54,7 @@ def test_the_settings_page_is_up_to_date() -> None:
 
 def test_every_setting_is_on_the_settings_page() -> None:
     """The generated page lists every setting."""
-    listed = re.findall(r"^\| `(\w+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    listed = re.findall(r"^\| `([\w<>]+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
     assert listed == [row.name for row in describe_settings(Settings())]
 
 
@@ -102,7 +102,7 @@ def test_make_targets_exist(page: Path) -> None:
 def test_settings_exist(page: Path) -> None:
     """Each environment variable that a document names is a setting of cgw, or known not to be one."""
     known = {row.name for row in describe_settings(Settings())} | NOT_SETTINGS
-    named = set(re.findall(r"CODY_GATEWAY_[A-Z0-9_]*[A-Z0-9]", page.read_text("utf-8")))
+    named = set(re.findall(r"CODY_GATEWAY_[A-Z0-9_<>]*[A-Z0-9]", page.read_text("utf-8")))
     assert named <= known
 
 

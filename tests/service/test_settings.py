@@ -11,7 +11,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.config.declare import list_group_classes, list_variables
+from cgw.config.declare import PLACEHOLDER, list_group_classes, list_variables
 from cgw.config.describe import describe_settings
 from cgw.config.kinds import Secret
 from cgw.errors import ConfigError
@@ -115,11 +115,12 @@ def test_all_problems_are_reported_at_once() -> None:
 @pytest.mark.parametrize("name", [row.name for row in describe_settings(Settings())])
 def test_no_setting_takes_just_any_text(name: str) -> None:
     """Each setting but paths and lists of models refuses a text that makes no sense for it, with its name."""
-    environ = {name: "\x00 no / good ://:99999999"}
+    variable = name.replace(PLACEHOLDER, "ACME")
+    environ = {variable: "\x00 no / good ://:99999999"}
     if name in PATHS | MODEL_LISTS:
         assert load_settings(environ) != Settings()
     else:
-        assert [problem.partition(":")[0] for problem in problems_of(environ)] == [name]
+        assert [problem.partition(":")[0] for problem in problems_of(environ)] == [variable]
 
 
 PATHS = {
@@ -128,7 +129,9 @@ PATHS = {
     "CODY_GATEWAY_TLS_CERT_FILE",
     "CODY_GATEWAY_TLS_KEY_FILE",
 }
-MODEL_LISTS = {f"CODY_GATEWAY_{provider.name.upper()}_ALLOWED_MODELS" for provider in PROVIDERS}
+MODEL_LISTS = {f"CODY_GATEWAY_{provider.name.upper()}_ALLOWED_MODELS" for provider in PROVIDERS} | {
+    f"CODY_GATEWAY_OPENAI_COMPATIBLE_{PLACEHOLDER}_ALLOWED_MODELS"
+}
 
 
 @pytest.mark.parametrize(
