@@ -28,7 +28,7 @@ How values are written:
 
 - **Durations** as in Go: `500ms`, `10s`, `1m30s`, `24h`; a plain number is seconds.
 - **Sizes** in bytes, or with a unit: `65536`, `64KiB`, `32MiB`; `1MB` is 10⁶.
-- **Yes or no**: `true` or `false`; also `1`, `0`, `yes`, `no`, `on`, `off`.
+- **Yes or no**: `true` or `false`; also `t`, `f`, `1`, `0`, `yes`, `no`, `on`, `off`, in any case.
 - **Lists**: separated by commas; blanks around names don't count.
 """
 

@@ -38,13 +38,14 @@ _NAMED_GROUPS = "named groups"
 class Variable:
     """The environment variable of one field. ``default_text`` is shown instead of the default where it is set.
 
-    ``other_names`` are what other tools call the same thing.
+    ``alias`` is an older name of the variable that is read, too; ``other_names`` are what other tools call it.
     """
 
     name: str
     kind: Kind[Any]
     help: str
     default_text: str | None
+    alias: str | None = None
     other_names: tuple[str, ...] = ()
 
 
@@ -56,9 +57,10 @@ def setting(
     *,
     factory: Callable[[], T] | None = None,
     default_text: str | None = None,
+    alias: str | None = None,
     other_names: tuple[str, ...] = (),
 ) -> T:
-    """Declare a field of a group that is read from the environment variable ``name``.
+    """Declare a field of a group that is read from the environment variable ``name``, or from its ``alias``.
 
     ``help`` is a sentence for ``cgw config`` and the documentation. ``factory`` computes the default when it is needed,
     instead of ``default``. ``other_names`` are variables of other tools that operators may set by mistake; they are
@@ -67,7 +69,7 @@ def setting(
     """
     # Always a factory, so that attrs does not compute defaults (a data directory, say) when the module is imported.
     make_default: Callable[[], Any] = factory or (lambda: default)
-    variable = Variable(name, kind, help, default_text, other_names)
+    variable = Variable(name, kind, help, default_text, alias, other_names)
     made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})
     return made
 

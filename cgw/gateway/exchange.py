@@ -22,6 +22,7 @@ from cgw.gateway.answer import (
     read_timeout_seconds,
     select_feature,
 )
+from cgw.gateway.ending import cut_off, relay_rest, send_end
 from cgw.gateway.own_answers import CUT, build_own_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
@@ -70,6 +71,7 @@ class _Exchange:
         self._deadline = math.inf
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
+        self._response: UpstreamResponse | None = None  # until it is given back
         self.state = ExchangeState(client)
 
     async def run(self) -> None:
@@ -92,12 +94,14 @@ class _Exchange:
                 self._client.break_off()  # time was over with the response begun
         except ClientGone:
             self.state.note_client_gone()
+        finally:
+            self._give_back()
 
     async def _serve(self) -> None:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
-        actor = await authenticate(gateway, head, dialect.errors)
+        actor = await authenticate(gateway, head, self._client.peer, dialect.errors)
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
@@ -114,7 +118,7 @@ class _Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = explain_late(prepared)
@@ -137,6 +141,7 @@ class _Exchange:
             await self._settle(admitted.admission)
         if not self.state.is_charged:
             await self._release(answer)  # after settling: what was refunded is there when the client asks again
+        await relay_rest(self._client, answer)
 
     async def _settle(self, admission: Admission) -> None:
         """Settle; wait for Redis only where that frees something, which the connection's next request must find."""
@@ -153,16 +158,18 @@ class _Exchange:
         pool, state, provider = self._gateway.pool, self.state, self._dialect.provider
         try:
             response = await pool.open(admitted.prepared.upstream, self._scope, self._deadline)
-            try:
-                return await self._pass_on(response, admitted)
-            finally:
-                pool.give_back(response)
-        except trio.Cancelled:
-            if self._is_late():
-                self._refusal = state.note_failure(self._build_timeout(), provider, admitted)
-            raise
+            self._response = response
+            answer = await self._pass_on(response, admitted)
+            if answer.resume is None:
+                self._give_back()
+            return answer
         except UpstreamError as error:
             return state.note_failure(error, provider, admitted)
+        except BaseException as error:
+            self._give_back()  # at once: this is what stops an upstream that is still generating
+            if isinstance(error, trio.Cancelled) and self._is_late():
+                self._refusal = state.note_failure(self._build_timeout(), provider, admitted)
+            raise
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
@@ -185,22 +192,15 @@ class _Exchange:
         headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, own_headers)
         # From the head on, the silence between chunks has a timeout of its own.
         self._scope.deadline = self._deadline
-        # The relay sends the head, in one write with what is there of the body.
+        # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(state.status, headers, is_stream=False)
         relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client
+        if is_stream := is_event_stream(head) and length != 0:
+            state.window.look_for(self._dialect.final_markers)
         outcome = await relay_response(
-            relay,
-            response,
-            client,
-            state.window,
-            content_length=length,
-            is_stream=is_event_stream(head) and length != 0,
-            on_first_chunk=note_first,
+            relay, response, client, state.window, content_length=length, is_stream=is_stream, on_first_chunk=note_first
         )
-        state.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
-        if outcome.error is not None:
-            kind = UpstreamTimeout if outcome.end is RelayEnd.TIMED_OUT else UpstreamError
-            journal.upstream_failed(kind(outcome.error))
+        state.note_relayed(outcome)
         return outcome
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
@@ -221,11 +221,16 @@ class _Exchange:
         """Send the part of the answer that completes it, or make sure that it does not look complete."""
         if isinstance(answer, Refusal):
             raise answer
-        if answer is not None and answer.end is RelayEnd.COMPLETE:
-            await self._client.finish(answer.held_back)
-            self.state.journal.finished()
+        if answer is None or answer.end is not RelayEnd.COMPLETE:
+            await cut_off(self._client, answer)
         else:
-            self._client.break_off()
+            await send_end(self._client, answer)
+            self.state.journal.finished()
+
+    def _give_back(self) -> None:
+        if self._response is not None:
+            response, self._response = self._response, None
+            self._gateway.pool.give_back(response)  # which keeps or closes its connection
 
     async def _refuse(self, refusal: Refusal) -> None:
         self.state.note_refusal(refusal)

@@ -111,12 +111,18 @@ async def _check_certificate(
 
 
 def list_targets(settings: Settings) -> list[Target]:
-    """Return the hosts that the settings name: of each provider with a key, and of the webhook."""
+    """Return the hosts that the settings name: of each provider with a key, of the sources, and of the webhook."""
     targets = [
         Target(provider.api_url_variable, settings.providers[provider.name].api_url)
         for provider in list_providers(settings.providers)
         if settings.providers[provider.name].access_token is not None and settings.providers[provider.name].api_url
     ]
+    if settings.dotcom.access_token is not None:
+        targets.append(Target("CODY_GATEWAY_DOTCOM_API_URL", settings.dotcom.api_url))
+    if settings.portal.url is not None:
+        sams = settings.sams
+        targets.append(Target("CODY_GATEWAY_ENTERPRISE_PORTAL_URL", settings.portal.url))
+        targets.append(Target("SAMS_API_URL" if sams.api_url else "SAMS_URL", sams.api_url or sams.url))
     webhook = settings.limits.slack_webhook_url
     if webhook is not None:
         variable = "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL"

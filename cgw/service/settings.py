@@ -10,7 +10,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from cgw.actors.settings import ActorSettings
+from cgw.actors.settings import ActorSettings, DotcomSettings, PortalSettings, SamsSettings
 from cgw.config.declare import group, named_groups, setting
 from cgw.config.environment import Reading, examine_environment, find_unknown_variables
 from cgw.config.kinds import PATH
@@ -60,6 +60,9 @@ class Settings:
         reserved_names=RESERVED_NAMES,
     )
     actors: ActorSettings = group(ActorSettings)
+    dotcom: DotcomSettings = group(DotcomSettings)
+    portal: PortalSettings = group(PortalSettings)
+    sams: SamsSettings = group(SamsSettings)
     limits: LimitSettings = group(LimitSettings)
     redis: RedisSettings = group(RedisSettings)
     data: DataSettings = group(DataSettings)

@@ -12,7 +12,7 @@ from attrs import frozen
 from cgw.config.declare import group, list_group_classes, list_groups, named_groups, setting
 from cgw.config.describe import SettingRow, describe_settings, list_secrets
 from cgw.config.environment import examine_environment, find_unknown_variables
-from cgw.config.kinds import SECRET, Secret, integer
+from cgw.config.kinds import BOOLEAN, SECRET, Secret, integer
 
 
 @frozen
@@ -25,6 +25,7 @@ class Server:
     workers: int = setting(
         "CODY_GATEWAY_WORKERS", integer(least=1), None, "Processes.", factory=lambda: 4, default_text="one for each CPU"
     )
+    mode: bool = setting("CODY_GATEWAY_MODE", BOOLEAN, False, "The mode.", alias="CODY_GATEWAY_OLD_MODE")
 
 
 @frozen
@@ -100,6 +101,23 @@ def test_all_problems_are_found_together() -> None:
     assert reading.settings == Root(shops={"shop": Shop(key=Secret("k")), "bank": Bank()})
 
 
+def test_an_alias_is_read_too() -> None:
+    """An older name sets the same field, is not warned about, and problems have the name that was used."""
+    environ = {"CODY_GATEWAY_OLD_MODE": "T"}
+    assert examine_environment(Root, environ).settings.server.mode is True
+    assert find_unknown_variables(Root, environ) == []
+    assert examine_environment(Root, environ | {"CODY_GATEWAY_MODE": "1"}).problems == {}
+    assert list(examine_environment(Root, {"CODY_GATEWAY_OLD_MODE": "perhaps"}).problems) == ["CODY_GATEWAY_OLD_MODE"]
+
+
+def test_a_name_and_its_alias_must_not_differ() -> None:
+    """With two values, neither wins silently."""
+    reading = examine_environment(Root, {"CODY_GATEWAY_MODE": "false", "CODY_GATEWAY_OLD_MODE": "true"})
+    assert reading.problems == {
+        "CODY_GATEWAY_MODE": "CODY_GATEWAY_MODE: differs from CODY_GATEWAY_OLD_MODE, its older name: unset that one"
+    }
+
+
 def test_only_names_with_the_prefix_are_warned_about() -> None:
     """An unknown name with cgw's prefix gives a warning, with the most similar setting if there is one."""
     environ = {"PROT": "1", "CODY_GATEWAY_WORKER": "1", "CODY_GATEWAY_XYZZY": "1", "CODY_GATEWAY_WORKERS": "1"}
@@ -151,6 +169,7 @@ def test_rows_show_values_and_defaults() -> None:
     assert describe_settings(settings) == [
         SettingRow("PORT", "80", "9992", "The port.", is_default=False),
         SettingRow("CODY_GATEWAY_WORKERS", "4", "one for each CPU", "Processes.", is_default=True),
+        SettingRow("CODY_GATEWAY_MODE", "false", "false", "The mode.", is_default=True),
         SettingRow("CODY_GATEWAY_SHOP_KEY", "****", "(not set)", "The key.", is_default=False),
         SettingRow("CODY_GATEWAY_BANK_KEY", "(not set)", "(not set)", "The key.", is_default=True),
     ]

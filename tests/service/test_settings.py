@@ -278,7 +278,7 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("OPENAI_API_KEY", "set CODY_GATEWAY_OPENAI_ACCESS_TOKEN instead"),
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
         ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
-        ("CODY_GATEWAY_DOTCOM_ACCESS_TOKEN", "CODY_GATEWAY_ACTORS_FILE names"),
+        ("CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR", "prompts are not logged"),
         ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )
