@@ -13,20 +13,19 @@ import math
 import trio
 
 from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
-from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access
+from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
 from cgw.gateway.answer import (
     answer_status,
-    build_answer_headers,
     content_length_of,
     is_event_stream,
     read_timeout_seconds,
     select_feature,
 )
-from cgw.gateway.own_answers import CUT, build_own_headers, explain_late, send_cut, send_refusal
-from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
+from cgw.gateway.opening import explain_overload, open_upstream
+from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
+from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
-from cgw.limits.admissions import Admission
 from cgw.limits.tokens import count_tokens
 from cgw.providers.dialect import Caller, Dialect
 from cgw.transport.client_side import ClientSide
@@ -123,46 +122,43 @@ class _Exchange:
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
-        answer: RelayOutcome | Refusal | None = None
+        state, answer = self.state, None
         try:
             try:
                 answer = await self._forward(admitted)
                 self._scope.deadline = math.inf  # what follows has bounds of its own
             finally:
                 await self._record_usage(admitted)
-            if self.state.is_charged:
+            if state.is_charged:
                 await self._release(answer)  # before settling: the client need not wait for Redis
         finally:
-            self.state.move(Phase.SETTLING)
-            await self._settle(admitted.admission)
-        if not self.state.is_charged:
+            state.move(Phase.SETTLING)
+            await settle(self._gateway, admitted.admission, state.is_charged, state.used_tokens)
+        if not state.is_charged:
             await self._release(answer)  # after settling: what was refunded is there when the client asks again
-
-    async def _settle(self, admission: Admission) -> None:
-        """Settle; wait for Redis only where that frees something, which the connection's next request must find."""
-        limiter, tokens = self._gateway.limiter, self.state.used_tokens
-        if self.state.is_charged and admission.is_charge_final(tokens):
-            limiter.settle_later(admission, is_charged=True, tokens=tokens)
-            return
-        with trio.move_on_after(SETTLE_SECONDS, shield=True):
-            await limiter.settle(admission, is_charged=self.state.is_charged, tokens=tokens)
 
     async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
         self.state.move(Phase.OPENING)
-        pool, state, provider = self._gateway.pool, self.state, self._dialect.provider
+        state, provider = self.state, self._dialect.provider
         try:
-            response = await pool.open(admitted.prepared.upstream, self._scope, self._deadline)
-            try:
-                return await self._pass_on(response, admitted)
-            finally:
-                pool.give_back(response)
+            return await self._ask_upstream(admitted)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = state.note_failure(self._build_timeout(), provider, admitted)
             raise
         except UpstreamError as error:
             return state.note_failure(error, provider, admitted)
+
+    async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
+        gateway, dialect = self._gateway, self._dialect
+        response = await open_upstream(
+            gateway, dialect, admitted.prepared, self._scope, self._deadline, self.state.journal
+        )
+        try:
+            return await self._pass_on(response, admitted)
+        finally:
+            gateway.pool.give_back(response)
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
@@ -173,16 +169,19 @@ class _Exchange:
             return UpstreamTimeout("the exchange's time was over")
         return UpstreamTimeout(f"no response head within {self._gateway.pool.deadlines.head_seconds:g} seconds")
 
-    async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome:
+    async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Send the response's head to the client, then relay its body up to what completes it."""
         state, journal = self.state, self.state.journal
         head = state.upstream_head = response.head
         state.status = answer_status(head.status)
         journal.answered(head)
+        headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
+        if state.status == 503:
+            refusal = await explain_overload(response, self._dialect.provider, headers, journal)
+            state.note_refusal(refusal)
+            return refusal
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        own_headers = build_own_headers(admitted.admission, self._client.head)
-        headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, own_headers)
         # From the head on, the silence between chunks has a timeout of its own.
         self._scope.deadline = self._deadline
         # The relay sends the head, in one write with what is there of the body.

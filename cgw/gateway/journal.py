@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamRefusal, UpstreamTimeout, UpstreamUnreachable
 from cgw.events import records
 from cgw.gateway.answer import describe_unread_timeout
 from cgw.gateway.phases import Phase
@@ -38,6 +38,7 @@ class Journal:
         self._error: str | None = None
         self._bug: BaseException | None = None
         self._request_bytes: int | None = None
+        self._warning: str | None = None
 
     def entered(self, phase: Phase) -> None:
         """The exchange is in ``phase`` from now on."""
@@ -68,7 +69,7 @@ class Journal:
 
     def upstream_failed(self, error: UpstreamError) -> None:
         """The upstream could not be reached, took too long, or broke its response off."""
-        if isinstance(error, OutOfDescriptors):
+        if isinstance(error, OutOfDescriptors | UpstreamRefusal):
             self._outcome = Outcome.REFUSED
         elif isinstance(error, UpstreamTimeout):
             self._outcome = Outcome.TIMEOUT
@@ -77,6 +78,14 @@ class Journal:
         else:
             self._outcome = Outcome.UPSTREAM_BROKE
         self._error = str(error)
+
+    def upstream_refused(self, reason: str) -> None:
+        """The upstream's answer is told in cgw's own words; ``reason`` is the upstream's."""
+        self._outcome, self._error = Outcome.REFUSED, reason
+
+    def fell_back(self, reason: str) -> None:
+        """A second upstream was asked, because of ``reason``."""
+        self._warning = reason
 
     def refused(self, refusal: Refusal) -> None:
         """cgw itself answers. A failure of the upstream that led to it stays the outcome."""
@@ -144,7 +153,7 @@ class Journal:
                 remote_ip=self._peer,
                 user_agent=self._text(b"user-agent"),
                 error=self._error,
-                warning=describe_unread_timeout(self._head),
+                warning=self._warning or describe_unread_timeout(self._head),
             ),
             self._bug,
         )

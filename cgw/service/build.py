@@ -23,6 +23,7 @@ from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
 from cgw.gateway.http_engine import HttpEngine
+from cgw.gateway.load import LoadTracker
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.limits.alerts import AlertQueue
@@ -30,6 +31,7 @@ from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
 from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.fallback import build_fallbacks
 from cgw.providers.registry import PROVIDERS
 from cgw.redis.opening import Store
 from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
@@ -70,6 +72,9 @@ def build_gateway(
         repeats=RepeatedEvents(event_log),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
+        load=LoadTracker(settings.upstream.unavailable_after),
+        fallbacks=build_fallbacks(settings.providers),
+        passes_account_fields=settings.upstream.passes_provider_headers,
     )
 
 
