@@ -20,10 +20,12 @@ _NUMBER = re.compile(rb"(-?)\+?([0-9]+)")
 
 
 def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
-    """Return the feature that a completions request is charged to.
+    """Return the feature that a request is charged to; the embeddings route has only one.
 
     Raises :exc:`~cgw.errors.Refusal` 400 when the header is required and missing, or has another value.
     """
+    if dialect.default_feature is Feature.EMBEDDINGS:
+        return Feature.EMBEDDINGS
     value = head.header(b"x-sourcegraph-feature")
     if value is None:
         if dialect.default_feature is None:

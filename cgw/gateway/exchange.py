@@ -14,32 +14,36 @@ import trio
 
 from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
-from cgw.gateway.answer import (
-    answer_status,
-    content_length_of,
-    is_event_stream,
-    read_timeout_seconds,
-    select_feature,
-)
+from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeout_seconds, select_feature
 from cgw.gateway.opening import explain_overload, open_upstream
-from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
+from cgw.gateway.own_answers import (
+    CUT,
+    build_relayed_headers,
+    explain_late,
+    explain_late_upstream,
+    send_cut,
+    send_refusal,
+)
 from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
-from cgw.limits.tokens import count_tokens
-from cgw.providers.dialect import Caller, Dialect
+from cgw.model import UsageEvent
+from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
 from cgw.transport.upstream import UpstreamResponse
+from cgw.wire.messages import RequestHead
 
 
-async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
+async def run_exchange(
+    gateway: Gateway, dialect: Dialect, client: ClientSide, kind: type[Exchange] | None = None
+) -> None:
     """Run one exchange from its head to its settlement, in the task of its connection, and log it.
 
     Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer: a 503 if its response had
     not begun. An admitted exchange is recorded and settled either way.
     """
-    exchange = _Exchange(gateway, dialect, client)
+    exchange = (kind or Exchange)(gateway, dialect, client)
     state = exchange.state
     try:
         await exchange.run()
@@ -55,8 +59,8 @@ async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -
         state.journal.close(state.status, client.bytes_sent)
 
 
-class _Exchange:
-    """One exchange at work, in one scope.
+class Exchange:
+    """One exchange at work, in one scope. A subclass may read, ask and record in another way.
 
     The scope carries the deadline (of the response's head first, then of the whole), and the client's hang-up cancels
     it. There is no nursery: nothing runs beside the exchange, and leaving even an empty one costs a turn of the loop.
@@ -108,17 +112,20 @@ class _Exchange:
         self.state.journal.received(feature, len(body))
         self.state.move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
-        prepared = dialect.prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
-        rate_limit = check_model_access(actor, feature, prepared, dialect)
+        prepared = self._prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
+        rate_limit = check_model_access(actor, feature, prepared, self._dialect)
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=self._dialect)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = explain_late(prepared)
             raise
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
+
+    def _prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
+        return self._dialect.prepare(head, body, caller)
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
@@ -145,7 +152,9 @@ class _Exchange:
             return await self._ask_upstream(admitted)
         except trio.Cancelled:
             if self._is_late():
-                self._refusal = state.note_failure(self._build_timeout(), provider, admitted)
+                self._refusal = state.note_failure(
+                    explain_late_upstream(self._gateway, self._deadline), provider, admitted
+                )
             raise
         except UpstreamError as error:
             return state.note_failure(error, provider, admitted)
@@ -163,11 +172,6 @@ class _Exchange:
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
         return self.state.gone_in is None and trio.current_time() >= self._scope.deadline
-
-    def _build_timeout(self) -> UpstreamTimeout:
-        if trio.current_time() >= self._deadline:
-            return UpstreamTimeout("the exchange's time was over")
-        return UpstreamTimeout(f"no response head within {self._gateway.pool.deadlines.head_seconds:g} seconds")
 
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Send the response's head to the client, then relay its body up to what completes it."""
@@ -204,17 +208,15 @@ class _Exchange:
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
         """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""
+        self.state.move(Phase.RECORDING)
+        if self.state.is_cut:
+            self.state.status = CUT.status
+        await record_event(self._gateway, self._build_event(admitted))
+
+    def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
-        state.move(Phase.RECORDING)
-        if state.is_cut:
-            state.status = CUT.status
-        body = state.window.close(is_complete=state.is_upstream_complete)
-        usage = None
-        if state.upstream_head is not None:
-            usage = dialect.read_usage(admitted.prepared, state.upstream_head, body)
-            state.used_tokens = count_tokens(usage, body.total_bytes)
-        event = state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
-        await record_event(self._gateway, event)
+        usage = state.read_usage(dialect, admitted.prepared)
+        return state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
         """Send the part of the answer that completes it, or make sure that it does not look complete."""

@@ -8,7 +8,7 @@ from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamRefusal
 from cgw.events import records
 from cgw.gateway.answer import describe_unread_timeout
 from cgw.gateway.phases import Phase
-from cgw.model import Actor, Feature, Usage, UsageEvent
+from cgw.model import Actor, Feature, Usage, UsageEvent, UsageQuality
 from cgw.providers.dialect import PreparedRequest
 from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
 from cgw.wire.messages import RequestHead, ResponseHead
@@ -126,6 +126,26 @@ class Journal:
             upstream_request_duration_ms=None if seconds is None else round(seconds * 1000),
             sg_actor_id=self._text(b"x-sourcegraph-actor-uid"),
             sg_actor_anonymous_uid=self._text(b"x-sourcegraph-actor-anonymous-uid"),
+            metadata=prepared.metadata,
+        )
+
+    def build_embeddings_event(
+        self, actor: Actor, provider: str, *, tokens: int | None, quality: UsageQuality, status: int | None
+    ) -> UsageEvent:
+        """Return the usage event of embeddings. ``tokens`` is what they took, ``None`` where there are none."""
+        prepared, seconds = self._prepared, self._upstream_seconds
+        if prepared is None:
+            raise RuntimeError("an exchange that was not prepared has no usage event")
+        return records.embeddings_finished(
+            actor,
+            model=prepared.model,
+            provider=provider,
+            input_character_count=prepared.prompt_character_count,
+            tokens_used=tokens,
+            quality=quality,
+            resolved_status=status or CLIENT_CLOSED_REQUEST,
+            upstream_status=None if self._upstream_head is None else self._upstream_head.status,
+            upstream_request_duration_ms=None if seconds is None else round(seconds * 1000),
             metadata=prepared.metadata,
         )
 

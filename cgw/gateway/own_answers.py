@@ -62,6 +62,13 @@ def explain_failure(error: UpstreamError, provider: str, headers: Headers) -> Re
     return Refusal(502, f"failed to make request to upstream provider {provider}", headers=headers)
 
 
+def explain_late_upstream(gateway: Gateway, deadline: float) -> UpstreamTimeout:
+    """Build the reason for which an upstream was not waited for any longer: all time is over, or that of the head."""
+    if trio.current_time() >= deadline:
+        return UpstreamTimeout("the exchange's time was over")
+    return UpstreamTimeout(f"no response head within {gateway.pool.deadlines.head_seconds:g} seconds")
+
+
 def explain_late(prepared: PreparedRequest) -> Refusal:
     """Build the refusal of a request whose time is over while Redis is asked: how its limits stand is not known."""
     text = "the request's time was over before its limits were checked"

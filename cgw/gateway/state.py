@@ -7,6 +7,9 @@ from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.journal import Journal
 from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure
 from cgw.gateway.phases import Phase, move
+from cgw.limits.tokens import count_tokens
+from cgw.model import Usage
+from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
@@ -40,6 +43,15 @@ class ExchangeState:
         """Enter ``phase``."""
         self.phase = move(self.phase, phase)
         self.journal.entered(phase)
+
+    def read_usage(self, dialect: Dialect, prepared: PreparedRequest) -> Usage | None:
+        """Return the usage that the relayed body tells, and note its tokens; ``None`` if no answer came."""
+        body = self.window.close(is_complete=self.is_upstream_complete)
+        if self.upstream_head is None:
+            return None
+        usage = dialect.read_usage(prepared, self.upstream_head, body)
+        self.used_tokens = count_tokens(usage, body.total_bytes)
+        return usage
 
     def note_refusal(self, refusal: Refusal) -> None:
         """Note that cgw itself answers: before recording, as the usage event tells the status."""

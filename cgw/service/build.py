@@ -30,9 +30,10 @@ from cgw.limits.alerts import AlertQueue
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
+from cgw.providers.embeddings.build import build_embeddings_route
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.fallback import build_fallbacks
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import PROVIDERS, build_dialects
 from cgw.redis.opening import Store
 from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
 from cgw.service.settings import Settings
@@ -90,6 +91,15 @@ def build_control_app(
         check_store=redis.check,
         status=status,
     )
+
+
+def build_all_dialects(settings: Settings) -> tuple[Dialect, ...]:
+    """Return the dialects of all provider routes, embeddings included.
+
+    Raises :exc:`~cgw.errors.ConfigError` for base URLs and keys that cannot be used.
+    """
+    embeddings = build_embeddings_route(settings.embeddings, settings.providers)
+    return (*build_dialects(settings.providers), *([] if embeddings is None else [embeddings]))
 
 
 def build_routes(dialects: Sequence[Dialect]) -> Routes:

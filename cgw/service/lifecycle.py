@@ -28,9 +28,9 @@ from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
 from cgw.limits.alerts import AlertQueue
 from cgw.providers.dialect import Dialect
-from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
 from cgw.service.build import (
+    build_all_dialects,
     build_control_app,
     build_engine,
     build_gateway,
@@ -135,7 +135,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     start.
     """
     tls_context = build_upstream_tls(settings)
-    dialects, static_source = build_dialects(settings.providers), build_static_source(settings)
+    dialects, static_source = build_all_dialects(settings), build_static_source(settings)
     routes = build_routes(dialects)
     server_tls = build_server_tls(settings)
     data_dir = settings.data.directory

@@ -111,12 +111,15 @@ async def _check_certificate(
 
 
 def list_targets(settings: Settings) -> list[Target]:
-    """Return the hosts that the settings name: of each provider with a key, and of the webhook."""
+    """Return the hosts that the settings name: of each provider with a key, of embeddings, and of the webhook."""
     targets = [
         Target(provider.api_url_variable, settings.providers[provider.name].api_url)
         for provider in PROVIDERS
         if settings.providers[provider.name].access_token is not None
     ]
+    if settings.embeddings.sourcegraph_api_token is not None:
+        variable = "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL"
+        targets.append(Target(variable, settings.embeddings.sourcegraph_api_url))
     webhook = settings.limits.slack_webhook_url
     if webhook is not None:
         variable = "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL"

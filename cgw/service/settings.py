@@ -17,6 +17,7 @@ from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
 from cgw.limits.settings import LimitSettings
+from cgw.providers.embeddings.settings import EmbeddingsSettings
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import PROVIDERS
 from cgw.redis.settings import RedisSettings
@@ -57,6 +58,7 @@ class Settings:
     providers: Mapping[str, ProviderSettings] = named_groups(
         {provider.name: provider.settings_class for provider in PROVIDERS}
     )
+    embeddings: EmbeddingsSettings = group(EmbeddingsSettings)
     actors: ActorSettings = group(ActorSettings)
     limits: LimitSettings = group(LimitSettings)
     redis: RedisSettings = group(RedisSettings)

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 
 from cgw import __version__
+from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.registry import PROVIDERS
 from cgw.service.check import list_host_checks, run_checks
 from cgw.service.lifecycle import Service, build_url
@@ -30,6 +31,9 @@ def log_start(service: Service) -> None:
 def _log_providers(service: Service) -> None:
     paths = defaultdict(list)
     for dialect in service.dialects:
+        if isinstance(dialect, EmbeddingsRoute):
+            logger.info("embeddings by %s are at POST %s", ", ".join(dialect.embedders), dialect.path)
+            continue
         paths[dialect.provider].append(dialect.path)
     for provider in PROVIDERS:
         if paths[provider.name]:
