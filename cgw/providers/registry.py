@@ -20,12 +20,16 @@ from collections.abc import Mapping
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.provider import ANTHROPIC
 from cgw.providers.dialect import Dialect
+from cgw.providers.fireworks.provider import FIREWORKS
+from cgw.providers.google.provider import GOOGLE
 from cgw.providers.openai.provider import OPENAI
 from cgw.providers.provider import Provider, ProviderSettings
 
 PROVIDERS: tuple[Provider, ...] = (
     ANTHROPIC,
     OPENAI,
+    FIREWORKS,
+    GOOGLE,
 )
 
 
@@ -38,8 +42,8 @@ def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, .
     dialects: list[Dialect] = []
     problems = []
     for provider in PROVIDERS:
-        own = settings[provider.name]
-        if own.access_token is not None:
+        own = settings.get(provider.name)
+        if own is not None and own.access_token is not None:
             try:
                 dialects += provider.build_dialects(own)
             except ValueError as error:

@@ -14,6 +14,8 @@ from cgw.errors import UpstreamError
 from cgw.gateway.embeddings import map_in_parallel
 from tests.support.embeddings import (
     ADA,
+    FIREWORKS,
+    FIREWORKS_KEY,
     LIMITS,
     METADATA,
     MPNET,
@@ -161,6 +163,59 @@ async def test_sourcegraph_is_asked_three_times(bench: EmbeddingsBench) -> None:
     assert await bench.read_usage() == used
 
 
+async def test_metadata_model(tmp_path: Path) -> None:
+    """§8.6: each text is described, at most 15 at once, and the descriptions are embedded; all tokens are charged."""
+    async with open_embeddings(tmp_path, FIREWORKS) as bench:
+        active = most = 0
+
+        async def count(asked: Asked) -> None:
+            nonlocal active, most
+            active += 1
+            most = max(most, active)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            active -= 1
+
+        bench.upstream.before = count
+        texts = [f"code {index} {{}}" for index in range(40)]
+        answer = await bench.embed(METADATA, texts)
+        assert (answer.status, answer.json()["model"], len(answer.json()["embeddings"])) == (200, METADATA, 40)
+        *described, embedded = bench.upstream.asked
+        assert (most, len(described)) == (15, 40)
+        assert {asked.target for asked in described} == {"/inference/v1/chat/completions"}
+        assert described[0].headers["authorization"] == f"Bearer {FIREWORKS_KEY}"
+        chosen = {name: described[0].body[name] for name in ("model", "max_tokens", "temperature", "top_p")}
+        model = "accounts/fireworks/models/llama-v3-8b-instruct"
+        assert chosen == {"model": model, "max_tokens": 2000, "temperature": 0, "top_p": 1}
+        assert embedded.body["inputs"][0]["data"] == [f"about {text}" for text in texts]
+        tokens = int(answer.headers["x-token-usage"])
+        assert tokens == 40 * 7 + -(-sum(len(f"about {text}") for text in texts) // 4)
+        assert await bench.read_usage() == tokens
+
+
+async def test_metadata_model_fails_visibly(tmp_path: Path) -> None:
+    """§16, 11: a description that fails is 5xx with an event, never an empty 200; a client that leaves stops all."""
+    async with open_embeddings(tmp_path, FIREWORKS) as bench:
+        for failure in (encode_response(500, b"{}"), encode_response(200, b'{"choices":[]}')):
+            bench.upstream.answers = [failure] * 15
+            answer = await bench.embed(METADATA, ["a", "b"])
+            assert (answer.status, answer.headers["retry-after"]) == (502, "60")
+            bench.upstream.answers.clear()
+        left = trio.Event()
+
+        async def hold(asked: Asked) -> None:
+            left.set()
+            await trio.sleep_forever()
+
+        bench.upstream.before = hold
+        async with open_client(bench.gateway.port) as client:
+            await client.send(bench.build(METADATA, ["a", "b", "c"]))
+            await left.wait()
+        await wait_until(lambda: len(bench.read_events()) == 3)
+        statuses = [event["resolved_status_code"] for _, event in bench.read_events()]
+        assert (statuses, await bench.read_usage()) == ([502, 502, 499], 0)
+        await wait_until(lambda: bench.gateway.gateway.pool.statistics().busy == 0)
+
+
 async def test_timeouts_are_504(tmp_path: Path) -> None:
     """§8.3: a deadline is 504 with the provider's name, and is not retried."""
     async with open_embeddings(tmp_path, {"CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "60ms"}) as bench:
@@ -254,6 +309,8 @@ async def test_each_model_needs_its_own_keys_only(tmp_path: Path) -> None:
         assert [(await bench.embed(model, ["a"])).status for model in (MPNET, ADA)] == [200, 400]
     async with open_embeddings(tmp_path, {"CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_TOKEN": ""}) as bench:
         assert [(await bench.embed(model, ["a"])).status for model in (MPNET, ADA)] == [400, 200]
+    async with open_embeddings(tmp_path, FIREWORKS) as bench:
+        assert [(await bench.embed(model, ["a"])).status for model in (METADATA, MPNET, ADA)] == [200, 200, 200]
     none = {**no_openai, "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_TOKEN": ""}
     async with open_embeddings(tmp_path, none) as bench:
         assert (await bench.embed(ADA, ["a"])).status == 404

@@ -16,6 +16,7 @@ from cgw.config.describe import describe_settings
 from cgw.config.kinds import Secret
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.providers.registry import PROVIDERS
 from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.service.settings import Settings, load_settings
 
@@ -129,8 +130,7 @@ PATHS = {
 }
 MODEL_LISTS = {
     "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS",
-    "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",
-    "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",
+    *(f"CODY_GATEWAY_{provider.name.upper()}_ALLOWED_MODELS" for provider in PROVIDERS),
 }
 
 
@@ -279,7 +279,7 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
         ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
         ("CODY_GATEWAY_DOTCOM_ACCESS_TOKEN", "CODY_GATEWAY_ACTORS_FILE names"),
-        ("CODY_GATEWAY_GOOGLE_ACCESS_TOKEN", "this provider has no routes yet"),
+        ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )
 def test_known_names_of_other_tools_and_of_the_reference_are_recognised(name: str, advice: str) -> None:
@@ -296,7 +296,7 @@ def test_a_secret_of_a_service_that_cgw_does_not_know_gets_no_hint() -> None:
     """No unknown service's secret is mistaken for that of a known one."""
     environ = {
         f"CODY_GATEWAY_{service}_{what}": "CANARY"
-        for service in ("AZURE_OPENAI", "OPENAPI", "OPENAL", "ANTHROPICS", "COHERE", "MISTRAL", "FIREWORKS", "GOOGLE")
+        for service in ("AZURE_OPENAI", "OPENAPI", "OPENAL", "ANTHROPICS", "COHERE", "MISTRAL", "FIREWORK", "GROQ")
         for what in ("ACCESS_TOKEN", "API_KEY", "TOKEN", "KEY")
     } | {"CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_TEAMS_WEBHOOK_URL": "CANARY"}
     warnings = load_settings(environ).warnings

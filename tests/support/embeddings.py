@@ -30,6 +30,7 @@ interval = "24h"
 concurrent_requests = 1000
 """
 
+FIREWORKS = {"CODY_GATEWAY_FIREWORKS_ACCESS_TOKEN": FIREWORKS_KEY}
 SOURCEGRAPH = {"CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_TOKEN": SOURCEGRAPH_TOKEN}
 
 
@@ -145,6 +146,11 @@ async def open_embeddings(
     upstream = EmbeddingsUpstream()
     async with open_raw_server(upstream.serve) as port:
         url = f"http://127.0.0.1:{port}"
-        environ = {**SOURCEGRAPH, "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL": f"{url}/infer", **(more or {})}
+        environ = {
+            "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL": f"{url}/infer",
+            "CODY_GATEWAY_FIREWORKS_API_URL": f"{url}/inference",
+            **SOURCEGRAPH,
+            **(more or {}),
+        }
         async with open_gateway(folder, url, chat_lines=limits, more=environ) as gateway:
             yield EmbeddingsBench(gateway, upstream)

@@ -12,7 +12,7 @@ from cgw.model import BodyWindow, Feature, Usage
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.embeddings.embedder import Embedder
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.models import MAX_SHOWN_CHARACTERS
+from cgw.providers.models import MAX_SHOWN_CHARACTERS, compile_allow_list
 from cgw.providers.request_body import BodyReader, JsonList
 from cgw.wire.messages import RequestHead, ResponseHead
 
@@ -95,7 +95,7 @@ class EmbeddingsRoute:
     def _find(self, model: str) -> Embedder:
         shown = model[:MAX_SHOWN_CHARACTERS]
         # Ignoring case here, and not below, as in the reference.
-        if model.lower() not in map(str.lower, self.models):
+        if not compile_allow_list(self.models).admits(model):
             allowed = ", ".join(self.models)
             text = f'model "{shown}" is not allowed, allowed: [{allowed}]'
             raise Refusal(400, text, param="model", code="model_not_found")
