@@ -59,6 +59,17 @@ def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seco
     return min(milliseconds, maximum_seconds * 1000) / 1000
 
 
+def read_timeouts(head: RequestHead, default_seconds: float, maximum_seconds: float) -> tuple[float, float | None]:
+    """Return what :func:`read_timeout_seconds` does, and the time for the head of the upstream's response.
+
+    That is all of what the client asks for, because who sends ``X-Timeout-Ms`` wants to wait that long, as in the
+    reference; ``None`` is the default.
+    """
+    seconds = read_timeout_seconds(head, default_seconds, maximum_seconds)
+    value = head.header(b"x-timeout-ms")
+    return seconds, None if value is None or _NUMBER.fullmatch(value) is None else seconds
+
+
 def describe_unread_timeout(head: RequestHead) -> str | None:
     """Return a sentence about an ``X-Timeout-Ms`` that is ignored because it is not a number; ``None`` otherwise.
 

@@ -14,7 +14,7 @@ import trio
 
 from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
-from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeout_seconds, select_feature
+from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeouts, select_feature
 from cgw.gateway.opening import explain_overload, open_upstream
 from cgw.gateway.own_answers import (
     CUT,
@@ -71,6 +71,7 @@ class Exchange:
         self._dialect = dialect
         self._client = client
         self._deadline = math.inf
+        self._head_seconds: float | None = None
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
         self.state = ExchangeState(client)
@@ -104,7 +105,7 @@ class Exchange:
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
-        timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
+        timeout_seconds, self._head_seconds = read_timeouts(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         body = await self._client.receive_body()
         self._deadline = self._scope.deadline = trio.current_time() + timeout_seconds
         # Not before the body is there: until then reading it is what notices that the client left.
@@ -162,7 +163,7 @@ class Exchange:
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         gateway, dialect = self._gateway, self._dialect
         response = await open_upstream(
-            gateway, dialect, admitted.prepared, self._scope, self._deadline, self.state.journal
+            gateway, dialect, admitted.prepared, self._scope, self._deadline, self._head_seconds, self.state.journal
         )
         try:
             return await self._pass_on(response, admitted)
@@ -179,6 +180,8 @@ class Exchange:
         head = state.upstream_head = response.head
         state.status = answer_status(head.status)
         journal.answered(head)
+        # From the head on, the silence between chunks has a timeout of its own.
+        self._scope.deadline = self._deadline
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
         if state.status == 503:
             refusal = await explain_overload(response, self._dialect.provider, headers, journal)
@@ -186,8 +189,6 @@ class Exchange:
             return refusal
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        # From the head on, the silence between chunks has a timeout of its own.
-        self._scope.deadline = self._deadline
         # The relay sends the head, in one write with what is there of the body.
         await self._client.send_head(state.status, headers, is_stream=False)
         relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client

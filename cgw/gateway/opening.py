@@ -40,6 +40,7 @@ async def open_upstream(
     prepared: PreparedRequest,
     scope: trio.CancelScope,
     deadline: float,
+    head_seconds: float | None,
     journal: Journal,
 ) -> UpstreamResponse:
     """Return the response to ``prepared`` once its head is there, as :meth:`UpstreamPool.open` does.
@@ -54,9 +55,9 @@ async def open_upstream(
     try:
         fallback = gateway.fallbacks.get(dialect.provider)
         if fallback is None:
-            response = await gateway.pool.open(prepared.upstream, scope, deadline)
+            response = await gateway.pool.open(prepared.upstream, scope, deadline, head_seconds)
         else:
-            response = await _open_either(gateway, fallback, prepared, scope, deadline, journal)
+            response = await _open_either(gateway, fallback, prepared, scope, deadline, head_seconds, journal)
         status = response.head.status
         return response
     except UpstreamTimeout:
@@ -78,12 +79,13 @@ async def _open_either(
     prepared: PreparedRequest,
     scope: trio.CancelScope,
     deadline: float,
+    head_seconds: float | None,
     journal: Journal,
 ) -> UpstreamResponse:
     """Ask the fallback once if the first upstream answers 5xx, or cannot be connected to."""
     pool, request = gateway.pool, prepared.upstream
     try:
-        response = await pool.open(request, scope, deadline)
+        response = await pool.open(request, scope, deadline, head_seconds)
         if response.head.status < 500:
             return response
         reason = f"it answered {response.head.status}"
@@ -92,7 +94,7 @@ async def _open_either(
         # Only where nothing was sent: a request that reached a provider may have cost money.
         reason = str(error)
     journal.fell_back(f"the fallback was asked instead of {request.origin.host}: {reason}")
-    return await pool.open(fallback.redirect(request), scope, deadline)
+    return await pool.open(fallback.redirect(request), scope, deadline, head_seconds)
 
 
 async def read_error_body(response: UpstreamResponse) -> bytes:

@@ -164,11 +164,14 @@ class UpstreamPool:
         counts.idle = sum(len(connections) for connections in self._idle.values())
         return PoolStatistics(counts.opened, counts.reused, counts.retried, counts.idle, counts.busy)
 
-    async def open(self, request: UpstreamRequest, scope: trio.CancelScope, deadline: float) -> UpstreamResponse:
+    async def open(
+        self, request: UpstreamRequest, scope: trio.CancelScope, deadline: float, head_seconds: float | None = None
+    ) -> UpstreamResponse:
         """Send ``request`` and return the response, for :meth:`give_back`, once its head is there.
 
         The caller's ``scope`` ends the waiting, so that an exchange needs no scope of its own for it: its deadline is
-        set to that of the head, at most to ``deadline``, and stays so when this returns.
+        set to that of the head, at most to ``deadline``, and stays so when this returns. ``head_seconds`` is the time
+        for the head, instead of the pool's.
 
         Raises :exc:`UpstreamUnreachable`, :exc:`OutOfDescriptors`, :exc:`UpstreamTimeout` (no connection in time) and
         :exc:`UpstreamProtocolError`. Retried once, on a new connection, is only a request whose kept connection ended
@@ -178,12 +181,13 @@ class UpstreamPool:
         if kept is not None:
             self._statistics.reused += 1
             try:
-                return await self._exchange_heads(kept, request, scope, deadline)
+                return await self._exchange_heads(kept, request, scope, deadline, head_seconds)
             except StaleConnection:
                 # When not a byte of a response came, the usual cause is that the upstream closed the idle connection
                 # while the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection.
                 self._statistics.retried += 1
-        return await self._exchange_heads(await self._connect(request.origin), request, scope, deadline)
+        connection = await self._connect(request.origin)
+        return await self._exchange_heads(connection, request, scope, deadline, head_seconds)
 
     def give_back(self, response: UpstreamResponse) -> None:
         """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed."""
@@ -191,10 +195,17 @@ class UpstreamPool:
         self._give_back(response.connection, is_complete=response.is_complete)
 
     async def _exchange_heads(
-        self, connection: UpstreamConnection, request: UpstreamRequest, scope: trio.CancelScope, deadline: float
+        self,
+        connection: UpstreamConnection,
+        request: UpstreamRequest,
+        scope: trio.CancelScope,
+        deadline: float,
+        head_seconds: float | None,
     ) -> UpstreamResponse:
+        if head_seconds is None:
+            head_seconds = self.deadlines.head_seconds
         # One timeout for both: an upstream that does not read the request will not answer it, either.
-        scope.deadline = min(deadline, trio.current_time() + self.deadlines.head_seconds)
+        scope.deadline = min(deadline, trio.current_time() + head_seconds)
         try:
             await connection.send_request(request)
             head = await connection.receive_head()

@@ -23,7 +23,11 @@ class WholeResponse:
 
 
 async def fetch_whole(
-    pool: UpstreamPool, request: UpstreamRequest, deadline: float, max_body_bytes: int
+    pool: UpstreamPool,
+    request: UpstreamRequest,
+    deadline: float,
+    max_body_bytes: int,
+    head_seconds: float | None = None,
 ) -> WholeResponse:
     """Send ``request`` and return the response with its body, of at most ``max_body_bytes``.
 
@@ -31,10 +35,10 @@ async def fetch_whole(
     that takes too long, and :exc:`~cgw.errors.UpstreamProtocolError` for a body that breaks off or is too large.
     Cancel-safe: the connection is closed at once.
     """
-    head_seconds = pool.deadlines.head_seconds
+    has_head = False
     with trio.CancelScope() as call_scope:
-        response = await pool.open(request, call_scope, deadline)
-        call_scope.deadline, head_seconds = deadline, 0
+        response = await pool.open(request, call_scope, deadline, head_seconds)
+        call_scope.deadline, has_head = deadline, True
         try:
             parts, size, is_error = [], 0, response.head.status >= FIRST_ERROR_STATUS
             while (chunk := await response.receive_chunk()) is not None:
@@ -47,6 +51,6 @@ async def fetch_whole(
         finally:
             pool.give_back(response)
         return WholeResponse(response.head, b"".join(parts)[:MAX_ERROR_BYTES] if is_error else b"".join(parts))
-    if head_seconds and trio.current_time() < deadline:
-        raise UpstreamTimeout(f"no response head within {head_seconds:g} seconds")
+    if not has_head and trio.current_time() < deadline:
+        raise UpstreamTimeout(f"no response head within {pool.deadlines.head_seconds:g} seconds")
     raise UpstreamTimeout("the exchange's time was over")

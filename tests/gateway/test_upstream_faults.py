@@ -18,7 +18,7 @@ from cgw.telemetry.exchange_log import ExchangeRecord
 from tests.support.fault_bench import EVENTS, OK, PART, PATH, WHOLE, Bench, check_502, open_bench, read_message
 from tests.support.gateway import ANTHROPIC_KEY
 from tests.support.http2 import Http2Client
-from tests.support.raw_client import open_client
+from tests.support.raw_client import ask, open_client
 from tests.support.raw_server import read_request
 from tests.support.requests import ROUTES, build_body, build_request
 from tests.support.streams import ANTHROPIC
@@ -165,6 +165,23 @@ async def test_silence_has_a_timeout(tmp_path: Path) -> None:
             assert cuts[1].is_reset or b"length" in framing
             await slow.check("in mid-stream", resolved=200, upstream=200, count=2)
         await wait_until(lambda: closed == 2 * len(ROUTES) + 6)
+
+
+async def test_the_clients_own_timeout_is_also_that_of_the_head(tmp_path: Path) -> None:
+    """``X-Timeout-Ms`` may be longer than the time for the first byte, as in the reference."""
+
+    async def answer_late(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await trio.sleep(0.3)
+        await stream.send_all(WHOLE)
+
+    async with open_bench(tmp_path, {"CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "100ms"}) as bench:
+        bench.upstream.handler = answer_late
+        statuses = []
+        for value in (b"5000", b"5 s"):
+            data = build_request(PATH).replace(b"host:", b"x-timeout-ms: %b\r\nhost:" % value, 1)
+            statuses.append((await ask(bench.gateway.port, data)).status)
+        assert statuses == [200, 504]
 
 
 async def test_total_deadline_cuts_a_stream(bench: Bench) -> None:
