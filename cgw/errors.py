@@ -13,6 +13,9 @@ from collections.abc import Sequence
 Headers = Sequence[tuple[bytes, bytes]]
 """HTTP header fields in order, names in lower case."""
 
+DISK_FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""A write failed because there is no room for it: this may pass while the process runs."""
+
 
 MISSING_TOKEN = "missing_access_token"
 UNKNOWN_TOKEN = "unknown_access_token"
@@ -105,6 +108,13 @@ class UpstreamRefusal(UpstreamError):
 
 class StoreUnavailable(CgwError):
     """Redis did not answer in time, or answered that it is not available."""
+
+
+class StoreRefused(StoreUnavailable):
+    """Redis refuses this login, database or protocol: trying again does not help, an operator has to change something.
+
+    At start it ends the process, unlike other failures; later it is an outage like any other.
+    """
 
 
 class EventLogError(CgwError):

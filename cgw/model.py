@@ -127,7 +127,8 @@ NEUTRAL_POLICY = SourcePolicy()
 class Actor:
     """The owner of requests. ``id`` names the pool that limits count on; it is not a secret. The token is not kept.
 
-    ``source`` is the name of the source that the actor is from, ``policy`` is that source's.
+    ``source`` is the name of the source that the actor is from, ``policy`` is that source's. ``is_stale``: the source
+    could not be asked lately, so that this is what it said before.
     """
 
     id: str
@@ -138,6 +139,7 @@ class Actor:
     endpoint_access: Mapping[str, bool] = field(factory=dict)
     last_updated: datetime | None = None
     policy: SourcePolicy = NEUTRAL_POLICY
+    is_stale: bool = False
 
     @property
     def display_name(self) -> str:

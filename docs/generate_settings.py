@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import attrs
@@ -27,7 +28,7 @@ How values are written:
 
 - **Durations** as in Go: `500ms`, `10s`, `1m30s`, `24h`; a plain number is seconds.
 - **Sizes** in bytes, or with a unit: `65536`, `64KiB`, `32MiB`; `1MB` is 10⁶.
-- **Yes or no**: `true` or `false`; also `1`, `0`, `yes`, `no`, `on`, `off`.
+- **Yes or no**: `true` or `false`; also `t`, `f`, `1`, `0`, `yes`, `no`, `on`, `off`, in any case.
 - **Lists**: separated by commas; blanks around names don't count.
 """
 
@@ -38,7 +39,7 @@ def build_page() -> str:
     parts = [INTRODUCTION]
     for settings_class in list_group_classes(Settings):
         title = settings_class.__name__.removesuffix("Settings")
-        about = str(settings_class.__doc__).replace("``", "`")
+        about = inspect.cleandoc(str(settings_class.__doc__)).replace("``", "`")
         parts.append(f"\n## {title}\n\n{about}\n\n| variable | default | meaning |\n|---|---|---|\n")
         parts += [_build_row(next(rows)) for _ in attrs.fields(settings_class)]
     return "".join(parts)

@@ -24,6 +24,7 @@ LEVELS = {
     "file_lock": 1,
     "lifetime": 1,
     "config": 2,
+    "resolver": 2,
     "wire": 3,
     "telemetry": 4,
     "redis": 5,

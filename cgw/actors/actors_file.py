@@ -12,7 +12,7 @@
     limit = 100
     unit = "requests"                  # the limit counts requests or tokens; the default of embeddings is tokens
     interval = "24h"
-    allowed_models = ["*"]             # the default; or provider/model names
+    allowed_models = ["*"]             # the default; or provider/model names, as anthropic/claude-*
     concurrent_requests = 50           # optional, with its interval: the short-term rate
     concurrent_requests_interval = "10s"
     max_in_flight = 5                  # optional
@@ -38,7 +38,7 @@ from cgw.model import ANY_MODEL, MAX_IN_FLIGHT, Actor, Feature, LimitUnit, RateL
 
 _UNIT = choice(*LimitUnit)
 # Only the first slash separates: the names of some providers have more (fireworks/accounts/fireworks/models/…).
-_MODEL = re.compile(r"[^\s/*]+/[^\s*]+")
+_MODEL = re.compile(r"[^\s/*]+/\S+")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 

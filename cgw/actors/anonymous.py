@@ -5,7 +5,7 @@ from __future__ import annotations
 from cgw.actors.actors_file import default_unit
 from cgw.actors.concurrency import DAY_MS, derive_concurrent_requests
 from cgw.actors.policies import ANONYMOUS, POLICIES
-from cgw.actors.source import NotFromSource
+from cgw.actors.source import ActorList, NotFromSource
 from cgw.model import Actor, Feature, RateLimit
 
 # Limit per 24 hours, and models: the reference's §2.4.
@@ -48,8 +48,12 @@ class AnonymousSource:
             policy=POLICIES[self.name],
         )
 
-    async def get(self, token: str) -> Actor:
+    async def get(self, token: str, client: str = "") -> Actor:
         """Return the anonymous actor. Raises :exc:`~cgw.actors.source.NotFromSource` for any token. Does not block."""
         if token:
             raise NotFromSource
         return self._actor
+
+    async def list_actors(self, *, max_actors: int, seconds: float) -> ActorList:
+        """See :class:`~cgw.actors.source.Lister`."""
+        return ActorList((self._actor,))

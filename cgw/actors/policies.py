@@ -14,6 +14,9 @@ ANONYMOUS = "anonymous"
 DOTCOM_USER = "dotcom-user"
 PRODUCT_SUBSCRIPTION = "dotcom-product-subscriptions"
 
+SUBSCRIPTION_ENDPOINT_ACCESS: Mapping[str, bool] = {"/v1/attribution": True}
+"""Attribution works although a subscription's access is off, for customers who bring their own key (§7)."""
+
 POLICIES: Mapping[str, SourcePolicy] = {
     # Actors of the operator's own, so the operator wants the alerts.
     STATIC: SourcePolicy(has_usage_alerts=True),

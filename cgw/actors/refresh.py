@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
+from datetime import UTC, datetime
 from itertools import islice
 
 import trio
@@ -60,6 +62,7 @@ class _Refresh:
 
     key: _Key
     actor: Actor
+    token: str = field(repr=False)
     updater: Updater
     is_done: trio.Event = field(factory=trio.Event)
     error: CgwError | None = None
@@ -107,22 +110,25 @@ class Refresher:
                 refresh.finish(RefreshFailed("the actor was not refreshed: the gateway is stopping"))
             self._refreshes.clear()
 
-    def request(self, actor: Actor) -> None:
-        """Have ``actor`` refreshed soon, unless that is happening, or happened lately. Never blocks or raises."""
+    def request(self, actor: Actor, token: str) -> None:
+        """Have ``actor``, who presented ``token``, refreshed soon, unless that is happening, or happened lately.
+
+        Never blocks or raises.
+        """
         try:
-            self._find_or_add(actor)
+            self._find_or_add(actor, token)
         except (ActorRecentlyUpdated, RefreshFailed):
             return  # counted in the statistics; the request that was refused for its quota does not depend on it
 
-    async def refresh(self, actor: Actor) -> None:
-        """Have ``actor`` fetched again from its source, and wait for the outcome; a no-op if its source cannot update.
+    async def refresh(self, actor: Actor, token: str) -> None:
+        """Have ``actor``, who presented ``token``, fetched again from its source, and wait for the outcome.
 
-        Several callers for one actor share one update. Raises :exc:`~cgw.actors.source.ActorRecentlyUpdated` within
-        the source's cool-down, :exc:`RefreshFailed` when too many refreshes are waiting, when the update takes longer
-        than :data:`UPDATE_SECONDS` or when the service ends, and any :exc:`~cgw.errors.CgwError` of the source.
-        Cancelling only ends the waiting.
+        A no-op if its source cannot update. Several callers for one actor share one update. Raises
+        :exc:`~cgw.actors.source.ActorRecentlyUpdated` within the source's cool-down, :exc:`RefreshFailed` when too many
+        refreshes are waiting, when the update takes longer than :data:`UPDATE_SECONDS` or when the service ends, and
+        any :exc:`~cgw.errors.CgwError` of the source. Cancelling only ends the waiting.
         """
-        refresh = self._find_or_add(actor)
+        refresh = self._find_or_add(actor, token)
         if refresh is None:
             await trio.lowlevel.checkpoint()
             return
@@ -145,7 +151,7 @@ class Refresher:
             remembered=len(self._cooldown_ends),
         )
 
-    def _find_or_add(self, actor: Actor) -> _Refresh | None:
+    def _find_or_add(self, actor: Actor, token: str) -> _Refresh | None:
         key = (actor.source, actor.id)
         refresh = self._refreshes.get(key)
         if refresh is not None:
@@ -154,12 +160,15 @@ class Refresher:
         updater = self._sources.find_updater(actor)
         if updater is None:
             return None
-        seconds_left = self._cooldown_ends.get(key, 0.0) - trio.current_time()
         # Successful or not: a source that fails must not be asked by each refused request.
-        if key in self._cooldown_ends and seconds_left > 0:
+        seconds_left = self._cooldown_ends.get(key, -math.inf) - trio.current_time()
+        if actor.last_updated is not None:  # by whichever replica
+            age = (datetime.now(UTC) - actor.last_updated).total_seconds()
+            seconds_left = max(seconds_left, min(updater.cooldown_seconds, updater.cooldown_seconds - age))
+        if seconds_left > 0:
             self._cooling += 1
             raise ActorRecentlyUpdated(seconds_left)
-        refresh = _Refresh(key, actor, updater)
+        refresh = _Refresh(key, actor, token, updater)
         try:
             self._sender.send_nowait(refresh)
         except trio.BrokenResourceError:  # `run` has ended
@@ -193,7 +202,7 @@ class Refresher:
         try:
             # A source that hangs would occupy one of the MAX_AT_ONCE workers for good.
             with trio.fail_after(UPDATE_SECONDS):
-                await refresh.updater.update(refresh.actor)
+                await refresh.updater.update(refresh.actor, refresh.token)
         except CgwError as error:
             failure = error
         except trio.TooSlowError:

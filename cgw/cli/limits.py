@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def limits() -> None:
-    """The limits of an actor, as Redis counts them for all gateways.
+    """The limits of actors, as Redis counts them for all gateways.
 
     They are read from the store of the settings: REDIS_ENDPOINT, or the embedded store of the gateway that runs with
     CODY_GATEWAY_DATA_DIR.
@@ -43,26 +43,31 @@ def _check_choice(value: str | None, choices: Sequence[str]) -> str | None:
 
 
 ACTOR_OPTION = click.option("--actor", "actor_id", required=True, metavar="ID", help="The actor's id, as limits count.")
+OPTIONAL_ACTOR_OPTION = click.option("--actor", "actor_id", metavar="ID", help="Only this actor, by its id.")
 FEATURE_OPTION = click.option("--feature", metavar="NAME", callback=_parse_feature, help="Only this feature's limits.")
 SOURCE_OPTION = click.option("--source", metavar="NAME", callback=_check_source, help="Only the actor of this source.")
 
 
 @limits.command(name="show", epilog=EPILOG)
-@ACTOR_OPTION
+@OPTIONAL_ACTOR_OPTION
 @FEATURE_OPTION
 @SOURCE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of flat objects instead of a table.")
-def show_limits(actor_id: str, feature: Feature | None, source: str | None, as_json: bool) -> None:
-    """Print how the limits of an actor stand; changes nothing.
+def show_limits(actor_id: str | None, feature: Feature | None, source: str | None, as_json: bool) -> None:
+    """Print how the limits of an actor stand, or without --actor those of all actors with activity; changes nothing.
 
-    Of an actor that no local source knows, only limits that are used now are shown.
+    Of all actors, and of one that no local source knows, only limits that are used now are shown. Actors with activity
+    are found by a scan of Redis, which takes some seconds per million keys and ends after a minute or 10,000 actors.
     """
     exit_on_closed_pipe()
     settings = load_process_settings()
     from cgw.cli import limits_report
 
     width = terminal_width()
-    limits_report.show(settings, actor_id, feature=feature, source=source, as_json=as_json, width=width)
+    if actor_id is None:
+        limits_report.show_active(settings, feature=feature, source=source, as_json=as_json, width=width)
+    else:
+        limits_report.show(settings, actor_id, feature=feature, source=source, as_json=as_json, width=width)
 
 
 @limits.command(name="reset", epilog=EPILOG)

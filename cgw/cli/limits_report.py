@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import attrs
 import click
@@ -16,12 +17,14 @@ from cgw.actors.static import load_static_actors
 from cgw.cli.tables import Column, format_figure, render_table
 from cgw.durations import format_duration
 from cgw.limits.claims import bound_in_flight
-from cgw.limits.maintenance import LimitMaintenance
+from cgw.limits.maintenance import Activity, LimitMaintenance
 from cgw.limits.readings import LimitReading
 from cgw.model import Actor, Feature
 from cgw.redis.embedded import find_embedded_redis
 from cgw.redis.opening import open_redis
 from cgw.service.settings import Settings
+
+T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
 LEAST_TIMEOUT_SECONDS = 5.0
@@ -49,12 +52,41 @@ def show(
 
     readings = _use_store(settings, read)
     if as_json:
-        # msgspec writes times as RFC 3339 and enums as their values.
-        rows = [attrs.asdict(reading) for reading in readings]
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        _print_json(readings)
         return
     cells = [_write_cells(reading) for reading in readings]
     click.echo(render_table(_COLUMNS, cells, is_terminal=sys.stdout.isatty(), width=width), nl=False)
+
+
+def show_active(settings: Settings, *, feature: Feature | None, source: str | None, as_json: bool, width: int) -> None:
+    """Print the limits that are used now, of all actors. Raises :exc:`~cgw.errors.CgwError` when that is unknown."""
+
+    async def read(maintenance: LimitMaintenance) -> Activity:
+        return await maintenance.read_active(feature=feature, source=source)
+
+    activity = _use_store(settings, read)
+    if as_json:
+        _print_json(activity.readings)
+    else:
+        columns = (_COLUMNS[0], Column("actor"), *_COLUMNS[1:])
+        cells = []
+        for reading in activity.readings:
+            name, *others = _write_cells(reading)
+            cells.append((name, reading.actor, *others))
+        click.echo(render_table(columns, cells, is_terminal=sys.stdout.isatty(), width=width), nl=False)
+    # On standard error: a program that reads the list or table finds nothing but rows.
+    for problem in activity.problems:
+        click.echo(f"cgw: warning: {problem}", err=True)
+    if not activity.is_complete:
+        click.echo("cgw: warning: there are more actors with activity than are listed; name one with --actor", err=True)
+    elif not activity.readings:
+        click.echo("no limits are used now", err=True)
+
+
+def _print_json(readings: Sequence[LimitReading]) -> None:
+    # msgspec writes times as RFC 3339 and enums as their values.
+    rows = [attrs.asdict(reading) for reading in readings]
+    click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
 
 
 def reset(
@@ -94,12 +126,10 @@ async def list_known_actors(settings: Settings) -> list[Actor]:
     ]
 
 
-def _use_store(
-    settings: Settings, work: Callable[[LimitMaintenance], Awaitable[list[LimitReading]]]
-) -> list[LimitReading]:
+def _use_store(settings: Settings, work: Callable[[LimitMaintenance], Awaitable[T]]) -> T:
     """Run ``work`` on the store that the gateway uses, with the actors of local sources."""
 
-    async def run() -> list[LimitReading]:
+    async def run() -> T:
         known = await list_known_actors(settings)
         endpoint = settings.redis.endpoint
         # As in the gateway: without REDIS_ENDPOINT, the store is the embedded one of the data directory.

@@ -13,12 +13,15 @@ from typing import NoReturn
 import click
 
 from cgw import __version__
+from cgw.cli.actors import actors
 from cgw.cli.check import check
 from cgw.cli.config import config
 from cgw.cli.events import events
 from cgw.cli.limits import limits
 from cgw.cli.process import EPILOG, discard_output
 from cgw.cli.serve import demo, serve
+from cgw.cli.token_check import check_token
+from cgw.cli.token_derivation import derive, hash_
 from cgw.cli.tokens import token
 from cgw.cli.usage import usage
 from cgw.errors import CgwError, ConfigError
@@ -70,5 +73,7 @@ def cli() -> None:
     """
 
 
-for command in (serve, check, demo, usage, config, token, limits, events):
+for command in (serve, check, demo, usage, config, token, actors, limits, events):
     cli.add_command(command)
+for command in (check_token, derive, hash_):
+    token.add_command(command)

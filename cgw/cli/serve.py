@@ -47,9 +47,6 @@ def serve(env_file: Path | None) -> int:
     Every setting is an environment variable. What keeps it from starting is reported all at once, as by `cgw check`;
     a provider that cannot be reached is a warning.
     """
-    from cgw.service.early_signals import handle_early_signals
-
-    handle_early_signals()  # before the imports below, which take some 300 ms
     reading = examine_process_settings(env_file)
     if reading.problems:
         from cgw.errors import ConfigError

@@ -1,4 +1,4 @@
-"""``cgw token``: tokens of static actors."""
+"""``cgw token``: making tokens of static actors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cgw.cli.process import EPILOG, exit_on_closed_pipe
 
 @click.group()
 def token() -> None:
-    """Tokens of static actors."""
+    """Make, check and derive tokens."""
 
 
 @token.command(epilog=EPILOG)

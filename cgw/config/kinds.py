@@ -135,7 +135,9 @@ def integer(*, least: int, most: int | float = math.inf) -> Kind[int]:
 
 # --- choices, text ---------------------------------------------------------------------------------------------------
 
-_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+# In lower case. With "t" and "f", as the reference reads them by Go's strconv.ParseBool.
+_TRUE = ("true", "t", "1", "yes", "on")
+_TRUTH = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(("false", "f", "0", "no", "off"), False)}
 
 
 def _parse_boolean(text: str) -> bool:

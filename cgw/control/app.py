@@ -10,13 +10,18 @@ from datetime import UTC, datetime, timedelta
 
 from attrs import field, frozen
 
-from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
+from cgw.actors.authorization import extract_token
 from cgw.actors.refresh import RefreshFailed
-from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, NotFromSource
+from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
+from cgw.actors.sync import SyncWorker
+from cgw.control.attribution import Attribution
+from cgw.control.responses import JSON, TEXT, ControlResponse
 from cgw.control.scopes import build_request_head, run_lifespan
+from cgw.control.source_sync import sync_all_sources
 from cgw.control.status import ServiceStatus
 from cgw.durations import format_go_duration
-from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
+from cgw.errors import CgwError, Refusal, StoreUnavailable
+from cgw.gateway.admission import authenticate, check_actor
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
@@ -28,20 +33,17 @@ from cgw.providers.models import evaluate_allowed_models
 from cgw.transport.asgi_host import Receive, Scope, Send
 from cgw.wire.messages import RequestHead
 
-JSON: Headers = ((b"content-type", b"application/json"),)
-TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
-
 
 @frozen
-class ControlResponse:
-    """A response that is held in memory as a whole."""
+class ControlRequest:
+    """A request: its head, the address of its client, and the ASGI callable that receives its body."""
 
-    status: int
-    headers: Headers
-    body: bytes
+    head: RequestHead
+    client: str
+    receive: Receive = field(repr=False)
 
 
-Handler = Callable[[RequestHead], Awaitable[ControlResponse]]
+Handler = Callable[[ControlRequest], Awaitable[ControlResponse]]
 
 
 @frozen
@@ -51,7 +53,7 @@ class ControlApp:
     ``routes`` tell the shape of refusals. ``check_store`` raises
     :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` is
     open: it tells nothing but whether the service works. ``/-/readyz`` is always open: load balancers have no secret,
-    and it tells them nothing but ``status``.
+    and it tells them nothing but ``status``. ``sync_worker`` is ``None`` where no source can be synced.
     """
 
     gateway: Gateway
@@ -60,6 +62,8 @@ class ControlApp:
     diagnostics_secret: str | None = field(repr=False)
     check_store: Callable[[], Awaitable[None]]
     status: ServiceStatus
+    attribution: Attribution
+    sync_worker: SyncWorker | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection, HTTP or WebSocket."""
@@ -72,18 +76,21 @@ class ControlApp:
             return
         head = build_request_head(scope)
         dialect = self.routes.find(head.path)
-        answer = await self._answer(head, dialect)
+        client = scope.get("client")
+        request = ControlRequest(head, "" if client is None else client[0], receive)
+        answer = await self._answer(request, dialect)
         await _send_answer(send, answer)
 
-    async def _answer(self, head: RequestHead, dialect: Dialect | None) -> ControlResponse:
-        errors = self.routes.find_errors(head.path)
+    async def _answer(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
+        errors = self.routes.find_errors(request.head.path)
         try:
-            return await self._route(head, dialect)
+            return await self._route(request, dialect)
         except Refusal as refusal:
             headers, body = errors.render(refusal)
             return ControlResponse(refusal.status, (*headers, *refusal.headers), body)
 
-    async def _route(self, head: RequestHead, dialect: Dialect | None) -> ControlResponse:
+    async def _route(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
+        head = request.head
         path = head.path.decode("latin-1")
         reads: dict[str, Handler] = {
             "/v1/limits": self._limits,
@@ -93,7 +100,7 @@ class ControlApp:
         }
         if self._find_embeddings() is not None:
             reads[EmbeddingsRoute.models_path] = self._list_embeddings_models
-        writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits}
+        writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits, "/v1/attribution": self._attribute}
         if dialect is not None and head.method == b"POST":
             port = "" if self.status.public_port is None else f" {self.status.public_port}"
             text = f"requests to providers are served on the public port{port} (PORT), not on the admin port"
@@ -104,24 +111,22 @@ class ControlApp:
             handler, methods = reads[path], ["GET", "HEAD"]
         elif path in writes:
             handler, methods = writes[path], ["POST"]
+        elif path == "/-/actor/sync-all-sources":
+            # GET is the reference's, although it changes something; POST is what it should be.
+            handler, methods = self._sync_all_sources, ["GET", "POST"]
         else:
             raise Refusal(404, f"there is no route {path!r}", code="not_found")
         if head.method.decode("latin-1") not in methods:
             raise _wrong_method(head, methods)
-        return await handler(head)
+        return await handler(request)
 
-    async def _version(self, head: RequestHead) -> ControlResponse:
+    async def _version(self, request: ControlRequest) -> ControlResponse:
         return ControlResponse(200, TEXT, self.version.encode("utf-8"))
 
-    async def _healthz(self, head: RequestHead) -> ControlResponse:
-        """Report whether requests are served; further lines say why Redis or the event log is not well."""
-        if self.diagnostics_secret is not None:
-            token = extract_token(head.header)
-            # In constant time, so that the time does not tell how much of a guess is right.
-            if not hmac.compare_digest(
-                token.encode("utf-8", "surrogateescape"), self.diagnostics_secret.encode("utf-8")
-            ):
-                return ControlResponse(401, TEXT, b"")
+    async def _healthz(self, request: ControlRequest) -> ControlResponse:
+        """Report whether requests are served; a line for each part that does not work as it should follows."""
+        if self.diagnostics_secret is not None and not _has_secret(request, self.diagnostics_secret):
+            return ControlResponse(401, TEXT, b"")
         limiter = self.gateway.limiter
         try:
             await self.check_store()
@@ -130,44 +135,57 @@ class ControlApp:
         event_log = self.gateway.event_log
         outage = limiter.outage.describe()
         serves = event_log.is_accepting and (outage is None or limiter.serves_without_redis)
-        lines = ["healthz: ok" if serves else "healthz: err", outage, event_log.describe()]
+        troubles = [outage, event_log.describe(), *self.gateway.sources.describe()]
+        lines = ["healthz: ok" if serves else "healthz: err", *troubles]
         return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
 
-    async def _readyz(self, head: RequestHead) -> ControlResponse:
+    async def _sync_all_sources(self, request: ControlRequest) -> ControlResponse:
+        # Unlike healthz never open: each call makes Sourcegraph.com list all its subscriptions.
+        if self.diagnostics_secret is None:
+            raise Refusal(403, "set CODY_GATEWAY_DIAGNOSTICS_SECRET to use this route", code="no_secret")
+        if not _has_secret(request, self.diagnostics_secret):
+            return ControlResponse(401, TEXT, b"")
+        return await sync_all_sources(self.sync_worker)
+
+    async def _attribute(self, request: ControlRequest) -> ControlResponse:
+        return await self.attribution.answer(await self._find_actor(request), request.head, request.receive)
+
+    async def _readyz(self, request: ControlRequest) -> ControlResponse:
         """Answer load balancers: 503 while the service starts or drains, although it still serves."""
         if self.status.is_ready:
             return ControlResponse(200, TEXT, b"readyz: ok")
         return ControlResponse(503, TEXT, f"readyz: {self.status.phase.value}".encode())
 
-    async def _find_actor(self, head: RequestHead) -> Actor:
-        token = extract_token(head.header)
-        try:
-            actor = await self.gateway.sources.get(token)
-        except NotFromSource:
-            raise build_unauthorized(has_token=bool(token)) from None
-        except AccessTokenDenied as error:
-            raise build_denied(error) from None
-        check_access(actor, head.path.decode("latin-1"))
+    async def _find_actor(self, request: ControlRequest) -> Actor:
+        """Return the request's actor. Raises :exc:`~cgw.errors.Refusal`, as exchanges do (the reference's §4)."""
+        errors = self.routes.find_errors(request.head.path)
+        actor = await authenticate(self.gateway, request.head, request.client, errors)
+        await check_actor(self.gateway, actor, request.head)
         return actor
 
-    async def _refresh_limits(self, head: RequestHead) -> ControlResponse:
+    async def _refresh_limits(self, request: ControlRequest) -> ControlResponse:
         """Fetch the actor from its source again, so that changed limits take effect at once (the reference's §5)."""
-        actor = await self._find_actor(head)
+        actor = await self._find_actor(request)
         try:
-            await self.gateway.refresher.refresh(actor)
+            await self.gateway.refresher.refresh(actor, extract_token(request.head.header))
         except ActorRecentlyUpdated as error:
             retry_after = (b"retry-after", b"%d" % math.ceil(error.retry_after_seconds))
             raise Refusal(429, str(error), code="recently_updated", headers=[retry_after]) from None
+        except AccessTokenDenied as error:  # since it was fetched last
+            raise Refusal(401, str(error)) from None
         except RefreshFailed as error:
             raise Refusal(503, str(error), headers=[(b"retry-after", b"1")]) from None
+        except SourceUnavailable as error:
+            retry_after = (b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_seconds)))
+            raise Refusal(503, "the actor's source cannot be asked right now", headers=[retry_after]) from None
         except CgwError:
             # The refresher has logged the error; its text may have details that are not for clients.
             raise Refusal(500, "the actor could not be refreshed: its source failed") from None
         return ControlResponse(200, TEXT, b"")
 
-    async def _limits(self, head: RequestHead) -> ControlResponse:
+    async def _limits(self, request: ControlRequest) -> ControlResponse:
         """Return the state of each feature's quota in the reference's shape, for features that have one."""
-        actor = await self._find_actor(head)
+        actor = await self._find_actor(request)
         try:
             states = await self.gateway.limiter.peek(actor)
         except StoreUnavailable:
@@ -197,9 +215,9 @@ class ControlApp:
         route = self.routes.find(EmbeddingsRoute.path.encode("ascii"))
         return route if isinstance(route, EmbeddingsRoute) else None
 
-    async def _list_embeddings_models(self, head: RequestHead) -> ControlResponse:
+    async def _list_embeddings_models(self, request: ControlRequest) -> ControlResponse:
         """Return all embeddings models, and which of them the actor may use here (the reference's §8.2)."""
-        actor, route = await self._find_actor(head), self._find_embeddings()
+        actor, route = await self._find_actor(request), self._find_embeddings()
         rate_limit = actor.rate_limits.get(Feature.EMBEDDINGS)
         allowed: Sequence[str] = ()
         if rate_limit is not None and route is not None:
@@ -209,6 +227,12 @@ class ControlApp:
             for name, dimensions in MODELS.items()
         ]
         return ControlResponse(200, JSON, json.dumps(models).encode("utf-8"))
+
+
+def _has_secret(request: ControlRequest, secret: str) -> bool:
+    token = extract_token(request.head.header)
+    # In constant time, so that the time does not tell how much of a guess is right.
+    return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), secret.encode("utf-8"))
 
 
 async def _send_answer(send: Send, answer: ControlResponse) -> None:

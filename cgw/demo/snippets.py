@@ -18,12 +18,13 @@ class Snippet:
     code: str
 
 
-def build_snippets(url: str, token: str) -> tuple[Snippet, ...]:
-    """Return all snippets, for the gateway at ``url`` and an actor's ``token``."""
+def build_snippets(url: str, token: str, user_token: str) -> tuple[Snippet, ...]:
+    """Return all snippets, for the gateway at ``url``, an actor's ``token`` and that of a user of Sourcegraph.com."""
     return (
         Snippet("Anthropic's models, on the route that Sourcegraph instances use", "bash", _curl_anthropic(url, token)),
         Snippet("OpenAI's models, the same way", "bash", _curl_openai(url, token)),
         Snippet("Anthropic's own API", "bash", _curl_anthropic_sdk_route(url, token)),
+        Snippet("The same as a user of Sourcegraph.com", "bash", _curl_openai(url, user_token)),
         Snippet("What is left of your limits", "bash", f"curl -s {url}/v1/limits -H 'Authorization: Bearer {token}'"),
         Snippet("Anthropic's SDK (pip install anthropic)", "python", _python_anthropic(url, token)),
         Snippet("OpenAI's SDK (pip install openai)", "python", _python_openai(url, token)),

@@ -7,6 +7,7 @@ process of its own, as in production. Files and processes are removed when the t
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import socket
 import sys
@@ -30,6 +31,12 @@ from cgw.service.lifecycle import Service, open_service
 from cgw.service.settings import load_settings
 from cgw.telemetry.logs import Logs, open_logging
 from cgw.testing.script import Script
+from cgw.testing.scripted_sourcegraph import (
+    SERVICE_TOKEN,
+    ScriptedSourcegraph,
+    ScriptedUser,
+    open_scripted_sourcegraph,
+)
 from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
 from cgw.wire.messages import ResponseHead
 from cgw.wire.sse import FrameParser
@@ -181,6 +188,8 @@ class _Tour:
         self._actors = _Actors(new_token(), new_token())
         # New for each tour: nothing but this gateway can use the scripted upstream.
         self._upstream_key = new_token()
+        # Of a user of the scripted Sourcegraph.com. Tokens of its form are random, too.
+        self._user_token = f"sgd_{secrets.token_hex(32)}"
         self._is_complete = False
         self._events_folder: Path | None = None
         self._tour_events = 0
@@ -212,12 +221,16 @@ class _Tour:
             "One streaming answer through a whole gateway, and what it leaves behind. No key and no network are "
             "needed: the answer comes from a script that keeps a real model's pace.",
         )
-        async with open_scripted_upstream(self._scripts(), keep_requests=KEPT_REQUESTS) as upstream:
-            settings = load_settings(self._environ(upstream.url))
+        async with (
+            open_scripted_upstream(self._scripts(), keep_requests=KEPT_REQUESTS) as upstream,
+            open_scripted_sourcegraph() as sourcegraph,
+        ):
+            sourcegraph.users[self._user_token] = ScriptedUser(1, username="demo-user")
+            settings = load_settings(self._environ(upstream.url, sourcegraph.url))
             started = time.perf_counter()
             async with open_service(settings) as service:
                 self._events_folder = service.events_folder
-                self._show_start(service, upstream, time.perf_counter() - started)
+                self._show_start(service, upstream, sourcegraph, time.perf_counter() - started)
                 await self._show_answer(service)
                 await self._show_overhead(service, upstream)
                 self._show_snippets(service)
@@ -241,7 +254,7 @@ class _Tour:
         at_once = Script(answer="At once.", tokens_per_second=0, api_key=self._upstream_key)
         return {"*": paced, MEASURED_MODEL: at_once}
 
-    def _environ(self, upstream_url: str) -> dict[str, str]:
+    def _environ(self, upstream_url: str, sourcegraph_url: str) -> dict[str, str]:
         actors_path = self._directory / "actors.toml"
         actors_path.write_text(self._actors.build_file())
         return {
@@ -253,16 +266,21 @@ class _Tour:
             "CODY_GATEWAY_OPENAI_API_URL": upstream_url,
             "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": self._upstream_key,
             "CODY_GATEWAY_ACTORS_FILE": str(actors_path),
+            "CODY_GATEWAY_DOTCOM_API_URL": sourcegraph_url,
+            "CODY_GATEWAY_DOTCOM_ACCESS_TOKEN": SERVICE_TOKEN,
             "CODY_GATEWAY_DATA_DIR": str(self._directory / "data"),
         }
 
-    def _show_start(self, service: Service, upstream: ScriptedUpstream, seconds: float) -> None:
+    def _show_start(
+        self, service: Service, upstream: ScriptedUpstream, sourcegraph: ScriptedSourcegraph, seconds: float
+    ) -> None:
         self._screen.show_section("Started")
         gateway = f"{service.url}  (up in {seconds:.2f} s, embedded store included)"
         self._screen.show_facts(
             [
                 ("gateway", gateway),
                 ("scripted upstream", f"{upstream.url}  ({TOKENS_PER_SECOND} tokens a second)"),
+                ("scripted Sourcegraph.com", f"{sourcegraph.url}  (knows one user)"),
                 ("data folder", f"{self._directory}  (removed at the end)"),
             ]
         )
@@ -347,7 +365,7 @@ class _Tour:
 
     def _show_snippets(self, service: Service) -> None:
         self._screen.show_section("Try it yourself")
-        for snippet in build_snippets(service.url, self._actors.shown_token):
+        for snippet in build_snippets(service.url, self._actors.shown_token, self._user_token):
             self._screen.show_snippet(snippet)
         if self._once:
             self._screen.skip_line()

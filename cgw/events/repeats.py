@@ -1,6 +1,6 @@
 """Repeated refusals as one event with a count: a client that hammers must not fill the disk.
 
-The windows of one actor, feature and cause, each a second long::
+The windows of one actor and kind of refusal, each a second long::
 
     refused ──> recorded at once, count 1 ──┬── refused again: counted
                                             │
@@ -54,12 +54,13 @@ class RepeatedEvents:
     def absorb(self, event: UsageEvent) -> bool:
         """Return whether ``event`` repeats one of the last second, and is counted; otherwise the caller records it.
 
-        Events repeat each other if they have the same actor, ``feature`` and ``cause``.
+        Events repeat each other if they have the same name, actor, ``feature``, ``cause`` and ``reason``.
         """
         if not self._is_running:
             return False
         metadata = event.metadata
-        key = event.source, event.identifier, metadata.get("feature"), metadata.get("cause")
+        details = metadata.get("feature"), metadata.get("cause"), metadata.get("reason")
+        key = event.name, event.source, event.identifier, details
         window = self._windows.get(key)
         if window is not None:
             window.latest = event

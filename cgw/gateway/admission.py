@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 import trio
 from attrs import frozen
 
 from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
-from cgw.actors.source import AccessTokenDenied, NotFromSource
+from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.errors import Refusal, StoreUnavailable
 from cgw.events import records
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
@@ -16,7 +17,7 @@ from cgw.limits.admissions import Admission
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
-from cgw.model import Actor, Feature, RateLimit
+from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
 from cgw.providers.models import check_model
 from cgw.wire.messages import RequestHead
@@ -34,25 +35,44 @@ class AdmittedRequest:
     admission: Admission
 
 
-async def authenticate(gateway: Gateway, head: RequestHead, errors: ErrorStyle) -> Actor:
-    """Return the actor whose token the request presents.
+async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors: ErrorStyle) -> Actor:
+    """Return the actor whose token the request presents; ``client`` is the client's address.
 
-    Raises :exc:`~cgw.errors.Refusal` 400 or 401. A token that its source denies leaves an ``Unauthorized`` event.
+    Raises :exc:`~cgw.errors.Refusal`: 400 for a malformed header, 401 for a token that no source knows or that its
+    source denies (which leaves an ``Unauthorized`` event), 429 when ``client`` has presented too many unknown ones, and
+    503 when the source cannot decide now (the reference's §4).
     """
     token = ""
     try:
         token = extract_token(head.header)
-        return await gateway.sources.get(token)
+        return await gateway.sources.get(token, client)
     except NotFromSource:
         raise build_unauthorized(has_token=bool(token)) from None
     except AccessTokenDenied as error:
-        await record_event(gateway, records.unauthorized(error.source, error.reason))
+        await _record_refusal(gateway, records.unauthorized(error.source, error.reason))
         raise build_denied(error) from None
+    except TooManyUnknownTokens as error:
+        raise _build_retry(429, str(error), error.retry_after_seconds) from None
+    except SourceUnavailable as error:
+        # The reason is for the log, where the source has said it: it may name the operator's hosts.
+        raise _build_retry(
+            503, "the token cannot be checked right now, please retry", error.retry_after_seconds
+        ) from None
     except Refusal:
         # An SDK with an empty key sends a bare "Bearer". Its users know the API's error for that, and not a 400.
         if errors.is_for_sdks:
             raise build_unauthorized(has_token=False) from None
         raise
+
+
+async def _record_refusal(gateway: Gateway, event: UsageEvent) -> None:
+    # A flood of wrong tokens, or of requests beyond a limit, must not fill the disk.
+    if not gateway.repeats.absorb(event):
+        await record_event(gateway, event)
+
+
+def _build_retry(status: int, text: str, seconds: float) -> Refusal:
+    return Refusal(status, text, headers=[(b"retry-after", b"%d" % max(1, math.ceil(seconds)))])
 
 
 async def check_actor(gateway: Gateway, actor: Actor, head: RequestHead) -> None:
@@ -85,8 +105,9 @@ async def admit(
     prepared: PreparedRequest,
     *,
     dialect: Dialect,
+    head: RequestHead,
 ) -> Admission:
-    """Claim the request from all its limits.
+    """Claim the request, whose head is ``head``, from all its limits.
 
     Raises :exc:`~cgw.errors.Refusal` 429 or 403, and leaves a ``RateLimited`` event, for a limit that is used up; 503
     when Redis cannot be asked and requests are refused then. Cancel-safe, as :meth:`Limiter.admit` is.
@@ -96,7 +117,7 @@ async def admit(
         return await gateway.limiter.admit(actor, feature, rate_limit, provider=dialect.provider, tokens=tokens)
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
-            gateway.refresher.request(actor)  # its limits may have been raised meanwhile
+            gateway.refresher.request(actor, extract_token(head.header))  # its limits may have been raised meanwhile
         raise await _refuse(gateway, actor, feature, exceeded, dialect) from None
     except StoreUnavailable:
         # The limiter logs the reason, once for all requests that it happens to.
@@ -130,6 +151,5 @@ async def _refuse(
         window_ms=refused.window_ms,
         retry_after_ms=choose_wait_ms(exceeded, is_patient=is_patient),
     )
-    if not gateway.repeats.absorb(event):
-        await record_event(gateway, event)
+    await _record_refusal(gateway, event)
     return build_limit_refusal(exceeded, feature, datetime.now(UTC), is_patient=is_patient)

@@ -12,18 +12,12 @@ import math
 
 import trio
 
-from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
+from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
 from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeouts, select_feature
+from cgw.gateway.ending import cut_off, relay_rest, send_end
 from cgw.gateway.opening import explain_overload, open_upstream
-from cgw.gateway.own_answers import (
-    CUT,
-    build_relayed_headers,
-    explain_late,
-    explain_late_upstream,
-    send_cut,
-    send_refusal,
-)
+from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
@@ -74,6 +68,7 @@ class Exchange:
         self._head_seconds: float | None = None
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
+        self._response: UpstreamResponse | None = None  # until it is given back
         self.state = ExchangeState(client)
 
     async def run(self) -> None:
@@ -96,12 +91,14 @@ class Exchange:
                 self._client.break_off()  # time was over with the response begun
         except ClientGone:
             self.state.note_client_gone()
+        finally:
+            self._give_back()
 
     async def _serve(self) -> None:
         """Serve the request up to the end of its answer; refusals are raised."""
         head, gateway, dialect = self._client.head, self._gateway, self._dialect
         check_recording(gateway)  # first: before the request costs anything
-        actor = await authenticate(gateway, head, dialect.errors)
+        actor = await authenticate(gateway, head, self._client.peer, dialect.errors)
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
@@ -118,7 +115,7 @@ class Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=self._dialect)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=self._dialect, head=head)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = explain_late(prepared)
@@ -144,6 +141,7 @@ class Exchange:
             await settle(self._gateway, admitted.admission, state.is_charged, state.used_tokens)
         if not state.is_charged:
             await self._release(answer)  # after settling: what was refunded is there when the client asks again
+        await relay_rest(self._client, answer)
 
     async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
@@ -151,24 +149,23 @@ class Exchange:
         state, provider = self.state, self._dialect.provider
         try:
             return await self._ask_upstream(admitted)
-        except trio.Cancelled:
-            if self._is_late():
-                self._refusal = state.note_failure(
-                    explain_late_upstream(self._gateway, self._deadline), provider, admitted
-                )
-            raise
         except UpstreamError as error:
             return state.note_failure(error, provider, admitted)
+        except BaseException as error:
+            self._give_back()  # at once: this is what stops an upstream that is still generating
+            if isinstance(error, trio.Cancelled) and self._is_late():
+                self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
+            raise
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
-        gateway, dialect = self._gateway, self._dialect
-        response = await open_upstream(
-            gateway, dialect, admitted.prepared, self._scope, self._deadline, self._head_seconds, self.state.journal
+        gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
+        response = self._response = await open_upstream(
+            gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, journal
         )
-        try:
-            return await self._pass_on(response, admitted)
-        finally:
-            gateway.pool.give_back(response)
+        answer = await self._pass_on(response, admitted)
+        if isinstance(answer, Refusal) or answer.resume is None:
+            self._give_back()
+        return answer
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
@@ -189,22 +186,15 @@ class Exchange:
             return refusal
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        # The relay sends the head, in one write with what is there of the body.
+        # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(state.status, headers, is_stream=False)
         relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client
+        if is_stream := is_event_stream(head) and length != 0:
+            state.window.look_for(self._dialect.final_markers)
         outcome = await relay_response(
-            relay,
-            response,
-            client,
-            state.window,
-            content_length=length,
-            is_stream=is_event_stream(head) and length != 0,
-            on_first_chunk=note_first,
+            relay, response, client, state.window, content_length=length, is_stream=is_stream, on_first_chunk=note_first
         )
-        state.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
-        if outcome.error is not None:
-            kind = UpstreamTimeout if outcome.end is RelayEnd.TIMED_OUT else UpstreamError
-            journal.upstream_failed(kind(outcome.error))
+        state.note_relayed(outcome)
         return outcome
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
@@ -223,11 +213,16 @@ class Exchange:
         """Send the part of the answer that completes it, or make sure that it does not look complete."""
         if isinstance(answer, Refusal):
             raise answer
-        if answer is not None and answer.end is RelayEnd.COMPLETE:
-            await self._client.finish(answer.held_back)
-            self.state.journal.finished()
+        if answer is None or answer.end is not RelayEnd.COMPLETE:
+            await cut_off(self._client, answer)
         else:
-            self._client.break_off()
+            await send_end(self._client, answer)
+            self.state.journal.finished()
+
+    def _give_back(self) -> None:
+        if self._response is not None:
+            response, self._response = self._response, None
+            self._gateway.pool.give_back(response)  # which keeps or closes its connection
 
     async def _refuse(self, refusal: Refusal) -> None:
         self.state.note_refusal(refusal)

@@ -162,6 +162,7 @@ class Journal:
                 status=status,
                 actor=None if self._actor is None else self._actor.id,
                 source=None if self._actor is None else self._actor.source,
+                stale=True if self._actor is not None and self._actor.is_stale else None,
                 feature=None if self._feature is None else self._feature.value,
                 model=None if self._prepared is None else self._prepared.model,
                 stream=None if self._prepared is None else self._prepared.is_stream,

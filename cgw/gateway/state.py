@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from cgw.errors import Refusal, UpstreamError
+from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.journal import Journal
-from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure
+from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure, explain_late_upstream
+from cgw.gateway.parts import Gateway
 from cgw.gateway.phases import Phase, move
 from cgw.limits.tokens import count_tokens
 from cgw.model import Usage
 from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
+from cgw.transport.relay import RelayEnd, RelayOutcome
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
 
@@ -66,6 +68,17 @@ class ExchangeState:
         refusal = explain_failure(error, provider, build_failure_headers(admitted, self._client.head))
         self.note_refusal(refusal)
         return refusal
+
+    def note_late(self, gateway: Gateway, deadline: float, provider: str, admitted: AdmittedRequest) -> Refusal | None:
+        """Note that the upstream was too slow; see :meth:`note_failure`. ``deadline`` is that of the exchange."""
+        return self.note_failure(explain_late_upstream(gateway, deadline), provider, admitted)
+
+    def note_relayed(self, outcome: RelayOutcome) -> None:
+        """Note how the upstream's answer ended."""
+        self.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
+        if outcome.error is not None:
+            kind = UpstreamTimeout if outcome.end is RelayEnd.TIMED_OUT else UpstreamError
+            self.journal.upstream_failed(kind(outcome.error))
 
     def note_client_gone(self) -> None:
         """Note that the client left, in the phase in which that was noticed first."""

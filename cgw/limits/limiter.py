@@ -18,6 +18,7 @@ from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission
 from cgw.limits.alert_messages import UsageAlert
 from cgw.limits.claims import Claim, ClaimGroup, bound_in_flight, build_actor_group, build_provider_claim, group_claims
+from cgw.limits.clock_steps import ClockSteps
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
@@ -89,6 +90,8 @@ class Limiter:
         self._options = options or LimiterOptions()
         self._on_alert = on_alert
         self._scripts = load_scripts()
+        redis.preload(self._scripts.list_all())
+        self._is_cluster = redis.is_cluster
         # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
         self._plans = PlanCache(self._build_plan)
@@ -96,6 +99,8 @@ class Limiter:
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
         self._fallback = Fallback(self._options.when_down, self._backlog)
+        # Leases are renewed each heartbeat for three of them: a smaller step ends none of them.
+        self._steps = ClockSteps(self._options.heartbeat_seconds)
         self._posted = PostedSettlements(redis, self._scripts, self._backlog, self.outage, self._alert_settled)
 
     @property
@@ -117,6 +122,7 @@ class Limiter:
             self._fallback,
             self._posted,
             self.outage,
+            self._steps,
             options.heartbeat_seconds,
             options.lease_ms,
         ).run()
@@ -133,6 +139,10 @@ class Limiter:
         # Before the claims: nothing is counted for an actor that is cut off.
         if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
             raise _build_cut_off(rate_limit)
+        if self._redis.is_cluster != self._is_cluster:
+            # Redis was away at start, and has turned out to be a single server: all claims fit into one call.
+            self._is_cluster = self._redis.is_cluster
+            self._plans.clear()
         plan = self._plans.find(actor, feature, rate_limit, provider)
         # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
@@ -154,6 +164,7 @@ class Limiter:
         for reservation in reservations:
             if reservation.group.has_lease:
                 self._fallback.hold(reservation)
+                self._steps.note(reservation.answer[1])
         return Admission(actor, feature, plan, reservations)
 
     async def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:

@@ -1,6 +1,7 @@
-"""Finding one actor's limits in the store, to show or reset them: the work of ``cgw limits``.
+"""Finding actors' limits in the store, to show or reset them: the work of ``cgw limits``.
 
-Keys are derived from the actor's source and id, never searched for: a scan of a large store would take minutes.
+The keys of one actor are derived from its source and id, not searched for: a scan of a large store would take minutes.
+Only the list of all active actors is found by a scan, within bounds (:mod:`cgw.limits.activity`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from cgw.errors import CgwError
+from cgw.limits.activity import find_active_actors
 from cgw.limits.offline.outage import BrokenLimit
 from cgw.limits.readings import LimitReading, examine_limits
 from cgw.model import Actor, Feature
@@ -30,6 +32,19 @@ class _Found:
 
     source: str
     readings: Sequence[LimitReading]
+
+
+@frozen
+class Activity:
+    """How all limits stand that are used now, by source and actor.
+
+    ``problems`` has a sentence for each actor whose limits could not be read. ``is_complete`` is false where there are
+    more active actors than could be found (see :func:`~cgw.limits.activity.find_active_actors`).
+    """
+
+    readings: Sequence[LimitReading]
+    problems: Sequence[str]
+    is_complete: bool
 
 
 @frozen
@@ -59,6 +74,28 @@ class LimitMaintenance:
         if not readings:
             raise UnknownActor(_explain_nothing(found, actor_id, feature, source))
         return readings
+
+    async def read_active(self, *, feature: Feature | None = None, source: str | None = None) -> Activity:
+        """Return the limits that are used now, of all actors; writes nothing.
+
+        Raises :exc:`~cgw.errors.StoreUnavailable` without an answer. Cancel-safe.
+        """
+        active = await find_active_actors(
+            self.store, self.source_names if source is None else (source,), feature=feature
+        )
+        known = {(actor.source, actor.id): actor for actor in self.known}
+        readings: list[LimitReading] = []
+        problems = []
+        for name, actor_id in active.actors:
+            asked = known.get((name, actor_id)) or _build_stranger(actor_id, name)
+            try:
+                found = await examine_limits(self.store, asked, _list_features(feature), "show", has_in_flight=True)
+            except BrokenLimit as error:
+                # One actor's broken key must not hide all others.
+                problems.append(f"actor {actor_id!r} of source {name}: {error}")
+                continue
+            readings += [reading for reading in found if reading.is_used]
+        return Activity(readings, problems, active.is_complete)
 
     async def reset(
         self,

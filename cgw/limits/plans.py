@@ -96,6 +96,10 @@ class PlanCache:
         self._build = build
         self._plans: OrderedDict[tuple[str, str, Feature, str], LimitPlan] = OrderedDict()
 
+    def clear(self) -> None:
+        """Build all plans again when they are needed."""
+        self._plans.clear()
+
     def find(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
         """Return the plan for requests with these limits."""
         # Not by the actor object: a refresh makes a new one, and the memory of refusals and debts must survive that.

@@ -29,6 +29,10 @@ class LimitScripts:
     renew: LuaScript
     peek: LuaScript
 
+    def list_all(self) -> tuple[LuaScript, ...]:
+        """Return all of them."""
+        return (self.admit, self.settle, self.renew, self.peek)
+
 
 def load_scripts() -> LimitScripts:
     """Load the scripts that a gateway runs from this package."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from cgw.config.declare import setting
-from cgw.config.kinds import API_URL, HOUR, THRESHOLDS, WEBHOOK_URL, Secret, choice, duration, integer
+from cgw.config.kinds import HOUR, THRESHOLDS, WEBHOOK_URL, Secret, choice, duration, integer
 from cgw.model import MAX_IN_FLIGHT
 
 
@@ -43,10 +43,4 @@ class LimitSettings:
         THRESHOLDS,
         (90, 95, 100),
         "The percentages of a quota to alert at (static actors, product subscriptions), once per interval; or off.",
-    )
-    dotcom_api_url: str = setting(
-        "CODY_GATEWAY_DOTCOM_API_URL",
-        API_URL,
-        "https://sourcegraph.com/.api/graphql",
-        "The GraphQL API of Sourcegraph.com; usage alerts link to its host.",
     )

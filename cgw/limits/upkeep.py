@@ -11,6 +11,7 @@ from attrs import frozen
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
+from cgw.limits.clock_steps import ClockSteps
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import Outage, build_broken_limit
@@ -22,6 +23,7 @@ FLUSH_SECONDS = 0.1
 """The interval at which Redis is tried while it is away, or while there is a backlog."""
 LAST_FLUSH_SECONDS = 1.0
 PROBE_MS = 1_000
+STEP_PAUSE_SECONDS = 1.0
 RENEWED_AT_ONCE = 500
 """Leases that one call renews: a script blocks the server for all clients, so it must be short."""
 
@@ -30,7 +32,11 @@ _logger = logging.getLogger("cgw.limits")
 
 @frozen(eq=False)
 class Upkeep:
-    """The tasks of one limiter. Leases are renewed every ``heartbeat_seconds``, for ``lease_ms`` milliseconds."""
+    """The tasks of one limiter.
+
+    Leases are renewed every ``heartbeat_seconds``, and when the server's clock has made a step, for ``lease_ms``
+    milliseconds.
+    """
 
     redis: Store
     scripts: LimitScripts
@@ -38,6 +44,7 @@ class Upkeep:
     fallback: Fallback
     posted: PostedSettlements
     outage: Outage
+    steps: ClockSteps
     heartbeat_seconds: float
     lease_ms: int
 
@@ -59,11 +66,15 @@ class Upkeep:
 
     async def _keep_leases(self) -> None:
         while True:
-            await trio.sleep(self.heartbeat_seconds)
+            with trio.move_on_after(self.heartbeat_seconds) as quiet_scope:
+                await self.steps.wait_step()
             # A snapshot: requests begin and end while the calls are under way.
             for key, ids in self.fallback.renew_leases(self.lease_ms).items():
                 for first in range(0, len(ids), RENEWED_AT_ONCE):
                     await self._renew(key, ids[first : first + RENEWED_AT_ONCE])
+            if not quiet_scope.cancelled_caught:
+                # The nodes of a cluster may have different clocks, so that each answer looks like a step.
+                await trio.sleep(min(STEP_PAUSE_SECONDS, self.heartbeat_seconds))
 
     async def _renew(self, key: str, ids: Sequence[str]) -> None:
         """Renew leases. Those that Redis has lost are taken again, unless they were freed in the meantime."""

@@ -82,14 +82,6 @@ class Dialect(Protocol):
         ...
 
     @property
-    def final_markers(self) -> tuple[bytes, ...]:
-        """The lines that end a stream of this API, by their beginnings: ``data: [DONE]``, ``event: message_stop``.
-
-        Empty where only HTTP's end ends it.
-        """
-        ...
-
-    @property
     def errors(self) -> ErrorStyle:
         """The shape of error bodies on this route."""
         ...
@@ -112,6 +104,12 @@ class Dialect(Protocol):
     @property
     def retry_after_seconds(self) -> int:
         """The ``retry-after`` of a 503 if the upstream's response had none."""
+        ...
+
+    @property
+    def final_markers(self) -> tuple[bytes, ...]:
+        """The lines, such as ``data: [DONE]``, of which one is in the last event of every complete stream; at most 64
+        bytes each. The event is held back until the exchange is recorded. Empty where the API has no last event."""
         ...
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:

@@ -1,4 +1,4 @@
-"""Names of models, lists of them with patterns, and the check whether an actor may use one."""
+"""Lists of models, and the check whether an actor may use one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from attrs import frozen
-
 from cgw.errors import Refusal
 from cgw.model import ANY_MODEL
+from cgw.providers.model_patterns import SNAPSHOT, add_prefix, compile_allow_list
 
 NEAREST = 3
 """Names that a refusal suggests: a list of all of them hides the one that was meant."""
@@ -17,12 +16,7 @@ NEAREST = 3
 MAX_SHOWN_CHARACTERS = 100
 """The part of an unknown name that a refusal repeats and compares: it may be as long as a body."""
 
-MAX_NAME_CHARACTERS = 256
-"""Longer names are not allowed by any list, so that no pattern is compared with a name as long as a body."""
-
-# Anthropic's and OpenAI's dates, OpenAI's older ones (gpt-4-0613), Google's version numbers (gemini-1.5-pro-002).
-_SNAPSHOT = re.compile(r"-(?:20\d{6}|20\d\d-\d\d-\d\d|(?:0[1-9]|1[0-2])[0-3]\d|0\d\d)$")
-_VERSION = re.compile(_SNAPSHOT.pattern.replace(")$", "|latest)$"))
+_VERSION = re.compile(rf"-(?:{SNAPSHOT}|latest)$")
 _PUNCTUATION = re.compile(r"[^a-z0-9]+")
 
 BUILT_IN_MODELS = "the reference's list and today's models"
@@ -32,11 +26,6 @@ MODELS_HELP = "names and patterns (claude-*), separated by commas; a name admits
 """The notation of a list of models, for the help of settings."""
 
 
-def add_prefix(provider: str, model: str) -> str:
-    """Return ``provider/model``; a name with another slash is taken to have its prefix already."""
-    return model if "/" in model else f"{provider}/{model}"
-
-
 def add_prefixes(provider: str, models: Sequence[str]) -> tuple[str, ...]:
     """Return a provider's own list with its prefix before each name that has not got it.
 
@@ -44,66 +33,6 @@ def add_prefixes(provider: str, models: Sequence[str]) -> tuple[str, ...]:
     """
     prefix = f"{provider}/"
     return tuple(model if model.startswith(prefix) else prefix + model for model in models)
-
-
-@frozen
-class AllowList:
-    """A list of models, ready to be asked: ``names`` in lower case, ``patterns`` as the texts between their stars."""
-
-    is_everything: bool
-    names: frozenset[str]
-    patterns: tuple[tuple[str, ...], ...]
-
-    def admits(self, model: str) -> bool:
-        """Return whether ``model`` (``provider/model``) is in the list, ignoring case, as in the reference (§9.1).
-
-        It is in the list by its name or a pattern, with or without the date at its end: a model admits its snapshots.
-        """
-        folded = model.lower() if len(model) <= MAX_NAME_CHARACTERS else ""
-        if not folded or folded in self.names or self.is_everything:
-            return bool(folded)
-        undated = _SNAPSHOT.sub("", folded)
-        return undated in self.names or any(
-            _matches(name, parts) for parts in self.patterns for name in {folded, undated}
-        )
-
-
-def _matches(name: str, parts: tuple[str, ...]) -> bool:
-    """Return whether ``name`` has ``parts`` in their order, the first at its start and the last at its end.
-
-    Without backtracking, so that no pattern takes long: the leftmost place of each part leaves most for the others.
-    """
-    first, *middle, last = parts
-    if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
-        return False
-    at, end = len(first), len(name) - len(last)
-    for part in middle:
-        found = name.find(part, at, end)
-        if found < 0:
-            return False
-        at = found + len(part)
-    return True
-
-
-# Bounded; each actor has a few lists at most, and hashing one takes less time than looking through it.
-@lru_cache(maxsize=4096)
-def compile_allow_list(entries: tuple[str, ...], provider: str | None = None) -> AllowList:
-    """Return the list of ``entries``: ``provider/model`` names and patterns, in which ``*`` stands for any characters.
-
-    An entry without a slash gets the prefix of ``provider``; without a ``provider``, it means that model of every
-    provider (as in the reference, for actors from before model names were prefixed). Exactly ``("*",)`` means
-    everything; a ``*`` beside other entries has no meaning (the reference's §1.2).
-    """
-    names, patterns = set(), set()
-    for entry in entries:
-        name = add_prefix(provider or ANY_MODEL, entry.lower())
-        if entry == ANY_MODEL:
-            continue
-        if ANY_MODEL in name:
-            patterns.add(tuple(name.split(ANY_MODEL)))
-        else:
-            names.add(name)
-    return AllowList(entries == (ANY_MODEL,), frozenset(names), tuple(sorted(patterns)))
 
 
 def evaluate_allowed_models(

@@ -23,7 +23,8 @@ from cgw.providers.dialect import Dialect
 from cgw.providers.fireworks.provider import FIREWORKS
 from cgw.providers.google.provider import GOOGLE
 from cgw.providers.openai.provider import OPENAI
-from cgw.providers.provider import Provider, ProviderSettings
+from cgw.providers.openai_compatible.provider import OPENAI_COMPATIBLE
+from cgw.providers.provider import Provider, ProviderFamily, ProviderSettings
 
 PROVIDERS: tuple[Provider, ...] = (
     ANTHROPIC,
@@ -33,6 +34,26 @@ PROVIDERS: tuple[Provider, ...] = (
 )
 
 
+FAMILIES: tuple[ProviderFamily, ...] = (OPENAI_COMPATIBLE,)
+"""Further providers, which the settings name."""
+
+RESERVED_NAMES = frozenset({*(provider.name for provider in PROVIDERS), "v1", "maintenance", "anthropic-messages"})
+"""Names that no provider of a family may have, because other routes have them."""
+
+
+def list_providers(settings: Mapping[str, ProviderSettings]) -> tuple[Provider, ...]:
+    """Return the providers that ``settings`` has by their names: those above, and those of a family."""
+    known = {provider.name: provider for provider in PROVIDERS}
+    return tuple(known.get(name) or _build_named(name, own) for name, own in settings.items())
+
+
+def _build_named(name: str, settings: ProviderSettings) -> Provider:
+    for family in FAMILIES:
+        if isinstance(settings, family.settings_class):
+            return family.build_provider(name)
+    raise LookupError(f"there is no provider {name}")
+
+
 def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, ...]:
     """Return the dialects of all providers that have a key, each with a route of its own.
 
@@ -40,12 +61,14 @@ def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, .
     provider whose base URL or key cannot be used.
     """
     dialects: list[Dialect] = []
-    problems = []
-    for provider in PROVIDERS:
-        own = settings.get(provider.name)
-        if own is not None and own.access_token is not None:
+    problems: list[str] = []
+    for provider in list_providers(settings):
+        own = settings[provider.name]
+        if own.access_token is not None:
             try:
                 dialects += provider.build_dialects(own)
+            except ConfigError as error:
+                problems += error.problems
             except ValueError as error:
                 problems.append(f"{provider.api_url_variable}: cannot be used: {error}")
     if problems:

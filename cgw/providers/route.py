@@ -29,7 +29,7 @@ class Route:
     provider: str = field(kw_only=True)
 
     final_markers: ClassVar[tuple[bytes, ...]] = ()
-    """The lines that end a stream of this API, by their beginnings; empty where only HTTP's end ends it."""
+    """See :meth:`cgw.providers.dialect.Dialect.final_markers`; empty where only HTTP's end ends a stream."""
     read_whole: ClassVar[ReadBody]
     """Reads a response that is not streamed."""
     read_stream: ClassVar[ReadBody]

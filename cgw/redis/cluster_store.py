@@ -10,14 +10,21 @@ from typing import Any
 import trio
 from redis.crc import key_slot
 
-from cgw.errors import StoreUnavailable
+from cgw.errors import StoreRefused, StoreUnavailable
 from cgw.redis.address import ClusterAddress
 from cgw.redis.command_keys import find_first_key
-from cgw.redis.handshake import RedisConnection, ask, connect, describe_refusal, pack_command
+from cgw.redis.handshake import (
+    ASK_ERRORS,
+    RedisConnection,
+    ask,
+    connect,
+    describe_refusal,
+    pack_command,
+)
 from cgw.redis.link import Link
 from cgw.redis.linked_store import LinkedStore
 from cgw.redis.posted_call import PostedCall
-from cgw.redis.replies import ClusterDown, Redirected, TryAgain
+from cgw.redis.replies import ClusterDown, Redirected, TryAgain, join_failures
 from cgw.redis.retried_call import RetriedCall
 from cgw.redis.slots import COMMAND, SLOTS, SlotRange, get_host, read_slot_ranges
 from cgw.redis.supervised_link import SupervisedLink
@@ -73,7 +80,7 @@ class ClusterStore(LinkedStore):
 
         Raises :exc:`StoreUnavailable` when there is no table to be had. Cancel-safe.
         """
-        reasons = []
+        errors: list[StoreUnavailable] = []
         # ``connection`` is the one that showed that its server belongs to a cluster. It does not become a link: the
         # links have the addresses that the table names, which may differ from the one in the settings.
         for seed in (connection.address,) if connection is not None else self._seeds:
@@ -81,25 +88,25 @@ class ClusterStore(LinkedStore):
                 asked = connection or await connect(seed, self._connect_timeout_seconds, self._timeout_seconds)
                 self._use_table(await self._request_table(asked))
             except StoreUnavailable as error:
-                reasons.append(str(error))
+                errors.append(error)
             else:
                 return
-        raise StoreUnavailable("; ".join(reasons))
+        raise join_failures("", errors)
 
     async def _request_table(self, connection: RedisConnection) -> list[SlotRange]:
         name = connection.address.display_name
         try:
             with trio.fail_after(self._connect_timeout_seconds):
                 reply = await ask(connection, *COMMAND)
-        except (trio.TooSlowError, trio.BrokenResourceError) as error:
+        except ASK_ERRORS as error:
             raise StoreUnavailable(f"Redis at {name} gave no answer to CLUSTER SLOTS") from error
         finally:
             # This connection was for the table only; links open their own.
             await trio.aclose_forcefully(connection.stream)
         if isinstance(reply, Exception):
-            raise StoreUnavailable(
-                f"Redis at {name} tells no slots of a cluster: it {describe_refusal(reply)}"
-            ) from reply
+            # ERR: it belongs to no cluster. Otherwise it cannot tell now (LOADING, CLUSTERDOWN, ...).
+            kind = StoreUnavailable if isinstance(reply, StoreUnavailable) else StoreRefused
+            raise kind(f"Redis at {name} tells no slots of a cluster: it {describe_refusal(reply)}") from reply
         ranges = read_slot_ranges(reply, connection.address)
         if not ranges:
             raise StoreUnavailable(f"the cluster that Redis at {name} belongs to has no slots yet")

@@ -58,19 +58,20 @@ async def open_embedded_redis(data_dir: Path) -> AsyncIterator[str]:
 
     Raises :exc:`~cgw.errors.ConfigError` if another gateway uses the directory, if it can't be written, or if there
     is no server to run, and :exc:`~cgw.errors.StoreUnavailable`, with the server's last log lines, if it does not
-    answer within 5 s.
+    answer within 5 s. On a full disk it is not raised: the server is started as soon as there is room.
     """
     binary = find_server()
     # The lock comes first: only its holder may end a server that it finds in the folder.
     with lock_data_dir(data_dir), open_store_folder(data_dir) as folder:
         end_stale_process(folder.pid_file, folder.folder, _SERVER_NAMES)
-        process = await _start(binary, folder)
+        process = await _start_unless_full(binary, folder)
 
         async def keep_running() -> None:
             nonlocal process
             while True:
-                status = await process.wait()
-                _logger.error("the embedded store ended unexpectedly (status %d); starting it again", status)
+                if process is not None:
+                    status = await process.wait()
+                    _logger.error("the embedded store ended unexpectedly (status %d); starting it again", status)
                 # If this is cancelled, _start() has ended the new server, and `process` is still the one that has
                 # ended.
                 process = await _restart(binary, folder)
@@ -81,7 +82,8 @@ async def open_embedded_redis(data_dir: Path) -> AsyncIterator[str]:
         finally:
             # keep_running has ended, so ``process`` is the only one. Shielded, so that no cancellation leaves it.
             with trio.CancelScope(shield=True):
-                await process.stop(STOP_SECONDS)
+                if process is not None:
+                    await process.stop(STOP_SECONDS)
             # Last, because a server that outlives this process is found only by this file.
             folder.pid_file.unlink(missing_ok=True)
 
@@ -169,15 +171,30 @@ async def _start(binary: Path, folder: StoreFolder) -> ServerProcess:
         raise
 
 
+async def _start_unless_full(binary: Path, folder: StoreFolder) -> ServerProcess | None:
+    """Start the server as :func:`_start`; return ``None`` if the disk is full, which may pass."""
+    try:
+        return await _start(binary, folder)
+    except (StoreUnavailable, ConfigError, OSError) as error:
+        if not folder.is_disk_full():
+            raise
+        _logger.error("the embedded store cannot be started on a full disk; trying again: %s", error)
+        return None
+
+
 async def _restart(binary: Path, folder: StoreFolder) -> ServerProcess:
     backoff_seconds = _FIRST_BACKOFF_SECONDS
+    logged = None
     while True:
         await trio.sleep(backoff_seconds)
         backoff_seconds = min(backoff_seconds * 2, _LONGEST_BACKOFF_SECONDS)
         try:
             process = await _start(binary, folder)
         except (StoreUnavailable, ConfigError, OSError) as error:
-            _logger.error("the embedded store could not be restarted; trying again: %s", error)
+            # Every second, perhaps for hours: a reason is logged once, not for each attempt.
+            if str(error) != logged:
+                logged = str(error)
+                _logger.error("the embedded store could not be started; trying again: %s", error)
         else:
             _logger.info("the embedded store is running again (pid %d)", process.pid)
             return process

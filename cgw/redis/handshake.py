@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +11,20 @@ import trio
 from attrs import evolve, frozen
 from redis.exceptions import InvalidResponse, ResponseError
 
-from cgw.errors import StoreUnavailable, explain_os_error
+from cgw.errors import StoreRefused, StoreUnavailable, explain_os_error
 from cgw.redis.address import RedisAddress
 from cgw.redis.replies import build_reply_error, get_server_text
 
 NEED_DATA = object()
 """Returned by a reader while no reply is complete; ``None`` would be a null reply."""
 
+ASK_ERRORS = (trio.TooSlowError, trio.BrokenResourceError, InvalidResponse)
+"""What an :func:`ask` under a timeout can raise when the server does not answer, or not in Redis's protocol."""
+
 _NOT_READY_CODES = ("LOADING", "BUSY", "MASTERDOWN")
+# Refusals that only an operator can end: a wrong password, missing rights, a database that there is not, ...
+_LASTING_CODES = ("WRONGPASS", "NOAUTH", "NOPERM", "DENIED", "ERR")
+_TOO_MANY_CLIENTS = "ERR max number of clients"
 _NOT_READY_PAUSE_SECONDS = 0.01
 
 
@@ -50,7 +57,8 @@ async def connect(
 
     A server that is still loading its data is waited for, within ``connect_timeout_seconds``. A PING that takes
     longer than ``ping_timeout_seconds`` is a failure: commands would miss their deadline. Raises
-    :exc:`StoreUnavailable` with one sentence that names the server. Cancel-safe: leaves no socket behind.
+    :exc:`StoreUnavailable` with one sentence that names the server, and :exc:`StoreRefused` where another attempt
+    cannot succeed. Cancel-safe: leaves no socket behind.
     """
     stream: trio.abc.Stream | None = None
     try:
@@ -65,7 +73,8 @@ async def connect(
         reason = _describe_failure(error, connect_timeout_seconds)
         if reason is None:
             raise
-        raise StoreUnavailable(f"Redis at {address.display_name} {reason}") from error
+        kind = StoreRefused if _is_lasting(error) else StoreUnavailable
+        raise kind(f"Redis at {address.display_name} {reason}") from error
     mode, role = (greeting.get(name, b"").decode("ascii", "replace") for name in (b"mode", b"role"))
     return evolve(connection, mode=mode, role=role)
 
@@ -93,7 +102,8 @@ async def ask(connection: RedisConnection, *command: str | int) -> Any:
     """Send one command and return its reply; an error reply is returned as an exception.
 
     For connections that no :class:`~cgw.redis.link.Link` uses. Raises :exc:`trio.BrokenResourceError` when the
-    connection breaks. If it is cancelled the connection must be closed: the reply may still come.
+    connection breaks, and :exc:`redis.exceptions.InvalidResponse` for bytes that are not Redis's protocol. If it is
+    cancelled the connection must be closed: the reply may still come.
     """
     await connection.stream.send_all(pack_command(command))
     # RESP3 servers may send push notifications at any time; they are not replies.
@@ -154,6 +164,15 @@ def describe_refusal(reply: object) -> str:
 
 class _Refused(Exception):
     """The server refused the connection; the message is the server's."""
+
+
+def _is_lasting(error: BaseException) -> bool:
+    """Return whether another attempt would fail in the same way, until an operator changes something."""
+    if isinstance(error, _Refused):
+        text = str(error)
+        return text.startswith(_LASTING_CODES) and not text.startswith(_TOO_MANY_CLIENTS)
+    # Trio wraps the errors of TLS.
+    return isinstance(error, InvalidResponse) or isinstance(error.__cause__, ssl.SSLCertVerificationError)
 
 
 def _describe_failure(error: BaseException, connect_timeout_seconds: float) -> str | None:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -222,6 +222,11 @@ class Link:
         self._enqueue(_Call(None, now), _ASKING)
         # EVAL, not EVALSHA: after a NOSCRIPT the permission that ASKING gave would be used up.
         self._enqueue(_Call(None, now, posted=posted), posted.build_call().pack_eval())
+
+    def load_scripts(self, packed: Sequence[bytes]) -> None:
+        """Send packed ``SCRIPT LOAD`` commands, whose replies don't matter: a server that refuses gets the texts."""
+        for data in packed:
+            self._enqueue(_Call(None, trio.current_time()), data)
 
     def postpone(self, posted: PostedCall, data: bytes) -> None:
         """Send a packed call together with the next one, but at most :data:`POSTPONE_SECONDS` later."""

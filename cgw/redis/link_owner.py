@@ -37,7 +37,7 @@ class LinkOwner(Protocol):
         """Handle the error reply to a posted call: send it elsewhere, or hand it the error."""
         ...
 
-    def handle_link_up(self) -> None:
+    def handle_link_up(self, link: Link) -> None:
         """Handle that a link was connected."""
         ...
 

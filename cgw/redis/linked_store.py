@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import trio
@@ -26,6 +26,9 @@ from cgw.redis.supervised_link import Connect, SupervisedLink
 MAX_KEPT_CALLS = 1_000
 """The number of posted calls that are kept for an unavailable server; the oldest are dropped first."""
 
+SCANNED_AT_ONCE = 500
+"""Keys that a server looks at for one page of a scan, while it serves no other call: some 0.1 ms."""
+
 _FIRST_RESEND_SECONDS = 0.02
 _LONGEST_RESEND_SECONDS = 0.5
 
@@ -45,6 +48,7 @@ class LinkedStore(ABC):
         # With maxlen, appending to a full deque drops the oldest call.
         self._kept: deque[ScriptCall] = deque(maxlen=MAX_KEPT_CALLS)
         self._has_refused_calls = trio.Event()
+        self._packed_loads: Sequence[bytes] = ()
 
     @property
     @abstractmethod
@@ -131,6 +135,22 @@ class LinkedStore(ABC):
         if isinstance(reply, Exception):
             return await self._retry(RetriedCall(data, now + self._timeout_seconds, command=args), link, reply)
         return reply
+
+    async def scan(self, pattern: str) -> AsyncGenerator[Sequence[bytes], None]:
+        """Yield the keys that match ``pattern``, page by page. See :meth:`cgw.redis.store.Store.scan`."""
+        # A snapshot: nodes may come and go meanwhile.
+        for server in tuple(self._list_links()):
+            cursor: bytes | str = "0"
+            while True:
+                data = pack_command(("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE))
+                # Not by execute_command: SCAN has no key, so it would go to any one of the nodes, each time.
+                reply = await server.get_link().request(data, None, trio.current_time())
+                if isinstance(reply, Exception):
+                    raise reply
+                cursor, keys = reply
+                yield keys
+                if cursor == b"0":
+                    break
 
     async def _retry(self, call: RetriedCall, link: Link, error: Exception) -> Any:
         """Send a call again after an error reply, until it succeeds or its deadline passes.
@@ -224,8 +244,21 @@ class LinkedStore(ABC):
         if self._kept and isinstance(error, StoreUnavailable):
             self._has_refused_calls.set()
 
-    def handle_link_up(self) -> None:
-        """Send the calls that were kept."""
+    def preload(self, scripts: Sequence[LuaScript]) -> None:
+        """Load scripts over each link, now and whenever one comes up. See :meth:`cgw.redis.store.Store.preload`."""
+        self._packed_loads = [script.pack_load() for script in scripts]
+        for one in self._list_links():
+            link = one.find_link()
+            if link is not None:
+                link.load_scripts(self._packed_loads)
+
+    def handle_link_up(self, link: Link) -> None:
+        """Load the scripts into the server, and send the calls that were kept."""
+        # Before any other call of the link, so that none of them finds a script missing.
+        link.load_scripts(self._packed_loads)
+        self._send_kept()
+
+    def _send_kept(self) -> None:
         # Swapped first: a call whose server is still unavailable is kept again, and must not be met in this loop.
         kept, self._kept = self._kept, deque(maxlen=MAX_KEPT_CALLS)
         for call in kept:
@@ -239,7 +272,7 @@ class LinkedStore(ABC):
             await trio.sleep(pause_seconds)
             # Reset before sending, so that a refusal of the calls sent now is seen below.
             self._has_refused_calls = trio.Event()
-            self.handle_link_up()
+            self._send_kept()
             # A call that is refused again is so within the deadline of a call, unless the link goes down.
             with trio.move_on_after(self._timeout_seconds) as quiet_scope:
                 await self._has_refused_calls.wait()

@@ -23,6 +23,10 @@ class LuaScript:
         # Redis identifies cached scripts by SHA-1; nothing depends on its strength.
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
+    def pack_load(self) -> bytes:
+        """Return the packed ``SCRIPT LOAD``, which makes a server cache the script."""
+        return pack_command(("SCRIPT", "LOAD", self.text))
+
 
 @frozen
 class ScriptCall:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
-from cgw.errors import ConfigError, StoreUnavailable
+from cgw.errors import ConfigError, StoreRefused, StoreUnavailable
 from cgw.lifetime import open_background_task
 from cgw.redis.address import ClusterAddress, SentinelAddress, StoreAddress, parse_store_url
+from cgw.redis.awaited_store import AwaitedStore
 from cgw.redis.cluster_store import ClusterStore
 from cgw.redis.handshake import RedisConnection, connect
 from cgw.redis.linked_store import LinkedStore
@@ -33,7 +35,7 @@ __all__ = [
 
 @asynccontextmanager
 async def open_redis(
-    url: str, *, timeout_seconds: float = 0.1, connect_timeout_seconds: float = 1.0
+    url: str, *, timeout_seconds: float = 0.1, connect_timeout_seconds: float = 1.0, may_be_away: bool = False
 ) -> AsyncIterator[Store]:
     """Connect to the store at ``url`` (to each master of a cluster) and keep the links up for the block.
 
@@ -42,7 +44,9 @@ async def open_redis(
     authenticating and waiting for a server that is loading its data.
 
     Raises :exc:`~cgw.errors.ConfigError` for a wrong address, and :exc:`~cgw.errors.StoreUnavailable`, with one
-    sentence that names the server, when it can't be reached or refuses the connection. When the block is cancelled
+    sentence that names the server, when it can't be reached or refuses the connection. With ``may_be_away``, it is
+    raised only for what trying again does not mend (:exc:`~cgw.errors.StoreRefused`: a wrong password, no such
+    database, something else than Redis); otherwise calls fail until the store is there. When the block is cancelled
     from outside, the links stay up until it has ended, for its shielded cleanup.
     """
     try:
@@ -50,12 +54,27 @@ async def open_redis(
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     # Before the block begins, so that a wrong address or password is an error at start instead of an outage.
-    store = await _connect_store(address, timeout_seconds, connect_timeout_seconds)
+    connect_store = partial(_connect_store, address, timeout_seconds, connect_timeout_seconds)
+    store: LinkedStore | AwaitedStore
+    try:
+        store = await connect_store()
+    except StoreUnavailable as error:
+        if not may_be_away or isinstance(error, StoreRefused):
+            raise
+        store = AwaitedStore(connect_store, error)
     async with open_background_task(store.run):
         if isinstance(store, ClusterStore):
             # The links of a cluster are connected by run(); that of a single server is up already.
-            await store.wait_up()
+            await _wait_up(store, may_be_away=may_be_away)
         yield store
+
+
+async def _wait_up(cluster: ClusterStore, *, may_be_away: bool) -> None:
+    try:
+        await cluster.wait_up()
+    except StoreUnavailable:
+        if not may_be_away:
+            raise
 
 
 async def _connect_store(address: StoreAddress, timeout_seconds: float, connect_timeout_seconds: float) -> LinkedStore:
@@ -79,7 +98,7 @@ async def _connect_store(address: StoreAddress, timeout_seconds: float, connect_
         return cluster
     if first.mode == "sentinel":
         await trio.aclose_forcefully(first.stream)
-        raise StoreUnavailable(
+        raise StoreRefused(
             f"there is a Sentinel at {address.display_name}: write redis+sentinel://host:port/service instead"
         )
     return ServerStore(address.display_name, connect_server, first, timeout_seconds, connect_timeout_seconds)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from cgw.errors import StoreUnavailable
+from cgw.errors import StoreRefused, StoreUnavailable
 
 # After these errors the same call can succeed later, or on another server, perhaps once an operator has acted (OOM,
 # NOPERM). All other errors are about the call itself.
@@ -91,6 +92,12 @@ def _build_redirected(text: str) -> Redirected | None:
     if not (slot.isdecimal() and port.isdecimal() and int(slot) < 16_384 and int(port) < 65_536):
         return None
     return Redirected(text, slot=int(slot), host=host, port=int(port), is_ask=code == "ASK")
+
+
+def join_failures(prefix: str, errors: Sequence[StoreUnavailable]) -> StoreUnavailable:
+    """Return the one error for several servers; it is lasting (:exc:`StoreRefused`) only if that of each one is."""
+    is_lasting = all(isinstance(error, StoreRefused) for error in errors)
+    return (StoreRefused if is_lasting else StoreUnavailable)(prefix + "; ".join(map(str, errors)))
 
 
 def get_server_text(error: Exception) -> str:

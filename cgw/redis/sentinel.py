@@ -6,9 +6,10 @@ from typing import Any
 
 import trio
 
-from cgw.errors import StoreUnavailable
+from cgw.errors import StoreRefused, StoreUnavailable
 from cgw.redis.address import RedisAddress, SentinelAddress
-from cgw.redis.handshake import RedisConnection, ask, connect, describe_refusal
+from cgw.redis.handshake import ASK_ERRORS, RedisConnection, ask, connect, describe_refusal
+from cgw.redis.replies import join_failures
 
 _STEP_SECONDS = 0.4
 """The most that one Sentinel, or the master that it names, may take: a stopped one must not delay asking the next
@@ -35,27 +36,27 @@ class MasterFinder:
         Raises :exc:`StoreUnavailable` with one sentence when no Sentinel answers or the master does not. Cancel-safe.
         """
         step_seconds = min(connect_timeout_seconds, self._step_seconds)
-        reasons = []
+        errors: list[StoreUnavailable] = []
         # A copy, as the loop changes the order of the list.
         for sentinel in tuple(self._sentinels):
             try:
                 address = await self._ask_sentinel(sentinel, step_seconds)
             except StoreUnavailable as error:
-                reasons.append(str(error))
+                errors.append(error)
                 # Asked last at the next connection, so that it costs its timeout only once.
                 self._sentinels.remove(sentinel)
                 self._sentinels.append(sentinel)
             else:
                 # If the master fails, no other Sentinel is asked: the supervisor retries as a whole.
                 return await self._connect_master(address, step_seconds)
-        raise StoreUnavailable("no Sentinel knows the master: " + "; ".join(reasons))
+        raise join_failures("no Sentinel knows the master: ", errors)
 
     async def _ask_sentinel(self, sentinel: RedisAddress, step_seconds: float) -> RedisAddress:
         connection = await connect(sentinel, step_seconds, step_seconds)
         try:
             with trio.fail_after(step_seconds):
                 reply = await ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.service)
-        except (trio.TooSlowError, trio.BrokenResourceError) as error:
+        except ASK_ERRORS as error:
             raise StoreUnavailable(f"the Sentinel at {sentinel.display_name} gave no answer") from error
         finally:
             await trio.aclose_forcefully(connection.stream)
@@ -66,9 +67,7 @@ class MasterFinder:
             case [bytes(host), bytes(port)] if port.isdigit():
                 return self._address.master.at(host.decode("utf-8", "replace"), int(port))
             case None:
-                raise StoreUnavailable(
-                    f"the Sentinel at {sentinel.display_name} knows no service {self._address.service}"
-                )
+                raise StoreRefused(f"the Sentinel at {sentinel.display_name} knows no service {self._address.service}")
         raise StoreUnavailable(f"the Sentinel at {sentinel.display_name} {describe_refusal(reply)}")
 
     async def _connect_master(self, address: RedisAddress, step_seconds: float) -> RedisConnection:
@@ -80,7 +79,7 @@ class MasterFinder:
                 role = connection.role or await _ask_role(connection)
         except BaseException as error:
             await trio.aclose_forcefully(connection.stream)
-            if isinstance(error, (trio.TooSlowError, trio.BrokenResourceError)):
+            if isinstance(error, ASK_ERRORS):
                 raise StoreUnavailable(f"Redis at {address.display_name} gave no answer to ROLE") from error
             raise
         if role != "master":

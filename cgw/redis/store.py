@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -104,11 +104,28 @@ class Store(Protocol):
         """Send now what :meth:`post_script` was allowed to let wait."""
         ...
 
+    def preload(self, scripts: Sequence[LuaScript]) -> None:
+        """Load ``scripts`` into each server now, and again whenever a link to it comes up; nothing waits for it.
+
+        A restart or failover loses a server's scripts. Calls that are sent as text then arrive later than calls that
+        were sent after them, which matters for posted ones.
+        """
+        ...
+
     async def execute_command(self, *args: Any) -> Any:
         """Run one command; on a cluster, on the node of its first key, or on any node if it has no key.
 
         Raises :exc:`ValueError` for commands that need a connection of their own (``SUBSCRIBE``, ``MULTI``,
         ``BLPOP``, ...).
+        """
+        ...
+
+    def scan(self, pattern: str) -> AsyncGenerator[Sequence[bytes], None]:
+        """Yield the keys that match the glob ``pattern``, page by page, from every master; for operators' commands.
+
+        Each page takes the server well under a millisecond, whatever the number of keys; a whole scan of a large store
+        takes long, so bound it. A key may come twice, and one that is written or moved to another node meanwhile may be
+        left out. Raises :exc:`~cgw.errors.StoreUnavailable` rather than leave out a master.
         """
         ...
 

@@ -8,12 +8,12 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from attrs import frozen
 
-from cgw.errors import ConfigError
+from cgw.errors import DISK_FULL_ERRORS, ConfigError
 from cgw.file_lock import hold_file_lock
 
 MAX_SOCKET_PATH_BYTES = 100
@@ -21,6 +21,7 @@ MAX_SOCKET_PATH_BYTES = 100
 
 REMEDY = "set CODY_GATEWAY_DATA_DIR or REDIS_ENDPOINT"
 SOCKET_NAME = "server.sock"
+_PROBE = bytes(64 * 1024)  # more than what a file system may keep for small files
 
 
 @frozen
@@ -39,6 +40,18 @@ class StoreFolder:
     def log_file(self) -> Path:
         """The file that the server's output goes to."""
         return self.folder / "server.log"
+
+    def is_disk_full(self) -> bool:
+        """Return whether the disk takes no more data. Blocks."""
+        probe = self.folder / "probe"
+        try:
+            probe.write_bytes(_PROBE)
+        except OSError as error:
+            return error.errno in DISK_FULL_ERRORS
+        finally:
+            with suppress(OSError):
+                probe.unlink()
+        return False
 
     def read_log_tail(self, lines: int = 8) -> str:
         """Return the last lines of the server's log."""
@@ -68,8 +81,9 @@ def lock_data_dir(data_dir: Path) -> Iterator[None]:
         except OSError as error:
             raise ConfigError([f"data directory {data_dir} can't be used: {error.strerror}; {REMEDY}"]) from error
         # For the message above only: the lock is the kernel's, and a stale pid in the file does no harm.
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        with suppress(OSError):  # also for it alone: a full disk
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
 
 

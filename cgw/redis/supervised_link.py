@@ -86,7 +86,7 @@ class SupervisedLink:
         self._came_up.set()
         self._came_up = trio.Event()  # events can't be cleared: the next outage waits for a new one
         # Last, because the owner sends what it has kept over the link that is in place now.
-        self._owner.handle_link_up()
+        self._owner.handle_link_up(link)
         return link
 
     async def run(self) -> None:

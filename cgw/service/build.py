@@ -11,13 +11,15 @@ from typing import cast
 import trio
 
 from cgw import __version__
-from cgw.actors.anonymous import AnonymousSource
+from cgw.actors.dotcom.client import DotcomClient
 from cgw.actors.refresh import Refresher
-from cgw.actors.source import Source, Sources
+from cgw.actors.source import Sources
 from cgw.actors.static import StaticSource, load_static_actors
+from cgw.actors.sync import SyncWorker
 from cgw.config.describe import list_secrets
 from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
+from cgw.control.attribution import Attribution
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
@@ -33,7 +35,7 @@ from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.build import build_embeddings_route
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.fallback import build_fallbacks
-from cgw.providers.registry import PROVIDERS, build_dialects
+from cgw.providers.registry import build_dialects, list_providers
 from cgw.redis.opening import Store
 from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
 from cgw.service.settings import Settings
@@ -79,8 +81,21 @@ def build_gateway(
     )
 
 
+def build_sync_worker(settings: Settings, sources: Sources, redis: Store) -> SyncWorker | None:
+    """Return the worker that syncs the sources; ``None`` where none can be synced."""
+    if not sources.syncers:
+        return None
+    return SyncWorker(sources.syncers, redis, interval_seconds=settings.actors.sync_interval_seconds)
+
+
 def build_control_app(
-    settings: Settings, gateway: Gateway, routes: Routes, redis: Store, status: ServiceStatus
+    settings: Settings,
+    gateway: Gateway,
+    routes: Routes,
+    redis: Store,
+    status: ServiceStatus,
+    dotcom: DotcomClient | None,
+    sync_worker: SyncWorker | None,
 ) -> ControlApp:
     """Return the app of both ports."""
     return ControlApp(
@@ -90,6 +105,8 @@ def build_control_app(
         diagnostics_secret=_reveal(settings.server.diagnostics_secret),
         check_store=redis.check,
         status=status,
+        attribution=Attribution(dotcom if settings.dotcom.attribution else None),
+        sync_worker=sync_worker,
     )
 
 
@@ -102,9 +119,10 @@ def build_all_dialects(settings: Settings) -> tuple[Dialect, ...]:
     return (*build_dialects(settings.providers), *([] if embeddings is None else [embeddings]))
 
 
-def build_routes(dialects: Sequence[Dialect]) -> Routes:
+def build_routes(dialects: Sequence[Dialect], settings: Settings) -> Routes:
     """Return the provider routes."""
-    return Routes(dialects, ReferenceErrors(), {provider.name: provider.sdk_errors for provider in PROVIDERS})
+    providers = list_providers(settings.providers)
+    return Routes(dialects, ReferenceErrors(), {provider.name: provider.sdk_errors for provider in providers})
 
 
 def build_engine(
@@ -132,6 +150,12 @@ def build_engine(
     )
 
 
+def build_overload_control(settings: Settings) -> OverloadControl:
+    """Return what sheds load."""
+    overload = settings.overload
+    return OverloadControl(target_seconds=overload.shed_target_seconds, interval_seconds=overload.shed_interval_seconds)
+
+
 def build_server(settings: Settings, listeners: Sequence[trio.SocketListener], addresses: AddressBound) -> Server:
     """Return the server of the public port, with its bounds."""
     overload = settings.overload
@@ -154,19 +178,6 @@ def build_static_source(settings: Settings) -> StaticSource | None:
     return load_static_actors(
         actors.file, percentage=actors.concurrency_percentage, interval_ms=actors.concurrency_interval_ms
     )
-
-
-def build_sources(settings: Settings, static_source: StaticSource | None) -> Sources:
-    """Return the sources of actors that the settings name, in the order in which they are asked."""
-    actors = settings.actors
-    percentage, interval_ms = actors.concurrency_percentage, actors.concurrency_interval_ms
-    sources: list[Source] = []
-    if actors.allow_anonymous:
-        # Without this source a request without a token gets 401: nobody was recognised, so nobody can be forbidden.
-        sources.append(AnonymousSource(percentage=percentage, interval_ms=interval_ms))
-    if static_source is not None:
-        sources.append(static_source)
-    return Sources(sources)
 
 
 def build_server_tls(settings: Settings) -> ServerTls | None:

@@ -13,7 +13,14 @@ import trio
 from attrs import frozen
 
 from cgw.service.findings import Finding, Severity
-from cgw.service.local_checks import check_actors, check_data_dir, check_ports, check_provider_settings, check_tls
+from cgw.service.local_checks import (
+    check_actors,
+    check_data_dir,
+    check_ports,
+    check_provider_settings,
+    check_sources,
+    check_tls,
+)
 from cgw.service.network_checks import check_data_dir_is_free, check_host, check_redis, list_targets
 from cgw.service.settings import Settings
 
@@ -39,6 +46,7 @@ def list_checks(settings: Settings, *, is_running: bool = False) -> list[Check]:
     port_variables = ("PORT", "CODY_GATEWAY_HOST", "CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST")
     checks = [
         Check("actors file", ("CODY_GATEWAY_ACTORS_FILE",), partial(check_actors, settings)),
+        Check("sources of actors", (), partial(check_sources, settings)),
         Check("providers", (), partial(check_provider_settings, settings)),
         Check("TLS files", ("CODY_GATEWAY_TLS_CERT_FILE", "CODY_GATEWAY_TLS_KEY_FILE"), partial(check_tls, settings)),
         Check("data directory and events", ("CODY_GATEWAY_DATA_DIR",), partial(check_data_dir, settings)),

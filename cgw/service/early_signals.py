@@ -1,4 +1,4 @@
-"""Signals before the service can handle them: from the first line of ``cgw serve`` on.
+"""Signals before the service can handle them: from the first line of ``cgw serve`` on (``cgw/__main__.py``).
 
 Imports nothing but the standard library's smallest parts, since it has to run before everything else is imported.
 """

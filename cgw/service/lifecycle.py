@@ -19,32 +19,37 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from cgw.actors.sync import SyncWorker
 from cgw.control.status import Phase, ServiceStatus
-from cgw.errors import ConfigError
+from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.event_log import open_event_log
 from cgw.events.options import EventLogOptions
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
 from cgw.limits.alerts import AlertQueue
+from cgw.limits.limiter import Limiter
 from cgw.providers.dialect import Dialect
 from cgw.redis.opening import Store, open_redis
+from cgw.resolver import open_resolver
 from cgw.service.build import (
     build_all_dialects,
     build_control_app,
     build_engine,
     build_gateway,
+    build_overload_control,
     build_reloads,
     build_routes,
     build_server,
     build_server_tls,
-    build_sources,
     build_static_source,
+    build_sync_worker,
     build_upstream_tls,
 )
 from cgw.service.findings import explain_listening
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
+from cgw.service.sources import check_source_settings, open_sources
 from cgw.transport.asgi_host import AsgiApp
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
@@ -132,44 +137,48 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
-    start.
+    start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
     """
     tls_context = build_upstream_tls(settings)
     dialects, static_source = build_all_dialects(settings), build_static_source(settings)
-    routes = build_routes(dialects)
+    routes = build_routes(dialects, settings)
     server_tls = build_server_tls(settings)
+    check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
     status = ServiceStatus()
     async with AsyncExitStack() as stack:
+        # First, and so closed last: everything below connects by host names.
+        await stack.enter_async_context(open_resolver())
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
         events_folder = data_dir / EVENTS_NAME
         event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
-        redis = await stack.enter_async_context(open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds))
-        webhook = await _open_webhook(stack, settings, tls_context)
-        alerts = AlertQueue(webhook, settings.limits.dotcom_api_url)
-        sources = build_sources(settings, static_source)
-        gateway = build_gateway(settings, sources, tls_context, redis, alerts, event_log)
-        stack.callback(gateway.relay.close)
-        control_app = build_control_app(settings, gateway, routes, redis, status)
-        overload = OverloadControl(
-            target_seconds=settings.overload.shed_target_seconds,
-            interval_seconds=settings.overload.shed_interval_seconds,
+        redis = await stack.enter_async_context(
+            open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
+        webhook = await _open_webhook(stack, settings, tls_context)
+        alerts = AlertQueue(webhook, settings.dotcom.api_url)
+        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log)
+        stack.callback(gateway.relay.close)
+        sync_worker = build_sync_worker(settings, opened.sources, redis)
+        control_app = build_control_app(settings, gateway, routes, redis, status, opened.dotcom, sync_worker)
+        overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        await _start_background(stack, gateway, alerts, overload, http_engine)
+        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker)
+        await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
         status.public_port = server.port
         await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))
-        status.phase = Phase.SERVING
+        await _become_ready(stack, gateway.limiter, status)
         try:
             yield Service(
                 settings=settings,
@@ -193,12 +202,19 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
 
 
 async def _start_background(
-    stack: AsyncExitStack, gateway: Gateway, alerts: AlertQueue, overload: OverloadControl, http_engine: HttpEngine
+    stack: AsyncExitStack,
+    gateway: Gateway,
+    alerts: AlertQueue,
+    overload: OverloadControl,
+    http_engine: HttpEngine,
+    sync_worker: SyncWorker | None,
 ) -> None:
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
         alerts.run,
         gateway.limiter.run,
+        *(source.run for source in gateway.sources.runners),
+        *(() if sync_worker is None else (sync_worker.run,)),
         gateway.refresher.run,
         gateway.repeats.run,
         gateway.pool.run,
@@ -208,6 +224,30 @@ async def _start_background(
         http_engine.refusals.run,
     ):
         await stack.enter_async_context(open_background_task(run))
+
+
+async def _find_out_about_redis(redis: Store, limiter: Limiter) -> None:
+    """Begin with an outage if Redis is away: the first request must not be the one to find out."""
+    if redis.statistics().links_up:
+        return  # no PING, which might be late only because everything starts at once
+    try:
+        await redis.check()
+    except StoreUnavailable as error:
+        limiter.outage.failed(error)
+
+
+async def _become_ready(stack: AsyncExitStack, limiter: Limiter, status: ServiceStatus) -> None:
+    """Pass readiness: now, or once Redis is there, if without it every request would be refused."""
+    if limiter.serves_without_redis or not limiter.outage.is_on:
+        status.phase = Phase.SERVING
+        return
+
+    async def wait_for_redis() -> None:
+        await limiter.outage.wait_over()
+        if status.phase is Phase.STARTING:  # it may drain by now
+            status.phase = Phase.SERVING
+
+    await stack.enter_async_context(open_background_task(wait_for_redis))
 
 
 async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiApp) -> int | None:

@@ -17,12 +17,13 @@ import trio
 
 from cgw.config.kinds import MIB, format_size
 from cgw.errors import ConfigError, explain_os_error
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import list_providers
 from cgw.service.build import build_all_dialects, build_server_tls, build_static_source, build_upstream_tls
 from cgw.service.certificate import SOON_DAYS, read_days_left
 from cgw.service.findings import Finding, Severity, explain_listening, explain_problems
 from cgw.service.lifecycle import EVENTS_NAME, is_activated
 from cgw.service.settings import Settings
+from cgw.service.sources import check_source_settings, has_remote_source
 from cgw.transport.listeners import open_listeners
 
 T = TypeVar("T")
@@ -40,17 +41,36 @@ async def check_actors(settings: Settings) -> list[Finding]:
         await _run_blocking(partial(build_static_source, settings))
     except ConfigError as error:
         return explain_problems(variable, error, "correct the file; `cgw token new` prints a valid entry")
-    if settings.actors.allow_anonymous or settings.actors.file is not None:
+    if settings.actors.allow_anonymous or settings.actors.file is not None or has_remote_source(settings):
         return []  # a file without actors is a problem of its own
-    remedy = "name a file of `cgw token new` entries, or set CODY_GATEWAY_ALLOW_ANONYMOUS"
+    remedy = (
+        "name a file of `cgw token new` entries, or set CODY_GATEWAY_DOTCOM_ACCESS_TOKEN, "
+        "CODY_GATEWAY_ENTERPRISE_PORTAL_URL or CODY_GATEWAY_ALLOW_ANONYMOUS"
+    )
     return [Finding(variable, "is not set, so nobody may use the gateway", remedy, Severity.WARNING)]
+
+
+async def check_sources(settings: Settings) -> list[Finding]:
+    """Check that the settings of the sources on the network go together."""
+    await trio.lowlevel.checkpoint()
+    try:
+        check_source_settings(settings)
+    except ConfigError as error:
+        return [_read_problem(problem) for problem in error.problems]
+    return []
+
+
+def _read_problem(problem: str) -> Finding:
+    variable, _, rest = problem.partition(": ")
+    wrong, _, remedy = rest.rpartition(": ")
+    return Finding(variable, wrong, remedy)
 
 
 async def check_provider_settings(settings: Settings) -> list[Finding]:
     """Check that a provider has a key, and that routes can be built from each provider's settings."""
     keys = [provider.access_token for provider in settings.providers.values()]
     if all(key is None for key in (*keys, settings.embeddings.sourcegraph_api_token)):
-        variables = ", ".join(provider.access_token_variable for provider in PROVIDERS)
+        variables = ", ".join(provider.access_token_variable for provider in list_providers(settings.providers))
         return [Finding(variables, "are not set, so there are no provider routes", "set one", Severity.WARNING)]
     try:
         await _run_blocking(partial(build_all_dialects, settings))

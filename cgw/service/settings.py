@@ -10,7 +10,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from cgw.actors.settings import ActorSettings
+from cgw.actors.settings import ActorSettings, DotcomSettings, PortalSettings, SamsSettings
 from cgw.config.declare import group, named_groups, setting
 from cgw.config.environment import Reading, examine_environment, find_unknown_variables
 from cgw.config.kinds import PATH
@@ -19,7 +19,7 @@ from cgw.events.settings import EventSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.embeddings.settings import EmbeddingsSettings
 from cgw.providers.provider import ProviderSettings
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
 from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.telemetry.settings import LogSettings
@@ -56,10 +56,15 @@ class Settings:
     admin: AdminSettings = group(AdminSettings)
     upstream: UpstreamSettings = group(UpstreamSettings)
     providers: Mapping[str, ProviderSettings] = named_groups(
-        {provider.name: provider.settings_class for provider in PROVIDERS}
+        {provider.name: provider.settings_class for provider in PROVIDERS},
+        templates=[family.settings_class for family in FAMILIES],
+        reserved_names=RESERVED_NAMES,
     )
     embeddings: EmbeddingsSettings = group(EmbeddingsSettings)
     actors: ActorSettings = group(ActorSettings)
+    dotcom: DotcomSettings = group(DotcomSettings)
+    portal: PortalSettings = group(PortalSettings)
+    sams: SamsSettings = group(SamsSettings)
     limits: LimitSettings = group(LimitSettings)
     redis: RedisSettings = group(RedisSettings)
     data: DataSettings = group(DataSettings)

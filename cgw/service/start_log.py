@@ -7,10 +7,11 @@ from collections import defaultdict
 
 from cgw import __version__
 from cgw.providers.embeddings.route import EmbeddingsRoute
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import list_providers
 from cgw.service.check import list_host_checks, run_checks
 from cgw.service.lifecycle import Service, build_url
 from cgw.service.settings import Settings
+from cgw.service.sources import has_remote_source
 
 logger = logging.getLogger("cgw.service")
 
@@ -35,7 +36,7 @@ def _log_providers(service: Service) -> None:
             logger.info("embeddings by %s are at POST %s", ", ".join(dialect.embedders), dialect.path)
             continue
         paths[dialect.provider].append(dialect.path)
-    for provider in PROVIDERS:
+    for provider in list_providers(service.settings.providers):
         if paths[provider.name]:
             url = service.settings.providers[provider.name].api_url
             logger.info("provider %s at %s serves POST %s", provider.name, url, ", ".join(paths[provider.name]))
@@ -45,13 +46,25 @@ def _log_providers(service: Service) -> None:
 
 def _log_actors(service: Service) -> None:
     actors = service.settings.actors
-    if actors.file is None and not actors.allow_anonymous:
-        logger.warning("nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE or CODY_GATEWAY_ALLOW_ANONYMOUS")
+    has_remote = has_remote_source(service.settings)
+    if actors.file is None and not actors.allow_anonymous and not has_remote:
+        logger.warning(
+            "nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE, CODY_GATEWAY_DOTCOM_ACCESS_TOKEN, "
+            "CODY_GATEWAY_ENTERPRISE_PORTAL_URL or CODY_GATEWAY_ALLOW_ANONYMOUS"
+        )
         return
     parts = [] if actors.file is None else [f"{service.actor_count} actors from {actors.file}"]
+    if has_remote:
+        parts.append(f"those that {_name_remote_sources(service.settings)} knows")
     if actors.allow_anonymous:
         parts.append("callers without a token, as one actor")
     logger.info("access is for %s", " and ".join(parts))
+
+
+def _name_remote_sources(settings: Settings) -> str:
+    names = [] if settings.dotcom.access_token is None else [settings.dotcom.api_url]
+    names += [] if settings.portal.url is None else [settings.portal.url]
+    return " or ".join(names)
 
 
 async def log_unreachable_hosts(settings: Settings) -> None:

@@ -42,7 +42,8 @@ class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``path`` has no query, because a query may hold a key. ``status`` is the one that the client was sent.
     ``duration_ms`` is the length of the whole exchange, ``upstream_ms`` the time from sending the upstream's request
     to the end of its response, ``first_byte_ms`` the time from the client's request to the first byte of the
-    response's body. ``warning`` is a part of the request that was ignored.
+    response's body. ``warning`` is a part of the request that was ignored. ``stale`` is true where the actor's source
+    could not be asked lately, otherwise ``None``.
     """
 
     method: str
@@ -53,6 +54,7 @@ class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     protocol: str = "HTTP/1.1"
     actor: str | None = None
     source: str | None = None
+    stale: bool | None = None
     feature: str | None = None
     model: str | None = None
     stream: bool | None = None
@@ -90,6 +92,8 @@ class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         line += f" – {self.outcome}" if self.status is None else f" {self.status} {self.outcome}"
         if self.actor:
             line += " " + self.actor
+            if self.stale:
+                line += " (stale)"
         if self.feature:
             line += " " + self.feature
         if self.model:

@@ -9,6 +9,9 @@
     idle: blocked, no wake-ups        write what has gathered ──── there were lines ────▶ busy: lines gather
              ▲                          │
              └──── there were none ─────┘
+
+A stream that cannot be written (a full disk, a pipe without a reader) is reported in the stream itself, once it takes
+lines again. Lines wait for a full disk as they do for a stuck reader; after other errors they are lost, and counted.
 """
 
 from __future__ import annotations
@@ -16,12 +19,16 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import accumulate
 from queue import Empty, SimpleQueue
 from typing import TextIO
 
 from attrs import frozen
+
+from cgw.errors import DISK_FULL_ERRORS, explain_os_error
 
 GATHER_SECONDS = 0.1
 """The pause between two writes while lines come: one wake-up of the log thread for all lines of the pause."""
@@ -29,31 +36,39 @@ GATHER_SECONDS = 0.1
 # Bounds the lines that one failed write loses, and the memory of a batch.
 MAX_BATCH = 500
 
+ROOM_SECONDS = 0.2
+"""The pause between two attempts to write to a full disk."""
+
 
 @frozen
 class LogStatistics:
-    """Lines ``written`` and ``dropped`` since the start, lines ``pending`` now, and batches with ``write_errors``."""
+    """Counts since the start, and the lines that are ``pending`` now.
+
+    ``dropped`` lines found too many waiting; ``lost`` ones could not be written. ``write_errors`` counts the times at
+    which the stream began to fail.
+    """
 
     written: int
     dropped: int
     pending: int
     write_errors: int
+    lost: int
 
 
 class LineWriter:
     """Writes lines to ``stream`` from a thread of its own.
 
     At most ``max_pending`` lines of ``max_pending_bytes`` together wait for the stream; further ones are dropped and
-    counted. ``render_dropped`` returns the line that follows them, for a number of dropped lines.
+    counted. ``render_notice`` returns a line with the writer's own words: what was dropped, or could not be written.
     """
 
     def __init__(
-        self, stream: TextIO, max_pending: int, max_pending_bytes: int, render_dropped: Callable[[int], bytes]
+        self, stream: TextIO, max_pending: int, max_pending_bytes: int, render_notice: Callable[[str], bytes]
     ) -> None:
         self._stream = stream
         self._max_pending = max_pending
         self._max_pending_bytes = max_pending_bytes
-        self._render_dropped = render_dropped
+        self._render_notice = render_notice
         # Reentrant: a finalizer that logs may run while its own thread is inside put(). Held for a few instructions,
         # never while something waits.
         self._lock = threading.RLock()
@@ -67,7 +82,10 @@ class LineWriter:
         # Wakes the thread. A SimpleQueue, because its put() may interrupt itself, unlike that of a threading.Event.
         self._bell: SimpleQueue[None] = SimpleQueue()
         # By the thread alone.
-        self._written = self._write_errors = 0
+        self._written = self._write_errors = self._lost = self._lost_reported = 0
+        self._failed_at: float | None = None
+        self._failure = ""
+        self._is_torn = False  # the stream's last line has no end
         self._descriptor = _duplicate_descriptor(stream)
         # A daemon: the interpreter must be able to exit while the thread is stuck in a write.
         self._thread = threading.Thread(target=self._run, name="cgw-log", daemon=True)
@@ -93,7 +111,8 @@ class LineWriter:
 
     def statistics(self) -> LogStatistics:
         """Return the counts since the start."""
-        return LogStatistics(self._written, self._dropped, len(self._gathered) + self._taken, self._write_errors)
+        pending = len(self._gathered) + self._taken
+        return LogStatistics(self._written, self._dropped, pending, self._write_errors, self._lost)
 
     def close(self, timeout_seconds: float) -> None:
         """Write everything that waits, for up to ``timeout_seconds``; then leave a stuck thread behind."""
@@ -139,7 +158,8 @@ class LineWriter:
         self._taken, self._taken_bytes = len(lines), self._gathered_bytes
         self._gathered_bytes = 0
         if self._dropped != self._reported:
-            lines.append(self._render_dropped(self._dropped - self._reported))
+            count = self._dropped - self._reported
+            lines.append(self._render_notice(f"{count} log lines were dropped: the log cannot be written fast enough"))
             self._reported = self._dropped
         return lines
 
@@ -147,21 +167,40 @@ class LineWriter:
         data = b"".join(lines)
         try:
             self._write(data)
-        except (OSError, ValueError):  # closed, broken or full: the log itself is the only place to report it
-            self._write_errors += 1
+        except _WriteFailed as failed:
+            count = _count_whole(lines, failed.written_bytes)
+            self._written += count
+            self._lost += len(lines) - count
         else:
             self._written += len(lines)
+            if self._failed_at is not None:
+                with suppress(_WriteFailed):  # it fails again: reported later
+                    self._report_failure(self._failed_at)
         with self._lock:
             # The line about dropped ones was not counted when it was taken.
             self._taken = max(0, self._taken - len(lines))
             self._taken_bytes = max(0, self._taken_bytes - len(data))
 
+    def _report_failure(self, failed_at: float) -> None:
+        """Say, now that the stream takes lines again, how long it took none, and what that cost."""
+        seconds, lost = time.monotonic() - failed_at, self._lost - self._lost_reported
+        text = f"the log could not be written for {seconds:.0f} s ({self._failure}): {lost} lines are lost"
+        self._failed_at = None
+        self._write(self._render_notice(text))
+        self._lost_reported += lost
+
     def _write(self, data: bytes) -> None:
+        """Write ``data``, and wait for a stuck reader and for a full disk. Raises :exc:`_WriteFailed`."""
         if self._descriptor is None:
-            self._stream.write(data.decode("utf-8"))
-            self._stream.flush()
+            try:
+                self._stream.write(data.decode("utf-8"))
+                self._stream.flush()
+            except (OSError, ValueError) as error:  # it may be closed
+                self._note_failure(error)
+                raise _WriteFailed(0) from None
             return
-        rest = memoryview(data)
+        # So that half a line, which another program may have to parse, costs itself only.
+        rest = memoryview(b"\n" + data if self._is_torn else data)
         while rest:
             try:
                 # A pipe may take a part only.
@@ -171,6 +210,33 @@ class LineWriter:
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
+            except OSError as error:
+                self._note_failure(error)
+                if error.errno not in DISK_FULL_ERRORS or self._is_closing:
+                    written = len(data) - len(rest)
+                    if written >= 0:
+                        self._is_torn = data[:written][-1:] not in (b"\n", b"")
+                    raise _WriteFailed(written) from None
+                time.sleep(ROOM_SECONDS)
+        self._is_torn = False
+
+    def _note_failure(self, error: OSError | ValueError) -> None:
+        if self._failed_at is None:
+            self._write_errors += 1
+            self._failed_at = time.monotonic()
+        self._failure = explain_os_error(error)
+
+
+class _WriteFailed(Exception):
+    """Of the data, only ``written_bytes`` were written."""
+
+    def __init__(self, written_bytes: int) -> None:
+        self.written_bytes = written_bytes
+
+
+def _count_whole(lines: Iterable[bytes], written_bytes: int) -> int:
+    """Return how many of ``lines`` are whole within their first ``written_bytes``."""
+    return sum(end <= written_bytes for end in accumulate(map(len, lines)))
 
 
 def _duplicate_descriptor(stream: TextIO) -> int | None:

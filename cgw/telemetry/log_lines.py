@@ -84,6 +84,7 @@ class _Exchange(msgspec.Struct, omit_defaults=True, gc=False):
     request_bytes: int | None = None
     response_bytes: int | None = None
     error: str | None = None
+    stale: bool | None = None
     warning: str | None = None
 
 
@@ -170,6 +171,7 @@ class JsonLines:
                 record.request_bytes,
                 size,
                 record.error,
+                record.stale,
                 record.warning,
             )
         return line

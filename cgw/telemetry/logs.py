@@ -57,8 +57,8 @@ def open_logging(
 
     Lines at error level are written at once, others within a tenth of a second. When ``max_pending`` lines or
     ``max_pending_bytes`` wait for the stream, further lines are dropped; a line with their number follows as soon as
-    the reader goes on. Leaving the block waits up to ``flush_timeout_seconds`` for the last lines, and restores the
-    root logger.
+    the reader goes on, and so does one about lines that could not be written. Leaving the block waits up to
+    ``flush_timeout_seconds`` for the last lines, and restores the root logger.
 
     Hypercorn adds handlers of its own, unless its ``config.errorlog`` is ``logging.getLogger("hypercorn.error")``.
     """
@@ -70,11 +70,10 @@ def open_logging(
     else:
         lines = JsonLines(mask, version)
 
-    def render_dropped(count: int) -> bytes:
-        message = f"{count} log lines were dropped: the log's reader does not keep up"
+    def render_notice(message: str) -> bytes:
         return lines.render(LogEntry(logging.WARNING, time.time(), "cgw.log", message))
 
-    writer = LineWriter(stream, max_pending, max_pending_bytes, render_dropped)
+    writer = LineWriter(stream, max_pending, max_pending_bytes, render_notice)
     try:
         with _route_everything_to(_LineHandler(writer, lines), level):
             yield Logs(writer)

@@ -63,6 +63,10 @@ class RawBody(Protocol):
         """Send ``data`` as it is. ``body_bytes`` of payload have been sent then. Raises :exc:`ClientGone`."""
         ...
 
+    def keep(self, data: bytes, body_bytes: int) -> None:
+        """Keep ``data``, with ``body_bytes`` of payload, until the client's side is told to flush or to finish."""
+        ...
+
     def note_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
         """Note that ``body_bytes`` of payload have been sent in total; ``is_stalled``: the client stopped reading."""
         ...
@@ -120,8 +124,8 @@ class ClientSide(Protocol):
         """
         ...
 
-    async def flush_head(self) -> None:
-        """Send a head that was kept for the first chunk. Raises :exc:`~cgw.errors.ClientGone`."""
+    async def flush(self) -> None:
+        """Send what was kept: a head, or the end of a raw body. Raises :exc:`~cgw.errors.ClientGone`."""
         ...
 
     async def send_chunk(self, data: bytes) -> None:

@@ -19,11 +19,13 @@ The lock guards the streams and their registrations; under it only system calls 
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import outcome
 import trio
@@ -39,6 +41,9 @@ from cgw.wire.windows import BodyWindowCollector
 MAX_EVENTS = 128
 """The most sockets per pass. After a pass the interpreter is free for tasks, even in a flood of streams."""
 
+MAX_PASSES_PER_TICK = 32
+"""Full passes after which a tick ends in any case, so that the rate is measured, and a stop is noticed."""
+
 EVENTS_PER_LOCK = 16
 """Sockets that are served before the lock is released: a task that wants it waits for some 300 µs at most."""
 
@@ -53,6 +58,8 @@ RATE_WINDOW_SECONDS = 0.02
 
 SWEEP_SECONDS = 0.25
 """The time between two checks of all timeouts: a stream ends up to this much later than its timeout says."""
+
+_logger = logging.getLogger(__name__)
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _WRITE = select.EPOLLOUT
@@ -121,12 +128,13 @@ class FlatRelay:
         writer: Writer,
         framer: Framer,
         on_first_chunk: Callable[[float], None] | None = None,
+        on_abort: Callable[[int], None] | None = None,
     ) -> StreamOutcome:
         """Forward the rest of one body, and return how it ended. The sockets are not closed.
 
         ``on_first_chunk`` is called once, with Trio's time, when payload arrives. It runs in the relay's thread, under
-        the lock: it may only store the time. Cancel-safe: the stream is removed at once, but how much of it was sent is
-        unknown then.
+        the lock: it may only store the time. Cancel-safe: the stream is removed at once, and ``on_abort`` gets the
+        number of raw bytes that were fed to the framer and could not be sent yet.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         stream = FlatStream(reader, reader.open_reading(self._scratch), writer, framer, on_first_chunk)
@@ -140,6 +148,8 @@ class FlatRelay:
             with self._lock:
                 # The outcome may be on its way to _deliver, which must not reschedule the task a second time.
                 stream.task = None
+                if on_abort is not None:
+                    on_abort(len(stream.unsent))
                 self._remove(stream)
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -182,10 +192,16 @@ class FlatRelay:
             if self._is_coalescing:
                 self._ticks += 1
                 time.sleep(self.tick_seconds)
-                self.drain(0)
+                self._drain_all()
             else:
                 self.drain(-1)
             self._adapt_to_rate()
+
+    def _drain_all(self) -> None:
+        """Make passes until one is not full: sleeping after each would let the rest of a flood wait for nothing."""
+        for _ in range(MAX_PASSES_PER_TICK):
+            if self.drain(0) < MAX_EVENTS:
+                return
 
     async def run_without_thread(self) -> None:
         """Relay until cancelled, in this task: slower, but in step with Trio's clock and scheduler, for tests."""
@@ -239,39 +255,49 @@ class FlatRelay:
                 # Removed since epoll reported it, or the descriptor that stops the loop. If another stream has the
                 # number by now, nothing is lost: its socket is tried without blocking.
                 continue
-            if descriptor != stream.reader_fd:
-                self._write(stream)
-                continue
             try:
-                # Once per pass, even if there is more: epoll is level-triggered, and will report the socket again.
-                data = stream.receive(RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                self._fail(stream, StreamEnd.BROKEN, f"the upstream reset the connection: {error.strerror or error}")
-                continue
-            if not data:
-                self._fail(stream, StreamEnd.BROKEN, "the upstream closed the connection before the end of the body")
-                continue
-            self._events += 1
-            stream.active_at = now
-            framer = stream.framer
-            if framer.held:
-                data = framer.held + data
-            size = len(data)
-            passable, state = framer.feed(data, size)
-            if passable != size or state is not still_open or stream.on_first_chunk is not None:
-                self._forward_part(stream, data[:passable], state)
-                continue
-            try:
-                sent = stream.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._fail(stream, StreamEnd.CLIENT_GONE)
-                continue
-            if sent != size:
-                self._wait_for_client(stream, data[sent:])
+                if descriptor != stream.reader_fd:
+                    self._write(stream)
+                    continue
+                try:
+                    # Once per pass, even if there is more: epoll is level-triggered, and will report it again.
+                    data = stream.receive(RECEIVE_BYTES)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    reason = f"the upstream reset the connection: {error.strerror or error}"
+                    self._fail(stream, StreamEnd.BROKEN, reason)
+                    continue
+                if not data:
+                    reason = "the upstream closed the connection before the end of the body"
+                    self._fail(stream, StreamEnd.BROKEN, reason)
+                    continue
+                self._events += 1
+                stream.active_at = now
+                framer = stream.framer
+                data = framer.held + data  # as a rule nothing is held, and nothing is copied
+                size = len(data)
+                passable, state = framer.feed(data, size)
+                if passable != size or state is not still_open or stream.on_first_chunk is not None:
+                    self._forward_part(stream, data[:passable], state)
+                    continue
+                try:
+                    sent = stream.send(data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    self._fail(stream, StreamEnd.CLIENT_GONE)
+                    continue
+                if sent != size:
+                    self._wait_for_client(stream, data[sent:])
+            except Exception as bug:  # noqa: BLE001 - a bug costs one stream, not the relay with all the others
+                self._end_by_bug(stream, bug)
+
+    def _end_by_bug(self, stream: FlatStream, bug: Exception) -> None:
+        _logger.error("the relay failed at one stream, which is broken off", exc_info=bug)
+        with suppress(OSError):
+            self._remove(stream)
+        self._call_trio(_deliver, stream, StreamOutcome(StreamEnd.BROKEN, b"", f"a bug in cgw: {type(bug).__name__}"))
 
     def _forward_part(self, stream: FlatStream, data: bytes, state: FramerState) -> None:
         """Send ``data``, the part of a piece that may be forwarded, and end the stream if ``state`` is final."""

@@ -42,6 +42,8 @@ class StreamEnd(enum.Enum):
 
     COMPLETE = "complete"
     """The upstream ended the body properly; ``held`` is still to be sent."""
+    FINAL = "final"
+    """The API's last event has come; it, and what follows, is still to be sent."""
     UNUSUAL = "unusual"
     """The fallback path has to continue, with ``held`` as its next data."""
     BROKEN = "broken"
@@ -52,6 +54,13 @@ class StreamEnd(enum.Enum):
     """The client read nothing for too long."""
     CLIENT_GONE = "client_gone"
     """Writing to the client's socket failed."""
+
+
+_ENDS = {
+    FramerState.COMPLETE: StreamEnd.COMPLETE,
+    FramerState.FINAL: StreamEnd.FINAL,
+    FramerState.UNUSUAL: StreamEnd.UNUSUAL,
+}
 
 
 @frozen
@@ -67,7 +76,7 @@ class StreamOutcome:
         """Build the outcome for a final state of a framer."""
         if state is FramerState.MALFORMED:
             return cls(StreamEnd.BROKEN, b"", "the upstream broke the framing of its body")
-        return cls(StreamEnd.COMPLETE if state is FramerState.COMPLETE else StreamEnd.UNUSUAL, framer.held)
+        return cls(_ENDS[state], framer.held)
 
 
 class FlatStream:

@@ -54,6 +54,7 @@ class Http1Client:
         self._reserved_bytes = 0  # of the budget, for this request's body
         self._received = b""  # came together with the head; not given to the codec yet
         self._unsent = b""  # encoded, but kept to go out in one write with what follows
+        self._kept_bytes = 0  # of payload, in what is unsent of a raw body
         self._is_stalled = False
         self._is_last = False
         self._is_raw_with_length = False
@@ -201,8 +202,8 @@ class Http1Client:
         if is_stream:
             await self._flush()
 
-    async def flush_head(self) -> None:
-        """See :meth:`~cgw.transport.client_side.ClientSide.flush_head`."""
+    async def flush(self) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.flush`."""
         await self._flush()
 
     async def send_chunk(self, data: bytes) -> None:
@@ -223,6 +224,11 @@ class Http1Client:
         self._unsent += data
         await self._flush()
         self.bytes_sent = body_bytes
+
+    def keep_raw(self, data: bytes, body_bytes: int) -> None:
+        """Keep ``data`` for the next write; used by the raw body only."""
+        self._unsent += data
+        self._kept_bytes += body_bytes
 
     def note_raw_sent(self, body_bytes: int, *, is_stalled: bool) -> None:
         """Note what was written to the socket; used by the raw body only."""
@@ -260,8 +266,10 @@ class Http1Client:
 
     async def _flush(self) -> None:
         data, self._unsent = self._unsent, b""
+        kept_bytes, self._kept_bytes = self._kept_bytes, 0
         if data:
             await self._write(data)
+            self.bytes_sent += kept_bytes
 
     async def _write(self, data: bytes) -> None:
         try:
@@ -302,6 +310,10 @@ class _Http1RawBody:
     async def send(self, data: bytes, body_bytes: int) -> None:
         """See :meth:`~cgw.transport.client_side.RawBody.send`."""
         await self._client.send_raw(data, body_bytes)
+
+    def keep(self, data: bytes, body_bytes: int) -> None:
+        """See :meth:`~cgw.transport.client_side.RawBody.keep`."""
+        self._client.keep_raw(data, body_bytes)
 
     def note_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
         """See :meth:`~cgw.transport.client_side.RawBody.note_sent`."""

@@ -245,8 +245,8 @@ class Http2Client:
         if is_stream:
             await self._send(b"")
 
-    async def flush_head(self) -> None:
-        """See :meth:`~cgw.transport.client_side.ClientSide.flush_head`."""
+    async def flush(self) -> None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.flush`."""
         if self._head is not None:
             await self._send(b"")
 

@@ -6,12 +6,16 @@ The fallback path (:func:`relay_body`) goes through h11 on both sides, and is co
     relay_response ──> fast path ── something unusual ──> fallback path ──> RelayOutcome
           │                └── the body has ended ────────────────────────────────^
           └── the fast path is not possible ───────────> fallback path
+
+Both stop before the data that completes the answer for the client: the end of the body, or the API's last event where
+that comes first. Then the exchange is recorded, that data is sent, and ``RelayOutcome.resume`` relays the rest.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 from attrs import frozen
@@ -35,11 +39,17 @@ class RelayEnd(enum.Enum):
 
 @frozen
 class RelayOutcome:
-    """The end of a relay. ``held_back`` is to be sent once the exchange is recorded; ``error`` is for logs."""
+    """The end of a relay. ``error`` is for logs.
+
+    ``held_back`` is payload that is to be sent once the exchange is recorded, also if the answer broke off; raw data is
+    kept by the client's side instead. With ``resume`` the API's last event has come, but not HTTP's end of the body:
+    what follows is relayed by calling it, after ``held_back`` was sent.
+    """
 
     end: RelayEnd
     held_back: bytes = b""
     error: str | None = None
+    resume: Callable[[], Awaitable[RelayOutcome]] | None = None
 
 
 async def relay_response(
@@ -55,70 +65,112 @@ async def relay_response(
     """Relay a body on the fast path where possible, otherwise, or from where it has to, on the fallback path.
 
     ``client.send_head`` was called before. A head that was kept goes out with the first data, that of a stream
-    (``is_stream``) without waiting for any. What completes the body for the client is held back: the end of a chunked
-    body, or the last bytes of one with a ``content_length``. ``window`` gets the whole payload; ``on_first_chunk`` is
-    called once, with Trio's time, and possibly in another thread. Raises :exc:`~cgw.errors.ClientGone`.
+    (``is_stream``) without waiting for any. What completes the answer for the client is held back: the API's last event
+    if ``window`` looks for that, the end of a chunked body, or the last bytes of one with a ``content_length``.
+    ``window`` gets the whole payload; ``on_first_chunk`` is called once, with Trio's time, and possibly in another
+    thread. Raises :exc:`~cgw.errors.ClientGone`.
     """
     framer = flat.choose_framer(response.head, content_length, window)
     # Asked for only with a framer: from here on the client's codec expects raw bytes.
     raw_body = None if framer is None else client.begin_raw_body(content_length)
+    go_on = partial(relay_body, response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
     if framer is not None and raw_body is not None:
-        outcome = await _relay_raw(flat, response, client, framer, raw_body, window, on_first_chunk)
-        if outcome is not None:
-            return outcome
-    elif is_stream:
-        await client.flush_head()
-    return await relay_body(response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
+        raw = _RawRelay(flat, response, client, framer, raw_body, window, on_first_chunk, go_on)
+        # Whatever was read together with the head comes before what is still in the socket.
+        return await raw.run(response.connection.take_unread())
+    if is_stream:
+        await client.flush()
+    return await go_on()
 
 
-async def _relay_raw(
-    flat: FlatRelay,
-    response: UpstreamResponse,
-    client: ClientSide,
-    framer: Framer,
-    raw_body: RawBody,
-    window: BodyWindowCollector,
-    on_first_chunk: Callable[[float], None],
-) -> RelayOutcome | None:
-    """Relay on the fast path; return ``None`` when the fallback path has to continue."""
-    unread = response.connection.take_unread()
-    # Whatever was read together with the head comes before what is still in the socket.
-    passable, state = framer.feed(unread, len(unread))
-    if window.total_bytes:
-        on_first_chunk(trio.current_time())
-    if passable or state is not FramerState.COMPLETE:
-        # With the head, if that was kept. A body that is complete already and is held as a whole goes out later.
-        await raw_body.send(unread[:passable], window.total_bytes - len(framer.held_body))
-    if state is FramerState.OPEN:
-        stream_outcome = await flat.forward(
-            response.connection.transport, raw_body.sock, framer, None if window.total_bytes else on_first_chunk
-        )
-    else:
-        stream_outcome = StreamOutcome.from_framer(state, framer)
-    # Before the outcome is looked at: ``bytes_sent`` and the need for a reset must be right in every case.
-    raw_body.note_sent(window.total_bytes - len(framer.held_body), is_stalled=stream_outcome.end is StreamEnd.STALLED)
-    return _conclude_raw(stream_outcome, response, client, framer)
+class _RawRelay:
+    """A body on the fast path. ``go_on`` continues it on the fallback path."""
 
+    def __init__(
+        self,
+        flat: FlatRelay,
+        response: UpstreamResponse,
+        client: ClientSide,
+        framer: Framer,
+        raw_body: RawBody,
+        window: BodyWindowCollector,
+        on_first_chunk: Callable[[float], None],
+        go_on: Callable[[], Awaitable[RelayOutcome]],
+    ) -> None:
+        self._flat = flat
+        self._response = response
+        self._client = client
+        self._framer = framer
+        self._raw_body = raw_body
+        self._window = window
+        self._on_first_chunk = on_first_chunk
+        self._go_on = go_on
+        self._held_bytes = 0  # of the payload: it was collected, and is not sent yet
 
-def _conclude_raw(
-    stream_outcome: StreamOutcome, response: UpstreamResponse, client: ClientSide, framer: Framer
-) -> RelayOutcome | None:
-    match stream_outcome.end:
-        case StreamEnd.COMPLETE:
-            response.end_raw_body(framer.surplus_bytes)
-            # Of a chunked body nothing: its end is encoded by ``client.finish``.
-            return RelayOutcome(RelayEnd.COMPLETE, held_back=framer.held_body)
-        case StreamEnd.UNUSUAL:
-            response.connection.continue_with(stream_outcome.held)
-            return None
-        case StreamEnd.BROKEN:
-            return RelayOutcome(RelayEnd.BROKEN, error=stream_outcome.reason)
-        case StreamEnd.SILENT:
-            return RelayOutcome(RelayEnd.TIMED_OUT, error=stream_outcome.reason)
-        case StreamEnd.STALLED | StreamEnd.CLIENT_GONE:
-            # The last write may have ended in the middle of a chunk: the connection can only be cut.
-            client.break_off()
-            raise ClientGone
+    async def run(self, unread: bytes) -> RelayOutcome:
+        """Relay ``unread``, and then what comes, up to what completes the answer."""
+        framer, window = self._framer, self._window
+        had_begun = window.total_bytes > 0
+        passable, state = framer.feed(unread, len(unread))
+        if window.total_bytes and not had_begun:
+            self._on_first_chunk(trio.current_time())
+        if passable or state is not FramerState.COMPLETE:
+            # With the head, if that was kept. A body that is complete already and is held as a whole goes out later.
+            await self._raw_body.send(unread[:passable], self._count_passed())
+        is_open = state is FramerState.OPEN
+        outcome = await self._forward() if is_open else StreamOutcome.from_framer(state, framer)
+        # Before the outcome is looked at: ``bytes_sent`` and the need for a reset must be right in every case.
+        self._raw_body.note_sent(self._count_passed(), is_stalled=outcome.end is StreamEnd.STALLED)
+        return await self._conclude(outcome)
+
+    async def _forward(self) -> StreamOutcome:
+        note_first = None if self._window.total_bytes else self._on_first_chunk
+        unsent_bytes = 0
+
+        def note_unsent(size: int) -> None:
+            nonlocal unsent_bytes
+            unsent_bytes = size
+
+        try:
+            return await self._flat.forward(
+                self._response.connection.transport, self._raw_body.sock, self._framer, note_first, note_unsent
+            )
+        except trio.Cancelled:
+            # For the log: most of a stream may have gone out by the time when its client leaves.
+            self._raw_body.note_sent(max(self._count_passed() - unsent_bytes, 0))
+            raise
+
+    def _count_passed(self) -> int:
+        return self._window.total_bytes - self._framer.final_payload_bytes
+
+    async def _conclude(self, outcome: StreamOutcome) -> RelayOutcome:
+        framer, response = self._framer, self._response
+        match outcome.end:
+            case StreamEnd.COMPLETE:
+                response.end_raw_body(framer.surplus_bytes)
+                self._keep_final()  # the end of a chunked body is not in it, and is encoded by ``client.finish``
+                return RelayOutcome(RelayEnd.COMPLETE)
+            case StreamEnd.FINAL:
+                self._keep_final()
+                return RelayOutcome(RelayEnd.COMPLETE, resume=partial(self.run, framer.held))
+            case StreamEnd.UNUSUAL:
+                response.connection.continue_with(outcome.held)
+                self._keep_final()  # it goes out with what the fallback path sends
+                return await self._go_on()
+            case StreamEnd.BROKEN | StreamEnd.SILENT:
+                self._keep_final()  # part of the API's last event, at most: it does not complete the answer
+                end = RelayEnd.BROKEN if outcome.end is StreamEnd.BROKEN else RelayEnd.TIMED_OUT
+                return RelayOutcome(end, error=outcome.reason)
+            case StreamEnd.STALLED | StreamEnd.CLIENT_GONE:
+                # The last write may have ended in the middle of a chunk: the connection can only be cut.
+                self._client.break_off()
+                raise ClientGone
+
+    def _keep_final(self) -> None:
+        """Leave the data that completes the answer to the client's side, which sends it once it is told to."""
+        framer = self._framer
+        self._raw_body.keep(framer.final, framer.final_payload_bytes)
+        framer.final, framer.final_payload_bytes = b"", 0
 
 
 async def relay_body(
@@ -133,6 +185,7 @@ async def relay_body(
 
     Arguments, result and exceptions are as for :func:`relay_response`.
     """
+    has_been_final, held = window.is_final, b""
     try:
         while (chunk := await response.receive_chunk()) is not None:
             if not window.total_bytes:
@@ -141,13 +194,21 @@ async def relay_body(
             # A body with a length has no other end than its last bytes, so these are held back.
             if content_length is not None and window.total_bytes >= content_length:
                 await _receive_end(response)
-                return RelayOutcome(RelayEnd.COMPLETE, held_back=chunk)
-            await client.send_chunk(chunk)
+                return RelayOutcome(RelayEnd.COMPLETE, held_back=held + chunk)
+            if not window.is_ending or has_been_final:
+                await client.send_chunk(chunk)
+                continue
+            held += chunk
+            if window.is_final:
+                resume = partial(
+                    relay_body, response, client, window, content_length=content_length, on_first_chunk=on_first_chunk
+                )
+                return RelayOutcome(RelayEnd.COMPLETE, held_back=held, resume=resume)
     except UpstreamTimeout as error:
-        return RelayOutcome(RelayEnd.TIMED_OUT, error=str(error))
+        return RelayOutcome(RelayEnd.TIMED_OUT, held, str(error))
     except UpstreamError as error:
-        return RelayOutcome(RelayEnd.BROKEN, error=str(error))
-    return RelayOutcome(RelayEnd.COMPLETE)
+        return RelayOutcome(RelayEnd.BROKEN, held, str(error))
+    return RelayOutcome(RelayEnd.COMPLETE, held_back=held)
 
 
 async def _receive_end(response: UpstreamResponse) -> None:

@@ -2,7 +2,8 @@
 
 Used on the fast path only (:mod:`cgw.transport.flat_relay`). For each piece of data a framer says how many bytes may be
 forwarded now and whether the body has ended, and gives the payload to a collector, from which usage is read later. It
-stops before the bytes that would tell the client that the body is complete, so that the exchange can be recorded first.
+stops before the bytes that tell the client that the answer is complete, so that the exchange can be recorded first:
+HTTP's end of the body, or the API's last event, if the collector looks for that.
 
 Framers accept a strict subset of RFC 9112 §7.1. At anything else that could be valid (chunk extensions, trailers) they
 stop at a boundary between chunks, where h11 can continue.
@@ -26,10 +27,13 @@ _DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
 class FramerState(enum.Enum):
-    """The state of a body after a piece of its data. All but ``OPEN`` are final."""
+    """The state of a body after a piece of its data. After ``OPEN`` and ``FINAL`` more may be fed."""
 
     OPEN = "open"
     """More of the body follows."""
+    FINAL = "final"
+    """The API's last event has come, and is in ``final``. More of the body may follow: ``feed`` may be called again,
+    with ``held`` first."""
     COMPLETE = "complete"
     """The body has ended properly; ``held`` are its bytes that were not forwarded."""
     UNUSUAL = "unusual"
@@ -48,9 +52,11 @@ class Framer(Protocol):
     held: bytes
     """Data that was fed but may not be forwarded yet. While the body is open: the start of a chunk-size line, or of the
     end of the body; the caller puts it in front of the next piece. In a final state: see :class:`FramerState`."""
-    held_body: bytes
-    """The part of ``held`` that is payload: the last piece of a body with a content length. It was collected, but the
-    client has not got it."""
+    final: bytes
+    """Raw data that completes the answer, to be sent once the exchange is recorded: what was read with the API's last
+    event, or the last piece of a body with a content length."""
+    final_payload_bytes: int
+    """How much of what was collected is in ``final``."""
     surplus_bytes: int
     """How many bytes were fed beyond the end of the body. The upstream was not asked for them, so its connection cannot
     be used again."""
@@ -75,14 +81,24 @@ class ChunkedFramer:
     that follow it, the chunk's own CR LF included.
     """
 
-    __slots__ = ("_collector", "_need", "_sizes", "held", "held_body", "surplus_bytes")
+    __slots__ = (
+        "_collector",
+        "_has_been_final",
+        "_need",
+        "_sizes",
+        "final",
+        "final_payload_bytes",
+        "held",
+        "surplus_bytes",
+    )
 
     def __init__(self, collector: BodyWindowCollector, sizes: dict[bytes, int]) -> None:
         self._collector = collector
         self._sizes = sizes
         self._need = 0  # bytes of the current chunk that are still to come, its CR LF included
-        self.held = self.held_body = b""
-        self.surplus_bytes = 0
+        self._has_been_final = False
+        self.held = self.final = b""
+        self.final_payload_bytes = self.surplus_bytes = 0
 
     @property
     def has_begun(self) -> bool:
@@ -91,22 +107,35 @@ class ChunkedFramer:
 
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """See :meth:`Framer.feed`. ``held`` is at most one chunk-size line, or the end of the body."""
-        position = 0
+        position, collector = 0, self._collector
+        before = collector.total_bytes
         self.held = b""
         if not self._need:
             # Nearly always a piece is one or more whole chunks of sizes that were seen before. Looking the size line up
             # in the cache replaces checking and converting its digits; the last chunk ("0") is never in the cache.
-            sizes, collect = self._sizes, self._collector.feed
+            sizes, collect = self._sizes, collector.feed
             while line_end := data.find(b"\n", position) + 1:
                 # An unknown size line counts as longer than the data, which leaves it to _feed_pieces.
                 end = line_end + sizes.get(data[position:line_end], size)
                 if end > size or data[end - 2 : end] != b"\r\n":
                     break
                 collect(data[line_end : end - 2])
-                if end == size:
+                if end == size and not collector.is_ending:
                     return size, FramerState.OPEN
                 position = end
-        return self._feed_pieces(data, position, size)
+        passable, state = self._feed_pieces(data, position, size)
+        if not collector.is_ending or self._has_been_final:
+            return passable, state
+        return 0, self._hold(data[:passable], collector.total_bytes - before, state)
+
+    def _hold(self, data: bytes, payload_bytes: int, state: FramerState) -> FramerState:
+        """Hold the API's last event with all that was read together with it; return the state."""
+        self.final += data
+        self.final_payload_bytes += payload_bytes
+        if state is FramerState.OPEN and self._collector.is_final:
+            state = FramerState.FINAL
+        self._has_been_final = state is not FramerState.OPEN
+        return state
 
     def _feed_pieces(self, data: bytes, position: int, size: int) -> tuple[int, FramerState]:
         """Take ``data`` from ``position`` on, where chunks may be cut anywhere and sizes may be new."""
@@ -178,13 +207,13 @@ class ChunkedFramer:
 class LengthFramer:
     """The framer of a body with a content length (more than 0). The piece that completes it is held as a whole."""
 
-    __slots__ = ("_collector", "_need", "held", "held_body", "surplus_bytes")
+    __slots__ = ("_collector", "_need", "final", "final_payload_bytes", "held", "surplus_bytes")
 
     def __init__(self, collector: BodyWindowCollector, content_length: int) -> None:
         self._collector = collector
         self._need = content_length
-        self.held = self.held_body = b""
-        self.surplus_bytes = 0
+        self.held = self.final = b""
+        self.final_payload_bytes = self.surplus_bytes = 0
 
     @property
     def has_begun(self) -> bool:
@@ -198,8 +227,9 @@ class LengthFramer:
             self._collector.feed(data)
             return size, FramerState.OPEN
         # No marker follows the body, so its last bytes are what tells the client that it is complete.
-        self.held = self.held_body = data[: self._need]
-        self._collector.feed(self.held)
+        self.held = self.final = data[: self._need]
+        self.final_payload_bytes = self._need
+        self._collector.feed(self.final)
         self.surplus_bytes = size - self._need
         self._need = 0
         return 0, FramerState.COMPLETE

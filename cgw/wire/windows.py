@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cgw.model import BodyWindow
+from cgw.wire.final_events import FinalEventScanner
 
 # Providers put usage into the first and the last events of a stream, and at one of the ends of a JSON body.
 HEAD_BYTES = 32 * 1024
@@ -10,9 +11,24 @@ TAIL_BYTES = 32 * 1024
 
 
 class BodyWindowCollector:
-    """Takes every chunk of a body, and keeps ``head_bytes`` of its start and at least ``tail_bytes`` of its end."""
+    """Takes every chunk of a body, and keeps ``head_bytes`` of its start and at least ``tail_bytes`` of its end.
 
-    __slots__ = ("_first", "_head", "_head_room", "_tail", "_tail_bytes", "_tail_limit", "total_bytes")
+    If :meth:`look_for` was called, ``is_ending`` becomes true with the chunk in which the API's last event is known by
+    its marker, and ``is_final`` with the chunk in which that event ends.
+    """
+
+    __slots__ = (
+        "_first",
+        "_head",
+        "_head_room",
+        "_scanner",
+        "_tail",
+        "_tail_bytes",
+        "_tail_limit",
+        "is_ending",
+        "is_final",
+        "total_bytes",
+    )
 
     def __init__(self, head_bytes: int = HEAD_BYTES, tail_bytes: int = TAIL_BYTES) -> None:
         self._first = b""  # the only chunk so far; short bodies consist of one, which need not be copied
@@ -21,10 +37,20 @@ class BodyWindowCollector:
         self._tail = bytearray()
         self._tail_bytes = tail_bytes
         self._tail_limit = 2 * tail_bytes
+        self._scanner: FinalEventScanner | None = None
+        self.is_ending = self.is_final = False
         self.total_bytes = 0
 
-    def feed(self, chunk: bytes | bytearray | memoryview) -> None:
+    def look_for(self, markers: tuple[bytes, ...]) -> None:
+        """Look for the API's last event, before anything is fed; see :class:`FinalEventScanner`."""
+        self._scanner = FinalEventScanner(markers) if markers else None
+
+    def feed(self, chunk: bytes | bytearray) -> None:
         """Take the next bytes of the body."""
+        if self._scanner is not None and self._scanner.feed(chunk):
+            self.is_ending, self.is_final = True, self._scanner.is_final
+            if self.is_final:
+                self._scanner = None
         size = len(chunk)
         if not self.total_bytes and isinstance(chunk, bytes) and size <= self._head_room:
             self._first, self.total_bytes = chunk, size

@@ -66,7 +66,7 @@ async def test_edit_acts_at_the_next_update(source: StaticSource, path: Path, is
     else:
         path.write_text(text)
     assert await get_limit(source, "one") == 100
-    await source.update(await get_actor(source))
+    await source.update(await get_actor(source), "")
     assert (await get_limit(source, "one"), await get_limit(source, "three")) == (2_000, 5)
     with pytest.raises(NotFromSource):
         await source.get("two")
@@ -79,14 +79,14 @@ async def test_new_file_of_the_same_size_and_time_is_seen(source: StaticSource, 
     replace(path, build_text(("acme", "one", 999), ("other", "two", 999)))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
-    await source.update(await get_actor(source))
+    await source.update(await get_actor(source), "")
     assert await get_limit(source, "one") == 999
 
 
 async def test_unchanged_file_is_not_read(source: StaticSource) -> None:
     """While the file is the same, its actors are the same objects."""
     actor = await get_actor(source)
-    await source.update(actor)
+    await source.update(actor, "")
     assert await get_actor(source) is actor
 
 
@@ -106,11 +106,11 @@ async def test_wrong_edit_leaves_the_old_actors_in_force(
     replace(path, text)
     for _ in range(2):
         with pytest.raises(ConfigError) as caught:
-            await source.update(await get_actor(source))
+            await source.update(await get_actor(source), "")
         assert caught.value.problems[0].startswith(f"{path}: {problem}")
         assert (await get_limit(source, "one"), await get_limit(source, "two")) == (100, 100)
     replace(path, build_text(("acme", "one", 7)))
-    await source.update(await get_actor(source))
+    await source.update(await get_actor(source), "")
     assert await get_limit(source, "one") == 7
 
 
@@ -120,12 +120,12 @@ async def test_vanished_file_leaves_the_old_actors_in_force(source: StaticSource
     path.rename(away)
     for _ in range(2):
         with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
-            await source.update(await get_actor(source))
+            await source.update(await get_actor(source), "")
         assert await get_limit(source, "one") == 100
     away.rename(path)
-    await source.update(await get_actor(source))
+    await source.update(await get_actor(source), "")
     replace(path, build_text(("acme", "one", 7)))
-    await source.update(await get_actor(source))
+    await source.update(await get_actor(source), "")
     assert await get_limit(source, "one") == 7
 
 
@@ -135,10 +135,10 @@ async def test_file_that_could_not_be_opened_is_tried_again(source: StaticSource
     path.unlink()
     path.mkdir()
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        await source.update(await get_actor(source))
+        await source.update(await get_actor(source), "")
     shutil.rmtree(path)
     path.write_text(text)
-    await source.update(await get_actor(source))
+    await source.update(await get_actor(source), "")
     assert await get_limit(source, "one") == 7
 
 
@@ -151,7 +151,7 @@ async def test_many_updates_at_once_read_once(
     with caplog.at_level(logging.INFO, "cgw.actors"):
         async with trio.open_nursery() as callers:
             for _ in range(20):
-                callers.start_soon(source.update, actor)
+                callers.start_soon(source.update, actor, "")
     assert [record.getMessage() for record in caplog.records] == [f"the actors were read again from {path}: 1"]
 
 
@@ -168,11 +168,11 @@ async def test_refresher_logs_a_wrong_file_once(
         for _ in range(2):
             for actor in actors:
                 with pytest.raises(ConfigError):
-                    await refresher.refresh(actor)
+                    await refresher.refresh(actor, "token")
             await trio.sleep(source.cooldown_seconds)
         replace(path, build_text(("acme", "one", 9)))
         with caplog.at_level(logging.INFO, "cgw.actors"):
-            await refresher.refresh(actors[0])
+            await refresher.refresh(actors[0], "token")
         service_nursery.cancel_scope.cancel()
     assert await get_limit(source, "one") == 9
     first, *rest = [record.getMessage() for record in caplog.records]
@@ -199,7 +199,7 @@ async def test_hanging_file_holds_one_thread_and_no_refresh(
         thread_counts = []
         for _ in range(4):
             with pytest.raises(RefreshFailed, match="took more than 30 s"):
-                await refresher.refresh(source.actors[0])
+                await refresher.refresh(source.actors[0], "token")
             thread_counts.append(threading.active_count())
             await trio.sleep(source.cooldown_seconds)
         service_nursery.cancel_scope.cancel()
@@ -209,5 +209,53 @@ async def test_hanging_file_holds_one_thread_and_no_refresh(
     os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     path.unlink()
     path.write_text(build_text(("acme", "one", 7)))
-    await source.update(source.actors[0])
+    await source.update(source.actors[0], "")
     assert await get_limit(source, "one") == 7
+
+
+@pytest.fixture
+def watching_clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """A clock that jumps, but leaves threads the time to read."""
+    autojump_clock.autojump_threshold = 0.02
+    return autojump_clock
+
+
+async def test_an_edit_acts_within_five_seconds(
+    source: StaticSource, path: Path, watching_clock: trio.testing.MockClock
+) -> None:
+    """Without any request: limits change, and a removed token stops working."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.run)
+        await trio.sleep(1)
+        replace(path, build_text(("acme", "one", 7)))
+        await trio.sleep(5)
+        assert await get_limit(source, "one") == 7
+        with pytest.raises(NotFromSource):
+            await source.get("two")
+        assert source.recall(hash_token("two")) is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_broken_edit_is_said_once_and_keeps_the_old_actors(
+    source: StaticSource, path: Path, watching_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each wrong edit is one error line that says what is wrong; the right one after it acts."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.run)
+        for text in (build_text(("acme", "one", 0)), "nonsense"):
+            replace(path, text)
+            await trio.sleep(20)
+            assert await get_limit(source, "one") == 100
+            assert await get_limit(source, "two") == 100
+        path.unlink()
+        await trio.sleep(20)
+        assert await get_limit(source, "one") == 100
+        messages = [record.getMessage() for record in caplog.records]
+        replace(path, build_text(("acme", "one", 9)))
+        await trio.sleep(5)
+        assert await get_limit(source, "one") == 9
+        nursery.cancel_scope.cancel()
+    assert [message.partition(f"{path}: ")[0] for message in messages] == ["the actors stay as they were: "] * 3
+    assert "limit: must be at least 1, not 0" in messages[0]
+    assert "not valid TOML" in messages[1]
+    assert "cannot be read" in messages[2]

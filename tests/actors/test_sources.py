@@ -25,7 +25,7 @@ class ListedSource:
     actors: Mapping[str, Actor]
     name: str = "static"
 
-    async def get(self, token: str) -> Actor:
+    async def get(self, token: str, client: str = "") -> Actor:
         if token not in self.actors:
             raise NotFromSource
         return self.actors[token]
@@ -38,7 +38,7 @@ class FailingSource:
     error: Exception
     name: str = "failing"
 
-    async def get(self, token: str) -> Actor:
+    async def get(self, token: str, client: str = "") -> Actor:
         raise self.error
 
 

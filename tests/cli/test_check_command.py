@@ -237,7 +237,7 @@ async def test_the_start_says_that_nobody_may_use_it(tmp_path: Path) -> None:
     async with open_gateway_process(environ, tmp_path / "log") as gateway:
         await wait_for_lines(
             gateway,
-            "nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE or CODY_GATEWAY_ALLOW_ANONYMOUS",
+            "nobody may use the gateway: set CODY_GATEWAY_ACTORS_FILE, CODY_GATEWAY_DOTCOM_ACCESS_TOKEN, ",
             "provider anthropic has no routes",
             "provider openai has no routes",
         )

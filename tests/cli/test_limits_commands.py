@@ -108,6 +108,36 @@ async def test_with_the_redis_of_the_settings(tmp_path: Path) -> None:
         assert (first.returncode, first.stdout) == (0, b"0 limits reset: none was used\n")
 
 
+async def test_all_actors_with_activity_are_shown_without_an_id(tmp_path: Path) -> None:
+    """Without ``--actor`` the limits in use of all actors are listed; with none in use, the list is empty."""
+    with run_redis_server(tmp_path) as server:
+        environ = {"REDIS_ENDPOINT": server.url}
+        nothing = await run_limits(environ, "show", "--json")
+        assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, b"[]\n", b"no limits are used now\n")
+        async with open_redis(server.url, timeout_seconds=5) as links:
+            limiter, rate_limit = Limiter(links), RateLimit(10, 86_400_000, ("*",), 5, 3_600_000)
+            for actor_id, source, feature in (
+                ("b", "dotcom-user", Feature.CHAT_COMPLETIONS),
+                ("a", "dotcom-user", Feature.EMBEDDINGS),
+                ("a", "static", Feature.CHAT_COMPLETIONS),
+            ):
+                await limiter.admit(Actor(actor_id, "", source, True), feature, rate_limit)
+        shown = await run_limits(environ, "show", "--json", "--feature", "chat_completions")
+        rows = [(row["source"], row["actor"], row["name"], row["used"]) for row in json.loads(shown.stdout)]
+        assert rows == [
+            ("dotcom-user", "b", "quota", 1),
+            ("dotcom-user", "b", "concurrency", 1),
+            ("static", "a", "quota", 1),
+            ("static", "a", "concurrency", 1),
+        ]
+        table = (await run_limits(environ, "show", "--source", "dotcom-user")).stdout.decode().splitlines()
+        assert table[0].split()[:4] == ["source", "actor", "feature", "limit"]
+        assert [line.split()[:3] for line in table[1::2]] == [
+            ["dotcom-user", "a", "embeddings"],
+            ["dotcom-user", "b", "chat_completions"],
+        ]
+
+
 @pytest.mark.parametrize("action", ["show", "reset"])
 async def test_without_a_store_it_is_one_sentence(tmp_path: Path, action: str) -> None:
     """No running gateway, or no Redis at the address, is exit status 1, without a traceback or a password."""
@@ -127,7 +157,8 @@ async def test_without_a_store_it_is_one_sentence(tmp_path: Path, action: str) -
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["show"],
+        ["reset"],
+        ["show", "--feature", "nonsense"],
         ["show", "--actor", "a", "--feature", "nonsense"],
         ["reset", "--actor", "a", "--source", "nonsense"],
     ],

@@ -12,7 +12,7 @@ from attrs import frozen
 from cgw.config.declare import group, list_group_classes, list_groups, named_groups, setting
 from cgw.config.describe import SettingRow, describe_settings, list_secrets
 from cgw.config.environment import examine_environment, find_unknown_variables
-from cgw.config.kinds import SECRET, Secret, integer
+from cgw.config.kinds import BOOLEAN, SECRET, Secret, integer
 
 
 @frozen
@@ -25,6 +25,7 @@ class Server:
     workers: int = setting(
         "CODY_GATEWAY_WORKERS", integer(least=1), None, "Processes.", factory=lambda: 4, default_text="one for each CPU"
     )
+    mode: bool = setting("CODY_GATEWAY_MODE", BOOLEAN, False, "The mode.", alias="CODY_GATEWAY_OLD_MODE")
 
 
 @frozen
@@ -39,6 +40,21 @@ class Bank:
     """Another group of a named one."""
 
     key: Secret | None = setting("CODY_GATEWAY_BANK_KEY", SECRET, None, "The key.")
+
+
+@frozen
+class Stall:
+    """A template: a group for each name in the environment."""
+
+    key: Secret | None = setting("CODY_GATEWAY_STALL_<NAME>_KEY", SECRET, None, "The key.")
+    size: int = setting("CODY_GATEWAY_STALL_<NAME>_SIZE", integer(least=1), 5, "The size.")
+
+
+@frozen
+class Market:
+    """A root with a template."""
+
+    stalls: Mapping[str, Shop | Stall] = named_groups({"shop": Shop}, templates=[Stall], reserved_names=["shop", "v1"])
 
 
 @frozen
@@ -83,6 +99,23 @@ def test_all_problems_are_found_together() -> None:
         "line breaks: correct or unset it",
     }
     assert reading.settings == Root(shops={"shop": Shop(key=Secret("k")), "bank": Bank()})
+
+
+def test_an_alias_is_read_too() -> None:
+    """An older name sets the same field, is not warned about, and problems have the name that was used."""
+    environ = {"CODY_GATEWAY_OLD_MODE": "T"}
+    assert examine_environment(Root, environ).settings.server.mode is True
+    assert find_unknown_variables(Root, environ) == []
+    assert examine_environment(Root, environ | {"CODY_GATEWAY_MODE": "1"}).problems == {}
+    assert list(examine_environment(Root, {"CODY_GATEWAY_OLD_MODE": "perhaps"}).problems) == ["CODY_GATEWAY_OLD_MODE"]
+
+
+def test_a_name_and_its_alias_must_not_differ() -> None:
+    """With two values, neither wins silently."""
+    reading = examine_environment(Root, {"CODY_GATEWAY_MODE": "false", "CODY_GATEWAY_OLD_MODE": "true"})
+    assert reading.problems == {
+        "CODY_GATEWAY_MODE": "CODY_GATEWAY_MODE: differs from CODY_GATEWAY_OLD_MODE, its older name: unset that one"
+    }
 
 
 def test_only_names_with_the_prefix_are_warned_about() -> None:
@@ -136,7 +169,58 @@ def test_rows_show_values_and_defaults() -> None:
     assert describe_settings(settings) == [
         SettingRow("PORT", "80", "9992", "The port.", is_default=False),
         SettingRow("CODY_GATEWAY_WORKERS", "4", "one for each CPU", "Processes.", is_default=True),
+        SettingRow("CODY_GATEWAY_MODE", "false", "false", "The mode.", is_default=True),
         SettingRow("CODY_GATEWAY_SHOP_KEY", "****", "(not set)", "The key.", is_default=False),
         SettingRow("CODY_GATEWAY_BANK_KEY", "(not set)", "(not set)", "The key.", is_default=True),
     ]
     assert list(list_secrets(settings)) == ["CANARY"]
+
+
+def test_a_template_makes_a_group_for_each_name() -> None:
+    """Names are what the environment has; in the mapping they are in lower case, with hyphens."""
+    environ = {
+        "CODY_GATEWAY_STALL_NORTH_KEY": "CANARY",
+        "CODY_GATEWAY_STALL_NORTH_SIZE": "7",
+        "CODY_GATEWAY_STALL_FAR_SOUTH_2_SIZE": "8",
+        "CODY_GATEWAY_STALL_EMPTY_KEY": " ",
+        "CODY_GATEWAY_STALL__KEY": "k",
+        "CODY_GATEWAY_STALL_low_KEY": "k",
+    }
+    stalls = examine_environment(Market, environ).settings.stalls
+    assert list(stalls) == ["shop", "far-south-2", "north"]
+    assert isinstance(stalls["north"], Stall)
+    assert isinstance(stalls["far-south-2"], Stall)
+    assert (stalls["north"].key, stalls["north"].size) == (Secret("CANARY"), 7)
+    assert (stalls["far-south-2"].key, stalls["far-south-2"].size) == (None, 8)
+    assert examine_environment(Market, environ).settings == examine_environment(Market, environ).settings
+
+
+def test_a_templates_groups_are_described_by_their_own_variables() -> None:
+    """Each group has its rows and its secrets; where there is none, the template's variables are shown."""
+    settings = examine_environment(Market, {"CODY_GATEWAY_STALL_NORTH_KEY": "CANARY"}).settings
+    names = [row.name for row in describe_settings(settings)]
+    stalls = ["CODY_GATEWAY_STALL_NORTH_KEY", "CODY_GATEWAY_STALL_NORTH_SIZE"]
+    assert names == ["CODY_GATEWAY_SHOP_KEY", *stalls]
+    assert list(list_secrets(settings)) == ["CANARY"]
+    assert "CANARY" not in repr(settings)
+    stalls = ["CODY_GATEWAY_STALL_<NAME>_KEY", "CODY_GATEWAY_STALL_<NAME>_SIZE"]
+    assert [row.name for row in describe_settings(Market())] == ["CODY_GATEWAY_SHOP_KEY", *stalls]
+    assert list_group_classes(Market) == [Shop, Stall]
+
+
+def test_problems_of_a_templates_groups_name_their_variables() -> None:
+    """Wrong values and names that are taken are problems; misspelt variables are warned about."""
+    environ = {
+        "CODY_GATEWAY_STALL_NORTH_SIZE": "x",
+        "CODY_GATEWAY_STALL_SHOP_SIZE": "7",
+        "CODY_GATEWAY_STALL_V1_KEY": "k",
+        "CODY_GATEWAY_STALL_NORTH_SIZES": "7",
+    }
+    assert examine_environment(Market, environ).problems == {
+        "CODY_GATEWAY_STALL_NORTH_SIZE": "CODY_GATEWAY_STALL_NORTH_SIZE: must be a whole number, at least 1, not 'x': "
+        "correct or unset it (default: 5)",
+        "CODY_GATEWAY_STALL_SHOP_SIZE": "CODY_GATEWAY_STALL_SHOP_SIZE: the name shop is taken: choose another one",
+        "CODY_GATEWAY_STALL_V1_KEY": "CODY_GATEWAY_STALL_V1_KEY: the name v1 is taken: choose another one",
+    }
+    (warning,) = find_unknown_variables(Market, environ)
+    assert warning.startswith("CODY_GATEWAY_STALL_NORTH_SIZES: is not a setting of this version")

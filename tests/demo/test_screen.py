@@ -30,7 +30,7 @@ def show_everything(screen: Screen) -> None:
     for token in split_tokens(DEFAULT_ANSWER):
         screen.show_token(wrapper, token)
     screen.end_text()
-    for snippet in build_snippets("http://127.0.0.1:9992", "cgw_" + "0" * 64):
+    for snippet in build_snippets("http://127.0.0.1:9992", "cgw_" + "0" * 64, "sgd_" + "0" * 64):
         screen.show_snippet(snippet)
 
 

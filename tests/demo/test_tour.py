@@ -153,7 +153,7 @@ async def test_pasted_lines_work_and_ctrl_c_ends_it_well() -> None:
         os.killpg(demo.process.pid, signal.SIGINT)
         status = await demo.read_all()
     assert status == 0, demo.errors
-    completions = 5 if has_curl else 2
+    completions = 6 if has_curl else 2
     assert f"Served {completions} completions after the tour." in demo.output
     for title, output in outputs.items():
         if "SDK" in title:
@@ -166,7 +166,7 @@ async def test_pasted_lines_work_and_ctrl_c_ends_it_well() -> None:
     # Not "200 ok": openai hangs up once it has read `[DONE]`, before the body's last chunk.
     assert log.count("POST /") == len(re.findall(r"POST /\S+ 200 ", log)) == completions
     assert "Traceback" not in log
-    for token in re.findall(r"cgw_[0-9a-f]{64}", demo.output):
+    for token in re.findall(r"(?:cgw|sgd)_[0-9a-f]{64}", demo.output):
         assert token not in log
     demo.assert_nothing_is_left()
 

@@ -23,7 +23,7 @@ import trio
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import open_scripted_upstream
 from tests.support.gateway import build_environ
-from tests.support.process import start_cgw
+from tests.support.process import open_gateway_process, start_cgw
 from tests.support.redis_cluster import find_free_ports
 from tests.support.redis_drill import DEADLINE_SECONDS, GatewayDrill, open_gateway_drill
 from tests.support.redis_server import RedisServer, run_redis_server
@@ -242,18 +242,16 @@ async def test_listener_that_never_accepts(tmp_path: Path) -> None:
                 await conclude(drill, loses_store=True)
 
 
-@pytest.mark.parametrize("fault", ["wrong password", "never accepts"])
-async def test_at_the_start(tmp_path: Path, fault: str) -> None:
-    """If the store can't be used at the start, cgw prints one sentence without the password and exits with status 1."""
+async def test_wrong_password_at_the_start(tmp_path: Path) -> None:
+    """A store that refuses the login at the start: cgw prints one sentence without the password, and exits with 1."""
     store = RestartableServer(tmp_path, "--requirepass", "right")
-    run = store.run() if fault == "wrong password" else open_deaf_listener(store.port)
     environ = {"REDIS_ENDPOINT": f"redis://:canary@127.0.0.1:{store.port}", "CODY_GATEWAY_REDIS_TIMEOUT": "100ms"}
     async with open_scripted_upstream(Script()) as upstream:
-        with run:
+        with store.run():
             started = trio.current_time()
             process = start_cgw(build_environ(tmp_path, upstream.url, more=environ), tmp_path / "log")
             await wait_until(lambda: process.poll() is not None, seconds=20)
-            report(f"{fault + ' at start':28} ended after {(trio.current_time() - started) * 1000:.0f} ms")
+            report(f"wrong password at start      ended after {(trio.current_time() - started) * 1000:.0f} ms")
     text = (tmp_path / "log").read_text()
     assert process.returncode == 1
     (sentence,) = [line for line in text.splitlines() if line.startswith("cgw: ")]
@@ -261,3 +259,21 @@ async def test_at_the_start(tmp_path: Path, fault: str) -> None:
     report(f"  {sentence}")
     assert "canary" not in text
     assert "Traceback" not in text
+
+
+async def test_listener_that_never_accepts_at_the_start(tmp_path: Path) -> None:
+    """A store that takes connections and sends nothing at the start delays it by one attempt, and is then an outage."""
+    store = RestartableServer(tmp_path)
+    environ = {"REDIS_ENDPOINT": f"redis://:canary@127.0.0.1:{store.port}", "CODY_GATEWAY_REDIS_TIMEOUT": "100ms"}
+    async with open_scripted_upstream(Script()) as upstream:
+        with open_deaf_listener(store.port):
+            started = trio.current_time()
+            async with open_gateway_process(
+                build_environ(tmp_path, upstream.url, more=environ), tmp_path / "log"
+            ) as gateway:
+                report(f"never accepts at start       serves after {(trio.current_time() - started) * 1000:.0f} ms")
+                gateway.terminate()
+                assert await gateway.wait() == 0
+    text = (tmp_path / "log").read_text()
+    assert f"limits are held in this process alone until it is back: Redis at 127.0.0.1:{store.port} did" in text
+    assert "canary" not in text

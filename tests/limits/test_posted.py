@@ -18,7 +18,7 @@ from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import Store, open_redis
 from tests.limits.test_outages import open_setup
-from tests.support.redis_server import RedisServer, wait_until
+from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 CHAT = Feature.CHAT_COMPLETIONS
 DAY_MS = 86_400_000
@@ -78,6 +78,41 @@ async def test_the_next_admission_finds_what_was_given_back(links: Store, may_wa
     admission = await limiter.admit(ACTOR, Feature.EMBEDDINGS, tokens, tokens=900)
     limiter.settle_later(admission, is_charged=True, tokens=100)
     assert (await limiter.admit(ACTOR, Feature.EMBEDDINGS, tokens, tokens=900)).states[0].remaining == 0
+
+
+async def test_a_refund_after_the_server_lost_its_scripts_comes_first(tmp_path: Path) -> None:
+    """Scripts are loaded when a link opens, so no settlement has to be sent twice, behind the next admission."""
+    whole = evolve(LIMIT, limit=1)
+    for _ in range(2):  # the second server is new, at the same address
+        with run_redis_server(tmp_path) as server:
+            async with open_redis(server.url, timeout_seconds=2) as links:
+                limiter = Limiter(links)
+                for _ in range(3):
+                    limiter.settle_later(await limiter.admit(ACTOR, CHAT, whole), is_charged=False)
+                admission = await limiter.admit(ACTOR, CHAT, whole)
+                await limiter.settle(admission, is_charged=True)
+                stats = str(await links.commands.info("commandstats"))
+                assert "cmdstat_eval:" not in stats, stats
+                assert "cmdstat_evalsha:calls=8," in stats, stats
+
+
+async def test_a_link_that_comes_back_loads_the_scripts(tmp_path: Path) -> None:
+    """A server that was restarted has the scripts before the first call over the new link."""
+    with run_redis_server(tmp_path) as server:
+        async with open_redis(server.url, timeout_seconds=2) as links, trio.open_nursery() as nursery:
+            limiter = Limiter(links)
+            nursery.start_soon(limiter.run)
+            await links.commands.script_flush()
+            await links.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+
+            async def is_linked() -> bool:
+                await trio.lowlevel.checkpoint()
+                return links.statistics().reconnects == 1
+
+            await wait_until(is_linked)
+            await limiter.settle(await limiter.admit(ACTOR, CHAT, LIMIT), is_charged=False)
+            assert "cmdstat_eval:" not in str(await links.commands.info("commandstats"))
+            nursery.cancel_scope.cancel()
 
 
 async def test_alerts_are_sent(links: Store) -> None:

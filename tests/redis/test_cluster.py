@@ -99,6 +99,19 @@ async def test_single_server_is_not_a_cluster(cluster: RedisCluster, tmp_path: P
                 raise AssertionError("opened")
 
 
+async def test_a_table_that_is_not_redis_is_a_failure_like_any_other() -> None:
+    """A node that answers the request for the slots with other bytes is unavailable, and reported in a sentence."""
+
+    async def play(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            await stream.send_all(b"?\r\n" if b"CLUSTER" in data else b"%0\r\n" if b"HELLO" in data else b"+PONG\r\n")
+
+    async with open_raw_server(play) as port:
+        with pytest.raises(StoreUnavailable, match="gave no answer to CLUSTER SLOTS"):
+            async with open_redis(f"redis+cluster://127.0.0.1:{port}"):
+                raise AssertionError("opened")
+
+
 async def test_commands_go_by_their_first_key(cluster: RedisCluster) -> None:
     """Commands reach the node of their first key, wherever their syntax has it; those without key, any node."""
     async with open_redis(cluster.url, timeout_seconds=PATIENT) as redis:

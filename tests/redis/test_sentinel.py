@@ -118,6 +118,20 @@ async def test_sentinel_that_knows_no_master(reply: bytes, reason: str) -> None:
                 raise AssertionError("opened")
 
 
+async def test_bytes_that_are_not_redis_are_a_failure_like_any_other() -> None:
+    """A Sentinel or master that sends anything else after its handshake is unavailable, and reported in a sentence."""
+    garbage, old = b"HTTP/1.1 400 Bad Request\r\n", b"-ERR unknown command\r\n"
+    async with (
+        open_raw_server(_serve(garbage)) as sentinel_port,
+        open_raw_server(_serve(garbage, old)) as master_port,
+        open_raw_server(_serve(_name_master(master_port))) as port,
+    ):
+        for first, reason in ((sentinel_port, "gave no answer"), (port, "gave no answer to ROLE")):
+            with pytest.raises(StoreUnavailable, match=reason):
+                async with open_redis(f"redis+sentinel://127.0.0.1:{first}/{SERVICE}"):
+                    raise AssertionError("opened")
+
+
 @pytest.mark.parametrize("is_old", [False, True])
 async def test_server_that_is_not_the_master_is_refused(is_old: bool) -> None:
     """A server that reports to be a replica is refused, by its HELLO or, without RESP3, by ROLE."""

@@ -20,7 +20,14 @@ from cgw.redis.embedded import open_embedded_redis
 from cgw.service import local_checks
 from cgw.service.check import CHECK_SECONDS, Check, list_checks, run_checks
 from cgw.service.findings import Finding, Severity, merge
-from cgw.service.local_checks import check_actors, check_data_dir, check_ports, check_provider_settings, check_tls
+from cgw.service.local_checks import (
+    check_actors,
+    check_data_dir,
+    check_ports,
+    check_provider_settings,
+    check_sources,
+    check_tls,
+)
 from cgw.service.network_checks import check_data_dir_is_free, check_host, check_redis, list_targets
 from cgw.service.settings import Settings, load_settings
 from tests.support.raw_server import open_raw_server
@@ -66,6 +73,39 @@ async def test_that_nobody_may_use_the_gateway_is_a_warning() -> None:
     assert finding.severity is Severity.WARNING
     assert "nobody may use the gateway" in finding.wrong
     assert await check_actors(load_settings({"CODY_GATEWAY_ALLOW_ANONYMOUS": "on"})) == []
+    assert await check_actors(load_settings({"CODY_GATEWAY_DOTCOM_ACCESS_TOKEN": "t"})) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "lines"),
+    [
+        ({}, []),
+        ({"CODY_GATEWAY_DOTCOM_ACCESS_TOKEN": "t"}, []),
+        (
+            {"CODY_GATEWAY_ENTERPRISE_PORTAL_URL": "http://portal.example", "SAMS_CLIENT_ID": "c"},
+            [
+                "SAMS_CLIENT_SECRET: is not set, and CODY_GATEWAY_ENTERPRISE_PORTAL_URL is: set it, or unset that one",
+                "CODY_GATEWAY_ENTERPRISE_PORTAL_URL: must begin with https:// since tokens are sent there: correct it",
+            ],
+        ),
+        (
+            {
+                "CODY_GATEWAY_ENTERPRISE_PORTAL_URL": "https://portal.example",
+                "SAMS_CLIENT_ID": "c",
+                "SAMS_CLIENT_SECRET": "s",
+                "CODY_GATEWAY_DOTCOM_DEV_LICENSES_ONLY": "t",
+            },
+            [
+                "CODY_GATEWAY_DOTCOM_INTERNAL_MODE: cannot be used with CODY_GATEWAY_ENTERPRISE_PORTAL_URL, since the "
+                "portal does not tell the tags of licences: unset one of them"
+            ],
+        ),
+    ],
+    ids=["none", "dotcom", "portal", "internal mode"],
+)
+async def test_the_settings_of_sources_go_together(environ: dict[str, str], lines: list[str]) -> None:
+    """What would keep the gateway from starting is found before."""
+    assert [str(finding) for finding in await check_sources(load_settings(environ))] == lines
 
 
 async def test_that_no_provider_has_a_key_is_a_warning() -> None:

@@ -102,14 +102,49 @@ async def test_sigterm_ends_pid_1_while_it_starts(tmp_path: Path) -> None:
     process = start_as_pid_1(build_environ(tmp_path, NOWHERE), log_path)
     try:
         await wait_until(lambda: "begun" in log_path.read_text())
-        await trio.sleep(0.3)  # amid the imports
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        await wait_until(lambda: catches(int(child), signal.SIGTERM))  # amid the imports
         os.kill(int(child), signal.SIGTERM)
         assert await wait_ended(process, 10) == 0, log_path.read_text()
         assert "is serving" not in log_path.read_text()
     finally:
         process.kill()
         process.wait()
+
+
+def start_ignoring_sigterm(environ: Mapping[str, str], log_path: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start ``cgw serve`` with SIGTERM ignored: the kernel drops it until there is a handler, as for PID 1."""
+    command = ["sh", "-c", "trap '' TERM; exec \"$@\"", "sh", sys.executable, *more, "-m", "cgw", "serve"]
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), **environ}
+    with log_path.open("wb") as log:
+        return subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Return whether the process has a handler for a signal."""
+    caught = int(Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
+async def test_sigterm_is_handled_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    """From the handler on, SIGTERM ends a process that ignored it before; by then nothing of weight was imported."""
+    log_path = tmp_path / "log"
+    process = start_ignoring_sigterm(build_environ(tmp_path, NOWHERE), log_path, "-X", "importtime")
+    try:
+        await wait_until(lambda: catches(process.pid, signal.SIGTERM))
+        process.send_signal(signal.SIGTERM)
+        assert await wait_ended(process, 10) == 0
+    finally:
+        process.kill()
+        process.wait()
+    log = log_path.read_text()
+    assert "is serving" not in log
+    imported = [line.rpartition("|")[2].strip() for line in log.splitlines() if line.startswith("import time:")]
+    before = imported[: imported.index("cgw.service.early_signals")]
+    # In the order of their ends: whatever the handlers need, and what the interpreter itself has imported.
+    assert {name for name in before if name.startswith("cgw")} == {"cgw", "cgw.service"}
+    slow = {"attr", "click", "trio", "typing", "logging", "asyncio", "ssl", "socket"}
+    assert slow.isdisjoint(name.partition(".")[0] for name in before), before
 
 
 async def test_a_second_sigterm_ends_the_drain_delay(tmp_path: Path) -> None:

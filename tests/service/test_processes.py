@@ -21,6 +21,7 @@ from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstre
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
 from tests.support.limits import PATIENT, read_recorded
 from tests.support.process import GatewayProcess, open_gateway_process, start_cgw
+from tests.support.redis_server import run_redis_server
 from tests.support.requests import HEADERS, build_body, build_request, read_until
 from tests.support.waiting import wait_until
 
@@ -61,14 +62,21 @@ async def test_three_processes_admit_exactly_the_limit(tmp_path: Path, upstream:
             for number in range(200):
                 nursery.start_soon(ask, gateways[number % 3])
         usage = (await client.get(f"{gateways[0].url}/v1/limits")).json()["chat_completions"]["usage"]
+        # Repeated refusals share an event, a second long: the gateways are killed at the end of the block.
+        await wait_until(lambda: count_events(tmp_path)["RateLimited"] == 150)
     assert statuses == {200: 50, 429: 150}
     assert usage == 50
     assert upstream.request_count == 50
+    assert count_events(tmp_path) == {"CompletionsFinished": 50, "RateLimited": 150}
+
+
+def count_events(directory: Path) -> Counter[str]:
+    """Count what the gateways a, b and c recorded, by name."""
     events: Counter[str] = Counter()
-    for directory in "abc":
-        for name, metadata in read_recorded(tmp_path / directory):
-            events[name] += metadata.get("count", 1)  # repeated refusals share an event
-    assert events == {"CompletionsFinished": 50, "RateLimited": 150}
+    for gateway in "abc":
+        for name, metadata in read_recorded(directory / gateway):
+            events[name] += metadata.get("count", 1)
+    return events
 
 
 async def test_kill_9_loses_no_usage_and_leaves_no_orphan(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -189,15 +197,16 @@ async def test_what_does_not_finish_in_time_is_cut_and_recorded(
     )
 
 
-async def test_redis_that_cannot_be_reached_is_one_sentence(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """If Redis is unreachable, cgw says so once, with its address but not its password, and exits with 1."""
-    environ = build_environ(tmp_path, upstream.url, more={"REDIS_ENDPOINT": "redis://:canary@127.0.0.1:1"})
-    process = start_cgw(environ, tmp_path / "log")
-    await wait_until(lambda: process.poll() is not None, seconds=20)
+async def test_redis_that_refuses_the_password_is_one_sentence(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """If Redis refuses the login, cgw says so once, with its address but not its password, and exits with 1."""
+    with run_redis_server(tmp_path, "--requirepass", "another") as server:
+        environ = build_environ(tmp_path, upstream.url, more={"REDIS_ENDPOINT": f"unix://:canary@{server.path}"})
+        process = start_cgw(environ, tmp_path / "log")
+        await wait_until(lambda: process.poll() is not None, seconds=20)
     assert process.returncode == 1
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("cgw: ")]
     assert len(lines) == 1
-    assert "127.0.0.1:1" in lines[0]
+    assert f"{server.path} refused us: WRONGPASS" in lines[0]
     assert "canary" not in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
 

@@ -11,7 +11,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.config.declare import list_group_classes, list_variables
+from cgw.config.declare import PLACEHOLDER, list_group_classes, list_variables
 from cgw.config.describe import describe_settings
 from cgw.config.kinds import Secret
 from cgw.errors import ConfigError
@@ -115,11 +115,12 @@ def test_all_problems_are_reported_at_once() -> None:
 @pytest.mark.parametrize("name", [row.name for row in describe_settings(Settings())])
 def test_no_setting_takes_just_any_text(name: str) -> None:
     """Each setting but paths and lists of models refuses a text that makes no sense for it, with its name."""
-    environ = {name: "\x00 no / good ://:99999999"}
+    variable = name.replace(PLACEHOLDER, "ACME")
+    environ = {variable: "\x00 no / good ://:99999999"}
     if name in PATHS | MODEL_LISTS:
         assert load_settings(environ) != Settings()
     else:
-        assert [problem.partition(":")[0] for problem in problems_of(environ)] == [name]
+        assert [problem.partition(":")[0] for problem in problems_of(environ)] == [variable]
 
 
 PATHS = {
@@ -131,6 +132,7 @@ PATHS = {
 MODEL_LISTS = {
     "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS",
     *(f"CODY_GATEWAY_{provider.name.upper()}_ALLOWED_MODELS" for provider in PROVIDERS),
+    f"CODY_GATEWAY_OPENAI_COMPATIBLE_{PLACEHOLDER}_ALLOWED_MODELS",
 }
 
 
@@ -278,7 +280,7 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("OPENAI_API_KEY", "set CODY_GATEWAY_OPENAI_ACCESS_TOKEN instead"),
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
         ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
-        ("CODY_GATEWAY_DOTCOM_ACCESS_TOKEN", "CODY_GATEWAY_ACTORS_FILE names"),
+        ("CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR", "prompts are not logged"),
         ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )

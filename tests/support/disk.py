@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -20,6 +21,9 @@ class Disk:
         self._is_open = threading.Event()
         self._is_open.set()
         self.write_seconds = 0.0
+        self.room_bytes: int | None = None
+        """What still fits; ``None``: everything. Beyond it, writes fail with ``room_error``."""
+        self.room_error = errno.ENOSPC
         self.sync_error: OSError | None = None
         self.synced_bytes: list[int] = []
 
@@ -28,6 +32,11 @@ class Disk:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             time.sleep(self.write_seconds)
             self._is_open.wait()
+            if self.room_bytes is not None:
+                data = data[: self.room_bytes]
+                self.room_bytes -= len(data)
+                if not data:
+                    raise OSError(self.room_error, os.strerror(self.room_error))
         return self._write(descriptor, data)
 
     def fdatasync(self, descriptor: int) -> None:

@@ -109,6 +109,19 @@ CASES = {
         {"model": "gemini-2.5-pro", "contents": [{"role": "user", "parts": [{"text": HELLO}]}]},
         stream_path="/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
     ),
+    "compatible": RouteCase(
+        "/v1/completions/my-server",
+        "/v1/chat/completions",
+        "my-server/org/model-a",
+        {"model": "org/model-a", "messages": MESSAGES, "stream_options": {"include_usage": True}},
+        Feature.CODE_COMPLETIONS,
+    ),
+    "compatible sdk": RouteCase(
+        "/my-server/v1/chat/completions",
+        "/v1/chat/completions",
+        "my-server/org/model-a",
+        {"model": "org/model-a", "messages": MESSAGES, "stream_options": {"include_usage": True}},
+    ),
 }
 """A case for each dialect, and for each API of a dialect that has two."""
 
@@ -122,5 +135,8 @@ async def open_full_gateway(data_dir: Path, upstream_url: str) -> AsyncIterator[
     for name, base in (("ANTHROPIC", ""), ("OPENAI", ""), ("FIREWORKS", "/inference"), ("GOOGLE", "")):
         environ[f"CODY_GATEWAY_{name}_API_URL"] = upstream_url + base
         environ[f"CODY_GATEWAY_{name}_ACCESS_TOKEN"] = KEY
+    environ["CODY_GATEWAY_OPENAI_COMPATIBLE_MY_SERVER_API_URL"] = f"{upstream_url}/v1"
+    environ["CODY_GATEWAY_OPENAI_COMPATIBLE_MY_SERVER_ACCESS_TOKEN"] = KEY
+    environ["CODY_GATEWAY_OPENAI_COMPATIBLE_MY_SERVER_ALLOWED_MODELS"] = "org/*"
     async with open_gateway(data_dir, upstream_url, more=environ) as gateway:
         yield gateway

@@ -92,3 +92,15 @@ async def wait_until(holds: Callable[[], Awaitable[bool]], seconds: float = 5.0)
     with trio.fail_after(seconds):
         while not await holds():  # noqa: ASYNC110 - the event is in another process
             await trio.sleep(0.005)
+
+
+@contextmanager
+def run_tcp_server(folder: Path, port: int = 0) -> Iterator[int]:
+    """Run a server that also listens on a TCP port of the loopback (0: a free one), and yield that."""
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    path = folder / "redis.sock"
+    with run_server_process(path, "--port", str(port), "--unixsocket", str(path), "--save", "", "--dir", str(folder)):
+        yield port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 from cgw.telemetry import line_writer
 from cgw.telemetry.line_writer import LineWriter
 from cgw.telemetry.logs import open_logging
+from tests.support.disk import install_disk
 
 logger = logging.getLogger("cgw.test")
 
@@ -62,7 +64,7 @@ def test_lines_are_written_together() -> None:
 def test_no_lines_no_wake_ups() -> None:
     """The thread wakes up once after the last line, and then no more until the next."""
     stream = CountingStream()
-    writer = LineWriter(stream, 100, 1000, lambda count: b"")
+    writer = LineWriter(stream, 100, 1000, lambda text: b"")
     try:
         writer.put(b"first\n")
         wait_until_written(stream, "first")
@@ -110,7 +112,7 @@ def test_lines_that_wait_are_bounded_in_bytes() -> None:
     """With a stuck reader, few long lines are dropped as many short ones are; what is written meanwhile counts."""
     reader, writing_end = os.pipe()
     with os.fdopen(writing_end, "w") as stream:
-        writer = LineWriter(stream, 10_000, 500_000, lambda count: b"%d dropped\n" % count)
+        writer = LineWriter(stream, 10_000, 500_000, lambda text: f"{text}\n".encode())
         for _ in range(100):
             writer.put(b"x" * 9_999 + b"\n")
         statistics = writer.statistics()
@@ -123,5 +125,97 @@ def test_lines_that_wait_are_bounded_in_bytes() -> None:
     os.close(reader)
     statistics = writer.statistics()
     assert data.count(b"x\n") == 100 - statistics.dropped
-    assert data.endswith(b"%d dropped\n" % statistics.dropped)
+    assert b"\n%d log lines were dropped: " % statistics.dropped in data
     assert statistics.pending == 0
+
+
+def render(text: str) -> bytes:
+    return f"{text}\n".encode()
+
+
+def wait_until_lost(writer: LineWriter, count: int) -> None:
+    deadline = time.monotonic() + 10
+    while writer.statistics().lost < count:
+        assert time.monotonic() < deadline, writer.statistics()
+        time.sleep(0.001)
+
+
+def test_a_full_disk_costs_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines wait for room, within their bounds; then they are written, whole and in order, and it is said."""
+    disk = install_disk(monkeypatch)
+    monkeypatch.setattr(line_writer, "ROOM_SECONDS", 0.001)
+    path = tmp_path / "log"
+    with path.open("w") as stream:
+        writer = LineWriter(stream, 4, 1_000_000, render)
+        writer.put(b"first\n")
+        disk.room_bytes = 3  # in the middle of a line
+        for number in range(10):
+            writer.put(b"line %d\n" % number, is_urgent=True)
+        deadline = time.monotonic() + 10
+        while writer.statistics().write_errors == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.05)  # some attempts that find no room
+        assert writer.statistics().write_errors == 1
+        dropped = writer.statistics().dropped
+        assert dropped >= 6
+        disk.room_bytes = None
+        writer.close(5)
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if line.startswith("line ")]
+    assert kept == [f"line {number}" for number in range(10 - dropped)]
+    (notice,) = (line for line in lines if line.startswith("the log could not be written for "))
+    assert notice.endswith(" s (No space left on device): 0 lines are lost")
+    assert f"{dropped} log lines were dropped: the log cannot be written fast enough" in lines
+    assert writer.statistics().lost == 0
+
+
+def test_a_full_disk_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing tries once more, and counts what is lost."""
+    disk = install_disk(monkeypatch)
+    disk.room_bytes = 0
+    with (tmp_path / "log").open("w") as stream:
+        writer = LineWriter(stream, 100, 1_000_000, render)
+        writer.put(b"lost\n")
+        writer.close(30)
+    assert not writer._thread.is_alive()
+    assert (writer.statistics().written, writer.statistics().lost) == (0, 1)
+
+
+def test_a_pipe_that_gets_another_reader_says_what_was_lost(tmp_path: Path) -> None:
+    """Without a reader (EPIPE) lines are lost and counted; the next reader is told how many, and gets whole lines."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with path.open("w") as stream:
+        writer = LineWriter(stream, 100, 1_000_000, render)
+        os.close(reader)
+        writer.put(b"lost 1\n", is_urgent=True)
+        wait_until_lost(writer, 1)
+        writer.put(b"lost 2\n", is_urgent=True)
+        wait_until_lost(writer, 2)
+        reader = os.open(path, os.O_RDONLY)
+        writer.put(b"kept\n")
+        writer.close(5)
+        line, notice = os.read(reader, 1000).decode().splitlines()
+        assert line == "kept"
+        assert notice.startswith("the log could not be written for ")
+        assert notice.endswith(" s (Broken pipe): 2 lines are lost")
+        os.close(reader)
+    assert writer.statistics().write_errors == 1
+
+
+def test_half_a_line_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a write that broke off in mid-line, the next line begins on a line of its own."""
+    disk = install_disk(monkeypatch)
+    disk.room_bytes = 9
+    disk.room_error = errno.EIO
+    path = tmp_path / "log"
+    with path.open("w") as stream:
+        writer = LineWriter(stream, 100, 1_000_000, render)
+        writer.put(b"first\nsecond\n")  # counted as one
+        wait_until_lost(writer, 1)
+        disk.room_bytes = None
+        writer.put(b"third\n")
+        writer.close(5)
+    assert path.read_text().splitlines()[:3] == ["first", "sec", "third"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -171,24 +172,35 @@ async def test_thread_ends_with_its_task(is_busy: bool) -> None:
     assert flat.statistics().passes == passes
 
 
-async def test_a_pass_that_fails_ends_the_relay() -> None:
-    """An exception in the thread is raised by ``run``."""
+async def test_a_bug_costs_one_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception while the relay's thread serves a stream breaks that one off, with a log line; the others go on."""
 
     def fail(at: float) -> None:
         raise ZeroDivisionError
 
     flat = FlatRelay(tick_seconds=0)
 
-    async def forward() -> None:
-        with open_pairs(1) as [(upstream, ours, writer, _)]:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(flat.run)
-                upstream.send(build_event(0))
-                await flat.forward(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}), fail)
+    outcomes: list[StreamOutcome] = []
 
-    with pytest.raises(ExceptionGroup) as raised:
-        await forward()
-    assert raised.group_contains(ZeroDivisionError)
+    async def forward(ours: socket.socket, writer: socket.socket, on_first: Callable[[float], None] | None) -> None:
+        framer = ChunkedFramer(BodyWindowCollector(), {})
+        outcomes.append(await flat.forward(PlainTransport(ours), writer, framer, on_first))
+
+    with open_pairs(2) as [(upstream, ours, writer, _), (other, others, others_writer, client)]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flat.run)
+            nursery.start_soon(forward, others, others_writer, None)
+            nursery.start_soon(forward, ours, writer, fail)
+            await wait_until(lambda: flat.statistics().streams == 2)
+            upstream.send(build_event(0))
+            await wait_until(lambda: len(outcomes) == 1)
+            other.send(build_event(1) + END)
+            await wait_until(lambda: len(outcomes) == 2)
+            nursery.cancel_scope.cancel()
+        assert client.recv(65536) == build_event(1)
+    assert outcomes[0] == StreamOutcome(StreamEnd.BROKEN, b"", "a bug in cgw: ZeroDivisionError")
+    assert outcomes[1].end is StreamEnd.COMPLETE
+    assert [record.getMessage() for record in caplog.records] == ["the relay failed at one stream, which is broken off"]
     assert flat.statistics().streams == 0
     flat.close()
 

@@ -62,6 +62,12 @@ class Outage:
         self._failed_at = 0.0
         self._logged: OrderedDict[str, None] = OrderedDict()
         self.attention = trio.Event()
+        self._is_over = trio.Event()
+
+    async def wait_over(self) -> None:
+        """Wait until no outage is on. Cancel-safe."""
+        while self._since is not None:
+            await self._is_over.wait()
 
     @property
     def is_on(self) -> bool:
@@ -87,6 +93,8 @@ class Outage:
             seconds = trio.current_time() - self._since
             # The backlog may still hold settlements: `attention` stays set until it is empty (see Upkeep).
             self._since = None
+            is_over, self._is_over = self._is_over, trio.Event()
+            is_over.set()
             _logger.warning("Redis is back after %.1f s: limits are held by all replicas together again", seconds)
 
     def describe(self) -> str | None:

@@ -12,7 +12,8 @@ from cgw.model import BodyWindow, Feature, Usage
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.embeddings.embedder import Embedder
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.models import MAX_SHOWN_CHARACTERS, compile_allow_list
+from cgw.providers.model_patterns import compile_allow_list
+from cgw.providers.models import MAX_SHOWN_CHARACTERS
 from cgw.providers.request_body import BodyReader, JsonList
 from cgw.wire.messages import RequestHead, ResponseHead
 

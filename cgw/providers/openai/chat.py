@@ -122,9 +122,11 @@ class _ChatRoute(Route):
     """The steps that both routes share."""
 
     provider: str = field(default=PROVIDER, kw_only=True)
+    path: str = field(kw_only=True)
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[ChatBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
+    takes_code: ClassVar[bool] = False
     final_markers: ClassVar[tuple[bytes, ...]] = (DONE_MARKER,)
     read_whole: ClassVar[ReadBody] = read_completion
     read_stream: ClassVar[ReadBody] = read_completion_stream
@@ -137,7 +139,7 @@ class _ChatRoute(Route):
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
         # Refused as in the reference (§9.6), before the body is read: no body would make it right.
-        if caller.feature is Feature.CODE_COMPLETIONS:
+        if caller.feature is Feature.CODE_COMPLETIONS and not self.takes_code:
             raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
         parsed, raw = self._reader.read(body)
         if not parsed.messages:
@@ -168,7 +170,9 @@ class OpenAIChat(_ChatRoute):
     Better than there: content may be a list of parts, and today's fields and betas are passed on.
     """
 
-    path: ClassVar[str] = "/v1/completions/openai"
+    path: str = field(default="/v1/completions/openai", kw_only=True)
+
+    body_fields: ClassVar[frozenset[str]] = BODY_FIELDS
     errors: ClassVar[ErrorStyle] = ReferenceErrors()
     default_feature: ClassVar[Feature | None] = None
 
@@ -176,7 +180,7 @@ class OpenAIChat(_ChatRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
         parsed, raw = self._read(body, caller)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
-        outgoing = keep_fields(raw, BODY_FIELDS)
+        outgoing = keep_fields(raw, self.body_fields)
         messages = outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         model = outgoing["model"] = self.strip_prefix(parsed.model)
         # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
@@ -196,7 +200,8 @@ class OpenAISdkChat(_ChatRoute):
     gateway's; a client's ``safety_identifier``, which has the same purpose, is dropped.
     """
 
-    path: ClassVar[str] = "/openai/v1/chat/completions"
+    path: str = field(default="/openai/v1/chat/completions", kw_only=True)
+
     errors: ClassVar[ErrorStyle] = OpenAIErrors()
     default_feature: ClassVar[Feature | None] = Feature.CHAT_COMPLETIONS
 

@@ -1,0 +1,1 @@
+"""Sourcegraph.com's GraphQL API: its users, product subscriptions, and attribution."""

@@ -1,0 +1,72 @@
+"""Finding the end of an answer as its API defines it: the last event of a stream, such as ``data: [DONE]``.
+
+Many clients close their connection at that event, before HTTP's own end of the body. So whoever relays a stream has to
+notice the event before the client gets it. A marker is a whole line, which a JSON text in a stream of server-sent
+events cannot contain: line ends are escaped there.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+MAX_LINE_BYTES = 64
+"""How much of an unfinished line is kept; markers are shorter."""
+
+
+_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+"""A line end with an empty line behind it."""
+
+
+class FinalEventScanner:
+    """Looks for an event with one of ``markers`` in the pieces of a body, wherever the pieces are cut.
+
+    A marker is the text of a line, such as ``data: [DONE]``; the space behind its colon may be missing in the stream.
+    ``is_ending`` becomes true with the piece in which the line ends, ``is_final`` with that in which its event ends.
+    """
+
+    __slots__ = ("_line", "_needles", "_pattern", "is_ending", "is_final")
+
+    def __init__(self, markers: tuple[bytes, ...]) -> None:
+        self._needles, self._pattern = _compile(markers)
+        # The unfinished line at the end of the last piece, up to a byte more than MAX_LINE_BYTES. While the event ends:
+        # the last bytes of the last piece.
+        self._line = b""
+        self.is_ending = self.is_final = False
+
+    def feed(self, piece: bytes | bytearray) -> bool:
+        """Take the next bytes of the body; return ``is_ending``."""
+        if not self._line and piece.endswith(b"\n"):
+            # The usual case, in 0.2 µs: whole lines, in which nothing looks like a marker.
+            for needle in self._needles:
+                if needle in piece:
+                    break
+            else:
+                return False
+        text = self._line + piece
+        begin = 0
+        if not self.is_ending:
+            found = self._pattern.search(text)
+            if found is None:
+                # A line that is too long to be a marker is kept as one that is too long.
+                start = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+                self._line = bytes(text[start : start + MAX_LINE_BYTES + 1])
+                return False
+            self.is_ending, begin = True, found.end() - 1
+        self.is_final = _EVENT_END.search(text, begin) is not None
+        self._line = bytes(text[begin:][-3:])
+        return True
+
+
+@lru_cache(maxsize=32)
+def _compile(markers: tuple[bytes, ...]) -> tuple[tuple[bytes, ...], re.Pattern[bytes]]:
+    """Return what occurs in every line of a marker, and a pattern for a text that begins at the start of a line."""
+    lines, needles = [], []
+    for marker in markers:
+        name, _, value = marker.partition(b":")
+        value = value.strip()
+        if not value or len(marker) > MAX_LINE_BYTES:
+            raise ValueError(f"a marker must be 'name: value' with at most {MAX_LINE_BYTES} bytes, not {marker!r}")
+        lines.append(re.escape(name) + b": ?" + re.escape(value))
+        needles.append(value)
+    return tuple(needles), re.compile(rb"(?:\A|[\r\n])(?:" + b"|".join(lines) + rb")[\r\n]")
