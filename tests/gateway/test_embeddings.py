@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from h2.events import DataReceived, ResponseReceived, StreamEnded
 
 from cgw.errors import UpstreamError
 from cgw.gateway.embeddings import map_in_parallel
@@ -30,6 +31,7 @@ from tests.support.embeddings import (
     open_embeddings,
 )
 from tests.support.gateway import OPENAI_KEY
+from tests.support.http2 import Http2Client
 from tests.support.raw_client import ask, open_client
 from tests.support.waiting import wait_until
 
@@ -333,6 +335,25 @@ async def test_quota_of_tokens_refuses(tmp_path: Path) -> None:
         answer = await bench.embed(MPNET, ["a" * 200])
         assert (answer.status, "embeddings" in answer.json()["error"]) == (429, True)
         assert len(bench.upstream.asked) == 1
+
+
+async def test_embeddings_over_http_2(bench: EmbeddingsBench) -> None:
+    """A response larger than HTTP/2's windows is complete, and its length is announced."""
+    async with open_client(bench.gateway.port) as client:
+        http2 = Http2Client(client.stream)
+        await http2.post(PATH, json.dumps({"model": MPNET, "input": ["a"] * 20}).encode())
+        data, fields, has_ended = b"", {}, False
+        while not has_ended:
+            for event in http2.connection.receive_data(await client.stream.receive_some(65536)):
+                if isinstance(event, ResponseReceived):
+                    fields = dict(event.headers or [])
+                elif isinstance(event, DataReceived):
+                    data += event.data or b""
+                    http2.connection.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
+                has_ended = has_ended or isinstance(event, StreamEnded)
+            await http2.flush()
+    assert len(json.loads(data)["embeddings"]) == 20
+    assert (fields[b":status"], int(fields[b"content-length"])) == (b"200", len(data))
 
 
 async def test_a_null_vector_passes(bench: EmbeddingsBench) -> None:
