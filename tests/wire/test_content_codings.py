@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,11 @@ from cgw.errors import UpstreamProtocolError
 from cgw.wire.content_codings import MAX_PIECE_BYTES, BodyDecoder, open_decoder
 from cgw.wire.messages import ResponseHead
 
-ENCODERS = {b"gzip": gzip.compress, b"x-gzip": gzip.compress, b"deflate": zlib.compress}
+ENCODERS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"gzip": gzip.compress,
+    b"x-gzip": gzip.compress,
+    b"deflate": zlib.compress,
+}
 
 
 def decode(decoder: BodyDecoder, pieces: list[bytes]) -> bytes:
