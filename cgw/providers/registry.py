@@ -4,13 +4,14 @@ To add one, create a package beside this file and add a line to :data:`PROVIDERS
 
     <name>/settings.py   an attrs class that satisfies ProviderSettings
     <name>/models.py     the models that are allowed by default
-    <name>/<api>.py      a class that satisfies Dialect for each route: checks, rewrites, the upstream request
+    <name>/<api>.py      a subclass of Route for each route: checks, rewrites, the upstream request
     <name>/usage.py      readers of usage, for whole and for streamed responses
     <name>/errors.py     an ErrorStyle for the routes of SDKs
     <name>/provider.py   a Provider that names all of it
 
-``request_body``, ``upstream_requests`` and ``usage_reading`` have the steps that dialects share. The list of settings
-(``docs/settings.md``) is generated: ``python -m docs.generate_settings``.
+``docs/providers.md`` goes through them. ``route``, ``request_body``, ``upstream_requests`` and ``usage_reading`` have
+the steps that dialects share. The list of settings (``docs/settings.md``) is generated:
+``python -m docs.generate_settings``.
 """
 
 from __future__ import annotations
