@@ -19,9 +19,6 @@ from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.providers.fallback import Fallback
 from cgw.transport.upstream import UpstreamResponse
 
-OVERLOADED = frozenset([429, 503, 529])
-"""Statuses of an upstream that does not serve at present; the client gets 503, in cgw's words."""
-
 MAX_ERROR_BYTES = 16 * 1024
 """The most that is read of the body of an error that cgw tells in its own words."""
 
