@@ -7,7 +7,9 @@ it is there, so a failure is always a status.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import trio
 
@@ -20,8 +22,8 @@ from cgw.limits.tokens import estimate_tokens
 from cgw.model import UsageEvent, UsageQuality
 from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.embeddings.embedder import MAX_NUMBER_BYTES, Describer, Embedder, explain_status
-from cgw.providers.embeddings.route import EmbeddingsRequest, EmbeddingsRoute
-from cgw.providers.embeddings.vectors import Vectors, build_pieces
+from cgw.providers.embeddings.route import MAX_INPUTS, EmbeddingsRequest, EmbeddingsRoute
+from cgw.providers.embeddings.vectors import HollowBody, Vectors, build_pieces, find_lists
 from cgw.transport.relay import RelayEnd, RelayOutcome
 from cgw.transport.whole_response import WholeResponse, fetch_whole
 from cgw.wire.messages import RequestHead, UpstreamRequest
@@ -38,6 +40,8 @@ ANSWER_MARGIN_BYTES = 64 * 1024
 
 ROWS_PER_CHECKPOINT = 16
 """Vectors that are split off before other tasks get their turn: about a millisecond's work."""
+
+T = TypeVar("T")
 
 _CONTENT_TYPE = (b"content-type", b"application/json; charset=utf-8")
 
@@ -160,18 +164,23 @@ async def _retry(attempt: Callable[[], Awaitable[Vectors]], attempts: int) -> Ve
 
 async def _read_vectors(embedder: Embedder, body: bytes, count: int) -> Vectors:
     """Return the ``count`` vectors in the body of an answer. Raises :exc:`~cgw.errors.UpstreamError`."""
-    answer = embedder.read_answer(body)
-    rows: list[bytes] = []
-    for row in answer.rows:
-        rows.append(row)
-        if len(rows) > count:
-            break
-        if len(rows) % ROWS_PER_CHECKPOINT == 0:
-            await trio.lowlevel.checkpoint()
+    spans = await _take(find_lists(body), MAX_INPUTS + 1)
+    answer = embedder.read_answer(HollowBody(body, spans))
+    rows = await _take(answer.rows, count + 1)
     if len(rows) != count:
         found = "more" if len(rows) > count else f"{len(rows)}"
         raise UpstreamError(f"the upstream's answer has {found} vectors for {count} texts")
     return Vectors(rows, answer.model, answer.token_count)
+
+
+async def _take(items: Iterator[T], most: int) -> list[T]:
+    """Return up to ``most`` of ``items``, each of which takes a while; other tasks get their turn in between."""
+    taken: list[T] = []
+    for item in islice(items, most):
+        taken.append(item)
+        if len(taken) % ROWS_PER_CHECKPOINT == 0:
+            await trio.lowlevel.checkpoint()
+    return taken
 
 
 async def map_in_parallel(

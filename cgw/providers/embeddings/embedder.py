@@ -8,6 +8,7 @@ from typing import Protocol
 from attrs import frozen
 
 from cgw.errors import Refusal, UpstreamProtocolError, UpstreamRefusal
+from cgw.providers.embeddings.vectors import HollowBody
 from cgw.wire.messages import UpstreamRequest
 
 MAX_SHOWN_BYTES = 1024
@@ -77,7 +78,7 @@ class Embedder(Protocol):
         """Build the request for ``inputs``, which are not empty. ``identifier`` names the caller."""
         ...
 
-    def read_answer(self, body: bytes) -> RawAnswer:
+    def read_answer(self, answer: HollowBody) -> RawAnswer:
         """Read the body of a 200. Raises :exc:`~cgw.errors.UpstreamProtocolError`; iterating its rows may, too."""
         ...
 

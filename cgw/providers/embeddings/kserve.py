@@ -15,7 +15,7 @@ from attrs import field, frozen
 from cgw.errors import Headers
 from cgw.providers.embeddings.embedder import Describer, RawAnswer, broken
 from cgw.providers.embeddings.models import MODELS, SOURCEGRAPH_MODEL
-from cgw.providers.embeddings.vectors import build_row_splitter
+from cgw.providers.embeddings.vectors import HollowBody, Span, build_row_splitter
 from cgw.providers.request_body import encode_object
 from cgw.providers.upstream_requests import Endpoint, secret_value
 from cgw.wire.messages import UpstreamRequest
@@ -24,7 +24,7 @@ DIMENSIONS = MODELS[SOURCEGRAPH_MODEL]
 
 
 class _Output(msgspec.Struct, gc=False):
-    data: msgspec.Raw
+    data: list[str]  # a marker, see HollowBody
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -48,7 +48,7 @@ class KServeEmbedder:
     endpoint: Endpoint
     name: str = SOURCEGRAPH_MODEL
     describer: Describer | None = None
-    _split: Callable[[bytes], Iterator[bytes]] = field(
+    _split: Callable[[bytes, Span], Iterator[bytes]] = field(
         factory=lambda: build_row_splitter(DIMENSIONS), init=False, repr=False, eq=False
     )
 
@@ -66,12 +66,12 @@ class KServeEmbedder:
         body = {"id": str(uuid.uuid4()), "inputs": [tensor]}
         return self.endpoint.build_request(encode_object(body), is_stream=False)
 
-    def read_answer(self, body: bytes) -> RawAnswer:
+    def read_answer(self, answer: HollowBody) -> RawAnswer:
         """See :meth:`Embedder.read_answer`. The model's name is the one that was asked for."""
         try:
-            answer = _ANSWERS.decode(body)
+            outputs = _ANSWERS.decode(answer.skeleton).outputs
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise broken("outputs") from None
-        if not answer.outputs:
+        if not outputs:
             raise broken("outputs")
-        return RawAnswer(self._split(bytes(answer.outputs[0].data)), self.name, None)
+        return RawAnswer(self._split(answer.body, answer.find(outputs[0].data)), self.name, None)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import msgspec
 from attrs import frozen
 
-from cgw.errors import Headers, UpstreamProtocolError
+from cgw.errors import Headers
 from cgw.providers.embeddings.embedder import Describer, RawAnswer, broken, refuse_empty
 from cgw.providers.embeddings.models import MODELS, OPENAI_MODEL
+from cgw.providers.embeddings.vectors import HollowBody
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.provider import reveal_access_token
 from cgw.providers.request_body import encode_object
@@ -21,7 +22,7 @@ from cgw.wire.messages import UpstreamRequest
 
 class _Item(msgspec.Struct, gc=False):
     index: int
-    embedding: msgspec.Raw
+    embedding: list[str] | None  # a marker, see HollowBody
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -35,6 +36,7 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _ANSWERS = msgspec.json.Decoder(_Answer)
+_VECTORS = msgspec.json.Decoder(msgspec.Raw)
 
 
 @frozen
@@ -67,20 +69,25 @@ class OpenAIEmbedder:
         body = {"model": self.name.partition("/")[2], "input": inputs, "user": identifier}
         return self.endpoint.build_request(encode_object(body), is_stream=False)
 
-    def read_answer(self, body: bytes) -> RawAnswer:
+    def read_answer(self, answer: HollowBody) -> RawAnswer:
         """See :meth:`Embedder.read_answer`. The model's name is the upstream's own, without prefix."""
         try:
-            answer = _ANSWERS.decode(body)
+            read = _ANSWERS.decode(answer.skeleton)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise broken("embeddings") from None
-        items = sorted(answer.data, key=lambda item: item.index)
-        return RawAnswer(_list_rows(items), answer.model, None if answer.usage is None else answer.usage.total_tokens)
+        items = sorted(read.data, key=lambda item: item.index)
+        return RawAnswer(_list_rows(answer, items), read.model, None if read.usage is None else read.usage.total_tokens)
 
 
-def _list_rows(items: Sequence[_Item]) -> Iterator[bytes]:
+def _list_rows(answer: HollowBody, items: Sequence[_Item]) -> Iterator[bytes]:
     for index, item in enumerate(items):
-        row = bytes(item.embedding)
-        # Null vectors happen; instances ask again for those (the reference's §14.2).
-        if item.index != index or not (row.startswith(b"[") or row == b"null"):
-            raise UpstreamProtocolError(f"the upstream's answer has no vector {index}")
-        yield row
+        if item.index != index:
+            raise broken(f"vector {index}")
+        if item.embedding is None:
+            yield b"null"  # instances ask again for those (the reference's §14.2)
+            continue
+        start, end = answer.find(item.embedding)
+        try:
+            yield bytes(_VECTORS.decode(answer.body[start:end]))  # checked, and not converted
+        except msgspec.MsgspecError:
+            raise broken(f"vector {index}") from None
