@@ -17,6 +17,7 @@ from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
 from cgw.limits.settings import LimitSettings
+from cgw.providers.embeddings.settings import EmbeddingsSettings
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
@@ -59,6 +60,7 @@ class Settings:
         templates=[family.settings_class for family in FAMILIES],
         reserved_names=RESERVED_NAMES,
     )
+    embeddings: EmbeddingsSettings = group(EmbeddingsSettings)
     actors: ActorSettings = group(ActorSettings)
     dotcom: DotcomSettings = group(DotcomSettings)
     portal: PortalSettings = group(PortalSettings)

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 
 from cgw import __version__
+from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.registry import list_providers
 from cgw.service.check import list_host_checks, run_checks
 from cgw.service.lifecycle import Service, build_url
@@ -31,6 +32,9 @@ def log_start(service: Service) -> None:
 def _log_providers(service: Service) -> None:
     paths = defaultdict(list)
     for dialect in service.dialects:
+        if isinstance(dialect, EmbeddingsRoute):
+            logger.info("embeddings by %s are at POST %s", ", ".join(dialect.embedders), dialect.path)
+            continue
         paths[dialect.provider].append(dialect.path)
     # One provider is enough: that others have no key is worth a warning only if all are without.
     level = logging.INFO if paths else logging.WARNING
