@@ -21,7 +21,7 @@ import msgspec
 from attrs import frozen
 from redis.exceptions import ResponseError
 
-from cgw.actors.fetched.fetched_actor import FetchedActor
+from cgw.actors.fetched.fetched_actor import FetchedActor, UnixMs
 from cgw.actors.source import FenceLost
 from cgw.errors import StoreUnavailable
 from cgw.redis.lua import LuaScript
@@ -41,7 +41,7 @@ _FENCED = b"fenced"
 
 class _TokenRecord(msgspec.Struct, frozen=True):
     v: int
-    at: int
+    at: UnixMs
     id: str = ""
 
 
