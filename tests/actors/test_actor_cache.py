@@ -16,8 +16,9 @@ from cgw.actors.fetched.address_budget import MAX_ADDRESSES, AddressBudget
 from cgw.actors.fetched.fetched_actor import FetchedActor
 from cgw.actors.fetched.memory import MAX_ACTORS, MAX_DENIALS, Memory, Remembered
 from cgw.actors.source import AccessTokenDenied, SourceUnavailable, TooManyUnknownTokens
+from cgw.control.attribution import MAX_AT_ONCE
 from cgw.model import Actor, Feature
-from cgw.testing.json_server import JsonAnswer
+from cgw.testing.json_server import JsonAnswer, JsonCall
 from cgw.testing.scripted_sourcegraph import ScriptedSourcegraph, ScriptedUser, build_limit
 from tests.support.redis_server import RedisServer
 from tests.support.sources import SourceBench, user_token
@@ -593,6 +594,27 @@ async def test_known_actors_are_served_in_a_flood_of_unknown_tokens(
         source.forget_freshness()
         assert await source.get(TOKEN, "192.0.2.200") is actor
         flood_nursery.cancel_scope.cancel()
+
+
+async def test_slow_attribution_keeps_no_token_from_being_checked(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph
+) -> None:
+    """As many searches as run at once, none of which is answered, leave connections for the other questions."""
+    dotcom = bench.build_dotcom_client(sourcegraph)
+    source = await bench.start_users(sourcegraph)
+
+    async def hold_attribution(call: JsonCall) -> None:
+        if call.target.endswith("?SnippetAttribution"):
+            await trio.sleep_forever()
+
+    sourcegraph.wait_before = hold_attribution
+    async with trio.open_nursery() as search_nursery:
+        for _ in range(MAX_AT_ONCE):
+            search_nursery.start_soon(dotcom.snippet_attribution, "snippet", 4)
+        await wait_until(lambda: sourcegraph.counts["SnippetAttribution"] == MAX_AT_ONCE)
+        with trio.fail_after(5):
+            assert (await source.get(TOKEN)).id == "123"
+        search_nursery.cancel_scope.cancel()
 
 
 def test_memory_is_bounded() -> None:
