@@ -26,7 +26,7 @@ INLINE_BYTES = 64 * 2**10
 """Larger answers are decoded in a thread: the Trio thread serves streams."""
 
 MAX_CONNECTIONS = 64
-"""More than all callers use at once: 16 fetches and a listing of each source, 20 attribution searches, SAMS. With fewer,
+"""More than all callers use at once: 16 fetches and a listing of each source, 20 attribution searches, SAMS. With less,
 slow searches would keep tokens from being checked, as a request that waits for a connection may run out of time.
 """
 

@@ -8,7 +8,7 @@ of the source (:meth:`CachedSource.run`), which all callers with this token wait
     otherwise: one look-up   Redis, if fresh ──► its actor
                              address spent its fetches ──► 429
                              the source:  an actor ──► kept in Redis and here
-                                          a denial ──► deleted there, remembered here
+                                          a denial ──► marked there, remembered here
                                           no usable answer ──► what was known before, if anything; otherwise 503
 
 So a caller that leaves does not end the fetch that others wait for, and a source that is down changes nothing for
@@ -192,7 +192,7 @@ class CachedSource:
             await lookup.has_news.wait()
         with trio.move_on_after(PATIENCE_SECONDS):
             await lookup.is_done.wait()
-        # Looked at only now: Redis may have told meanwhile that the token is not known any more.
+        # Looked at only now: Redis may have told meanwhile that the token was denied or removed.
         if not lookup.is_done.is_set() and lookup.known is not None and not self._is_too_old(lookup.known):
             return lookup.known.actor
         await lookup.is_done.wait()
@@ -285,22 +285,23 @@ class CachedSource:
     async def _find_in_redis(self, lookup: _Lookup) -> int:
         """Set ``lookup.known`` to what Redis has; return when the token was last checked, 0 if Redis does not know it.
 
-        While Redis is away, what this process knows counts. Raises :exc:`~cgw.actors.source.AccessTokenDenied` for a
-        token that a sync has removed.
+        While Redis is away, or has lost its records, what this process knows counts. Raises
+        :exc:`~cgw.actors.source.AccessTokenDenied` for a token that a sync has just removed.
         """
         try:
             found = await self._records.find(lookup.key)
-        except TokenRemoved:
+        except TokenRemoved as removed:
+            # What this process remembers must not outlive that: it would be used as soon as the source is down.
+            lookup.known = None
+            self._memory.forget(lookup.key)
+            if not removed.is_recent:
+                return 0  # denied some time ago: it may be valid again
             reason = "the token is no longer listed"
             self._memory.remember_denial(lookup.key, reason)
             raise AccessTokenDenied(reason, self.name) from None
         except StoreUnavailable:
             return 0 if lookup.known is None else lookup.known.checked_at_ms
         if found is None:
-            # It was denied to another replica, or removed by a sync, or is too old. What this process remembers must
-            # not outlive that: it would be used again as soon as the source is down.
-            lookup.known = None
-            self._memory.forget(lookup.key)
             return 0
         # Callers need not wait for the source to be served with this.
         lookup.known = self._remember(lookup, found.actor, found.checked_at_ms)
