@@ -48,12 +48,12 @@ def frame(body: bytes) -> bytes:
 
 def decode(answer: bytes) -> bytes:
     """Return what has come of the payload of a chunked answer."""
-    payload, raw = b"", answer.partition(b"\r\n\r\n")[2]
-    while (end := raw.find(b"\r\n")) >= 0:
-        size = int(raw[:end], 16)
-        payload += raw[end + 2 : end + 2 + size]
-        raw = raw[end + 2 + size + 2 :]
-    return payload
+    payload, position = bytearray(), answer.index(b"\r\n\r\n") + 4
+    while (end := answer.find(b"\r\n", position)) >= 0:
+        size = int(answer[position:end], 16)
+        payload += answer[end + 2 : end + 2 + size]
+        position = end + 2 + size + 2
+    return bytes(payload)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ async def test_event_is_durable_before_the_last_event_goes_out(
         await client.send(build_request(path))
         received = b""
         with trio.fail_after(10):
-            while marker not in decode(received):
+            while b"\r\n\r\n" not in received or marker not in decode(received):
                 received += await client.stream.receive_some(65536)
         (event,) = bench.read_events()
         assert event["usage_quality"] == "exact"
@@ -279,6 +279,32 @@ async def test_rest_that_stops_within_a_chunk_ends_the_connection(
     assert not payload.endswith(b"0\r\n\r\n")
     await bench.check("rest", resolved=200, upstream=200)
     assert bench.gateway.gateway.pool.statistics().idle == 0
+
+
+@pytest.mark.parametrize("first", [b"", b"5;name=value\r\n: bye\r\n"], ids=["fast path", "fallback path"])
+async def test_client_that_stalls_in_a_flood_behind_the_last_event(bench: Bench, first: bytes) -> None:
+    """Its answer stops where it was cut: what it reads later has no end of the body inside a chunk."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(OK + b"transfer-encoding: chunked\r\n\r\n" + frame(ANTHROPIC) + first)
+        flood = encode_chunked([b"x" * 60_000]).removesuffix(b"0\r\n\r\n")
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(flood)
+
+    bench.upstream.handler = answer
+    with trio.fail_after(20):
+        async with open_client(bench.gateway.port) as client:
+            await client.send(build_request(PATH))
+            received = bytearray(await read_until(client.stream, b"message_stop"))
+            await wait_until(lambda: len(bench.records) == 1)
+            with suppress(trio.BrokenResourceError):
+                while data := await client.stream.receive_some(2**20):
+                    received += data
+    assert not received.endswith(b"0\r\n\r\n")
+    assert set(decode(bytes(received)).removeprefix(ANTHROPIC)) <= set(b": byex"), "payload alone"
+    await bench.check("stalled", resolved=200, upstream=200)
 
 
 async def test_last_event_that_does_not_end_is_not_kept_for_ever(bench: Bench) -> None:
