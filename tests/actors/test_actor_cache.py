@@ -596,6 +596,24 @@ async def test_known_actors_are_served_in_a_flood_of_unknown_tokens(
         flood_nursery.cancel_scope.cancel()
 
 
+async def test_an_outage_uses_up_no_budget(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """While the source is left alone, callers that cannot be recognised get 503, and are served when it is back."""
+    bench.fetches_per_minute = 10
+    source = await bench.start_users(sourcegraph)
+    sourcegraph.answer_next = lambda call: JsonAnswer({}, 503)
+    for number in range(30):
+        with pytest.raises(SourceUnavailable):
+            await source.get(user_token(number), "192.0.2.1")
+    sourcegraph.answer_next = None
+    with trio.fail_after(10):
+        while True:
+            try:
+                assert (await source.get(TOKEN, "192.0.2.1")).id == "123"
+                break
+            except SourceUnavailable:
+                await trio.sleep(0.1)
+
+
 async def test_slow_attribution_keeps_no_token_from_being_checked(
     bench: SourceBench, sourcegraph: ScriptedSourcegraph
 ) -> None:

@@ -105,6 +105,8 @@ class _Lookup:
     client: str
     known: Remembered | None
     is_update: bool = False
+    is_asked: bool = False
+    """Whether the source was asked, or is being asked."""
     has_news: trio.Event = field(factory=trio.Event)
     """Set when Redis knows the token, and when the look-up is done."""
     is_done: trio.Event = field(factory=trio.Event)
@@ -273,6 +275,9 @@ class CachedSource:
         try:
             remembered = await self._fetch(lookup)
         except SourceUnavailable:
+            if is_charged and not lookup.is_asked:
+                # Nothing was asked, so nothing turned out unknown: an outage must not use up the budgets of its users.
+                self._fetch_budget.give_back(lookup.client)
             if known is None or lookup.is_update or self._is_too_old(known):
                 raise
             return self._remember(lookup, known.fetched, known.checked_at_ms, is_stale=True)
@@ -321,6 +326,7 @@ class CachedSource:
         async with self._fetch_slots:
             self._health.begin_call()
             self._fetches += 1
+            lookup.is_asked = True
             try:
                 fetched = await self._backend.fetch(lookup.token, self._health.log_problem)
             except AccessTokenDenied as denial:
