@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+import trio
 from attrs import frozen
 
 from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.errors import Refusal, StoreUnavailable
 from cgw.events import records
-from cgw.gateway.parts import Gateway, record_event
+from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
-from cgw.providers.models import check_model, evaluate_allowed_models
+from cgw.providers.models import check_model
 from cgw.wire.messages import RequestHead
 
 STORE_RETRY_AFTER_SECONDS = 1
@@ -91,8 +92,8 @@ def check_model_access(actor: Actor, feature: Feature, prepared: PreparedRequest
     rate_limit = actor.rate_limits.get(feature)
     if rate_limit is None:
         raise Refusal(403, f"no access to feature {feature}")
-    allowed = evaluate_allowed_models(rate_limit.allowed_models, dialect.models, dialect.provider)
-    check_model(prepared.model, allowed)
+    names = (prepared.model, *prepared.other_names)
+    check_model(names, rate_limit.allowed_models, dialect.models, dialect.provider, dialect.models_variable)
     return rate_limit
 
 
@@ -122,6 +123,16 @@ async def admit(
         # The limiter logs the reason, once for all requests that it happens to.
         retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
         raise Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after]) from None
+
+
+async def settle(gateway: Gateway, admission: Admission, is_charged: bool, tokens: int | None) -> None:
+    """Settle; wait for Redis only where that frees something, which the connection's next request must find."""
+    limiter = gateway.limiter
+    if is_charged and admission.is_charge_final(tokens):
+        limiter.settle_later(admission, is_charged=True, tokens=tokens)
+        return
+    with trio.move_on_after(SETTLE_SECONDS, shield=True):
+        await limiter.settle(admission, is_charged=is_charged, tokens=tokens)
 
 
 async def _refuse(

@@ -17,8 +17,9 @@ from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
 from cgw.limits.settings import LimitSettings
+from cgw.providers.embeddings.settings import EmbeddingsSettings
 from cgw.providers.provider import ProviderSettings
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
 from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.telemetry.settings import LogSettings
@@ -55,8 +56,11 @@ class Settings:
     admin: AdminSettings = group(AdminSettings)
     upstream: UpstreamSettings = group(UpstreamSettings)
     providers: Mapping[str, ProviderSettings] = named_groups(
-        {provider.name: provider.settings_class for provider in PROVIDERS}
+        {provider.name: provider.settings_class for provider in PROVIDERS},
+        templates=[family.settings_class for family in FAMILIES],
+        reserved_names=RESERVED_NAMES,
     )
+    embeddings: EmbeddingsSettings = group(EmbeddingsSettings)
     actors: ActorSettings = group(ActorSettings)
     dotcom: DotcomSettings = group(DotcomSettings)
     portal: PortalSettings = group(PortalSettings)

@@ -7,7 +7,7 @@ from attrs import frozen
 from cgw.config.declare import setting
 from cgw.config.kinds import API_URL, NAMES, SECRET, Secret, integer
 from cgw.model import MAX_IN_FLIGHT
-from cgw.providers.models import BUILT_IN_MODELS
+from cgw.providers.models import BUILT_IN_MODELS, MODELS_HELP
 
 
 @frozen
@@ -21,6 +21,12 @@ class AnthropicSettings:
         "The base URL of Anthropic's API, without /v1.",
         other_names=("CODY_GATEWAY_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE"),
     )
+    fallback_api_url: str | None = setting(
+        "CODY_GATEWAY_ANTHROPIC_FALLBACK_API_URL",
+        API_URL,
+        None,
+        "A second base URL, for the same key, which is asked once when the first answers 5xx or cannot be reached.",
+    )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN",
         SECRET,
@@ -32,7 +38,7 @@ class AnthropicSettings:
         "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",
         NAMES,
         None,
-        "The models that the routes serve: names as Anthropic has them, separated by commas.",
+        f"The models that the routes serve, as Anthropic names them: {MODELS_HELP}",
         default_text=BUILT_IN_MODELS,
     )
     max_tokens_to_sample: int = setting(

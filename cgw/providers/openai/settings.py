@@ -7,7 +7,7 @@ from attrs import frozen
 from cgw.config.declare import setting
 from cgw.config.kinds import API_URL, NAMES, SECRET, VISIBLE_TEXT, Secret, integer
 from cgw.model import MAX_IN_FLIGHT
-from cgw.providers.models import BUILT_IN_MODELS
+from cgw.providers.models import BUILT_IN_MODELS, MODELS_HELP
 
 
 @frozen
@@ -20,6 +20,12 @@ class OpenAISettings:
         "https://api.openai.com",
         "The base URL of OpenAI's API, without /v1.",
         other_names=("CODY_GATEWAY_OPENAI_BASE_URL", "OPENAI_BASE_URL", "OPENAI_API_BASE"),
+    )
+    fallback_api_url: str | None = setting(
+        "CODY_GATEWAY_OPENAI_FALLBACK_API_URL",
+        API_URL,
+        None,
+        "A second base URL, for the same key, which is asked once when the first answers 5xx or cannot be reached.",
     )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_OPENAI_ACCESS_TOKEN",
@@ -39,7 +45,7 @@ class OpenAISettings:
         "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",
         NAMES,
         None,
-        "The models that the routes serve: names as OpenAI has them, separated by commas.",
+        f"The models that the routes serve, as OpenAI names them: {MODELS_HELP}",
         default_text=BUILT_IN_MODELS,
     )
     max_in_flight: int | None = setting(
