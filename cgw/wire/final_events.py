@@ -53,7 +53,7 @@ class FinalEventScanner:
                 self._line = bytes(text[start : start + MAX_LINE_BYTES + 1])
                 return False
             self.is_ending, begin = True, found.end() - 1
-        self._event_bytes += len(text) - begin
+        self._event_bytes += min(len(text) - begin, len(piece))
         self.is_final = self._event_bytes > MAX_EVENT_BYTES or _EVENT_END.search(text, begin) is not None
         self._line = bytes(text[begin:][-3:])
         return True
