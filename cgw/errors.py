@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import traceback
 from collections.abc import Sequence
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -16,6 +17,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 DISK_FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """A write failed because there is no room for it: this may pass while the process runs."""
 
+
+_LOCATED_FRAMES = 5
 
 MISSING_TOKEN = "missing_access_token"
 UNKNOWN_TOKEN = "unknown_access_token"
@@ -119,6 +122,15 @@ class StoreRefused(StoreUnavailable):
 
 class EventLogError(CgwError):
     """Recorded usage events could not be read or imported."""
+
+
+def locate_bug(bug: BaseException) -> str:
+    """Return type and place of an unexpected exception, innermost frame last, without its text.
+
+    For the log of code that handles tokens: the text, and a traceback ends with it, may hold one.
+    """
+    frames = traceback.extract_tb(bug.__traceback__)[-_LOCATED_FRAMES:]
+    return f"{type(bug).__name__} at {' > '.join(f'{frame.filename}:{frame.lineno}' for frame in frames)}"
 
 
 def explain_os_error(error: BaseException) -> str:

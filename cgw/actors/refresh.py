@@ -12,7 +12,7 @@ import trio
 from attrs import define, field, frozen
 
 from cgw.actors.source import ActorRecentlyUpdated, Sources, Updater
-from cgw.errors import CgwError
+from cgw.errors import CgwError, locate_bug
 from cgw.model import Actor
 
 MAX_AT_ONCE = 8
@@ -207,9 +207,8 @@ class Refresher:
             failure = error
         except trio.TooSlowError:
             failure = RefreshFailed(f"the actor was not refreshed: its source took more than {UPDATE_SECONDS:g} s")
-        except Exception:  # a boundary: a bug in one source must not end the refreshes of the others
-            # Callers get a plain error: the text of an unknown exception may hold a token.
-            logger.exception("unexpected error updating actor from source %s", source)
+        except Exception as bug:  # noqa: BLE001 - a boundary: a bug in one source must not end the others' refreshes
+            logger.error("unexpected error updating actor from source %s: %s", source, locate_bug(bug))
             return RefreshFailed("the actor was not refreshed: its source failed")
         else:
             if self._last_failures.pop(source, None) is not None:

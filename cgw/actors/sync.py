@@ -18,7 +18,7 @@ import trio
 from attrs import define, field, frozen
 
 from cgw.actors.source import FenceLost, SourceUnavailable, Syncer, SyncResult
-from cgw.errors import CgwError, StoreUnavailable
+from cgw.errors import CgwError, StoreUnavailable, locate_bug
 from cgw.redis.lock import Held, LockLost, RedisLock
 from cgw.redis.store import Store
 
@@ -228,10 +228,9 @@ class SyncWorker:
         except trio.TooSlowError:
             problem = f"took more than the interval of {self._interval_seconds:g} s"
             self._note_failure(name, f"source {name} could not be synced: {problem}")
-        except Exception:  # a boundary: a bug in one source must not end the syncs of the others
-            # Callers get a plain text: that of an unknown exception may hold a token.
+        except Exception as bug:  # noqa: BLE001 - a boundary: a bug in one source must not end the others' syncs
             problem = "unexpected error"
-            logger.exception("unexpected error syncing source %s", name)
+            logger.error("unexpected error syncing source %s: %s", name, locate_bug(bug))
         sync = SourceSync(name, trio.current_time() - began_at, result, problem, has_lost_fence)
         if result is None:
             self._failed += 1

@@ -25,7 +25,12 @@ MAX_ANSWER_BYTES = 16 * 2**20
 INLINE_BYTES = 64 * 2**10
 """Larger answers are decoded in a thread: the Trio thread serves streams."""
 
-MAX_CONNECTIONS = 20
+MAX_CONNECTIONS = 64
+"""More than all callers use at once: 16 fetches and a listing of each source, 20 attribution searches, SAMS. With less,
+slow searches would keep tokens from being checked, as a request that waits for a connection may run out of time.
+"""
+
+MAX_KEPT_CONNECTIONS = 20
 
 
 @frozen
@@ -113,7 +118,7 @@ async def open_web_client(tls_context: ssl.SSLContext) -> AsyncIterator[WebClien
     async with httpx.AsyncClient(
         verify=tls_context,
         timeout=None,  # post() bounds each request as a whole
-        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
+        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_KEPT_CONNECTIONS),
         follow_redirects=False,
         trust_env=False,
     ) as client:

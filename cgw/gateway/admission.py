@@ -80,7 +80,7 @@ async def check_actor(gateway: Gateway, actor: Actor, head: RequestHead) -> None
     try:
         check_access(actor, head.path.decode("latin-1"))
     except Refusal:
-        await record_event(gateway, records.access_denied(actor))
+        await _record_refusal(gateway, records.access_denied(actor))
         raise
 
 

@@ -39,11 +39,14 @@ async def relay_rest(client: ClientSide, answer: RelayOutcome | Refusal | None) 
     """Relay what follows the API's last event: HTTP's end, as a rule, by which both connections can be kept.
 
     The answer is complete: neither a client that leaves now, nor an upstream that is slow to end or breaks off changes
-    that. So cancellation does not end the waiting, but :data:`REST_SECONDS` do. Raises :exc:`~cgw.errors.ClientGone`.
+    that. So cancellation does not end the waiting, but :data:`REST_SECONDS` do. Where the client has a part of a chunk
+    by then, its connection is closed. Raises :exc:`~cgw.errors.ClientGone`.
     """
     if not isinstance(answer, RelayOutcome) or answer.resume is None:
         return
     held_back = b""
     with trio.move_on_after(REST_SECONDS, shield=True):
         held_back = (await answer.resume()).held_back
-    await client.finish(held_back)
+    # Not behind a part of a chunk: the client would wait for the rest of it, with the end in its place.
+    if not client.is_broken_off:
+        await client.finish(held_back)

@@ -97,6 +97,11 @@ class ClientSide(Protocol):
         ...
 
     @property
+    def is_broken_off(self) -> bool:
+        """True if the response will be cut: ``break_off`` was called, or a method was cancelled half-way."""
+        ...
+
+    @property
     def bytes_sent(self) -> int:
         """Payload bytes of the response's body that have been sent."""
         ...

@@ -291,6 +291,9 @@ class Http1Client:
             except (OSError, trio.ClosedResourceError):
                 self.break_off()
                 raise ClientGone from None
+            except trio.Cancelled:
+                self.break_off()  # a part of the data may have been written
+                raise
         if stall_scope.cancelled_caught:
             # A part of a chunk may have been written, so nothing can follow on this connection.
             self._is_stalled = True

@@ -325,6 +325,9 @@ class Http2Client:
                 # Other tasks run between frames, even while the kernel accepts a large body without blocking.
                 self._connection.pass_turn()
                 await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.break_off()  # a part of the data may have been sent: what follows would have a gap before it
+            raise
         finally:
             # Also when cancelled: the turn that this stream may hold must not be lost.
             self._connection.pass_turn()

@@ -138,7 +138,15 @@ class _RawRelay:
         except trio.Cancelled:
             # For the log: most of a stream may have gone out by the time when its client leaves.
             self._raw_body.note_sent(max(self._count_passed() - unsent_bytes, 0))
+            if unsent_bytes:
+                self._client.break_off()
+            self._break_off_within_chunk()
             raise
+
+    def _break_off_within_chunk(self) -> None:
+        """Break off where the client has the beginning of a chunk: no end of the body can follow on that."""
+        if not self._framer.is_at_boundary:
+            self._client.break_off()
 
     def _count_passed(self) -> int:
         return self._window.total_bytes - self._framer.final_payload_bytes
@@ -155,10 +163,15 @@ class _RawRelay:
                 return RelayOutcome(RelayEnd.COMPLETE, resume=partial(self.run, framer.held))
             case StreamEnd.UNUSUAL:
                 response.connection.continue_with(outcome.held)
-                self._keep_final()  # it goes out with what the fallback path sends
+                has_become_final = bool(self._framer.final) and self._window.is_final
+                self._keep_final()
+                if has_become_final:
+                    return RelayOutcome(RelayEnd.COMPLETE, resume=self._go_on)
+                # What is kept now is part of the API's last event, and goes out with the rest of it.
                 return await self._go_on()
             case StreamEnd.BROKEN | StreamEnd.SILENT:
                 self._keep_final()  # part of the API's last event, at most: it does not complete the answer
+                self._break_off_within_chunk()
                 end = RelayEnd.BROKEN if outcome.end is StreamEnd.BROKEN else RelayEnd.TIMED_OUT
                 return RelayOutcome(end, error=outcome.reason)
             case StreamEnd.STALLED | StreamEnd.CLIENT_GONE:

@@ -13,6 +13,9 @@ from functools import lru_cache
 MAX_LINE_BYTES = 64
 """How much of an unfinished line is kept; markers are shorter."""
 
+MAX_EVENT_BYTES = 4096
+"""The most that may follow a marker's line in its event; real ones have less than 500 bytes. What the event has so far
+is held back, so an event that does not end must not grow for ever: at this size it counts as ended."""
 
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 """A line end with an empty line behind it."""
@@ -22,16 +25,18 @@ class FinalEventScanner:
     """Looks for an event with one of ``markers`` in the pieces of a body, wherever the pieces are cut.
 
     A marker is the text of a line, such as ``data: [DONE]``; the space behind its colon may be missing in the stream.
-    ``is_ending`` becomes true with the piece in which the line ends, ``is_final`` with that in which its event ends.
+    ``is_ending`` becomes true with the piece in which the line ends, ``is_final`` with that in which its event ends, or
+    has more than :data:`MAX_EVENT_BYTES`.
     """
 
-    __slots__ = ("_line", "_needle", "_pattern", "is_ending", "is_final")
+    __slots__ = ("_event_bytes", "_line", "_needle", "_pattern", "is_ending", "is_final")
 
     def __init__(self, markers: tuple[bytes, ...]) -> None:
         self._needle, self._pattern = _compile(markers)
         # The unfinished line at the end of the last piece, up to a byte more than MAX_LINE_BYTES. While the event ends:
         # the last bytes of the last piece.
         self._line = b""
+        self._event_bytes = 0  # that followed the marker's line
         self.is_ending = self.is_final = False
 
     def feed(self, piece: bytes | bytearray) -> bool:
@@ -48,7 +53,8 @@ class FinalEventScanner:
                 self._line = bytes(text[start : start + MAX_LINE_BYTES + 1])
                 return False
             self.is_ending, begin = True, found.end() - 1
-        self.is_final = _EVENT_END.search(text, begin) is not None
+        self._event_bytes += min(len(text) - begin, len(piece))
+        self.is_final = self._event_bytes > MAX_EVENT_BYTES or _EVENT_END.search(text, begin) is not None
         self._line = bytes(text[begin:][-3:])
         return True
 

@@ -66,6 +66,11 @@ class Framer(Protocol):
         """True if any payload was seen."""
         ...
 
+    @property
+    def is_at_boundary(self) -> bool:
+        """True if the data that may be forwarded ends where a chunk, or the whole body, has ended validly."""
+        ...
+
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """Take ``data`` (``held`` first), and return how many of its bytes may be forwarded, and the body's state.
 
@@ -104,6 +109,11 @@ class ChunkedFramer:
     def has_begun(self) -> bool:
         """See :class:`Framer`."""
         return self._collector.total_bytes > 0
+
+    @property
+    def is_at_boundary(self) -> bool:
+        """See :class:`Framer`."""
+        return not self._need
 
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """See :meth:`Framer.feed`. ``held`` is at most one chunk-size line, or the end of the body."""
@@ -165,10 +175,11 @@ class ChunkedFramer:
         need = self._need
         end = position + need
         if end <= size:
-            self._need = 0
+            is_valid = data[end - 1] == _LF and (need == 1 or data[end - 2] == _CR)
+            if is_valid:  # otherwise the chunk has no end
+                self._need = 0
             if need > 2:  # with 1 or 2, only (the rest of) the CR LF was missing
                 self._collector.feed(data[position : end - 2])
-            is_valid = data[end - 1] == _LF and (need == 1 or data[end - 2] == _CR)
             return end, is_valid
         self._need = end - size
         payload_end = min(size, end - 2)
@@ -219,6 +230,11 @@ class LengthFramer:
     def has_begun(self) -> bool:
         """See :class:`Framer`."""
         return self._collector.total_bytes > 0
+
+    @property
+    def is_at_boundary(self) -> bool:
+        """See :class:`Framer`."""
+        return not self._need
 
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """See :meth:`Framer.feed`."""

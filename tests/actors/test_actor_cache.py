@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import msgspec
 import pytest
@@ -10,15 +11,18 @@ import redis
 import trio
 import trio.testing
 
+from cgw.actors.fetched import cached_source
 from cgw.actors.fetched.address_budget import MAX_ADDRESSES, AddressBudget
 from cgw.actors.fetched.fetched_actor import FetchedActor
 from cgw.actors.fetched.memory import MAX_ACTORS, MAX_DENIALS, Memory, Remembered
 from cgw.actors.source import AccessTokenDenied, SourceUnavailable, TooManyUnknownTokens
+from cgw.control.attribution import MAX_AT_ONCE
 from cgw.model import Actor, Feature
-from cgw.testing.json_server import JsonAnswer
+from cgw.testing.json_server import JsonAnswer, JsonCall
 from cgw.testing.scripted_sourcegraph import ScriptedSourcegraph, ScriptedUser, build_limit
 from tests.support.redis_server import RedisServer
 from tests.support.sources import SourceBench, user_token
+from tests.support.waiting import wait_until
 
 CHECK = "CheckDotcomUserAccessToken"
 TOKEN = user_token("alice")
@@ -250,7 +254,7 @@ async def test_a_token_that_is_denied_later_stops_working_everywhere(
     for _ in range(2):
         with pytest.raises(AccessTokenDenied):
             await source.get(TOKEN)
-    assert client.keys("*:token:*") == []
+    assert [client.get(key) for key in client.keys("*:token:*")] == [b'{"v":1,"at":0,"id":""}'], "a mark, without id"
     other.forget_freshness()
     with pytest.raises(AccessTokenDenied):
         await other.get(TOKEN)
@@ -353,6 +357,48 @@ async def test_what_is_too_old_is_not_used(bench: SourceBench, sourcegraph: Scri
         await source.get(TOKEN)
 
 
+async def test_what_is_too_old_is_not_used_while_the_source_hangs(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph, client: redis.Redis
+) -> None:
+    """A source that does not answer grants nothing that one that is down does not."""
+    bench.fresh_seconds, bench.ttl_seconds = 0, 0.2
+    source = await bench.start_users(sourcegraph)
+    await source.get(TOKEN)
+    sourcegraph.delay_seconds = 30
+    client.acl_setuser("default", enabled=True, nopass=True, categories=["+@all", "-@scripting"])
+    try:
+        await trio.sleep(0.25)
+        source.forget_freshness()
+        with trio.move_on_after(2) as waiting_scope:
+            await source.get(TOKEN)
+        assert waiting_scope.cancelled_caught
+    finally:
+        client.acl_setuser("default", enabled=True, nopass=True, categories=["+@all"])
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["down", "hanging"])
+async def test_what_another_replica_was_denied_is_not_used_while_the_source_is_down(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph, hangs: bool
+) -> None:
+    """A token that stopped working everywhere does not work again, where it is remembered, with the next outage."""
+    source = await bench.start_users(sourcegraph)
+    await source.get(TOKEN)
+    bench.fresh_seconds = 0
+    other = await bench.start_users(sourcegraph)
+    sourcegraph.users.clear()
+    with pytest.raises(AccessTokenDenied):
+        await other.get(TOKEN)
+    if hangs:
+        sourcegraph.delay_seconds = 30
+    else:
+        sourcegraph.answer_next = lambda call: JsonAnswer({}, 503)
+    source.forget_freshness()
+    with trio.move_on_after(2) as waiting_scope:
+        with pytest.raises(SourceUnavailable):
+            await source.get(TOKEN)
+    assert waiting_scope.cancelled_caught == hangs
+
+
 # --- Redis ------------------------------------------------------------------------------------------------------------
 
 
@@ -385,9 +431,13 @@ async def test_without_redis_actors_are_fetched_and_known_in_the_process(
         lambda data: data.replace(b'"v":1,', b""),
         lambda data: data.replace(b'"id":"123"', b'"id":123'),
         lambda data: b"9" * 5000,
+        lambda data: re.sub(rb'"(at|fetched_at_ms)":\d+', rb'"\1":1' + b"0" * 17, data),
         None,
     ],
-    ids=["empty", "cut off", "other JSON", "no text", "older format", "no version", "other type", "digits", "a list"],
+    ids=[
+        *("empty", "cut off", "other JSON", "no text", "older format", "no version", "other type", "digits"),
+        *("beyond all times", "a list"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["token", "actor"])
 async def test_bad_input_a_broken_record_is_dropped(
@@ -408,6 +458,21 @@ async def test_bad_input_a_broken_record_is_dropped(
     repaired = client.get(key)
     assert isinstance(repaired, bytes)
     assert msgspec.json.decode(repaired)["v"] == 1
+
+
+@pytest.mark.parametrize("numbers", [b"-1,86400000", b"100,0", b"100,-1", b"1" + b"0" * 30 + b",86400000"])
+async def test_bad_input_numbers_that_no_limit_can_have(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph, client: redis.Redis, numbers: bytes
+) -> None:
+    """A limit in a record that cannot be built is no limit, and does not lock its actor out."""
+    await (await bench.start_users(sourcegraph)).get(TOKEN)
+    [key] = client.keys("*:actor:*")
+    record = client.get(key)
+    assert isinstance(record, bytes)
+    assert b"[100,86400000," in record
+    client.set(key, record.replace(b"[100,86400000,", b"[" + numbers + b","))
+    actor = await (await bench.start_users(sourcegraph)).get(TOKEN)
+    assert actor.rate_limits[Feature.CHAT_COMPLETIONS].limit == 100
 
 
 async def test_records_expire(bench: SourceBench, sourcegraph: ScriptedSourcegraph, client: redis.Redis) -> None:
@@ -496,6 +561,78 @@ async def test_a_flood_costs_redis_a_bounded_number_of_calls(
             await source.get(user_token(number), "192.0.2.1")
     assert count_calls(bench) - before <= 2 * 20 + 2 * 2 + 5
     assert sourcegraph.counts[CHECK] == 2
+
+
+async def test_known_actors_are_served_in_a_flood_of_unknown_tokens(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While look-ups of unknown tokens wait for a slow source, known ones are served, from memory and from Redis."""
+    monkeypatch.setattr(cached_source, "MAX_LOOKUPS", 30)
+    monkeypatch.setattr(cached_source, "MAX_WAITING_FETCHES", 10)
+    source = await bench.start_users(sourcegraph)
+    actor = await source.get(TOKEN)
+    sourcegraph.users[user_token("bob")] = ScriptedUser(7)
+    await (await bench.start_users(sourcegraph)).get(user_token("bob"))
+    sourcegraph.delay_seconds = 30
+    refused = 0
+
+    async def ask(number: int) -> None:
+        nonlocal refused
+        try:
+            await source.get(user_token(number), f"192.0.2.{number}")
+        except SourceUnavailable:
+            refused += 1
+
+    async with trio.open_nursery() as flood_nursery:
+        for number in range(100):
+            flood_nursery.start_soon(ask, number)
+        await wait_until(lambda: refused == 100 - cached_source.MAX_FETCHES - 10)
+        source.forget_freshness()
+        assert await source.get(TOKEN, "192.0.2.200") is actor
+        assert (await source.get(user_token("bob"), "192.0.2.201")).id == "7"
+        monkeypatch.setattr(cached_source, "MAX_LOOKUPS", 1)
+        source.forget_freshness()
+        assert await source.get(TOKEN, "192.0.2.200") is actor
+        flood_nursery.cancel_scope.cancel()
+
+
+async def test_an_outage_uses_up_no_budget(bench: SourceBench, sourcegraph: ScriptedSourcegraph) -> None:
+    """While the source is left alone, callers that cannot be recognised get 503, and are served when it is back."""
+    bench.fetches_per_minute = 10
+    source = await bench.start_users(sourcegraph)
+    sourcegraph.answer_next = lambda call: JsonAnswer({}, 503)
+    for number in range(30):
+        with pytest.raises(SourceUnavailable):
+            await source.get(user_token(number), "192.0.2.1")
+    sourcegraph.answer_next = None
+    with trio.fail_after(10):
+        while True:
+            try:
+                assert (await source.get(TOKEN, "192.0.2.1")).id == "123"
+                break
+            except SourceUnavailable:
+                await trio.sleep(0.1)
+
+
+async def test_slow_attribution_keeps_no_token_from_being_checked(
+    bench: SourceBench, sourcegraph: ScriptedSourcegraph
+) -> None:
+    """As many searches as run at once, none of which is answered, leave connections for the other questions."""
+    dotcom = bench.build_dotcom_client(sourcegraph)
+    source = await bench.start_users(sourcegraph)
+
+    async def hold_attribution(call: JsonCall) -> None:
+        if call.target.endswith("?SnippetAttribution"):
+            await trio.sleep_forever()
+
+    sourcegraph.wait_before = hold_attribution
+    async with trio.open_nursery() as search_nursery:
+        for _ in range(MAX_AT_ONCE):
+            search_nursery.start_soon(dotcom.snippet_attribution, "snippet", 4)
+        await wait_until(lambda: sourcegraph.counts["SnippetAttribution"] == MAX_AT_ONCE)
+        with trio.fail_after(5):
+            assert (await source.get(TOKEN)).id == "123"
+        search_nursery.cancel_scope.cancel()
 
 
 def test_memory_is_bounded() -> None:

@@ -183,7 +183,7 @@ async def test_failure_reaches_all_callers_and_cools_down(
 async def test_fault_of_a_source_ends_nothing_else(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An unexpected exception is logged with its traceback; its callers get a plain error, other refreshes go on."""
+    """An unexpected exception is logged with its place alone; its callers get a plain error, other refreshes go on."""
     broken = ListedSource(error=KeyError("token sgp_abcdef0123456789"), name="broken")
     async with open_refresher(broken, ListedSource()) as refresher:
         with pytest.raises(RefreshFailed) as caught:
@@ -191,9 +191,8 @@ async def test_fault_of_a_source_ends_nothing_else(
         await refresher.refresh(build_actor(), "token")
     assert str(caught.value) == "the actor was not refreshed: its source failed"
     (record,) = caplog.records
-    assert record.getMessage() == "unexpected error updating actor from source broken"
-    assert record.exc_info is not None
-    assert record.exc_info[0] is KeyError
+    assert record.getMessage().startswith("unexpected error updating actor from source broken: KeyError at ")
+    assert "sgp_" not in caplog.text
 
 
 async def test_source_that_never_answers_times_out(autojump_clock: trio.testing.MockClock) -> None:

@@ -6,6 +6,7 @@ import http.client
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,12 @@ def frame(body: bytes) -> bytes:
 
 def decode(answer: bytes) -> bytes:
     """Return what has come of the payload of a chunked answer."""
-    payload, raw = b"", answer.partition(b"\r\n\r\n")[2]
-    while (end := raw.find(b"\r\n")) >= 0:
-        size = int(raw[:end], 16)
-        payload += raw[end + 2 : end + 2 + size]
-        raw = raw[end + 2 + size + 2 :]
-    return payload
+    payload, position = bytearray(), answer.index(b"\r\n\r\n") + 4
+    while (end := answer.find(b"\r\n", position)) >= 0:
+        size = int(answer[position:end], 16)
+        payload += answer[end + 2 : end + 2 + size]
+        position = end + 2 + size + 2
+    return bytes(payload)
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ async def test_event_is_durable_before_the_last_event_goes_out(
         await client.send(build_request(path))
         received = b""
         with trio.fail_after(10):
-            while marker not in decode(received):
+            while b"\r\n\r\n" not in received or marker not in decode(received):
                 received += await client.stream.receive_some(65536)
         (event,) = bench.read_events()
         assert event["usage_quality"] == "exact"
@@ -241,6 +242,116 @@ async def test_what_follows_the_last_event_passes(bench: Bench) -> None:
     bench.upstream.handler = answer
     assert (await bench.ask()).body == ANTHROPIC + more
     await bench.check("more", resolved=200, upstream=200, count=2)
+
+
+HALF_CHUNK = b"10\r\nabc"
+
+
+@pytest.mark.parametrize("rest", [HALF_CHUNK, b"3\r\nabcXY"], ids=["half a chunk", "no end of the chunk"])
+@pytest.mark.parametrize("breaks", [False, True], ids=["silent", "broken"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["with the event", "later"])
+async def test_rest_that_stops_within_a_chunk_ends_the_connection(
+    bench: Bench, rest: bytes, breaks: bool, is_late: bool
+) -> None:
+    """The end of the body is never sent in place of a chunk's rest, for which the client would wait."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        head = OK + b"transfer-encoding: chunked\r\n\r\n" + frame(ANTHROPIC)
+        if is_late:
+            await stream.send_all(head)
+            await trio.sleep(0.05)
+            await stream.send_all(rest)
+        else:
+            await stream.send_all(head + rest)
+        if not breaks:
+            await stream.receive_some(1)
+
+    bench.upstream.handler = answer
+    with trio.fail_after(10):
+        async with open_client(bench.gateway.port) as client:
+            await client.send(build_request(PATH))
+            received = b""
+            while data := await client.stream.receive_some(65536):
+                received += data
+    payload = received.partition(b"\r\n\r\n")[2]
+    assert payload.startswith(frame(ANTHROPIC))
+    assert not payload.endswith(b"0\r\n\r\n")
+    await bench.check("rest", resolved=200, upstream=200)
+    assert bench.gateway.gateway.pool.statistics().idle == 0
+
+
+@pytest.mark.parametrize("first", [b"", b"5;name=value\r\n: bye\r\n"], ids=["fast path", "fallback path"])
+async def test_client_that_stalls_in_a_flood_behind_the_last_event(bench: Bench, first: bytes) -> None:
+    """Its answer stops where it was cut: what it reads later has no end of the body inside a chunk."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(OK + b"transfer-encoding: chunked\r\n\r\n" + frame(ANTHROPIC) + first)
+        flood = encode_chunked([b"x" * 60_000]).removesuffix(b"0\r\n\r\n")
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(flood)
+
+    bench.upstream.handler = answer
+    with trio.fail_after(20):
+        async with open_client(bench.gateway.port) as client:
+            await client.send(build_request(PATH))
+            received = bytearray(await read_until(client.stream, b"message_stop"))
+            await wait_until(lambda: len(bench.records) == 1)
+            with suppress(trio.BrokenResourceError):
+                while data := await client.stream.receive_some(2**20):
+                    received += data
+    assert not received.endswith(b"0\r\n\r\n")
+    assert set(decode(bytes(received)).removeprefix(ANTHROPIC)) <= set(b": byex"), "payload alone"
+    await bench.check("stalled", resolved=200, upstream=200)
+
+
+async def test_last_event_that_does_not_end_is_not_kept_for_ever(bench: Bench) -> None:
+    """An upstream that goes on for megabytes behind the marker's line costs a bounded amount of memory."""
+    flood = encode_chunked([b"x" * 60_000]).removesuffix(b"0\r\n\r\n")
+    marked = frame(ANTHROPIC.removesuffix(b"\n"))
+    sent = 0
+
+    async def answer(stream: trio.SocketStream, head: bytes, marked: bytes, flood: bytes) -> None:
+        nonlocal sent
+        await read_request(stream)
+        await stream.send_all(OK + head + marked)
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(flood)
+                sent += len(flood)
+
+    raw = b"transfer-encoding: chunked\r\n\r\n", marked, flood
+    for head, start, more in [raw, (b"\r\n", ANTHROPIC.removesuffix(b"\n"), b"x" * 60_000)]:
+        bench.upstream.handler = partial(answer, head=head, marked=start, flood=more)
+        sent = 0
+        async with open_client(bench.gateway.port) as client:
+            await client.send(build_request(PATH))
+            with trio.fail_after(10):
+                await read_until(client.stream, b'message_stop"}\n')
+            assert len(bench.read_events()) == 1
+        await bench.wait_rest()
+        bench.charged += 1
+
+
+async def test_chunk_extension_behind_the_last_event(bench: Bench) -> None:
+    """What only the fallback path can read, in one read with the last event, does not take that along early."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        rest = b"5;name=value\r\n: bye\r\n"
+        await stream.send_all(OK + b"transfer-encoding: chunked\r\n\r\n" + frame(ANTHROPIC) + rest)
+        await stream.receive_some(1)
+
+    bench.upstream.handler = answer
+    async with open_client(bench.gateway.port) as client:
+        await client.send(build_request(PATH))
+        await read_until(client.stream, b"message_stop")
+        (event,) = bench.read_events()
+        assert event["usage_quality"] == "exact"
+        await read_until(client.stream, b"0\r\n\r\n")
+    bench.charged += 1
 
 
 async def test_client_that_leaves_in_mid_stream_is_logged_with_its_bytes(bench: Bench) -> None:

@@ -172,17 +172,23 @@ async def test_s4_an_unauthorized_event_has_the_reason(tmp_path: Path, upstream:
     assert metadata == [{"reason": "associated dotcom user not found"}, {}]
 
 
-async def test_a_flood_of_denied_tokens_is_one_event_a_second(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Repeated denials of one source and reason are counted, so that they do not fill the disk."""
+@pytest.mark.parametrize(
+    ("token", "status", "name", "reason"),
+    [("sgd_short", 401, "Unauthorized", "invalid token format"), (OFF, 403, "AccessDenied", None)],
+)
+async def test_a_flood_of_denials_is_one_event_a_second(
+    tmp_path: Path, upstream: ScriptedUpstream, token: str, status: int, name: str, reason: str | None
+) -> None:
+    """Repeated denials of one source and reason, or of one actor, are counted, so that they do not fill the disk."""
     async with open_stage(tmp_path, upstream) as stage:
         started = trio.current_time()
         for _ in range(30):
-            assert (await stage.ask("Bearer sgd_short")).status == 401
+            assert (await stage.ask("Bearer " + token)).status == status
         seconds = trio.current_time() - started
-    denials = [event["metadata"] for event in stage.read_events() if event["name"] == "Unauthorized"]
+    denials = [event["metadata"] for event in stage.read_events() if event["name"] == name]
     assert len(denials) <= 2 + seconds
     assert sum(metadata.get("count", 1) for metadata in denials) == 30
-    assert {metadata["reason"] for metadata in denials} == {"invalid token format"}
+    assert {metadata.get("reason") for metadata in denials} == {reason}
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/limits"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.wire.final_events import FinalEventScanner
+from cgw.wire.final_events import MAX_EVENT_BYTES, FinalEventScanner
 from cgw.wire.framers import ChunkedFramer, FramerState
 from cgw.wire.windows import BodyWindowCollector
 
@@ -48,6 +48,17 @@ def test_event_is_found_at_its_end(lines: list[bytes], line_end: bytes, sizes: l
         if fed < len(marked) + 1:
             assert not scanner.is_final
     assert scanner.is_final
+
+
+@pytest.mark.parametrize("step", [1, 100, 10_000])
+def test_event_that_does_not_end_counts_as_ended(step: int) -> None:
+    """So what is held back of it is bounded, in however many pieces it comes."""
+    scanner, held = FinalEventScanner(ANTHROPIC), 0
+    scanner.feed(b"event: message_stop\n")
+    while not scanner.is_final:
+        scanner.feed(b"x" * step)
+        held += step
+    assert held <= MAX_EVENT_BYTES + 4 * step
 
 
 @given(LINES, CUTS)

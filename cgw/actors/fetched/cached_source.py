@@ -8,7 +8,7 @@ of the source (:meth:`CachedSource.run`), which all callers with this token wait
     otherwise: one look-up   Redis, if fresh ──► its actor
                              address spent its fetches ──► 429
                              the source:  an actor ──► kept in Redis and here
-                                          a denial ──► deleted there, remembered here
+                                          a denial ──► marked there, remembered here
                                           no usable answer ──► what was known before, if anything; otherwise 503
 
 So a caller that leaves does not end the fetch that others wait for, and a source that is down changes nothing for
@@ -18,9 +18,7 @@ actors who are known: not until Redis forgets them (``CODY_GATEWAY_SOURCES_CACHE
 from __future__ import annotations
 
 import logging
-import math
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
@@ -36,7 +34,7 @@ from cgw.actors.fetched.source_health import SourceHealth
 from cgw.actors.fetched.token_shape import TokenShape
 from cgw.actors.source import AccessTokenDenied, ActorList, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.actors.tokens import hash_token
-from cgw.errors import CgwError, StoreUnavailable
+from cgw.errors import CgwError, StoreUnavailable, locate_bug
 from cgw.model import Actor, Feature
 
 MEMORY_SECONDS = 5.0
@@ -49,10 +47,14 @@ LOOKUP_SECONDS = 30.0
 """The deadline of one look-up."""
 
 MAX_LOOKUPS = 2_000
-"""Look-ups under way; callers with more unknown tokens get 503."""
+"""Look-ups of unknown tokens under way; callers with more of them get 503. Known ones are as many as the memory."""
 
 MAX_FETCHES = 16
 """Fetches from the source at once."""
+
+MAX_WAITING_FETCHES = 1_000
+"""Look-ups that wait for their fetch; further ones fail. Less than :data:`MAX_LOOKUPS`: while a flood of unknown tokens
+waits for a slow source, tokens that Redis knows are still found there."""
 
 LOOKUPS_PER_FETCH = 20
 """Unknown tokens of one address that are looked up in Redis for each one that may be fetched: Redis is quicker."""
@@ -103,6 +105,8 @@ class _Lookup:
     client: str
     known: Remembered | None
     is_update: bool = False
+    is_asked: bool = False
+    """Whether the source was asked, or is being asked."""
     has_news: trio.Event = field(factory=trio.Event)
     """Set when Redis knows the token, and when the look-up is done."""
     is_done: trio.Event = field(factory=trio.Event)
@@ -186,13 +190,14 @@ class CachedSource:
             raise AccessTokenDenied(reason, self.name)
         known = self._memory.find(key)
         lookup = self._lookups.get((key, False)) or self._begin(_Lookup(key, token, client, known))
-        if known is None:
+        if lookup.known is None:
             await lookup.has_news.wait()
-            known = lookup.known
-        with trio.move_on_after(math.inf if known is None else PATIENCE_SECONDS):
+        with trio.move_on_after(PATIENCE_SECONDS):
             await lookup.is_done.wait()
-        if known is not None and not lookup.is_done.is_set():
-            return known.actor
+        # Looked at only now: Redis may have told meanwhile that the token was denied or removed.
+        if not lookup.is_done.is_set() and lookup.known is not None and not self._is_too_old(lookup.known):
+            return lookup.known.actor
+        await lookup.is_done.wait()
         return self._conclude(lookup)
 
     async def update(self, actor: Actor, token: str) -> None:
@@ -231,9 +236,9 @@ class CachedSource:
         if self._nursery is None:
             raise SourceUnavailable(f"actor source {self.name}: is not running", is_down=False)
         if lookup.known is None and not lookup.is_update:
+            if len(self._lookups) >= MAX_LOOKUPS:
+                raise SourceUnavailable(f"actor source {self.name}: too many tokens are being looked up", is_down=False)
             self._spend(self._lookup_budget, lookup.client)
-        if len(self._lookups) >= MAX_LOOKUPS:
-            raise SourceUnavailable(f"actor source {self.name}: too many tokens are being looked up", is_down=False)
         self._lookups[lookup.key, lookup.is_update] = lookup
         self._nursery.start_soon(self._run_lookup, lookup)
         return lookup
@@ -248,11 +253,7 @@ class CachedSource:
             text = f"actor source {self.name}: no decision within {LOOKUP_SECONDS:g} s"
             lookup.error = SourceUnavailable(text)
         except Exception as bug:  # noqa: BLE001 - a bug costs one look-up, not the source
-            # Type and place alone: the text of an unknown exception may hold the token.
-            place = traceback.extract_tb(bug.__traceback__)[-1]
-            logger.error(
-                "actor source %s: unexpected %s at %s:%s", self.name, type(bug).__name__, place.filename, place.lineno
-            )
+            logger.error("actor source %s: unexpected %s", self.name, locate_bug(bug))
             lookup.error = SourceUnavailable(f"actor source {self.name}: failed", is_down=False)
         finally:
             del self._lookups[lookup.key, lookup.is_update]
@@ -268,13 +269,16 @@ class CachedSource:
             if is_unknown:
                 self._lookup_budget.give_back(lookup.client)
             return self._remember(lookup, known.fetched, known.checked_at_ms)
-        is_charged = known is None and not lookup.is_update
+        is_charged = known is None and is_unknown
         if is_charged:
             self._spend(self._fetch_budget, lookup.client)
         try:
             remembered = await self._fetch(lookup)
         except SourceUnavailable:
-            if known is None or lookup.is_update or self._get_age_ms(known.checked_at_ms) >= self._ttl_ms:
+            if is_charged and not lookup.is_asked:
+                # Nothing was asked, so nothing turned out unknown: an outage must not use up the budgets of its users.
+                self._fetch_budget.give_back(lookup.client)
+            if known is None or lookup.is_update or self._is_too_old(known):
                 raise
             return self._remember(lookup, known.fetched, known.checked_at_ms, is_stale=True)
         if is_charged:
@@ -286,12 +290,17 @@ class CachedSource:
     async def _find_in_redis(self, lookup: _Lookup) -> int:
         """Set ``lookup.known`` to what Redis has; return when the token was last checked, 0 if Redis does not know it.
 
-        While Redis is away, what this process knows counts. Raises :exc:`~cgw.actors.source.AccessTokenDenied` for a
-        token that a sync has removed.
+        While Redis is away, or has lost its records, what this process knows counts. Raises
+        :exc:`~cgw.actors.source.AccessTokenDenied` for a token that a sync has just removed.
         """
         try:
             found = await self._records.find(lookup.key)
-        except TokenRemoved:
+        except TokenRemoved as removed:
+            # What this process remembers must not outlive that: it would be used as soon as the source is down.
+            lookup.known = None
+            self._memory.forget(lookup.key)
+            if not removed.is_recent:
+                return 0  # denied some time ago: it may be valid again
             reason = "the token is no longer listed"
             self._memory.remember_denial(lookup.key, reason)
             raise AccessTokenDenied(reason, self.name) from None
@@ -312,9 +321,12 @@ class CachedSource:
             raise
 
     async def _fetch(self, lookup: _Lookup) -> Remembered:
+        if self._fetch_slots.statistics().tasks_waiting >= MAX_WAITING_FETCHES:
+            raise SourceUnavailable(f"actor source {self.name}: too many tokens wait to be asked about", is_down=False)
         async with self._fetch_slots:
             self._health.begin_call()
             self._fetches += 1
+            lookup.is_asked = True
             try:
                 fetched = await self._backend.fetch(lookup.token, self._health.log_problem)
             except AccessTokenDenied as denial:
@@ -380,9 +392,8 @@ class CachedSource:
     def _is_fresh(self, checked_at_ms: int) -> bool:
         return -CLOCK_SLACK_MS <= self._get_age_ms(checked_at_ms) < self._options.fresh_seconds * 1000
 
-    @property
-    def _ttl_ms(self) -> float:
-        return self._options.ttl_seconds * 1000
+    def _is_too_old(self, known: Remembered) -> bool:
+        return self._get_age_ms(known.checked_at_ms) >= self._options.ttl_seconds * 1000
 
     @staticmethod
     def _get_age_ms(checked_at_ms: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Annotated
 
 import msgspec
 
@@ -20,12 +21,18 @@ MAX_NUMBER = 2**53
 MAX_MODELS = 1000
 """The longest list of models that is believed."""
 
+UnixMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
+"""Unix time in milliseconds, up to the last year that a :class:`~datetime.datetime` can have."""
+
 
 class FetchedLimit(msgspec.Struct, frozen=True, array_like=True):
-    """A limit of ``limit`` per ``interval_ms``, before it is fitted to what can be counted."""
+    """A limit of ``limit`` per ``interval_ms``, before it is fitted to what can be counted.
 
-    limit: int
-    interval_ms: int
+    The bounds, those of :func:`check_limit`, are for records: one with other numbers is as none.
+    """
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
+    interval_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER * 1000)]
     allowed_models: tuple[str, ...]
 
 
@@ -35,7 +42,7 @@ class FetchedActor(msgspec.Struct, frozen=True):
     id: str
     name: str
     access_enabled: bool
-    fetched_at_ms: int
+    fetched_at_ms: UnixMs
     limits: Mapping[str, FetchedLimit] = {}
     endpoint_access: Mapping[str, bool] = {}
 

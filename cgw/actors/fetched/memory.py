@@ -58,6 +58,10 @@ class Memory:
         if len(self._actors) > MAX_ACTORS:
             self._actors.popitem(last=False)
 
+    def forget(self, key: str) -> None:
+        """Forget a token's actor; the token may still be known elsewhere."""
+        self._actors.pop(key, None)
+
     def find_denial(self, key: str) -> str | None:
         """Return the reason why a token was denied lately."""
         denial = self._denials.get(key)

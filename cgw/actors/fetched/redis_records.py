@@ -2,16 +2,20 @@
 
 Keys share one hash tag per source, so that each call is one script in one slot::
 
-    cgw:{actors:<source>}:token:<SHA-256 of the token>   → {"v": …, "at": ms, "id": …}, or the mark of a removed token
+    cgw:{actors:<source>}:token:<SHA-256 of the token>   → {"v": …, "at": ms, "id": …}, or a mark: {"v": …, "at": ms}
     cgw:{actors:<source>}:actor:<id>                     → the actor, as its source last told it
     cgw:{actors:<source>}:index                          → sorted set: when each token was written (synced sources)
     cgw:{actors:<source>}:fence                          → the greatest fencing token that has written
+
+A mark stands for a token that a sync has removed, or that its source has denied. It lives as long as records do, so
+that what some replica remembers of the token is not used again when the source is down.
 
 So the limits of an actor are the same for all its tokens, however it was fetched last (the reference's §2.5).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from importlib.resources import files
@@ -21,7 +25,7 @@ import msgspec
 from attrs import frozen
 from redis.exceptions import ResponseError
 
-from cgw.actors.fetched.fetched_actor import FetchedActor
+from cgw.actors.fetched.fetched_actor import FetchedActor, UnixMs
 from cgw.actors.source import FenceLost
 from cgw.errors import StoreUnavailable
 from cgw.redis.lua import LuaScript
@@ -31,7 +35,7 @@ FORMAT = 1
 """The version of the records: those of another one are read as missing, and replaced."""
 
 REMOVED_MS = 60 * 1000
-"""How long a removed token is marked: longer than any replica goes without asking Redis about a token in use."""
+"""How long a removed token is denied without asking the source, which is asked only after that."""
 
 REMOVED_PER_CALL = 500
 """Tokens that one call looks at, so that Redis serves others in between."""
@@ -41,7 +45,7 @@ _FENCED = b"fenced"
 
 class _TokenRecord(msgspec.Struct, frozen=True):
     v: int
-    at: int
+    at: UnixMs
     id: str = ""
 
 
@@ -74,7 +78,11 @@ class FoundActor:
 
 
 class TokenRemoved(Exception):
-    """The last sync found that the token is no longer listed."""
+    """The token has a mark. ``is_recent``: within :data:`REMOVED_MS` a sync found that it is no longer listed."""
+
+    def __init__(self, *, is_recent: bool) -> None:
+        super().__init__()
+        self.is_recent = is_recent
 
 
 class RedisRecords:
@@ -93,7 +101,7 @@ class RedisRecords:
     async def find(self, token_hash: str) -> FoundActor | None:
         """Return the actor of a token; ``None`` if there is no record, or none that can be read.
 
-        Raises :exc:`TokenRemoved` for a token that a sync has removed.
+        Raises :exc:`TokenRemoved` for a token with a mark.
         """
         keys = [self._token_prefix + token_hash]
         try:
@@ -104,7 +112,7 @@ class RedisRecords:
         if record is None:
             return None
         if not record.id:
-            raise TokenRemoved
+            raise TokenRemoved(is_recent=abs(time.time() * 1000 - record.at) < REMOVED_MS)
         found = _decode_actor(actor)
         return None if found is None or found.id != record.id else FoundActor(found, record.at)
 
@@ -132,8 +140,9 @@ class RedisRecords:
         return [_decode_actor(record) for record in answer]
 
     async def forget(self, token_hash: str) -> None:
-        """Delete the record of a token."""
-        await self._store.execute_command("DEL", self._token_prefix + token_hash)
+        """Replace the record of a token, if there is one, by a mark."""
+        mark = msgspec.json.encode(_TokenRecord(FORMAT, 0))
+        await self._store.execute_command("SET", self._token_prefix + token_hash, mark, "XX", "PX", self._ttl_ms)
 
     async def begin_sync(self, fence: int) -> int:
         """Raise the fence; return the server's time in µs. Raises :exc:`~cgw.actors.source.FenceLost`."""
@@ -155,7 +164,7 @@ class RedisRecords:
             began_us,
             self._token_prefix,
             mark,
-            REMOVED_MS,
+            self._ttl_ms,
             REMOVED_PER_CALL,
         ]
         total = 0
