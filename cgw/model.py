@@ -160,13 +160,22 @@ class UsageQuality(enum.StrEnum):
 
 # A Struct, because each exchange makes one: 0.1 µs, a frozen attrs class takes 0.55.
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens and characters of one completion, in and out; ``None`` where unknown."""
+    """Tokens and characters of one completion, in and out; ``None`` where unknown.
+
+    The completion's characters are those of its text, its thinking and its calls of tools. ``cache_read_token_count``
+    and ``cache_write_token_count`` are the prompt's tokens that were read from, and written to, the provider's cache.
+    ``prompt_quota_token_count`` is what the prompt counts on quotas in tokens, where that is another number than
+    ``prompt_token_count``: each provider has a rule for its cache.
+    """
 
     prompt_token_count: int | None = None
     completion_token_count: int | None = None
     prompt_character_count: int | None = None
     completion_character_count: int | None = None
     quality: UsageQuality = UsageQuality.ESTIMATED
+    cache_read_token_count: int | None = None
+    cache_write_token_count: int | None = None
+    prompt_quota_token_count: int | None = None
 
 
 @frozen

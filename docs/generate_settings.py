@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import attrs
@@ -38,7 +39,7 @@ def build_page() -> str:
     parts = [INTRODUCTION]
     for settings_class in list_group_classes(Settings):
         title = settings_class.__name__.removesuffix("Settings")
-        about = str(settings_class.__doc__).replace("``", "`")
+        about = inspect.cleandoc(str(settings_class.__doc__)).replace("``", "`")
         parts.append(f"\n## {title}\n\n{about}\n\n| variable | default | meaning |\n|---|---|---|\n")
         parts += [_build_row(next(rows)) for _ in attrs.fields(settings_class)]
     return "".join(parts)

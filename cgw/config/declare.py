@@ -14,14 +14,19 @@ group. :mod:`cgw.config.environment` reads a root class, :mod:`cgw.config.descri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, evolve, field, fields, frozen, make_class
 
 from cgw.config.kinds import Kind
 
 T = TypeVar("T")
+
+PLACEHOLDER = "<NAME>"
+"""Stands for the name in the variables of a template, see :func:`named_groups`."""
 
 # Keys of attrs' metadata, which tell the three kinds of field apart.
 _VARIABLE = "variable"
@@ -75,49 +80,119 @@ def group(settings_class: type[T]) -> T:
     return made
 
 
-def named_groups(settings_classes: Mapping[str, type[T]]) -> Mapping[str, T]:
-    """Declare a field of a root class that holds several groups by name, such as one for each provider."""
+def named_groups(
+    settings_classes: Mapping[str, type[T]],
+    templates: Sequence[type[T]] = (),
+    reserved_names: Collection[str] = (),
+) -> Mapping[str, T]:
+    """Declare a field of a root class that holds several groups by name, such as one for each provider.
+
+    ``templates`` are classes of groups whose number and names come from the environment: their variables have
+    :data:`PLACEHOLDER` where the name stands, in capitals. ``reserved_names`` are names that none of those may have.
+    """
 
     # Called for each root, so that roots do not share groups.
     def make_default() -> Mapping[str, T]:
         return {name: settings_class() for name, settings_class in settings_classes.items()}
 
-    made: Mapping[str, T] = field(factory=make_default, kw_only=True, metadata={_NAMED_GROUPS: settings_classes})
+    declared = _NamedGroups(settings_classes, tuple(templates), frozenset(reserved_names))
+    made: Mapping[str, T] = field(factory=make_default, kw_only=True, metadata={_NAMED_GROUPS: declared})
     return made
 
 
+@frozen
+class _NamedGroups:
+    classes: Mapping[str, type[Any]]
+    templates: tuple[type[Any], ...]
+    reserved_names: frozenset[str]
+
+
+@frozen
+class NamedTemplate:
+    """A group to build: the class that ``template`` is for one name, which is as in the environment."""
+
+    template: type[Any]
+    name: str
+    settings_class: type[Any]
+
+    @property
+    def key(self) -> str:
+        """The name in the mapping of groups: in lower case, with hyphens, as in URLs."""
+        return self.name.lower().replace("_", "-")
+
+
+def match_template(variable: Variable, name: str) -> str | None:
+    """Return what stands for the placeholder of a template's variable in ``name``; ``None`` for other variables."""
+    before, _, after = variable.name.partition(PLACEHOLDER)
+    match = re.fullmatch(f"{re.escape(before)}([A-Z][A-Z0-9_]{{0,39}}){re.escape(after)}", name)
+    return None if match is None or PLACEHOLDER not in variable.name else match[1]
+
+
+# Cached, so that groups of one name are of one class, and equal if their values are.
+@lru_cache(maxsize=256)
+def fill_template(template: type[Any], name: str) -> type[Any]:
+    """Return a class of a group like ``template``, with ``name`` in its variables instead of the placeholder."""
+
+    def fill(attribute: Attribute[Any]) -> Any:
+        variable: Variable = attribute.metadata[_VARIABLE]
+        filled = evolve(variable, name=variable.name.replace(PLACEHOLDER, name))
+        return field(default=attribute.default, kw_only=True, metadata={_VARIABLE: filled})
+
+    own = {attribute.name: fill(attribute) for attribute in fields(template)}
+    return make_class(template.__name__, own, bases=(template,), frozen=True, slots=True)
+
+
 def list_group_classes(root: type[Any]) -> list[type[Any]]:
-    """Return the classes of all groups of a root class, in the order of declaration."""
+    """Return the classes of all groups of a root class, in the order of declaration, templates included."""
     classes: list[type[Any]] = []
     for attribute in fields(root):
         if _GROUP in attribute.metadata:
             classes.append(attribute.metadata[_GROUP])
         elif _NAMED_GROUPS in attribute.metadata:
-            classes += attribute.metadata[_NAMED_GROUPS].values()
+            declared: _NamedGroups = attribute.metadata[_NAMED_GROUPS]
+            classes += [*declared.classes.values(), *declared.templates]
     return classes
 
 
 def list_groups(settings: Any) -> list[Any]:
-    """Return all groups of an instance of a root class, in the order of :func:`list_group_classes`."""
+    """Return all groups of an instance of a root class, in the order of :func:`list_group_classes`.
+
+    For a template of which there are no groups, that is one with the defaults, to show its variables.
+    """
     groups: list[Any] = []
     for attribute in fields(type(settings)):
         value = getattr(settings, attribute.name)
         if _GROUP in attribute.metadata:
             groups.append(value)
         elif _NAMED_GROUPS in attribute.metadata:
-            groups += (value[name] for name in attribute.metadata[_NAMED_GROUPS])
+            declared: _NamedGroups = attribute.metadata[_NAMED_GROUPS]
+            groups += value.values()
+            for template in declared.templates:
+                if not any(isinstance(group, template) for group in value.values()):
+                    groups.append(template())
     return groups
 
 
-def build_root(root: type[T], build_group: Callable[[type[Any]], Any]) -> T:
-    """Build an instance of a root class from ``build_group(settings_class)`` of each of its groups."""
+def build_root(
+    root: type[T],
+    build_group: Callable[[type[Any]], Any],
+    find_named: Callable[[type[Any], Collection[str]], Iterable[NamedTemplate]],
+) -> T:
+    """Build an instance of a root class from ``build_group(settings_class)`` of each of its groups.
+
+    ``find_named(template, reserved_names)`` returns what there is of a template.
+    """
     values: dict[str, Any] = {}
     for attribute in fields(root):  # type: ignore[arg-type]  # attrs' bound on its type variable cannot be written here
         if _GROUP in attribute.metadata:
             values[attribute.name] = build_group(attribute.metadata[_GROUP])
         elif _NAMED_GROUPS in attribute.metadata:
-            classes = attribute.metadata[_NAMED_GROUPS]
-            values[attribute.name] = {name: build_group(settings_class) for name, settings_class in classes.items()}
+            declared: _NamedGroups = attribute.metadata[_NAMED_GROUPS]
+            groups = {name: build_group(settings_class) for name, settings_class in declared.classes.items()}
+            for template in declared.templates:
+                for named in find_named(template, declared.reserved_names):
+                    groups[named.key] = build_group(named.settings_class)
+            values[attribute.name] = groups
     return root(**values)
 
 

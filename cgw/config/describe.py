@@ -45,7 +45,7 @@ def describe_default(variable: Variable, default: object) -> str:
 
 
 def _show(variable: Variable, value: object) -> str:
-    return _NOT_SET if value is None else variable.kind.show(value)
+    return (value is not None and variable.kind.show(value)) or _NOT_SET
 
 
 def list_secrets(settings: Any) -> Iterator[str]:

@@ -6,12 +6,22 @@ Every problem and every warning has the form ``variable: what is wrong: what to 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from attrs import Attribute, frozen
 
-from cgw.config.declare import Variable, build_root, list_group_classes, list_variables
+from cgw.config.declare import (
+    PLACEHOLDER,
+    NamedTemplate,
+    Variable,
+    build_root,
+    fill_template,
+    list_group_classes,
+    list_variables,
+    match_template,
+)
 from cgw.config.describe import describe_default
 
 T = TypeVar("T")
@@ -66,7 +76,26 @@ def examine_environment(root: type[T], environ: Mapping[str, str]) -> Reading[T]
         return settings_class(**values)
 
     # A group with problems is built from its other values, so that the problems of all groups are found.
-    return Reading(build_root(root, read_group), problems)
+    return Reading(build_root(root, read_group, partial(_find_named, environ, problems)), problems)
+
+
+def _find_named(
+    environ: Mapping[str, str], problems: dict[str, str], template: type[Any], reserved_names: Collection[str]
+) -> list[NamedTemplate]:
+    """Return what ``environ`` has of a template, once for each name; add the names that are taken to ``problems``."""
+    found: dict[str, NamedTemplate] = {}
+    for variable_name in sorted(environ):
+        for _, variable in list_variables(template):
+            name = match_template(variable, variable_name)
+            if name is None or not environ[variable_name].strip():
+                continue
+            filled = fill_template(template, name)  # type: ignore[arg-type]  # mypy takes no class for hashable
+            named = NamedTemplate(template, name, filled)
+            if named.key in reserved_names:
+                problems[variable_name] = f"{variable_name}: the name {named.key} is taken: choose another one"
+            else:
+                found[named.key] = named
+    return list(found.values())
 
 
 def _advise(settings_class: type[Any], attribute: Attribute[Any], variable: Variable) -> str:
@@ -85,9 +114,11 @@ def find_unknown_variables(
     known = {variable.name: variable for group in list_group_classes(root) for _, variable in list_variables(group)}
     aliases = {variable.alias for variable in known.values()}
     by_other_name = {other: variable for variable in known.values() for other in variable.other_names}
+    templates = [name for name in known if PLACEHOLDER in name]
     warnings = []
     for name in sorted(environ):
-        if name in known or name in aliases or not environ[name].strip():
+        is_known = name in known or name in aliases or any(match_template(known[one], name) for one in templates)
+        if is_known or not environ[name].strip():
             continue
         if name in by_other_name:
             meant = by_other_name[name].name

@@ -18,7 +18,7 @@ from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
-from cgw.providers.models import check_model, evaluate_allowed_models
+from cgw.providers.models import check_model
 from cgw.wire.messages import RequestHead
 
 STORE_RETRY_AFTER_SECONDS = 1
@@ -91,8 +91,8 @@ def check_model_access(actor: Actor, feature: Feature, prepared: PreparedRequest
     rate_limit = actor.rate_limits.get(feature)
     if rate_limit is None:
         raise Refusal(403, f"no access to feature {feature}")
-    allowed = evaluate_allowed_models(rate_limit.allowed_models, dialect.models, dialect.provider)
-    check_model(prepared.model, allowed)
+    names = (prepared.model, *prepared.other_names)
+    check_model(names, rate_limit.allowed_models, dialect.models, dialect.provider, dialect.models_variable)
     return rate_limit
 
 

@@ -21,9 +21,11 @@ def count_tokens(usage: Usage, body_bytes: int) -> int:
     """Return the tokens of an exchange: the provider's figures, or an estimate from characters or, at worst, bytes.
 
     ``body_bytes`` is the size of the response body. A response that broke off is charged for what arrived, not for
-    all that was reserved.
+    all that was reserved. A prompt that the provider's cache had in part counts by the provider's rule.
     """
-    prompt = usage.prompt_token_count
+    prompt = usage.prompt_quota_token_count
+    if prompt is None:
+        prompt = usage.prompt_token_count
     if prompt is None:
         prompt = _estimate_from_size(usage.prompt_character_count or 0)
     completion = usage.completion_token_count

@@ -27,7 +27,7 @@ def build_reader(
 
     ``checks`` has for each type of a field the function that checks a value and returns the converted one.
     ``exact_kinds`` has, for some types, the class whose instances need no check. ``parts`` has the readers of the attrs
-    classes that occur in lists. An optional field must have the default ``None``.
+    classes that occur as fields and in lists. An optional field must have the default ``None``.
 
     The reader raises :exc:`TypeError` or :exc:`ValueError` for an object that is not valid. It looks at the fields that
     are there only, and for most of them that is one comparison, so it takes a third of cattrs' time.
@@ -68,6 +68,8 @@ def _strip_none(hint: Any) -> Any:
 def _find_converter(hint: Any, checks: Mapping[Any, Convert], parts: Mapping[Any, Convert]) -> Convert:
     if hint is Any:
         return _pass
+    if hint in parts:
+        return parts[hint]
     if get_origin(hint) is list:
         return partial(_read_list, parts[get_args(hint)[0]])
     return checks[hint]

@@ -31,7 +31,8 @@ class PreparedRequest:
     ``model`` is ``provider/model`` after the dialect's rewrites. ``metadata`` is added to the usage event (``stream``,
     ``max_tokens``). ``prompt_character_count`` is the length of all text of the prompt, in code points.
     ``max_completion_tokens`` is the largest number of tokens of the response, all choices together; ``None`` if the
-    request does not limit it.
+    request does not limit it. ``other_names`` are names of the model, also with prefix, under any of which it may be
+    allowed instead: that of a virtual model, for example, which ``model`` is the choice of.
     """
 
     upstream: UpstreamRequest
@@ -40,6 +41,7 @@ class PreparedRequest:
     prompt_character_count: int
     metadata: Mapping[str, Any]
     max_completion_tokens: int | None = None
+    other_names: tuple[str, ...] = ()
 
 
 class ErrorStyle(Protocol):
@@ -63,7 +65,7 @@ class ErrorStyle(Protocol):
 
 
 class Dialect(Protocol):
-    """One API on one route. Instances are immutable; every method is pure.
+    """One API on one route. Instances are immutable; every method is pure, but for the choice of a virtual model.
 
     For each request the gateway calls, in this order: :meth:`prepare`; then it checks ``model`` and limits, sends
     ``upstream`` and relays the response; then :meth:`read_usage`.
@@ -91,7 +93,12 @@ class Dialect(Protocol):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The ``provider/model`` names that this route serves; an actor may be allowed fewer."""
+        """The ``provider/model`` names and patterns that this route serves; an actor may be allowed fewer."""
+        ...
+
+    @property
+    def models_variable(self) -> str:
+        """The setting that ``models`` are from, for refusals."""
         ...
 
     @property

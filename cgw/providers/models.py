@@ -1,4 +1,4 @@
-"""Names of models, and the check whether an actor may use one."""
+"""Lists of models, and the check whether an actor may use one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from cgw.errors import Refusal
 from cgw.model import ANY_MODEL
-from cgw.providers.model_patterns import select_models
+from cgw.providers.model_patterns import SNAPSHOT, add_prefix, compile_allow_list
 
 NEAREST = 3
 """Names that a refusal suggests: a list of all of them hides the one that was meant."""
@@ -16,55 +16,63 @@ NEAREST = 3
 MAX_SHOWN_CHARACTERS = 100
 """The part of an unknown name that a refusal repeats and compares: it may be as long as a body."""
 
-_DATE = re.compile(r"-(?:20\d{6}|20\d\d-\d\d-\d\d|latest)$")
+_VERSION = re.compile(rf"-(?:{SNAPSHOT}|latest)$")
 _PUNCTUATION = re.compile(r"[^a-z0-9]+")
 
 BUILT_IN_MODELS = "the reference's list and today's models"
 """The default of a list of models, as the documentation shows it."""
 
-
-def add_prefix(provider: str, model: str) -> str:
-    """Return ``provider/model``; a name with a slash is taken to have its prefix already."""
-    return model if "/" in model else f"{provider}/{model}"
+MODELS_HELP = "names and patterns (claude-*), separated by commas; a name admits its own dated snapshots."
+"""The notation of a list of models, for the help of settings."""
 
 
 def add_prefixes(provider: str, models: Sequence[str]) -> tuple[str, ...]:
-    """Return ``models`` with :func:`add_prefix` for each."""
-    return tuple(add_prefix(provider, model) for model in models)
+    """Return a provider's own list with its prefix before each name that has not got it.
+
+    Unlike :func:`add_prefix` also before names with a slash, which are paths at some providers.
+    """
+    prefix = f"{provider}/"
+    return tuple(model if model.startswith(prefix) else prefix + model for model in models)
 
 
 def evaluate_allowed_models(
     actor_models: Sequence[str], master: Sequence[str], provider: str | None = None
 ) -> tuple[str, ...]:
-    """Return the ``provider/model`` names that an actor may use, in the order of ``master``, the gateway's own list.
+    """Return what an actor may use of ``master``, the gateway's own list of ``provider/model`` names and patterns.
 
-    Exactly ``["*"]`` means all of ``master``. Otherwise the result is the intersection, in which a lone ``*`` has no
-    meaning, and ``anthropic/claude-*`` means all models of ``master`` that begin so.
-    A name without a slash gets the prefix of ``provider``; without a ``provider``, it means that model of every
-    provider in ``master`` (as in the reference, for actors from before model names were prefixed).
+    These are the entries of ``master`` that the actor's list admits, in their order, and then the actor's own entries
+    that are not in ``master`` and that it admits. See :func:`compile_allow_list` for the actor's list.
     """
-    if len(actor_models) == 1 and actor_models[0] == ANY_MODEL:
+    own = compile_allow_list(tuple(actor_models), provider)
+    if own.is_everything:
         return tuple(master)
-    if provider is None:
-        short = set(actor_models)
-        return tuple(model for model in master if model in short or model.partition("/")[2] in short)
-    # A `*` beside other names has no meaning (the reference's §1.2).
-    named = tuple(add_prefix(provider, model) for model in actor_models if model != ANY_MODEL)
-    return select_models(named, tuple(master))
+    gateway = compile_allow_list(tuple(master))
+    further = [add_prefix(provider or ANY_MODEL, entry) for entry in actor_models if entry != ANY_MODEL]
+    listed = {entry.lower() for entry in master}
+    return (
+        *(entry for entry in master if own.admits(entry)),
+        *(entry for entry in further if provider and entry.lower() not in listed and gateway.admits(entry)),
+    )
 
 
-def check_model(model: str, allowed: Sequence[str]) -> None:
-    """Raise :exc:`~cgw.errors.Refusal` (400) unless ``model`` (``provider/model``) is allowed, ignoring case."""
-    if model in allowed:  # the usual case, without lower() for each name
+def check_model(
+    names: Sequence[str], actor_models: Sequence[str], master: Sequence[str], provider: str, variable: str
+) -> None:
+    """Raise :exc:`~cgw.errors.Refusal` (400) unless the gateway's list, ``master``, and the actor's admit a model.
+
+    ``names`` are those that the model has, as ``provider/model``, the one to tell the caller first; any of them will
+    do. ``variable`` is the setting of ``master``: the refusal says which of the two lists it is about.
+    """
+    is_served = any(map(compile_allow_list(tuple(master)).admits, names))
+    if is_served and any(map(compile_allow_list(tuple(actor_models), provider).admits, names)):
         return
-    # Ignoring case, as in the reference (§9.1).
-    folded = model.lower()
-    if any(folded == name.lower() for name in allowed):
-        return
+    model = names[0]
+    allowed = evaluate_allowed_models(actor_models, master, provider)
     shown = model if len(model) <= MAX_SHOWN_CHARACTERS else f"{model[:MAX_SHOWN_CHARACTERS]}…"
-    text = f'model "{shown}" is not allowed, allowed: [{", ".join(find_nearest(shown, allowed))}]'
-    if len(allowed) > NEAREST:
-        text += f" (the nearest of {len(allowed)})"
+    nearest = ", ".join(find_nearest(shown, allowed))
+    count = f"the nearest of {len(allowed)}, " if len(allowed) > NEAREST else ""
+    source = "by the caller's own list" if is_served else f"by the gateway's list, {variable}"
+    text = f'model "{shown}" is not allowed, allowed: [{nearest}] ({count}{source})'
     raise Refusal(400, text, param="model", code="model_not_found")
 
 
@@ -86,5 +94,5 @@ def find_nearest(model: str, allowed: Sequence[str]) -> list[str]:
 @lru_cache(maxsize=1024)
 def _list_pairs(name: str) -> frozenset[str]:
     # Without the provider, which all names of a route share.
-    name = _PUNCTUATION.sub("-", _DATE.sub("", name.rpartition("/")[2].lower()))
+    name = _PUNCTUATION.sub("-", _VERSION.sub("", name.rpartition("/")[2].lower()))
     return frozenset(name[at : at + 2] for at in range(len(name) - 1))

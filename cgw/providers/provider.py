@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from cgw.config.kinds import Secret
 from cgw.providers.dialect import Dialect, ErrorStyle
@@ -46,26 +46,44 @@ class Provider:
 
     ``build_dialects(settings)`` returns a dialect for each route. It is called once, with an access token set, and may
     take some milliseconds, for example while cattrs compiles functions. It raises :exc:`ValueError`, without any
-    secret in its text, for a base URL or key that cannot be used.
+    secret in its text, for a base URL or key that cannot be used, and :exc:`~cgw.errors.ConfigError` for settings that
+    are missing.
 
     ``sdk_errors`` is the shape of every error below ``/<name>/``, where the routes for the API's SDKs are: also where
-    there is no such route, or no key.
+    there is no such route, or no key. ``variables`` is what the names of its variables begin with.
     """
 
     name: str
     settings_class: type[Any]
     build_dialects: Callable[[Any], tuple[Dialect, ...]]
     sdk_errors: ErrorStyle
+    variables: str = field(kw_only=True)
+
+    @variables.default
+    def _choose_variables(self) -> str:
+        return f"CODY_GATEWAY_{self.name.upper()}"
 
     @property
     def access_token_variable(self) -> str:
         """The environment variable of its key."""
-        return f"CODY_GATEWAY_{self.name.upper()}_ACCESS_TOKEN"
+        return f"{self.variables}_ACCESS_TOKEN"
 
     @property
     def api_url_variable(self) -> str:
         """The environment variable of its base URL."""
-        return f"CODY_GATEWAY_{self.name.upper()}_API_URL"
+        return f"{self.variables}_API_URL"
+
+
+@frozen
+class ProviderFamily:
+    """Providers of one kind, as many as the settings name.
+
+    ``settings_class`` is that of each of them; its variables have ``<NAME>`` for the name. ``build_provider(name)``
+    returns the provider of a name, which is in lower case, with hyphens for underscores.
+    """
+
+    settings_class: type[Any]
+    build_provider: Callable[[str], Provider]
 
 
 def reveal_access_token(settings: ProviderSettings) -> str:

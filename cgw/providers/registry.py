@@ -4,13 +4,14 @@ To add one, create a package beside this file and add a line to :data:`PROVIDERS
 
     <name>/settings.py   an attrs class that satisfies ProviderSettings
     <name>/models.py     the models that are allowed by default
-    <name>/<api>.py      a class that satisfies Dialect for each route: checks, rewrites, the upstream request
+    <name>/<api>.py      a subclass of Route for each route: checks, rewrites, the upstream request
     <name>/usage.py      readers of usage, for whole and for streamed responses
     <name>/errors.py     an ErrorStyle for the routes of SDKs
     <name>/provider.py   a Provider that names all of it
 
-``request_body``, ``upstream_requests`` and ``usage_reading`` have the steps that dialects share. The list of settings
-(``docs/settings.md``) is generated: ``python -m docs.generate_settings``.
+``docs/providers.md`` goes through them. ``route``, ``request_body``, ``upstream_requests`` and ``usage_reading`` have
+the steps that dialects share. The list of settings (``docs/settings.md``) is generated:
+``python -m docs.generate_settings``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,38 @@ from collections.abc import Mapping
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.provider import ANTHROPIC
 from cgw.providers.dialect import Dialect
+from cgw.providers.fireworks.provider import FIREWORKS
+from cgw.providers.google.provider import GOOGLE
 from cgw.providers.openai.provider import OPENAI
-from cgw.providers.provider import Provider, ProviderSettings
+from cgw.providers.openai_compatible.provider import OPENAI_COMPATIBLE
+from cgw.providers.provider import Provider, ProviderFamily, ProviderSettings
 
 PROVIDERS: tuple[Provider, ...] = (
     ANTHROPIC,
     OPENAI,
+    FIREWORKS,
+    GOOGLE,
 )
+
+
+FAMILIES: tuple[ProviderFamily, ...] = (OPENAI_COMPATIBLE,)
+"""Further providers, which the settings name."""
+
+RESERVED_NAMES = frozenset({*(provider.name for provider in PROVIDERS), "v1", "maintenance", "anthropic-messages"})
+"""Names that no provider of a family may have, because other routes have them."""
+
+
+def list_providers(settings: Mapping[str, ProviderSettings]) -> tuple[Provider, ...]:
+    """Return the providers that ``settings`` has by their names: those above, and those of a family."""
+    known = {provider.name: provider for provider in PROVIDERS}
+    return tuple(known.get(name) or _build_named(name, own) for name, own in settings.items())
+
+
+def _build_named(name: str, settings: ProviderSettings) -> Provider:
+    for family in FAMILIES:
+        if isinstance(settings, family.settings_class):
+            return family.build_provider(name)
+    raise LookupError(f"there is no provider {name}")
 
 
 def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, ...]:
@@ -36,12 +62,14 @@ def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, .
     provider whose base URL or key cannot be used.
     """
     dialects: list[Dialect] = []
-    problems = []
-    for provider in PROVIDERS:
+    problems: list[str] = []
+    for provider in list_providers(settings):
         own = settings[provider.name]
         if own.access_token is not None:
             try:
                 dialects += provider.build_dialects(own)
+            except ConfigError as error:
+                problems += error.problems
             except ValueError as error:
                 problems.append(f"{provider.api_url_variable}: cannot be used: {error}")
     if problems:

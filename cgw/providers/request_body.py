@@ -245,10 +245,14 @@ class BodyReader(Generic[T]):
         the field is optional.
         """
         raw = decode_object(body)
+        return self.read_object(raw), raw
+
+    def read_object(self, raw: dict[str, Any]) -> T:
+        """Return the structured body of a decoded object, as :meth:`read` does."""
         try:
-            return self.structure(raw), raw
+            return self.structure(raw)
         except (TypeError, ValueError):
-            return self.structure_or_explain(raw), raw
+            return self.structure_or_explain(raw)
 
     def structure_or_explain(self, raw: dict[str, Any]) -> T:
         """Return the structured body of a decoded object, slowly. Raises :exc:`~cgw.errors.Refusal` with all problems.

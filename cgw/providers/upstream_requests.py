@@ -70,16 +70,17 @@ class Endpoint:
         return cls(origin, target, encode(b"application/json"), encode(b"text/event-stream"))
 
     def build_request(
-        self, body: bytes, *, is_stream: bool, query: bytes = b"", headers: Headers = ()
+        self, body: bytes, *, is_stream: bool, suffix: bytes = b"", query: bytes = b"", headers: Headers = ()
     ) -> UpstreamRequest:
         """Build a POST of ``body`` with ``headers`` besides the endpoint's; ``query`` has no question mark.
 
-        Raises :exc:`ValueError` if ``query`` or ``headers`` contain a line feed.
+        ``suffix`` is added to the path; it must be percent-encoded. Raises :exc:`ValueError` if ``suffix``, ``query``
+        or ``headers`` contain a line feed.
         """
         own = self._stream_fields if is_stream else self._json_fields
         fields, target, start = own.headers, self.target, own.head_start
-        if query:
-            target = target + b"?" + query
+        if suffix or query:
+            target += suffix + (b"?" + query if query else b"")
             start = encode_head_start(b"POST", target, self.origin, own.encoded)
         if headers:
             fields = (*fields, *headers)

@@ -6,8 +6,8 @@ unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 from attrs import define
@@ -36,12 +36,18 @@ Figure = Annotated[int, msgspec.Meta(ge=0, lt=MAX_FIGURE)]
 
 @define
 class Reading:
-    """The figures that were read from one response. ``is_final`` is true if the API's end marker was seen."""
+    """The figures that were read from one response, named as in :class:`~cgw.model.Usage`.
+
+    ``is_final`` is true if the API's end marker was seen.
+    """
 
     prompt_token_count: int | None = None
     completion_token_count: int | None = None
     completion_character_count: int | None = None
     is_final: bool = False
+    cache_read_token_count: int | None = None
+    cache_write_token_count: int | None = None
+    prompt_quota_token_count: int | None = None
 
 
 def read_usage(
@@ -71,6 +77,9 @@ def read_usage(
         prompt_character_count=request.prompt_character_count,
         completion_character_count=reading.completion_character_count,
         quality=_judge(reading, is_complete=body.is_complete),
+        cache_read_token_count=reading.cache_read_token_count,
+        cache_write_token_count=reading.cache_write_token_count,
+        prompt_quota_token_count=reading.prompt_quota_token_count,
     )
 
 
@@ -102,13 +111,13 @@ def decode_json(data: bytes) -> Any:
 class PartsDecoder(Generic[T]):
     """Decodes JSON objects into a struct of the few parts that are of use, at half the cost of decoding all of them.
 
-    ``take_parts`` makes the struct from a decoded object of any shape, without the parts that have an unexpected type.
-    It is used for objects that are not as ``kind`` declares them; for all others both ways give the same.
+    Fields of a struct are texts, figures, structs and lists of structs, and have defaults. Parts that have an
+    unexpected type count as absent: objects with such parts are decoded again, as a whole.
     """
 
-    def __init__(self, kind: type[T], take_parts: Callable[[dict[str, Any]], T]) -> None:
+    def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
         self._decode = msgspec.json.Decoder(kind).decode
-        self.take_parts = take_parts
 
     def decode(self, data: bytes) -> T | None:
         """Return the parts of an object; ``None`` for anything else."""
@@ -119,37 +128,73 @@ class PartsDecoder(Generic[T]):
             value = decode_json(data)
             return self.take_parts(value) if isinstance(value, dict) else None
 
+    def take_parts(self, value: dict[str, Any]) -> T:
+        """Return the parts of a decoded object of any shape."""
+        return _take_struct(self._kind, value)
+
+
+def _take_struct(kind: type[T], value: dict[str, Any]) -> T:
+    found = {}
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name in value:
+            part = _take_part(field.type, value[field.encode_name])
+            if part is not None:
+                found[field.name] = part
+    return kind(**found)
+
+
+def _take_part(hint: Any, part: Any) -> Any:
+    """Return ``part`` as the type ``hint``; ``None`` if it is of another one."""
+    inner = next((option for option in get_args(hint) if _is_struct(option)), None)
+    if inner is not None and isinstance(part, dict) and get_origin(hint) is not list:
+        return _take_struct(inner, part)
+    if inner is not None and isinstance(part, list) and get_origin(hint) is list:
+        return [_take_struct(inner, item) for item in part if isinstance(item, dict)]
+    try:
+        return msgspec.convert(part, hint)
+    except msgspec.ValidationError:
+        return None
+
+
+def _is_struct(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, msgspec.Struct)
+
 
 def read_object(
-    body: BodyWindow, prompt_key: str, completion_key: str, read_whole: Callable[[bytes], Reading]
+    body: BodyWindow,
+    read_whole: Callable[[bytes], Reading],
+    read_figures: Callable[[dict[str, Any]], Reading],
+    key: str = "usage",
 ) -> Reading:
-    """Read a response that is one JSON object with a top-level ``usage``.
+    """Read a response that is one JSON object with its token counts in the object under ``key``.
 
-    ``prompt_key`` and ``completion_key`` are the names of the token counts in it. ``read_whole`` reads the whole body;
-    without the body's middle, the length of the completion's text is unknown.
+    ``read_whole`` reads the whole body, ``read_figures`` the object alone: without the body's middle, the length of the
+    completion's text is unknown.
     """
     if body.is_whole:
         # Both parts are the whole body, as nothing between them was dropped.
         return read_whole(body.head + body.tail)
-    usage = find_usage(body)
+    usage = find_usage(body, key)
     if usage is None:
         return Reading()
-    # Final: the object was parsed up to the end of the body, and an object has no other end marker.
-    return Reading(figure_in(usage, prompt_key), figure_in(usage, completion_key), None, is_final=True)
+    reading = read_figures(usage)
+    # The object was parsed up to the end of the body, and an object has no other end marker.
+    reading.is_final = True
+    return reading
 
 
-def find_usage(body: BodyWindow) -> dict[str, Any] | None:
-    """Return the top-level ``usage`` object of a JSON body whose middle may be missing, or ``None``."""
+def find_usage(body: BodyWindow, key: str = "usage") -> dict[str, Any] | None:
+    """Return the top-level object under ``key`` of a JSON body whose middle may be missing, or ``None``."""
     # APIs put it near the end. A candidate counts only if it and everything behind it is exactly the rest of an object;
     # so a "usage" deeper inside, or within a text, is never taken for it.
     data, end = body.tail or body.head, None
     for _ in range(_MAX_USAGE_CANDIDATES):
-        start = data.rfind(b'"usage"', 0, end)
+        start = data.rfind(b'"%b"' % key.encode("ascii"), 0, end)
         if start < 0:
             return None
         rest = decode_json(b"{" + data[start:])
-        if isinstance(rest, dict) and isinstance(rest.get("usage"), dict):
-            usage: dict[str, Any] = rest["usage"]
+        if isinstance(rest, dict) and isinstance(rest.get(key), dict):
+            usage: dict[str, Any] = rest[key]
             return usage
         end = start
     return None
@@ -168,28 +213,33 @@ def list_data(body: BodyWindow) -> list[bytes]:
     return [*parse_data(body.head[:SCAN_BYTES]), *parse_data(body.tail[-SCAN_BYTES:], mid_frame=True)]
 
 
-def object_in(value: object, key: str) -> dict[str, Any]:
-    """Return the object under ``key``, or an empty one."""
-    inner = value.get(key) if isinstance(value, dict) else None
-    return inner if isinstance(inner, dict) else {}
+def choose_length(body: BodyWindow, length: int, completion_token_count: int | None) -> int | None:
+    """Return the number of characters of a streamed completion, of which ``length`` were in the window.
+
+    Where the middle of the body is missing, that is unknown; but an estimate takes the place of a token count that the
+    provider did not send: as many characters per byte as in the parts that :func:`list_data` parsed.
+    """
+    if body.is_whole:
+        return length
+    if completion_token_count is not None:
+        return None
+    parsed = min(len(body.head), SCAN_BYTES) + min(len(body.tail), SCAN_BYTES)
+    return length * body.total_bytes // max(1, parsed)
 
 
-def objects_in(value: object, key: str) -> Iterator[dict[str, Any]]:
-    """Return the objects in the list under ``key``."""
-    items = value.get(key) if isinstance(value, dict) else None
-    return (item for item in items if isinstance(item, dict)) if isinstance(items, list) else iter(())
+def count_json(value: object) -> int:
+    """Return the length of a tool's arguments as they would stream: compact JSON."""
+    try:
+        return len(msgspec.json.encode(value).decode())
+    except (RecursionError, OverflowError):  # nested deeply, or with numbers that no tool means
+        return 0
 
 
-def figure_in(value: dict[str, Any], key: str) -> int | None:
-    """Return the token count under ``key``, an integer that is not negative, or ``None``."""
-    figure = value.get(key)
-    # In Python, True is an int.
-    if isinstance(figure, int) and not isinstance(figure, bool) and 0 <= figure < MAX_FIGURE:
-        return figure
-    return None
+def latest(known: int | None, figure: int | None) -> int | None:
+    """Return ``figure`` if it is known, otherwise what was known before: for cumulative figures."""
+    return known if figure is None else figure
 
 
-def text_in(value: dict[str, Any], key: str) -> str | None:
-    """Return the text under ``key``, or ``None``."""
-    text = value.get(key)
-    return text if isinstance(text, str) else None
+def largest(known: int | None, figure: int | None) -> int | None:
+    """Return the larger of two figures of which either may be unknown."""
+    return latest(known, figure) if known is None or figure is None else max(known, figure)

@@ -32,7 +32,7 @@ from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import list_providers
 from cgw.redis.opening import Store
 from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
 from cgw.service.settings import Settings
@@ -104,9 +104,10 @@ def build_control_app(
     )
 
 
-def build_routes(dialects: Sequence[Dialect]) -> Routes:
+def build_routes(dialects: Sequence[Dialect], settings: Settings) -> Routes:
     """Return the provider routes."""
-    return Routes(dialects, ReferenceErrors(), {provider.name: provider.sdk_errors for provider in PROVIDERS})
+    providers = list_providers(settings.providers)
+    return Routes(dialects, ReferenceErrors(), {provider.name: provider.sdk_errors for provider in providers})
 
 
 def build_engine(

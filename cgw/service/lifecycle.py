@@ -141,7 +141,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """
     tls_context = build_upstream_tls(settings)
     dialects, static_source = build_dialects(settings.providers), build_static_source(settings)
-    routes = build_routes(dialects)
+    routes = build_routes(dialects, settings)
     server_tls = build_server_tls(settings)
     check_source_settings(settings)
     data_dir = settings.data.directory

@@ -17,7 +17,7 @@ import trio
 
 from cgw.config.kinds import MIB, format_size
 from cgw.errors import ConfigError, explain_os_error
-from cgw.providers.registry import PROVIDERS, build_dialects
+from cgw.providers.registry import build_dialects, list_providers
 from cgw.service.build import build_server_tls, build_static_source, build_upstream_tls
 from cgw.service.certificate import SOON_DAYS, read_days_left
 from cgw.service.findings import Finding, Severity, explain_listening, explain_problems
@@ -69,7 +69,7 @@ def _read_problem(problem: str) -> Finding:
 async def check_provider_settings(settings: Settings) -> list[Finding]:
     """Check that a provider has a key, and that routes can be built from each provider's settings."""
     if all(provider.access_token is None for provider in settings.providers.values()):
-        variables = ", ".join(provider.access_token_variable for provider in PROVIDERS)
+        variables = ", ".join(provider.access_token_variable for provider in list_providers(settings.providers))
         return [Finding(variables, "are not set, so there are no provider routes", "set one", Severity.WARNING)]
     try:
         await _run_blocking(partial(build_dialects, settings.providers))

@@ -11,7 +11,7 @@ import trio
 from attrs import field, frozen
 
 from cgw.errors import ConfigError, StoreUnavailable, explain_os_error
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import list_providers
 from cgw.redis.embedded import find_embedded_redis, find_server
 from cgw.redis.opening import open_redis
 from cgw.service.build import build_upstream_tls
@@ -114,8 +114,8 @@ def list_targets(settings: Settings) -> list[Target]:
     """Return the hosts that the settings name: of each provider with a key, of the sources, and of the webhook."""
     targets = [
         Target(provider.api_url_variable, settings.providers[provider.name].api_url)
-        for provider in PROVIDERS
-        if settings.providers[provider.name].access_token is not None
+        for provider in list_providers(settings.providers)
+        if settings.providers[provider.name].access_token is not None and settings.providers[provider.name].api_url
     ]
     if settings.dotcom.access_token is not None:
         targets.append(Target("CODY_GATEWAY_DOTCOM_API_URL", settings.dotcom.api_url))

@@ -6,17 +6,10 @@ this table; a test checks that no name is in both.
 
 from __future__ import annotations
 
-_NO_PROVIDER = "remove it; this provider has no routes yet"
 _NO_SHIPPING = "remove it; usage events stay in CODY_GATEWAY_DATA_DIR, and `cgw usage` reads them"
 _NO_TRACES = "remove it; there is no tracing yet"
 
 REFERENCE_SETTINGS: dict[str, str] = {
-    "CODY_GATEWAY_FIREWORKS_ACCESS_TOKEN": _NO_PROVIDER,
-    "CODY_GATEWAY_FIREWORKS_ALLOWED_MODELS": _NO_PROVIDER,
-    "CODY_GATEWAY_FIREWORKS_STARCODER_COMMUNITY_SINGLE_TENANT_PERCENT": _NO_PROVIDER,
-    "CODY_GATEWAY_FIREWORKS_STARCODER_ENTERPRISE_SINGLE_TENANT_PERCENT": _NO_PROVIDER,
-    "CODY_GATEWAY_GOOGLE_ACCESS_TOKEN": _NO_PROVIDER,
-    "CODY_GATEWAY_GOOGLE_ALLOWED_MODELS": _NO_PROVIDER,
     "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS": "remove it; there are no embeddings yet",
     "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL": "remove it; there are no embeddings yet",
     "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_TOKEN": "remove it; there are no embeddings yet",

@@ -18,7 +18,7 @@ from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.provider import ProviderSettings
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
 from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.telemetry.settings import LogSettings
@@ -55,7 +55,9 @@ class Settings:
     admin: AdminSettings = group(AdminSettings)
     upstream: UpstreamSettings = group(UpstreamSettings)
     providers: Mapping[str, ProviderSettings] = named_groups(
-        {provider.name: provider.settings_class for provider in PROVIDERS}
+        {provider.name: provider.settings_class for provider in PROVIDERS},
+        templates=[family.settings_class for family in FAMILIES],
+        reserved_names=RESERVED_NAMES,
     )
     actors: ActorSettings = group(ActorSettings)
     dotcom: DotcomSettings = group(DotcomSettings)

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 
 from cgw import __version__
-from cgw.providers.registry import PROVIDERS
+from cgw.providers.registry import list_providers
 from cgw.service.check import list_host_checks, run_checks
 from cgw.service.lifecycle import Service, build_url
 from cgw.service.settings import Settings
@@ -32,7 +32,7 @@ def _log_providers(service: Service) -> None:
     paths = defaultdict(list)
     for dialect in service.dialects:
         paths[dialect.provider].append(dialect.path)
-    for provider in PROVIDERS:
+    for provider in list_providers(service.settings.providers):
         if paths[provider.name]:
             url = service.settings.providers[provider.name].api_url
             logger.info("provider %s at %s serves POST %s", provider.name, url, ", ".join(paths[provider.name]))

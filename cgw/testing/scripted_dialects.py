@@ -39,9 +39,12 @@ class RequestError(Exception):
 class ScriptedDialect(Protocol):
     """One API of the scripted upstream. ``serial`` is the number of the request; ids are made from it."""
 
-    @property
-    def path(self) -> str:
-        """The API's only route."""
+    def matches(self, path: str) -> bool:
+        """Return whether ``path`` is the API's route."""
+        ...
+
+    def complete_body(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return ``body`` with what the API has in the path instead."""
         ...
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
@@ -69,6 +72,12 @@ class ScriptedMessages:
 
     path: str = "/v1/messages"
 
+    def matches(self, path: str) -> bool:
+        return path == self.path
+
+    def complete_body(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return body
+
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
         # An empty x-api-key counts as absent.
         return headers.get(b"x-api-key", b"").decode("latin-1") or _bearer_token(headers)
@@ -85,7 +94,7 @@ class ScriptedMessages:
 
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
         # check() has made sure that it is there.
-        tokens, is_cut = _cut_answer(script, body["max_tokens"])
+        tokens, is_cut = cut_answer(script, body["max_tokens"])
         message: dict[str, Any] = {
             "id": f"msg_scripted_{serial:06d}",
             "type": "message",
@@ -169,6 +178,12 @@ class ScriptedChat:
 
     path: str = "/v1/chat/completions"
 
+    def matches(self, path: str) -> bool:
+        return path == self.path
+
+    def complete_body(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return body
+
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
         return _bearer_token(headers)
 
@@ -181,7 +196,7 @@ class ScriptedChat:
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
         # `max_tokens` is the older name, which OpenAI still accepts for most models.
         max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
-        tokens, is_cut = _cut_answer(script, max_tokens if isinstance(max_tokens, int) else None)
+        tokens, is_cut = cut_answer(script, max_tokens if isinstance(max_tokens, int) else None)
         frame: dict[str, Any] = {
             "id": f"chatcmpl-scripted{serial:06d}",
             "object": "chat.completion",
@@ -224,7 +239,7 @@ class ScriptedChat:
 
         def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-            return _data(frame | {"choices": [choice]} | null_usage)
+            return encode_data(frame | {"choices": [choice]} | null_usage)
 
         # As in the API, the first chunk has the role and no text, and the last one the finish reason and no text.
         first_delta = {"role": "assistant", "content": "", "refusal": None}
@@ -235,7 +250,7 @@ class ScriptedChat:
         yield BodyPiece(end, chunk({}, finish_reason))
         if usage is not None:
             # The usage has a chunk of its own, without choices, after the one with the finish reason.
-            yield BodyPiece(end, _data(frame | {"choices": [], "usage": usage}))
+            yield BodyPiece(end, encode_data(frame | {"choices": [], "usage": usage}))
         yield BodyPiece(end, b"data: [DONE]\n\n")
 
     def render_error(
@@ -287,7 +302,8 @@ def _texts(content: object) -> Iterator[str]:
                 yield part["text"]
 
 
-def _cut_answer(script: Script, max_tokens: int | None) -> tuple[tuple[str, ...], bool]:
+def cut_answer(script: Script, max_tokens: int | None) -> tuple[tuple[str, ...], bool]:
+    """Return the tokens of the scripted answer, and whether ``max_tokens`` cuts it short."""
     tokens = split_tokens(script.answer)
     if max_tokens is None or len(tokens) <= max_tokens:
         return tokens, False
@@ -334,9 +350,10 @@ def _dump(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _data(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + _dump(value) + b"\n\n"
+def encode_data(value: Mapping[str, Any], line_end: bytes = b"\n") -> bytes:
+    """Encode an event that has data only."""
+    return b"data: " + _dump(value) + 2 * line_end
 
 
 def _event(value: Mapping[str, Any]) -> bytes:
-    return b"event: " + str(value["type"]).encode() + b"\n" + _data(value)
+    return b"event: " + str(value["type"]).encode() + b"\n" + encode_data(value)

@@ -1,4 +1,4 @@
-"""An upstream that plays scripts: Anthropic's Messages and OpenAI's Chat Completions over HTTP/1.1.
+"""An upstream that plays scripts, in the form of every provider's API, over HTTP/1.1.
 
 It needs no key and no network, sends each token when it is due, records every request, and detects within milliseconds
 that its peer has closed the connection, also while it waits for the next token.
@@ -21,6 +21,8 @@ from attrs import define, field
 from cgw.errors import Headers
 from cgw.testing.script import EVERY_MODEL, Breakage, Script, ScriptedAnswer
 from cgw.testing.scripted_dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
+from cgw.testing.scripted_gemini import ScriptedGemini
+from cgw.testing.scripted_texts import ScriptedComplete, ScriptedText
 from cgw.transport.sockets import send_reset_on_close
 from cgw.wire.messages import find_header
 
@@ -101,7 +103,15 @@ class ScriptedUpstream:
         self.open_connections = 0
         """The number of connections that are open now."""
         self._keep_requests = keep_requests
-        self._dialects: tuple[ScriptedDialect, ...] = (ScriptedMessages(), ScriptedChat())
+        self._dialects: tuple[ScriptedDialect, ...] = (
+            ScriptedMessages(),
+            ScriptedChat(),
+            ScriptedComplete(),
+            # Fireworks' API, below its base URL.
+            ScriptedChat("/inference/v1/chat/completions"),
+            ScriptedText("/inference/v1/completions"),
+            ScriptedGemini(),
+        )
         self._changes = trio.lowlevel.ParkingLot()
 
     async def wait_request(self, count: int = 1) -> SeenRequest:
@@ -136,23 +146,28 @@ class ScriptedUpstream:
     def answer(self, request: SeenRequest) -> ScriptedAnswer:
         """Return the answer to ``request``, from the current scripts. No I/O."""
         path = request.target.partition("?")[0]
-        dialect = self._dialect_of(path, request)
+        dialect = next((dialect for dialect in self._dialects if dialect.matches(path)), None)
         serial = self.request_count
-        if path != dialect.path:
+        if dialect is None:
+            # An unknown path gets an error in the format that its client probably understands.
+            is_anthropic = path.startswith("/v1/messages") or request.header("anthropic-version") is not None
+            dialect = self._dialects[0 if is_anthropic else 1]
             return dialect.render_error(404, f"Invalid URL ({request.method} {path})", serial)
         if request.method != "POST":
             refused = dialect.render_error(405, f"Not allowed to {request.method} on {path}.", serial)
             return ScriptedAnswer(405, (*refused.headers, (b"allow", b"POST")), refused.pieces)
-        return self._answer_post(dialect, request, serial)
+        return self._answer_post(dialect, path, request, serial)
 
-    def _answer_post(self, dialect: ScriptedDialect, request: SeenRequest, serial: int) -> ScriptedAnswer:
+    def _answer_post(self, dialect: ScriptedDialect, path: str, request: SeenRequest, serial: int) -> ScriptedAnswer:
         headers = dict(request.headers)
         key = dialect.read_key(headers)
         # As in the real APIs, the key is checked before the body, so a bad body with a bad key gets 401.
         if key not in {script.api_key for script in self.scripts.values()}:
             return dialect.render_error(401, "invalid API key" if key else "no API key was given", serial)
         try:
-            body = _parse_body(request.body)
+            body = dialect.complete_body(path, _parse_body(request.body))
+            if not isinstance(body.get("model"), str):
+                raise RequestError("model: Field required", "model")
             script = self.scripts.get(body["model"], self.scripts.get(EVERY_MODEL))
             if script is None:
                 message, code = f"model: {body['model']}", "model_not_found"
@@ -170,12 +185,6 @@ class ScriptedUpstream:
         head_at = script.head_delay_seconds
         return ScriptedAnswer(script.status, (*refused.headers, *extra), refused.pieces, head_at_seconds=head_at)
 
-    def _dialect_of(self, path: str, request: SeenRequest) -> ScriptedDialect:
-        anthropic, openai = self._dialects
-        # An unknown path gets an error in the format that its client probably understands.
-        is_anthropic = path.startswith(anthropic.path) or request.header("anthropic-version") is not None
-        return anthropic if is_anthropic else openai
-
 
 def _parse_body(body: bytes) -> dict[str, Any]:
     try:
@@ -184,8 +193,6 @@ def _parse_body(body: bytes) -> dict[str, Any]:
         raise RequestError("We could not parse the JSON body of your request.") from error
     if not isinstance(value, dict):
         raise RequestError("The body of your request must be a JSON object.")
-    if not isinstance(value.get("model"), str):
-        raise RequestError("model: Field required", "model")
     return value
 
 

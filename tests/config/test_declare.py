@@ -43,6 +43,21 @@ class Bank:
 
 
 @frozen
+class Stall:
+    """A template: a group for each name in the environment."""
+
+    key: Secret | None = setting("CODY_GATEWAY_STALL_<NAME>_KEY", SECRET, None, "The key.")
+    size: int = setting("CODY_GATEWAY_STALL_<NAME>_SIZE", integer(least=1), 5, "The size.")
+
+
+@frozen
+class Market:
+    """A root with a template."""
+
+    stalls: Mapping[str, Shop | Stall] = named_groups({"shop": Shop}, templates=[Stall], reserved_names=["shop", "v1"])
+
+
+@frozen
 class Root:
     """Groups, named groups, and a field that is not a group."""
 
@@ -159,3 +174,53 @@ def test_rows_show_values_and_defaults() -> None:
         SettingRow("CODY_GATEWAY_BANK_KEY", "(not set)", "(not set)", "The key.", is_default=True),
     ]
     assert list(list_secrets(settings)) == ["CANARY"]
+
+
+def test_a_template_makes_a_group_for_each_name() -> None:
+    """Names are what the environment has; in the mapping they are in lower case, with hyphens."""
+    environ = {
+        "CODY_GATEWAY_STALL_NORTH_KEY": "CANARY",
+        "CODY_GATEWAY_STALL_NORTH_SIZE": "7",
+        "CODY_GATEWAY_STALL_FAR_SOUTH_2_SIZE": "8",
+        "CODY_GATEWAY_STALL_EMPTY_KEY": " ",
+        "CODY_GATEWAY_STALL__KEY": "k",
+        "CODY_GATEWAY_STALL_low_KEY": "k",
+    }
+    stalls = examine_environment(Market, environ).settings.stalls
+    assert list(stalls) == ["shop", "far-south-2", "north"]
+    assert isinstance(stalls["north"], Stall)
+    assert isinstance(stalls["far-south-2"], Stall)
+    assert (stalls["north"].key, stalls["north"].size) == (Secret("CANARY"), 7)
+    assert (stalls["far-south-2"].key, stalls["far-south-2"].size) == (None, 8)
+    assert examine_environment(Market, environ).settings == examine_environment(Market, environ).settings
+
+
+def test_a_templates_groups_are_described_by_their_own_variables() -> None:
+    """Each group has its rows and its secrets; where there is none, the template's variables are shown."""
+    settings = examine_environment(Market, {"CODY_GATEWAY_STALL_NORTH_KEY": "CANARY"}).settings
+    names = [row.name for row in describe_settings(settings)]
+    stalls = ["CODY_GATEWAY_STALL_NORTH_KEY", "CODY_GATEWAY_STALL_NORTH_SIZE"]
+    assert names == ["CODY_GATEWAY_SHOP_KEY", *stalls]
+    assert list(list_secrets(settings)) == ["CANARY"]
+    assert "CANARY" not in repr(settings)
+    stalls = ["CODY_GATEWAY_STALL_<NAME>_KEY", "CODY_GATEWAY_STALL_<NAME>_SIZE"]
+    assert [row.name for row in describe_settings(Market())] == ["CODY_GATEWAY_SHOP_KEY", *stalls]
+    assert list_group_classes(Market) == [Shop, Stall]
+
+
+def test_problems_of_a_templates_groups_name_their_variables() -> None:
+    """Wrong values and names that are taken are problems; misspelt variables are warned about."""
+    environ = {
+        "CODY_GATEWAY_STALL_NORTH_SIZE": "x",
+        "CODY_GATEWAY_STALL_SHOP_SIZE": "7",
+        "CODY_GATEWAY_STALL_V1_KEY": "k",
+        "CODY_GATEWAY_STALL_NORTH_SIZES": "7",
+    }
+    assert examine_environment(Market, environ).problems == {
+        "CODY_GATEWAY_STALL_NORTH_SIZE": "CODY_GATEWAY_STALL_NORTH_SIZE: must be a whole number, at least 1, not 'x': "
+        "correct or unset it (default: 5)",
+        "CODY_GATEWAY_STALL_SHOP_SIZE": "CODY_GATEWAY_STALL_SHOP_SIZE: the name shop is taken: choose another one",
+        "CODY_GATEWAY_STALL_V1_KEY": "CODY_GATEWAY_STALL_V1_KEY: the name v1 is taken: choose another one",
+    }
+    (warning,) = find_unknown_variables(Market, environ)
+    assert warning.startswith("CODY_GATEWAY_STALL_NORTH_SIZES: is not a setting of this version")

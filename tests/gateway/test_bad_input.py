@@ -284,7 +284,9 @@ async def test_model_must_be_allowed(gateway: Service) -> None:
     path = "/anthropic/v1/messages"
     body = json.dumps(build_body(path) | {"model": "claude-sonnet-4-5"}).encode()
     error = read_error(path, await ask(gateway, build(path, body, x_sourcegraph_feature="code_completions")))
-    assert error["message"].endswith(f"is not allowed, allowed: [anthropic/{ANTHROPIC_MODEL}]")
+    assert error["message"].endswith(
+        f"is not allowed, allowed: [anthropic/{ANTHROPIC_MODEL}] (by the caller's own list)"
+    )
 
 
 async def test_wrong_method_gets_405_with_allow(gateway: Service) -> None:

@@ -13,6 +13,8 @@ from cgw.errors import Headers
 from cgw.model import Feature
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.fireworks.settings import FireworksSettings
+from cgw.providers.google.settings import GoogleSettings
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.registry import build_dialects
 from cgw.wire.messages import RequestHead
@@ -35,6 +37,14 @@ def dialects() -> dict[str, Dialect]:
                 access_token=Secret("KEY-openai"),
                 allowed_models=("gpt-a",),
                 org_id="org-1",
+            ),
+            "fireworks": FireworksSettings(
+                api_url="https://fireworks.test/inference",
+                access_token=Secret("KEY-fireworks"),
+                community_percent=30,
+            ),
+            "google": GoogleSettings(
+                api_url="https://google.test", access_token=Secret("KEY-google"), allowed_models=("gemini-a",)
             ),
         }
     )

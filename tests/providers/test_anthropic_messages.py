@@ -72,14 +72,15 @@ def test_the_sdk_route_passes_on_version_betas_and_query(prepare: Prepare) -> No
     assert [item for item in upstream.headers if item[0].startswith(b"anthropic-")] == headers
 
 
-def test_the_reference_route_passes_on_no_header_and_no_query(prepare: Prepare) -> None:
-    """On the reference's route the version is fixed."""
+def test_the_reference_route_passes_on_betas_only(prepare: Prepare) -> None:
+    """On the reference's route the version is fixed, and there is no query; today's fields need betas."""
     headers = [(b"anthropic-version", b"2099-01-01"), (b"anthropic-beta", b"a")]
     body = {"model": "claude-a", "messages": HELLO}
     upstream = prepare(REFERENCE, body, target=f"{REFERENCE}?beta=true", headers=headers).upstream
     assert upstream.target == b"/base/v1/messages"
     assert [item for item in upstream.headers if item[0].startswith(b"anthropic-")] == [
-        (b"anthropic-version", b"2023-06-01")
+        (b"anthropic-version", b"2023-06-01"),
+        (b"anthropic-beta", b"a"),
     ]
 
 

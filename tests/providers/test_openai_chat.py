@@ -67,15 +67,13 @@ def test_without_organization_there_is_no_such_header() -> None:
     assert b"openai-organization" not in dict(request.headers)
 
 
-@pytest.mark.parametrize(("path", "expected"), [(REFERENCE, []), (SDK, [(b"openai-beta", b"a")])])
-def test_only_the_sdk_route_passes_on_betas_and_query(
-    prepare: Prepare, path: str, expected: list[tuple[bytes, bytes]]
-) -> None:
-    """An SDK chooses the API's betas; they and the query are passed on."""
+@BOTH
+def test_betas_are_passed_on_and_the_sdks_query(prepare: Prepare, path: str) -> None:
+    """A client chooses the API's betas; the query is passed on for SDKs only."""
     body = {"model": "gpt-a", "messages": HELLO}
     upstream = prepare(path, body, target=f"{path}?a=b", headers=[(b"openai-beta", b"a")]).upstream
-    assert [item for item in upstream.headers if item[0] == b"openai-beta"] == expected
-    assert upstream.target == b"/v1/chat/completions" + (b"?a=b" if expected else b"")
+    assert [item for item in upstream.headers if item[0] == b"openai-beta"] == [(b"openai-beta", b"a")]
+    assert upstream.target == b"/v1/chat/completions" + (b"?a=b" if path == SDK else b"")
 
 
 @pytest.mark.parametrize(("path", "n", "expected"), [(REFERENCE, 3, 1), (REFERENCE, 1, 1), (SDK, 3, 3)])

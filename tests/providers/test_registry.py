@@ -13,7 +13,7 @@ from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.provider import Provider
 from cgw.providers.registry import PROVIDERS, build_dialects
 
-ANTHROPIC_PATHS = ["/v1/completions/anthropic-messages", "/anthropic/v1/messages"]
+ANTHROPIC_PATHS = ["/v1/completions/anthropic", "/v1/completions/anthropic-messages", "/anthropic/v1/messages"]
 OPENAI_PATHS = ["/v1/completions/openai", "/openai/v1/chat/completions"]
 
 
@@ -27,7 +27,7 @@ OPENAI_PATHS = ["/v1/completions/openai", "/openai/v1/chat/completions"]
     ],
 )
 def test_a_provider_without_key_has_no_routes(anthropic: str | None, openai: str | None, paths: list[str]) -> None:
-    """Each provider with a key has its two routes; a provider without a key has none."""
+    """Each provider with a key has its routes; a provider without a key has none."""
     keys = {name: None if key is None else Secret(key) for name, key in (("anthropic", anthropic), ("openai", openai))}
     dialects = build_dialects(
         {

@@ -15,6 +15,7 @@ from cgw.model import BodyWindow, Feature, Usage, UsageQuality
 from cgw.providers.anthropic import usage as anthropic_usage
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.google import usage as google_usage
 from cgw.providers.openai import usage as openai_usage
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.registry import build_dialects
@@ -25,7 +26,7 @@ EXACT, PARTIAL, ESTIMATED = UsageQuality.EXACT, UsageQuality.PARTIAL, UsageQuali
 JSON = ResponseHead(200, [(b"content-type", b"application/json")])
 STREAM = ResponseHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
 
-ANTHROPIC, ANTHROPIC_SDK, OPENAI, OPENAI_SDK = build_dialects(
+_, ANTHROPIC, ANTHROPIC_SDK, OPENAI, OPENAI_SDK = build_dialects(
     {
         "anthropic": AnthropicSettings(access_token=Secret("KEY")),
         "openai": OpenAISettings(access_token=Secret("KEY")),
@@ -89,9 +90,10 @@ def read(dialect: Dialect, response: ResponseHead, body: BodyWindow) -> Usage:
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, ANTHROPIC_SDK])
 def test_a_message_gives_its_usage(dialect: Dialect) -> None:
-    """A whole message gives exact tokens and the length of its text."""
+    """A whole message gives exact tokens, also those of the cache, and the length of its text and its tools' input."""
     body = whole(message(input_tokens=12, output_tokens=34, cache_read_input_tokens=5))
-    assert read(dialect, JSON, body) == Usage(12, 34, 5, 5, EXACT)
+    usage = Usage(12, 34, 5, 33, EXACT, cache_read_token_count=5, prompt_quota_token_count=13)
+    assert read(dialect, JSON, body) == usage
 
 
 @pytest.mark.parametrize("dialect", [OPENAI, OPENAI_SDK])
@@ -198,7 +200,7 @@ def test_a_response_without_figures_is_estimated() -> None:
 def test_odd_figures_are_unknown(figure: object) -> None:
     """Only integers that are plausible and not negative count."""
     usage = read(ANTHROPIC, JSON, whole(message(input_tokens=figure, output_tokens=34)))
-    assert usage == Usage(None, 34, 5, 5, PARTIAL)
+    assert usage == Usage(None, 34, 5, 33, PARTIAL)
 
 
 @pytest.mark.parametrize("dialect", [ANTHROPIC, OPENAI])
@@ -294,7 +296,10 @@ def test_no_response_makes_the_reader_raise(
 
 figures = st.sampled_from([0, 5, 2**53 - 1, 2**53, -1, 1.0, True, None, "5", 10**30])
 usages = st.none() | st.dictionaries(
-    st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "other"]), figures
+    st.sampled_from(
+        ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "promptTokenCount", "other"]
+    ),
+    figures,
 )
 texts: st.SearchStrategy[Any] = st.none() | st.text(max_size=3) | st.just(5) | st.just({})
 text_objects: st.SearchStrategy[Any] = (
@@ -302,6 +307,12 @@ text_objects: st.SearchStrategy[Any] = (
 )
 choices: st.SearchStrategy[Any] = (
     st.none() | st.just({}) | st.dictionaries(st.sampled_from(["message", "delta", "index"]), text_objects)
+)
+gemini_parts = st.fixed_dictionaries(
+    {}, optional={"text": texts, "functionCall": st.none() | st.dictionaries(st.just("args"), json_values)}
+)
+gemini_contents = st.none() | st.fixed_dictionaries(
+    {}, optional={"parts": st.lists(gemini_parts | st.just("text"), max_size=2) | gemini_parts}
 )
 responses = st.fixed_dictionaries(
     {},
@@ -312,6 +323,12 @@ responses = st.fixed_dictionaries(
         "delta": text_objects,
         "message": st.none() | st.fixed_dictionaries({}, optional={"usage": usages, "content": texts}),
         "usage": usages | st.just([]) | st.just(5),
+        "usageMetadata": usages | st.just([]) | st.just(5),
+        "candidates": st.lists(
+            st.fixed_dictionaries({}, optional={"content": gemini_contents, "finishReason": texts}) | st.none(),
+            max_size=2,
+        )
+        | st.none(),
         "other": json_values,
     },
 )
@@ -323,7 +340,12 @@ def test_both_ways_to_take_the_parts_of_an_object_agree(value: dict[str, Any]) -
     """What the decoder takes from the bytes is what is taken from the decoded object."""
     data = json.dumps(value).encode()
     whole_object = decode_json(data)
-    decoders: list[PartsDecoder[Any]] = [openai_usage.COMPLETIONS, anthropic_usage.MESSAGES, anthropic_usage.EVENTS]
+    decoders: list[PartsDecoder[Any]] = [
+        openai_usage.COMPLETIONS,
+        anthropic_usage.MESSAGES,
+        anthropic_usage.EVENTS,
+        google_usage.RESPONSES,
+    ]
     for decoder in decoders:
         if whole_object is not None:  # NaN
             # As text: 1, 1.0 and True are equal.

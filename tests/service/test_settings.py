@@ -11,11 +11,12 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.config.declare import list_group_classes, list_variables
+from cgw.config.declare import PLACEHOLDER, list_group_classes, list_variables
 from cgw.config.describe import describe_settings
 from cgw.config.kinds import Secret
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.providers.registry import PROVIDERS
 from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.service.settings import Settings, load_settings
 
@@ -114,11 +115,12 @@ def test_all_problems_are_reported_at_once() -> None:
 @pytest.mark.parametrize("name", [row.name for row in describe_settings(Settings())])
 def test_no_setting_takes_just_any_text(name: str) -> None:
     """Each setting but paths and lists of models refuses a text that makes no sense for it, with its name."""
-    environ = {name: "\x00 no / good ://:99999999"}
+    variable = name.replace(PLACEHOLDER, "ACME")
+    environ = {variable: "\x00 no / good ://:99999999"}
     if name in PATHS | MODEL_LISTS:
         assert load_settings(environ) != Settings()
     else:
-        assert [problem.partition(":")[0] for problem in problems_of(environ)] == [name]
+        assert [problem.partition(":")[0] for problem in problems_of(environ)] == [variable]
 
 
 PATHS = {
@@ -127,7 +129,9 @@ PATHS = {
     "CODY_GATEWAY_TLS_CERT_FILE",
     "CODY_GATEWAY_TLS_KEY_FILE",
 }
-MODEL_LISTS = {"CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS", "CODY_GATEWAY_OPENAI_ALLOWED_MODELS"}
+MODEL_LISTS = {f"CODY_GATEWAY_{provider.name.upper()}_ALLOWED_MODELS" for provider in PROVIDERS} | {
+    f"CODY_GATEWAY_OPENAI_COMPATIBLE_{PLACEHOLDER}_ALLOWED_MODELS"
+}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
         ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
         ("CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR", "prompts are not logged"),
-        ("CODY_GATEWAY_GOOGLE_ACCESS_TOKEN", "this provider has no routes yet"),
+        ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )
 def test_known_names_of_other_tools_and_of_the_reference_are_recognised(name: str, advice: str) -> None:
@@ -292,7 +296,7 @@ def test_a_secret_of_a_service_that_cgw_does_not_know_gets_no_hint() -> None:
     """No unknown service's secret is mistaken for that of a known one."""
     environ = {
         f"CODY_GATEWAY_{service}_{what}": "CANARY"
-        for service in ("AZURE_OPENAI", "OPENAPI", "OPENAL", "ANTHROPICS", "COHERE", "MISTRAL", "FIREWORKS", "GOOGLE")
+        for service in ("AZURE_OPENAI", "OPENAPI", "OPENAL", "ANTHROPICS", "COHERE", "MISTRAL", "FIREWORK", "GROQ")
         for what in ("ACCESS_TOKEN", "API_KEY", "TOKEN", "KEY")
     } | {"CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_TEAMS_WEBHOOK_URL": "CANARY"}
     warnings = load_settings(environ).warnings

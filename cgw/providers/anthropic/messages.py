@@ -11,7 +11,7 @@ import attrs
 from attrs import define, field, frozen
 
 from cgw.errors import Headers, Refusal
-from cgw.model import BodyWindow, Feature, Usage
+from cgw.model import Feature
 from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.usage import read_message, read_message_stream
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
@@ -27,9 +27,9 @@ from cgw.providers.request_body import (
     keep_fields,
     keep_fields_of_each,
 )
+from cgw.providers.route import ReadBody, Route
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
-from cgw.providers.usage_reading import read_usage
-from cgw.wire.messages import RequestHead, ResponseHead
+from cgw.wire.messages import RequestHead
 
 DEFAULT_MAX_TOKENS_CAP = 4000
 """The default of the reference's ``CODY_GATEWAY_ANTHROPIC_MAX_TOKENS_TO_SAMPLE``."""
@@ -37,9 +37,9 @@ PROVIDER = "anthropic"
 # The version of the API that the fields below belong to, as in the reference (§9.5).
 VERSION: Headers = ((b"anthropic-version", b"2023-06-01"),)
 
-_PREFIX = "anthropic/"
 # No other header of a client goes to the provider: its key is for cgw.
-_SDK_HEADERS = frozenset({b"anthropic-version", b"anthropic-beta"})
+_BETAS = frozenset({b"anthropic-beta"})
+_SDK_HEADERS = frozenset({b"anthropic-version", *_BETAS})
 
 
 @define
@@ -101,23 +101,22 @@ def _build_reader() -> BodyReader[MessagesBody]:
 
 
 @frozen
-class _MessagesRoute:
+class _MessagesRoute(Route):
     """The steps that both routes share.
 
-    ``models`` are ``provider/model`` names. ``max_tokens_cap`` is the largest ``max_tokens`` that a request may ask
-    for, ``None`` for no cap.
+    ``max_tokens_cap`` is the largest ``max_tokens`` that a request may ask for, ``None`` for no cap.
     """
 
-    endpoint: Endpoint
-    models: tuple[str, ...]
+    provider: str = field(default=PROVIDER, kw_only=True)
     max_tokens_cap: int | None = None
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[MessagesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
-    provider: ClassVar[str] = PROVIDER
+    final_markers: ClassVar[tuple[bytes, ...]] = (b"event: message_stop",)
+    read_whole: ClassVar[ReadBody] = read_message
+    read_stream: ClassVar[ReadBody] = read_message_stream
     # From the reference (§6.1): below the 3 s up to which Sourcegraph's clients retry by themselves.
     retry_after_seconds: ClassVar[int] = 2
-    final_markers: ClassVar[tuple[bytes, ...]] = (b"event: message_stop",)
 
     def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message]]:
         """Return the checked body, the decoded object and the messages, of which there is at least one.
@@ -128,46 +127,35 @@ class _MessagesRoute:
         # A missing field, null and an empty list get the same text, which is the reference's.
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
-        cap = self.max_tokens_cap
-        # Strictly above the cap, as in the reference (§9.2).
-        if cap is not None and parsed.max_tokens is not None and parsed.max_tokens > cap:
-            text = f"max_tokens exceeds maximum allowed value of {cap}: {parsed.max_tokens}"
-            raise Refusal(400, text, param="max_tokens")
+        check_max_tokens("max_tokens", parsed.max_tokens, self.max_tokens_cap)
         return parsed, raw, parsed.messages
 
     def _build_request(
         self, parsed: MessagesBody, encoded: bytes, model: str, *, headers: Headers, query: bytes = b""
     ) -> PreparedRequest:
         """``encoded`` is the upstream's body, ``model`` its model, without prefix."""
-        is_stream = parsed.stream is True
-        metadata: dict[str, Any] = {"stream": is_stream}
-        if parsed.max_tokens is not None:
-            metadata["max_tokens"] = parsed.max_tokens
         count = sum(message.content.character_count for message in parsed.messages or ())
         # A system prompt among the messages is counted above.
         if parsed.system is not None:
             count += parsed.system.character_count
-        return PreparedRequest(
-            upstream=self.endpoint.build_request(encoded, is_stream=is_stream, query=query, headers=headers),
-            # From the name without its prefix, so that both spellings are checked and recorded as one.
-            model=_PREFIX + model,
-            is_stream=is_stream,
+        return self.build_request(
+            encoded,
+            model,
+            is_stream=parsed.stream is True,
             prompt_character_count=count,
-            metadata=metadata,
             max_completion_tokens=parsed.max_tokens,
+            metadata=None if parsed.max_tokens is None else {"max_tokens": parsed.max_tokens},
+            headers=headers,
+            query=query,
         )
-
-    def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
-        """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
-        return read_usage(request, response, body, read_message, read_message_stream)
 
 
 @frozen
 class AnthropicMessages(_MessagesRoute):
     """``/v1/completions/anthropic-messages``, as in the reference.
 
-    Better than there: content may be a string; today's fields are passed on; a system message without text is allowed;
-    the client's own ``system`` is kept, before the text of a first ``system`` message.
+    Better than there: content may be a string; today's fields and betas are passed on; a system message without text is
+    allowed; the client's own ``system`` is kept, before the text of a first ``system`` message.
     """
 
     max_tokens_cap: int | None = DEFAULT_MAX_TOKENS_CAP
@@ -186,12 +174,12 @@ class AnthropicMessages(_MessagesRoute):
         if messages[0].role == "system":
             outgoing["messages"] = outgoing["messages"][1:]
             _set_system(outgoing, parsed.system, messages[0].content)
-        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        model = outgoing["model"] = self.strip_prefix(parsed.model)
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
         encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
-        return self._build_request(parsed, encoded, model, headers=VERSION)
+        return self._build_request(parsed, encoded, model, headers=(*VERSION, *select_headers(head, _BETAS)))
 
 
 @frozen
@@ -211,12 +199,19 @@ class AnthropicSdkMessages(_MessagesRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, outgoing, _ = self._read(body)
         _refuse_further_models(parsed, outgoing)
-        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        model = outgoing["model"] = self.strip_prefix(parsed.model)
         # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         encoded = encode_with_messages(outgoing, body)
         return self._build_request(parsed, encoded, model, headers=headers, query=query_of(head))
+
+
+def check_max_tokens(name: str, wanted: int | None, cap: int | None) -> None:
+    """Raise :exc:`~cgw.errors.Refusal` if the field ``name`` asks for more tokens than ``cap``; ``None`` is no cap."""
+    # Strictly above the cap, as in the reference (§9.2).
+    if cap is not None and wanted is not None and wanted > cap:
+        raise Refusal(400, f"{name} exceeds maximum allowed value of {cap}: {wanted}", param=name)
 
 
 def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cgw.providers.anthropic import complete
+from cgw.providers.anthropic.complete import AnthropicComplete
 from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.messages import PROVIDER, AnthropicMessages, AnthropicSdkMessages, build_endpoint
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
@@ -12,9 +14,13 @@ from cgw.providers.provider import Provider, reveal_access_token
 
 
 def _build_dialects(settings: AnthropicSettings) -> tuple[Dialect, ...]:
-    endpoint = build_endpoint(settings.api_url, reveal_access_token(settings))
+    token = reveal_access_token(settings)
+    endpoint = build_endpoint(settings.api_url, token)
     models = add_prefixes(PROVIDER, settings.allowed_models or ANTHROPIC_MODELS)
     return (
+        AnthropicComplete(
+            complete.build_endpoint(settings.api_url, token), models, max_tokens_cap=settings.max_tokens_to_sample
+        ),
         AnthropicMessages(endpoint, models, max_tokens_cap=settings.max_tokens_to_sample),
         AnthropicSdkMessages(endpoint, models),
     )

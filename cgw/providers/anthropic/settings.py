@@ -7,7 +7,7 @@ from attrs import frozen
 from cgw.config.declare import setting
 from cgw.config.kinds import API_URL, NAMES, SECRET, Secret, integer
 from cgw.model import MAX_IN_FLIGHT
-from cgw.providers.models import BUILT_IN_MODELS
+from cgw.providers.models import BUILT_IN_MODELS, MODELS_HELP
 
 
 @frozen
@@ -32,7 +32,7 @@ class AnthropicSettings:
         "CODY_GATEWAY_ANTHROPIC_ALLOWED_MODELS",
         NAMES,
         None,
-        "The models that the routes serve: names as Anthropic has them, separated by commas.",
+        f"The models that the routes serve, as Anthropic names them: {MODELS_HELP}",
         default_text=BUILT_IN_MODELS,
     )
     max_tokens_to_sample: int = setting(

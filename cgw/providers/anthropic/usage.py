@@ -2,6 +2,9 @@
 
 ``usage.input_tokens`` and ``usage.output_tokens`` of a message; in a stream the figures of ``message_start`` and of the
 last ``message_delta``, which are cumulative. Tokens read from or written to a cache are not in ``input_tokens``.
+
+They count on quotas by their price (https://docs.claude.com/en/docs/build-with-claude/prompt-caching): a token that was
+read as a tenth, one that was written as five quarters of a token of the prompt.
 """
 
 from __future__ import annotations
@@ -15,27 +18,42 @@ from cgw.providers.usage_reading import (
     Figure,
     PartsDecoder,
     Reading,
-    figure_in,
+    choose_length,
+    count_json,
+    largest,
+    latest,
     list_data,
-    objects_in,
     read_object,
-    text_in,
 )
 
 # The parts of a message, or of an event of its stream, that are read. Structs without gc: they never form cycles.
 
 
-class _Text(msgspec.Struct, gc=False):
+class _Block(msgspec.Struct, gc=False):
+    """A block of a message's content: text, thinking, or the call of a tool."""
+
     text: str | None = None
+    thinking: str | None = None
+    input: Any = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    """A piece of a block's text, of its thinking, or of the JSON of a tool's input."""
+
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
 
 
 class _Figures(msgspec.Struct, gc=False):
     input_tokens: Figure | None = None
     output_tokens: Figure | None = None
+    cache_read_input_tokens: Figure | None = None
+    cache_creation_input_tokens: Figure | None = None
 
 
 class _Message(msgspec.Struct, gc=False):
-    content: list[_Text] = []
+    content: list[_Block] = []
     usage: _Figures | None = None
 
 
@@ -45,54 +63,40 @@ class _Start(msgspec.Struct, gc=False):
 
 class _Event(msgspec.Struct, gc=False):
     type: str | None = None
-    delta: _Text | None = None  # of content_block_delta
+    delta: _Delta | None = None  # of content_block_delta
     message: _Start | None = None  # of message_start
     usage: _Figures | None = None  # of message_delta
 
 
-def _take_message(value: dict[str, Any]) -> _Message:
-    return _Message([_Text(text_in(block, "text")) for block in objects_in(value, "content")], _take_figures(value))
-
-
-def _take_event(value: dict[str, Any]) -> _Event:
-    delta, message = value.get("delta"), value.get("message")
-    return _Event(
-        text_in(value, "type"),
-        _Text(text_in(delta, "text")) if isinstance(delta, dict) else None,
-        _Start(_take_figures(message)) if isinstance(message, dict) else None,
-        _take_figures(value),
-    )
-
-
-def _take_figures(value: dict[str, Any]) -> _Figures | None:
-    usage = value.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    return _Figures(figure_in(usage, "input_tokens"), figure_in(usage, "output_tokens"))
-
-
-MESSAGES = PartsDecoder(_Message, _take_message)
-EVENTS = PartsDecoder(_Event, _take_event)
+MESSAGES = PartsDecoder(_Message)
+EVENTS = PartsDecoder(_Event)
+FIGURES = PartsDecoder(_Figures)
 
 
 def read_message(body: BodyWindow) -> Reading:
     """Read a message that was not streamed."""
-    return read_object(body, "input_tokens", "output_tokens", _read_whole)
+    return read_object(body, _read_whole, _read_figures)
 
 
 def _read_whole(data: bytes) -> Reading:
     message = MESSAGES.decode(data)
     if message is None:
         return Reading()
-    length = sum([len(block.text) for block in message.content if block.text is not None])
-    usage = message.usage or _Figures()
-    return Reading(usage.input_tokens, usage.output_tokens, length, is_final=True)
+    length = 0
+    for block in message.content:
+        length += len(block.text or "") + len(block.thinking or "")
+        if block.input is not None:
+            length += count_json(block.input)
+    return _build_reading(message.usage or _Figures(), length, is_final=True)
+
+
+def _read_figures(usage: dict[str, Any]) -> Reading:
+    return _build_reading(FIGURES.take_parts(usage), None)
 
 
 def read_message_stream(body: BodyWindow) -> Reading:
     """Read a streamed message. It is final if ``message_stop`` was seen."""
-    prompt: int | None = None
-    completion: int | None = None
+    usage = _Figures()
     length = 0
     is_final = False
     for data in list_data(body):
@@ -100,28 +104,42 @@ def read_message_stream(body: BodyWindow) -> Reading:
         if event is None:
             continue
         if event.type == "content_block_delta":
-            if event.delta is not None and event.delta.text is not None:
-                length += len(event.delta.text)
+            if event.delta is not None:
+                delta = event.delta
+                length += len(delta.text or "") + len(delta.thinking or "") + len(delta.partial_json or "")
         elif event.type == "message_start":
-            # Its output_tokens are only those of the first event: without a message_delta the count is unknown.
-            start = event.message
-            prompt = start.usage.input_tokens if start is not None and start.usage is not None else None
+            if event.message is not None and event.message.usage is not None:
+                usage = event.message.usage
+                # Only those of the first event: without a message_delta the count is unknown.
+                usage.output_tokens = None
         elif event.type == "message_delta" and event.usage is not None:
-            # Cumulative figures, so the last one counts.
-            completion = _latest(completion, event.usage.output_tokens)
-            # Server tools can make the prompt grow after message_start.
-            prompt = _largest(prompt, event.usage.input_tokens)
+            _add_delta(usage, event.usage)
         elif event.type == "message_stop":
             is_final = True
-    # Without the middle of the body, the length would be too small.
-    return Reading(prompt, completion, length if body.is_whole else None, is_final)
+    return _build_reading(usage, choose_length(body, length, usage.output_tokens), is_final=is_final)
 
 
-def _latest(known: int | None, figure: int | None) -> int | None:
-    return known if figure is None else figure
+def _add_delta(usage: _Figures, delta: _Figures) -> None:
+    """Bring ``usage`` up to date with a ``message_delta``, whose figures are cumulative."""
+    usage.output_tokens = latest(usage.output_tokens, delta.output_tokens)
+    # Server tools can make the prompt grow after message_start.
+    usage.input_tokens = largest(usage.input_tokens, delta.input_tokens)
+    usage.cache_read_input_tokens = largest(usage.cache_read_input_tokens, delta.cache_read_input_tokens)
+    usage.cache_creation_input_tokens = largest(usage.cache_creation_input_tokens, delta.cache_creation_input_tokens)
 
 
-def _largest(known: int | None, figure: int | None) -> int | None:
-    if known is None or figure is None:
-        return _latest(known, figure)
-    return max(known, figure)
+def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = False) -> Reading:
+    read, written = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
+    charged = None
+    if usage.input_tokens is not None and (read or written):
+        # Rounded up, so that nothing is free.
+        charged = usage.input_tokens + -(-(read or 0) // 10) + -(-5 * (written or 0) // 4)
+    return Reading(
+        usage.input_tokens,
+        usage.output_tokens,
+        length,
+        is_final,
+        cache_read_token_count=read,
+        cache_write_token_count=written,
+        prompt_quota_token_count=charged,
+    )

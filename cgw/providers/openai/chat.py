@@ -5,17 +5,18 @@ Fields are those of ``openai`` 3.54 for Python (``CompletionCreateParams``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import attrs
 from attrs import define, field, frozen
 
 from cgw.errors import Headers, Refusal
-from cgw.model import BodyWindow, Feature, Usage
+from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.openai.errors import OpenAIErrors
-from cgw.providers.openai.usage import read_completion, read_completion_stream
+from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
 from cgw.providers.request_body import (
     BodyReader,
     Content,
@@ -27,15 +28,14 @@ from cgw.providers.request_body import (
     keep_fields,
     keep_fields_of_each,
 )
+from cgw.providers.route import ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
-from cgw.providers.usage_reading import read_usage
-from cgw.wire.messages import RequestHead, ResponseHead
+from cgw.wire.messages import RequestHead
 
 PROVIDER = "openai"
 
-_PREFIX = "openai/"
 # No other header of a client goes to the provider: its key is for cgw.
-_SDK_HEADERS = frozenset({b"openai-beta"})
+_BETAS = frozenset({b"openai-beta"})
 
 
 @define
@@ -118,18 +118,20 @@ def _build_reader() -> BodyReader[ChatBody]:
 
 
 @frozen
-class _ChatRoute:
-    """The steps that both routes share. ``models`` are ``provider/model`` names."""
+class _ChatRoute(Route):
+    """The steps that both routes share."""
 
-    endpoint: Endpoint
-    models: tuple[str, ...]
+    provider: str = field(default=PROVIDER, kw_only=True)
+    path: str = field(kw_only=True)
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[ChatBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
-    provider: ClassVar[str] = PROVIDER
+    takes_code: ClassVar[bool] = False
+    final_markers: ClassVar[tuple[bytes, ...]] = (DONE_MARKER,)
+    read_whole: ClassVar[ReadBody] = read_completion
+    read_stream: ClassVar[ReadBody] = read_completion_stream
     # From the reference (§6.1): above the 3 s up to which Sourcegraph's clients retry by themselves, so they do not.
     retry_after_seconds: ClassVar[int] = 30
-    final_markers: ClassVar[tuple[bytes, ...]] = (b"data: [DONE]",)
 
     def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
         """Return the checked body and the decoded object.
@@ -137,7 +139,7 @@ class _ChatRoute:
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
         # Refused as in the reference (§9.6), before the body is read: no body would make it right.
-        if caller.feature is Feature.CODE_COMPLETIONS:
+        if caller.feature is Feature.CODE_COMPLETIONS and not self.takes_code:
             raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
         parsed, raw = self._reader.read(body)
         if not parsed.messages:
@@ -148,33 +150,29 @@ class _ChatRoute:
         self, parsed: ChatBody, encoded: bytes, model: str, *, choices: int, headers: Headers = (), query: bytes = b""
     ) -> PreparedRequest:
         """``encoded`` is the upstream's body, ``model`` its model, without prefix."""
-        is_stream = parsed.stream is True
-        contents = (message.content for message in parsed.messages or ())
-        return PreparedRequest(
-            upstream=self.endpoint.build_request(encoded, is_stream=is_stream, query=query, headers=headers),
-            # From the name without its prefix, so that both spellings are checked and recorded as one.
-            model=_PREFIX + model,
-            is_stream=is_stream,
-            # Content is null in an assistant's message that only calls tools.
-            prompt_character_count=sum(content.character_count for content in contents if content is not None),
-            # Without max_tokens: the reference's events have it for Anthropic only (§13.2).
-            metadata={"stream": is_stream},
-            max_completion_tokens=_max_completion_tokens(parsed, choices),
+        most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
+        return self.build_request(
+            encoded,
+            model,
+            is_stream=parsed.stream is True,
+            prompt_character_count=count_characters(parsed.messages),
+            # Each choice may have so many. Not in the metadata: the reference's events have it for Anthropic only.
+            max_completion_tokens=multiply_choices(most, choices),
+            headers=headers,
+            query=query,
         )
-
-    def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
-        """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
-        return read_usage(request, response, body, read_completion, read_completion_stream)
 
 
 @frozen
 class OpenAIChat(_ChatRoute):
     """``/v1/completions/openai``, as in the reference.
 
-    Better than there: content may be a list of parts, and today's fields are passed on.
+    Better than there: content may be a list of parts, and today's fields and betas are passed on.
     """
 
-    path: ClassVar[str] = "/v1/completions/openai"
+    path: str = field(default="/v1/completions/openai", kw_only=True)
+
+    body_fields: ClassVar[frozenset[str]] = BODY_FIELDS
     errors: ClassVar[ErrorStyle] = ReferenceErrors()
     default_feature: ClassVar[Feature | None] = None
 
@@ -182,16 +180,16 @@ class OpenAIChat(_ChatRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
         parsed, raw = self._read(body, caller)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
-        outgoing = keep_fields(raw, BODY_FIELDS)
+        outgoing = keep_fields(raw, self.body_fields)
         messages = outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
-        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        model = outgoing["model"] = self.strip_prefix(parsed.model)
         # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
         outgoing["user"] = caller.identifier
         # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
         encoded = encode_with_messages(outgoing, body) if messages is raw["messages"] else encode_object(outgoing)
-        return self._build_request(parsed, encoded, model, choices=1)
+        return self._build_request(parsed, encoded, model, choices=1, headers=select_headers(head, _BETAS))
 
 
 @frozen
@@ -202,24 +200,25 @@ class OpenAISdkChat(_ChatRoute):
     gateway's; a client's ``safety_identifier``, which has the same purpose, is dropped.
     """
 
-    path: ClassVar[str] = "/openai/v1/chat/completions"
+    path: str = field(default="/openai/v1/chat/completions", kw_only=True)
+
     errors: ClassVar[ErrorStyle] = OpenAIErrors()
     default_feature: ClassVar[Feature | None] = Feature.CHAT_COMPLETIONS
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, outgoing = self._read(body, caller)
-        model = outgoing["model"] = parsed.model.removeprefix(_PREFIX)
+        model = outgoing["model"] = self.strip_prefix(parsed.model)
         outgoing["user"] = caller.identifier
         # It would name another user than `user` does.
         outgoing.pop("safety_identifier", None)
-        headers = select_headers(head, _SDK_HEADERS)
+        headers = select_headers(head, _BETAS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
         encoded = encode_with_messages(outgoing, body)
         return self._build_request(parsed, encoded, model, choices=parsed.n or 1, headers=headers, query=query_of(head))
 
 
-def _max_completion_tokens(body: ChatBody, choices: int) -> int | None:
-    # max_completion_tokens replaces the older max_tokens. The provider refuses numbers below 1; here they are safe.
-    most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    return None if most is None else max(0, most) * max(1, choices)
+def count_characters(messages: Iterable[ChatMessage] | None) -> int:
+    """Return the length of all text in ``messages``, in code points."""
+    # Content is null in an assistant's message that only calls tools.
+    return sum(message.content.character_count for message in messages or () if message.content is not None)

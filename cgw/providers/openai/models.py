@@ -10,6 +10,7 @@ OPENAI_MODELS = (
     "gpt-5-nano", "gpt-5-chat-latest", "gpt-5.1", "gpt-5.1-chat-latest", "gpt-5.1-codex", "gpt-5.2",
     "gpt-5.2-chat-latest", "gpt-5.2-pro", "gpt-5.3-chat-latest", "gpt-5.4", "gpt-5.4-mini", "gpt-5.4-nano", "gpt-5.5",
     "gpt-5.6-luna", "gpt-5.6-sol", "gpt-5.6-terra", "gpt-6-astra", "gpt-6-luna", "gpt-6-sol", "gpt-6.1-sol",
-    "gpt-6.1-terra", "gpt-6.2-astra", "gpt-6.2-sol",
+    "gpt-6.1-terra", "gpt-6.2-astra", "gpt-6.2-sol", "gpt-5.1-mini", "chatgpt-4o-latest", "o1-mini", "o1-preview",
+    "gpt-3.5-turbo-16k", "gpt-4-32k", "gpt-4-0125-preview", "gpt-4-1106-preview", "gpt-4-vision-preview",
 )  # fmt: skip
 """The default list for OpenAI, without the provider's prefix."""

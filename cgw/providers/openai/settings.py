@@ -7,7 +7,7 @@ from attrs import frozen
 from cgw.config.declare import setting
 from cgw.config.kinds import API_URL, NAMES, SECRET, VISIBLE_TEXT, Secret, integer
 from cgw.model import MAX_IN_FLIGHT
-from cgw.providers.models import BUILT_IN_MODELS
+from cgw.providers.models import BUILT_IN_MODELS, MODELS_HELP
 
 
 @frozen
@@ -39,7 +39,7 @@ class OpenAISettings:
         "CODY_GATEWAY_OPENAI_ALLOWED_MODELS",
         NAMES,
         None,
-        "The models that the routes serve: names as OpenAI has them, separated by commas.",
+        f"The models that the routes serve, as OpenAI names them: {MODELS_HELP}",
         default_text=BUILT_IN_MODELS,
     )
     max_in_flight: int | None = setting(

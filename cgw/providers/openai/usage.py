@@ -1,7 +1,10 @@
-"""Usage in the responses of OpenAI's Chat Completions API.
+"""Usage in the responses of OpenAI's Chat Completions and Completions APIs, and of the many that follow them.
 
 ``usage`` of a completion; in a stream the ``usage`` of the last chunk that has one. OpenAI sends such a chunk only if
-the request has ``stream_options: {"include_usage": true}``.
+the request has ``stream_options: {"include_usage": true}``; Fireworks always does.
+
+Tokens of the prompt that were read from the cache are part of ``prompt_tokens``, and count on quotas in full: the
+discount is another one for each model, and OpenAI's own rate limits count them so.
 """
 
 from __future__ import annotations
@@ -11,37 +14,49 @@ from typing import Any
 import msgspec
 
 from cgw.model import BodyWindow
-from cgw.providers.usage_reading import (
-    Figure,
-    PartsDecoder,
-    Reading,
-    figure_in,
-    list_data,
-    object_in,
-    objects_in,
-    read_object,
-    text_in,
-)
+from cgw.providers.usage_reading import Figure, PartsDecoder, Reading, choose_length, list_data, read_object
 
 DONE = b"[DONE]"
 """The data of a stream's last frame."""
+
+DONE_MARKER = b"data: " + DONE
+"""The line that ends a stream."""
 
 
 # The parts of a completion, or of a chunk, that are read. Structs without gc: they never form cycles.
 
 
+class _Function(msgspec.Struct, gc=False):
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct, gc=False):
+    function: _Function | None = None
+
+
 class _Text(msgspec.Struct, gc=False):
     content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    # Names that servers of open models have for the thinking.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
-    message: _Text | None = None  # of a whole completion
-    delta: _Text | None = None  # of a chunk
+    message: _Text | None = None  # of a whole chat completion
+    delta: _Text | None = None  # of its chunks
+    text: str | None = None  # of the older Completions API, whole and in chunks
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: Figure | None = None
+    cache_write_tokens: Figure | None = None
 
 
 class _Figures(msgspec.Struct, gc=False):
     prompt_tokens: Figure | None = None
     completion_tokens: Figure | None = None
+    prompt_tokens_details: _Details | None = None
 
 
 class _Completion(msgspec.Struct, gc=False):
@@ -49,38 +64,25 @@ class _Completion(msgspec.Struct, gc=False):
     usage: _Figures | None = None  # null in all chunks but the last
 
 
-def _take_parts(value: dict[str, Any]) -> _Completion:
-    choices = [
-        _Choice(_take_text(choice, "message"), _take_text(choice, "delta")) for choice in objects_in(value, "choices")
-    ]
-    usage = object_in(value, "usage")
-    figures = _Figures(figure_in(usage, "prompt_tokens"), figure_in(usage, "completion_tokens"))
-    return _Completion(choices, figures if isinstance(value.get("usage"), dict) else None)
-
-
-def _take_text(choice: dict[str, Any], key: str) -> _Text | None:
-    text = choice.get(key)
-    return _Text(text_in(text, "content")) if isinstance(text, dict) else None
-
-
-COMPLETIONS = PartsDecoder(_Completion, _take_parts)
+COMPLETIONS = PartsDecoder(_Completion)
+FIGURES = PartsDecoder(_Figures)
 
 
 def read_completion(body: BodyWindow) -> Reading:
     """Read a completion that was not streamed."""
-    return read_object(body, "prompt_tokens", "completion_tokens", _read_whole)
+    return read_object(body, _read_whole, _read_figures)
 
 
 def _read_whole(data: bytes) -> Reading:
     completion = COMPLETIONS.decode(data)
     if completion is None:
         return Reading()
-    length = 0
-    for choice in completion.choices:
-        if choice.message is not None and choice.message.content is not None:
-            length += len(choice.message.content)
-    usage = completion.usage or _Figures()
-    return Reading(usage.prompt_tokens, usage.completion_tokens, length, is_final=True)
+    length = sum([_count_characters(choice) for choice in completion.choices])
+    return _build_reading(completion.usage or _Figures(), length, is_final=True)
+
+
+def _read_figures(usage: dict[str, Any]) -> Reading:
+    return _build_reading(FIGURES.take_parts(usage), None)
 
 
 def read_completion_stream(body: BodyWindow) -> Reading:
@@ -94,10 +96,35 @@ def read_completion_stream(body: BodyWindow) -> Reading:
         if chunk is None:
             continue  # [DONE]
         for choice in chunk.choices:
-            if choice.delta is not None and choice.delta.content is not None:
-                length += len(choice.delta.content)
+            length += _count_characters(choice)
         # A usage without figures does not replace an earlier one.
         if chunk.usage is not None and chunk.usage != _Figures():
             usage = chunk.usage
-    # Without the middle of the body, the length would be too small.
-    return Reading(usage.prompt_tokens, usage.completion_tokens, length if body.is_whole else None, is_final)
+    return _build_reading(usage, choose_length(body, length, usage.completion_tokens), is_final=is_final)
+
+
+def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = False) -> Reading:
+    details = usage.prompt_tokens_details or _Details()
+    return Reading(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        length,
+        is_final,
+        cache_read_token_count=details.cached_tokens,
+        cache_write_token_count=details.cache_write_tokens,
+    )
+
+
+def _count_characters(choice: _Choice) -> int:
+    """Return the length of what a choice, or a piece of one, has of text, thinking and arguments of tools."""
+    count = 0 if choice.text is None else len(choice.text)
+    text = choice.delta or choice.message
+    if text is None:
+        return count
+    for part in (text.content, text.reasoning_content, text.reasoning):
+        if part is not None:
+            count += len(part)
+    for call in text.tool_calls or ():
+        if call.function is not None and call.function.arguments is not None:
+            count += len(call.function.arguments)
+    return count

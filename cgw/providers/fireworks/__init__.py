@@ -1,0 +1,1 @@
+"""Fireworks: settings, models, the dialect of both of its completion APIs."""

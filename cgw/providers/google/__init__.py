@@ -1,0 +1,1 @@
+"""Google's Gemini API: settings, models, the dialect, usage readers."""

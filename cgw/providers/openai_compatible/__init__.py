@@ -1,0 +1,1 @@
+"""Providers whose API follows OpenAI's, as many as the settings name: settings and dialects."""

@@ -1,0 +1,92 @@
+"""The family of providers whose API follows OpenAI's: a provider for each name in the settings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+from attrs import frozen
+
+from cgw.errors import ConfigError, Headers, Refusal
+from cgw.providers.dialect import Caller, Dialect
+from cgw.providers.models import add_prefixes
+from cgw.providers.openai.chat import BODY_FIELDS, ChatBody, OpenAIChat, OpenAISdkChat
+from cgw.providers.openai.errors import OpenAIErrors
+from cgw.providers.openai_compatible.settings import OpenAICompatibleSettings
+from cgw.providers.provider import Provider, ProviderFamily, reveal_access_token
+from cgw.providers.upstream_requests import Endpoint, secret_value
+
+_VARIABLES = "CODY_GATEWAY_OPENAI_COMPATIBLE"
+
+# Fields that servers of open models have, and OpenAI has not.
+_FURTHER_FIELDS = frozenset({"top_k", "min_p", "repetition_penalty", "reasoning", "thinking", "chat_template_kwargs"})
+# Of routers in front of several models: what they name would not be checked.
+_FURTHER_MODELS = ("models", "fallbacks")
+
+
+def _name_variables(provider: str) -> str:
+    return f"{_VARIABLES}_{provider.upper().replace('-', '_')}"
+
+
+@frozen
+class CompatibleChat(OpenAIChat):
+    """``/v1/completions/<name>``: as the route to OpenAI, for both features."""
+
+    takes_code: ClassVar[bool] = True
+    body_fields: ClassVar[frozenset[str]] = BODY_FIELDS | _FURTHER_FIELDS
+
+    @property
+    def models_variable(self) -> str:
+        """See :meth:`cgw.providers.dialect.Dialect.models_variable`."""
+        return f"{_name_variables(self.provider)}_ALLOWED_MODELS"
+
+
+@frozen
+class CompatibleSdkChat(OpenAISdkChat):
+    """``/<name>/v1/chat/completions``: as the route to OpenAI, for both features.
+
+    Fields other than ``model`` that name models are refused, because only ``model`` is checked.
+    """
+
+    takes_code: ClassVar[bool] = True
+
+    @property
+    def models_variable(self) -> str:
+        """See :meth:`cgw.providers.dialect.Dialect.models_variable`."""
+        return f"{_name_variables(self.provider)}_ALLOWED_MODELS"
+
+    def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
+        # Without super(): the class is made anew for its slots.
+        parsed, raw = OpenAISdkChat._read(self, body, caller)
+        for name in _FURTHER_MODELS:
+            if raw.get(name) is not None:
+                text = f"{name}: naming further models is not supported by this gateway, which checks one per request"
+                raise Refusal(400, text, param=name)
+        return parsed, raw
+
+
+def _build_dialects(name: str, settings: OpenAICompatibleSettings) -> tuple[Dialect, ...]:
+    variables = _name_variables(name)
+    problems = []
+    if not settings.api_url:
+        problems.append(f"{variables}_API_URL: must be set: the base URL of the provider's API")
+    if settings.allowed_models is None:
+        problems.append(f"{variables}_ALLOWED_MODELS: must be set: the models that the routes serve, or * for all")
+    if problems:
+        raise ConfigError(problems)
+    token = secret_value(reveal_access_token(settings), "the provider's access token")
+    headers: Headers = ((b"authorization", b"Bearer " + token),)
+    endpoint = Endpoint.parse(settings.api_url, "/chat/completions", headers)
+    models = add_prefixes(name, settings.allowed_models or ())
+    return (
+        CompatibleChat(endpoint, models, provider=name, path=f"/v1/completions/{name}"),
+        CompatibleSdkChat(endpoint, models, provider=name, path=f"/{name}/v1/chat/completions"),
+    )
+
+
+def _build_provider(name: str) -> Provider:
+    build = partial(_build_dialects, name)
+    return Provider(name, OpenAICompatibleSettings, build, OpenAIErrors(), variables=_name_variables(name))
+
+
+OPENAI_COMPATIBLE = ProviderFamily(OpenAICompatibleSettings, _build_provider)

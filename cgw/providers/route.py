@@ -1,0 +1,91 @@
+"""The steps that the dialects of all providers share: from a checked body to the request, and to its usage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from attrs import field, frozen
+
+from cgw.errors import Headers
+from cgw.model import BodyWindow, Usage
+from cgw.providers.dialect import PreparedRequest
+from cgw.providers.upstream_requests import Endpoint
+from cgw.providers.usage_reading import Reading, read_usage
+from cgw.wire.messages import ResponseHead
+
+ReadBody = Callable[[BodyWindow], Reading]
+
+
+@frozen
+class Route:
+    """What every dialect is built from. A subclass adds ``path``, ``errors``, ``default_feature`` and ``prepare``.
+
+    ``models`` are the ``provider/model`` names and patterns that it serves; ``provider`` is their prefix.
+    """
+
+    endpoint: Endpoint
+    models: tuple[str, ...]
+    provider: str = field(kw_only=True)
+
+    final_markers: ClassVar[tuple[bytes, ...]] = ()
+    """See :meth:`cgw.providers.dialect.Dialect.final_markers`; empty where only HTTP's end ends a stream."""
+    read_whole: ClassVar[ReadBody]
+    """Reads a response that is not streamed."""
+    read_stream: ClassVar[ReadBody]
+    """Reads a streamed response."""
+
+    @property
+    def models_variable(self) -> str:
+        """See :meth:`cgw.providers.dialect.Dialect.models_variable`."""
+        return f"CODY_GATEWAY_{self.provider.upper()}_ALLOWED_MODELS"
+
+    def strip_prefix(self, model: str) -> str:
+        """Return a model's name as the API knows it: clients may send it with the provider's prefix."""
+        return model.removeprefix(f"{self.provider}/")
+
+    def build_request(
+        self,
+        encoded: bytes,
+        model: str,
+        *,
+        is_stream: bool,
+        prompt_character_count: int,
+        max_completion_tokens: int | None,
+        metadata: Mapping[str, Any] | None = None,
+        endpoint: Endpoint | None = None,
+        suffix: bytes = b"",
+        query: bytes = b"",
+        headers: Headers = (),
+        other_names: tuple[str, ...] = (),
+    ) -> PreparedRequest:
+        """Return the request to send.
+
+        ``encoded`` is the upstream's body, ``model`` its model without prefix, so that both spellings are checked and
+        recorded as one. ``other_names`` are names of the model, without prefix, under which it may be allowed as well.
+        ``suffix`` continues the path of ``endpoint``, which is the route's own if it is not given.
+        """
+        return PreparedRequest(
+            upstream=(endpoint or self.endpoint).build_request(
+                encoded, is_stream=is_stream, suffix=suffix, query=query, headers=headers
+            ),
+            model=f"{self.provider}/{model}",
+            is_stream=is_stream,
+            prompt_character_count=prompt_character_count,
+            metadata={"stream": is_stream, **(metadata or {})},
+            max_completion_tokens=max_completion_tokens,
+            other_names=tuple(f"{self.provider}/{name}" for name in other_names),
+        )
+
+    def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
+        """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
+        kind = type(self)
+        return read_usage(request, response, body, kind.read_whole, kind.read_stream)
+
+
+def multiply_choices(most: int | None, choices: int | None) -> int | None:
+    """Return the largest number of tokens of all choices together; ``None`` if one of them is not limited.
+
+    Providers refuse numbers below 1; here they are safe.
+    """
+    return None if most is None else max(0, most) * max(1, choices or 1)
