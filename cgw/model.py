@@ -203,6 +203,7 @@ class EventName(enum.StrEnum):
     # Names of the reference (§13.2), which queries of existing events tables rely on.
     COMPLETIONS_FINISHED = "CompletionsFinished"
     RATE_LIMITED = "RateLimited"
+    REQUEST_BLOCKED = "RequestBlocked"
     UNAUTHORIZED = "Unauthorized"
     ACCESS_DENIED = "AccessDenied"
 

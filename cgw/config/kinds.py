@@ -176,6 +176,18 @@ NAMES: Kind[tuple[str, ...]] = Kind(_parse_names, ",".join)
 """A comma-separated list, without blanks around names and without repetitions (the reference does not trim)."""
 
 
+def _parse_phrases(text: str) -> tuple[str, ...]:
+    phrases = text.split(",")
+    if not all(phrase.strip() for phrase in phrases):
+        # The reference takes it for a phrase, which every text contains.
+        raise ValueError("must be phrases separated by commas; one of them is empty")
+    return tuple(dict.fromkeys(phrases))
+
+
+PHRASES: Kind[tuple[str, ...]] = Kind(_parse_phrases, ",".join)
+"""A comma-separated list of phrases, in which blanks count, as in the reference; none of them is empty."""
+
+
 def _parse_thresholds(text: str) -> tuple[int, ...]:
     if text.casefold() == "off":
         return ()

@@ -10,6 +10,7 @@ from cgw.actors.source import Sources
 from cgw.errors import Refusal
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
+from cgw.flagging.flagger import Flagger
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
 from cgw.transport.flat_relay import FlatRelay
@@ -33,6 +34,7 @@ class Gateway:
     relay: FlatRelay
     event_log: EventLog
     repeats: RepeatedEvents
+    flagger: Flagger
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
 
