@@ -27,7 +27,7 @@ _ASCII_CHARACTERS_PER_TOKEN = 3
 _OTHER_BYTES_PER_TOKEN = 2
 
 # That of cl100k_base, the vocabulary which the reference counts by (§11.3). From https://github.com/openai/tiktoken.
-_SPLIT = (
+SPLIT = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"""
     r"""\s+(?!\S)|\s"""
 )
@@ -159,7 +159,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(
             [f"{VARIABLE}: {path} is no vocabulary of tiktoken's: {error}: correct or unset it"]
         ) from None
-    encoding = tiktoken.Encoding(name="cgw", pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding(name="cgw", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={})
     return Tokenizer(lambda text: len(encoding.encode_ordinary(text)))
 
 

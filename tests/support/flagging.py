@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 from attrs import define
 
-from cgw.events.reading import EventLine, read_events
+from cgw.events.lines import EventLine
+from cgw.events.reading import read_events
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
 from cgw.testing.scripted_sourcegraph import ScriptedUser, open_scripted_sourcegraph
