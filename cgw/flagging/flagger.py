@@ -15,7 +15,7 @@ from cgw.flagging.phrases import PhraseScan, choose_slice_characters, fold
 from cgw.flagging.recorder import MAX_PROMPT_BYTES, PromptName, PromptRecorder
 from cgw.flagging.settings import FlaggingSettings
 from cgw.flagging.slices import slice_text
-from cgw.flagging.tokens import TokenCount, Tokenizer, estimate_tokens
+from cgw.flagging.tokens import TokenCount, TokenEstimate, Tokenizer
 from cgw.flagging.verdicts import PREFIX_BYTES, Facts, Verdict, judge
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import PreparedRequest
@@ -160,7 +160,12 @@ class Flagger:
 
     async def _count(self, slices: Sequence[str]) -> TokenCount:
         if self._tokenizer is None:
-            return estimate_tokens(slices)
+            estimate = TokenEstimate()
+            for index, text in enumerate(slices):
+                if index:
+                    await trio.lowlevel.checkpoint()
+                estimate.add(text)
+            return estimate.total
         return await self._tokenizer.count(slices, self._most_tokens)
 
     def _note(self, verdict: Verdict, actor: Actor, feature: Feature, slices: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import binascii
 import enum
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -58,23 +58,38 @@ class TokenCount:
 CountTokens = Callable[[str], int]
 
 
-def estimate_tokens(slices: Sequence[str]) -> TokenCount:
+def estimate_tokens(slices: Iterable[str]) -> TokenCount:
     """Estimate the tokens of a text.
 
     Rather too many than too few, as prompts that are to be blocked must not pass: three characters of ASCII are a token
     (in English text four), and two bytes of UTF-8 of any others (a Chinese character has three bytes, and one or two
     tokens).
     """
-    characters = other_bytes = 0
+    estimate = TokenEstimate()
     for text in slices:
-        if text.isascii():
-            characters += len(text)
-        else:
+        estimate.add(text)
+    return estimate.total
+
+
+class TokenEstimate:
+    """An estimate as of :func:`estimate_tokens`, slice by slice."""
+
+    def __init__(self) -> None:
+        self._characters = self._other_bytes = 0
+
+    def add(self, text: str) -> None:
+        """Go on with ``text``."""
+        own = len(text)
+        if not text.isascii():
             own = len(text.encode("ascii", "ignore"))
-            characters += own
-            other_bytes += len(text.encode("utf-8", "replace")) - own
-    tokens = -(-characters // _ASCII_CHARACTERS_PER_TOKEN) + -(-other_bytes // _OTHER_BYTES_PER_TOKEN)
-    return TokenCount(tokens, CountQuality.ESTIMATED)
+            self._other_bytes += len(text.encode("utf-8", "replace")) - own
+        self._characters += own
+
+    @property
+    def total(self) -> TokenCount:
+        """The estimate for what was added."""
+        tokens = -(-self._characters // _ASCII_CHARACTERS_PER_TOKEN) + -(-self._other_bytes // _OTHER_BYTES_PER_TOKEN)
+        return TokenCount(tokens, CountQuality.ESTIMATED)
 
 
 class Tokenizer:

@@ -58,7 +58,7 @@ class Prompt:
             yield end
 
     def read_other_text(self) -> Iterator[str]:
-        """Yield all other text of the body, in pieces, with a line's end after each."""
+        """Yield all other text of the body, in pieces, with a line's end after each; some are empty, as above."""
         for name, value in self.body.items():
             if name not in (self.system, self.messages):
                 yield name
@@ -66,6 +66,7 @@ class Prompt:
                 yield from _walk(value)
         yield from _read_other_parts(self.body.get(self.system))
         for message in _list_messages(self.body.get(self.messages)):
+            yield ""
             for name, value in message.items():
                 if name not in ("role", self.content):
                     yield from _walk(value)
@@ -97,6 +98,7 @@ def _read_content(content: Any) -> Iterator[str]:
         return
     for part in _list_parts(content):
         if isinstance(part, dict) and part.get("type") == "tool_result":
+            yield ""
             result = part.get("content")
             if isinstance(result, str):
                 yield result
@@ -123,14 +125,14 @@ def _walk(value: Any) -> Iterator[str]:
             if isinstance(item, str):
                 yield item
                 yield "\n"
-            elif isinstance(item, dict):
+                continue
+            yield ""  # this is work, too
+            if isinstance(item, dict):
                 stack.append(_list_items(item))
                 break
-            elif isinstance(item, list):
+            if isinstance(item, list):
                 stack.append(iter(item))
                 break
-            else:
-                yield ""
         else:
             stack.pop()
 
