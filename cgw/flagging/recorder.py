@@ -59,16 +59,23 @@ class _Recorded:
 
 
 class PromptRecorder:
-    """Writes flagged prompts to ``store`` while :meth:`run` runs, each for ``ttl_seconds``, and reads them."""
+    """Writes flagged prompts to ``store`` while :meth:`run` runs, each for ``ttl_seconds``, and reads them.
 
-    def __init__(self, store: Store, ttl_seconds: float) -> None:
+    There are ``max_prompts`` at most.
+    """
+
+    def __init__(self, store: Store, ttl_seconds: float, *, max_prompts: int = MAX_PROMPTS) -> None:
         self._store = store
+        self._max_prompts = max_prompts
         self._ttl_ms = round(ttl_seconds * 1000)
         self._record, self._list = _load("record_prompt"), _load("list_prompts")
         self._send, self._receive = trio.open_memory_channel[_Recorded](MAX_WAITING)
 
     def record(self, name: PromptName, prompt: str) -> None:
-        """Have ``prompt`` written soon. Never blocks; drops it, and says so in the log, while too many wait."""
+        """Have ``prompt`` written soon, so that nobody waits for Redis. Never blocks.
+
+        While :data:`MAX_WAITING` wait, it is dropped, and the log says so.
+        """
         data = prompt[:MAX_PROMPT_BYTES].encode("utf-8", "replace")[:MAX_PROMPT_BYTES]
         try:
             self._send.send_nowait(_Recorded(name, data))
@@ -80,7 +87,7 @@ class PromptRecorder:
         while True:
             recorded = await self._receive.receive()
             name = str(recorded.name)
-            keys, arguments = (_INDEX, _TAG + name), (name, recorded.prompt, self._ttl_ms, MAX_PROMPTS, _TAG)
+            keys, arguments = (_INDEX, _TAG + name), (name, recorded.prompt, self._ttl_ms, self._max_prompts, _TAG)
             try:
                 await self._run(self._record, keys, arguments)
             except StoreUnavailable as error:
