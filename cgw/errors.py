@@ -85,8 +85,25 @@ class UpstreamTimeout(UpstreamError):
     """A deadline passed: connecting, waiting for the response head, waiting for the next chunk, or in total."""
 
 
+class ConnectTimeout(UpstreamTimeout):
+    """No connection in time: nothing of the request was sent."""
+
+
 class UpstreamProtocolError(UpstreamError):
     """The upstream's bytes are not a valid HTTP/1.1 response, or the body is incomplete."""
+
+
+class UpstreamRefusal(UpstreamError):
+    """The upstream refused in a way that cgw tells in its own words, or is not asked because it fails all the time.
+
+    ``status`` and ``message`` are for the client, ``headers`` are fields of the answer; ``reason`` is for the log.
+    """
+
+    def __init__(self, status: int, message: str, *, reason: str | None = None, headers: Headers = ()) -> None:
+        super().__init__(reason or message)
+        self.status = status
+        self.message = message
+        self.headers = tuple(headers)
 
 
 class StoreUnavailable(CgwError):

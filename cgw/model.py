@@ -202,6 +202,7 @@ class EventName(enum.StrEnum):
 
     # Names of the reference (§13.2), which queries of existing events tables rely on.
     COMPLETIONS_FINISHED = "CompletionsFinished"
+    EMBEDDINGS_FINISHED = "EmbeddingsFinished"
     RATE_LIMITED = "RateLimited"
     REQUEST_BLOCKED = "RequestBlocked"
     UNAUTHORIZED = "Unauthorized"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from attrs import field, frozen
@@ -28,6 +28,9 @@ from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect
+from cgw.providers.embeddings.models import MODELS
+from cgw.providers.embeddings.route import EmbeddingsRoute
+from cgw.providers.models import evaluate_allowed_models
 from cgw.transport.asgi_host import Receive, Scope, Send
 from cgw.wire.messages import RequestHead
 
@@ -98,6 +101,8 @@ class ControlApp:
             "/-/readyz": self._readyz,
             "/-/__version": self._version,
         }
+        if self._find_embeddings() is not None:
+            reads[EmbeddingsRoute.models_path] = self._list_embeddings_models
         writes: dict[str, Handler] = {"/v1/limits/refresh": self._refresh_limits, "/v1/attribution": self._attribute}
         if dialect is not None and head.method == b"POST":
             port = "" if self.status.public_port is None else f" {self.status.public_port}"
@@ -215,6 +220,23 @@ class ControlApp:
                 entry["expiry"] = expiry.isoformat(timespec="seconds").replace("+00:00", "Z")
             answer[feature.value] = entry
         return ControlResponse(200, JSON, json.dumps(answer).encode("utf-8"))
+
+    def _find_embeddings(self) -> EmbeddingsRoute | None:
+        route = self.routes.find(EmbeddingsRoute.path.encode("ascii"))
+        return route if isinstance(route, EmbeddingsRoute) else None
+
+    async def _list_embeddings_models(self, request: ControlRequest) -> ControlResponse:
+        """Return all embeddings models, and which of them the actor may use here (the reference's §8.2)."""
+        actor, route = await self._find_actor(request), self._find_embeddings()
+        rate_limit = actor.rate_limits.get(Feature.EMBEDDINGS)
+        allowed: Sequence[str] = ()
+        if rate_limit is not None and route is not None:
+            allowed = evaluate_allowed_models(rate_limit.allowed_models, route.models, route.provider)
+        models = [
+            {"name": name, "dimensions": dimensions, "enabled": name in allowed, "deprecated": False}
+            for name, dimensions in MODELS.items()
+        ]
+        return ControlResponse(200, JSON, json.dumps(models).encode("utf-8"))
 
 
 def _has_secret(request: ControlRequest, secret: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cgw.model import Actor, EventName, Feature, Usage, UsageEvent
+from cgw.model import Actor, EventName, Feature, Usage, UsageEvent, UsageQuality
 
 UNKNOWN_IDENTIFIER = "unknown"
 """The identifier of an event whose actor could not be told."""
@@ -71,6 +71,43 @@ def _add_usage(fields: dict[str, Any], usage: Usage) -> None:
     if usage.completion_token_count is not None:
         fields["completion_token_count"] = usage.completion_token_count
     fields["usage_quality"] = usage.quality.value
+
+
+def embeddings_finished(
+    actor: Actor,
+    *,
+    model: str,
+    provider: str,
+    input_character_count: int,
+    tokens_used: int | None,
+    quality: UsageQuality,
+    resolved_status: int,
+    upstream_status: int | None,
+    upstream_request_duration_ms: int | None,
+    metadata: Mapping[str, Any],
+) -> UsageEvent:
+    """The event of embeddings that passed the model check, whatever became of them.
+
+    ``metadata`` has ``batch_size``. The reference writes 0 ``tokens_used`` for a failure, which is left out here;
+    ``provider``, ``upstream_status_code``, ``actor_name`` and ``usage_quality`` are cgw's own keys.
+    """
+    fields: dict[str, Any] = {
+        **metadata,
+        "feature": Feature.EMBEDDINGS.value,
+        "model": model,
+        "provider": provider,
+        "input_character_count": input_character_count,
+        "resolved_status_code": resolved_status,
+    }
+    optional = {
+        "tokens_used": tokens_used,
+        "usage_quality": None if tokens_used is None else quality.value,
+        "upstream_request_duration_ms": upstream_request_duration_ms,
+        "upstream_status_code": upstream_status,
+        "actor_name": actor.name.strip() or None,
+    }
+    fields.update((key, value) for key, value in optional.items() if value is not None)
+    return UsageEvent(EventName.EMBEDDINGS_FINISHED, actor.source, actor.id, fields)
 
 
 def rate_limited(

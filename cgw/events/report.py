@@ -1,4 +1,4 @@
-"""Completions summed up by day, actor, feature and model, for ``cgw usage``.
+"""Completions and embeddings summed up by day, actor, feature and model, for ``cgw usage``.
 
 A sealed segment is read once: its sums are kept in a small file beside it, ``<segment>.summary.json``. Its first
 reader writes that and not the gateway, whose streams would feel the time that it takes (60 ms for 16 MiB).
@@ -18,9 +18,9 @@ from cgw.events.reading import decode_lines, list_readable_segments, read_chunks
 from cgw.events.segments import SUMMARY_SUFFIX, Segment
 from cgw.model import EventName
 
-SUMMARY_VERSION = 2
+SUMMARY_VERSION = 3
 
-_COMPLETION = EventName.COMPLETIONS_FINISHED.value
+_FINISHED = frozenset([EventName.COMPLETIONS_FINISHED.value, EventName.EMBEDDINGS_FINISHED.value])
 
 
 class UsageRow(msgspec.Struct, gc=False):
@@ -47,7 +47,7 @@ class UsageRow(msgspec.Struct, gc=False):
 
 
 class _Figures(msgspec.Struct, gc=False):
-    """What the metadata of a completion's event has for a row, by the names of the row."""
+    """What the metadata of an event has for a row, by the names of the row."""
 
     feature: str | None = None
     model: str | None = None
@@ -57,6 +57,8 @@ class _Figures(msgspec.Struct, gc=False):
     completion_tokens: int | None = msgspec.field(name="completion_token_count", default=None)
     prompt_characters: int | None = msgspec.field(name="prompt_character_count", default=None)
     completion_characters: int | None = msgspec.field(name="completion_character_count", default=None)
+    tokens_used: int | None = None  # of embeddings, as the next one
+    input_characters: int | None = msgspec.field(name="input_character_count", default=None)
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -112,8 +114,12 @@ def _sum_up(segment: Segment) -> _Summary:
         lines, damaged = decode_lines(decoder, chunk.lines)
         summary.damaged_lines += damaged
         for line in lines:
-            if line.name == _COMPLETION:
+            if line.name in _FINISHED:
                 figures, moment = line.metadata, line.created_at
+                if figures.tokens_used is not None:
+                    figures.prompt_tokens = figures.tokens_used
+                if figures.input_characters is not None:
+                    figures.prompt_characters = figures.input_characters
                 key = (moment[:10], line.identifier, line.source, figures.feature or "", figures.model or "")
                 status = figures.status
                 errors = 0 if status is not None and 200 <= status < 300 else 1

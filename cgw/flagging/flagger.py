@@ -21,8 +21,8 @@ from cgw.model import Actor, Feature
 from cgw.providers.dialect import PreparedRequest
 from cgw.providers.prompts import Prompt
 
-MAX_FULL_PROMPT_CHARACTERS = 2**20
-"""The most that a usage event has of a prompt."""
+MAX_FULL_PROMPT_CHARACTERS = 2**17
+"""The most that a usage event has of a prompt. In JSON a character has up to six bytes, and an event up to 1 MiB."""
 
 # "Assistant: ", and the blank line after a message.
 _BYTES_PER_MESSAGE = 16

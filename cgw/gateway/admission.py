@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+import trio
 from attrs import frozen
 
 from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
@@ -13,7 +14,7 @@ from cgw.errors import Refusal, StoreUnavailable
 from cgw.events import records
 from cgw.flagging.flagger import RequestBlocked
 from cgw.gateway.answer import read_text
-from cgw.gateway.parts import Gateway, record_event
+from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
@@ -146,6 +147,16 @@ async def _examine(
         # Each of them: people ask support by the id of one.
         await record_event(gateway, event)
         raise
+
+
+async def settle(gateway: Gateway, admission: Admission, is_charged: bool, tokens: int | None) -> None:
+    """Settle; wait for Redis only where that frees something, which the connection's next request must find."""
+    limiter = gateway.limiter
+    if is_charged and admission.is_charge_final(tokens):
+        limiter.settle_later(admission, is_charged=True, tokens=tokens)
+        return
+    with trio.move_on_after(SETTLE_SECONDS, shield=True):
+        await limiter.settle(admission, is_charged=is_charged, tokens=tokens)
 
 
 async def _refuse(

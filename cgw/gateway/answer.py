@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from cgw.errors import Headers, Refusal
@@ -26,10 +26,12 @@ def read_text(head: RequestHead, name: bytes) -> str | None:
 
 
 def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
-    """Return the feature that a completions request is charged to.
+    """Return the feature that a request is charged to; the embeddings route has only one.
 
     Raises :exc:`~cgw.errors.Refusal` 400 when the header is required and missing, or has another value.
     """
+    if dialect.default_feature is Feature.EMBEDDINGS:
+        return Feature.EMBEDDINGS
     value = head.header(b"x-sourcegraph-feature")
     if value is None:
         if dialect.default_feature is None:
@@ -63,6 +65,17 @@ def read_timeout_seconds(head: RequestHead, default_seconds: float, maximum_seco
     return min(milliseconds, maximum_seconds * 1000) / 1000
 
 
+def read_timeouts(head: RequestHead, default_seconds: float, maximum_seconds: float) -> tuple[float, float | None]:
+    """Return what :func:`read_timeout_seconds` does, and the time for the head of the upstream's response.
+
+    That is all of what the client asks for, because who sends ``X-Timeout-Ms`` wants to wait that long, as in the
+    reference; ``None`` is the default.
+    """
+    seconds = read_timeout_seconds(head, default_seconds, maximum_seconds)
+    value = head.header(b"x-timeout-ms")
+    return seconds, None if value is None or _NUMBER.fullmatch(value) is None else seconds
+
+
 def describe_unread_timeout(head: RequestHead) -> str | None:
     """Return a sentence about an ``X-Timeout-Ms`` that is ignored because it is not a number; ``None`` otherwise.
 
@@ -89,14 +102,20 @@ def content_length_of(head: ResponseHead) -> int | None:
 
 
 def answer_status(upstream_status: int) -> int:
-    """Return the status that the client gets: 503 for an upstream's 429, which is about cgw's quota there."""
-    return 503 if upstream_status == 429 else upstream_status
+    """Return the status that the client gets: 503 for an upstream's 429, which is about cgw's quota there, and for 529.
+
+    529 is Anthropic's own status for an overload, which other APIs' clients do not know.
+    """
+    return 503 if upstream_status in (429, 529) else upstream_status
 
 
-def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: int, own: Headers) -> Headers:
+def build_answer_headers(
+    head: ResponseHead, model: str, retry_after_seconds: int, own: Headers, *, passes_account_fields: bool = False
+) -> Headers:
     """Return the answer's header fields: those of the upstream that may be passed on, and ``own``.
 
-    ``own`` replace fields of the same name. ``retry_after_seconds`` is for a 503 without a ``retry-after``.
+    ``own`` replace fields of the same name. ``retry_after_seconds`` is for a 503 without a ``retry-after``. Fields of
+    the provider's account (:func:`is_account_field`) pass only if asked for.
     """
     added: list[tuple[bytes, bytes]] = [*own, build_model_header(model)]
     if is_event_stream(head):
@@ -106,7 +125,7 @@ def build_answer_headers(head: ResponseHead, model: str, retry_after_seconds: in
     replaced = [name for name, _ in added]
     if head.header(b"transfer-encoding") is not None or head.status == 204:
         replaced.append(b"content-length")  # beside a coding, or in a 204, it would be a second framing (RFC 9110 §8.6)
-    return [*_select_fields(head, tuple(replaced)), *added]
+    return [*_select_fields(head, tuple(replaced), passes_account_fields=passes_account_fields), *added]
 
 
 def build_model_header(model: str) -> tuple[bytes, bytes]:
@@ -114,20 +133,57 @@ def build_model_header(model: str) -> tuple[bytes, bytes]:
     return b"x-cody-resolved-model", model.encode("utf-8", "replace")
 
 
-def _select_fields(head: ResponseHead, replaced: tuple[bytes, ...]) -> list[tuple[bytes, bytes]]:
-    """Return what :func:`~cgw.wire.heads.select_response_headers` does, by one pass over the fields of usual heads."""
+_ACCOUNT_FIELD = re.compile(rb".*ratelimit.*|.+-(organization|project)(-id)?")
+
+
+def is_account_field(name: bytes) -> bool:
+    """Return whether a field (lower case) tells of the operator's account: its rate limits, organization or project.
+
+    ``x-ratelimit-remaining-tokens``, ``anthropic-ratelimit-…``, ``openai-organization``, ``anthropic-organization-id``.
+    A client would take the limits for its own.
+    """
+    return _ACCOUNT_FIELD.fullmatch(name) is not None
+
+
+MAX_REMEMBERED_FIELDS = 2048
+"""Names of fields of which it is remembered whether they are dropped: upstreams choose them."""
+
+
+class _Dropped(dict[bytes, bool]):
+    """Tells of each name whether the field is dropped: a look-up, instead of a match for each field of each head."""
+
+    def __init__(self, names: Iterable[bytes], *, passes_account_fields: bool) -> None:
+        super().__init__()
+        self._names = frozenset(names)
+        self._passes_account_fields = passes_account_fields
+
+    def __missing__(self, name: bytes) -> bool:
+        if len(self) >= MAX_REMEMBERED_FIELDS:
+            self.clear()
+        about_account = not self._passes_account_fields and is_account_field(name)
+        answer = self[name] = name in self._names or about_account
+        return answer
+
+
+def _select_fields(
+    head: ResponseHead, replaced: tuple[bytes, ...], *, passes_account_fields: bool
+) -> list[tuple[bytes, bytes]]:
+    """Return what :func:`~cgw.wire.heads.select_response_headers` does, by one pass over the fields of usual heads.
+
+    Less the fields about the provider's account.
+    """
+    dropped, fields = _list_dropped(replaced, passes_account_fields), head.headers
     if head.header(b"connection") is not None:
-        named = {value for name, value in head.headers if name == b"connection"}
+        named = {value for name, value in fields if name == b"connection"}
         if named != {b"keep-alive"}:
-            return select_response_headers(head.headers, replaced)
-    dropped = _list_dropped(replaced)
-    return [field for field in head.headers if field[0] not in dropped]
+            fields = select_response_headers(fields, replaced)
+    return [field for field in fields if not dropped[field[0]]]
 
 
 @lru_cache(maxsize=64)
-def _list_dropped(replaced: tuple[bytes, ...]) -> frozenset[bytes]:
+def _list_dropped(replaced: tuple[bytes, ...], passes_account_fields: bool) -> _Dropped:
     # The names are cgw's own, so there are a few combinations only.
-    return NOT_PASSED_ON.union(replaced)
+    return _Dropped(NOT_PASSED_ON.union(replaced), passes_account_fields=passes_account_fields)
 
 
 def allowed_methods(methods: Sequence[str]) -> Headers:

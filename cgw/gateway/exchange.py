@@ -12,36 +12,32 @@ import math
 
 import trio
 
-from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
-from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access
-from cgw.gateway.answer import (
-    answer_status,
-    build_answer_headers,
-    content_length_of,
-    is_event_stream,
-    read_timeout_seconds,
-    select_feature,
-)
+from cgw.errors import ClientGone, Refusal, UpstreamError
+from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
+from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeouts, select_feature
 from cgw.gateway.ending import cut_off, relay_rest, send_end
-from cgw.gateway.own_answers import CUT, build_own_headers, explain_late, send_cut, send_refusal
-from cgw.gateway.parts import SETTLE_SECONDS, Gateway, check_recording, record_event
+from cgw.gateway.opening import explain_overload, open_upstream
+from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
+from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
-from cgw.limits.admissions import Admission
-from cgw.limits.tokens import count_tokens
-from cgw.providers.dialect import Caller, Dialect
+from cgw.model import UsageEvent
+from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
 from cgw.transport.upstream import UpstreamResponse
+from cgw.wire.messages import RequestHead
 
 
-async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
+async def run_exchange(
+    gateway: Gateway, dialect: Dialect, client: ClientSide, kind: type[Exchange] | None = None
+) -> None:
     """Run one exchange from its head to its settlement, in the task of its connection, and log it.
 
     Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer: a 503 if its response had
     not begun. An admitted exchange is recorded and settled either way.
     """
-    exchange = _Exchange(gateway, dialect, client)
+    exchange = (kind or Exchange)(gateway, dialect, client)
     state = exchange.state
     try:
         await exchange.run()
@@ -57,8 +53,8 @@ async def run_exchange(gateway: Gateway, dialect: Dialect, client: ClientSide) -
         state.journal.close(state.status, client.bytes_sent)
 
 
-class _Exchange:
-    """One exchange at work, in one scope.
+class Exchange:
+    """One exchange at work, in one scope. A subclass may read, ask and record in another way.
 
     The scope carries the deadline (of the response's head first, then of the whole), and the client's hang-up cancels
     it. There is no nursery: nothing runs beside the exchange, and leaving even an empty one costs a turn of the loop.
@@ -69,6 +65,7 @@ class _Exchange:
         self._dialect = dialect
         self._client = client
         self._deadline = math.inf
+        self._head_seconds = math.inf
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
         self._response: UpstreamResponse | None = None  # until it is given back
@@ -105,93 +102,92 @@ class _Exchange:
         self.state.journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
-        timeout_seconds = read_timeout_seconds(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
+        timeout_seconds, head_seconds = read_timeouts(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
+        self._head_seconds = head_seconds or gateway.pool.deadlines.head_seconds
         body = await self._client.receive_body()
-        self._deadline = self._scope.deadline = trio.current_time() + timeout_seconds
-        # Not before the body is there: until then reading it is what notices that the client left.
+        self._deadline = (now := trio.current_time()) + timeout_seconds
+        self._scope.deadline = min(self._deadline, now + self._head_seconds)
+        # Not before: until the body is there, reading it is what notices that the client left.
         self._client.call_when_gone(self._client_has_gone)
         self.state.journal.received(feature, len(body))
         self.state.move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
-        prepared = dialect.prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
-        rate_limit = check_model_access(actor, feature, prepared, dialect)
+        prepared = self._prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
+        rate_limit = check_model_access(actor, feature, prepared, self._dialect)
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
+            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=self._dialect, head=head)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = explain_late(prepared)
             raise
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
 
+    def _prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
+        return self._dialect.prepare(head, body, caller)
+
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
-        answer: RelayOutcome | Refusal | None = None
+        state, answer = self.state, None
         try:
             try:
                 answer = await self._forward(admitted)
                 self._scope.deadline = math.inf  # what follows has bounds of its own
             finally:
                 await self._record_usage(admitted)
-            if self.state.is_charged:
+            if state.is_charged:
                 await self._release(answer)  # before settling: the client need not wait for Redis
         finally:
-            self.state.move(Phase.SETTLING)
-            await self._settle(admitted.admission)
-        if not self.state.is_charged:
+            state.move(Phase.SETTLING)
+            await settle(self._gateway, admitted.admission, state.is_charged, state.used_tokens)
+        if not state.is_charged:
             await self._release(answer)  # after settling: what was refunded is there when the client asks again
         await relay_rest(self._client, answer)
-
-    async def _settle(self, admission: Admission) -> None:
-        """Settle; wait for Redis only where that frees something, which the connection's next request must find."""
-        limiter, tokens = self._gateway.limiter, self.state.used_tokens
-        if self.state.is_charged and admission.is_charge_final(tokens):
-            limiter.settle_later(admission, is_charged=True, tokens=tokens)
-            return
-        with trio.move_on_after(SETTLE_SECONDS, shield=True):
-            await limiter.settle(admission, is_charged=self.state.is_charged, tokens=tokens)
 
     async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
         self.state.move(Phase.OPENING)
-        pool, state, provider = self._gateway.pool, self.state, self._dialect.provider
+        state, provider = self.state, self._dialect.provider
         try:
-            response = await pool.open(admitted.prepared.upstream, self._scope, self._deadline)
-            self._response = response
-            answer = await self._pass_on(response, admitted)
-            if answer.resume is None:
-                self._give_back()
-            return answer
+            return await self._ask_upstream(admitted)
         except UpstreamError as error:
             return state.note_failure(error, provider, admitted)
         except BaseException as error:
             self._give_back()  # at once: this is what stops an upstream that is still generating
             if isinstance(error, trio.Cancelled) and self._is_late():
-                self._refusal = state.note_failure(self._build_timeout(), provider, admitted)
+                self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
             raise
+
+    async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
+        gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
+        response = self._response = await open_upstream(
+            gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, journal
+        )
+        answer = await self._pass_on(response, admitted)
+        if isinstance(answer, Refusal) or answer.resume is None:
+            self._give_back()
+        return answer
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
         return self.state.gone_in is None and trio.current_time() >= self._scope.deadline
 
-    def _build_timeout(self) -> UpstreamTimeout:
-        if trio.current_time() >= self._deadline:
-            return UpstreamTimeout("the exchange's time was over")
-        return UpstreamTimeout(f"no response head within {self._gateway.pool.deadlines.head_seconds:g} seconds")
-
-    async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome:
+    async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Send the response's head to the client, then relay its body up to what completes it."""
         state, journal = self.state, self.state.journal
         head = state.upstream_head = response.head
         state.status = answer_status(head.status)
         journal.answered(head)
+        headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
+        if state.status == 503:
+            refusal = await explain_overload(response, self._dialect.provider, headers, journal)
+            state.note_refusal(refusal)
+            return refusal
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        own_headers = build_own_headers(admitted.admission, self._client.head)
-        headers = build_answer_headers(head, admitted.prepared.model, self._dialect.retry_after_seconds, own_headers)
-        # From the head on, the silence between chunks has a timeout of its own.
-        self._scope.deadline = self._deadline
+        if length is None or response.connection.unread_bytes < length:
+            self._scope.deadline = self._deadline  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(state.status, headers, is_stream=False)
         relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client
@@ -205,17 +201,15 @@ class _Exchange:
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
         """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""
+        self.state.move(Phase.RECORDING)
+        if self.state.is_cut:
+            self.state.status = CUT.status
+        await record_event(self._gateway, self._build_event(admitted))
+
+    def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
-        state.move(Phase.RECORDING)
-        if state.is_cut:
-            state.status = CUT.status
-        body = state.window.close(is_complete=state.is_upstream_complete)
-        usage = None
-        if state.upstream_head is not None:
-            usage = dialect.read_usage(admitted.prepared, state.upstream_head, body)
-            state.used_tokens = count_tokens(usage, body.total_bytes)
-        event = state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
-        await record_event(self._gateway, event)
+        usage = state.read_usage(dialect, admitted.prepared)
+        return state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
         """Send the part of the answer that completes it, or make sure that it does not look complete."""

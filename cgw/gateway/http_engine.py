@@ -13,21 +13,24 @@ import trio
 from attrs import frozen
 
 from cgw.errors import Refusal
-from cgw.gateway.exchange import run_exchange
+from cgw.gateway.embeddings import EmbeddingsExchange
+from cgw.gateway.exchange import Exchange, run_exchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.request_log import RefusalLog, log_answered
 from cgw.gateway.routes import Routes
 from cgw.providers.dialect import ErrorStyle
+from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.telemetry.exchange_log import Outcome
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection, encode_kept_response
+from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.overload import REFUSAL, OverloadControl
 from cgw.transport.server import AcceptedConnection
 from cgw.transport.sockets import Transport
+from cgw.wire.heads import encode_kept_response
 from cgw.wire.messages import RequestHead
 
 CONTROL_PREFIX = b"/-/"
@@ -137,7 +140,8 @@ class HttpEngine:
             return
         self._in_flight += 1
         try:
-            await run_exchange(self._gateway, dialect, client)
+            kind = EmbeddingsExchange if isinstance(dialect, EmbeddingsRoute) else Exchange
+            await run_exchange(self._gateway, dialect, client, kind)
         finally:
             self._in_flight -= 1
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import trio
 
-from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamRefusal, UpstreamTimeout, UpstreamUnreachable
 from cgw.events import records
 from cgw.gateway.answer import describe_unread_timeout, read_text
 from cgw.gateway.phases import Phase
-from cgw.model import Actor, Feature, Usage, UsageEvent
+from cgw.model import Actor, Feature, Usage, UsageEvent, UsageQuality
 from cgw.providers.dialect import PreparedRequest
 from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
 from cgw.wire.messages import RequestHead, ResponseHead
@@ -38,6 +38,7 @@ class Journal:
         self._error: str | None = None
         self._bug: BaseException | None = None
         self._request_bytes: int | None = None
+        self._warning: str | None = None
 
     def entered(self, phase: Phase) -> None:
         """The exchange is in ``phase`` from now on."""
@@ -68,7 +69,7 @@ class Journal:
 
     def upstream_failed(self, error: UpstreamError) -> None:
         """The upstream could not be reached, took too long, or broke its response off."""
-        if isinstance(error, OutOfDescriptors):
+        if isinstance(error, OutOfDescriptors | UpstreamRefusal):
             self._outcome = Outcome.REFUSED
         elif isinstance(error, UpstreamTimeout):
             self._outcome = Outcome.TIMEOUT
@@ -77,6 +78,14 @@ class Journal:
         else:
             self._outcome = Outcome.UPSTREAM_BROKE
         self._error = str(error)
+
+    def upstream_refused(self, reason: str) -> None:
+        """The upstream's answer is told in cgw's own words; ``reason`` is the upstream's."""
+        self._outcome, self._error = Outcome.REFUSED, reason
+
+    def fell_back(self, reason: str) -> None:
+        """A second upstream was asked, because of ``reason``."""
+        self._warning = reason
 
     def refused(self, refusal: Refusal) -> None:
         """cgw itself answers. A failure of the upstream that led to it stays the outcome."""
@@ -120,6 +129,26 @@ class Journal:
             metadata=prepared.metadata,
         )
 
+    def build_embeddings_event(
+        self, actor: Actor, provider: str, *, tokens: int | None, quality: UsageQuality, status: int | None
+    ) -> UsageEvent:
+        """Return the usage event of embeddings. ``tokens`` is what they took, ``None`` where there are none."""
+        prepared, seconds = self._prepared, self._upstream_seconds
+        if prepared is None:
+            raise RuntimeError("an exchange that was not prepared has no usage event")
+        return records.embeddings_finished(
+            actor,
+            model=prepared.model,
+            provider=provider,
+            input_character_count=prepared.prompt_character_count,
+            tokens_used=tokens,
+            quality=quality,
+            resolved_status=status or CLIENT_CLOSED_REQUEST,
+            upstream_status=None if self._upstream_head is None else self._upstream_head.status,
+            upstream_request_duration_ms=None if seconds is None else round(seconds * 1000),
+            metadata=prepared.metadata,
+        )
+
     def close(self, status: int | None, bytes_sent: int) -> None:
         """Write the exchange's line to the log. Without an outcome, the service was cut off under it."""
         now = trio.current_time()
@@ -145,7 +174,7 @@ class Journal:
                 remote_ip=self._peer,
                 user_agent=read_text(self._head, b"user-agent"),
                 error=self._error,
-                warning=describe_unread_timeout(self._head),
+                warning=self._warning or describe_unread_timeout(self._head),
             ),
             self._bug,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import trio
-from attrs import frozen
+from attrs import Factory, frozen
 
 from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
@@ -11,8 +13,10 @@ from cgw.errors import Refusal
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
 from cgw.flagging.flagger import Flagger
+from cgw.gateway.load import LoadTracker
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
+from cgw.providers.fallback import Fallback
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.upstream import UpstreamPool
 
@@ -25,7 +29,10 @@ RECORD_SECONDS = 10.0
 
 @frozen
 class Gateway:
-    """The parts that all exchanges share. ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for."""
+    """The parts that all exchanges share. ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for.
+
+    ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header fields of the provider's account.
+    """
 
     sources: Sources
     refresher: Refresher
@@ -37,6 +44,9 @@ class Gateway:
     flagger: Flagger
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
+    load: LoadTracker = Factory(LoadTracker)
+    fallbacks: Mapping[str, Fallback] = Factory(dict)
+    passes_account_fields: bool = False
 
 
 def check_recording(gateway: Gateway) -> None:

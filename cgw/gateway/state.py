@@ -5,8 +5,12 @@ from __future__ import annotations
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.journal import Journal
-from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure
+from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure, explain_late_upstream
+from cgw.gateway.parts import Gateway
 from cgw.gateway.phases import Phase, move
+from cgw.limits.tokens import count_tokens
+from cgw.model import Usage
+from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome
 from cgw.wire.messages import ResponseHead
@@ -42,6 +46,15 @@ class ExchangeState:
         self.phase = move(self.phase, phase)
         self.journal.entered(phase)
 
+    def read_usage(self, dialect: Dialect, prepared: PreparedRequest) -> Usage | None:
+        """Return the usage that the relayed body tells, and note its tokens; ``None`` if no answer came."""
+        body = self.window.close(is_complete=self.is_upstream_complete)
+        if self.upstream_head is None:
+            return None
+        usage = dialect.read_usage(prepared, self.upstream_head, body)
+        self.used_tokens = count_tokens(usage, body.total_bytes)
+        return usage
+
     def note_refusal(self, refusal: Refusal) -> None:
         """Note that cgw itself answers: before recording, as the usage event tells the status."""
         self.status = refusal.status
@@ -55,6 +68,10 @@ class ExchangeState:
         refusal = explain_failure(error, provider, build_failure_headers(admitted, self._client.head))
         self.note_refusal(refusal)
         return refusal
+
+    def note_late(self, gateway: Gateway, deadline: float, provider: str, admitted: AdmittedRequest) -> Refusal | None:
+        """Note that the upstream was too slow; see :meth:`note_failure`. ``deadline`` is that of the exchange."""
+        return self.note_failure(explain_late_upstream(gateway, deadline), provider, admitted)
 
     def note_relayed(self, outcome: RelayOutcome) -> None:
         """Note how the upstream's answer ended."""

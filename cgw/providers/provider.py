@@ -20,6 +20,11 @@ class ProviderSettings(Protocol):
         ...
 
     @property
+    def fallback_api_url(self) -> str | None:
+        """A second base URL, which is asked once when the first one does not serve; ``None`` for none."""
+        ...
+
+    @property
     def allowed_models(self) -> tuple[str, ...] | None:
         """The models that the provider's routes serve, without prefix; ``None`` for the default list."""
         ...
@@ -41,8 +46,8 @@ class Provider:
 
     ``name`` is the prefix of its model names. ``settings_class`` is an attrs class that satisfies
     :class:`ProviderSettings`, declared with :func:`cgw.config.declare.setting`; its variables are called
-    ``CODY_GATEWAY_<NAME>_API_URL``, ``_ACCESS_TOKEN``, ``_ALLOWED_MODELS`` and ``_MAX_IN_FLIGHT``. The service reads
-    them, masks the secrets in the log, and bounds the requests in flight.
+    ``CODY_GATEWAY_<NAME>_API_URL``, ``_FALLBACK_API_URL``, ``_ACCESS_TOKEN``, ``_ALLOWED_MODELS`` and
+    ``_MAX_IN_FLIGHT``. The service reads them, masks the secrets in the log, and bounds the requests in flight.
 
     ``build_dialects(settings)`` returns a dialect for each route. It is called once, with an access token set, and may
     take some milliseconds, for example while cattrs compiles functions. It raises :exc:`ValueError`, without any

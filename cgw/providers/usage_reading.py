@@ -200,20 +200,22 @@ def find_usage(body: BodyWindow, key: str = "usage") -> dict[str, Any] | None:
     return None
 
 
-def list_data(body: BodyWindow) -> list[bytes]:
+def list_data(body: BodyWindow, scan_bytes: int = SCAN_BYTES) -> list[bytes]:
     """Return the data of the complete frames of an event stream in a body's window, in order.
 
-    Of a body whose middle is missing, only :data:`SCAN_BYTES` at each end are parsed.
+    Of a body whose middle is missing, only ``scan_bytes`` at each end are parsed.
     """
     if body.is_whole:
         return parse_data(body.head + body.tail)
     # The figures are in the first and the last events. The events between them would only serve to count text, which
     # is incomplete anyway.
     # The tail begins within a frame, whose rest is skipped.
-    return [*parse_data(body.head[:SCAN_BYTES]), *parse_data(body.tail[-SCAN_BYTES:], mid_frame=True)]
+    return [*parse_data(body.head[:scan_bytes]), *parse_data(body.tail[-scan_bytes:], mid_frame=True)]
 
 
-def choose_length(body: BodyWindow, length: int, completion_token_count: int | None) -> int | None:
+def choose_length(
+    body: BodyWindow, length: int, completion_token_count: int | None, scan_bytes: int = SCAN_BYTES
+) -> int | None:
     """Return the number of characters of a streamed completion, of which ``length`` were in the window.
 
     Where the middle of the body is missing, that is unknown; but an estimate takes the place of a token count that the
@@ -223,7 +225,7 @@ def choose_length(body: BodyWindow, length: int, completion_token_count: int | N
         return length
     if completion_token_count is not None:
         return None
-    parsed = min(len(body.head), SCAN_BYTES) + min(len(body.tail), SCAN_BYTES)
+    parsed = min(len(body.head), scan_bytes) + min(len(body.tail), scan_bytes)
     return length * body.total_bytes // max(1, parsed)
 
 

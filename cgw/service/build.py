@@ -29,14 +29,17 @@ from cgw.flagging.flagger import Flagger
 from cgw.flagging.recorder import PromptRecorder
 from cgw.flagging.tokens import load_tokenizer
 from cgw.gateway.http_engine import HttpEngine
+from cgw.gateway.load import LoadTracker
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.limits.alerts import AlertQueue
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
+from cgw.providers.embeddings.build import build_embeddings_route
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.registry import list_providers
+from cgw.providers.fallback import build_fallbacks
+from cgw.providers.registry import build_dialects, list_providers
 from cgw.redis.opening import Store
 from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
 from cgw.service.settings import Settings
@@ -81,6 +84,9 @@ def build_gateway(
         flagger=flagger,
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
+        load=LoadTracker(settings.upstream.unavailable_after),
+        fallbacks=build_fallbacks(settings.providers),
+        passes_account_fields=settings.upstream.passes_provider_headers,
     )
 
 
@@ -128,6 +134,15 @@ def build_control_app(
         sync_worker=sync_worker,
         maintenance=maintenance,
     )
+
+
+def build_all_dialects(settings: Settings) -> tuple[Dialect, ...]:
+    """Return the dialects of all provider routes, embeddings included.
+
+    Raises :exc:`~cgw.errors.ConfigError` for base URLs and keys that cannot be used.
+    """
+    embeddings = build_embeddings_route(settings.embeddings, settings.providers)
+    return (*build_dialects(settings.providers), *([] if embeddings is None else [embeddings]))
 
 
 def build_routes(dialects: Sequence[Dialect], settings: Settings) -> Routes:

@@ -30,10 +30,10 @@ from cgw.lifetime import open_background_task
 from cgw.limits.alerts import AlertQueue
 from cgw.limits.limiter import Limiter
 from cgw.providers.dialect import Dialect
-from cgw.providers.registry import build_dialects
 from cgw.redis.opening import Store, open_redis
 from cgw.resolver import open_resolver
 from cgw.service.build import (
+    build_all_dialects,
     build_control_app,
     build_engine,
     build_gateway,
@@ -141,7 +141,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
     """
     tls_context = build_upstream_tls(settings)
-    dialects, static_source = build_dialects(settings.providers), build_static_source(settings)
+    dialects, static_source = build_all_dialects(settings), build_static_source(settings)
     routes = build_routes(dialects, settings)
     server_tls = build_server_tls(settings)
     check_source_settings(settings)

@@ -18,8 +18,8 @@ import trio
 from cgw.config.kinds import MIB, format_size
 from cgw.errors import ConfigError, explain_os_error
 from cgw.flagging.tokens import load_tokenizer
-from cgw.providers.registry import build_dialects, list_providers
-from cgw.service.build import build_server_tls, build_static_source, build_upstream_tls
+from cgw.providers.registry import list_providers
+from cgw.service.build import build_all_dialects, build_server_tls, build_static_source, build_upstream_tls
 from cgw.service.certificate import SOON_DAYS, read_days_left
 from cgw.service.findings import Finding, Severity, explain_listening, explain_problems
 from cgw.service.lifecycle import EVENTS_NAME, is_activated
@@ -69,11 +69,12 @@ def _read_problem(problem: str) -> Finding:
 
 async def check_provider_settings(settings: Settings) -> list[Finding]:
     """Check that a provider has a key, and that routes can be built from each provider's settings."""
-    if all(provider.access_token is None for provider in settings.providers.values()):
+    keys = [provider.access_token for provider in settings.providers.values()]
+    if all(key is None for key in (*keys, settings.embeddings.sourcegraph_api_token)):
         variables = ", ".join(provider.access_token_variable for provider in list_providers(settings.providers))
         return [Finding(variables, "are not set, so there are no provider routes", "set one", Severity.WARNING)]
     try:
-        await _run_blocking(partial(build_dialects, settings.providers))
+        await _run_blocking(partial(build_all_dialects, settings))
     except ConfigError as error:
         parts = [problem.partition(": ") for problem in error.problems]
         return [Finding(variable, wrong, "correct the provider's settings") for variable, _, wrong in parts]

@@ -111,12 +111,15 @@ async def _check_certificate(
 
 
 def list_targets(settings: Settings) -> list[Target]:
-    """Return the hosts that the settings name: of each provider with a key, of the sources, and of the webhook."""
+    """Return the hosts that the settings name: of providers with a key, embeddings, the sources, and the webhook."""
     targets = [
         Target(provider.api_url_variable, settings.providers[provider.name].api_url)
         for provider in list_providers(settings.providers)
         if settings.providers[provider.name].access_token is not None and settings.providers[provider.name].api_url
     ]
+    if settings.embeddings.sourcegraph_api_token is not None:
+        variable = "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL"
+        targets.append(Target(variable, settings.embeddings.sourcegraph_api_url))
     if settings.dotcom.access_token is not None:
         targets.append(Target("CODY_GATEWAY_DOTCOM_API_URL", settings.dotcom.api_url))
     if settings.portal.url is not None:

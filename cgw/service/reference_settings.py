@@ -10,9 +10,6 @@ _NO_SHIPPING = "remove it; usage events stay in CODY_GATEWAY_DATA_DIR, and `cgw 
 _NO_TRACES = "remove it; there is no tracing yet"
 
 REFERENCE_SETTINGS: dict[str, str] = {
-    "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS": "remove it; there are no embeddings yet",
-    "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL": "remove it; there are no embeddings yet",
-    "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_TOKEN": "remove it; there are no embeddings yet",
     "CODY_GATEWAY_BIGQUERY_PROJECT_ID": _NO_SHIPPING,
     "CODY_GATEWAY_BIGQUERY_DATASET": _NO_SHIPPING,
     "CODY_GATEWAY_BIGQUERY_TABLE": _NO_SHIPPING,

@@ -18,6 +18,7 @@ from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
 from cgw.flagging.settings import FlaggingSettings
 from cgw.limits.settings import LimitSettings
+from cgw.providers.embeddings.settings import EmbeddingsSettings
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
@@ -60,6 +61,7 @@ class Settings:
         templates=[family.settings_class for family in FAMILIES],
         reserved_names=RESERVED_NAMES,
     )
+    embeddings: EmbeddingsSettings = group(EmbeddingsSettings)
     actors: ActorSettings = group(ActorSettings)
     dotcom: DotcomSettings = group(DotcomSettings)
     portal: PortalSettings = group(PortalSettings)

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 
 from cgw import __version__
+from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.registry import list_providers
 from cgw.service.check import list_host_checks, run_checks
 from cgw.service.lifecycle import Service, build_url
@@ -31,13 +32,18 @@ def log_start(service: Service) -> None:
 def _log_providers(service: Service) -> None:
     paths = defaultdict(list)
     for dialect in service.dialects:
+        if isinstance(dialect, EmbeddingsRoute):
+            logger.info("embeddings by %s are at POST %s", ", ".join(dialect.embedders), dialect.path)
+            continue
         paths[dialect.provider].append(dialect.path)
+    # One provider is enough: that others have no key is worth a warning only if all are without.
+    level = logging.INFO if paths else logging.WARNING
     for provider in list_providers(service.settings.providers):
-        if paths[provider.name]:
+        if provider.name in paths:
             url = service.settings.providers[provider.name].api_url
             logger.info("provider %s at %s serves POST %s", provider.name, url, ", ".join(paths[provider.name]))
         else:
-            logger.warning("provider %s has no routes: %s is not set", provider.name, provider.access_token_variable)
+            logger.log(level, "provider %s has no routes: %s is not set", provider.name, provider.access_token_variable)
 
 
 def _log_actors(service: Service) -> None:

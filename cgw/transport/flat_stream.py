@@ -56,13 +56,6 @@ class StreamEnd(enum.Enum):
     """Writing to the client's socket failed."""
 
 
-_ENDS = {
-    FramerState.COMPLETE: StreamEnd.COMPLETE,
-    FramerState.FINAL: StreamEnd.FINAL,
-    FramerState.UNUSUAL: StreamEnd.UNUSUAL,
-}
-
-
 @frozen
 class StreamOutcome:
     """The end of a stream. ``held`` is data of the upstream's that was not forwarded; ``reason`` is for logs."""
@@ -76,7 +69,10 @@ class StreamOutcome:
         """Build the outcome for a final state of a framer."""
         if state is FramerState.MALFORMED:
             return cls(StreamEnd.BROKEN, b"", "the upstream broke the framing of its body")
-        return cls(_ENDS[state], framer.held)
+        # No table: hashing a member of an enumeration costs more than all of this.
+        if state is FramerState.COMPLETE:
+            return cls(StreamEnd.COMPLETE, framer.held)
+        return cls(StreamEnd.FINAL if state is FramerState.FINAL else StreamEnd.UNUSUAL, framer.held)
 
 
 class FlatStream:

@@ -31,11 +31,12 @@ from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead, ignore_refused
 from cgw.transport.hangup_watch import HangupWatch, WatchedClient
 from cgw.transport.http1_client import Http1Client, build_own_fields
+from cgw.transport.pace import Pace
 from cgw.transport.server import RETRY_AFTER_SECONDS, AcceptedConnection
 from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.wire.fast_heads import has_connection_close
-from cgw.wire.heads import HTTP2_PREFACE, MAX_TARGET_BYTES, find_head_end, status_phrase
+from cgw.wire.heads import HTTP2_PREFACE, find_head_end, find_request_line, status_phrase
 from cgw.wire.messages import RequestHead
 from cgw.wire.proxy_protocol import may_be_proxy_header, parse_proxy_header
 from cgw.wire.server_codec import FastCodec, ServerCodec, parse_request
@@ -48,7 +49,6 @@ GRACE_SECONDS = 0.5
 and may not retry."""
 
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
-_REQUEST_LINE = re.compile(rb"([A-Za-z]{1,20}) {1,8}(?:https?://[^/?\s]{0,255})?(/[^?#\s]*)")
 
 ServeHttp2 = Callable[[Transport, bytes, str], Awaitable[None]]
 
@@ -85,6 +85,7 @@ class ConnectionCallbacks:
     addresses: AddressBound = field(factory=lambda: AddressBound(None))
     tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
     note_refused: Callable[[RefusedHead], None] = ignore_refused
+    pace: Pace = field(factory=Pace)
     buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
     """Scratch for reading; no data stays in it across an ``await``."""
     scratch: Scratch = field(factory=Scratch, repr=False)
@@ -212,6 +213,15 @@ class Http1Connection:
         self._blank_lines = 0
         self._skip_blank_lines()
         self.is_idle = not self._buffer
+        if self.is_idle and self._has_served and self._callbacks.pace.note_end():
+            # By the time that the others have had their turn, the next request is often there: then it costs neither a
+            # wait nor a deadline.
+            await trio.lowlevel.checkpoint()
+            self._receive_now()
+            self._skip_blank_lines()
+            self.is_idle = not self._buffer
+        if self._buffer and (size := self._find_head(0)):
+            return self._take_head(size)
         head = await self._receive_head_in_time()
         if head is None and self.is_idle and self._callbacks.is_draining() and self._receive_now():
             # Its request was there already when the drain ended the wait: it is still served.
@@ -235,13 +245,14 @@ class Http1Connection:
                 self._skip_blank_lines()
                 # A lone CR may be the first half of a blank line, which does not begin a request.
                 if self.is_idle and self._buffer not in (b"", b"\r"):
-                    # The timeout changes from keep-alive's to the head's, which counts from the first byte.
                     self.is_idle = False
+                    if size := self._find_head(0):
+                        break  # as a rule: no further deadline is needed then
+                    # The timeout changes from keep-alive's to the head's, which counts from the first byte.
                     self._wait_scope.deadline = trio.current_time() + limits.header_timeout_seconds
                     if self._callbacks.is_draining():
                         self.drain()
-            head, self._buffer = self._buffer[:size], self._buffer[size:]
-            return head
+            return self._take_head(size)
         if self.is_idle:
             return None
         if self._callbacks.is_draining():
@@ -250,6 +261,10 @@ class Http1Connection:
             raise Refusal(503, text, code="overloaded", headers=[retry_after], must_close=True)
         seconds = limits.header_timeout_seconds
         raise Refusal(408, f"the request head did not arrive within {seconds:g} seconds", must_close=True)
+
+    def _take_head(self, size: int) -> bytes:
+        head, self._buffer = self._buffer[:size], self._buffer[size:]
+        return head
 
     def _receive_now(self) -> int:
         try:
@@ -370,7 +385,7 @@ class Http1Connection:
 
         ``received`` is what came of the head.
         """
-        method, path = _find_request_line(received)
+        method, path = find_request_line(received)
         self._callbacks.note_refused(RefusedHead(refusal.status, refusal.message, method, path, self._peer))
         headers, body = self._callbacks.render_refusal(refusal, path)
         lines = [b"HTTP/1.1 %d %s" % (refusal.status, status_phrase(refusal.status))]
@@ -380,20 +395,3 @@ class Http1Connection:
         with trio.move_on_after(self._callbacks.limits.stall_timeout_seconds):
             await self._transport.send_all(b"\r\n".join([*lines, b"", body]))
             await self._transport.linger(self._callbacks.buffer)
-
-
-def encode_kept_response(status: int, headers: Headers, body: bytes) -> bytes:
-    """Encode a response after which the connection is kept.
-
-    It has no date, so that it can be kept and sent again: with a 5xx status it is optional (RFC 9110 §6.6.1).
-    """
-    lines = [b"HTTP/1.1 %d %b" % (status, status_phrase(status))]
-    lines += [b"%b: %b" % field for field in (*headers, (b"content-length", b"%d" % len(body)))]
-    return b"\r\n".join([*lines, b"", body])
-
-
-def _find_request_line(data: bytes) -> tuple[bytes, bytes]:
-    """Return method and path of the request line that malformed ``data`` begins with, empty where there is none."""
-    # Strict: what is no path may be a token, and the path is logged.
-    match = _REQUEST_LINE.match(data, 0, MAX_TARGET_BYTES)
-    return (match[1], match[2]) if match is not None else (b"", b"")

@@ -251,3 +251,16 @@ class UpstreamSettings:
     max_timeout_seconds: float = setting(
         "CODY_GATEWAY_MAX_TIMEOUT", duration(), 10 * MINUTE, "The longest timeout that X-Timeout-Ms may ask for."
     )
+    unavailable_after: int = setting(
+        "CODY_GATEWAY_MODEL_UNAVAILABLE_AFTER",
+        integer(least=0, most=100),
+        10,
+        "How many responses of a model within a minute, 95 % of them failures, make it unavailable: then requests get "
+        "503, but for a probe every 5 s; 1 is as in the reference, 0 is never.",
+    )
+    passes_provider_headers: bool = setting(
+        "CODY_GATEWAY_PASS_PROVIDER_HEADERS",
+        BOOLEAN,
+        False,
+        "Pass on the header fields about the provider's account: its rate limits, organization and project.",
+    )

@@ -24,6 +24,7 @@ import trio
 from attrs import define, frozen
 
 from cgw.errors import (
+    ConnectTimeout,
     OutOfDescriptors,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -33,6 +34,7 @@ from cgw.errors import (
 from cgw.transport.sockets import PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
+from cgw.wire.content_codings import BodyDecoder, open_decoder
 from cgw.wire.heads import FIRST_ERROR_STATUS
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
 from cgw.wire.secret_filter import BodySecrets
@@ -72,9 +74,9 @@ def build_tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 class UpstreamResponse:
-    """The response to one request, valid inside its ``async with``.
+    """The response to one request, valid until it is given back.
 
-    ``secrets`` are masked in the bodies of errors.
+    ``secrets`` are masked in the bodies of errors. With a ``decoder``, ``head`` is that of the decoded body.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class UpstreamResponse:
         connection: UpstreamConnection,
         silence_seconds: float,
         secrets: BodySecrets | None = None,
+        decoder: BodyDecoder | None = None,
     ) -> None:
         self.head = head
+        self._decoder = decoder
         # Errors only: what a model says is the caller's, and too much to look through.
         self._filter = None if secrets is None or head.status < FIRST_ERROR_STATUS else secrets.open_filter()
         self.connection = connection
@@ -98,10 +102,7 @@ class UpstreamResponse:
         breaks off. After cancellation the response can't be read any further.
         """
         while not self.is_complete:
-            with trio.move_on_after(self._silence_seconds) as silence_scope:
-                chunk = await self.connection.receive_chunk()
-            if silence_scope.cancelled_caught:
-                raise UpstreamTimeout(f"the upstream was silent for {self._silence_seconds:g} seconds")
+            chunk = await self._receive_decoded()
             self.is_complete = chunk is None
             if self._filter is None:
                 return chunk
@@ -109,6 +110,23 @@ class UpstreamResponse:
             if passed or chunk is None:
                 return passed or None
         return None
+
+    async def _receive_decoded(self) -> bytes | None:
+        decoder = self._decoder
+        while True:
+            if decoder is not None and (piece := decoder.take()):
+                await trio.lowlevel.checkpoint()  # a small chunk may hold thousands of pieces
+                return piece
+            with trio.move_on_after(self._silence_seconds) as silence_scope:
+                chunk = await self.connection.receive_chunk()
+            if silence_scope.cancelled_caught:
+                raise UpstreamTimeout(f"the upstream was silent for {self._silence_seconds:g} seconds")
+            if decoder is None:
+                return chunk
+            if chunk is None:
+                decoder.close()
+                return None
+            decoder.feed(chunk)
 
     def end_raw_body(self, surplus_bytes: int) -> None:
         """Note that the body was read from the transport, to its proper end and ``surplus_bytes`` beyond."""
@@ -146,11 +164,10 @@ class UpstreamPool:
         counts.idle = sum(len(connections) for connections in self._idle.values())
         return PoolStatistics(counts.opened, counts.reused, counts.retried, counts.idle, counts.busy)
 
-    async def open(self, request: UpstreamRequest, scope: trio.CancelScope, deadline: float) -> UpstreamResponse:
+    async def open(self, request: UpstreamRequest) -> UpstreamResponse:
         """Send ``request`` and return the response, for :meth:`give_back`, once its head is there.
 
-        The caller's ``scope`` ends the waiting, so that an exchange needs no scope of its own for it: its deadline is
-        set to that of the head, at most to ``deadline``, and stays so when this returns.
+        Only connecting has a timeout of its own: how long the head may take is for the caller to bound.
 
         Raises :exc:`UpstreamUnreachable`, :exc:`OutOfDescriptors`, :exc:`UpstreamTimeout` (no connection in time) and
         :exc:`UpstreamProtocolError`. Retried once, on a new connection, is only a request whose kept connection ended
@@ -160,38 +177,37 @@ class UpstreamPool:
         if kept is not None:
             self._statistics.reused += 1
             try:
-                return await self._exchange_heads(kept, request, scope, deadline)
+                return await self._exchange_heads(kept, request)
             except StaleConnection:
                 # When not a byte of a response came, the usual cause is that the upstream closed the idle connection
                 # while the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection.
                 self._statistics.retried += 1
-        return await self._exchange_heads(await self._connect(request.origin), request, scope, deadline)
+        return await self._exchange_heads(await self._connect(request.origin), request)
 
     def give_back(self, response: UpstreamResponse) -> None:
         """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed."""
         self._statistics.busy -= 1
         self._give_back(response.connection, is_complete=response.is_complete)
 
-    async def _exchange_heads(
-        self, connection: UpstreamConnection, request: UpstreamRequest, scope: trio.CancelScope, deadline: float
-    ) -> UpstreamResponse:
-        # One timeout for both: an upstream that does not read the request will not answer it, either.
-        scope.deadline = min(deadline, trio.current_time() + self.deadlines.head_seconds)
+    async def _exchange_heads(self, connection: UpstreamConnection, request: UpstreamRequest) -> UpstreamResponse:
         try:
             await connection.send_request(request)
             head = await connection.receive_head()
+            decoder = None
+            if head.header(b"content-encoding") is not None:
+                head, decoder = open_decoder(head)
         except BaseException:
             # Also when cancelled: the pool has no record of a connection that is being used.
             connection.close()
             raise
         self._statistics.busy += 1
-        return UpstreamResponse(head, connection, self.deadlines.silence_seconds, self._secrets)
+        return UpstreamResponse(head, connection, self.deadlines.silence_seconds, self._secrets, decoder)
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         with trio.move_on_after(self.deadlines.connect_seconds) as connect_scope:
             transport = await self._open_transport(origin)
         if connect_scope.cancelled_caught:
-            raise UpstreamTimeout(f"no connection within {self.deadlines.connect_seconds:g} seconds")
+            raise ConnectTimeout(f"no connection within {self.deadlines.connect_seconds:g} seconds")
         self._statistics.opened += 1
         return UpstreamConnection(transport, origin, self._scratch.plain)
 

@@ -210,6 +210,11 @@ class UpstreamConnection:
         self._has_received = self._has_received or bool(size)
         return bytes(memoryview(self._buffer)[:size])
 
+    @property
+    def unread_bytes(self) -> int:
+        """The size of what :meth:`take_unread` returns."""
+        return len(self._unread)
+
     def take_unread(self) -> bytes:
         """Return the start of the body that came with the head. The rest is to be read from ``transport``."""
         unread, self._unread = self._unread, b""

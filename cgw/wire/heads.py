@@ -25,6 +25,8 @@ MAX_TARGET_BYTES = 8192
 MAX_HEADER_FIELDS = 100
 """The most header fields that a request may have."""
 
+_REQUEST_LINE = re.compile(rb"([A-Za-z]{1,20}) {1,8}(?:https?://[^/?\s]{0,255})?(/[^?#\s]*)")
+
 HOP_BY_HOP = frozenset(
     [
         b"connection",
@@ -160,3 +162,20 @@ def check_response_head(head: ResponseHead) -> None:
 def status_phrase(status: int) -> bytes:
     """Return the reason phrase of a status; empty for one that has none, such as 529 (RFC 9112 §4 allows that)."""
     return _PHRASES.get(status, b"")
+
+
+def encode_kept_response(status: int, headers: Headers, body: bytes) -> bytes:
+    """Encode a response after which the connection is kept.
+
+    It has no date, so that it can be kept and sent again: with a 5xx status it is optional (RFC 9110 §6.6.1).
+    """
+    lines = [b"HTTP/1.1 %d %b" % (status, status_phrase(status))]
+    lines += [b"%b: %b" % field for field in (*headers, (b"content-length", b"%d" % len(body)))]
+    return b"\r\n".join([*lines, b"", body])
+
+
+def find_request_line(data: bytes) -> tuple[bytes, bytes]:
+    """Return method and path of the request line that malformed ``data`` begins with, empty where there is none."""
+    # Strict: what is no path may be a token, and the path is logged.
+    match = _REQUEST_LINE.match(data, 0, MAX_TARGET_BYTES)
+    return (match[1], match[2]) if match is not None else (b"", b"")

@@ -47,8 +47,9 @@ class BodyWindowCollector:
 
     def feed(self, chunk: bytes | bytearray) -> None:
         """Take the next bytes of the body."""
-        if self._scanner is not None and self._scanner.feed(chunk):
-            self.is_ending, self.is_final = True, self._scanner.is_final
+        scanner = self._scanner
+        if scanner is not None and scanner.feed(chunk):
+            self.is_ending, self.is_final = True, scanner.is_final
             if self.is_final:
                 self._scanner = None
         size = len(chunk)

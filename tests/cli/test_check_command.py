@@ -16,6 +16,7 @@ import trio
 
 import cgw
 from cgw.actors.tokens import build_entry
+from cgw.providers.registry import PROVIDERS
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import open_scripted_upstream
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
@@ -124,7 +125,7 @@ async def test_a_failed_start_does_not_lose_warnings(tmp_path: Path) -> None:
     lines = [line for line in completed.stderr.splitlines() if line.startswith("cgw: ")]
     assert [line.split(": ")[1:3] for line in lines] == [
         ["warning", "CODY_GATEWAY_ACTORS_FILE"],
-        ["warning", "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN, CODY_GATEWAY_OPENAI_ACCESS_TOKEN"],
+        ["warning", ", ".join(provider.access_token_variable for provider in PROVIDERS)],
         ["PORT", f"cannot listen on 127.0.0.1:{environ['PORT']}"],
     ]
 
@@ -221,7 +222,7 @@ async def test_the_start_is_logged(tmp_path: Path) -> None:
             await wait_for_lines(
                 gateway,
                 f"cgw {cgw.__version__} is serving on {gateway.url}",
-                f"provider anthropic at {upstream.url} serves POST /v1/completions/anthropic-messages",
+                f"provider anthropic at {upstream.url} serves POST /v1/completions/anthropic, ",
                 "/anthropic/v1/messages",
                 "provider openai has no routes: CODY_GATEWAY_OPENAI_ACCESS_TOKEN is not set",
                 f"access is for 2 actors from {tmp_path}/actors.toml and callers without a token, as one actor",

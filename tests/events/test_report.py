@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from msgspec import structs
 
 from cgw.cli.usage_report import render_json, render_table
 from cgw.errors import EventLogError
+from cgw.event_ids import build_event_id
 from cgw.events.event_log import open_event_log
+from cgw.events.records import embeddings_finished
 from cgw.events.report import UsageRow, summarise
-from cgw.model import EventName, UsageEvent
+from cgw.model import Actor, EventName, UsageEvent, UsageQuality
 
 
 def finished(actor: str = "acme", day: int = 23, **metadata: Any) -> UsageEvent:
@@ -48,6 +51,29 @@ ROW = UsageRow(
     prompt_characters=5,
     completion_characters=None,
 )
+
+
+async def test_embeddings_are_summed_too(folder: Path) -> None:
+    """Tokens and characters of embeddings are those of a prompt; failures count, as for completions."""
+    figures = {"tokens_used": 9, "input_character_count": 30, "batch_size": 2}
+    actor = Actor("acme", "Acme Inc.", "static", access_enabled=True)
+    done = embeddings_finished(
+        actor,
+        model="sourcegraph/st",
+        provider="sourcegraph",
+        input_character_count=30,
+        tokens_used=9,
+        quality=UsageQuality.EXACT,
+        resolved_status=200,
+        upstream_status=200,
+        upstream_request_duration_ms=5,
+        metadata={"batch_size": 2},
+    )
+    assert done.metadata.items() >= figures.items()
+    await record(folder, done, evolve(done, id=build_event_id()))
+    (row,) = summarise(folder)
+    assert (row.feature, row.model, row.requests, row.errors) == ("embeddings", "sourcegraph/st", 2, 0)
+    assert (row.prompt_tokens, row.prompt_characters, row.completion_tokens) == (18, 60, None)
 
 
 async def test_completions_are_summed_by_day_actor_feature_and_model(folder: Path) -> None:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from cgw.errors import Headers, Refusal
 from cgw.gateway.answer import (
+    MAX_REMEMBERED_FIELDS,
+    _Dropped,
     allowed_methods,
     answer_status,
     build_answer_headers,
@@ -145,11 +147,12 @@ def test_retry_after_of_a_503_is_the_upstreams_or_the_default() -> None:
     assert b"retry-after" not in dict(build_answer_headers(build_response(500), "m", 30, ()))
 
 
-def test_only_429_changes_its_status() -> None:
-    """The upstream quota is shared by all clients, so its 429 becomes 503; all other statuses pass."""
+def test_429_and_529_become_503() -> None:
+    """The upstream quota is shared by all clients, and 529 is one API's own; all other statuses pass."""
     assert {status: answer_status(status) for status in (200, 204, 400, 401, 404, 429, 500, 503, 529)} == {
-        **{status: status for status in (200, 204, 400, 401, 404, 500, 503, 529)},
+        **{status: status for status in (200, 204, 400, 401, 404, 500, 503)},
         429: 503,
+        529: 503,
     }
 
 
@@ -185,3 +188,23 @@ def test_usual_heads_are_not_treated_differently(headers: Headers, own: Headers)
 def test_allow_lists_the_methods() -> None:
     """A 405 has an Allow field (RFC 9110 §10.2.1)."""
     assert allowed_methods(["GET", "HEAD"]) == [(b"allow", b"GET, HEAD")]
+
+
+def test_fields_about_the_account_are_dropped() -> None:
+    """The provider's own limits, organization and project are dropped, unless the operator wants them to pass."""
+    about = [b"x-ratelimit-limit-tokens", b"anthropic-ratelimit-unified-status", b"ratelimit", b"openai-organization"]
+    others = [b"x-request-id", b"request-id", b"openai-processing-ms", b"x-project", b"organization-id"]
+    head = build_response(200, *((name, b"v") for name in [*about, b"openai-project", *others]))
+    kept = [name for name, _ in build_answer_headers(head, "m", 30, ())]
+    assert not {*about, b"openai-project"} & set(kept)
+    assert {b"x-request-id", b"request-id", b"openai-processing-ms", b"organization-id"} <= set(kept)
+    assert set(about) <= {name for name, _ in build_answer_headers(head, "m", 30, (), passes_account_fields=True)}
+
+
+def test_memory_of_fields_is_bounded() -> None:
+    """An upstream that thinks of ever new names of fields does not fill the memory."""
+    dropped = _Dropped([b"x-dropped"], passes_account_fields=False)
+    for index in range(3 * MAX_REMEMBERED_FIELDS):
+        assert not dropped[b"x-%d" % index]
+        assert len(dropped) <= MAX_REMEMBERED_FIELDS
+    assert dropped[b"x-dropped"]

@@ -21,6 +21,11 @@ from tests.support.streams import encode_chunked, split_events
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
+CLOSE = b"close the connection here"
+
+EACH_API = {case.upstream_path: case for case in CASES.values()}
+"""One route to each API: the routes to one API share streams and final markers, and the relay knows nothing else."""
+
 EACH_CASE = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
 
@@ -56,6 +61,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async def play(stream: trio.SocketStream) -> None:
         while await read_request(stream) is not None:
             for piece in pieces:
+                if piece is CLOSE:
+                    return
                 await stream.send_all(piece)
                 await trio.testing.wait_all_tasks_blocked()  # so that the piece is read alone
 
@@ -87,7 +94,7 @@ async def test_golden_streams_pass_unchanged_and_leave_their_usage(bench: Bench,
         check_event(bench.read_event(), golden)
 
 
-@EACH_CASE
+@pytest.mark.parametrize("case", EACH_API.values(), ids=list(EACH_API))
 async def test_a_stream_cut_at_any_byte_passes_unchanged(bench: Bench, case: RouteCase) -> None:
     """A stream that the upstream sends in two pieces, cut at each byte of body and framing, arrives as it was sent."""
     golden = BY_UPSTREAM[case.upstream_path]["text"]
@@ -98,3 +105,15 @@ async def test_a_stream_cut_at_any_byte_passes_unchanged(bench: Bench, case: Rou
     assert len(events) == len(chunks) - 1
     for event in events:
         check_event(dict(event), golden)
+
+
+@EACH_CASE
+async def test_a_stream_that_breaks_off_is_visible_and_partial(bench: Bench, case: RouteCase) -> None:
+    """Without the end of its framing a stream breaks off for the client, too, and its event says so."""
+    golden = BY_UPSTREAM[case.upstream_path]["text"]
+    first = split_events(golden.body)[0]
+    with pytest.raises(httpx.RemoteProtocolError):
+        await bench.post(case, [HEAD + encode_chunked([first]).removesuffix(b"0\r\n\r\n"), CLOSE])
+    event = bench.read_event()
+    assert (event["usage_quality"], event["resolved_status_code"]) == ("partial", 200)
+    assert event["completion_character_count"] <= (golden.usage.completion_character_count or 0)

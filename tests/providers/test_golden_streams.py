@@ -113,3 +113,17 @@ def test_a_long_stream_that_breaks_off_is_estimated_by_its_text() -> None:
     assert 0.95 * 25_000 < usage.completion_character_count <= 25_000
     assert (usage.quality, usage.completion_token_count) == (UsageQuality.PARTIAL, None)
     assert count_tokens(usage, len(body)) < 25_000 / 4 + 10
+
+
+@pytest.mark.parametrize("size", [5_000, 20_000])
+def test_a_large_last_chunk_of_gemini_is_read(size: int) -> None:
+    """The chunk with the figures may hold the sources of a search: it is found in the whole window."""
+    case = CASES["google"]
+    dialect, request = prepare(case)
+    counts = {"promptTokenCount": 12, "candidatesTokenCount": 9}
+    first = b'data: {"candidates": [{"content": {"parts": [{"text": "word"}]}}]}\r\n\r\n'
+    candidate = {"finishReason": "STOP", "groundingMetadata": {"chunk": "x" * size}}
+    last = json.dumps({"candidates": [candidate], "usageMetadata": counts}).encode()
+    body = first * 1000 + b"data: " + last + b"\r\n\r\n"
+    usage = dialect.read_usage(request, STREAM, BodyWindow(body[:32768], body[-32768:], len(body), True))
+    assert (usage.prompt_token_count, usage.completion_token_count, usage.quality) == (12, 9, UsageQuality.EXACT)

@@ -73,11 +73,12 @@ def test_names_and_routes_are_unique() -> None:
 
 @EACH_PROVIDER
 def test_settings_follow_the_protocol(provider: Provider) -> None:
-    """Each provider's settings have the four common fields, with the provider's name in their variables."""
+    """Each provider's settings have the five common fields, with the provider's name in their variables."""
     variables = {attribute.name: variable.name for attribute, variable in list_variables(provider.settings_class)}
     prefix = f"CODY_GATEWAY_{provider.name.upper()}_"
     assert variables.items() >= {
         ("api_url", f"{prefix}API_URL"),
+        ("fallback_api_url", f"{prefix}FALLBACK_API_URL"),
         ("access_token", provider.access_token_variable),
         ("allowed_models", f"{prefix}ALLOWED_MODELS"),
         ("max_in_flight", f"{prefix}MAX_IN_FLIGHT"),

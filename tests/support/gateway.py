@@ -66,6 +66,8 @@ def build_environ(
         "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": OPENAI_KEY,
         # A test machine that is busy with other tests must not look like overload: only tests of shedding want it.
         "CODY_GATEWAY_SHED_TARGET": "0",
+        # Tests of faults play one after the other: only tests of unavailable models want them to add up.
+        "CODY_GATEWAY_MODEL_UNAVAILABLE_AFTER": "0",
         **(more or {}),
     }
 

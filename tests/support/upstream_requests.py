@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,9 +22,8 @@ def build_request(port: int, *, scheme: str = "http", host: str = "127.0.0.1", b
 @asynccontextmanager
 async def open_response(pool: UpstreamPool, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
     """Yield the response to ``request`` once its head is there, and give it back in the end."""
-    with trio.CancelScope() as scope:
-        response = await pool.open(request, scope, math.inf)
-        scope.deadline = math.inf
+    with trio.move_on_after(pool.deadlines.head_seconds) as scope:
+        response = await pool.open(request)
     if scope.cancelled_caught:
         raise UpstreamTimeout(f"no response head within {pool.deadlines.head_seconds:g} seconds")
     try:

@@ -21,6 +21,12 @@ class AnthropicSettings:
         "The base URL of Anthropic's API, without /v1.",
         other_names=("CODY_GATEWAY_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE"),
     )
+    fallback_api_url: str | None = setting(
+        "CODY_GATEWAY_ANTHROPIC_FALLBACK_API_URL",
+        API_URL,
+        None,
+        "A second base URL, for the same key, which is asked once when the first answers 5xx or cannot be reached.",
+    )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN",
         SECRET,

@@ -21,6 +21,12 @@ class FireworksSettings:
         "The base URL of Fireworks' API, without /v1.",
         other_names=("CODY_GATEWAY_FIREWORKS_BASE_URL", "FIREWORKS_BASE_URL", "FIREWORKS_API_BASE"),
     )
+    fallback_api_url: str | None = setting(
+        "CODY_GATEWAY_FIREWORKS_FALLBACK_API_URL",
+        API_URL,
+        None,
+        "A second base URL, for the same key, which is asked once when the first answers 5xx or cannot be reached.",
+    )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_FIREWORKS_ACCESS_TOKEN",
         SECRET,

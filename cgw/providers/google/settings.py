@@ -21,6 +21,12 @@ class GoogleSettings:
         "The base URL of the Gemini API, without /v1beta.",
         other_names=("CODY_GATEWAY_GOOGLE_BASE_URL", "GOOGLE_GEMINI_BASE_URL"),
     )
+    fallback_api_url: str | None = setting(
+        "CODY_GATEWAY_GOOGLE_FALLBACK_API_URL",
+        API_URL,
+        None,
+        "A second base URL, for the same key, which is asked once when the first answers 5xx or cannot be reached.",
+    )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_GOOGLE_ACCESS_TOKEN",
         SECRET,

@@ -16,6 +16,7 @@ import msgspec
 
 from cgw.model import BodyWindow
 from cgw.providers.usage_reading import (
+    SCAN_BYTES,
     Figure,
     PartsDecoder,
     Reading,
@@ -90,11 +91,19 @@ def _read_figures(usage: dict[str, Any]) -> Reading:
 
 
 def read_response_stream(body: BodyWindow) -> Reading:
-    """Read a streamed response. It is final if its last chunk says why it ended: the API has no other end marker."""
+    """Read a streamed response. It is final if a chunk says why it ended: the API has no other end marker."""
+    reading = _read_stream(body, SCAN_BYTES)
+    if reading.is_final or body.is_whole:
+        return reading
+    # The last chunk may be larger than that: it has signatures of thinking, and the sources of a search.
+    return _read_stream(body, max(len(body.head), len(body.tail)))
+
+
+def _read_stream(body: BodyWindow, scan_bytes: int) -> Reading:
     usage = _Figures()
     length = 0
     is_final = False
-    for data in list_data(body):
+    for data in list_data(body, scan_bytes):
         chunk = RESPONSES.decode(data)
         if chunk is None:
             continue
@@ -104,7 +113,7 @@ def read_response_stream(body: BodyWindow) -> Reading:
         if chunk.usageMetadata is not None and chunk.usageMetadata != _Figures():
             usage = chunk.usageMetadata
     reading = _build_reading(usage, None, is_final=is_final)
-    reading.completion_character_count = choose_length(body, length, reading.completion_token_count)
+    reading.completion_character_count = choose_length(body, length, reading.completion_token_count, scan_bytes)
     return reading
 
 

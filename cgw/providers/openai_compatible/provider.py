@@ -56,8 +56,7 @@ class CompatibleSdkChat(OpenAISdkChat):
         return f"{_name_variables(self.provider)}_ALLOWED_MODELS"
 
     def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
-        # Without super(): the class is made anew for its slots.
-        parsed, raw = OpenAISdkChat._read(self, body, caller)
+        parsed, raw = super()._read(body, caller)
         for name in _FURTHER_MODELS:
             if raw.get(name) is not None:
                 text = f"{name}: naming further models is not supported by this gateway, which checks one per request"

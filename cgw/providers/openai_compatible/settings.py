@@ -24,6 +24,12 @@ class OpenAICompatibleSettings:
         "",
         "The base URL of the API, as the OpenAI SDKs take it: the part before /chat/completions, usually with /v1.",
     )
+    fallback_api_url: str | None = setting(
+        "CODY_GATEWAY_OPENAI_COMPATIBLE_<NAME>_FALLBACK_API_URL",
+        API_URL,
+        None,
+        "A second base URL, for the same key, which is asked once when the first answers 5xx or cannot be reached.",
+    )
     access_token: Secret | None = setting(
         "CODY_GATEWAY_OPENAI_COMPATIBLE_<NAME>_ACCESS_TOKEN",
         SECRET,
