@@ -11,6 +11,7 @@ import pytest
 
 from cgw.model import EventName
 from tests.support.flagging import USER, USER_ID, open_flagging_bench
+from tests.support.vocabulary import write_vocabulary
 
 PHRASES = {"ANTHROPIC_BLOCKED_PROMPT_PATTERNS": "how to Cook,pentagram"}
 BLOCKING = {**PHRASES, "ANTHROPIC_REQUEST_BLOCKING_ENABLED": "true"}
@@ -130,6 +131,25 @@ async def test_s9_2_tokens_are_estimated_without_a_tokenizer(
                 assert result is None or result["prompt_token_count_quality"] == "estimated"
     lines = [record for record in caplog.records if "are estimated from their characters" in record.getMessage()]
     assert [line.levelno for line in lines] == [logging.WARNING]
+
+
+async def test_s11_3_tokens_are_counted_with_a_vocabulary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From the file that the setting names; for a large prompt as well, which is counted in a thread."""
+    settings = {
+        "TOKENIZER_FILE": str(write_vocabulary(tmp_path / "small.tiktoken")),
+        "ANTHROPIC_REQUEST_BLOCKING_ENABLED": "true",
+        "ANTHROPIC_PROMPT_TOKEN_FLAGGING_LIMIT": "100",
+    }
+    with caplog.at_level(logging.INFO):
+        async with open_flagging_bench(tmp_path, settings) as bench:
+            # One token for each of these words, where an estimate would have more than one.
+            assert (await bench.ask(" the" * 200)).status_code == 200
+            assert (await bench.ask(" the" * 250_000)).status_code == 400
+            flagged, blocked = [event.metadata["flagging_result"] for event in bench.read_events()]
+    assert (flagged["reason"], flagged["prompt_token_count_quality"]) == (["high_prompt_token_count"], "exact")
+    assert 200 < flagged["prompt_token_count"] < 215  # with the label and the end
+    assert (blocked["should_block"], blocked["prompt_token_count_quality"]) == (True, "at_least")
+    assert "are estimated" not in caplog.text
 
 
 @pytest.mark.parametrize(("most", "status"), [(4000, 200), (4001, 400)])
