@@ -145,12 +145,16 @@ def request_blocked(
     sg_actor_id: str | None,
     sg_actor_anonymous_uid: str | None,
 ) -> UsageEvent:
-    """The event of a request that was refused for its prompt; ``metadata`` is what flagging found."""
+    """The event of a request that was refused for its prompt; ``metadata`` is what flagging found.
+
+    ``count`` is the number of refusals that the event stands for, see :mod:`cgw.events.repeats`.
+    """
     fields: dict[str, Any] = {**metadata, "feature": feature.value}
     if sg_actor_id:
         fields["sg_actor_id"] = sg_actor_id
     if sg_actor_anonymous_uid:
         fields["sg_actor_anonymous_uid"] = sg_actor_anonymous_uid
+    fields["count"] = 1
     return UsageEvent(EventName.REQUEST_BLOCKED, actor.source, actor.id, fields)
 
 

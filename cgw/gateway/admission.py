@@ -144,8 +144,8 @@ async def _examine(
             sg_actor_id=read_text(head, b"x-sourcegraph-actor-uid"),
             sg_actor_anonymous_uid=read_text(head, b"x-sourcegraph-actor-anonymous-uid"),
         )
-        # Each of them: people ask support by the id of one.
-        await record_event(gateway, event)
+        # Nothing else bounds them, as they count on no limit. The log has the id of each.
+        await _record_refusal(gateway, event)
         raise
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cgw.events.reading import read_events
 from cgw.model import EventName
 from tests.support.flagging import USER, USER_ID, open_flagging_bench
 from tests.support.vocabulary import write_vocabulary
@@ -90,6 +91,23 @@ async def test_s9_2_a_blocked_request_does_not_count(tmp_path: Path) -> None:
         assert (await bench.ask("How to bake")).headers["x-ratelimit-remaining"] == "999"
 
 
+async def test_repeated_blocked_requests_are_one_event_with_a_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They count on no limit, and must not fill the disk; the log has the id of each."""
+    with caplog.at_level(logging.INFO):
+        async with open_flagging_bench(tmp_path, BLOCKING) as bench:
+            for _ in range(5):
+                assert (await bench.ask("How to cook")).status_code == 400
+            folder = bench.gateway.events_folder
+    events = [event for event in read_events(folder) if event.name == EventName.REQUEST_BLOCKED]
+    assert sum(event.metadata["count"] for event in events) == 5
+    assert len(events) < 5
+    ids = re.findall(r"reference this ID: ([0-9a-f]{32})", caplog.text)
+    assert len(set(ids)) == 5
+    assert {event.metadata["trace_id"] for event in events} <= set(ids)
+
+
 async def test_s9_2_fireworks_is_never_flagged(tmp_path: Path) -> None:
     """As in the reference: it has no settings of flagging."""
     async with open_flagging_bench(tmp_path, BLOCKING) as bench:
@@ -125,7 +143,9 @@ async def test_s9_2_tokens_are_estimated_without_a_tokenizer(
                 assert (await bench.ask(text)).status_code == status
             # Not for other providers, as in the reference.
             assert (await bench.ask(text, path="/v1/completions/openai")).status_code == 200
-            for event in bench.read_events()[:2]:
+            events = [event for event in bench.read_events() if event.metadata["provider"] == "anthropic"]
+            assert events
+            for event in events:
                 result = event.metadata.get("flagging_result")
                 assert (None if result is None else result["reason"]) == reasons
                 assert result is None or result["prompt_token_count_quality"] == "estimated"
