@@ -216,7 +216,9 @@ class FlatRelay:
                 else:
                     # An epoll instance is itself a descriptor that is readable when it has events.
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
-                if self.drain(0) == MAX_EVENTS:
+                for _ in range(MAX_PASSES_PER_TICK):
+                    if self.drain(0) < MAX_EVENTS:
+                        break
                     await trio.lowlevel.checkpoint()
                 self._adapt_to_rate()
 

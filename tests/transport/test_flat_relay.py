@@ -273,6 +273,26 @@ async def test_coalescing_follows_the_rate(mock_clock: trio.testing.MockClock, t
     assert b"".join(received) == EVENT * sum(round(0.06 * rate) for rate in rates)
 
 
+async def test_a_tick_serves_all_that_is_ready(mock_clock: trio.testing.MockClock) -> None:
+    """More sockets than a pass takes are served in one tick: sleeping after each pass would leave them waiting."""
+    flat = FlatRelay(tick_seconds=0.001)
+    async with open_legs(flat, 3 * MAX_EVENTS + 5) as legs:
+        await play_rate(legs, mock_clock, 2 * COALESCE_ABOVE)
+        mock_clock.jump(0.001)
+        await trio.testing.wait_all_tasks_blocked()
+        for leg in legs:
+            leg.received()
+        before = flat.statistics()
+        assert before.is_coalescing
+        for leg in legs:
+            leg.upstream.send(EVENT)
+        mock_clock.jump(0.001)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [leg.received() for leg in legs] == [EVENT] * len(legs)
+        assert flat.statistics().ticks - before.ticks == 1
+        assert flat.statistics().passes - before.passes == 4
+
+
 async def test_coalescing_ends_when_nothing_comes(mock_clock: trio.testing.MockClock) -> None:
     """After a burst the relay stops ticking, and waits for a wake-up."""
     flat = FlatRelay(tick_seconds=0.001)
