@@ -204,6 +204,7 @@ class EventName(enum.StrEnum):
     COMPLETIONS_FINISHED = "CompletionsFinished"
     EMBEDDINGS_FINISHED = "EmbeddingsFinished"
     RATE_LIMITED = "RateLimited"
+    REQUEST_BLOCKED = "RequestBlocked"
     UNAUTHORIZED = "Unauthorized"
     ACCESS_DENIED = "AccessDenied"
 

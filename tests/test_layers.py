@@ -33,13 +33,14 @@ LEVELS = {
     "events": 6,
     "limits": 6,
     "providers": 6,
-    "gateway": 7,
-    "control": 8,  # above the gateway, because its ASGI adapter runs the gateway's exchanges
-    "service": 9,
-    "testing": 9,
-    "demo": 10,  # runs the whole service
-    "cli": 11,
-    "__main__": 12,
+    "flagging": 7,
+    "gateway": 8,
+    "control": 9,  # above the gateway, because its ASGI adapter runs the gateway's exchanges
+    "service": 10,
+    "testing": 10,
+    "demo": 11,  # runs the whole service
+    "cli": 12,
+    "__main__": 13,
 }
 FORBIDDEN_IN_PACKAGE = {
     "wire": ("trio", "socket", "ssl", "asyncio", "hypercorn", "httpx"),

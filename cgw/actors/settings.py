@@ -142,7 +142,7 @@ class SamsSettings:
         "SAMS_URL",
         API_URL,
         "https://accounts.sourcegraph.com",
-        "The base URL of Sourcegraph Accounts, where access tokens are obtained.",
+        "The base URL of Sourcegraph Accounts, where access tokens are obtained, and those for /maintenance checked.",
     )
     api_url: str | None = setting(
         "SAMS_API_URL",

@@ -176,6 +176,25 @@ NAMES: Kind[tuple[str, ...]] = Kind(_parse_names, ",".join)
 """A comma-separated list, without blanks around names and without repetitions (the reference does not trim)."""
 
 
+MAX_PHRASES = 1000
+MAX_PHRASE_CHARACTERS = 256
+"""With :data:`MAX_PHRASES` it bounds the time that searching a part of a text takes."""
+
+
+def _parse_phrases(text: str) -> tuple[str, ...]:
+    phrases = text.split(",")
+    if not all(phrase.strip() for phrase in phrases):
+        # The reference takes it for a phrase, which every text contains.
+        raise ValueError("must be phrases separated by commas; one of them is empty")
+    if len(phrases) > MAX_PHRASES or max(map(len, phrases)) > MAX_PHRASE_CHARACTERS:
+        raise ValueError(f"must be at most {MAX_PHRASES} phrases of at most {MAX_PHRASE_CHARACTERS} characters")
+    return tuple(dict.fromkeys(phrases))
+
+
+PHRASES: Kind[tuple[str, ...]] = Kind(_parse_phrases, ",".join)
+"""A comma-separated list of phrases, in which blanks count, as in the reference; none of them is empty."""
+
+
 def _parse_thresholds(text: str) -> tuple[int, ...]:
     if text.casefold() == "off":
         return ()

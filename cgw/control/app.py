@@ -15,6 +15,7 @@ from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
 from cgw.actors.sync import SyncWorker
 from cgw.control.attribution import Attribution
+from cgw.control.maintenance import PREFIX, Maintenance
 from cgw.control.responses import JSON, TEXT, ControlResponse
 from cgw.control.scopes import build_request_head, run_lifespan
 from cgw.control.source_sync import sync_all_sources
@@ -53,7 +54,8 @@ class ControlApp:
     ``routes`` tell the shape of refusals. ``check_store`` raises
     :exc:`~cgw.errors.StoreUnavailable` when Redis does not answer. Without ``diagnostics_secret``, ``/-/healthz`` is
     open: it tells nothing but whether the service works. ``/-/readyz`` is always open: load balancers have no secret,
-    and it tells them nothing but ``status``. ``sync_worker`` is ``None`` where no source can be synced.
+    and it tells them nothing but ``status``. ``sync_worker`` is ``None`` where no source can be synced,
+    ``maintenance`` where cgw is no client of SAMS.
     """
 
     gateway: Gateway
@@ -64,6 +66,7 @@ class ControlApp:
     status: ServiceStatus
     attribution: Attribution
     sync_worker: SyncWorker | None
+    maintenance: Maintenance | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection, HTTP or WebSocket."""
@@ -114,8 +117,10 @@ class ControlApp:
         elif path == "/-/actor/sync-all-sources":
             # GET is the reference's, although it changes something; POST is what it should be.
             handler, methods = self._sync_all_sources, ["GET", "POST"]
+        elif path.startswith(PREFIX):
+            handler, methods = self._maintain, ["GET", "HEAD"]
         else:
-            raise Refusal(404, f"there is no route {path!r}", code="not_found")
+            raise _no_route(head)
         if head.method.decode("latin-1") not in methods:
             raise _wrong_method(head, methods)
         return await handler(request)
@@ -146,6 +151,11 @@ class ControlApp:
         if not _has_secret(request, self.diagnostics_secret):
             return ControlResponse(401, TEXT, b"")
         return await sync_all_sources(self.sync_worker)
+
+    async def _maintain(self, request: ControlRequest) -> ControlResponse:
+        if self.maintenance is None:
+            raise _no_route(request.head)
+        return await self.maintenance.answer(request.head)
 
     async def _attribute(self, request: ControlRequest) -> ControlResponse:
         return await self.attribution.answer(await self._find_actor(request), request.head, request.receive)
@@ -239,6 +249,10 @@ async def _send_answer(send: Send, answer: ControlResponse) -> None:
     fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
     await send({"type": "http.response.start", "status": answer.status, "headers": fields})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+def _no_route(head: RequestHead) -> Refusal:
+    return Refusal(404, f"there is no route {head.path.decode('latin-1')!r}", code="not_found")
 
 
 def _wrong_method(head: RequestHead, allowed: list[str]) -> Refusal:

@@ -137,6 +137,27 @@ def rate_limited(
     return UsageEvent(EventName.RATE_LIMITED, actor.source, actor.id, metadata)
 
 
+def request_blocked(
+    actor: Actor,
+    feature: Feature,
+    *,
+    metadata: Mapping[str, Any],
+    sg_actor_id: str | None,
+    sg_actor_anonymous_uid: str | None,
+) -> UsageEvent:
+    """The event of a request that was refused for its prompt; ``metadata`` is what flagging found.
+
+    ``count`` is the number of refusals that the event stands for, see :mod:`cgw.events.repeats`.
+    """
+    fields: dict[str, Any] = {**metadata, "feature": feature.value}
+    if sg_actor_id:
+        fields["sg_actor_id"] = sg_actor_id
+    if sg_actor_anonymous_uid:
+        fields["sg_actor_anonymous_uid"] = sg_actor_anonymous_uid
+    fields["count"] = 1
+    return UsageEvent(EventName.REQUEST_BLOCKED, actor.source, actor.id, fields)
+
+
 def unauthorized(source: str, reason: str) -> UsageEvent:
     """The event of a token that ``source`` knows and denies. ``reason`` must not hold the token."""
     return UsageEvent(

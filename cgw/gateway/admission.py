@@ -12,6 +12,8 @@ from cgw.actors.authorization import build_denied, build_unauthorized, check_acc
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.errors import Refusal, StoreUnavailable
 from cgw.events import records
+from cgw.flagging.flagger import RequestBlocked
+from cgw.gateway.answer import read_text
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
@@ -107,11 +109,15 @@ async def admit(
     dialect: Dialect,
     head: RequestHead,
 ) -> Admission:
-    """Claim the request, whose head is ``head``, from all its limits.
+    """Examine the request, whose head is ``head``, by the rules of flagging, and claim it from all its limits.
 
-    Raises :exc:`~cgw.errors.Refusal` 429 or 403, and leaves a ``RateLimited`` event, for a limit that is used up; 503
-    when Redis cannot be asked and requests are refused then. Cancel-safe, as :meth:`Limiter.admit` is.
+    Raises :exc:`~cgw.errors.Refusal` 400, and leaves a ``RequestBlocked`` event, for a prompt that is to be blocked;
+    429 or 403, and leaves a ``RateLimited`` event, for a limit that is used up; 503 when Redis cannot be asked and
+    requests are refused then. Cancel-safe, as :meth:`Limiter.admit` is.
     """
+    if gateway.flagger.must_examine(actor, prepared):
+        await _examine(gateway, actor, feature, prepared, dialect, head)
+    prepared.prompt = None  # the decoded body: not needed while the response is streamed
     tokens = estimate_tokens(prepared.prompt_character_count, prepared.max_completion_tokens)
     try:
         return await gateway.limiter.admit(actor, feature, rate_limit, provider=dialect.provider, tokens=tokens)
@@ -123,6 +129,24 @@ async def admit(
         # The limiter logs the reason, once for all requests that it happens to.
         retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
         raise Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after]) from None
+
+
+async def _examine(
+    gateway: Gateway, actor: Actor, feature: Feature, prepared: PreparedRequest, dialect: Dialect, head: RequestHead
+) -> None:
+    try:
+        await gateway.flagger.check(actor, feature, prepared, dialect.provider)
+    except RequestBlocked as blocked:
+        event = records.request_blocked(
+            actor,
+            feature,
+            metadata=blocked.metadata,
+            sg_actor_id=read_text(head, b"x-sourcegraph-actor-uid"),
+            sg_actor_anonymous_uid=read_text(head, b"x-sourcegraph-actor-anonymous-uid"),
+        )
+        # Nothing else bounds them, as they count on no limit. The log has the id of each.
+        await _record_refusal(gateway, event)
+        raise
 
 
 async def settle(gateway: Gateway, admission: Admission, is_charged: bool, tokens: int | None) -> None:

@@ -19,6 +19,12 @@ _UNBUFFERED = (b"x-accel-buffering", b"no")
 _NUMBER = re.compile(rb"(-?)\+?([0-9]+)")
 
 
+def read_text(head: RequestHead, name: bytes) -> str | None:
+    """Return the value of a header field as text; ``None`` if it is not there."""
+    value = head.header(name)
+    return None if value is None else value.decode("utf-8", "replace")
+
+
 def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
     """Return the feature that a request is charged to; the embeddings route has only one.
 

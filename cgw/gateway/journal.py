@@ -6,7 +6,7 @@ import trio
 
 from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamRefusal, UpstreamTimeout, UpstreamUnreachable
 from cgw.events import records
-from cgw.gateway.answer import describe_unread_timeout
+from cgw.gateway.answer import describe_unread_timeout, read_text
 from cgw.gateway.phases import Phase
 from cgw.model import Actor, Feature, Usage, UsageEvent, UsageQuality
 from cgw.providers.dialect import PreparedRequest
@@ -124,8 +124,8 @@ class Journal:
             resolved_status=status or CLIENT_CLOSED_REQUEST,
             upstream_status=None if self._upstream_head is None else self._upstream_head.status,
             upstream_request_duration_ms=None if seconds is None else round(seconds * 1000),
-            sg_actor_id=self._text(b"x-sourcegraph-actor-uid"),
-            sg_actor_anonymous_uid=self._text(b"x-sourcegraph-actor-anonymous-uid"),
+            sg_actor_id=read_text(self._head, b"x-sourcegraph-actor-uid"),
+            sg_actor_anonymous_uid=read_text(self._head, b"x-sourcegraph-actor-anonymous-uid"),
             metadata=prepared.metadata,
         )
 
@@ -172,13 +172,9 @@ class Journal:
                 request_bytes=self._request_bytes,
                 response_bytes=bytes_sent,
                 remote_ip=self._peer,
-                user_agent=self._text(b"user-agent"),
+                user_agent=read_text(self._head, b"user-agent"),
                 error=self._error,
                 warning=self._warning or describe_unread_timeout(self._head),
             ),
             self._bug,
         )
-
-    def _text(self, name: bytes) -> str | None:
-        value = self._head.header(name)
-        return None if value is None else value.decode("utf-8", "replace")

@@ -12,6 +12,7 @@ from cgw.actors.source import Sources
 from cgw.errors import Refusal
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
+from cgw.flagging.flagger import Flagger
 from cgw.gateway.load import LoadTracker
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
@@ -40,6 +41,7 @@ class Gateway:
     relay: FlatRelay
     event_log: EventLog
     repeats: RepeatedEvents
+    flagger: Flagger
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
     load: LoadTracker = Factory(LoadTracker)

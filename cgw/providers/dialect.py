@@ -9,6 +9,7 @@ from attrs import define
 
 from cgw.errors import Headers, Refusal
 from cgw.model import BodyWindow, Feature, Usage
+from cgw.providers.prompts import Prompt
 from cgw.wire.messages import RequestHead, ResponseHead, UpstreamRequest
 
 
@@ -32,7 +33,8 @@ class PreparedRequest:
     ``max_tokens``). ``prompt_character_count`` is the length of all text of the prompt, in code points.
     ``max_completion_tokens`` is the largest number of tokens of the response, all choices together; ``None`` if the
     request does not limit it. ``other_names`` are names of the model, also with prefix, under any of which it may be
-    allowed instead: that of a virtual model, for example, which ``model`` is the choice of.
+    allowed instead: that of a virtual model, for example, which ``model`` is the choice of. ``prompt`` is what flagging
+    examines; ``None`` where the provider's requests are not flagged.
     """
 
     upstream: UpstreamRequest
@@ -42,6 +44,7 @@ class PreparedRequest:
     metadata: Mapping[str, Any]
     max_completion_tokens: int | None = None
     other_names: tuple[str, ...] = ()
+    prompt: Prompt | None = None
 
 
 class ErrorStyle(Protocol):

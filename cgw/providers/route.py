@@ -10,6 +10,7 @@ from attrs import field, frozen
 from cgw.errors import Headers
 from cgw.model import BodyWindow, Usage
 from cgw.providers.dialect import PreparedRequest
+from cgw.providers.prompts import Prompt
 from cgw.providers.upstream_requests import Endpoint
 from cgw.providers.usage_reading import Reading, read_usage
 from cgw.wire.messages import ResponseHead
@@ -58,6 +59,7 @@ class Route:
         query: bytes = b"",
         headers: Headers = (),
         other_names: tuple[str, ...] = (),
+        prompt: Prompt | None = None,
     ) -> PreparedRequest:
         """Return the request to send.
 
@@ -75,6 +77,7 @@ class Route:
             metadata={"stream": is_stream, **(metadata or {})},
             max_completion_tokens=max_completion_tokens,
             other_names=tuple(f"{self.provider}/{name}" for name in other_names),
+            prompt=prompt,
         )
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:

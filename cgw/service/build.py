@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +12,6 @@ from typing import cast
 import trio
 
 from cgw import __version__
-from cgw.actors.dotcom.client import DotcomClient
 from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
 from cgw.actors.static import StaticSource, load_static_actors
@@ -20,10 +20,14 @@ from cgw.config.describe import list_secrets
 from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
 from cgw.control.attribution import Attribution
+from cgw.control.maintenance import Maintenance
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
+from cgw.flagging.flagger import Flagger
+from cgw.flagging.recorder import PromptRecorder
+from cgw.flagging.tokens import load_tokenizer
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.load import LoadTracker
 from cgw.gateway.parts import Gateway
@@ -40,6 +44,7 @@ from cgw.redis.opening import Store
 from cgw.service.descriptors import choose_max_connections, read_descriptor_limit
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
+from cgw.service.sources import OpenedSources
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -51,6 +56,8 @@ from cgw.transport.server_tls import ServerTls
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 from cgw.wire.secret_filter import BodySecrets
 
+logger = logging.getLogger("cgw.service")
+
 
 def build_gateway(
     settings: Settings,
@@ -59,6 +66,7 @@ def build_gateway(
     redis: Store,
     alerts: AlertQueue,
     event_log: EventLog,
+    flagger: Flagger,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
@@ -73,12 +81,24 @@ def build_gateway(
         ),
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
+        flagger=flagger,
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
         load=LoadTracker(settings.upstream.unavailable_after),
         fallbacks=build_fallbacks(settings.providers),
         passes_account_fields=settings.upstream.passes_provider_headers,
     )
+
+
+async def open_flagger(settings: Settings, redis: Store) -> Flagger:
+    """Return what examines prompts. Raises :exc:`~cgw.errors.ConfigError` if the tokenizer cannot be used."""
+    rules, tokenizer = settings.flagging, None
+    if rules.tokenizer_file is not None:
+        tokenizer = await trio.to_thread.run_sync(load_tokenizer, rules.tokenizer_file)
+    flagger = Flagger(rules, tokenizer, PromptRecorder(redis, rules.prompt_ttl_seconds))
+    if (counting := flagger.describe_counting()) is not None:
+        logger.log(logging.WARNING if rules.is_blocking else logging.INFO, "%s", counting)
+    return flagger
 
 
 def build_sync_worker(settings: Settings, sources: Sources, redis: Store) -> SyncWorker | None:
@@ -94,10 +114,15 @@ def build_control_app(
     routes: Routes,
     redis: Store,
     status: ServiceStatus,
-    dotcom: DotcomClient | None,
+    opened: OpenedSources,
     sync_worker: SyncWorker | None,
 ) -> ControlApp:
     """Return the app of both ports."""
+    maintenance = None
+    if opened.introspection is None:
+        logger.info("there are no /maintenance routes: SAMS_CLIENT_ID and SAMS_CLIENT_SECRET are not both set")
+    else:
+        maintenance = Maintenance(opened.introspection, gateway.flagger.recorder)
     return ControlApp(
         gateway=gateway,
         routes=routes,
@@ -105,8 +130,9 @@ def build_control_app(
         diagnostics_secret=_reveal(settings.server.diagnostics_secret),
         check_store=redis.check,
         status=status,
-        attribution=Attribution(dotcom if settings.dotcom.attribution else None),
+        attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,
+        maintenance=maintenance,
     )
 
 

@@ -20,6 +20,7 @@ from cgw.service.local_checks import (
     check_provider_settings,
     check_sources,
     check_tls,
+    check_tokenizer,
 )
 from cgw.service.network_checks import check_data_dir_is_free, check_host, check_redis, list_targets
 from cgw.service.settings import Settings
@@ -48,6 +49,7 @@ def list_checks(settings: Settings, *, is_running: bool = False) -> list[Check]:
         Check("actors file", ("CODY_GATEWAY_ACTORS_FILE",), partial(check_actors, settings)),
         Check("sources of actors", (), partial(check_sources, settings)),
         Check("providers", (), partial(check_provider_settings, settings)),
+        Check("tokenizer", ("CODY_GATEWAY_TOKENIZER_FILE",), partial(check_tokenizer, settings)),
         Check("TLS files", ("CODY_GATEWAY_TLS_CERT_FILE", "CODY_GATEWAY_TLS_KEY_FILE"), partial(check_tls, settings)),
         Check("data directory and events", ("CODY_GATEWAY_DATA_DIR",), partial(check_data_dir, settings)),
     ]

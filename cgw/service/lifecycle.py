@@ -45,6 +45,7 @@ from cgw.service.build import (
     build_static_source,
     build_sync_worker,
     build_upstream_tls,
+    open_flagger,
 )
 from cgw.service.findings import explain_listening
 from cgw.service.settings import Settings
@@ -162,10 +163,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         webhook = await _open_webhook(stack, settings, tls_context)
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
         opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
-        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log)
+        flagger = await open_flagger(settings, redis)
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
-        control_app = build_control_app(settings, gateway, routes, redis, status, opened.dotcom, sync_worker)
+        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker)
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
@@ -217,6 +219,7 @@ async def _start_background(
         *(() if sync_worker is None else (sync_worker.run,)),
         gateway.refresher.run,
         gateway.repeats.run,
+        gateway.flagger.recorder.run,
         gateway.pool.run,
         gateway.relay.run,
         overload.run,

@@ -17,6 +17,7 @@ import trio
 
 from cgw.config.kinds import MIB, format_size
 from cgw.errors import ConfigError, explain_os_error
+from cgw.flagging.tokens import load_tokenizer
 from cgw.providers.registry import list_providers
 from cgw.service.build import build_all_dialects, build_server_tls, build_static_source, build_upstream_tls
 from cgw.service.certificate import SOON_DAYS, read_days_left
@@ -77,6 +78,19 @@ async def check_provider_settings(settings: Settings) -> list[Finding]:
     except ConfigError as error:
         parts = [problem.partition(": ") for problem in error.problems]
         return [Finding(variable, wrong, "correct the provider's settings") for variable, _, wrong in parts]
+    return []
+
+
+async def check_tokenizer(settings: Settings) -> list[Finding]:
+    """Check that the vocabulary by which prompts are counted can be loaded."""
+    path = settings.flagging.tokenizer_file
+    if path is None:
+        await trio.lowlevel.checkpoint()
+        return []
+    try:
+        await _run_blocking(partial(load_tokenizer, path))
+    except ConfigError as error:
+        return [_read_problem(problem) for problem in error.problems]
     return []
 
 

@@ -17,7 +17,5 @@ REFERENCE_SETTINGS: dict[str, str] = {
     "CODY_GATEWAY_BIGQUERY_EVENT_BUFFER_WORKERS": _NO_SHIPPING,
     "CODY_GATEWAY_TRACE_POLICY": _NO_TRACES,
     "CODY_GATEWAY_OTEL_GCP_PROJECT_ID": _NO_TRACES,
-    "CODY_GATEWAY_DOTCOM_FLAGGED_PROMPT_RECORDER_TTL": "remove it; prompts are not recorded",
-    "CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR": "remove it; prompts are not logged",
     "CODY_GATEWAY_AUTO_FLUSH_STREAMING_RESPONSES": "remove it; streams are always forwarded at once",
 }

@@ -16,6 +16,7 @@ from cgw.config.environment import Reading, examine_environment, find_unknown_va
 from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
+from cgw.flagging.settings import FlaggingSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.embeddings.settings import EmbeddingsSettings
 from cgw.providers.provider import ProviderSettings
@@ -66,6 +67,7 @@ class Settings:
     portal: PortalSettings = group(PortalSettings)
     sams: SamsSettings = group(SamsSettings)
     limits: LimitSettings = group(LimitSettings)
+    flagging: FlaggingSettings = group(FlaggingSettings)
     redis: RedisSettings = group(RedisSettings)
     data: DataSettings = group(DataSettings)
     events: EventSettings = group(EventSettings)

@@ -20,6 +20,7 @@ from cgw.actors.fetched.redis_records import RedisRecords
 from cgw.actors.fetched.synced_source import SyncedSource
 from cgw.actors.fetched.token_shape import DOTCOM_USER_TOKEN, SUBSCRIPTION_TOKEN, TokenShape
 from cgw.actors.policies import DOTCOM_USER, PRODUCT_SUBSCRIPTION
+from cgw.actors.portal.introspection import SamsIntrospection
 from cgw.actors.portal.sams import SamsTokens
 from cgw.actors.portal.subscriptions import PortalSubscriptions
 from cgw.actors.source import Source, Sources
@@ -77,10 +78,11 @@ class SourceTools:
 
 @frozen
 class OpenedSources:
-    """The sources, and the client of Sourcegraph.com where there is one."""
+    """The sources, and the clients of Sourcegraph.com and of SAMS where there are such."""
 
     sources: Sources
     dotcom: DotcomClient | None
+    introspection: SamsIntrospection | None
 
 
 @asynccontextmanager
@@ -89,12 +91,26 @@ async def open_sources(
 ) -> AsyncIterator[OpenedSources]:
     """Open the sources for the length of the block, in the order in which they are asked."""
     async with AsyncExitStack() as stack:
-        web = dotcom = None
-        if has_remote_source(settings):
+        web = dotcom = introspection = None
+        if has_remote_source(settings) or _is_sams_client(settings):
             web = await stack.enter_async_context(open_web_client(tls_context))
             dotcom = _build_dotcom_client(settings, web)
+            introspection = _build_introspection(settings, web)
         tools = SourceTools(settings, static_source, store, web, dotcom)
-        yield OpenedSources(Sources([source for build in SOURCES if (source := build(tools)) is not None]), dotcom)
+        sources = Sources([source for build in SOURCES if (source := build(tools)) is not None])
+        yield OpenedSources(sources, dotcom, introspection)
+
+
+def _is_sams_client(settings: Settings) -> bool:
+    return settings.sams.client_id is not None and settings.sams.client_secret is not None
+
+
+def _build_introspection(settings: Settings, web: WebClient) -> SamsIntrospection | None:
+    sams = settings.sams
+    if sams.client_id is None or sams.client_secret is None:
+        return None
+    url = sams.api_url or sams.url
+    return SamsIntrospection(web, url, client_id=sams.client_id, client_secret=sams.client_secret.reveal())
 
 
 def _build_dotcom_client(settings: Settings, web: WebClient) -> DotcomClient | None:
@@ -190,7 +206,10 @@ def _list_problems(settings: Settings) -> list[str]:
     for name, url in (
         ("CODY_GATEWAY_DOTCOM_API_URL", settings.dotcom.api_url if settings.dotcom.access_token else None),
         ("CODY_GATEWAY_ENTERPRISE_PORTAL_URL", settings.portal.url),
-        ("SAMS_API_URL" if sams.api_url else "SAMS_URL", (sams.api_url or sams.url) if settings.portal.url else None),
+        (
+            "SAMS_API_URL" if sams.api_url else "SAMS_URL",
+            (sams.api_url or sams.url) if settings.portal.url or _is_sams_client(settings) else None,
+        ),
     ):
         if url is not None and not _is_private(url):
             problems.append(f"{name}: must begin with https:// since tokens are sent there: correct it")

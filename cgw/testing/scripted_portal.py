@@ -17,6 +17,7 @@ CLIENT_ID = "sams_cid_scripted"
 CLIENT_SECRET = "sams_cs_scripted-secret"
 SERVICE = "/enterpriseportal.codyaccess.v1.CodyAccessService/"
 TOKEN_PATH = "/oauth/token"
+INTROSPECTION_PATH = "/oauth/introspect"
 SCOPES = {"enterprise_portal::codyaccess::read", "enterprise_portal::subscription::read"}
 
 
@@ -66,6 +67,8 @@ class ScriptedPortal:
     page_size: int | None = None
     answer_next: Callable[[JsonCall], JsonAnswer | None] | None = None
     valid_tokens: set[str] = field(factory=set, repr=False)
+    introspected: dict[str, Mapping[str, Any]] = field(factory=dict, repr=False)
+    """What introspection says of a token; unknown ones are not active."""
     calls: list[JsonCall] = field(factory=list, repr=False)
     counts: Counter[str] = field(factory=Counter)
     """Calls by the last part of their path: ``token``, ``GetCodyGatewayAccess``, …."""
@@ -76,13 +79,21 @@ class ScriptedPortal:
         self.counts[call.target.rpartition("/")[2]] += 1
         answer = self.answer_next(call) if self.answer_next is not None else None
         if answer is None:
-            answer = self._issue(call) if call.target == TOKEN_PATH else self._answer(call)
+            if call.target == INTROSPECTION_PATH:
+                answer = self._introspect(call)
+            else:
+                answer = self._issue(call) if call.target == TOKEN_PATH else self._answer(call)
         return evolve(answer, delay_seconds=answer.delay_seconds or self.delay_seconds)
 
+    def _introspect(self, call: JsonCall) -> JsonAnswer:
+        if not _is_client(call):
+            return JsonAnswer({"error": "invalid_client"}, 401)
+        (token,) = parse_qs(call.body.decode())["token"]
+        return JsonAnswer(self.introspected.get(token, {"active": False}))
+
     def _issue(self, call: JsonCall) -> JsonAnswer:
-        login = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
         form = parse_qs(call.body.decode())
-        if call.header("authorization") != f"Basic {login}":
+        if not _is_client(call):
             return JsonAnswer({"error": "invalid_client"}, 401)
         if form.get("grant_type") != ["client_credentials"] or set(form.get("scope", [""])[0].split()) != SCOPES:
             return JsonAnswer({"error": "invalid_scope"}, 400)
@@ -113,6 +124,11 @@ class ScriptedPortal:
         end = len(self.accesses) if self.page_size is None else start + self.page_size
         answer: dict[str, Any] = {"accesses": [access.render() for access in self.accesses[start:end]]}
         return JsonAnswer({**answer, "nextPageToken": str(end)} if end < len(self.accesses) else answer)
+
+
+def _is_client(call: JsonCall) -> bool:
+    login = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
+    return call.header("authorization") == f"Basic {login}"
 
 
 def build_connect_error(status: int, code: str) -> JsonAnswer:

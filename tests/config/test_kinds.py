@@ -13,8 +13,11 @@ from cgw.config.kinds import (
     API_URL,
     BOOLEAN,
     HOST,
+    MAX_PHRASE_CHARACTERS,
+    MAX_PHRASES,
     NAMES,
     PATH,
+    PHRASES,
     SECRET,
     THRESHOLDS,
     VISIBLE_TEXT,
@@ -142,3 +145,15 @@ def test_a_url_needs_a_host_and_a_valid_port(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be a URL that begins with redis:// or unix:// and a host"):
         check_url(text, ("redis", "unix"))
     assert check_url("unix:///run/redis.sock", ("redis", "unix")) == "unix:///run/redis.sock"
+
+
+@pytest.mark.parametrize("text", ["a,,b", "a,", " ,a", "x" * (MAX_PHRASE_CHARACTERS + 1), "a," * MAX_PHRASES + "a"])
+def test_wrong_phrases_are_refused(text: str) -> None:
+    """An empty one, which every text contains, and more than can be searched for in a moment."""
+    with pytest.raises(ValueError, match=r"^must be"):
+        PHRASES.parse(text)
+
+
+def test_blanks_in_phrases_count() -> None:
+    """As in the reference; case is left as it is, and repetitions are dropped."""
+    assert PHRASES.parse("a b, C,a b") == ("a b", " C")

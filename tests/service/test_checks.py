@@ -27,6 +27,7 @@ from cgw.service.local_checks import (
     check_provider_settings,
     check_sources,
     check_tls,
+    check_tokenizer,
 )
 from cgw.service.network_checks import check_data_dir_is_free, check_host, check_redis, list_targets
 from cgw.service.settings import Settings, load_settings
@@ -385,3 +386,11 @@ def test_a_problem_is_not_said_twice() -> None:
         "REDIS_ENDPOINT: Redis is away: start it",
         "PORT: is taken: set another",
     ]
+
+
+async def test_a_vocabulary_that_cannot_be_used_is_found(tmp_path: Path) -> None:
+    """With the file and what is wrong with it; without the setting nothing is."""
+    assert await check_tokenizer(load_settings({})) == []
+    path = tmp_path / "none.tiktoken"
+    finding = only(await check_tokenizer(load_settings({"CODY_GATEWAY_TOKENIZER_FILE": str(path)})))
+    assert f"CODY_GATEWAY_TOKENIZER_FILE: cannot read {path}: No such file" in str(finding)

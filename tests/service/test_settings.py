@@ -114,18 +114,25 @@ def test_all_problems_are_reported_at_once() -> None:
 
 @pytest.mark.parametrize("name", [row.name for row in describe_settings(Settings())])
 def test_no_setting_takes_just_any_text(name: str) -> None:
-    """Each setting but paths and lists of models refuses a text that makes no sense for it, with its name."""
+    """Each setting but paths and lists of names or phrases refuses a text that makes no sense for it, with its name."""
     variable = name.replace(PLACEHOLDER, "ACME")
     environ = {variable: "\x00 no / good ://:99999999"}
-    if name in PATHS | MODEL_LISTS:
+    if name in PATHS | MODEL_LISTS | PHRASE_LISTS:
         assert load_settings(environ) != Settings()
     else:
         assert [problem.partition(":")[0] for problem in problems_of(environ)] == [variable]
 
 
+PHRASE_LISTS = {
+    "CODY_GATEWAY_ANTHROPIC_ALLOWED_PROMPT_PATTERNS",
+    "CODY_GATEWAY_ANTHROPIC_BLOCKED_PROMPT_PATTERNS",
+    "CODY_GATEWAY_ANTHROPIC_FLAGGED_MODEL_NAMES",
+    "CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR",
+}
 PATHS = {
     "CODY_GATEWAY_ACTORS_FILE",
     "CODY_GATEWAY_DATA_DIR",
+    "CODY_GATEWAY_TOKENIZER_FILE",
     "CODY_GATEWAY_TLS_CERT_FILE",
     "CODY_GATEWAY_TLS_KEY_FILE",
 }
@@ -280,7 +287,7 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("OPENAI_API_KEY", "set CODY_GATEWAY_OPENAI_ACCESS_TOKEN instead"),
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
         ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
-        ("CODY_GATEWAY_IDENTIFIERS_TO_LOG_FOR", "prompts are not logged"),
+        ("CODY_GATEWAY_TRACE_POLICY", "there is no tracing yet"),
         ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )

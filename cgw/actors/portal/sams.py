@@ -39,9 +39,7 @@ class SamsTokens:
         self._web = web
         self._url = f"{url}/oauth/token"
         self._what = f"SAMS token of {urlsplit(url).hostname}"
-        # Encoded first, as RFC 6749 §2.3.1 wants it.
-        login = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
-        self._authorization = f"Basic {base64.b64encode(login.encode()).decode('ascii')}"
+        self._authorization = build_basic_authorization(client_id, client_secret)
         self._token: _Token | None = None
         # Callers that need a new token wait for the first one's request.
         self._fetching = trio.Lock()
@@ -89,3 +87,10 @@ class SamsTokens:
             self._has_complained = True
             logger.warning("%s: no usable 'expires_in'; tokens are used for %g s", self._what, UNTOLD_SECONDS)
         return UNTOLD_SECONDS
+
+
+def build_basic_authorization(client_id: str, client_secret: str) -> str:
+    """Return the ``Authorization`` of an OAuth client."""
+    # Encoded first, as RFC 6749 §2.3.1 wants it.
+    login = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
+    return f"Basic {base64.b64encode(login.encode()).decode('ascii')}"

@@ -17,6 +17,7 @@ from cgw.model import BodyWindow, Feature
 from cgw.providers.anthropic.messages import PROVIDER, check_max_tokens
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import BodyReader, JsonObject, StringOrStrings, encode_object, keep_fields
 from cgw.providers.route import ReadBody, Route
 from cgw.providers.upstream_requests import Endpoint, secret_value
@@ -123,4 +124,5 @@ class AnthropicComplete(Route):
             prompt_character_count=len(parsed.prompt),
             max_completion_tokens=most,
             metadata=None if most is None else {"max_tokens_to_sample": most},
+            prompt=Prompt.of_text(parsed.prompt),
         )

@@ -16,6 +16,7 @@ from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.usage import read_message, read_message_stream
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import (
     BodyReader,
     Content,
@@ -39,6 +40,8 @@ VERSION: Headers = ((b"anthropic-version", b"2023-06-01"),)
 
 # No other header of a client goes to the provider: its key is for cgw.
 _BETAS = frozenset({b"anthropic-beta"})
+# The reference flattens prompts so for flagging (§9.5), and phrases of its operators may have them.
+_LABELS = {"user": "Human: ", "assistant": "Assistant: ", "system": "System: "}
 _SDK_HEADERS = frozenset({b"anthropic-version", *_BETAS})
 
 
@@ -131,9 +134,16 @@ class _MessagesRoute(Route):
         return parsed, raw, parsed.messages
 
     def _build_request(
-        self, parsed: MessagesBody, encoded: bytes, model: str, *, headers: Headers, query: bytes = b""
+        self,
+        parsed: MessagesBody,
+        outgoing: dict[str, Any],
+        encoded: bytes,
+        model: str,
+        *,
+        headers: Headers,
+        query: bytes = b"",
     ) -> PreparedRequest:
-        """``encoded`` is the upstream's body, ``model`` its model, without prefix."""
+        """``outgoing`` is the upstream's body, ``model`` its model, without prefix."""
         count = sum(message.content.character_count for message in parsed.messages or ())
         # A system prompt among the messages is counted above.
         if parsed.system is not None:
@@ -147,6 +157,7 @@ class _MessagesRoute(Route):
             metadata=None if parsed.max_tokens is None else {"max_tokens": parsed.max_tokens},
             headers=headers,
             query=query,
+            prompt=Prompt(outgoing, "system", "messages", labels=_LABELS, has_token_limits=True),
         )
 
 
@@ -179,7 +190,7 @@ class AnthropicMessages(_MessagesRoute):
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
         encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
-        return self._build_request(parsed, encoded, model, headers=(*VERSION, *select_headers(head, _BETAS)))
+        return self._build_request(parsed, outgoing, encoded, model, headers=(*VERSION, *select_headers(head, _BETAS)))
 
 
 @frozen
@@ -204,7 +215,7 @@ class AnthropicSdkMessages(_MessagesRoute):
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         encoded = encode_with_messages(outgoing, body)
-        return self._build_request(parsed, encoded, model, headers=headers, query=query_of(head))
+        return self._build_request(parsed, outgoing, encoded, model, headers=headers, query=query_of(head))
 
 
 def check_max_tokens(name: str, wanted: int | None, cap: int | None) -> None:

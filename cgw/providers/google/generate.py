@@ -16,6 +16,7 @@ from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.google.usage import read_response, read_response_stream
+from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import (
     BodyReader,
     JsonList,
@@ -138,6 +139,7 @@ class GoogleCompletions(Route):
             is_stream=is_stream,
             prompt_character_count=sum(len(part.text or "") for turn in turns for part in turn.parts or ()),
             max_completion_tokens=multiply_choices(config.maxOutputTokens, config.candidateCount),
+            prompt=Prompt(outgoing, "systemInstruction", "contents", "parts"),
         )
 
 

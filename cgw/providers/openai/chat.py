@@ -17,6 +17,7 @@ from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.openai.errors import OpenAIErrors
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
+from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import (
     BodyReader,
     Content,
@@ -147,19 +148,27 @@ class _ChatRoute(Route):
         return parsed, raw
 
     def _build_request(
-        self, parsed: ChatBody, encoded: bytes, model: str, *, choices: int, headers: Headers = (), query: bytes = b""
+        self,
+        parsed: ChatBody,
+        outgoing: dict[str, Any],
+        encoded: bytes,
+        *,
+        choices: int,
+        headers: Headers = (),
+        query: bytes = b"",
     ) -> PreparedRequest:
-        """``encoded`` is the upstream's body, ``model`` its model, without prefix."""
+        """``outgoing`` is the upstream's body, with its model without prefix, and ``encoded`` the same as JSON."""
         most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
         return self.build_request(
             encoded,
-            model,
+            outgoing["model"],
             is_stream=parsed.stream is True,
             prompt_character_count=count_characters(parsed.messages),
             # Each choice may have so many. Not in the metadata: the reference's events have it for Anthropic only.
             max_completion_tokens=multiply_choices(most, choices),
             headers=headers,
             query=query,
+            prompt=Prompt(outgoing, "system", "messages"),
         )
 
 
@@ -182,14 +191,14 @@ class OpenAIChat(_ChatRoute):
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, self.body_fields)
         messages = outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        outgoing["model"] = self.strip_prefix(parsed.model)
         # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
         outgoing["user"] = caller.identifier
         # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
         encoded = encode_with_messages(outgoing, body) if messages is raw["messages"] else encode_object(outgoing)
-        return self._build_request(parsed, encoded, model, choices=1, headers=select_headers(head, _BETAS))
+        return self._build_request(parsed, outgoing, encoded, choices=1, headers=select_headers(head, _BETAS))
 
 
 @frozen
@@ -208,14 +217,16 @@ class OpenAISdkChat(_ChatRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, outgoing = self._read(body, caller)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        outgoing["model"] = self.strip_prefix(parsed.model)
         outgoing["user"] = caller.identifier
         # It would name another user than `user` does.
         outgoing.pop("safety_identifier", None)
         headers = select_headers(head, _BETAS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
         encoded = encode_with_messages(outgoing, body)
-        return self._build_request(parsed, encoded, model, choices=parsed.n or 1, headers=headers, query=query_of(head))
+        return self._build_request(
+            parsed, outgoing, encoded, choices=parsed.n or 1, headers=headers, query=query_of(head)
+        )
 
 
 def count_characters(messages: Iterable[ChatMessage] | None) -> int:
