@@ -33,7 +33,8 @@ async def test_a_window_of_0_on_large_answers_costs_no_memory(tmp_path: Path) ->
 
     async def answer(stream: trio.SocketStream) -> None:
         nonlocal asked
-        await read_request(stream)
+        if await read_request(stream) is None:
+            return  # cgw only looked whether the provider's host is there
         asked += 1
         await stream.send_all(
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % ANSWER_BYTES
