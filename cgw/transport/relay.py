@@ -105,7 +105,6 @@ class _RawRelay:
         self._window = window
         self._on_first_chunk = on_first_chunk
         self._go_on = go_on
-        self._held_bytes = 0  # of the payload: it was collected, and is not sent yet
 
     async def run(self, unread: bytes) -> RelayOutcome:
         """Relay ``unread``, and then what comes, up to what completes the answer."""
