@@ -8,7 +8,8 @@ BENCH_ARGS ?= --rounds 2 --scenario steady,throughput,requests,first-byte,idle,c
 SUPPORTED = 3.11 3.12 3.13
 
 BIN = $(VENV)/bin
-PYTEST = $(BIN)/python -m pytest -n auto
+# More workers than cores: many tests wait for processes and timeouts.
+PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml --group pyproject.toml:build
 

@@ -35,7 +35,7 @@ FOR_SDK = ANTHROPIC.replace(b"event: content_block_delta", BLOCK_START + b"event
 """The recorded stream with the event that the SDK wants before the text."""
 
 STREAMS = 10
-PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.05
 """Between a client's streams, so that HTTP's end of the last answer has come."""
 
 MESSAGES: Any = [{"role": "user", "content": "Good day"}]
