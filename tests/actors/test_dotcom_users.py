@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,11 +142,13 @@ async def test_bad_input_a_wrong_limit_is_said_once_by_name(
     bench.fresh_seconds = 0
     source = await bench.start_users(sourcegraph)
     actor = await source.get(TOKEN)
-    for _ in range(2):
-        source.forget_freshness()
-        actor = await source.get(TOKEN)
+    with trio.fail_after(10):
+        # Not just twice: within a millisecond the record is fresh, and while Sourcegraph.com is slow it is good enough.
+        while sourcegraph.counts["CheckDotcomUserAccessToken"] < 3:
+            await trio.sleep(0.002)
+            source.forget_freshness()
+            actor = await source.get(TOKEN)
     assert list(actor.rate_limits) == [Feature.CODE_COMPLETIONS]
-    assert sourcegraph.counts["CheckDotcomUserAccessToken"] == 3
     [record] = caplog.records
     assert "user 123 (alice): chat_completions " + problem in record.getMessage()
 

@@ -100,7 +100,8 @@ async def test_an_answer_that_does_not_come_ends_after_ten_seconds(
     bench: SourceBench, sourcegraph: ScriptedSourcegraph, autojump_clock: trio.testing.MockClock
 ) -> None:
     """The deadline is of the whole request."""
-    autojump_clock.autojump_threshold = 0.05
+    # Longer than Redis takes to answer on a busy machine: the clock must not jump past its deadline.
+    autojump_clock.autojump_threshold = 0.5
     sourcegraph.delay_seconds = 60
     source = await bench.start_users(sourcegraph)
     started = trio.current_time()
