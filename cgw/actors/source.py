@@ -72,7 +72,7 @@ class FenceLost(CgwError):
 
 @frozen
 class SyncResult:
-    """What one sync found: ``seen`` tokens are listed at the source, ``removed`` ones no longer were."""
+    """The result of one sync: ``seen`` tokens are listed at the source, ``removed`` ones no longer were."""
 
     seen: int
     removed: int

@@ -47,7 +47,7 @@ class UsageRow(msgspec.Struct, gc=False):
 
 
 class _Figures(msgspec.Struct, gc=False):
-    """What the metadata of an event has for a row, by the names of the row."""
+    """The part of an event's metadata that a row needs, by the names of the row."""
 
     feature: str | None = None
     model: str | None = None

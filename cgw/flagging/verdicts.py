@@ -27,7 +27,7 @@ class Reason(enum.StrEnum):
 
 @frozen
 class Facts:
-    """What the rules are about. ``prompt_tokens`` is ``None`` where the rules about prompts' tokens do not apply."""
+    """The subject of the rules. ``prompt_tokens`` is ``None`` where the rules about prompts' tokens do not apply."""
 
     is_listed_model: bool
     max_tokens: int | None

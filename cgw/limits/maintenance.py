@@ -36,7 +36,7 @@ class _Found:
 
 @frozen
 class Activity:
-    """How all limits stand that are used now, by source and actor.
+    """The state of all limits that are used now, by source and actor.
 
     ``problems`` has a sentence for each actor whose limits could not be read. ``is_complete`` is false where there are
     more active actors than could be found (see :func:`~cgw.limits.activity.find_active_actors`).

@@ -21,7 +21,7 @@ class DotcomRateLimit:
 
 @frozen
 class DotcomAccess:
-    """Whether the gateway may be used, and the limit of each feature; ``None`` where there is none."""
+    """Access to the gateway: may it be used, and the limit of each feature; ``None`` where there is none."""
 
     enabled: bool
     chat_completions_rate_limit: DotcomRateLimit | None = None
@@ -47,7 +47,7 @@ class DotcomAccount:
 
 @frozen
 class DotcomLicenseInfo:
-    """What a licence says of itself."""
+    """A licence, as it describes itself."""
 
     tags: tuple[str, ...] | None = None
 
@@ -81,7 +81,7 @@ class DotcomSubscription:
 
 @frozen
 class PageInfo:
-    """Where the next page begins."""
+    """The beginning of the next page."""
 
     has_next_page: bool
     end_cursor: str | None = None

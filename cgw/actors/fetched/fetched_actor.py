@@ -37,7 +37,7 @@ class FetchedLimit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FetchedActor(msgspec.Struct, frozen=True):
-    """What a source says of an actor. ``fetched_at_ms`` is Unix time."""
+    """An actor as a source describes it. ``fetched_at_ms`` is Unix time."""
 
     id: str
     name: str

@@ -1,4 +1,4 @@
-"""What this process remembers of tokens, in bounded space: actors for seconds, denials for less than a minute.
+"""The memory of tokens in this process, in bounded space: actors for seconds, denials for less than a minute.
 
 Keys are hashes of tokens, in hex; no token is kept.
 """

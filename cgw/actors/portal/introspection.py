@@ -12,7 +12,7 @@ from cgw.actors.web import WebClient
 
 @frozen
 class Introspection:
-    """What SAMS says of a token; one that is unknown, revoked or over is not active."""
+    """A token as SAMS describes it; one that is unknown, revoked or over is not active."""
 
     is_active: bool
     scopes: frozenset[str]

@@ -20,7 +20,7 @@ MAX_NUMBER_BYTES = 32
 
 @frozen
 class RawAnswer:
-    """What is read of an upstream's answer: the JSON of its numbers, to be split or passed on by ``rows``."""
+    """The part of an upstream's answer that is read: the JSON of its numbers, to be split or passed on by ``rows``."""
 
     rows: Iterator[bytes]
     model: str
