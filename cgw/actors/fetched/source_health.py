@@ -1,4 +1,4 @@
-"""The health of a source: can it be asked: after some failures in a row it is left alone for a while, and that is logged once."""
+"""The health of a source: after some failures in a row it is left alone for a while, and that is logged once."""
 
 from __future__ import annotations
 
