@@ -84,9 +84,12 @@ async def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, numbe
         data_dir = tmp_path / str(index)
         data_dir.mkdir()
         process = start_cgw(build_environ(data_dir, NOWHERE), data_dir / "log")
-        await trio.sleep(delay_seconds)
-        process.send_signal(number)
-        await wait_ended(process, 10)
+        try:
+            await trio.sleep(delay_seconds)
+            process.send_signal(number)
+            await wait_ended(process, 10)
+        finally:
+            process.kill()  # does nothing to one that has ended
         log = (data_dir / "log").read_text()
         # Before cgw's first line runs, the signal has the interpreter's own effect.
         own = {-signal.SIGTERM, 130, -signal.SIGINT, 1} if delay_seconds <= 0.2 else set()
