@@ -70,7 +70,7 @@ class ResolverStatistics:
 
 @define(eq=False)
 class _Name:
-    """What is known about one name. Times are Trio's."""
+    """The knowledge about one name. Times are Trio's."""
 
     question: _Question
     addresses: Sequence[Any] = ()

@@ -12,7 +12,7 @@ from cgw.wire.messages import Origin, UpstreamRequest, parse_base_url
 
 @frozen
 class Fallback:
-    """Where requests to a base URL with the path ``first_path`` go instead."""
+    """The place where requests to a base URL with the path ``first_path`` go instead."""
 
     first_path: str
     origin: Origin

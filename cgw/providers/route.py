@@ -20,7 +20,7 @@ ReadBody = Callable[[BodyWindow], Reading]
 
 @frozen
 class Route:
-    """What every dialect is built from. A subclass adds ``path``, ``errors``, ``default_feature`` and ``prepare``.
+    """The base of every dialect. A subclass adds ``path``, ``errors``, ``default_feature`` and ``prepare``.
 
     ``models`` are the ``provider/model`` names and patterns that it serves; ``provider`` is their prefix.
     """

@@ -1,4 +1,4 @@
-"""How long the certificate of the public port is valid. The standard library tells it only in a handshake."""
+"""The end of validity of the public port's certificate. The standard library tells it only in a handshake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the checks of a configuration find: a variable, what is wrong with what it names, and what to do."""
+"""The findings of checks of a configuration: a variable, what is wrong with what it names, and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cgw.errors import ConfigError, explain_os_error
 
 
 class Severity(Enum):
-    """What a finding means for ``cgw serve``; for ``cgw check`` only a warning is no failure."""
+    """The consequence of a finding for ``cgw serve``; for ``cgw check`` only a warning is no failure."""
 
     ERROR = "it does not start"
     OUTAGE = "it starts, and goes on when what is away now is back"

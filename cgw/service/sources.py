@@ -44,7 +44,7 @@ SUBSCRIPTION_COOLDOWN_SECONDS = 600.0
 
 @frozen
 class SourceTools:
-    """What sources are built with. ``web`` is ``None`` where no setting names a source on the network."""
+    """The parts that sources are built with. ``web`` is ``None`` where no setting names a source on the network."""
 
     settings: Settings
     static_source: StaticSource | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cgw.actors.dotcom.answers import DotcomAccess
 from cgw.actors.fetched.backend import Report
-from cgw.actors.fetched.fetched_actor import FetchedLimit, LimitProblem, check_limit
+from cgw.actors.fetched.fetched_actor import FetchedLimit, check_limit
+from cgw.actors.fetched.limits import collect_limits
 from cgw.model import Feature
 
 
@@ -15,15 +16,9 @@ def read_limits(access: DotcomAccess, actor_name: str, report: Report) -> dict[s
         Feature.CHAT_COMPLETIONS: access.chat_completions_rate_limit,
         Feature.EMBEDDINGS: access.embeddings_rate_limit,
     }
-    limits = {}
-    for feature, limit in told.items():
-        if limit is None:
-            continue
-        try:
-            checked = check_limit(limit.limit, limit.interval_seconds, limit.allowed_models)
-        except LimitProblem as problem:
-            report(f"{actor_name}: {feature} {problem}; the feature is not available")
-            continue
-        if checked is not None:
-            limits[feature.value] = checked
-    return limits
+    return collect_limits(
+        told,
+        lambda limit: check_limit(limit.limit, limit.interval_seconds, limit.allowed_models),
+        actor_name,
+        report,
+    )

@@ -18,6 +18,7 @@ from attrs import field, frozen
 
 from cgw.actors.fetched.backend import ListedActor, Report
 from cgw.actors.fetched.fetched_actor import FetchedActor, FetchedLimit, LimitProblem, check_actor_id, check_limit
+from cgw.actors.fetched.limits import collect_limits
 from cgw.actors.policies import PRODUCT_SUBSCRIPTION, SUBSCRIPTION_ENDPOINT_ACCESS
 from cgw.actors.portal.sams import SamsTokens
 from cgw.actors.source import AccessTokenDenied, SourceUnavailable
@@ -177,18 +178,12 @@ def _read_limits(access: _PortalAccess, name: str, report: Report) -> dict[str, 
         Feature.CHAT_COMPLETIONS: access.chat_completions_rate_limit,
         Feature.EMBEDDINGS: access.embeddings_rate_limit,
     }
-    limits = {}
-    for feature, limit in told.items():
-        if limit is None:
-            continue
-        try:
-            checked = check_limit(limit.limit, parse_protobuf_duration(limit.interval_duration), (ANY_MODEL,))
-        except LimitProblem as problem:
-            report(f"{name}: {feature} {problem}; the feature is not available")
-            continue
-        if checked is not None:
-            limits[feature.value] = checked
-    return limits
+    return collect_limits(
+        told,
+        lambda limit: check_limit(limit.limit, parse_protobuf_duration(limit.interval_duration), (ANY_MODEL,)),
+        name,
+        report,
+    )
 
 
 def parse_protobuf_duration(text: str) -> float:

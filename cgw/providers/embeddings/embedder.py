@@ -62,7 +62,7 @@ class Embedder(Protocol):
 
     @property
     def attempts(self) -> int:
-        """How often a request is sent until it succeeds."""
+        """The most times that a request is sent until it succeeds."""
         ...
 
     @property
