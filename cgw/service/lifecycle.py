@@ -178,9 +178,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
-        status.public_port = server.port
-        await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))
-        await _become_ready(stack, gateway.limiter, status)
+        await _begin_serving(stack, server, http_engine, gateway.limiter, status)
         try:
             yield Service(
                 settings=settings,
@@ -197,10 +195,23 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 admin_port=admin_port,
             )
         finally:
-            status.phase = Phase.DRAINING
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CUT_SECONDS):
-                server.cut()
-                await server.drained.wait()
+            await _cut(server, status)
+
+
+async def _begin_serving(
+    stack: AsyncExitStack, server: Server, http_engine: HttpEngine, limiter: Limiter, status: ServiceStatus
+) -> None:
+    status.public_port = server.port
+    await stack.enter_async_context(open_background_task(partial(server.run, http_engine.serve_connection)))
+    await _become_ready(stack, limiter, status)
+
+
+async def _cut(server: Server, status: ServiceStatus) -> None:
+    """End the connections that are left, for at most :data:`CUT_SECONDS`, whatever cancels the service."""
+    status.phase = Phase.DRAINING
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + CUT_SECONDS):
+        server.cut()
+        await server.drained.wait()
 
 
 async def _start_background(
