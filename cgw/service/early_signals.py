@@ -5,8 +5,8 @@ Imports nothing but the standard library's smallest parts, since it has to run b
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -28,7 +28,9 @@ def handle_early_signals() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(0)
+    # Not SystemExit: Python runs handlers between any two steps, also inside weak reference callbacks (the import
+    # system's module locks have them) and finalizers, where it prints an exception and goes on.
+    os._exit(0)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -98,6 +98,23 @@ async def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, numbe
             assert "Traceback" not in log, (delay_seconds, log)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_early_signal_counts_where_python_drops_exceptions(number: signal.Signals) -> None:
+    """In a weak reference's callback, which import locks have, an exception is printed and dropped; the signal is not."""
+    code = f"""
+import os, weakref
+from cgw.service.early_signals import handle_early_signals
+handle_early_signals()
+class Lock: pass
+lock = Lock()
+reference = weakref.ref(lock, lambda _: os.kill(os.getpid(), {int(number)}))
+del lock
+print("goes on", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
 @pytest.mark.skipif(not can_make_pid_namespaces(), reason="no PID namespaces here")
 async def test_sigterm_ends_pid_1_while_it_starts(tmp_path: Path) -> None:
     """As PID 1 of a container, where a signal without a handler is ignored, SIGTERM ends the start as well."""
