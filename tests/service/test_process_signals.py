@@ -90,6 +90,7 @@ async def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, numbe
             await wait_ended(process, 10)
         finally:
             process.kill()  # does nothing to one that has ended
+            process.wait()
         log = (data_dir / "log").read_text()
         # Before cgw's first line runs, the signal has the interpreter's own effect.
         own = {-signal.SIGTERM, 130, -signal.SIGINT, 1} if delay_seconds <= 0.2 else set()
