@@ -1,0 +1,1 @@
+"""Places that usage events are shipped to, each in a module of its own."""
