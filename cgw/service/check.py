@@ -22,7 +22,7 @@ from cgw.service.local_checks import (
     check_tls,
     check_tokenizer,
 )
-from cgw.service.network_checks import check_data_dir_is_free, check_host, check_redis, list_targets
+from cgw.service.network_checks import check_bigquery, check_data_dir_is_free, check_host, check_redis, list_targets
 from cgw.service.settings import Settings
 
 CHECK_SECONDS = 10.0
@@ -61,6 +61,8 @@ def list_checks(settings: Settings, *, is_running: bool = False) -> list[Check]:
             ),
         ]
     checks.append(Check("Redis", ("REDIS_ENDPOINT",), partial(check_redis, settings)))
+    if settings.bigquery.project_id is not None:
+        checks.append(Check("BigQuery", ("CODY_GATEWAY_BIGQUERY_PROJECT_ID",), partial(check_bigquery, settings)))
     return checks + list_host_checks(settings)
 
 

@@ -11,6 +11,8 @@ import trio
 from attrs import field, frozen
 
 from cgw.errors import ConfigError, StoreUnavailable, explain_os_error
+from cgw.events.sinks.bigquery.sink import open_unchecked_sink
+from cgw.events.sinks.sink import SinkUnavailable
 from cgw.providers.registry import list_providers
 from cgw.redis.embedded import find_embedded_redis, find_server
 from cgw.redis.opening import open_redis
@@ -48,6 +50,22 @@ def _check_embedded_server() -> list[Finding]:
     except ConfigError as error:
         return explain_problems("REDIS_ENDPOINT", error, "install one, or name a server of your own")
     return []
+
+
+async def check_bigquery(settings: Settings) -> list[Finding]:
+    """Check that the BigQuery table can be reached with the credentials there are, and that it takes events."""
+    table, variable = settings.bigquery, "CODY_GATEWAY_BIGQUERY_PROJECT_ID"
+    # No errors: events wait until it is mended.
+    report = partial(Finding, variable, severity=Severity.OUTAGE)
+    try:
+        async with open_unchecked_sink(table) as sink:
+            problems = await sink.find_problems()
+    except ConfigError as error:
+        return explain_problems(variable, error, "or let CODY_GATEWAY_EVENTS_SINKS name other sinks only")
+    except SinkUnavailable as error:
+        wrong, _, remedy = str(error).rpartition(": ")  # each of its texts ends with what to do
+        return [report(wrong, remedy)]
+    return [report(f"the table {table.table_name}: {problem.wrong}", problem.remedy) for problem in problems]
 
 
 async def check_data_dir_is_free(settings: Settings) -> list[Finding]:

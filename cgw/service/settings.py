@@ -16,6 +16,7 @@ from cgw.config.environment import Reading, examine_environment, find_unknown_va
 from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings
+from cgw.events.sinks.bigquery.settings import BigQuerySettings
 from cgw.flagging.settings import FlaggingSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.embeddings.settings import EmbeddingsSettings
@@ -71,6 +72,7 @@ class Settings:
     redis: RedisSettings = group(RedisSettings)
     data: DataSettings = group(DataSettings)
     events: EventSettings = group(EventSettings)
+    bigquery: BigQuerySettings = group(BigQuerySettings)
     logs: LogSettings = group(LogSettings)
     warnings: tuple[str, ...] = ()
 
