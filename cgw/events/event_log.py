@@ -73,6 +73,18 @@ class EventLog:
         self._is_closing = False
         self._closed = trio.Event()
         self._recorded = self._dropped = self._blank = 0
+        self._grown = trio.Event()
+
+    @property
+    def open_segment(self) -> OpenSegment | None:
+        """The segment that events are appended to; ``None`` while there is none."""
+        return self._segment
+
+    def watch(self) -> trio.Event:
+        """Return an event that is set when something was written after this call. Any number of callers may wait."""
+        if self._grown.is_set():
+            self._grown = trio.Event()
+        return self._grown
 
     def record(self, event: UsageEvent) -> None:
         """Append ``event``; never raises, whatever the disk does. One system call in the normal case.
@@ -100,6 +112,7 @@ class EventLog:
             self._give_up([line], explain_os_error(error))
             return
         self._recorded += 1
+        self._grown.set()
         if seconds > SLOW_SECONDS:
             self.must_wait = True
             self._last_slow = trio.current_time()
@@ -193,6 +206,7 @@ class EventLog:
             self._give_up(lines, self._failure)
             return
         self._recorded += len(lines)
+        self._grown.set()
         now = trio.current_time()
         if seconds > SLOW_SECONDS:
             self._last_slow = now

@@ -62,7 +62,7 @@ async def serve_housekeeping(folder: Path, settings: EventSettings) -> None:
 
 def _keep_house(folder: Path, settings: EventSettings) -> None:
     adopt_segments(folder)
-    delete_old_segments(folder, retention_seconds=settings.retention_seconds, max_bytes=settings.max_bytes)
+    delete_old_segments(folder, retention_seconds=settings.get_retention(has_sinks=False), max_bytes=settings.max_bytes)
 
 
 def delete_old_segments(folder: Path, *, retention_seconds: float, max_bytes: int) -> int:

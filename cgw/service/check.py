@@ -61,7 +61,7 @@ def list_checks(settings: Settings, *, is_running: bool = False) -> list[Check]:
             ),
         ]
     checks.append(Check("Redis", ("REDIS_ENDPOINT",), partial(check_redis, settings)))
-    if settings.bigquery.project_id is not None:
+    if settings.bigquery.project_id is not None and "bigquery" in (settings.shipping.sinks or ("bigquery",)):
         checks.append(Check("BigQuery", ("CODY_GATEWAY_BIGQUERY_PROJECT_ID",), partial(check_bigquery, settings)))
     return checks + list_host_checks(settings)
 

@@ -25,7 +25,9 @@ SEND_SECONDS = 30.0
 CLOSE_SECONDS = 1.0
 """How long closing waits for calls that are still running; they end later, in threads that keep no process alive."""
 
-MAX_THREADS = 8
+MAX_THREADS = 10
+"""As many as the client keeps connections for."""
+
 MAX_BATCH_EVENTS = 500
 """What Google recommends for ``insertAll``; its limit is 50,000."""
 
