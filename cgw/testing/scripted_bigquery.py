@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,9 +51,9 @@ class ScriptedBigQuery:
     """A BigQuery with one project. ``url`` is for ``BIGQUERY_EMULATOR_HOST``.
 
     ``datasets`` are those that exist, ``tables`` are table resources by ``dataset.table``. ``rows`` are the rows that
-    were inserted, in order, ``insert_calls`` the number of requests that tried. ``faults`` are answered to the next
-    inserts, one after the other, and ``fault``, if it is set, to all; ``has_table_fault`` makes it so for calls about
-    the table, too.
+    were inserted, in order; ``calls`` counts all requests that came, ``insert_calls`` the inserts that were looked at.
+    ``faults`` are answered to the next inserts, one after the other, and ``fault``, if it is set, to all;
+    ``refuse_request`` says which are refused as a whole for their rows.
     """
 
     url: str
@@ -62,9 +62,9 @@ class ScriptedBigQuery:
     rows: list[dict[str, Any]] = field(factory=list)
     faults: deque[JsonAnswer] = field(factory=deque)
     fault: JsonAnswer | None = None
-    has_table_fault: bool = False
+    refuse_request: Callable[[Sequence[Mapping[str, Any]]], bool] = lambda rows: False
+    calls: int = 0
     insert_calls: int = 0
-    table_calls: int = 0
     authorizations: set[str] = field(factory=set)
     _seen: dict[str, float] = field(factory=dict)
     _answers: trio.Event = field(factory=trio.Event)
@@ -79,6 +79,7 @@ class ScriptedBigQuery:
 
     async def handle(self, call: JsonCall) -> JsonAnswer:
         """Answer one request of a client."""
+        self.calls += 1
         await self._answers.wait()
         self.authorizations.add(call.header("authorization") or "")
         # /bigquery/v2/projects/p/datasets/d/tables/t/insertAll
@@ -87,9 +88,6 @@ class ScriptedBigQuery:
             case "POST", ["datasets", dataset, "tables", table, "insertAll"]:
                 return self._insert_all(f"{dataset}.{table}", call)
             case method, ["datasets", dataset, "tables", *names]:
-                self.table_calls += 1
-                if self.fault is not None and self.has_table_fault:
-                    return self.fault
                 return self._handle_table(method, dataset, names, call)
         return build_error(404, "notFound", f"Not found: {call.target}")
 
@@ -142,6 +140,8 @@ class ScriptedBigQuery:
             return build_error(400, "required", "No rows present in the request.")
         if len(rows) > MAX_REQUEST_ROWS:
             return build_error(400, "invalid", f"too many rows present in the request, limit: {MAX_REQUEST_ROWS}")
+        if self.refuse_request(rows):
+            return build_error(400, "badRequest", "Request contains an invalid argument.")
         columns = {column["name"]: column for column in table["schema"]["fields"]}
         wrong = {index: text for index, row in enumerate(rows) if (text := _find_fault(row["json"], columns))}
         skips = bool(request.get("skipInvalidRows"))

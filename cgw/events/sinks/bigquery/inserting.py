@@ -51,15 +51,21 @@ class _Insertion:
     is_over: threading.Event
     calls_left: int = MAX_CALLS
     is_table_checked: bool = False
+    refusal: str = ""
+    """The text of the first request that was refused as a whole."""
 
     def insert(self, rows: Sequence[Row]) -> list[RejectedEvent]:
         """Insert ``rows`` but for those that are returned."""
         if self.is_over.is_set() or self.calls_left == 0:
-            raise SinkUnavailable(f"BigQuery did not take a batch in {MAX_CALLS} calls: it is sent again later")
+            # No RequestRefused, for which rows would be blamed that were not tried alone.
+            raise SinkUnavailable(
+                self.refusal or "BigQuery took too many calls: the batch is sent again later"
+            ) from None
         self.calls_left -= 1
         try:
             errors = self.client.insert(rows)
-        except RequestRefused:
+        except RequestRefused as refusal:
+            self.refusal = self.refusal or str(refusal)
             if len(rows) == 1:
                 raise
             return self._insert_halves(rows)
