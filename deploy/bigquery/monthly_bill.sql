@@ -1,10 +1,12 @@
 -- What each actor used of each model in one calendar month (UTC), in tokens, and what it costs by your prices.
 --
--- Parameter: month, any day of it (DATE). Put your providers' prices into the table `prices` below, in your currency for a
--- million tokens; the two rows are examples. A model without a price has tokens, and NULL as cost.
+-- Parameter: month, any day of it (DATE).
 --
--- `requests` are those that were answered. `estimated` is how many of them have no final figures of the provider's, because
--- the answer broke off or had none: their tokens are probably too low.
+-- Put your providers' prices into `prices` below, in your currency for a million tokens; the two rows are examples.
+-- A model without a price has tokens, and NULL as cost.
+--
+-- `requests` are those that were answered. `estimated` is how many of them have no final figures of the provider's,
+-- because the answer broke off or had none: their tokens are probably too low.
 WITH
   prices AS (
     SELECT 'anthropic/example' AS model, 3.00 AS input, 0.30 AS cache_read, 3.75 AS cache_write, 15.00 AS output
