@@ -21,6 +21,9 @@ from cgw.service.findings import Finding, Severity, explain_problems
 from cgw.service.settings import Settings
 
 REDIS_CONNECT_SECONDS = 3.0
+BIGQUERY_SECONDS = 8.0
+"""Less than a check may take: on a machine without a login, Google's library looks for one for 12 s."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -58,7 +61,7 @@ async def check_bigquery(settings: Settings) -> list[Finding]:
     # No errors: events wait until it is mended.
     report = partial(Finding, variable, severity=Severity.OUTAGE)
     try:
-        async with open_unchecked_sink(table) as sink:
+        async with open_unchecked_sink(table, send_seconds=BIGQUERY_SECONDS) as sink:
             problems = await sink.find_problems()
     except ConfigError as error:
         return explain_problems(variable, error, "or let CODY_GATEWAY_EVENTS_SINKS name other sinks only")

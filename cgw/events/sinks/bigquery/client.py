@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,8 @@ def _open_client(settings: BigQuerySettings) -> Client:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.bigquery import Client
 
+    # It warns three times of each look for a login in vain, which every retry is. SinkUnavailable says it once.
+    logging.getLogger("google.auth").setLevel(logging.ERROR)
     if settings.emulator_url is None:
         return Client(project=settings.project_id)  # Application Default Credentials
     # Never a real login: an emulator is whatever listens there.

@@ -79,8 +79,10 @@ class BigQuerySink:
                 # are bounded whatever BigQuery does.
                 return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._limiter)
         except trio.TooSlowError:
-            wrong = f"BigQuery did not answer within {self.send_seconds:g} s"
-            raise SinkUnavailable(f"{wrong}: events are sent again later; check the network if that goes on") from None
+            wrong = (
+                f"BigQuery, or the server that has this machine's login, did not answer within {self.send_seconds:g} s"
+            )
+            raise SinkUnavailable(f"{wrong}: check the network, or set GOOGLE_APPLICATION_CREDENTIALS") from None
 
 
 @asynccontextmanager
@@ -95,10 +97,12 @@ async def open_bigquery_sink(settings: BigQuerySettings) -> AsyncIterator[BigQue
 
 
 @asynccontextmanager
-async def open_unchecked_sink(settings: BigQuerySettings) -> AsyncIterator[BigQuerySink]:
+async def open_unchecked_sink(
+    settings: BigQuerySettings, *, send_seconds: float = SEND_SECONDS
+) -> AsyncIterator[BigQuerySink]:
     """Open the sink as :func:`open_bigquery_sink` does, without a look at the table."""
     await trio.to_thread.run_sync(require_client, settings)
-    sink = BigQuerySink(TableClient(settings))
+    sink = BigQuerySink(TableClient(settings), send_seconds)
     try:
         yield sink
     finally:
