@@ -30,10 +30,12 @@ class EventLogStatistics:
     """Counts of events since opening; only ``waiting`` goes down again.
 
     ``recorded`` events are in a segment, ``waiting`` ones in memory because the disk is slow. ``dropped`` ones could
-    not be written and went to the log instead; ``blank`` ones had no identifier.
+    not be written and went to the log instead; ``blank`` ones had no identifier. ``deleted_segments`` were deleted
+    before all sinks had them, because the bound was reached.
     """
 
     recorded: int
     waiting: int
     dropped: int
     blank: int
+    deleted_segments: int = 0

@@ -72,7 +72,7 @@ class SegmentReader:
                 break
             self._position = end
             self.offset += len(line)
-            created_at = None if self._is_cut else _examine(line)
+            created_at = None if self._is_cut else examine_line(line)
             self._is_cut = False
             if created_at is None:
                 self.damaged += bool(line.strip())
@@ -83,6 +83,16 @@ class SegmentReader:
         if self.offset == start:
             return None
         return Batch(self.name, start, self.offset, lines, first_created_at)
+
+    def skip_rest(self) -> Batch | None:
+        """Return an empty batch for what follows the last newline of a sealed segment, if there is something."""
+        start, rest = self.offset, self._buffer[self._position :]
+        if not rest:
+            return None
+        self.damaged += 1
+        self.offset += len(rest)
+        self._buffer, self._position = b"", 0
+        return Batch(self.name, start, self.offset, (), "")
 
     def _fill(self) -> bool:
         """Read more of the file; return whether there was more."""
@@ -95,7 +105,7 @@ class SegmentReader:
         return bool(data)
 
 
-def _examine(line: bytes) -> str | None:
+def examine_line(line: bytes) -> str | None:
     """Return the time of the event in a line, ``None`` if it is damaged."""
     # One by one and not the whole batch at once: msgspec would not let another thread run for milliseconds.
     try:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from cgw.errors import EventLogError, explain_os_error
 from cgw.events.lines import EventLine, encode
 from cgw.events.reading import decode_lines
 from cgw.events.segments import create_segment
-from cgw.events.shipping.cursor import LOCK_NAME, LOCK_SECONDS
+from cgw.events.shipping.cursor import LOCK_NAME, LOCK_SECONDS, SHIPPING_NAME
 from cgw.file_lock import hold_file_lock
 
 FAILED_NAME = "failed.jsonl"
@@ -59,7 +60,7 @@ def set_aside(sink_folder: Path, rejected: Iterable[tuple[bytes, str]]) -> None:
             length = file.tell()
             if file.write(data) != len(data):
                 file.truncate(length)
-                raise OSError(28, os.strerror(28))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -82,6 +83,22 @@ def _render(line: bytes, reason: str, moment: str) -> bytes:
     # The event's own bytes, which were checked when they were read.
     head = msgspec.json.encode({"failed_at": moment, "reason": reason[:MAX_REASON_CHARACTERS]})
     return head[:-1] + b',"event":' + line.rstrip(b"\n") + b"}\n"
+
+
+def list_sink_folders(folder: Path, sink_name: str | None = None) -> list[Path]:
+    """Return the folders of the sinks that events in ``folder`` were shipped to, or of one of them.
+
+    Raises :exc:`~cgw.errors.EventLogError` when that one is none.
+    """
+    shipping = folder / SHIPPING_NAME
+    found = sorted(path for path in shipping.iterdir() if path.is_dir()) if shipping.is_dir() else []
+    if sink_name is None:
+        return found
+    chosen = [path for path in found if path.name == sink_name]
+    if not chosen:
+        names = ", ".join(path.name for path in found) or "none"
+        raise EventLogError(f"nothing was ever shipped to {sink_name} from {folder}; the sinks are: {names}")
+    return chosen
 
 
 def read_failed(sink_folder: Path) -> Iterator[FailedEvent]:

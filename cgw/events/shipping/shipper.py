@@ -38,6 +38,9 @@ from cgw.events.sinks.sink import RejectedEvent, Sink
 
 CURSOR_RETRY_SECONDS = 5.0
 
+SEALING_SECONDS = 0.02
+"""The pause between two looks at whether the last segments are sealed, at the end."""
+
 MAX_HELD = 64
 """Segments whose end could not be written to the cursor and are held nevertheless, a descriptor each."""
 
@@ -134,7 +137,8 @@ class SinkShipper:
 
     async def _read_until_drained(self) -> None:
         while True:
-            is_last = self._is_draining  # read first: all that it covers was recorded before
+            # Read first: all that it covers was recorded before. A segment that is being sealed cannot be found yet.
+            is_last = self._is_draining and not self._event_log.is_sealing
             grown = self._event_log.watch()  # likewise
             if self._next_scan <= trio.current_time():
                 self._next_scan = trio.current_time() + self._options.scan_seconds
@@ -142,7 +146,11 @@ class SinkShipper:
             await self._report(self._ship_own, "the open event segment cannot be read")
             if is_last:
                 return
-            await self._wait_for_more(grown)
+            if self._is_draining:
+                await trio.sleep(SEALING_SECONDS)
+                self._next_scan = 0.0
+            else:
+                await self._wait_for_more(grown)
 
     async def _wait_for_more(self, grown: trio.Event) -> None:
         """Wait until there are events of the age to be sent, a scan is due, or the end."""
@@ -208,6 +216,8 @@ class SinkShipper:
         progress = await self._begin(segment, file)
         try:
             await self._read_to_end(progress)
+            if (rest := progress.reader.skip_rest()) is not None:
+                self._end(progress, progress.begin(rest))
         finally:
             progress.is_read = True
             self._has_news.set()
