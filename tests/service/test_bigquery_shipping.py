@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ import pytest
 import trio
 
 import cgw
+from cgw.events.lines import render_line
+from cgw.model import EventName, UsageEvent
 from cgw.testing.json_server import JsonAnswer
 from cgw.testing.script import Script
 from cgw.testing.scripted_bigquery import ScriptedBigQuery, build_error, build_row_errors, open_scripted_bigquery
@@ -138,6 +141,31 @@ async def test_what_a_killed_process_has_not_shipped_ships_the_next(
     bigquery.fault = None
     async with open_gateway(environ, tmp_path, "second"):
         await wait_until(lambda: count_ids(bigquery) == 7, seconds=20)
+
+
+async def test_an_event_that_bigquery_never_takes_is_set_aside(
+    tmp_path: Path, environ: dict[str, str], bigquery: ScriptedBigQuery
+) -> None:
+    """It costs no other event; ``cgw events failed`` has it with BigQuery's words."""
+    await run_cgw(environ, "events", "create-table")
+    old = UsageEvent(EventName.ACCESS_DENIED, "static", "acme", created_at=datetime(1990, 1, 1, tzinfo=UTC))
+    lines = tmp_path / "old.ndjson"
+    lines.write_bytes(render_line(old))
+    async with open_gateway(environ, tmp_path) as gateway:
+        await run_cgw(environ, "events", "import", str(lines))
+        await ask(gateway, 3)
+        await wait_until(lambda: count_ids(bigquery) == 3, seconds=20)
+        with trio.fail_after(40):
+            while True:
+                failed = (await run_cgw(environ, "events", "failed")).stdout.splitlines()
+                if failed:
+                    break
+                await trio.sleep(0.2)
+    (line,) = failed
+    found = json.loads(line)
+    assert (found["sink"], found["event"]["id"]) == ("bigquery", old.id)
+    assert "outside the allowed bounds" in found["reason"]
+    assert count_ids(bigquery) == 3
 
 
 async def test_a_bigquery_that_hangs_does_not_hold_up_the_end(
