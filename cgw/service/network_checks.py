@@ -17,7 +17,7 @@ from cgw.providers.registry import list_providers
 from cgw.redis.embedded import find_embedded_redis, find_server
 from cgw.redis.opening import open_redis
 from cgw.service.build import build_upstream_tls
-from cgw.service.findings import Finding, Severity, explain_problems
+from cgw.service.findings import Finding, Severity, explain_problems, parse_finding
 from cgw.service.settings import Settings
 
 REDIS_CONNECT_SECONDS = 3.0
@@ -58,17 +58,17 @@ def _check_embedded_server() -> list[Finding]:
 async def check_bigquery(settings: Settings) -> list[Finding]:
     """Check that the BigQuery table can be reached with the credentials there are, and that it takes events."""
     table, variable = settings.bigquery, "CODY_GATEWAY_BIGQUERY_PROJECT_ID"
-    # No errors: events wait until it is mended.
-    report = partial(Finding, variable, severity=Severity.OUTAGE)
     try:
         async with open_unchecked_sink(table, send_seconds=BIGQUERY_SECONDS) as sink:
             problems = await sink.find_problems()
     except ConfigError as error:
-        return explain_problems(variable, error, "or let CODY_GATEWAY_EVENTS_SINKS name other sinks only")
+        return [parse_finding(problem) for problem in error.problems]
     except SinkUnavailable as error:
-        wrong, _, remedy = str(error).rpartition(": ")  # each of its texts ends with what to do
-        return [report(wrong, remedy)]
-    return [report(f"the table {table.table_name}: {problem.wrong}", problem.remedy) for problem in problems]
+        return [parse_finding(f"{variable}: {error}", Severity.OUTAGE)]
+    return [
+        Finding(variable, f"the table {table.table_name}: {problem.wrong}", problem.remedy, Severity.OUTAGE)
+        for problem in problems
+    ]
 
 
 async def check_data_dir_is_free(settings: Settings) -> list[Finding]:

@@ -37,7 +37,7 @@ def require_client(settings: BigQuerySettings) -> None:
             [
                 f"CODY_GATEWAY_BIGQUERY_PROJECT_ID: the project {settings.project_id} is set (here or in "
                 "GOOGLE_CLOUD_PROJECT), but Google's client for BigQuery is not installed: "
-                "pip install 'cgw[bigquery]'"
+                "pip install 'cgw[bigquery]', or let CODY_GATEWAY_EVENTS_SINKS name other sinks"
             ]
         ) from None
 
