@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from cgw.events.event_log import open_event_log
 from cgw.events.following import Follower
@@ -112,9 +113,9 @@ async def test_tail_prints_the_last_events(run_cgw: RunCgw, tmp_path: Path) -> N
     assert run_cgw("events", "tail", "--no-follow", "-n", "0", f"--data-dir={tmp_path}").stdout == ""
 
 
-async def test_tail_follows_live(tmp_path: Path) -> None:
+def test_tail_follows_live(tmp_path: Path) -> None:
     """An event is printed while the command runs."""
-    await record(tmp_path, "a")
+    trio.run(record, tmp_path, "a")
     process = subprocess.Popen(
         [sys.executable, "-m", "cgw", "events", "tail", f"--data-dir={tmp_path}"], stdout=subprocess.PIPE
     )
