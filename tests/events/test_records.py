@@ -52,6 +52,7 @@ def test_completion_carries_the_reference_keys() -> None:
         "resolved_status_code": 200,
         "sg_actor_id": "7",
         "sg_actor_anonymous_uid": "anon",
+        "sg.actor": {"UID": 7},
         "actor_name": "Acme Inc.",
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
     }
