@@ -79,7 +79,7 @@ def build_examples() -> list[UsageEvent]:
             upstream_status=200,
             upstream_request_duration_ms=84,
             metadata={"batch_size": 3},
-            **_EXCHANGE,
+            **_EXCHANGE | {"response_chunks": None},
         ),
         records.rate_limited(
             _ACTOR,

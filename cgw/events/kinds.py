@@ -14,6 +14,7 @@ from attrs import frozen
 from cgw.model import EventName
 
 UNKNOWN = "it is unknown"
+EARLIER = "an earlier version recorded it"
 
 
 @frozen
@@ -88,7 +89,7 @@ class Traced(TypedDict, total=False):
         Key(
             "the exchange's id, 32 hexadecimal digits: that of its trace, of its line in the log, and of a prompt that "
             "flagging keeps",
-            absent="an earlier version recorded it",
+            absent=EARLIER,
         ),
     ]
 
@@ -140,22 +141,30 @@ class Exchanged(Traced, total=False):
         Key(
             "`completed`; `client_gone`: the client left before its answer was whole; `upstream_broken`: the upstream "
             "broke off or could not be reached; `timed_out`: it took too long; `refused`: by the upstream or by cgw",
-            absent="an earlier version recorded it",
+            absent=EARLIER,
             is_own=True,
         ),
     ]
-    started_at: Annotated[float, Key("when the request came", "Unix seconds", UNKNOWN, is_own=True)]
+    started_at: Annotated[float, Key("when the request came", "Unix seconds", EARLIER, is_own=True)]
     ended_at: Annotated[
-        float, Key("when the event was recorded, before the end of the answer", "Unix seconds", UNKNOWN, is_own=True)
+        float, Key("when the answer was relayed, but for its end", "Unix seconds", EARLIER, is_own=True)
     ]
-    request_bytes: Annotated[int, Key("the request's body", "bytes", UNKNOWN, is_own=True)]
-    response_bytes: Annotated[int, Key("the answer's body, as far as it came", "bytes", "none came", is_own=True)]
-    response_chunks: Annotated[int, Key("the pieces that it came in", "", "none came", is_own=True)]
+    request_bytes: Annotated[int, Key("the request's body", "bytes", EARLIER, is_own=True)]
+    response_bytes: Annotated[int, Key("the answer's body, as far as it came", "bytes", EARLIER, is_own=True)]
+    response_chunks: Annotated[
+        int, Key("the pieces that it came in", "", "none came; never with embeddings", is_own=True)
+    ]
     time_to_first_byte_ms: Annotated[
         float, Key("from the request to the first byte of the answer's body", "ms", "none came", is_own=True)
     ]
     overhead_ms: Annotated[
-        float, Key("the part of the exchange that cgw itself took, not the upstream", "ms", UNKNOWN, is_own=True)
+        float,
+        Key(
+            "cgw's own part: from the request to asking the upstream, with reading the body, checks and limits",
+            "ms",
+            EARLIER,
+            is_own=True,
+        ),
     ]
 
 
