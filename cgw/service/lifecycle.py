@@ -1,8 +1,8 @@
 """The running service: what it opens, in which order, and how it drains and ends.
 
 Lifetimes end in the reverse of their order here: clients' connections first, then the background tasks that exchanges
-use, then the Redis links, the event log and the embedded server. So an exchange that ends late still finds what it
-needs to record and to settle.
+use, then the Redis links; then what is recorded is shipped, and the event log and the embedded server end. So an
+exchange that ends late still finds what it needs to record and to settle, and its event is shipped with the others.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from attrs import frozen
 from cgw.actors.sync import SyncWorker
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
-from cgw.events.event_log import open_event_log
+from cgw.events.event_log import EventLog, open_event_log
 from cgw.events.options import EventLogOptions
+from cgw.events.shipping.shipping import Shipping, open_shipping
+from cgw.events.sinks.registry import SinkKind, build_options, choose_sinks
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
@@ -86,6 +88,7 @@ class Service:
     status: ServiceStatus
     reloads: Sequence[Reload]
     admin_port: int | None
+    shipping: Shipping
 
     @property
     def port(self) -> int:
@@ -116,14 +119,15 @@ class Service:
             await self.server.drained.wait()
             return True
         logger.warning("cutting %d connections that did not finish in time", self.server.connection_count)
-        self.cut()
+        self.server.cut()
         with trio.move_on_after(CUT_SECONDS):
             await self.server.drained.wait()
         return False
 
     def cut(self) -> None:
-        """Close the port and end every connection now."""
+        """Close the port and end every connection now, and do not wait for events to be shipped."""
         self.server.cut()
+        self.shipping.cut()
 
 
 def build_url(host: str, port: int, scheme: str = "http") -> str:
@@ -156,7 +160,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
         events_folder = data_dir / EVENTS_NAME
-        event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
+        sink_kinds = choose_sinks(settings)
+        options = EventLogOptions(settings.events, [kind.name for kind in sink_kinds])
+        event_log = await stack.enter_async_context(open_event_log(events_folder, options))
+        # Closed after all that records, and before the log and the sinks.
+        shipping = await _open_shipping(stack, settings, event_log, sink_kinds, tls_context)
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
@@ -193,6 +201,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
+                shipping=shipping,
             )
         finally:
             await _cut(server, status)
@@ -289,6 +298,23 @@ async def _open_webhook(
 
     webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context))
     return webhook.post
+
+
+async def _open_shipping(
+    stack: AsyncExitStack,
+    settings: Settings,
+    event_log: EventLog,
+    kinds: Sequence[SinkKind],
+    tls_context: SSLContext,
+) -> Shipping:
+    """Ship events to the sinks, which ``stack`` closes after a last attempt to ship all."""
+    sinks = [
+        (await stack.enter_async_context(kind.open(settings, tls_context)), build_options(kind, settings.shipping))
+        for kind in kinds
+    ]
+    return await stack.enter_async_context(
+        open_shipping(event_log, sinks, drain_timeout_seconds=settings.shipping.drain_timeout_seconds)
+    )
 
 
 async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:
