@@ -21,6 +21,7 @@ from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
 from cgw.control.attribution import Attribution
 from cgw.control.maintenance import Maintenance
+from cgw.control.metrics import MetricsRoute
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
@@ -45,6 +46,7 @@ from cgw.service.descriptors import choose_max_connections, read_descriptor_limi
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
+from cgw.telemetry.metrics import Metrics
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -116,6 +118,7 @@ def build_control_app(
     status: ServiceStatus,
     opened: OpenedSources,
     sync_worker: SyncWorker | None,
+    metrics: Metrics,
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -133,6 +136,7 @@ def build_control_app(
         attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,
         maintenance=maintenance,
+        metrics=MetricsRoute(metrics),
     )
 
 

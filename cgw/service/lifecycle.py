@@ -20,6 +20,7 @@ import trio
 from attrs import frozen
 
 from cgw.actors.sync import SyncWorker
+from cgw.control.app import ControlApp
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.event_log import open_event_log
@@ -48,10 +49,13 @@ from cgw.service.build import (
     open_flagger,
 )
 from cgw.service.findings import explain_listening
+from cgw.service.metrics import ServiceParts, add_collectors
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
-from cgw.transport.asgi_host import AsgiApp
+from cgw.telemetry.logs import Logs
+from cgw.telemetry.loop_lag import LoopLag
+from cgw.telemetry.metrics import Metrics
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
 from cgw.transport.overload import OverloadControl
@@ -134,8 +138,10 @@ def build_url(host: str, port: int, scheme: str = "http") -> str:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
+async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
+
+    ``logs`` is the open log, for its metrics.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
     start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
@@ -147,10 +153,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
-    status = ServiceStatus()
+    status, metrics, loop_lag = ServiceStatus(), Metrics(), LoopLag()
     async with AsyncExitStack() as stack:
         # First, and so closed last: everything below connects by host names.
-        await stack.enter_async_context(open_resolver())
+        resolver = await stack.enter_async_context(open_resolver())
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
@@ -167,17 +173,22 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
-        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker)
+        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker, metrics)
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker)
+        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker, loop_lag)
         await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
+        parts = ServiceParts(
+            gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, loop_lag, logs,
+            settings.events.max_bytes,
+        )  # fmt: skip
+        add_collectors(metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)
         try:
             yield Service(
@@ -221,6 +232,7 @@ async def _start_background(
     overload: OverloadControl,
     http_engine: HttpEngine,
     sync_worker: SyncWorker | None,
+    loop_lag: LoopLag,
 ) -> None:
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
@@ -234,6 +246,7 @@ async def _start_background(
         gateway.pool.run,
         gateway.relay.run,
         overload.run,
+        loop_lag.run,
         http_engine.hangups.run,
         http_engine.refusals.run,
     ):
@@ -264,7 +277,7 @@ async def _become_ready(stack: AsyncExitStack, limiter: Limiter, status: Service
     await stack.enter_async_context(open_background_task(wait_for_redis))
 
 
-async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiApp) -> int | None:
+async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: ControlApp) -> int | None:
     """Serve ``app`` on the admin port while ``stack`` is open; return the port, ``None`` where it is off."""
     host, port = settings.admin.host, settings.admin.port
     if port is None:
@@ -272,7 +285,7 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiA
     from cgw.control.admin import open_admin_server  # imports Hypercorn's Trio worker
 
     try:
-        return await stack.enter_async_context(open_admin_server(app, host, port))
+        return await stack.enter_async_context(open_admin_server(app.serve_admin, host, port))
     except OSError as error:
         finding = explain_listening("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", host, port, error)
         raise ConfigError([str(finding)]) from None

@@ -20,7 +20,7 @@ from cgw.service.lifecycle import open_service
 from cgw.service.settings import Settings
 from cgw.service.signals import HANDLED_SIGNALS, LogLevel, SignalActions
 from cgw.service.start_log import log_start, log_unreachable_hosts
-from cgw.telemetry.logs import open_logging
+from cgw.telemetry.logs import Logs, open_logging
 
 EXIT_OK = 0
 
@@ -48,12 +48,12 @@ def run_service(settings: Settings) -> int:
         has_colour=sys.stderr.isatty() and logs.no_color is None,
         level=logs.level,
         secrets=list_secrets(settings),
-    ):
+    ) as log:
         for warning in settings.warnings:
             logger.warning("%s", warning)
         raise_descriptor_limit()
         try:
-            trio.run(_serve_until_signal, settings)
+            trio.run(_serve_until_signal, settings, log)
         except* (ConfigError, StoreUnavailable) as errors:
             problems = [problem for error in _leaves(errors) for problem in _list_problems(error)]
             # The start ended at its first problem; the operator sees them all.
@@ -62,18 +62,18 @@ def run_service(settings: Settings) -> int:
     return EXIT_OK
 
 
-async def _serve_until_signal(settings: Settings) -> None:
+async def _serve_until_signal(settings: Settings, log: Logs) -> None:
     # Before anything else: from here on no signal but SIGTERM and SIGINT ends the process.
     with trio.open_signal_receiver(*HANDLED_SIGNALS) as received:
         actions = SignalActions(LogLevel())
         async with open_background_task(partial(actions.run, received)):
             with actions.start_scope:
-                await _serve(settings, actions)
+                await _serve(settings, log, actions)
     logger.info("ended")
 
 
-async def _serve(settings: Settings, actions: SignalActions) -> None:
-    async with open_service(settings) as service:
+async def _serve(settings: Settings, log: Logs, actions: SignalActions) -> None:
+    async with open_service(settings, log) as service:
         actions.begin_serving(reloads=service.reloads, cut=service.cut)
         log_start(service)
         _spare_garbage_collection()
