@@ -35,7 +35,10 @@ def quantiles(metric: str, by: str = "") -> list[tuple[str, str]]:
     labels = f"le, {by}" if by else "le"
     legend = f" {{{{{by}}}}}" if by else ""
     return [
-        (f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket[$__rate_interval])))", f"p{q * 100:g}{legend}")
+        (
+            f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket[$__rate_interval])))",
+            f"p{q * 100:g}{legend}",
+        )
         for q in (0.5, 0.99)
     ]
 

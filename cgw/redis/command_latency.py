@@ -33,11 +33,6 @@ class CommandLatency:
         """Return the readings."""
         return self._histogram.read()
 
-    @property
-    def collapsed(self) -> int:
-        """See :class:`~cgw.telemetry.metrics.Histogram`."""
-        return self._histogram.collapsed
-
     def _find(self, head: bytes) -> tuple[Distribution, Distribution]:
         command = read_command(head)
         found = self._histogram.find(command, "false"), self._histogram.find(command, "true")

@@ -25,6 +25,7 @@ from cgw.telemetry import metrics_catalogue as catalogue
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.metrics import Metrics, Reading, read_fields
+from cgw.telemetry.metrics_exchanges import ExchangeMetrics
 from cgw.telemetry.process_metrics import read_process
 from cgw.transport.overload import OverloadControl
 from cgw.transport.server import Server
@@ -46,6 +47,7 @@ class ServiceParts:
     resolver: Resolver
     status: ServiceStatus
     sync_worker: SyncWorker | None
+    exchanges: ExchangeMetrics
     loop_lag: LoopLag
     logs: Logs | None
     events_max_bytes: int
@@ -56,6 +58,8 @@ def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
     gateway = parts.gateway
     metrics.add(
         partial(_read_service, parts),
+        parts.exchanges.read,
+        gateway.upstream_counts.read,
         parts.loop_lag.read,
         lambda: read_fields(catalogue.SERVER, parts.server.statistics()),
         lambda: read_fields(catalogue.ENGINE, parts.http_engine.statistics()),
@@ -74,6 +78,7 @@ def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
         partial(_read_sync, parts.sync_worker),
         partial(_read_logs, parts.logs),
         lambda: read_fields(catalogue.FLAGGING, gateway.flagger.statistics()),
+        partial(_read_collapsed, parts),
     )
     metrics.add_blocking(read_process, partial(_read_disk, gateway.event_log.folder, parts.events_max_bytes))
 
@@ -121,6 +126,11 @@ def _read_sync(worker: SyncWorker | None) -> Iterable[Reading]:
 
 def _read_logs(logs: Logs | None) -> Iterable[Reading]:
     return () if logs is None else read_fields(catalogue.LOG, logs.statistics())
+
+
+def _read_collapsed(parts: ServiceParts) -> Iterator[Reading]:
+    for metric, count in parts.exchanges.count_collapsed():
+        yield catalogue.COLLAPSED.read(count, metric.name)
 
 
 def _read_disk(folder: Path, max_bytes: int) -> Iterator[Reading]:

@@ -28,7 +28,9 @@ _GENAI_LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_reques
 _GENAI_ATTRIBUTES = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
 
 EXCHANGES = counter("cgw_exchanges", "Requests that were answered, or came to another end.", "route", "outcome", "code")
-INTERNAL_ERRORS = counter("cgw_internal_errors", "Exchanges that a bug of cgw's ended; from the start on, so 0 is told.")
+INTERNAL_ERRORS = counter(
+    "cgw_internal_errors", "Exchanges that a bug of cgw's ended; from the start on, so 0 is told."
+)
 DURATION = Metric(
     "cgw_exchange_duration_seconds",
     Kind.HISTOGRAM,
@@ -119,8 +121,8 @@ TOKENS = Metric(
 )
 
 EXCHANGE_METRICS = (
-    EXCHANGES, INTERNAL_ERRORS, DURATION, FIRST_BYTE, RECEIVED, SENT, STALE, UPSTREAM_RESPONSES, OVERHEAD, CONCURRENT, TRACED,
-    OPERATION, FIRST_TOKEN, PER_TOKEN, TOKENS,
+    EXCHANGES, INTERNAL_ERRORS, DURATION, FIRST_BYTE, RECEIVED, SENT, STALE, UPSTREAM_RESPONSES, OVERHEAD, CONCURRENT,
+    TRACED, OPERATION, FIRST_TOKEN, PER_TOKEN, TOKENS,
 )  # fmt: skip
 
 MAX_MODELS = 100
@@ -157,20 +159,13 @@ class ExchangeMetrics:
         self._stale = CountSet(STALE)
         self._upstream_responses = CountSet(UPSTREAM_RESPONSES)
         self._overhead = Histogram(OVERHEAD)
-        self._concurrent = CountSet(CONCURRENT)
         self._operation = Histogram(OPERATION)
         self._first_token = Histogram(FIRST_TOKEN)
         self._per_token = Histogram(PER_TOKEN)
         self._tokens = Histogram(TOKENS)
-        self.traced = CountSet(TRACED).find()
-        """Requests that Fireworks is asked to trace; counted by whoever sends them."""
         self._internal_errors = 0
         self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._models: set[str] = set()
-
-    def find_concurrent(self, provider: str, feature: str) -> Count:
-        """Return the count of exchanges whose upstream is at work, for the exchange to add and subtract one."""
-        return self._concurrent.find(provider, feature)
 
     def note(self, record: ExchangeRecord) -> None:
         """Count one exchange."""
@@ -190,7 +185,6 @@ class ExchangeMetrics:
 
     def read(self) -> Iterator[Reading]:
         """Return the readings of all metrics."""
-        yield TRACED.read(self.traced.value)
         yield INTERNAL_ERRORS.read(self._internal_errors)
         yield from chain.from_iterable(one.read() for one in self._list_all())
 
@@ -203,7 +197,7 @@ class ExchangeMetrics:
     def _list_all(self) -> tuple[Histogram | CountSet, ...]:
         return (
             self._exchanges, self._duration, self._first_byte, self._received, self._sent, self._stale,
-            self._upstream_responses, self._overhead, self._concurrent, self._operation, self._first_token,
+            self._upstream_responses, self._overhead, self._operation, self._first_token,
             self._per_token, self._tokens,
         )  # fmt: skip
 
