@@ -16,7 +16,7 @@ INTRODUCTION = """\
 # Metrics
 
 `GET /-/metrics` answers in Prometheus' text format, or in OpenMetrics with exemplars (trace ids) where the scraper asks
-for that, as Prometheus does. On the public port it needs `CODY_GATEWAY_DIAGNOSTICS_SECRET` as bearer token; on the admin
+for that, as Prometheus does. On the public port it needs `CODY_GATEWAY_DIAGNOSTICS_SECRET` as a token; on the admin
 port (`CODY_GATEWAY_ADMIN_PORT`) the secret is needed only where one is set. Scrapes within a second share one answer.
 [deploy/](../deploy) has a configuration of Prometheus, alert rules and a Grafana dashboard.
 
