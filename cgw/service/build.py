@@ -47,6 +47,7 @@ from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
 from cgw.telemetry.metrics import Metrics
+from cgw.telemetry.readers import Readers
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -69,6 +70,7 @@ def build_gateway(
     alerts: AlertQueue,
     event_log: EventLog,
     flagger: Flagger,
+    readers: Readers,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
@@ -84,6 +86,7 @@ def build_gateway(
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
+        readers=readers,
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
         load=LoadTracker(settings.upstream.unavailable_after),

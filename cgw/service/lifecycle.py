@@ -53,9 +53,12 @@ from cgw.service.metrics import ServiceParts, add_collectors
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
+from cgw.telemetry.exchange_log import log_exchange
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.metrics import Metrics
+from cgw.telemetry.metrics_exchanges import ExchangeMetrics
+from cgw.telemetry.readers import Readers
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
 from cgw.transport.overload import OverloadControl
@@ -153,7 +156,8 @@ async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIte
     check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
-    status, metrics, loop_lag = ServiceStatus(), Metrics(), LoopLag()
+    status, metrics, exchanges, loop_lag = ServiceStatus(), Metrics(), ExchangeMetrics(), LoopLag()
+    readers = Readers((log_exchange, exchanges.note))
     async with AsyncExitStack() as stack:
         # First, and so closed last: everything below connects by host names.
         resolver = await stack.enter_async_context(open_resolver())
@@ -170,7 +174,7 @@ async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIte
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
         opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
         flagger = await open_flagger(settings, redis)
-        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger)
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
         control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker, metrics)
@@ -185,8 +189,8 @@ async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIte
         listeners = listeners or await _open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
         parts = ServiceParts(
-            gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, loop_lag, logs,
-            settings.events.max_bytes,
+            gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, exchanges, loop_lag,
+            logs, settings.events.max_bytes,
         )  # fmt: skip
         add_collectors(metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)
