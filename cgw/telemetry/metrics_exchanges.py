@@ -208,7 +208,7 @@ class ExchangeMetrics:
         return kind
 
     def _build(self, record: ExchangeRecord) -> _Kind:
-        route = record.route or OTHER
+        route = record.route or record.kind.value  # a path of a client's is no label
         code = "none" if record.status is None else f"{record.status // 100}xx"
         is_upstream = record.provider is not None and record.times[_ADMITTED] is not None
         return _Kind(
