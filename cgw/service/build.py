@@ -46,8 +46,9 @@ from cgw.service.descriptors import choose_max_connections, read_descriptor_limi
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
+from cgw.telemetry.exchange_log import log_exchange
 from cgw.telemetry.metrics import Metrics
-from cgw.telemetry.readers import Readers
+from cgw.telemetry.readers import Reader, Readers
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -93,6 +94,11 @@ def build_gateway(
         fallbacks=build_fallbacks(settings.providers),
         passes_account_fields=settings.upstream.passes_provider_headers,
     )
+
+
+def build_readers(*optional: Reader | None) -> Readers:
+    """Return what reports each exchange: the log, and those of ``optional`` that are on."""
+    return Readers([log_exchange, *(reader for reader in optional if reader is not None)])
 
 
 async def open_flagger(settings: Settings, redis: Store) -> Flagger:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
@@ -20,6 +20,7 @@ import trio
 from attrs import frozen
 
 from cgw.actors.sync import SyncWorker
+from cgw.config.describe import list_secrets
 from cgw.control.app import ControlApp
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
@@ -39,6 +40,7 @@ from cgw.service.build import (
     build_engine,
     build_gateway,
     build_overload_control,
+    build_readers,
     build_reloads,
     build_routes,
     build_server,
@@ -49,16 +51,19 @@ from cgw.service.build import (
     open_flagger,
 )
 from cgw.service.findings import explain_listening
-from cgw.service.metrics import ServiceParts, add_collectors
+from cgw.service.metrics import Exporters, ServiceParts, add_collectors
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
-from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.call_spans import CallTracer
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
+from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.metrics import Metrics
 from cgw.telemetry.metrics_exchanges import ExchangeMetrics
-from cgw.telemetry.readers import Readers
+from cgw.telemetry.metrics_push import MetricsPush, open_metrics_push
+from cgw.telemetry.sentry import ErrorReports
+from cgw.telemetry.traces import Tracing, open_tracing
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
 from cgw.transport.overload import OverloadControl
@@ -77,6 +82,7 @@ class Service:
     """A running gateway.
 
     ``dialects`` are those of its provider routes; ``actor_count`` is that of the actors file at the start.
+    ``tracing`` is ``None`` where traces are off.
     ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
     where the admin port is off.
     """
@@ -93,6 +99,7 @@ class Service:
     status: ServiceStatus
     reloads: Sequence[Reload]
     admin_port: int | None
+    tracing: Tracing | None
 
     @property
     def port(self) -> int:
@@ -141,9 +148,12 @@ def build_url(host: str, port: int, scheme: str = "http") -> str:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIterator[Service]:
+async def open_service(
+    settings: Settings, error_reports: ErrorReports | None = None, logs: Logs | None = None
+) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
 
+    ``error_reports`` get the exchanges that failed; they outlive the service, because they report its crash, too.
     ``logs`` is the open log, for its metrics.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
@@ -157,10 +167,13 @@ async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIte
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
     status, metrics, exchanges, loop_lag = ServiceStatus(), Metrics(), ExchangeMetrics(), LoopLag()
-    readers = Readers((log_exchange, exchanges.note))
     async with AsyncExitStack() as stack:
         # First, and so closed last: everything below connects by host names.
         resolver = await stack.enter_async_context(open_resolver())
+        # Closed after all exchanges have ended, so that the last ones are traced and counted.
+        metrics_push = await stack.enter_async_context(_open_metrics_push(settings, metrics))
+        tracing = await stack.enter_async_context(_open_tracing(settings))
+        tracer = None if tracing is None else tracing.calls
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
@@ -170,10 +183,11 @@ async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIte
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
-        webhook = await _open_webhook(stack, settings, tls_context)
+        webhook = await _open_webhook(stack, settings, tls_context, tracer)
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
-        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
+        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
         flagger = await open_flagger(settings, redis)
+        readers = build_readers(exchanges.note, tracing, error_reports)
         gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
@@ -190,7 +204,7 @@ async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIte
         server = build_server(settings, listeners, addresses)
         parts = ServiceParts(
             gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, exchanges, loop_lag,
-            logs, settings.events.max_bytes,
+            logs, settings.events.max_bytes, Exporters(tracing, metrics_push, error_reports),
         )  # fmt: skip
         add_collectors(metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)
@@ -208,6 +222,7 @@ async def open_service(settings: Settings, logs: Logs | None = None) -> AsyncIte
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
+                tracing=tracing,
             )
         finally:
             await _cut(server, status)
@@ -295,8 +310,18 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: Contr
         raise ConfigError([str(finding)]) from None
 
 
+def _open_metrics_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[MetricsPush | None]:
+    environment = settings.dotcom.environment
+    return open_metrics_push(metrics, settings.metrics, settings.traces, settings.otlp, environment=environment)
+
+
+def _open_tracing(settings: Settings) -> AbstractAsyncContextManager[Tracing | None]:
+    environment, mask = settings.dotcom.environment, SecretMask(list_secrets(settings))
+    return open_tracing(settings.traces, settings.otlp, environment=environment, mask=mask)
+
+
 async def _open_webhook(
-    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext
+    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext, tracer: CallTracer | None
 ) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
     """Return the function that posts a usage alert to Slack; ``None`` where no webhook is set."""
     url = settings.limits.slack_webhook_url
@@ -304,7 +329,7 @@ async def _open_webhook(
         return None
     from cgw.telemetry.slack import open_slack_webhook  # imports httpx, which takes 100 ms
 
-    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context))
+    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context, tracer=tracer))
     return webhook.post
 
 

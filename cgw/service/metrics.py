@@ -26,12 +26,24 @@ from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.metrics import Metrics, Reading, read_fields
 from cgw.telemetry.metrics_exchanges import ExchangeMetrics
+from cgw.telemetry.metrics_push import MetricsPush
 from cgw.telemetry.process_metrics import read_process
+from cgw.telemetry.sentry import ErrorReports
+from cgw.telemetry.traces import Tracing
 from cgw.transport.overload import OverloadControl
 from cgw.transport.server import Server
 
 MAX_MODELS = 100
 """Unavailable models that are named; actors with patterns may ask for any names."""
+
+
+@frozen
+class Exporters:
+    """What sends telemetry elsewhere; ``None`` where it is off."""
+
+    traces: Tracing | None
+    metrics: MetricsPush | None
+    errors: ErrorReports | None
 
 
 @frozen
@@ -51,6 +63,7 @@ class ServiceParts:
     loop_lag: LoopLag
     logs: Logs | None
     events_max_bytes: int
+    exporters: Exporters
 
 
 def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
@@ -79,6 +92,7 @@ def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
         partial(_read_logs, parts.logs),
         lambda: read_fields(catalogue.FLAGGING, gateway.flagger.statistics()),
         partial(_read_collapsed, parts),
+        partial(_read_exporters, parts.exporters),
     )
     metrics.add_blocking(read_process, partial(_read_disk, gateway.event_log.folder, parts.events_max_bytes))
 
@@ -131,6 +145,15 @@ def _read_logs(logs: Logs | None) -> Iterable[Reading]:
 def _read_collapsed(parts: ServiceParts) -> Iterator[Reading]:
     for metric, count in parts.exchanges.count_collapsed():
         yield catalogue.COLLAPSED.read(count, metric.name)
+
+
+def _read_exporters(exporters: Exporters) -> Iterator[Reading]:
+    if exporters.traces is not None:
+        yield from read_fields(catalogue.EXPORT, exporters.traces.statistics(), "traces")
+    if exporters.metrics is not None:
+        yield from read_fields(catalogue.EXPORT, exporters.metrics.statistics(), "metrics")
+    if exporters.errors is not None:
+        yield from read_fields(catalogue.ERROR_REPORTS, exporters.errors.statistics())
 
 
 def _read_disk(folder: Path, max_bytes: int) -> Iterator[Reading]:

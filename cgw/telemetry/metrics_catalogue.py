@@ -146,6 +146,19 @@ FLAGGING: Fields = {
     "blocked": counter("cgw_flagging_blocked", "Requests that were blocked."),
     "prompts_dropped": counter("cgw_flagged_prompts_dropped", "Flagged prompts that could not be kept."),
 }
+EXPORT: Fields = {
+    "exported": counter(
+        "cgw_telemetry_exported", "Traces, or snapshots of metrics, that were exported.", "exporter"
+    ),
+    "dropped": counter("cgw_telemetry_dropped", "Items that found too many waiting to be exported.", "exporter"),
+    "failed": counter("cgw_telemetry_failed", "Items that the receiver did not accept.", "exporter"),
+    "pending": gauge("cgw_telemetry_pending", "Items that wait to be exported now.", "exporter"),
+}
+ERROR_REPORTS: Fields = {
+    "sent": counter("cgw_error_reports", "Errors that were reported to Sentry."),
+    "suppressed": counter("cgw_error_reports_suppressed", "Errors that were not reported: too many of one cause."),
+    "dropped": counter("cgw_error_reports_dropped", "Reports of errors that did not arrive."),
+}
 REDIS_LATENCY = Metric(
     "cody_gateway_redis_latency",
     Kind.HISTOGRAM,
@@ -158,6 +171,7 @@ REDIS_LATENCY = Metric(
 
 PARTS: tuple[Fields, ...] = (
     SERVER, ENGINE, RELAY, POOL, LIMITER, ALERTS, REDIS, EVENT_LOG, RESOLVER, REFRESHER, SOURCE, SYNC, LOG, FLAGGING,
+    EXPORT, ERROR_REPORTS,
 )  # fmt: skip
 SINGLE: tuple[Metric, ...] = (
     BUILD_INFO, PHASE, HEALTH, COLLAPSED, LOOP_LAG, SHEDDING, MODEL_UNAVAILABLE, LIMITS_REFUSED, BUFFER_SIZE,
