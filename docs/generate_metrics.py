@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cgw.telemetry.metrics import Kind, Metric
+from cgw.telemetry.metrics import MAX_SERIES, Kind, Metric
 from cgw.telemetry.metrics_catalogue import list_part_metrics
-from cgw.telemetry.metrics_exchanges import EXCHANGE_METRICS
+from cgw.telemetry.metrics_exchanges import EXCHANGE_METRICS, MAX_MODELS
 from cgw.telemetry.process_metrics import PROCESS_METRICS
 
 PAGE = Path(__file__).parent / "metrics.md"
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Metrics
 
 `GET /-/metrics` answers in Prometheus' text format, or in OpenMetrics with exemplars (trace ids) where the scraper asks
@@ -27,8 +27,8 @@ This page is generated from the declarations by `python -m docs.generate_metrics
   metrics (OTLP, Google Cloud Monitoring) have the name in the last column, where there is one.
 - **Cost**: what the parts count anyway is read when it is asked for. An exchange adds about 3 µs for its histograms, a
   reply of Redis 0.5 µs.
-- **Bounds**: no metric has the id of an actor, a key or a path of a client's. A metric has at most 500 sets of labels;
-  further ones are counted as `other`, and in `cgw_metrics_collapsed_total`. Of models, the first 100 that an upstream
+- **Bounds**: no metric has the id of an actor, a key or a path of a client's. A metric has at most {MAX_SERIES} sets of labels;
+  further ones are counted as `other`, and in `cgw_metrics_collapsed_total`. Of models, the first {MAX_MODELS} that an upstream
   answered for have a label of their own.
 """
 

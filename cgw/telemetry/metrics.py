@@ -26,8 +26,9 @@ from attrs import frozen
 OTHER = "other"
 """The value of labels beyond a bound."""
 
-MAX_SERIES = 500
-"""Label sets of one metric; further ones become one, with :data:`OTHER` for each label, and are counted."""
+MAX_SERIES = 200
+"""Label sets of one metric; further ones become one, with :data:`OTHER` for each label, and are counted. A scrape with
+all series full is rendered in 0.1 s of CPU time, beside the streams that are served."""
 
 BLOCKING_SECONDS = 1.0
 

@@ -125,7 +125,7 @@ EXCHANGE_METRICS = (
     TRACED, OPERATION, FIRST_TOKEN, PER_TOKEN, TOKENS,
 )  # fmt: skip
 
-MAX_MODELS = 100
+MAX_MODELS = 50
 """Models with a label of their own; actors with patterns may ask for any name, so only those that answered get one."""
 
 MAX_KINDS = 4096

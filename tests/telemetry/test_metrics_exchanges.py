@@ -115,7 +115,7 @@ def test_an_upstream_that_fails_is_counted_by_the_cause() -> None:
 
 
 def test_models_are_bounded_to_those_that_answered() -> None:
-    """A name that no upstream knows gets no label, and neither does the one after the hundredth."""
+    """A name that no upstream knows gets no label, and neither does the one after the last that fits."""
     metrics = ExchangeMetrics()
     metrics.note(build_record(model="openai/no-such-model", upstream_status=404, status=404))
     for number in range(MAX_MODELS + 20):
