@@ -135,6 +135,12 @@ ROWS: dict[str, Sequence[Panel]] = {
             ],
         ),
         Panel(
+            "Not shipped yet",
+            "short",
+            [("sum by (sink) (cgw_events_unshipped)", "{{sink}}")],
+        ),
+        Panel("Age of the oldest event not shipped", "s", [("max by (sink) (cgw_events_lag_seconds)", "{{sink}}")]),
+        Panel(
             "Disk",
             "bytes",
             [("sum(cgw_events_disk_bytes)", "used"), ("max(cgw_events_disk_limit_bytes)", "limit")],

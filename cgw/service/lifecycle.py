@@ -1,8 +1,8 @@
 """The running service: what it opens, in which order, and how it drains and ends.
 
 Lifetimes end in the reverse of their order here: clients' connections first, then the background tasks that exchanges
-use, then the Redis links, the event log and the embedded server. So an exchange that ends late still finds what it
-needs to record and to settle.
+use, then the Redis links; then what is recorded is shipped, and the event log and the embedded server end. So an
+exchange that ends late still finds what it needs to record and to settle, and its event is shipped with the others.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from cgw.config.describe import list_secrets
 from cgw.control.app import ControlApp
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
-from cgw.events.event_log import open_event_log
+from cgw.events.event_log import EventLog, open_event_log
 from cgw.events.options import EventLogOptions
+from cgw.events.shipping.shipping import Shipping, open_shipping
+from cgw.events.sinks.registry import SinkKind, build_options, choose_sinks
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
@@ -100,6 +102,7 @@ class Service:
     reloads: Sequence[Reload]
     admin_port: int | None
     tracing: Tracing | None
+    shipping: Shipping
 
     @property
     def port(self) -> int:
@@ -130,14 +133,15 @@ class Service:
             await self.server.drained.wait()
             return True
         logger.warning("cutting %d connections that did not finish in time", self.server.connection_count)
-        self.cut()
+        self.server.cut()
         with trio.move_on_after(CUT_SECONDS):
             await self.server.drained.wait()
         return False
 
     def cut(self) -> None:
-        """Close the port and end every connection now."""
+        """Close the port and end every connection now, and do not wait for events to be shipped."""
         self.server.cut()
+        self.shipping.cut()
 
 
 def build_url(host: str, port: int, scheme: str = "http") -> str:
@@ -179,7 +183,11 @@ async def open_service(
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
         events_folder = data_dir / EVENTS_NAME
-        event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
+        sink_kinds = choose_sinks(settings)
+        options = EventLogOptions(settings.events, [kind.name for kind in sink_kinds])
+        event_log = await stack.enter_async_context(open_event_log(events_folder, options))
+        # Closed after all that records, and before the log and the sinks.
+        shipping = await _open_shipping(stack, settings, event_log, sink_kinds, tls_context)
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
@@ -204,7 +212,7 @@ async def open_service(
         server = build_server(settings, listeners, addresses)
         parts = ServiceParts(
             gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, exchanges, loop_lag,
-            logs, settings.events.max_bytes, Exporters(tracing, metrics_push, error_reports),
+            logs, settings.events.max_bytes, Exporters(tracing, metrics_push, error_reports), shipping,
         )  # fmt: skip
         add_collectors(metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)
@@ -223,6 +231,7 @@ async def open_service(
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
                 tracing=tracing,
+                shipping=shipping,
             )
         finally:
             await _cut(server, status)
@@ -331,6 +340,23 @@ async def _open_webhook(
 
     webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context, tracer=tracer))
     return webhook.post
+
+
+async def _open_shipping(
+    stack: AsyncExitStack,
+    settings: Settings,
+    event_log: EventLog,
+    kinds: Sequence[SinkKind],
+    tls_context: SSLContext,
+) -> Shipping:
+    """Ship events to the sinks, which ``stack`` closes after a last attempt to ship all."""
+    sinks = [
+        (await stack.enter_async_context(kind.open(settings, tls_context)), build_options(kind, settings.shipping))
+        for kind in kinds
+    ]
+    return await stack.enter_async_context(
+        open_shipping(event_log, sinks, drain_timeout_seconds=settings.shipping.drain_timeout_seconds)
+    )
 
 
 async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:

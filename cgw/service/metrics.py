@@ -16,6 +16,7 @@ from cgw.actors.sync import SyncWorker
 from cgw.control.status import Phase, ServiceStatus
 from cgw.events.event_log import EventLog
 from cgw.events.segments import list_segments
+from cgw.events.shipping.shipping import Shipping
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.limits.alerts import AlertQueue
@@ -64,6 +65,7 @@ class ServiceParts:
     logs: Logs | None
     events_max_bytes: int
     exporters: Exporters
+    shipping: Shipping
 
 
 def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
@@ -85,6 +87,7 @@ def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
         lambda: read_fields(catalogue.REDIS, parts.redis.statistics()),
         parts.redis.read_latency,
         partial(_read_event_log, gateway.event_log),
+        partial(_read_sinks, parts.shipping),
         lambda: read_fields(catalogue.RESOLVER, parts.resolver.statistics()),
         lambda: read_fields(catalogue.REFRESHER, gateway.refresher.statistics()),
         partial(_read_sources, gateway),
@@ -124,6 +127,12 @@ def _read_event_log(event_log: EventLog) -> Iterator[Reading]:
     yield catalogue.BUFFER_SIZE.read(statistics.waiting)
     yield catalogue.EVENTS_ACCEPTING.read(event_log.is_accepting)
     yield catalogue.EVENTS_FAILING.read(event_log.describe() is not None)
+
+
+def _read_sinks(shipping: Shipping) -> Iterator[Reading]:
+    for sink in shipping.statistics():
+        yield from read_fields(catalogue.SINK, sink, sink.name)
+        yield catalogue.SINK_UP.read(sink.trouble is None, sink.name)
 
 
 def _read_sources(gateway: Gateway) -> Iterator[Reading]:

@@ -15,7 +15,7 @@ from cgw.config.declare import group, named_groups, setting
 from cgw.config.environment import Reading, examine_environment, find_unknown_variables
 from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
-from cgw.events.settings import EventSettings
+from cgw.events.settings import EventSettings, HttpSinkSettings, ShippingSettings
 from cgw.flagging.settings import FlaggingSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.embeddings.settings import EmbeddingsSettings
@@ -72,6 +72,8 @@ class Settings:
     redis: RedisSettings = group(RedisSettings)
     data: DataSettings = group(DataSettings)
     events: EventSettings = group(EventSettings)
+    shipping: ShippingSettings = group(ShippingSettings)
+    http_sink: HttpSinkSettings = group(HttpSinkSettings)
     logs: LogSettings = group(LogSettings)
     traces: TraceSettings = group(TraceSettings)
     otlp: OtlpSettings = group(OtlpSettings)

@@ -103,6 +103,18 @@ EVENTS_DISK_LIMIT = gauge(
     "cgw_events_disk_limit_bytes", "CODY_GATEWAY_EVENTS_MAX_BYTES, beyond which the oldest are deleted.", unit="By"
 )
 EVENTS_SEGMENTS = gauge("cgw_events_segments", "Event segments in the data directory.")
+SINK: Fields = {
+    "shipped": counter("cgw_events_shipped", "Usage events that a sink took.", "sink"),
+    "batches": counter("cgw_events_batches", "Batches of usage events that a sink took.", "sink"),
+    "failed": counter("cgw_events_rejected", "Usage events that a sink rejected, and that were set aside.", "sink"),
+    "retries": counter("cgw_events_shipping_retries", "Attempts to ship a batch after one that failed.", "sink"),
+    "unshipped_events": gauge("cgw_events_unshipped", "Usage events that a sink does not have yet, estimated.", "sink"),
+    "unshipped_bytes": gauge(
+        "cgw_events_unshipped_bytes", "The size of the usage events that a sink does not have yet.", "sink", unit="By"
+    ),
+    "lag_seconds": gauge("cgw_events_lag_seconds", "The age of the oldest event that a sink lacks.", "sink", unit="s"),
+}
+SINK_UP = gauge("cgw_events_sink_up", "0 while a sink takes nothing.", "sink")
 RESOLVER: Fields = {
     "names": gauge("cgw_resolver_names", "Host names whose addresses are known."),
     "started": counter("cgw_resolver_lookups", "Look-ups of host names that were started."),
@@ -147,9 +159,7 @@ FLAGGING: Fields = {
     "prompts_dropped": counter("cgw_flagged_prompts_dropped", "Flagged prompts that could not be kept."),
 }
 EXPORT: Fields = {
-    "exported": counter(
-        "cgw_telemetry_exported", "Traces, or snapshots of metrics, that were exported.", "exporter"
-    ),
+    "exported": counter("cgw_telemetry_exported", "Traces, or snapshots of metrics, that were exported.", "exporter"),
     "dropped": counter("cgw_telemetry_dropped", "Items that found too many waiting to be exported.", "exporter"),
     "failed": counter("cgw_telemetry_failed", "Items that the receiver did not accept.", "exporter"),
     "pending": gauge("cgw_telemetry_pending", "Items that wait to be exported now.", "exporter"),
@@ -171,11 +181,12 @@ REDIS_LATENCY = Metric(
 
 PARTS: tuple[Fields, ...] = (
     SERVER, ENGINE, RELAY, POOL, LIMITER, ALERTS, REDIS, EVENT_LOG, RESOLVER, REFRESHER, SOURCE, SYNC, LOG, FLAGGING,
-    EXPORT, ERROR_REPORTS,
+    SINK, EXPORT, ERROR_REPORTS,
 )  # fmt: skip
 SINGLE: tuple[Metric, ...] = (
     BUILD_INFO, PHASE, HEALTH, COLLAPSED, LOOP_LAG, SHEDDING, MODEL_UNAVAILABLE, LIMITS_REFUSED, BUFFER_SIZE,
-    EVENTS_ACCEPTING, EVENTS_FAILING, EVENTS_DISK, EVENTS_DISK_LIMIT, EVENTS_SEGMENTS, SOURCE_UP, REDIS_LATENCY,
+    EVENTS_ACCEPTING, EVENTS_FAILING, EVENTS_DISK, EVENTS_DISK_LIMIT, EVENTS_SEGMENTS, SINK_UP, SOURCE_UP,
+    REDIS_LATENCY,
 )  # fmt: skip
 
 

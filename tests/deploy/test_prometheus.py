@@ -16,6 +16,7 @@ from docs.generate_dashboard import PAGE as DASHBOARD
 from docs.generate_dashboard import build_dashboard, list_panels
 from docs.generate_metrics import list_all_metrics
 from tests.gateway.conftest import upstream
+from tests.support.collectors import open_receiver
 from tests.support.gateway import open_gateway
 from tests.support.prometheus import (
     DEPLOY,
@@ -113,9 +114,15 @@ async def test_every_metric_of_the_rules_and_the_dashboard_is_on_a_scrape(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     """All but those that need a fault, or a source of actors on the network, are there after each route was used."""
-    async with open_gateway(tmp_path, upstream.url, more=WITH_SECRET) as gateway:
-        await use_every_route(gateway)
-        families = await scrape_families(gateway)
+    with open_receiver() as receiver:
+        more = {
+            **WITH_SECRET,
+            "CODY_GATEWAY_EVENTS_HTTP_URL": receiver.url,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+        }
+        async with open_gateway(tmp_path, upstream.url, more=more) as gateway:
+            await use_every_route(gateway)
+            families = await scrape_families(gateway)
     scraped = {sample.name for family in families.values() for sample in family.samples}
     queries = [*list_rule_queries(), *(query for panel in list_panels() for query, _ in panel.queries)]
     missing = set().union(*map(list_names, queries)) - scraped

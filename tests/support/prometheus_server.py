@@ -33,6 +33,8 @@ def scale_rules(text: str, factor: float) -> str:
             seconds = max(seconds, LEAST_RANGE_SECONDS)
         return f"{match['before']}{round(seconds * 1000)}ms"
 
+    # The only threshold that is a time.
+    text = re.sub(r"(lag_seconds > )(\d+)", lambda match: f"{match[1]}{int(match[2]) * factor:g}", text)
     return re.sub(r"(?P<before>\[|for: )(?P<count>\d+)(?P<unit>[smh])\b", scale, text)
 
 
