@@ -7,7 +7,6 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from cgw.control.metrics import MetricsRoute, prefers_openmetrics
 from cgw.telemetry.metrics import Metrics, Reading, counter
@@ -17,6 +16,7 @@ from tests.support.prometheus import (
     AUTHORIZATION,
     OPENMETRICS,
     WITH_SECRET,
+    parse_openmetrics,
     read_sample,
     scrape,
     scrape_families,

@@ -10,6 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as text_string_to_openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from cgw.service.lifecycle import Service
@@ -32,6 +35,11 @@ def run_promtool(*arguments: str, text: bytes = b"") -> str:
     output = (done.stdout + done.stderr).decode()
     assert done.returncode == 0, output
     return output
+
+
+def parse_openmetrics(text: str) -> list[Family]:
+    """Parse OpenMetrics, strictly."""
+    return list(text_string_to_openmetrics_families(text))  # type: ignore[no-untyped-call]
 
 
 async def scrape(gateway: Service, accept: str = "text/plain") -> httpx.Response:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from cgw.telemetry import metrics as module
@@ -26,6 +25,7 @@ from cgw.telemetry.metrics import (
     gauge,
 )
 from cgw.telemetry.metrics_text import render_metrics
+from tests.support.prometheus import parse_openmetrics
 
 SECONDS = Metric("test_seconds", Kind.HISTOGRAM, "Seconds.", ("route",), bounds=(1.0, 2.0, 5.0))
 THINGS = counter("test_things", 'Things, "quoted" and \\ escaped.', "kind")

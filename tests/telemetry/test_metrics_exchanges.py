@@ -136,7 +136,8 @@ def test_a_flood_of_labels_is_bounded() -> None:
     collapsed = {metric.name: count for metric, count in metrics.count_collapsed()}
     assert collapsed["cgw_exchanges"] == MAX_KINDS + 1000 - MAX_SERIES
     values = read_values(metrics)
-    assert sum(value for (name, *_), value in values.items() if name == "cgw_exchanges") == MAX_KINDS + 1000
+    counts = [value for (name, *_), value in values.items() if name == "cgw_exchanges" and isinstance(value, int)]
+    assert sum(counts) == MAX_KINDS + 1000
 
 
 def test_no_actor_is_in_a_metric() -> None:
