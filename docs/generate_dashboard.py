@@ -123,7 +123,7 @@ ROWS: dict[str, Sequence[Panel]] = {
                 rate("cgw_relay_busy_seconds_total", legend="the relay's passes"),
             ],
         ),
-        Panel("Memory", "bytes", [('process_resident_memory_bytes{job="cgw"}', "{{instance}}")]),
+        Panel("Memory", "bytes", [('process_resident_memory_bytes{job="cgw"}', "{{instance}} {{worker}}")]),
     ),
     "Usage events and actors": (
         Panel(
@@ -143,7 +143,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         Panel(
             "Disk",
             "bytes",
-            [("sum(cgw_events_disk_bytes)", "used"), ("max(cgw_events_disk_limit_bytes)", "limit")],
+            [("max(cgw_events_disk_bytes)", "used"), ("max(cgw_events_disk_limit_bytes)", "limit")],
         ),
         Panel(
             "Actor sources",

@@ -8,6 +8,7 @@ from pathlib import Path
 from cgw.telemetry.metrics import MAX_SERIES, Kind, Metric
 from cgw.telemetry.metrics_catalogue import list_part_metrics
 from cgw.telemetry.metrics_exchanges import EXCHANGE_METRICS, MAX_MODELS
+from cgw.telemetry.metrics_workers import WORKERS
 from cgw.telemetry.process_metrics import PROCESS_METRICS
 
 PAGE = Path(__file__).parent / "metrics.md"
@@ -25,6 +26,8 @@ This page is generated from the declarations by `python -m docs.generate_metrics
 - **Names**: `cgw_…` are cgw's own; `cody_gateway_…` are the reference's five, `.` and `-` written as `_`, in its units;
   `gen_ai_…` are those of OpenTelemetry's semantic conventions, with the unit that Prometheus' naming asks for. Pushed
   metrics (OTLP, Google Cloud Monitoring) have the name in the last column, where there is one.
+- **Several processes on one port** (`CODY_GATEWAY_REUSE_PORT`) with one data directory are in each scrape, whichever of
+  them answers it, told apart by the label `worker`.
 - **Cost**: what the parts count anyway is read when it is asked for. An exchange adds about 3 µs for its histograms, a
   reply of Redis 0.5 µs.
 - **Bounds**: no metric has the id of an actor, a key or a path of a client's. A metric has at most {MAX_SERIES} sets of
@@ -33,16 +36,11 @@ This page is generated from the declarations by `python -m docs.generate_metrics
 """
 
 
-def list_all_metrics() -> list[Metric]:
-    """Return every metric that a scrape may have."""
-    return [*EXCHANGE_METRICS, *list_part_metrics(), *PROCESS_METRICS]
-
-
 def build_page() -> str:
     """The whole page, in Markdown."""
     groups = {
         "Exchanges": EXCHANGE_METRICS,
-        "Parts of the service": list_part_metrics(),
+        "Parts of the service": [WORKERS, *list_part_metrics()],
         "The process": PROCESS_METRICS,
     }
     return INTRODUCTION + "".join(_build_table(title, metrics) for title, metrics in groups.items())

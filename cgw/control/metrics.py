@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 from attrs import frozen
 
 from cgw.control.responses import ControlResponse
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import Reading
 
 FRESH_SECONDS = 1.0
 """How long a scrape is answered again: a flood of them, or several scrapers, cost one rendering a second."""
@@ -21,8 +23,9 @@ class _Scrape:
 class MetricsRoute:
     """Answers scrapes. At most one of each format is rendered at a time, in a thread; others wait for it."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, take_all: Callable[[], Awaitable[list[Reading]]]) -> None:
+        """``take_all`` returns the readings of what a scrape shows, and never raises."""
+        self._take_all = take_all
         self._lock = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
         self._scrapes: dict[bool, _Scrape] = {}
@@ -41,7 +44,7 @@ class MetricsRoute:
 
     async def _scrape(self, *, is_openmetrics: bool) -> _Scrape:
         expires_at = trio.current_time() + FRESH_SECONDS
-        readings = await self._metrics.take_all()
+        readings = await self._take_all()
         # Not in the Trio thread: it takes some 20 ms.
         response = await trio.to_thread.run_sync(
             _render, readings, is_openmetrics, abandon_on_cancel=True, limiter=self._limiter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -47,7 +47,7 @@ from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
 from cgw.telemetry.exchange_log import log_exchange
-from cgw.telemetry.metrics import Metrics
+from cgw.telemetry.metrics import Reading
 from cgw.telemetry.readers import Reader, Readers
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
@@ -127,7 +127,7 @@ def build_control_app(
     status: ServiceStatus,
     opened: OpenedSources,
     sync_worker: SyncWorker | None,
-    metrics: Metrics,
+    take_metrics: Callable[[], Awaitable[list[Reading]]],
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -145,7 +145,7 @@ def build_control_app(
         attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,
         maintenance=maintenance,
-        metrics=MetricsRoute(metrics),
+        metrics=MetricsRoute(take_metrics),
     )
 
 

@@ -25,10 +25,11 @@ from cgw.resolver import Resolver
 from cgw.telemetry import metrics_catalogue as catalogue
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
-from cgw.telemetry.metrics import Metrics, Reading, read_fields
-from cgw.telemetry.metrics_exchanges import ExchangeMetrics
+from cgw.telemetry.metrics import Metric, Metrics, Reading, read_fields
+from cgw.telemetry.metrics_exchanges import EXCHANGE_METRICS, ExchangeMetrics
 from cgw.telemetry.metrics_push import MetricsPush
-from cgw.telemetry.process_metrics import read_process
+from cgw.telemetry.metrics_workers import WORKERS
+from cgw.telemetry.process_metrics import PROCESS_METRICS, read_process
 from cgw.telemetry.sentry import ErrorReports
 from cgw.telemetry.traces import Tracing
 from cgw.transport.overload import OverloadControl
@@ -36,6 +37,11 @@ from cgw.transport.server import Server
 
 MAX_MODELS = 100
 """Unavailable models that are named; actors with patterns may ask for any names."""
+
+
+def list_all_metrics() -> list[Metric]:
+    """Return every metric that a scrape may have."""
+    return [WORKERS, *EXCHANGE_METRICS, *catalogue.list_part_metrics(), *PROCESS_METRICS]
 
 
 @frozen

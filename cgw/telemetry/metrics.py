@@ -89,11 +89,12 @@ class HistogramValue:
 
 
 class Reading(NamedTuple):
-    """The value of one metric for one set of labels, now."""
+    """The value of one metric for one set of labels, now; ``worker`` is the process, where a scrape has several."""
 
     metric: Metric
     labels: tuple[str, ...]
     value: float | HistogramValue
+    worker: str = ""
 
 
 Collect = Callable[[], Iterable[Reading]]

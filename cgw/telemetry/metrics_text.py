@@ -43,6 +43,8 @@ class _Families(Collector):
         if family is None:
             family = self._families[metric] = Family(metric.name, metric.help, metric.kind.value)
         labels = dict(zip(metric.labels, reading.labels, strict=True))
+        if reading.worker:
+            labels["worker"] = reading.worker
         if isinstance(reading.value, HistogramValue):
             _add_histogram(family, labels, metric.bounds, reading.value)
         else:

@@ -121,7 +121,7 @@ def build_counting_route() -> tuple[MetricsRoute, list[float]]:
 
     metrics = Metrics()
     metrics.add(collect)
-    return MetricsRoute(metrics), taken
+    return MetricsRoute(metrics.take_all), taken
 
 
 async def test_a_flood_of_scrapes_is_one(autojump_clock: trio.testing.MockClock) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx
 
 from cgw.service.lifecycle import Service
+from cgw.service.metrics import list_all_metrics
 from cgw.telemetry.metrics import Kind
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from docs.generate_dashboard import PAGE as DASHBOARD
 from docs.generate_dashboard import build_dashboard, list_panels
-from docs.generate_metrics import list_all_metrics
 from tests.gateway.conftest import upstream
 from tests.support.collectors import open_receiver
 from tests.support.gateway import open_gateway

@@ -53,8 +53,8 @@ def test_label_sets_are_bounded_and_counted() -> None:
     for number in range(10):
         histogram.find(f"/{number}").observe(1)
         counts.find(str(number)).value += 1
-    assert {labels for _, labels, _ in histogram.read()} == {("/0",), ("/1",), ("/2",), (OTHER,)}
-    readings = {labels: value for _, labels, value in counts.read()}
+    assert {reading.labels for reading in histogram.read()} == {("/0",), ("/1",), ("/2",), (OTHER,)}
+    readings = {reading.labels: reading.value for reading in counts.read()}
     assert readings == {("0",): 1, ("1",): 1, ("2",): 1, (OTHER,): 7}
     assert histogram.collapsed == counts.collapsed == 7
 
@@ -96,7 +96,8 @@ def test_openmetrics_has_exemplars() -> None:
     exemplars = {s.labels["le"]: s.exemplar for s in family.samples if s.exemplar is not None}
     assert list(exemplars) == ["2.0"]
     assert exemplars["2.0"].labels == {"trace_id": TRACE}
-    assert (exemplars["2.0"].value, float(exemplars["2.0"].timestamp)) == (1.5, 1_700_000_000.5)
+    assert exemplars["2.0"].value == 1.5
+    assert str(exemplars["2.0"].timestamp).startswith("1700000000.5")
     assert TRACE not in render_metrics(build_readings(), is_openmetrics=False).decode()
 
 
