@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
@@ -20,6 +20,8 @@ import trio
 from attrs import frozen
 
 from cgw.actors.sync import SyncWorker
+from cgw.config.describe import list_secrets
+from cgw.control.app import ControlApp
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.event_log import EventLog, open_event_log
@@ -40,6 +42,7 @@ from cgw.service.build import (
     build_engine,
     build_gateway,
     build_overload_control,
+    build_readers,
     build_reloads,
     build_routes,
     build_server,
@@ -50,10 +53,20 @@ from cgw.service.build import (
     open_flagger,
 )
 from cgw.service.findings import explain_listening
+from cgw.service.metrics import Exporters, ServiceParts, add_collectors, list_all_metrics
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
-from cgw.transport.asgi_host import AsgiApp
+from cgw.telemetry.call_spans import CallTracer
+from cgw.telemetry.logs import Logs
+from cgw.telemetry.loop_lag import LoopLag
+from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics_exchanges import ExchangeMetrics
+from cgw.telemetry.metrics_push import MetricsPush, open_metrics_push
+from cgw.telemetry.metrics_workers import open_workers
+from cgw.telemetry.sentry import ErrorReports
+from cgw.telemetry.traces import Tracing, open_tracing
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
 from cgw.transport.overload import OverloadControl
@@ -63,6 +76,7 @@ CUT_SECONDS = 15.0
 """The time that connections which are cut at the end of a drain may take to record and settle."""
 
 EVENTS_NAME = "events"
+METRICS_NAME = "metrics"
 
 logger = logging.getLogger("cgw.service")
 
@@ -72,6 +86,7 @@ class Service:
     """A running gateway.
 
     ``dialects`` are those of its provider routes; ``actor_count`` is that of the actors file at the start.
+    ``tracing`` is ``None`` where traces are off.
     ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
     where the admin port is off.
     """
@@ -88,6 +103,7 @@ class Service:
     status: ServiceStatus
     reloads: Sequence[Reload]
     admin_port: int | None
+    tracing: Tracing | None
     shipping: Shipping
 
     @property
@@ -138,8 +154,13 @@ def build_url(host: str, port: int, scheme: str = "http") -> str:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
+async def open_service(
+    settings: Settings, error_reports: ErrorReports | None = None, logs: Logs | None = None
+) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
+
+    ``error_reports`` get the exchanges that failed; they outlive the service, because they report its crash, too.
+    ``logs`` is the open log, for its metrics.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
     start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
@@ -151,10 +172,15 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
-    status = ServiceStatus()
+    status, metrics, exchanges, loop_lag = ServiceStatus(), Metrics(), ExchangeMetrics(), LoopLag()
     async with AsyncExitStack() as stack:
         # First, and so closed last: everything below connects by host names.
-        await stack.enter_async_context(open_resolver())
+        resolver = await stack.enter_async_context(open_resolver())
+        # Closed after all exchanges have ended, so that the last ones are traced and counted.
+        take_metrics = await _open_metrics(stack, settings, metrics)
+        metrics_push = await stack.enter_async_context(_open_metrics_push(settings, metrics))
+        tracing = await stack.enter_async_context(_open_tracing(settings))
+        tracer = None if tracing is None else tracing.calls
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
@@ -168,24 +194,30 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
-        webhook = await _open_webhook(stack, settings, tls_context)
+        webhook = await _open_webhook(stack, settings, tls_context, tracer)
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
-        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
+        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
         flagger = await open_flagger(settings, redis)
-        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger)
+        readers = build_readers(exchanges.note, tracing, error_reports)
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
-        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker)
+        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker, take_metrics)
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker)
+        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker, loop_lag)
         await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
+        parts = ServiceParts(
+            gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, exchanges, loop_lag,
+            logs, settings.events.max_bytes, Exporters(tracing, metrics_push, error_reports), shipping,
+        )  # fmt: skip
+        add_collectors(metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)
         try:
             yield Service(
@@ -201,6 +233,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
+                tracing=tracing,
                 shipping=shipping,
             )
         finally:
@@ -230,6 +263,7 @@ async def _start_background(
     overload: OverloadControl,
     http_engine: HttpEngine,
     sync_worker: SyncWorker | None,
+    loop_lag: LoopLag,
 ) -> None:
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
@@ -243,6 +277,7 @@ async def _start_background(
         gateway.pool.run,
         gateway.relay.run,
         overload.run,
+        loop_lag.run,
         http_engine.hangups.run,
         http_engine.refusals.run,
     ):
@@ -273,7 +308,7 @@ async def _become_ready(stack: AsyncExitStack, limiter: Limiter, status: Service
     await stack.enter_async_context(open_background_task(wait_for_redis))
 
 
-async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiApp) -> int | None:
+async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: ControlApp) -> int | None:
     """Serve ``app`` on the admin port while ``stack`` is open; return the port, ``None`` where it is off."""
     host, port = settings.admin.host, settings.admin.port
     if port is None:
@@ -281,14 +316,35 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiA
     from cgw.control.admin import open_admin_server  # imports Hypercorn's Trio worker
 
     try:
-        return await stack.enter_async_context(open_admin_server(app, host, port))
+        return await stack.enter_async_context(open_admin_server(app.serve_admin, host, port))
     except OSError as error:
         finding = explain_listening("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", host, port, error)
         raise ConfigError([str(finding)]) from None
 
 
+async def _open_metrics(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics
+) -> Callable[[], Awaitable[list[Reading]]]:
+    """Return what reads the metrics of a scrape: of all processes that share the port, where it may be shared."""
+    workers = None
+    if settings.server.reuse_port:
+        folder = settings.data.directory / METRICS_NAME
+        workers = await stack.enter_async_context(open_workers(metrics, folder, list_all_metrics()))
+    return metrics.take_all if workers is None else workers.take_all
+
+
+def _open_metrics_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[MetricsPush | None]:
+    environment = settings.dotcom.environment
+    return open_metrics_push(metrics, settings.metrics, settings.traces, settings.otlp, environment=environment)
+
+
+def _open_tracing(settings: Settings) -> AbstractAsyncContextManager[Tracing | None]:
+    environment, mask = settings.dotcom.environment, SecretMask(list_secrets(settings))
+    return open_tracing(settings.traces, settings.otlp, environment=environment, mask=mask)
+
+
 async def _open_webhook(
-    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext
+    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext, tracer: CallTracer | None
 ) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
     """Return the function that posts a usage alert to Slack; ``None`` where no webhook is set."""
     url = settings.limits.slack_webhook_url
@@ -296,7 +352,7 @@ async def _open_webhook(
         return None
     from cgw.telemetry.slack import open_slack_webhook  # imports httpx, which takes 100 ms
 
-    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context))
+    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context, tracer=tracer))
     return webhook.post
 
 

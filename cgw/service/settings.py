@@ -24,7 +24,8 @@ from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
 from cgw.service.reference_settings import REFERENCE_SETTINGS
-from cgw.telemetry.settings import LogSettings
+from cgw.telemetry.metrics_settings import MetricsPushSettings
+from cgw.telemetry.settings import LogSettings, OtlpSettings, SentrySettings, TraceSettings
 from cgw.transport.settings import AdminSettings, OverloadSettings, ServerSettings, TlsSettings, UpstreamSettings
 
 
@@ -76,6 +77,10 @@ class Settings:
     http_sink: HttpSinkSettings = group(HttpSinkSettings)
     bigquery: BigQuerySettings = group(BigQuerySettings)
     logs: LogSettings = group(LogSettings)
+    traces: TraceSettings = group(TraceSettings)
+    otlp: OtlpSettings = group(OtlpSettings)
+    metrics: MetricsPushSettings = group(MetricsPushSettings)
+    sentry: SentrySettings = group(SentrySettings)
     warnings: tuple[str, ...] = ()
 
 

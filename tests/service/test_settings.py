@@ -286,7 +286,6 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("ANTHROPIC_API_KEY", "set CODY_GATEWAY_ANTHROPIC_ACCESS_TOKEN instead"),
         ("OPENAI_API_KEY", "set CODY_GATEWAY_OPENAI_ACCESS_TOKEN instead"),
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
-        ("CODY_GATEWAY_TRACE_POLICY", "there is no tracing yet"),
         ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )
