@@ -15,6 +15,8 @@ from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
 from cgw.actors.sync import SyncWorker
 from cgw.control.attribution import Attribution
+from cgw.control.log_level import PATH as LOG_LEVEL_PATH
+from cgw.control.log_level import answer_log_level
 from cgw.control.maintenance import PREFIX, Maintenance
 from cgw.control.responses import JSON, TEXT, ControlResponse
 from cgw.control.scopes import build_request_head, run_lifespan
@@ -31,6 +33,7 @@ from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.models import MODELS
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.models import evaluate_allowed_models
+from cgw.telemetry.log_level import LogLevel
 from cgw.transport.asgi_host import Receive, Scope, Send
 from cgw.wire.messages import RequestHead
 
@@ -67,6 +70,7 @@ class ControlApp:
     attribution: Attribution
     sync_worker: SyncWorker | None
     maintenance: Maintenance | None
+    log_level: LogLevel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection, HTTP or WebSocket."""
@@ -117,6 +121,8 @@ class ControlApp:
         elif path == "/-/actor/sync-all-sources":
             # GET is the reference's, although it changes something; POST is what it should be.
             handler, methods = self._sync_all_sources, ["GET", "POST"]
+        elif path == LOG_LEVEL_PATH:
+            handler, methods = self._log_level, ["GET", "HEAD", "POST"]
         elif path.startswith(PREFIX):
             handler, methods = self._maintain, ["GET", "HEAD"]
         else:
@@ -146,11 +152,17 @@ class ControlApp:
 
     async def _sync_all_sources(self, request: ControlRequest) -> ControlResponse:
         # Unlike healthz never open: each call makes Sourcegraph.com list all its subscriptions.
+        return self._check_secret(request) or await sync_all_sources(self.sync_worker)
+
+    async def _log_level(self, request: ControlRequest) -> ControlResponse:
+        # Never open either: debug lines fill disks, and a level above WARNING hides what goes wrong.
+        return self._check_secret(request) or await answer_log_level(self.log_level, request.head, request.receive)
+
+    def _check_secret(self, request: ControlRequest) -> ControlResponse | None:
+        """Return the response to a request that does not present the secret; raise 403 where there is no secret."""
         if self.diagnostics_secret is None:
             raise Refusal(403, "set CODY_GATEWAY_DIAGNOSTICS_SECRET to use this route", code="no_secret")
-        if not _has_secret(request, self.diagnostics_secret):
-            return ControlResponse(401, TEXT, b"")
-        return await sync_all_sources(self.sync_worker)
+        return None if _has_secret(request, self.diagnostics_secret) else ControlResponse(401, TEXT, b"")
 
     async def _maintain(self, request: ControlRequest) -> ControlResponse:
         if self.maintenance is None:

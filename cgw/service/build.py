@@ -45,6 +45,7 @@ from cgw.service.descriptors import choose_max_connections, read_descriptor_limi
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
+from cgw.telemetry.log_level import LogLevel
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -116,6 +117,7 @@ def build_control_app(
     status: ServiceStatus,
     opened: OpenedSources,
     sync_worker: SyncWorker | None,
+    log_level: LogLevel,
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -133,6 +135,7 @@ def build_control_app(
         attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,
         maintenance=maintenance,
+        log_level=log_level,
     )
 
 

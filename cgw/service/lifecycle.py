@@ -51,6 +51,7 @@ from cgw.service.findings import explain_listening
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
+from cgw.telemetry.log_level import LogLevel
 from cgw.transport.asgi_host import AsgiApp
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
@@ -134,8 +135,10 @@ def build_url(host: str, port: int, scheme: str = "http") -> str:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
+async def open_service(settings: Settings, log_level: LogLevel | None = None) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
+
+    ``log_level`` is what ``/-/log-level`` shows and sets.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
     start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
@@ -167,11 +170,13 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
-        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker)
+        log_level = log_level or LogLevel()
+        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker, log_level)
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
+        await stack.enter_async_context(open_background_task(log_level.run))
         await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker)
         await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.

@@ -18,8 +18,9 @@ from cgw.service.descriptors import raise_descriptor_limit
 from cgw.service.findings import list_warnings, merge
 from cgw.service.lifecycle import open_service
 from cgw.service.settings import Settings
-from cgw.service.signals import HANDLED_SIGNALS, LogLevel, SignalActions
+from cgw.service.signals import HANDLED_SIGNALS, SignalActions
 from cgw.service.start_log import log_start, log_unreachable_hosts
+from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import open_logging
 
 EXIT_OK = 0
@@ -65,15 +66,16 @@ def run_service(settings: Settings) -> int:
 async def _serve_until_signal(settings: Settings) -> None:
     # Before anything else: from here on no signal but SIGTERM and SIGINT ends the process.
     with trio.open_signal_receiver(*HANDLED_SIGNALS) as received:
-        actions = SignalActions(LogLevel())
+        log_level = LogLevel()
+        actions = SignalActions(log_level)
         async with open_background_task(partial(actions.run, received)):
             with actions.start_scope:
-                await _serve(settings, actions)
+                await _serve(settings, actions, log_level)
     logger.info("ended")
 
 
-async def _serve(settings: Settings, actions: SignalActions) -> None:
-    async with open_service(settings) as service:
+async def _serve(settings: Settings, actions: SignalActions, log_level: LogLevel) -> None:
+    async with open_service(settings, log_level) as service:
         actions.begin_serving(reloads=service.reloads, cut=service.cut)
         log_start(service)
         _spare_garbage_collection()
