@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Protocol
@@ -18,6 +18,7 @@ from attrs import frozen
 
 from cgw.telemetry.exchange_log import ExchangeRecord
 from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.stack_traces import format_stack_trace
 
 REPORTED_ERROR = "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent"
 
@@ -26,24 +27,45 @@ MAX_STACK_TRACE_CHARACTERS = 100_000
 """Both limits together keep an entry below Cloud Logging's maximum of 256 KiB."""
 
 
+class SourceLocation(msgspec.Struct, rename="camel", frozen=True, gc=False):
+    """Where a line was logged, as in Error Reporting's ``reportLocation``."""
+
+    file_path: str
+    line_number: int
+    function_name: str
+
+
 class LogEntry(msgspec.Struct, frozen=True, gc=False):
-    """A log record with its text put together. ``created`` is in seconds since the epoch."""
+    """A log record with its text put together. ``created`` is in seconds since the epoch.
+
+    ``request_id`` is that of the request during which it was logged. ``location`` is known of errors only.
+    """
 
     level: int
     created: float
     logger: str
     message: str | ExchangeRecord
     stack_trace: str | None = None
+    request_id: str | None = None
+    location: SourceLocation | None = None
 
 
-def build_entry(record: logging.LogRecord) -> LogEntry:
+def build_entry(record: logging.LogRecord, request_id: str | None = None) -> LogEntry:
     """Build the entry for ``record``: format its arguments and traceback."""
     message = record.msg if isinstance(record.msg, ExchangeRecord) else record.getMessage()
-    stack_trace = None
+    stack_trace = location = None
     # logging.exception() outside of an except block has three times None here.
     if record.exc_info and record.exc_info[1] is not None:
-        stack_trace = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n")
-    return LogEntry(record.levelno, record.created, record.name, message, stack_trace)
+        stack_trace = format_stack_trace(record.exc_info[1])
+    elif record.levelno >= logging.ERROR and record.pathname:
+        location = SourceLocation(_shorten_path(record.pathname), record.lineno, record.funcName or "")
+    return LogEntry(record.levelno, record.created, record.name, message, stack_trace, request_id, location)
+
+
+def _shorten_path(path: str) -> str:
+    # The same wherever cgw is installed: Error Reporting groups by it.
+    _, separator, rest = path.rpartition("/cgw/")
+    return f"cgw/{rest}" if separator else path
 
 
 class LineFormat(Protocol):
@@ -88,6 +110,24 @@ class _Exchange(msgspec.Struct, omit_defaults=True, gc=False):
     warning: str | None = None
 
 
+class _ErrorHttpRequest(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
+    """Error Reporting's ``HttpRequestContext``, whose names are not those of Cloud Logging."""
+
+    method: str
+    url: str
+    user_agent: str | None = None
+    response_status_code: int | None = None
+    remote_ip: str | None = None
+
+
+class _ErrorContext(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
+    """Error Reporting's ``ErrorContext``. ``report_location`` is needed where there is no stack trace."""
+
+    http_request: _ErrorHttpRequest | None = None
+    user: str | None = None
+    report_location: SourceLocation | None = None
+
+
 class _JsonLine(msgspec.Struct, omit_defaults=True, gc=False):
     """A whole line, in the order of its keys."""
 
@@ -96,25 +136,39 @@ class _JsonLine(msgspec.Struct, omit_defaults=True, gc=False):
     message: str
     logger: str
     service_context: msgspec.Raw = msgspec.field(name="serviceContext")
+    labels: msgspec.Raw | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="logging.googleapis.com/labels")
+    trace: str | None = msgspec.field(default=None, name="logging.googleapis.com/trace")
+    span_id: str | None = msgspec.field(default=None, name="logging.googleapis.com/spanId")
+    trace_sampled: bool | None = msgspec.field(default=None, name="logging.googleapis.com/trace_sampled")
+    request_id: str | None = None
     http_request: _HttpRequest | None = msgspec.field(default=None, name="httpRequest")
     exchange: _Exchange | None = None
     stack_trace: str | None = None
     type: str | None = msgspec.field(default=None, name="@type")
+    context: _ErrorContext | None = None
 
 
 class JsonLines:
     """One JSON object per line, as Cloud Logging and Error Reporting read them. Every string that may come from
-    outside is masked. Safe to call from any thread."""
+    outside is masked. Safe to call from any thread.
 
-    def __init__(self, mask: SecretMask, version: str) -> None:
+    ``project_id`` is the Google Cloud project that has the traces; ``labels`` are the same for all lines.
+    """
+
+    def __init__(
+        self, mask: SecretMask, version: str, *, project_id: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> None:
         self._mask = mask
         self._service_context = msgspec.Raw(msgspec.json.encode({"service": "cgw", "version": version}))
+        self._labels = msgspec.Raw(msgspec.json.encode(labels)) if labels else msgspec.UNSET
+        # Without a project Cloud Logging takes the id alone for a trace of the project that the line is written to.
+        self._trace_prefix = "" if project_id is None else f"projects/{project_id}/traces/"
         self._encode = msgspec.json.Encoder().encode
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as one line of JSON."""
         record = entry.message
-        if isinstance(record, ExchangeRecord) and entry.stack_trace is None:
+        if isinstance(record, ExchangeRecord) and entry.stack_trace is None and entry.level < logging.ERROR:
             message = str(record)
             line = self._build_line(entry, message, record)
             # Nearly always there is nothing to mask, to shorten or to replace.
@@ -132,18 +186,29 @@ class JsonLines:
         line.message = shorten(self._mask(line.message), MAX_MESSAGE_CHARACTERS)
         if entry.stack_trace is not None:
             line.stack_trace = shorten(self._mask(entry.stack_trace), MAX_STACK_TRACE_CHARACTERS)
-            if entry.level >= logging.ERROR:
-                # Has Error Reporting treat the entry as an error event.
-                line.type = REPORTED_ERROR
-        for part in (line, line.http_request, line.exchange):
+        parts: list[msgspec.Struct | None] = [line.http_request, line.exchange]
+        if entry.level >= logging.ERROR:
+            # Has Error Reporting treat the entry as an error event, which it groups by stack trace or location.
+            line.type = REPORTED_ERROR
+            line.context = _build_context(entry, record)
+            parts += [line.context, line.context and line.context.http_request]
+        self._clean(line, has_mask=False)
+        for part in parts:
             if part is not None:
-                self._clean(part, has_mask=part is not line)
+                self._clean(part, has_mask=True)
         return self._encode(line) + b"\n"
 
     def _build_line(self, entry: LogEntry, message: str, record: ExchangeRecord | None) -> _JsonLine:
         line = _JsonLine(
-            name_severity(entry.level), _format_time(entry.created), message, entry.logger, self._service_context
+            name_severity(entry.level),
+            _format_time(entry.created),
+            message,
+            entry.logger,
+            self._service_context,
+            self._labels,
         )
+        if entry.request_id is not None:
+            line.request_id, line.trace = entry.request_id, self._trace_prefix + entry.request_id
         if record is not None:
             size, first, upstream = record.response_bytes, record.first_byte_ms, record.upstream_ms
             # By position: half the time of passing them by name.
@@ -186,6 +251,13 @@ class JsonLines:
                 setattr(part, name, text.encode("utf-8", "replace").decode("utf-8"))
 
 
+def _build_context(entry: LogEntry, record: ExchangeRecord | None) -> _ErrorContext | None:
+    if record is None:
+        return None if entry.location is None else _ErrorContext(report_location=entry.location)
+    request = _ErrorHttpRequest(record.method, record.path, record.user_agent, record.status, record.remote_ip)
+    return _ErrorContext(request, record.actor)
+
+
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
@@ -205,8 +277,9 @@ class TerminalLines:
         if self.has_colour:
             clock, label = f"\x1b[2m{clock}\x1b[0m", f"\x1b[{_COLOURS[severity]}m{label}\x1b[0m"
         # Masked first, see shorten(); escaped last, because masking looks for secrets as they are.
-        message = shorten(self.mask(str(entry.message)), MAX_MESSAGE_CHARACTERS)
-        lines = [f"{clock} {label} {escape_controls(message)}"]
+        message = escape_controls(shorten(self.mask(str(entry.message)), MAX_MESSAGE_CHARACTERS))
+        request = "" if entry.request_id is None else f" request_id={entry.request_id}"
+        lines = [f"{clock} {label} {message}{request}"]
         if entry.stack_trace is not None:
             stack_trace = shorten(self.mask(entry.stack_trace), MAX_STACK_TRACE_CHARACTERS)
             lines += [f"  | {escape_controls(line)}" for line in stack_trace.split("\n")]

@@ -114,5 +114,5 @@ def test_error_of_a_harmless_outcome_keeps_its_traceback() -> None:
     """An exception that came with an outcome below error level is written with its traceback."""
     stream = io.StringIO()
     with open_logging(stream):
-        log_exchange(build_record(), ValueError("odd"))
-    assert "ValueError: odd" in stream.getvalue()
+        log_exchange(build_record(), TypeError("odd"))
+    assert "TypeError: odd" in stream.getvalue()

@@ -11,7 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cgw.telemetry.exchange_log import ExchangeRecord, Outcome
-from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, name_severity, shorten
+from cgw.telemetry.log_lines import (
+    MAX_MESSAGE_CHARACTERS,
+    REPORTED_ERROR,
+    JsonLines,
+    LogEntry,
+    name_severity,
+    shorten,
+)
 from cgw.telemetry.masking import SecretMask
 
 SECRETS = ("a known value", "123456", "k\"n'own")
@@ -109,6 +116,16 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
         "httpRequest": request,
         "exchange": exchange,
     }
+    if entry.level >= logging.ERROR:
+        context = known(
+            method=record.method,
+            url=record.path,
+            userAgent=record.user_agent,
+            responseStatusCode=record.status,
+            remoteIp=record.remote_ip,
+        )
+        fields["@type"] = REPORTED_ERROR
+        fields["context"] = {"httpRequest": context, **known(user=record.actor)}
     return msgspec.json.encode(fields) + b"\n"
 
 
