@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, TerminalLines
 from cgw.telemetry.current_request import CURRENT_REQUEST
+from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, TerminalLines
 from cgw.telemetry.logs import ExchangeRecord, Outcome, log_exchange, open_logging
 from cgw.telemetry.masking import SecretMask
 
