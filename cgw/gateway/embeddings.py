@@ -122,7 +122,7 @@ class EmbeddingsExchange(Exchange):
         self.state.journal.answered(response.head)
         self.state.journal.first_chunk(trio.current_time())
         if response.head.status != 200:
-            raise explain_status(response.head.status, response.body, self._dialect.provider)
+            raise explain_status(response.head.status, response.body, self._dialect.provider, request.body)
         return response
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:

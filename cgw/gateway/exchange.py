@@ -181,7 +181,8 @@ class Exchange:
         journal.answered(head)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
         if state.status == 503:
-            refusal = await explain_overload(response, self._dialect.provider, headers, journal)
+            prepared, provider = admitted.prepared, self._dialect.provider
+            refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
             return refusal
         state.move(Phase.RELAYING)
