@@ -51,7 +51,7 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
     except NotFromSource:
         raise build_unauthorized(has_token=bool(token)) from None
     except AccessTokenDenied as error:
-        await _record_refusal(gateway, records.unauthorized(error.source, error.reason))
+        await _record_refusal(gateway, records.unauthorized(error.source, error.reason, trace_id=head.trace.trace_id))
         raise build_denied(error) from None
     except TooManyUnknownTokens as error:
         raise _build_retry(429, str(error), error.retry_after_seconds) from None
@@ -82,7 +82,7 @@ async def check_actor(gateway: Gateway, actor: Actor, head: RequestHead) -> None
     try:
         check_access(actor, head.path.decode("latin-1"))
     except Refusal:
-        await _record_refusal(gateway, records.access_denied(actor))
+        await _record_refusal(gateway, records.access_denied(actor, trace_id=head.trace.trace_id))
         raise
 
 
@@ -124,7 +124,7 @@ async def admit(
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
             gateway.refresher.request(actor, extract_token(head.header))  # its limits may have been raised meanwhile
-        raise await _refuse(gateway, actor, feature, exceeded, dialect) from None
+        raise await _refuse(gateway, actor, feature, exceeded, dialect, head) from None
     except StoreUnavailable:
         # The limiter logs the reason, once for all requests that it happens to.
         retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
@@ -135,7 +135,7 @@ async def _examine(
     gateway: Gateway, actor: Actor, feature: Feature, prepared: PreparedRequest, dialect: Dialect, head: RequestHead
 ) -> None:
     try:
-        await gateway.flagger.check(actor, feature, prepared, dialect.provider)
+        await gateway.flagger.check(actor, feature, prepared, dialect.provider, head.trace.trace_id)
     except RequestBlocked as blocked:
         event = records.request_blocked(
             actor,
@@ -143,6 +143,7 @@ async def _examine(
             metadata=blocked.metadata,
             sg_actor_id=read_text(head, b"x-sourcegraph-actor-uid"),
             sg_actor_anonymous_uid=read_text(head, b"x-sourcegraph-actor-anonymous-uid"),
+            trace_id=head.trace.trace_id,
         )
         # Nothing else bounds them, as they count on no limit. The log has the id of each.
         await _record_refusal(gateway, event)
@@ -160,7 +161,7 @@ async def settle(gateway: Gateway, admission: Admission, is_charged: bool, token
 
 
 async def _refuse(
-    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, dialect: Dialect
+    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, dialect: Dialect, head: RequestHead
 ) -> Refusal:
     """Record a refusal by a limit, and return it."""
     # Instances and Cody retry silently after a short wait; SDKs tell their users how often they retry.
@@ -174,6 +175,7 @@ async def _refuse(
         unit=refused.unit.value,
         window_ms=refused.window_ms,
         retry_after_ms=choose_wait_ms(exceeded, is_patient=is_patient),
+        trace_id=head.trace.trace_id,
     )
     await _record_refusal(gateway, event)
     return build_limit_refusal(exceeded, feature, datetime.now(UTC), is_patient=is_patient)

@@ -59,8 +59,8 @@ class ErrorStyle(Protocol):
         """True on routes for the API's own SDKs, false on the reference's, whose clients retry in another way."""
         ...
 
-    def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        """Return the header fields and the body for ``refusal``.
+    def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
+        """Return the header fields and the body for ``refusal``, with the request's id where there is one.
 
         The fields have ``content-type``, but neither ``content-length`` nor ``refusal.headers``: the caller adds those.
         """

@@ -19,10 +19,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.telemetry.current_request import CURRENT_REQUEST
-from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, TerminalLines
-from cgw.telemetry.logs import ExchangeRecord, Outcome, log_exchange, open_logging
+from cgw.telemetry.current_request import served_trace
+from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.exchange_record import Outcome
+from cgw.telemetry.json_lines import JsonLines
+from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, LogEntry, TerminalLines
+from cgw.telemetry.logs import open_logging
 from cgw.telemetry.masking import SecretMask
+from tests.support.records import TRACE, build_record
 
 CANARY = "C4n4ry0123456789abcdef"
 logger = logging.getLogger("cgw.test")
@@ -32,23 +36,13 @@ def read_json(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def build_record(**changes: Any) -> ExchangeRecord:
-    fields: dict[str, Any] = {
-        "method": "POST",
-        "path": "/v1/completions/openai",
-        "outcome": Outcome.OK,
-        "duration_ms": 1234.5678,
-        "status": 200,
-    }
-    return ExchangeRecord(**fields | changes)
-
-
 def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
     """An exchange's JSON has the names and forms that Cloud Logging reads: latency in seconds, size as string."""
     stream = io.StringIO()
     with open_logging(stream, version="1.2.3"):
         log_exchange(
             build_record(
+                duration_ms=1234.5678,
                 actor="acme",
                 source="static",
                 feature="chat_completions",
@@ -66,11 +60,14 @@ def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
         )
     (line,) = read_json(stream)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", line.pop("time"))
-    assert line.pop("message").startswith("POST /v1/completions/openai 200 ok acme")
+    assert line.pop("message").startswith("POST /v1/completions/openai status=200 outcome=ok upstream_status=200 ")
     assert line == {
         "severity": "INFO",
         "logger": "cgw.exchange",
         "serviceContext": {"service": "cgw", "version": "1.2.3"},
+        "logging.googleapis.com/trace": "0af7651916cd43dd8448eb211c80319c",
+        "logging.googleapis.com/spanId": "b7ad6b7169203331",
+        "request_id": "0af7651916cd43dd8448eb211c80319c",
         "httpRequest": {
             "requestMethod": "POST",
             "requestUrl": "/v1/completions/openai",
@@ -91,6 +88,7 @@ def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
             "duration_ms": 1234.568,
             "first_byte_ms": 99.25,
             "upstream_ms": 1200.5,
+            "overhead_ms": 34.068,
             "upstream_status": 200,
             "request_bytes": 10,
             "response_bytes": 20,
@@ -135,7 +133,7 @@ def test_no_canary_reaches_the_log(is_terminal: bool) -> None:
                 raise ExceptionGroup(f"redis://:{CANARY}@h", members) from cause
         except ExceptionGroup as group:
             logger.exception("failed with sk-%s", CANARY)
-            log_exchange(build_record(outcome=Outcome.INTERNAL_ERROR, error=f"api_key={CANARY}"), group)
+            log_exchange(build_record(Outcome.INTERNAL_ERROR, error=f"api_key={CANARY}", bug=group))
         log_exchange(build_record(path=f"/v1?key={CANARY}", user_agent=f"Bearer {CANARY}"))
         log_exchange(build_record(user_agent=f"sgd_{CANARY}", model=f"sk-{CANARY}", source=known))
     text = stream.getvalue()
@@ -155,7 +153,7 @@ def test_terminal_line_cannot_be_forged() -> None:
         except RuntimeError:
             logger.exception("failed")
     first, second, *traceback_lines = stream.getvalue().splitlines()
-    assert r"/a\n13:00:00.000 ERROR forged\x1b[2J\u202e\x85 200 ok" in first
+    assert r'"/a\n13:00:00.000 ERROR forged\u001b[2J\u202e\x85" status=200' in first
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} ERROR    failed", second)
     assert all(line.startswith("  | ") for line in traceback_lines)
     assert traceback_lines[-1] == r"  | 13:00:00.000 ERROR forged too\r"
@@ -332,24 +330,40 @@ def test_lines_tell_their_request() -> None:
     """A line that is logged while a request is served has its id, and its trace as Cloud Logging names it."""
     stream = io.StringIO()
     with open_logging(stream, project_id="acme-prod", labels={"environment": "prod"}):
-        token = CURRENT_REQUEST.set("0af7651916cd43dd8448eb211c80319c")
+        token = served_trace.set(TRACE)
         logger.warning("during")
-        CURRENT_REQUEST.reset(token)
+        served_trace.reset(token)
         logger.warning("after")
     during, after = read_json(stream)
     assert during["logging.googleapis.com/trace"] == "projects/acme-prod/traces/0af7651916cd43dd8448eb211c80319c"
     assert during["request_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert during["logging.googleapis.com/spanId"] == "b7ad6b7169203331"
     assert during["logging.googleapis.com/labels"] == after["logging.googleapis.com/labels"] == {"environment": "prod"}
     assert not {"request_id", "logging.googleapis.com/trace"} & set(after)
+
+
+@pytest.mark.parametrize("is_sampled", [True, False])
+def test_lines_tell_whether_their_trace_is_sent(is_sampled: bool) -> None:
+    """Cloud Logging links to the trace then; of an exchange, and of a line that is logged while it is served."""
+    stream = io.StringIO()
+    with open_logging(stream, is_traced=lambda trace: is_sampled and trace is TRACE):
+        log_exchange(build_record())
+        token = served_trace.set(TRACE)
+        logger.warning("during")
+        served_trace.reset(token)
+        logger.warning("after")
+    *lines, after = read_json(stream)
+    assert [line["logging.googleapis.com/trace_sampled"] for line in lines] == [is_sampled, is_sampled]
+    assert "logging.googleapis.com/trace_sampled" not in after
 
 
 def test_the_terminal_tells_the_request_too() -> None:
     """The id ends the line."""
     stream = io.StringIO()
     with open_logging(stream, is_terminal=True, has_colour=False):
-        token = CURRENT_REQUEST.set("0af7651916cd43dd8448eb211c80319c")
+        token = served_trace.set(TRACE)
         logger.warning("during")
-        CURRENT_REQUEST.reset(token)
+        served_trace.reset(token)
     assert stream.getvalue().endswith(" WARNING  during request_id=0af7651916cd43dd8448eb211c80319c\n")
 
 
@@ -372,7 +386,7 @@ def test_an_error_of_a_request_tells_it_in_error_reportings_names() -> None:
     """An exchange that failed by a bug has the request, and the actor as the user that was affected."""
     stream = io.StringIO()
     with open_logging(stream):
-        log_exchange(build_record(outcome=Outcome.INTERNAL_ERROR, status=500, actor="acme"), TypeError("odd"))
+        log_exchange(build_record(Outcome.INTERNAL_ERROR, status=500, actor="acme", bug=TypeError("odd")))
     (error,) = read_json(stream)
     assert error["context"]["user"] == "acme"
     request = error["context"]["httpRequest"]
