@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import trio
 
 from cgw.errors import (
@@ -25,6 +27,8 @@ MAX_ERROR_BYTES = 16 * 1024
 
 ERROR_BODY_SECONDS = 1.0
 """How long that may take."""
+
+logger = logging.getLogger("cgw.upstream")
 
 _ENTITY_FIELDS = frozenset([b"content-type", b"content-length", b"content-encoding", b"x-accel-buffering"])
 
@@ -90,6 +94,7 @@ async def _open_either(
     except (UpstreamUnreachable, ConnectTimeout) as error:
         # Only where nothing was sent: a request that reached a provider may have cost money.
         reason = str(error)
+    logger.debug("asking the fallback of %s: %s", request.origin, reason)
     journal.fell_back(f"the fallback was asked instead of {request.origin.host}: {reason}")
     scope.deadline = min(deadline, trio.current_time() + head_seconds)
     return await pool.open(fallback.redirect(request))
