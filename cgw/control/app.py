@@ -8,6 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+import trio
 from attrs import field, frozen
 
 from cgw.actors.authorization import extract_token
@@ -27,12 +28,15 @@ from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.admission import authenticate, check_actor
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
+from cgw.gateway.request_log import build_control_record
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.models import MODELS
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.models import evaluate_allowed_models
+from cgw.telemetry.current_request import served_trace
+from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.telemetry.log_level import LogLevel
 from cgw.transport.asgi_host import TRACE_EXTENSION, Receive, Scope, Send
 from cgw.wire.messages import RequestHead
@@ -86,11 +90,29 @@ class ControlApp:
         dialect = self.routes.find(head.path)
         client = scope.get("client")
         request = ControlRequest(head, "" if client is None else client[0], receive)
-        answer = await self._answer(request, dialect)
-        # On the public port the client's side adds the ids; Hypercorn on the admin port knows of none.
-        has_ids = TRACE_EXTENSION in (scope.get("extensions") or {})
-        fields = answer.headers if has_ids else add_trace(answer.headers, head.trace)
-        await _send_answer(send, answer.status, fields, answer.body)
+        if TRACE_EXTENSION in (scope.get("extensions") or {}):
+            # The public port's engine reports the request, and its client's side adds the ids to the answer.
+            answer = await self._answer(request, dialect)
+            await _send_answer(send, answer.status, answer.headers, answer.body)
+            return
+        await self._serve_and_report(request, dialect, send)
+
+    async def _serve_and_report(self, request: ControlRequest, dialect: Dialect | None, send: Send) -> None:
+        """Serve a request of the admin port, whose server has neither ids nor lines for it."""
+        head, times, sent_bytes = request.head, begin_times(trio.current_time()), 0
+        outcome, status = Outcome.SHUTDOWN, None
+        served_trace.set(head.trace)
+        try:
+            answer = await self._answer(request, dialect)
+            status, sent_bytes = answer.status, len(answer.body)
+            await _send_answer(send, status, add_trace(answer.headers, head.trace), answer.body)
+            outcome = Outcome.OK if status < 400 else Outcome.REFUSED
+        except Exception:
+            outcome = Outcome.INTERNAL_ERROR  # Hypercorn answers 500, and logs the bug
+            raise
+        finally:
+            record = build_control_record(head, request.client, outcome, status, times, sent_bytes)
+            self.gateway.readers(record)
 
     async def _answer(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
         errors = self.routes.find_errors(request.head.path)

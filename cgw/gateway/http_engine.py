@@ -154,7 +154,8 @@ class HttpEngine:
             status = await self._serve_other(client)
             outcome = Outcome.CLIENT_GONE if status is None else Outcome.OK if status < 400 else Outcome.REFUSED
         finally:
-            self._gateway.readers(build_control_record(client, outcome, status, times))
+            head, peer, sent_bytes = client.head, client.peer, client.bytes_sent
+            self._gateway.readers(build_control_record(head, peer, outcome, status, times, sent_bytes))
 
     def check_load(self, head: RequestHead) -> Refusal | None:
         """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""

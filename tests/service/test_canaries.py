@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 CLAUDE, MIXTRAL = "claude-sonnet-4-5", "accounts/fireworks/models/mixtral-8x7b-instruct"
 MESSAGES = "/v1/completions/anthropic-messages"
 EMBEDDINGS = "/v1/embeddings"
-ECHOES = (400, 401, 403, 404, 429, 500, 503, 529, "broken head", "broken body")
+ECHOES: tuple[int | str, ...] = (400, 401, 403, 404, 429, 500, 503, 529, "broken head", "broken body")
 
 
 @asynccontextmanager

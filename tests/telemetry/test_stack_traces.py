@@ -49,7 +49,7 @@ def test_the_form_is_the_interpreters(fail: Callable[[], object]) -> None:
     "fail",
     [
         lambda: int(PROMPT),
-        lambda: {}[PROMPT],
+        lambda: dict[str, str]()[PROMPT],
         lambda: (PROMPT + "\ud800").encode(),
         lambda: msgspec.json.decode(f'"{PROMPT}"', type=int),
         lambda: msgspec.convert(PROMPT, int, strict=False),
