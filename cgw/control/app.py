@@ -8,6 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+import trio
 from attrs import field, frozen
 
 from cgw.actors.authorization import extract_token
@@ -15,6 +16,8 @@ from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
 from cgw.actors.sync import SyncWorker
 from cgw.control.attribution import Attribution
+from cgw.control.log_level import PATH as LOG_LEVEL_PATH
+from cgw.control.log_level import answer_log_level
 from cgw.control.maintenance import PREFIX, Maintenance
 from cgw.control.metrics import MetricsRoute
 from cgw.control.responses import JSON, TEXT, ControlResponse
@@ -26,12 +29,16 @@ from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.admission import authenticate, check_actor
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
+from cgw.gateway.request_log import build_control_record
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.models import MODELS
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.models import evaluate_allowed_models
+from cgw.telemetry.current_request import served_trace
+from cgw.telemetry.exchange_record import Outcome, begin_times
+from cgw.telemetry.log_level import LogLevel
 from cgw.transport.asgi_host import TRACE_EXTENSION, Receive, Scope, Send
 from cgw.wire.messages import RequestHead
 from cgw.wire.trace_context import add_trace
@@ -74,6 +81,7 @@ class ControlApp:
     sync_worker: SyncWorker | None
     maintenance: Maintenance | None
     metrics: MetricsRoute
+    log_level: LogLevel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection of the public port, HTTP or WebSocket."""
@@ -95,11 +103,29 @@ class ControlApp:
         dialect = self.routes.find(head.path)
         client = scope.get("client")
         request = ControlRequest(head, "" if client is None else client[0], receive, is_admin)
-        answer = await self._answer(request, dialect)
-        # On the public port the client's side adds the ids; Hypercorn on the admin port knows of none.
-        has_ids = TRACE_EXTENSION in (scope.get("extensions") or {})
-        fields = answer.headers if has_ids else add_trace(answer.headers, head.trace)
-        await _send_answer(send, answer.status, fields, answer.body)
+        if TRACE_EXTENSION in (scope.get("extensions") or {}):
+            # The public port's engine reports the request, and its client's side adds the ids to the answer.
+            answer = await self._answer(request, dialect)
+            await _send_answer(send, answer.status, answer.headers, answer.body)
+            return
+        await self._serve_and_report(request, dialect, send)
+
+    async def _serve_and_report(self, request: ControlRequest, dialect: Dialect | None, send: Send) -> None:
+        """Serve a request of the admin port, whose server has neither ids nor lines for it."""
+        head, times, sent_bytes = request.head, begin_times(trio.current_time()), 0
+        outcome, status = Outcome.SHUTDOWN, None
+        served_trace.set(head.trace)
+        try:
+            answer = await self._answer(request, dialect)
+            status, sent_bytes = answer.status, len(answer.body)
+            await _send_answer(send, status, add_trace(answer.headers, head.trace), answer.body)
+            outcome = Outcome.OK if status < 400 else Outcome.REFUSED
+        except Exception:
+            outcome = Outcome.INTERNAL_ERROR  # Hypercorn answers 500, and logs the bug
+            raise
+        finally:
+            record = build_control_record(head, request.client, outcome, status, times, sent_bytes)
+            self.gateway.readers(record)
 
     async def _answer(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
         errors = self.routes.find_errors(request.head.path)
@@ -135,6 +161,8 @@ class ControlApp:
         elif path == "/-/actor/sync-all-sources":
             # GET is the reference's, although it changes something; POST is what it should be.
             handler, methods = self._sync_all_sources, ["GET", "POST"]
+        elif path == LOG_LEVEL_PATH:
+            handler, methods = self._log_level, ["GET", "HEAD", "POST"]
         elif path.startswith(PREFIX):
             handler, methods = self._maintain, ["GET", "HEAD"]
         else:
@@ -174,11 +202,17 @@ class ControlApp:
 
     async def _sync_all_sources(self, request: ControlRequest) -> ControlResponse:
         # Unlike healthz never open: each call makes Sourcegraph.com list all its subscriptions.
+        return self._check_secret(request) or await sync_all_sources(self.sync_worker)
+
+    async def _log_level(self, request: ControlRequest) -> ControlResponse:
+        # Never open either: debug lines fill disks, and a level above WARNING hides what goes wrong.
+        return self._check_secret(request) or await answer_log_level(self.log_level, request.head, request.receive)
+
+    def _check_secret(self, request: ControlRequest) -> ControlResponse | None:
+        """Return the response to a request that does not present the secret; raise 403 where there is no secret."""
         if self.diagnostics_secret is None:
             raise Refusal(403, "set CODY_GATEWAY_DIAGNOSTICS_SECRET to use this route", code="no_secret")
-        if not _has_secret(request, self.diagnostics_secret):
-            return ControlResponse(401, TEXT, b"")
-        return await sync_all_sources(self.sync_worker)
+        return None if _has_secret(request, self.diagnostics_secret) else ControlResponse(401, TEXT, b"")
 
     async def _maintain(self, request: ControlRequest) -> ControlResponse:
         if self.maintenance is None:

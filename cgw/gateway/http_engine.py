@@ -20,6 +20,7 @@ from cgw.gateway.request_log import RefusalLog, build_control_record
 from cgw.gateway.routes import Routes
 from cgw.providers.dialect import ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -138,6 +139,7 @@ class HttpEngine:
 
     async def handle(self, client: ClientSide) -> None:
         """Serve one request."""
+        served_trace.set(client.head.trace)
         dialect = self._routes.find(client.head.path)
         if dialect is None or client.head.method != b"POST":
             await self._serve_and_log(client)
@@ -155,7 +157,8 @@ class HttpEngine:
             status = await self._serve_other(client)
             outcome = Outcome.CLIENT_GONE if status is None else Outcome.OK if status < 400 else Outcome.REFUSED
         finally:
-            self._gateway.readers(build_control_record(client, outcome, status, times))
+            head, peer, sent_bytes = client.head, client.peer, client.bytes_sent
+            self._gateway.readers(build_control_record(head, peer, outcome, status, times, sent_bytes))
 
     def check_load(self, head: RequestHead) -> Refusal | None:
         """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""

@@ -47,6 +47,7 @@ from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
 from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.metrics import Reading
 from cgw.telemetry.readers import Reader, Readers
 from cgw.transport.asgi_host import run_asgi_app
@@ -128,6 +129,7 @@ def build_control_app(
     opened: OpenedSources,
     sync_worker: SyncWorker | None,
     take_metrics: Callable[[], Awaitable[list[Reading]]],
+    log_level: LogLevel,
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -146,6 +148,7 @@ def build_control_app(
         sync_worker=sync_worker,
         maintenance=maintenance,
         metrics=MetricsRoute(take_metrics),
+        log_level=log_level,
     )
 
 

@@ -17,7 +17,7 @@ from ssl import SSLContext
 from typing import Any
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from cgw.actors.sync import SyncWorker
 from cgw.config.describe import list_secrets
@@ -58,6 +58,7 @@ from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
 from cgw.telemetry.call_spans import CallTracer
+from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.masking import SecretMask
@@ -79,6 +80,19 @@ EVENTS_NAME = "events"
 METRICS_NAME = "metrics"
 
 logger = logging.getLogger("cgw.service")
+
+
+@frozen
+class ProcessReports:
+    """What reports of the process, and so outlives the service: it reports its start, and its crash, too.
+
+    ``log_level`` is what ``/-/log-level`` shows and sets, ``log`` the open log, for its metrics; ``errors`` get the
+    exchanges that failed.
+    """
+
+    log_level: LogLevel = field(factory=LogLevel)
+    log: Logs | None = None
+    errors: ErrorReports | None = None
 
 
 @frozen
@@ -154,17 +168,13 @@ def build_url(host: str, port: int, scheme: str = "http") -> str:
 
 
 @asynccontextmanager
-async def open_service(
-    settings: Settings, error_reports: ErrorReports | None = None, logs: Logs | None = None
-) -> AsyncIterator[Service]:
+async def open_service(settings: Settings, reports: ProcessReports | None = None) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
-
-    ``error_reports`` get the exchanges that failed; they outlive the service, because they report its crash, too.
-    ``logs`` is the open log, for its metrics.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
     start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
     """
+    reports = reports or ProcessReports()
     tls_context = build_upstream_tls(settings)
     dialects, static_source = build_all_dialects(settings), build_static_source(settings)
     routes = build_routes(dialects, settings)
@@ -198,15 +208,18 @@ async def open_service(
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
         opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
         flagger = await open_flagger(settings, redis)
-        readers = build_readers(exchanges.note, tracing, error_reports)
+        readers = build_readers(exchanges.note, tracing, reports.errors)
         gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
-        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker, take_metrics)
+        control_app = build_control_app(
+            settings, gateway, routes, redis, status, opened, sync_worker, take_metrics, reports.log_level
+        )
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
+        await stack.enter_async_context(open_background_task(reports.log_level.run))
         await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker, loop_lag)
         await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
@@ -215,7 +228,7 @@ async def open_service(
         server = build_server(settings, listeners, addresses)
         parts = ServiceParts(
             gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, exchanges, loop_lag,
-            logs, settings.events.max_bytes, Exporters(tracing, metrics_push, error_reports), shipping,
+            reports.log, settings.events.max_bytes, Exporters(tracing, metrics_push, reports.errors), shipping,
         )  # fmt: skip
         add_collectors(metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)

@@ -17,10 +17,11 @@ from cgw.lifetime import open_background_task
 from cgw.service.check import examine
 from cgw.service.descriptors import raise_descriptor_limit
 from cgw.service.findings import list_warnings, merge
-from cgw.service.lifecycle import open_service
+from cgw.service.lifecycle import ProcessReports, open_service
 from cgw.service.settings import Settings
-from cgw.service.signals import HANDLED_SIGNALS, LogLevel, SignalActions
+from cgw.service.signals import HANDLED_SIGNALS, SignalActions
 from cgw.service.start_log import log_start, log_unreachable_hosts
+from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs, open_logging
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.sentry import ErrorReports, open_error_reports
@@ -80,15 +81,16 @@ def _open_error_reports(settings: Settings) -> AbstractContextManager[ErrorRepor
 async def _serve_until_signal(settings: Settings, error_reports: ErrorReports | None, log: Logs) -> None:
     # Before anything else: from here on no signal but SIGTERM and SIGINT ends the process.
     with trio.open_signal_receiver(*HANDLED_SIGNALS) as received:
-        actions = SignalActions(LogLevel())
+        log_level = LogLevel()
+        actions = SignalActions(log_level)
         async with open_background_task(partial(actions.run, received)):
             with actions.start_scope:
-                await _serve(settings, actions, error_reports, log)
+                await _serve(settings, actions, ProcessReports(log_level, log, error_reports))
     logger.info("ended")
 
 
-async def _serve(settings: Settings, actions: SignalActions, error_reports: ErrorReports | None, log: Logs) -> None:
-    async with open_service(settings, error_reports, log) as service:
+async def _serve(settings: Settings, actions: SignalActions, reports: ProcessReports) -> None:
+    async with open_service(settings, reports) as service:
         actions.begin_serving(reloads=service.reloads, cut=service.cut)
         log_start(service)
         _spare_garbage_collection()

@@ -250,6 +250,7 @@ class CachedSource:
         return lookup
 
     async def _run_lookup(self, lookup: _Lookup) -> None:
+        began_at = trio.current_time()
         try:
             with trio.fail_after(LOOKUP_SECONDS):
                 lookup.remembered = await self._look_up(lookup)
@@ -262,6 +263,13 @@ class CachedSource:
             logger.error("actor source %s: unexpected %s", self.name, locate_bug(bug))
             lookup.error = SourceUnavailable(f"actor source {self.name}: failed", is_down=False)
         finally:
+            logger.debug(
+                "actor source %s: a token was looked up in %.1f ms (source asked: %s): %s",
+                self.name,
+                (trio.current_time() - began_at) * 1000,
+                lookup.is_asked,
+                lookup.error or ("known" if lookup.remembered is not None else "not decided"),
+            )
             del self._lookups[lookup.key, lookup.is_update]
             lookup.has_news.set()
             lookup.is_done.set()
