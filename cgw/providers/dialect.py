@@ -35,6 +35,8 @@ class PreparedRequest:
     request does not limit it. ``other_names`` are names of the model, also with prefix, under any of which it may be
     allowed instead: that of a virtual model, for example, which ``model`` is the choice of. ``prompt`` is what flagging
     examines; ``None`` where the provider's requests are not flagged.
+    ``references`` are the ids of objects stored at the provider that the request takes something from: they must be the
+    actor's own. ``is_stored``: the provider keeps the response, so that later requests may refer to it.
     """
 
     upstream: UpstreamRequest
@@ -45,6 +47,8 @@ class PreparedRequest:
     max_completion_tokens: int | None = None
     other_names: tuple[str, ...] = ()
     prompt: Prompt | None = None
+    references: tuple[str, ...] = ()
+    is_stored: bool = False
 
 
 class ErrorStyle(Protocol):

@@ -83,6 +83,12 @@ CASES = {
         "openai/gpt-4o",
         {"model": "gpt-4o", "messages": MESSAGES, "stream_options": {"include_usage": True}},
     ),
+    "openai responses": RouteCase(
+        "/openai/v1/responses", "/v1/responses", "openai/gpt-4o", {"model": "gpt-4o", "input": HELLO}
+    ),
+    "openai compaction": RouteCase(
+        "/openai/v1/responses/compact", "/v1/responses/compact", "openai/gpt-4o", {"model": "gpt-4o", "input": MESSAGES}
+    ),
     "fireworks chat": RouteCase(
         "/v1/completions/fireworks",
         "/inference/v1/chat/completions",
