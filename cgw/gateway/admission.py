@@ -10,12 +10,13 @@ from attrs import frozen
 
 from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
-from cgw.errors import Refusal, StoreUnavailable
+from cgw.errors import Headers, Refusal, StoreUnavailable
 from cgw.events import records
 from cgw.flagging.flagger import RequestBlocked
 from cgw.gateway.answer import read_text
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
+from cgw.limits.limiter import check_cut_off
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
@@ -124,11 +125,49 @@ async def admit(
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
             gateway.refresher.request(actor, extract_token(head.header))  # its limits may have been raised meanwhile
-        raise await _refuse(gateway, actor, feature, exceeded, dialect) from None
+        raise await _refuse(gateway, actor, feature, exceeded, dialect.errors) from None
     except StoreUnavailable:
-        # The limiter logs the reason, once for all requests that it happens to.
-        retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
-        raise Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after]) from None
+        raise _build_unchecked() from None
+
+
+async def admit_free(
+    gateway: Gateway,
+    actor: Actor,
+    feature: Feature,
+    errors: ErrorStyle,
+    *,
+    provider: str = "",
+    rate_limit: RateLimit | None = None,
+) -> Admission:
+    """Claim a request that costs nothing upstream from the actor's rate of such requests, which all features share.
+
+    ``rate_limit`` is that of ``feature``, whose quota is not touched; an actor that is cut off gets 403. Otherwise
+    raises :exc:`~cgw.errors.Refusal` as :func:`admit` does, and is as cancel-safe.
+    """
+    try:
+        if rate_limit is not None:
+            check_cut_off(actor, rate_limit)
+        return await gateway.limiter.admit_free(actor, feature, provider=provider)
+    except LimitExceeded as exceeded:
+        raise await _refuse(gateway, actor, feature, exceeded, errors) from None
+    except StoreUnavailable:
+        raise _build_unchecked() from None
+
+
+async def count_free(gateway: Gateway, actor: Actor, feature: Feature, errors: ErrorStyle) -> Headers:
+    """Count a request that cgw answers itself, such as for a list of models; return the rate-limit fields.
+
+    Raises as :func:`admit_free` does.
+    """
+    admission = await admit_free(gateway, actor, feature, errors)
+    gateway.limiter.settle_later(admission, is_charged=True)
+    return admission.build_headers()
+
+
+def _build_unchecked() -> Refusal:
+    # The limiter logs the reason, once for all requests that it happens to.
+    retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
+    return Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after])
 
 
 async def _examine(
@@ -160,11 +199,11 @@ async def settle(gateway: Gateway, admission: Admission, is_charged: bool, token
 
 
 async def _refuse(
-    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, dialect: Dialect
+    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, errors: ErrorStyle
 ) -> Refusal:
     """Record a refusal by a limit, and return it."""
     # Instances and Cody retry silently after a short wait; SDKs tell their users how often they retry.
-    is_patient, refused = not dialect.errors.is_for_sdks, exceeded.refused
+    is_patient, refused = not errors.is_for_sdks, exceeded.refused
     event = records.rate_limited(
         actor,
         feature,

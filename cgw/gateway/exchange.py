@@ -21,7 +21,8 @@ from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, se
 from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
-from cgw.model import UsageEvent
+from cgw.limits.admissions import Admission
+from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
@@ -117,7 +118,7 @@ class Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=self._dialect, head=head)
+            admission = await self._admit(actor, feature, rate_limit, prepared)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = explain_late(prepared)
@@ -126,6 +127,12 @@ class Exchange:
 
     def _prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         return self._dialect.prepare(head, body, caller)
+
+    async def _admit(
+        self, actor: Actor, feature: Feature, rate_limit: RateLimit, prepared: PreparedRequest
+    ) -> Admission:
+        head, dialect = self._client.head, self._dialect
+        return await admit(self._gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""

@@ -15,11 +15,13 @@ from attrs import frozen
 from cgw.errors import Refusal
 from cgw.gateway.embeddings import EmbeddingsExchange
 from cgw.gateway.exchange import Exchange, run_exchange
+from cgw.gateway.free import FreeExchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.request_log import RefusalLog, log_answered
 from cgw.gateway.routes import Routes
-from cgw.providers.dialect import ErrorStyle
+from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
+from cgw.providers.route import FreeRoute
 from cgw.telemetry.exchange_log import Outcome
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -36,6 +38,9 @@ from cgw.wire.messages import RequestHead
 CONTROL_PREFIX = b"/-/"
 """Routes below it are answered under any load: whoever watches the service must see it."""
 
+
+_KINDS: tuple[tuple[type, type[Exchange]], ...] = ((EmbeddingsRoute, EmbeddingsExchange), (FreeRoute, FreeExchange))
+"""The exchanges of dialects that need one of their own."""
 
 DEFAULT_BUFFERED_BYTES = 512 * 1024 * 1024
 
@@ -140,8 +145,7 @@ class HttpEngine:
             return
         self._in_flight += 1
         try:
-            kind = EmbeddingsExchange if isinstance(dialect, EmbeddingsRoute) else Exchange
-            await run_exchange(self._gateway, dialect, client, kind)
+            await run_exchange(self._gateway, dialect, client, _choose_kind(dialect))
         finally:
             self._in_flight -= 1
 
@@ -188,3 +192,10 @@ class HttpEngine:
             connection.drain()
         for http2_connection in list(self._http2_connections):
             http2_connection.drain()
+
+
+def _choose_kind(dialect: Dialect) -> type[Exchange]:
+    for kind_of_route, kind in _KINDS:
+        if isinstance(dialect, kind_of_route):
+            return kind
+    return Exchange

@@ -262,6 +262,7 @@ def build_limiter_options(settings: Settings) -> LimiterOptions:
         when_down=cast(WhenDown, limits.when_redis_down),
         max_in_flight=limits.max_in_flight,
         provider_max_in_flight={name: bound for name, bound in bounds.items() if bound is not None},
+        free_per_minute=limits.free_per_minute,
         heartbeat_seconds=limits.heartbeat_seconds,
         notify_thresholds=limits.notify_thresholds,
     )

@@ -20,6 +20,7 @@ from attrs import define, field
 
 from cgw.errors import Headers
 from cgw.testing.script import EVERY_MODEL, Breakage, Script, ScriptedAnswer
+from cgw.testing.scripted_counts import ScriptedMessageCount
 from cgw.testing.scripted_dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
 from cgw.testing.scripted_gemini import ScriptedGemini
 from cgw.testing.scripted_responses import ScriptedResponses
@@ -114,6 +115,7 @@ class ScriptedUpstream:
             ScriptedChat("/inference/v1/chat/completions"),
             ScriptedText("/inference/v1/completions"),
             ScriptedGemini(),
+            ScriptedMessageCount(),
         )
         self._changes = trio.lowlevel.ParkingLot()
 

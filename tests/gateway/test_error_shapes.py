@@ -192,5 +192,5 @@ async def test_sdks_say_which_route_there_is_not(gateway: Service) -> None:
             await openai_client.embeddings.create(model="text-embedding-3-small", input="x")
         assert (missing.value.type, missing.value.code) == ("invalid_request_error", "not_found")
     async with open_anthropic(gateway) as client:
-        with pytest.raises(anthropic.NotFoundError, match="/anthropic/v1/messages/count_tokens"):
-            await client.messages.count_tokens(model="m", messages=[{"role": "user", "content": "x"}])
+        with pytest.raises(anthropic.NotFoundError, match="/anthropic/v1/messages/batches"):
+            await client.messages.batches.list()

@@ -13,7 +13,12 @@ from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.provider import Provider
 from cgw.providers.registry import PROVIDERS, build_dialects
 
-ANTHROPIC_PATHS = ["/v1/completions/anthropic", "/v1/completions/anthropic-messages", "/anthropic/v1/messages"]
+ANTHROPIC_PATHS = [
+    "/v1/completions/anthropic",
+    "/v1/completions/anthropic-messages",
+    "/anthropic/v1/messages",
+    "/anthropic/v1/messages/count_tokens",
+]
 OPENAI_PATHS = ["/v1/completions/openai", "/openai/v1/chat/completions"]
 
 
