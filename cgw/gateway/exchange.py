@@ -22,7 +22,7 @@ from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
 from cgw.limits.admissions import Admission
-from cgw.model import Actor, Feature, RateLimit, UsageEvent
+from cgw.model import Actor, Feature, RateLimit, UsageEvent, UsageQuality
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
@@ -118,6 +118,8 @@ class Exchange:
         self.state.journal.prepared(prepared)
         self.state.move(Phase.ADMITTING)
         try:
+            if prepared.references:
+                await gateway.stored.check_references(actor, dialect.provider, prepared.references)
             admission = await self._admit(actor, feature, rate_limit, prepared)
         except trio.Cancelled:
             if self._is_late():
@@ -211,11 +213,27 @@ class Exchange:
         self.state.move(Phase.RECORDING)
         if self.state.is_cut:
             self.state.status = CUT.status
-        await record_event(self._gateway, self._build_event(admitted))
+        event = self._build_event(admitted)
+        self._keep_stored(admitted)
+        await record_event(self._gateway, event)
+
+    def _keep_stored(self, admitted: AdmittedRequest) -> None:
+        """Note whose the stored response is, before the client has the end of it: its next request may refer to it."""
+        state, find_ids = self.state, admitted.prepared.find_stored_ids
+        if find_ids is not None and state.is_charged and state.body is not None:
+            self._gateway.stored.keep_later(admitted.actor, self._dialect.provider, find_ids(state.body))
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
         usage = state.read_usage(dialect, admitted.prepared)
+        if admitted.feature is Feature.EMBEDDINGS:
+            return state.journal.build_embeddings_event(
+                admitted.actor,
+                dialect.provider,
+                tokens=None if usage is None else usage.prompt_token_count,
+                quality=UsageQuality.ESTIMATED if usage is None else usage.quality,
+                status=state.status,
+            )
         return state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:

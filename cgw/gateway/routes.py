@@ -20,6 +20,11 @@ class Routes:
         self._errors = errors
         self._sdk_errors = {provider.encode("ascii"): style for provider, style in sdk_errors.items()}
 
+    @property
+    def dialects(self) -> tuple[Dialect, ...]:
+        """All dialects."""
+        return tuple(self._dialects.values())
+
     def find(self, path: bytes) -> Dialect | None:
         """Return the dialect of ``path``, or ``None``."""
         return self._dialects.get(path)

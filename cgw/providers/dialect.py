@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from attrs import define
@@ -36,7 +36,8 @@ class PreparedRequest:
     allowed instead: that of a virtual model, for example, which ``model`` is the choice of. ``prompt`` is what flagging
     examines; ``None`` where the provider's requests are not flagged.
     ``references`` are the ids of objects stored at the provider that the request takes something from: they must be the
-    actor's own. ``is_stored``: the provider keeps the response, so that later requests may refer to it.
+    actor's own. ``find_stored_ids`` returns the ids under which the provider has stored the response and its parts, as
+    far as the body's window tells them; ``None`` where it stores nothing.
     """
 
     upstream: UpstreamRequest
@@ -48,7 +49,7 @@ class PreparedRequest:
     other_names: tuple[str, ...] = ()
     prompt: Prompt | None = None
     references: tuple[str, ...] = ()
-    is_stored: bool = False
+    find_stored_ids: Callable[[BodyWindow], Collection[str]] | None = None
 
 
 class ErrorStyle(Protocol):

@@ -25,6 +25,7 @@ from cgw.testing.scripted_dialects import RequestError, ScriptedChat, ScriptedDi
 from cgw.testing.scripted_gemini import ScriptedGemini
 from cgw.testing.scripted_responses import ScriptedResponses
 from cgw.testing.scripted_texts import ScriptedComplete, ScriptedText
+from cgw.testing.scripted_vectors import ScriptedEmbeddings, ScriptedModerations
 from cgw.transport.sockets import send_reset_on_close
 from cgw.wire.messages import find_header
 
@@ -111,6 +112,9 @@ class ScriptedUpstream:
             ScriptedChat(),
             self._responses,
             ScriptedComplete(),
+            ScriptedText(has_usage=False),
+            ScriptedEmbeddings(),
+            ScriptedModerations(),
             # Fireworks' API, below its base URL.
             ScriptedChat("/inference/v1/chat/completions"),
             ScriptedText("/inference/v1/completions"),

@@ -12,8 +12,10 @@ from cgw.config.kinds import Secret
 from cgw.limits.tokens import count_tokens
 from cgw.model import BodyWindow, Usage, UsageQuality
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
+from cgw.providers.embeddings.sdk import SdkEmbeddings
 from cgw.providers.openai_compatible.settings import OpenAICompatibleSettings
 from cgw.providers.registry import PROVIDERS, build_dialects
+from cgw.providers.route import FreeRoute
 from cgw.wire.final_events import FinalEventScanner
 from cgw.wire.messages import RequestHead, ResponseHead
 from tests.support.golden_streams import BY_UPSTREAM, Golden
@@ -23,7 +25,11 @@ STREAM = ResponseHead(200, [(b"content-type", b"text/event-stream")])
 
 _COMPATIBLE = OpenAICompatibleSettings(api_url="http://a/v1", access_token=Secret("k"), allowed_models=("*",))
 _SETTINGS = {provider.name: provider.settings_class(access_token=Secret("k")) for provider in PROVIDERS}
-DIALECTS = {dialect.path: dialect for dialect in build_dialects({**_SETTINGS, "my-server": _COMPATIBLE})}
+DIALECTS = {
+    dialect.path: dialect
+    for dialect in build_dialects({**_SETTINGS, "my-server": _COMPATIBLE})
+    if not isinstance(dialect, FreeRoute | SdkEmbeddings)  # those have no streams
+}
 
 
 def list_goldens() -> Iterator[object]:

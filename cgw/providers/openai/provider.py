@@ -8,9 +8,12 @@ from cgw.providers.dialect import Dialect
 from cgw.providers.models import add_prefixes
 from cgw.providers.openai.chat import PROVIDER, OpenAIChat, OpenAISdkChat, build_endpoint
 from cgw.providers.openai.errors import OpenAIErrors
-from cgw.providers.openai.models import OPENAI_MODELS
-from cgw.providers.openai.responses import OpenAICompaction, OpenAIResponses
+from cgw.providers.openai.model_list import OpenAIModelList
+from cgw.providers.openai.models import OPENAI_MODELS, TEXT_MODELS
+from cgw.providers.openai.moderations import MODERATION_MODELS, OpenAIModerations
+from cgw.providers.openai.responses import OpenAICompaction, OpenAIInputTokens, OpenAIResponses
 from cgw.providers.openai.settings import OpenAISettings
+from cgw.providers.openai.texts import OpenAISdkTexts
 from cgw.providers.provider import Provider, reveal_access_token
 
 
@@ -22,7 +25,10 @@ def _build_dialects(settings: OpenAISettings) -> tuple[Dialect, ...]:
         OpenAISdkChat(chat, models),
         OpenAIResponses(build("/v1/responses"), models),
         OpenAICompaction(build("/v1/responses/compact"), models),
+        OpenAIInputTokens(build("/v1/responses/input_tokens"), models),
+        OpenAISdkTexts(build("/v1/completions"), add_prefixes(PROVIDER, settings.allowed_models or TEXT_MODELS)),
+        OpenAIModerations(build("/v1/moderations"), add_prefixes(PROVIDER, MODERATION_MODELS)),
     )
 
 
-OPENAI = Provider(PROVIDER, OpenAISettings, _build_dialects, OpenAIErrors())
+OPENAI = Provider(PROVIDER, OpenAISettings, _build_dialects, OpenAIErrors(), model_list=OpenAIModelList())

@@ -14,17 +14,15 @@ from typing import Any, ClassVar
 from attrs import define, evolve, field, frozen
 
 from cgw.errors import Refusal
-from cgw.model import BodyWindow, Feature
-from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
-from cgw.providers.openai.chat import PROVIDER
-from cgw.providers.openai.errors import OpenAIErrors
+from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.openai.responses_usage import FINAL_MARKERS, list_ids, read_response, read_response_stream
 from cgw.providers.openai.sdk_body import BETAS, set_caller, set_model
+from cgw.providers.openai.sdk_route import OpenAISdkRoute
 from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import BodyReader, JsonObject
-from cgw.providers.route import ReadBody, Route
+from cgw.providers.route import FreeRoute, ReadBody
 from cgw.providers.upstream_requests import query_of, select_headers
-from cgw.wire.messages import RequestHead
+from cgw.wire.messages import RequestHead, UpstreamRequest
 
 MAX_REFERENCES = 1000
 """The most stored objects that a request may refer to: they are looked up in one call."""
@@ -51,27 +49,20 @@ def _build_reader() -> BodyReader[ResponsesBody]:
 
 
 @frozen
-class OpenAIResponses(Route):
+class OpenAIResponses(OpenAISdkRoute):
     """``/openai/v1/responses``: the body passes as it came, but for the model's prefix and the caller's identifier."""
 
-    provider: str = field(default=PROVIDER, kw_only=True)
     path: str = field(default="/openai/v1/responses", kw_only=True)
-    takes_code: bool = field(default=False, kw_only=True)
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[ResponsesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
-    errors: ClassVar[ErrorStyle] = OpenAIErrors()
-    default_feature: ClassVar[Feature | None] = Feature.CHAT_COMPLETIONS
     final_markers: ClassVar[tuple[bytes, ...]] = FINAL_MARKERS
     read_whole: ClassVar[ReadBody] = read_response
     read_stream: ClassVar[ReadBody] = read_response_stream
-    retry_after_seconds: ClassVar[int] = 30
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        if caller.feature is Feature.CODE_COMPLETIONS and not self.takes_code:
-            raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
-        parsed, raw = self._reader.read(body)
+        parsed, raw = self.read(self._reader, body, caller)
         _check_supported(parsed)
         model = self.strip_prefix(parsed.model)
         prepared = self.build_request(
@@ -84,15 +75,29 @@ class OpenAIResponses(Route):
             query=query_of(head),
             prompt=Prompt(raw, "instructions", "input"),
         )
+        options: dict[str, Any] = parsed.prompt_cache_options or {}
+        compared = options.get("comparison_response_id")
+        references = list_references(parsed.input, parsed.previous_response_id, compared)
         # OpenAI stores a response unless it is asked not to.
-        return evolve(prepared, references=list_references(parsed), is_stored=parsed.store is not False)
+        return evolve(prepared, references=references, find_stored_ids=None if parsed.store is False else list_ids)
 
     def _encode(self, body: bytes, asked: str, model: str, caller: Caller) -> bytes:
         return set_caller(body, asked, model, caller)
 
-    def list_stored_ids(self, body: BodyWindow) -> frozenset[str]:
-        """Return the ids of what the upstream has stored with a response, as far as the body's window tells them."""
-        return frozenset(list_ids(body))
+    def build_stored_request(self, head: RequestHead, suffix: str) -> UpstreamRequest:
+        """Return the request about a stored response: the client's method at ``suffix`` below the route.
+
+        ``suffix`` begins with a slash and is percent-encoded. A body is not passed on: these requests have none.
+        """
+        request = self.endpoint.build_request(
+            b"",
+            is_stream=False,
+            suffix=suffix.encode("ascii"),
+            query=query_of(head),
+            headers=select_headers(head, BETAS),
+        )
+        # What is encoded already has the method POST.
+        return evolve(request, method=head.method, head_start=None)
 
 
 @frozen
@@ -105,25 +110,64 @@ class OpenAICompaction(OpenAIResponses):
         return set_model(body, asked, model)
 
 
+@define
+class CountBody:
+    """The fields of a request to count tokens that are checked; all others pass."""
+
+    model: str
+    input: Any = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+
+
+def _build_count_reader() -> BodyReader[CountBody]:
+    return BodyReader(CountBody)
+
+
+@frozen
+class OpenAIInputTokens(OpenAISdkRoute, FreeRoute):
+    """``/openai/v1/responses/input_tokens``, which costs nothing."""
+
+    path: str = field(default="/openai/v1/responses/input_tokens", kw_only=True)
+    _reader: BodyReader[CountBody] = field(factory=_build_count_reader, init=False, repr=False, eq=False)
+
+    def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
+        """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
+        parsed, _ = self.read(self._reader, body, caller)
+        _refuse_conversation(parsed.conversation)
+        model = self.strip_prefix(parsed.model)
+        prepared = self.build_request(
+            set_model(body, parsed.model, model),
+            model,
+            is_stream=False,
+            prompt_character_count=0,
+            max_completion_tokens=0,
+            headers=select_headers(head, BETAS),
+            query=query_of(head),
+        )
+        return evolve(prepared, references=list_references(parsed.input, parsed.previous_response_id))
+
+
 def _check_supported(body: ResponsesBody) -> None:
     if body.background:
         text = "background: not supported by this gateway: the usage of a response in the background cannot be charged"
         raise Refusal(400, text, param="background", code="unsupported_parameter")
-    if body.conversation is not None:
-        text = "conversation: not supported by this gateway, whose callers share an account: send the input, or "
-        raise Refusal(400, f"{text}previous_response_id", param="conversation", code="unsupported_parameter")
+    _refuse_conversation(body.conversation)
 
 
-def list_references(body: ResponsesBody) -> tuple[str, ...]:
-    """Return the ids of stored responses and items from which the upstream would take something.
+def _refuse_conversation(value: Any) -> None:
+    if value is not None:
+        text = "conversation: not supported by this gateway, whose callers share an account: send the input instead"
+        raise Refusal(400, text, param="conversation", code="unsupported_parameter")
+
+
+def list_references(items: Any, *others: Any) -> tuple[str, ...]:
+    """Return the ids of stored items and responses from which the upstream would take something: ``others`` as well.
 
     Items that have their content with them (messages, calls and their results) are not looked up there, whatever id
     they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`.
     """
-    options: dict[str, Any] = body.prompt_cache_options or {}
-    compared = options.get("comparison_response_id")
-    items = _list_item_references(body.input)
-    found = [id_ for id_ in (body.previous_response_id, compared, *items) if isinstance(id_, str)]
+    found = [id_ for id_ in (*others, *_list_item_references(items)) if isinstance(id_, str)]
     if len(found) > MAX_REFERENCES:
         text = f"input: at most {MAX_REFERENCES} references to stored items are accepted, not {len(found)}"
         raise Refusal(400, text, param="input")

@@ -111,8 +111,10 @@ def list_ids(body: BodyWindow) -> set[str]:
         whole = _RESPONSES.decode(body.head + body.tail)
         if whole is not None:
             return _collect_ids(whole)
-    final = _read_final_event(body)
-    found = set() if final is None else _collect_ids(final)
+    if (final := _read_final_event(body)) is not None:
+        return _collect_ids(final)
+    # The end is missing, or longer than the window: what the events of the window tell.
+    found: set[str] = set()
     for data in list_data(body, scan_bytes=len(body.head) + len(body.tail)):
         event = _EVENTS.decode(data)
         if event is not None:
