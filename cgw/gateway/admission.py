@@ -23,6 +23,7 @@ from cgw.limits.tokens import estimate_tokens
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
 from cgw.providers.models import check_model
+from cgw.providers.upstream_requests import query_of
 from cgw.wire.messages import RequestHead
 
 STORE_RETRY_AFTER_SECONDS = 1
@@ -47,7 +48,7 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
     """
     token = ""
     try:
-        token = extract_token(head.header)
+        token = read_token(head, errors)
         return await gateway.sources.get(token, client)
     except NotFromSource:
         raise build_unauthorized(has_token=bool(token)) from None
@@ -66,6 +67,11 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
         if errors.is_for_sdks:
             raise build_unauthorized(has_token=False) from None
         raise
+
+
+def read_token(head: RequestHead, errors: ErrorStyle) -> str:
+    """Return the token that a request presents. Raises :exc:`~cgw.errors.Refusal` 400 for a malformed field."""
+    return extract_token(head.header, query_of(head) if errors.takes_key_in_query else b"")
 
 
 async def _record_refusal(gateway: Gateway, event: UsageEvent) -> None:
@@ -124,7 +130,9 @@ async def admit(
         return await gateway.limiter.admit(actor, feature, rate_limit, provider=dialect.provider, tokens=tokens)
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
-            gateway.refresher.request(actor, extract_token(head.header))  # its limits may have been raised meanwhile
+            gateway.refresher.request(
+                actor, read_token(head, dialect.errors)
+            )  # its limits may have been raised meanwhile
         raise await _refuse(gateway, actor, feature, exceeded, dialect.errors) from None
     except StoreUnavailable:
         raise _build_unchecked() from None

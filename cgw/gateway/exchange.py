@@ -22,7 +22,7 @@ from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
 from cgw.limits.admissions import Admission
-from cgw.model import Actor, Feature, RateLimit, UsageEvent, UsageQuality
+from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
@@ -226,14 +226,6 @@ class Exchange:
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
         usage = state.read_usage(dialect, admitted.prepared)
-        if admitted.feature is Feature.EMBEDDINGS:
-            return state.journal.build_embeddings_event(
-                admitted.actor,
-                dialect.provider,
-                tokens=None if usage is None else usage.prompt_token_count,
-                quality=UsageQuality.ESTIMATED if usage is None else usage.quality,
-                status=state.status,
-            )
         return state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:

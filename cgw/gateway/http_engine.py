@@ -17,8 +17,10 @@ from cgw.gateway.embeddings import EmbeddingsExchange
 from cgw.gateway.exchange import Exchange, run_exchange
 from cgw.gateway.free import FreeExchange
 from cgw.gateway.parts import Gateway
+from cgw.gateway.relayed_embeddings import RelayedEmbeddingsExchange
 from cgw.gateway.request_log import RefusalLog, log_answered
 from cgw.gateway.routes import Routes
+from cgw.model import Feature
 from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.route import FreeRoute
@@ -198,4 +200,4 @@ def _choose_kind(dialect: Dialect) -> type[Exchange]:
     for kind_of_route, kind in _KINDS:
         if isinstance(dialect, kind_of_route):
             return kind
-    return Exchange
+    return RelayedEmbeddingsExchange if dialect.default_feature is Feature.EMBEDDINGS else Exchange

@@ -64,6 +64,11 @@ class ErrorStyle(Protocol):
         """True on routes for the API's own SDKs, false on the reference's, whose clients retry in another way."""
         ...
 
+    @property
+    def takes_key_in_query(self) -> bool:
+        """True where the API's clients may send their key as ``?key=``. It must not reach a log or an upstream."""
+        ...
+
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
         """Return the header fields and the body for ``refusal``.
 

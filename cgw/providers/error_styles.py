@@ -33,6 +33,7 @@ class ReferenceErrors:
     """``{"error":"<text>"}`` and a newline, as in the reference, but with the content type of JSON."""
 
     is_for_sdks: ClassVar[bool] = False
+    takes_key_in_query: ClassVar[bool] = False
 
     def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""

@@ -167,7 +167,7 @@ class ScriptedUpstream:
         if request.method != "POST":
             refused = dialect.render_error(405, f"Not allowed to {request.method} on {path}.", serial)
             return ScriptedAnswer(405, (*refused.headers, (b"allow", b"POST")), refused.pieces)
-        return self._answer_post(dialect, path, request, serial)
+        return self._answer_post(dialect, request, serial)
 
     def _answer_stored(self, path: str, request: SeenRequest, serial: int) -> ScriptedAnswer:
         """Answer a request about a stored response, or for the tokens of one that is not asked for yet."""
@@ -177,14 +177,14 @@ class ScriptedUpstream:
         answer = dialect.answer_stored(request.method, path, request.body, serial)
         return answer or dialect.render_error(404, f"Invalid URL ({request.method} {path})", serial)
 
-    def _answer_post(self, dialect: ScriptedDialect, path: str, request: SeenRequest, serial: int) -> ScriptedAnswer:
+    def _answer_post(self, dialect: ScriptedDialect, request: SeenRequest, serial: int) -> ScriptedAnswer:
         headers = dict(request.headers)
         key = dialect.read_key(headers)
         # As in the real APIs, the key is checked before the body, so a bad body with a bad key gets 401.
         if key not in {script.api_key for script in self.scripts.values()}:
             return dialect.render_error(401, "invalid API key" if key else "no API key was given", serial)
         try:
-            body = dialect.complete_body(path, _parse_body(request.body))
+            body = dialect.complete_body(request.target, _parse_body(request.body))
             if not isinstance(body.get("model"), str):
                 raise RequestError("model: Field required", "model")
             script = self.scripts.get(body["model"], self.scripts.get(EVERY_MODEL))
