@@ -21,7 +21,7 @@ from cgw.control.scopes import build_request_head, run_lifespan
 from cgw.control.source_sync import sync_all_sources
 from cgw.control.status import ServiceStatus
 from cgw.durations import format_go_duration
-from cgw.errors import CgwError, Refusal, StoreUnavailable
+from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.admission import authenticate, check_actor
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
@@ -31,8 +31,9 @@ from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.models import MODELS
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.models import evaluate_allowed_models
-from cgw.transport.asgi_host import Receive, Scope, Send
+from cgw.transport.asgi_host import TRACE_EXTENSION, Receive, Scope, Send
 from cgw.wire.messages import RequestHead
+from cgw.wire.trace_context import add_trace
 
 
 @frozen
@@ -82,14 +83,17 @@ class ControlApp:
         client = scope.get("client")
         request = ControlRequest(head, "" if client is None else client[0], receive)
         answer = await self._answer(request, dialect)
-        await _send_answer(send, answer)
+        # On the public port the client's side adds the ids; Hypercorn on the admin port knows of none.
+        has_ids = TRACE_EXTENSION in (scope.get("extensions") or {})
+        fields = answer.headers if has_ids else add_trace(answer.headers, head.trace)
+        await _send_answer(send, answer.status, fields, answer.body)
 
     async def _answer(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
         errors = self.routes.find_errors(request.head.path)
         try:
             return await self._route(request, dialect)
         except Refusal as refusal:
-            headers, body = errors.render(refusal)
+            headers, body = errors.render(refusal, request.head.trace.trace_id)
             return ControlResponse(refusal.status, (*headers, *refusal.headers), body)
 
     async def _route(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
@@ -245,10 +249,10 @@ def _has_secret(request: ControlRequest, secret: str) -> bool:
     return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), secret.encode("utf-8"))
 
 
-async def _send_answer(send: Send, answer: ControlResponse) -> None:
-    fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
-    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
-    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+async def _send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    fields = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _no_route(head: RequestHead) -> Refusal:

@@ -17,6 +17,7 @@ from cgw.gateway.load import LoadTracker
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
 from cgw.providers.fallback import Fallback
+from cgw.telemetry.readers import Readers
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.upstream import UpstreamPool
 
@@ -31,7 +32,8 @@ RECORD_SECONDS = 10.0
 class Gateway:
     """The parts that all exchanges share. ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for.
 
-    ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header fields of the provider's account.
+    ``readers`` report each exchange; ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header
+    fields of the provider's account.
     """
 
     sources: Sources
@@ -42,6 +44,7 @@ class Gateway:
     event_log: EventLog
     repeats: RepeatedEvents
     flagger: Flagger
+    readers: Readers = Factory(Readers)
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
     load: LoadTracker = Factory(LoadTracker)
