@@ -211,6 +211,25 @@ class EventName(enum.StrEnum):
     ACCESS_DENIED = "AccessDenied"
 
 
+class EventOutcome(enum.StrEnum):
+    """The end of an exchange as its usage event tells it."""
+
+    COMPLETED = "completed"
+    """The upstream's whole response came, whatever its status."""
+    CLIENT_GONE = "client_gone"
+    """The client left before that."""
+    UPSTREAM_BROKEN = "upstream_broken"
+    """The upstream could not be reached, or broke its response off."""
+    TIMED_OUT = "timed_out"
+    """The upstream was too slow."""
+    REFUSED = "refused"
+    """cgw answered instead, after the request was admitted: the upstream is overloaded, or limits cgw's rate."""
+    SHUTDOWN = "shutdown"
+    """cgw ended under it."""
+    INTERNAL_ERROR = "internal_error"
+    """A bug in cgw."""
+
+
 def _read_clock() -> datetime:
     return datetime.now(UTC)
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 from cgw.actors.source import AccessTokenDenied
 from cgw.errors import MISSING_TOKEN, UNKNOWN_TOKEN, Headers, Refusal
 from cgw.model import Actor
-from cgw.wire.messages import FindHeader
+from cgw.wire.trace_context import FindHeader
 
 # A scheme's name (RFC 9110 §11.1). Tokens are longer, or have digits or underscores.
 _HARMLESS_TYPE = re.compile(rb"[A-Za-z-]{1,16}")

@@ -34,8 +34,9 @@ from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.models import MODELS
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.models import evaluate_allowed_models
-from cgw.transport.asgi_host import Receive, Scope, Send
+from cgw.transport.asgi_host import TRACE_EXTENSION, Receive, Scope, Send
 from cgw.wire.messages import RequestHead
+from cgw.wire.trace_context import add_trace
 
 
 @frozen
@@ -86,14 +87,17 @@ class ControlApp:
         client = scope.get("client")
         request = ControlRequest(head, "" if client is None else client[0], receive)
         answer = await self._answer(request, dialect)
-        await _send_answer(send, answer)
+        # On the public port the client's side adds the ids; Hypercorn on the admin port knows of none.
+        has_ids = TRACE_EXTENSION in (scope.get("extensions") or {})
+        fields = answer.headers if has_ids else add_trace(answer.headers, head.trace)
+        await _send_answer(send, answer.status, fields, answer.body)
 
     async def _answer(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
         errors = self.routes.find_errors(request.head.path)
         try:
             return await self._route(request, dialect)
         except Refusal as refusal:
-            headers, body = errors.render(refusal)
+            headers, body = errors.render(refusal, request.head.trace.trace_id)
             return ControlResponse(refusal.status, (*headers, *refusal.headers), body)
 
     async def _route(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
@@ -144,7 +148,7 @@ class ControlApp:
 
     async def _count_free(self, actor: Actor, request: ControlRequest) -> Headers:
         errors = self.routes.find_errors(request.head.path)
-        return await count_free(self.gateway, actor, Feature.CHAT_COMPLETIONS, errors)
+        return await count_free(self.gateway, actor, Feature.CHAT_COMPLETIONS, errors, request.head)
 
     async def _version(self, request: ControlRequest) -> ControlResponse:
         return ControlResponse(200, TEXT, self.version.encode("utf-8"))
@@ -266,10 +270,10 @@ def _has_secret(request: ControlRequest, secret: str) -> bool:
     return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), secret.encode("utf-8"))
 
 
-async def _send_answer(send: Send, answer: ControlResponse) -> None:
-    fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
-    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
-    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+async def _send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    fields = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _no_route(head: RequestHead) -> Refusal:

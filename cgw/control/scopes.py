@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cgw.transport.asgi_host import Receive, Scope, Send
+from cgw.transport.asgi_host import TRACE_EXTENSION, Receive, Scope, Send
 from cgw.wire.messages import RequestHead
 
 
@@ -12,7 +12,9 @@ def build_request_head(scope: Scope) -> RequestHead:
     if scope["query_string"]:
         target += b"?" + scope["query_string"]
     headers = tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
-    return RequestHead(scope["method"].encode("ascii"), target, headers, scope["http_version"].encode("ascii"))
+    trace = (scope.get("extensions") or {}).get(TRACE_EXTENSION)
+    method, http_version = scope["method"].encode("ascii"), scope["http_version"].encode("ascii")
+    return RequestHead(method, target, headers, http_version, trace=trace)
 
 
 async def run_lifespan(receive: Receive, send: Send) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +95,9 @@ class Flagger:
         listed = self._rules.logged_identifiers
         return bool(listed) and actor.source == DOTCOM_USER and actor.id in listed
 
-    async def check(self, actor: Actor, feature: Feature, prepared: PreparedRequest, provider: str) -> None:
+    async def check(
+        self, actor: Actor, feature: Feature, prepared: PreparedRequest, provider: str, trace_id: str
+    ) -> None:
         """Examine a request, and add what was found to ``prepared.metadata``, for its usage event.
 
         Large prompts are examined in slices, between which other tasks run, and counted in a thread. Raises
@@ -117,7 +118,7 @@ class Flagger:
         if verdict is not None:
             if verdict.prompt_tokens is None and prompt.has_token_limits:
                 verdict = evolve(verdict, prompt_tokens=await self._count(slices))
-            metadata = self._note(verdict, actor, feature, slices)
+            metadata = self._note(verdict, actor, feature, slices, trace_id)
             if verdict.should_block:
                 raise RequestBlocked(metadata, build_blocked_metadata(verdict, prepared, provider))
         if is_logged:
@@ -168,9 +169,10 @@ class Flagger:
             return estimate.total
         return await self._tokenizer.count(slices, self._most_tokens)
 
-    def _note(self, verdict: Verdict, actor: Actor, feature: Feature, slices: Sequence[str]) -> dict[str, Any]:
+    def _note(
+        self, verdict: Verdict, actor: Actor, feature: Feature, slices: Sequence[str], trace_id: str
+    ) -> dict[str, Any]:
         """Record the prompt if that is to be, and return the metadata of a flagged request's event."""
-        trace_id = os.urandom(16).hex()
         prefix = None
         if actor.source == DOTCOM_USER:
             prefix = join_text(slices, PREFIX_BYTES)

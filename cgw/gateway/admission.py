@@ -53,7 +53,7 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
     except NotFromSource:
         raise build_unauthorized(has_token=bool(token)) from None
     except AccessTokenDenied as error:
-        await _record_refusal(gateway, records.unauthorized(error.source, error.reason))
+        await _record_refusal(gateway, records.unauthorized(error.source, error.reason, trace_id=head.trace.trace_id))
         raise build_denied(error) from None
     except TooManyUnknownTokens as error:
         raise _build_retry(429, str(error), error.retry_after_seconds) from None
@@ -89,7 +89,7 @@ async def check_actor(gateway: Gateway, actor: Actor, head: RequestHead) -> None
     try:
         check_access(actor, head.path.decode("latin-1"))
     except Refusal:
-        await _record_refusal(gateway, records.access_denied(actor))
+        await _record_refusal(gateway, records.access_denied(actor, trace_id=head.trace.trace_id))
         raise
 
 
@@ -130,10 +130,9 @@ async def admit(
         return await gateway.limiter.admit(actor, feature, rate_limit, provider=dialect.provider, tokens=tokens)
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
-            gateway.refresher.request(
-                actor, read_token(head, dialect.errors)
-            )  # its limits may have been raised meanwhile
-        raise await _refuse(gateway, actor, feature, exceeded, dialect.errors) from None
+            # Its limits may have been raised meanwhile.
+            gateway.refresher.request(actor, read_token(head, dialect.errors))
+        raise await _refuse(gateway, actor, feature, exceeded, dialect.errors, head) from None
     except StoreUnavailable:
         raise _build_unchecked() from None
 
@@ -143,6 +142,7 @@ async def admit_free(
     actor: Actor,
     feature: Feature,
     errors: ErrorStyle,
+    head: RequestHead,
     *,
     provider: str = "",
     rate_limit: RateLimit | None = None,
@@ -157,17 +157,19 @@ async def admit_free(
             check_cut_off(actor, rate_limit)
         return await gateway.limiter.admit_free(actor, feature, provider=provider)
     except LimitExceeded as exceeded:
-        raise await _refuse(gateway, actor, feature, exceeded, errors) from None
+        raise await _refuse(gateway, actor, feature, exceeded, errors, head) from None
     except StoreUnavailable:
         raise _build_unchecked() from None
 
 
-async def count_free(gateway: Gateway, actor: Actor, feature: Feature, errors: ErrorStyle) -> Headers:
+async def count_free(
+    gateway: Gateway, actor: Actor, feature: Feature, errors: ErrorStyle, head: RequestHead
+) -> Headers:
     """Count a request that cgw answers itself, such as for a list of models; return the rate-limit fields.
 
     Raises as :func:`admit_free` does.
     """
-    admission = await admit_free(gateway, actor, feature, errors)
+    admission = await admit_free(gateway, actor, feature, errors, head)
     gateway.limiter.settle_later(admission, is_charged=True)
     return admission.build_headers()
 
@@ -182,7 +184,7 @@ async def _examine(
     gateway: Gateway, actor: Actor, feature: Feature, prepared: PreparedRequest, dialect: Dialect, head: RequestHead
 ) -> None:
     try:
-        await gateway.flagger.check(actor, feature, prepared, dialect.provider)
+        await gateway.flagger.check(actor, feature, prepared, dialect.provider, head.trace.trace_id)
     except RequestBlocked as blocked:
         event = records.request_blocked(
             actor,
@@ -190,6 +192,7 @@ async def _examine(
             metadata=blocked.metadata,
             sg_actor_id=read_text(head, b"x-sourcegraph-actor-uid"),
             sg_actor_anonymous_uid=read_text(head, b"x-sourcegraph-actor-anonymous-uid"),
+            trace_id=head.trace.trace_id,
         )
         # Nothing else bounds them, as they count on no limit. The log has the id of each.
         await _record_refusal(gateway, event)
@@ -207,7 +210,7 @@ async def settle(gateway: Gateway, admission: Admission, is_charged: bool, token
 
 
 async def _refuse(
-    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, errors: ErrorStyle
+    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, errors: ErrorStyle, head: RequestHead
 ) -> Refusal:
     """Record a refusal by a limit, and return it."""
     # Instances and Cody retry silently after a short wait; SDKs tell their users how often they retry.
@@ -221,6 +224,7 @@ async def _refuse(
         unit=refused.unit.value,
         window_ms=refused.window_ms,
         retry_after_ms=choose_wait_ms(exceeded, is_patient=is_patient),
+        trace_id=head.trace.trace_id,
     )
     await _record_refusal(gateway, event)
     return build_limit_refusal(exceeded, feature, datetime.now(UTC), is_patient=is_patient)

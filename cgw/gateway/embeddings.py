@@ -132,6 +132,7 @@ class EmbeddingsExchange(Exchange):
             tokens=self._tokens if self.state.is_charged else None,
             quality=self._quality,
             status=self.state.status,
+            facts=self.state.list_facts(),
         )
 
     async def _refuse(self, refusal: Refusal) -> None:

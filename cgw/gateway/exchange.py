@@ -51,7 +51,7 @@ async def run_exchange(
         if state.is_cut:
             state.status = CUT.status
             await send_cut(client, dialect.errors)
-        state.journal.close(state.status, client.bytes_sent)
+        gateway.readers(state.journal.close(state.status, client.bytes_sent))
 
 
 class Exchange:
@@ -70,7 +70,7 @@ class Exchange:
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
         self._response: UpstreamResponse | None = None  # until it is given back
-        self.state = ExchangeState(client)
+        self.state = ExchangeState(client, dialect.path)
 
     async def run(self) -> None:
         """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
@@ -115,7 +115,7 @@ class Exchange:
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
         prepared = self._prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
         rate_limit = check_model_access(actor, feature, prepared, self._dialect)
-        self.state.journal.prepared(prepared)
+        self.state.journal.prepared(prepared, self._dialect.provider)
         self.state.move(Phase.ADMITTING)
         try:
             if prepared.references:
@@ -150,6 +150,7 @@ class Exchange:
         finally:
             state.move(Phase.SETTLING)
             await settle(self._gateway, admitted.admission, state.is_charged, state.used_tokens)
+            state.journal.settled()
         if not state.is_charged:
             await self._release(answer)  # after settling: what was refunded is there when the client asks again
         await relay_rest(self._client, answer)
@@ -163,6 +164,8 @@ class Exchange:
         except UpstreamError as error:
             return state.note_failure(error, provider, admitted)
         except BaseException as error:
+            if isinstance(error, ClientGone):
+                state.note_client_gone()  # now: the usage event tells it
             self._give_back()  # at once: this is what stops an upstream that is still generating
             if isinstance(error, trio.Cancelled) and self._is_late():
                 self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
@@ -188,6 +191,7 @@ class Exchange:
         head = state.upstream_head = response.head
         state.status = answer_status(head.status)
         journal.answered(head)
+        journal.connected(response.connected_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
         if state.status == 503:
             refusal = await explain_overload(response, self._dialect.provider, headers, journal)
@@ -226,7 +230,9 @@ class Exchange:
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
         usage = state.read_usage(dialect, admitted.prepared)
-        return state.journal.build_event(admitted.actor, admitted.feature, dialect.provider, usage, state.status)
+        return state.journal.build_event(
+            admitted.actor, admitted.feature, dialect.provider, usage, state.status, state.list_facts()
+        )
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
         """Send the part of the answer that completes it, or make sure that it does not look complete."""

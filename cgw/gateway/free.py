@@ -23,9 +23,9 @@ class FreeExchange(Exchange):
     ) -> Admission:
         # Not flagged: no model sees the prompt.
         prepared.prompt = None
-        dialect = self._dialect
+        dialect, head = self._dialect, self._client.head
         return await admit_free(
-            self._gateway, actor, feature, dialect.errors, provider=dialect.provider, rate_limit=rate_limit
+            self._gateway, actor, feature, dialect.errors, head, provider=dialect.provider, rate_limit=rate_limit
         )
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:

@@ -18,13 +18,13 @@ from cgw.gateway.exchange import Exchange, run_exchange
 from cgw.gateway.free import FreeExchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.relayed_embeddings import RelayedEmbeddingsExchange
-from cgw.gateway.request_log import RefusalLog, log_answered
+from cgw.gateway.request_log import RefusalLog, build_control_record
 from cgw.gateway.routes import Routes
 from cgw.model import Feature
 from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.route import FreeRoute
-from cgw.telemetry.exchange_log import Outcome
+from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
@@ -36,6 +36,7 @@ from cgw.transport.server import AcceptedConnection
 from cgw.transport.sockets import Transport
 from cgw.wire.heads import encode_kept_response
 from cgw.wire.messages import RequestHead
+from cgw.wire.trace_context import REQUEST_ID_FIELD
 
 CONTROL_PREFIX = b"/-/"
 """Routes below it are answered under any load: whoever watches the service must see it."""
@@ -85,10 +86,10 @@ class HttpEngine:
         self._connections: set[Http1Connection] = set()
         self._http2_connections: set[Http2Connection] = set()
         self._in_flight = self._shed = 0
-        self._encoded_shed: dict[ErrorStyle, bytes] = {}
+        self._encoded_shed: dict[ErrorStyle, tuple[bytes, bytes]] = {}  # what precedes the id, and what follows it
         self.is_draining = False
         self.hangups = HangupWatch()
-        self.refusals = RefusalLog()
+        self.refusals = RefusalLog(gateway.readers)
         self._callbacks = ConnectionCallbacks(
             limits=limits,
             handle=self.handle,
@@ -136,7 +137,7 @@ class HttpEngine:
         if refusal is None:
             await self.handle(client)
         else:
-            headers, body = self._routes.render_refusal(refusal, client.head.path)
+            headers, body = self._routes.render_refusal(refusal, client.head.path, client.head.trace.trace_id)
             await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
     async def handle(self, client: ClientSide) -> None:
@@ -152,12 +153,12 @@ class HttpEngine:
             self._in_flight -= 1
 
     async def _serve_and_log(self, client: ClientSide) -> None:
-        started, outcome, status = trio.current_time(), Outcome.SHUTDOWN, None
+        times, outcome, status = begin_times(trio.current_time()), Outcome.SHUTDOWN, None
         try:
             status = await self._serve_other(client)
             outcome = Outcome.CLIENT_GONE if status is None else Outcome.OK if status < 400 else Outcome.REFUSED
         finally:
-            log_answered(client, outcome, status, started)
+            self._gateway.readers(build_control_record(client, outcome, status, times))
 
     def check_load(self, head: RequestHead) -> Refusal | None:
         """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""
@@ -170,18 +171,19 @@ class HttpEngine:
         self._overload.note_refused()
         return REFUSAL
 
-    def encode_shed(self, path: bytes) -> bytes:
+    def encode_shed(self, head: RequestHead) -> bytes:
         """Return the whole response to a request that was shed, for a connection that is kept.
 
-        Encoded once per dialect: under a flood this is what most of the clients get.
+        Encoded once per dialect, but for the id: under a flood this is what most of the clients get.
         """
-        errors = self._routes.find_errors(path)
+        errors = self._routes.find_errors(head.path)
         encoded = self._encoded_shed.get(errors)
         if encoded is None:
             headers, body = errors.render(REFUSAL)
-            encoded = encode_kept_response(REFUSAL.status, [*headers, *REFUSAL.headers], body)
-            self._encoded_shed[errors] = encoded
-        return encoded
+            response = encode_kept_response(REFUSAL.status, [*headers, *REFUSAL.headers], body)
+            status_line, _, rest = response.partition(b"\r\n")
+            encoded = self._encoded_shed[errors] = b"%b\r\n%b: " % (status_line, REQUEST_ID_FIELD), b"\r\n" + rest
+        return encoded[0] + head.trace.trace_id.encode("ascii") + encoded[1]
 
     def statistics(self) -> EngineStatistics:
         """Return a snapshot of the counters."""

@@ -77,7 +77,7 @@ def explain_late(prepared: PreparedRequest) -> Refusal:
 
 async def send_refusal(client: ClientSide, style: ErrorStyle, refusal: Refusal) -> None:
     """Send ``refusal`` as the response. Raises :exc:`~cgw.errors.ClientGone`."""
-    headers, body = style.render(refusal)
+    headers, body = style.render(refusal, client.head.trace.trace_id)
     if refusal.must_close:
         client.close_after_response()
     await client.send_response(refusal.status, [*headers, *refusal.headers], body)

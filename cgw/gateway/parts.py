@@ -18,6 +18,7 @@ from cgw.gateway.stored import StoredObjects
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
 from cgw.providers.fallback import Fallback
+from cgw.telemetry.readers import Readers
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.upstream import UpstreamPool
 
@@ -32,7 +33,8 @@ RECORD_SECONDS = 10.0
 class Gateway:
     """The parts that all exchanges share. ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for.
 
-    ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header fields of the provider's account.
+    ``readers`` report each exchange; ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header
+    fields of the provider's account.
     """
 
     sources: Sources
@@ -44,6 +46,7 @@ class Gateway:
     repeats: RepeatedEvents
     flagger: Flagger
     stored: StoredObjects
+    readers: Readers = Factory(Readers)
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
     load: LoadTracker = Factory(LoadTracker)

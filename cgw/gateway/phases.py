@@ -1,36 +1,48 @@
-"""The phases of one exchange, as a transition table: an illegal move is a bug, and raises at once."""
+"""The phases of one exchange and the moves between them: an illegal move is a bug, and raises at once."""
 
 from __future__ import annotations
 
 import enum
+from itertools import pairwise
+
+from cgw.telemetry.exchange_record import Moment
 
 
-class Phase(enum.Enum):
-    """The phase of an exchange; the value is how logs name it."""
+class Phase(enum.IntEnum):
+    """The phase of an exchange, numbered by the moment at which it begins. Each follows on the one before it, but
+    :attr:`RECORDING`, which comes whatever the upstream does: no path of an admitted exchange leads past the usage
+    event."""
 
-    RECEIVING = "receiving the request"
-    PREPARING = "checking the request"
-    ADMITTING = "waiting for limits"
-    OPENING = "waiting for the upstream"
-    RELAYING = "relaying the answer"
-    RECORDING = "recording usage"
-    SETTLING = "settling limits"
+    # Integers, because a move is made seven times per exchange: looking an enum up in a table takes half a microsecond.
+    RECEIVING = Moment.STARTED
+    PREPARING = Moment.RECEIVED
+    ADMITTING = Moment.PREPARED
+    OPENING = Moment.ADMITTED
+    RELAYING = Moment.ANSWERED
+    RECORDING = Moment.RELAYED
+    SETTLING = Moment.RECORDED
+
+    @property
+    def text(self) -> str:
+        """The phase's name in logs."""
+        return _TEXTS[self]
 
 
-TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.RECEIVING: frozenset([Phase.PREPARING]),
-    Phase.PREPARING: frozenset([Phase.ADMITTING]),
-    Phase.ADMITTING: frozenset([Phase.OPENING]),
-    # An admitted exchange always records, whatever its upstream does: no path leads past the usage event.
-    Phase.OPENING: frozenset([Phase.RELAYING, Phase.RECORDING]),
-    Phase.RELAYING: frozenset([Phase.RECORDING]),
-    Phase.RECORDING: frozenset([Phase.SETTLING]),
-    Phase.SETTLING: frozenset(),
+_TEXTS = {
+    Phase.RECEIVING: "receiving the request",
+    Phase.PREPARING: "checking the request",
+    Phase.ADMITTING: "waiting for limits",
+    Phase.OPENING: "waiting for the upstream",
+    Phase.RELAYING: "relaying the answer",
+    Phase.RECORDING: "recording usage",
+    Phase.SETTLING: "settling limits",
 }
+
+_FOLLOWING = dict(pairwise(Phase))
 
 
 def move(current: Phase, following: Phase) -> Phase:
-    """Return ``following`` if the table allows it after ``current``; raise :exc:`RuntimeError` otherwise."""
-    if following not in TRANSITIONS[current]:
-        raise RuntimeError(f"an exchange cannot go from {current.name} to {following.name}")
-    return following
+    """Return ``following`` if it may follow on ``current``; raise :exc:`RuntimeError` otherwise."""
+    if _FOLLOWING.get(current) is following or (current is Phase.OPENING and following is Phase.RECORDING):
+        return following
+    raise RuntimeError(f"an exchange cannot go from {current.name} to {following.name}")

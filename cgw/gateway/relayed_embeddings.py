@@ -22,5 +22,10 @@ class RelayedEmbeddingsExchange(Exchange):
                 tokens, quality = estimate_tokens(prepared.prompt_character_count, 0), UsageQuality.ESTIMATED
             state.used_tokens = tokens
         return state.journal.build_embeddings_event(
-            admitted.actor, self._dialect.provider, tokens=tokens, quality=quality, status=state.status
+            admitted.actor,
+            self._dialect.provider,
+            tokens=tokens,
+            quality=quality,
+            status=state.status,
+            facts=state.list_facts(),
         )

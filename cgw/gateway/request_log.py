@@ -1,20 +1,19 @@
-"""Log lines of requests that are no exchanges: those that the control app answers, and those refused on their heads."""
+"""Records of requests that are no exchanges: those that the control app answers, and those refused on their heads."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 
 import trio
 
-from cgw.telemetry.exchange_log import ExchangeRecord, Outcome
+from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind, Times, begin_times
+from cgw.telemetry.readers import Readers
 from cgw.transport.client_side import ClientSide, RefusedHead
 
 LINES_PER_SECOND = 20
 """Refused heads with a line of their own; the others of a second share one. They cost a client next to nothing."""
-
-PROBE_PREFIX = b"/-/"
-"""Probes of load balancers, each second or more often: their lines are for debugging."""
 
 MAX_PATH_CHARACTERS = 200
 """The part of a refused path that is logged: it may be as long as a whole head."""
@@ -22,32 +21,35 @@ MAX_PATH_CHARACTERS = 200
 logger = logging.getLogger("cgw.request")
 
 
-def log_answered(client: ClientSide, outcome: Outcome, status: int | None, started: float) -> None:
-    """Log a request that was not an exchange: these lines show which routes clients look for."""
+def build_control_record(client: ClientSide, outcome: Outcome, status: int | None, times: Times) -> ExchangeRecord:
+    """Return the record of a request that was not an exchange, which ends now."""
     head = client.head
-    record = ExchangeRecord(
+    times[Moment.ENDED] = now = trio.current_time()
+    return ExchangeRecord(
+        trace=head.trace,
+        kind=RequestKind.CONTROL,
         method=head.method.decode("latin-1"),
         path=head.path.decode("latin-1"),
         protocol=f"HTTP/{head.http_version.decode('latin-1')}",
         outcome=outcome,
         status=status,
-        duration_ms=(trio.current_time() - started) * 1000,
+        started_at=time.time() - (now - (times[Moment.STARTED] or now)),
+        times=times,
         response_bytes=client.bytes_sent,
         remote_ip=client.peer,
         user_agent=(head.header(b"user-agent") or b"").decode("utf-8", "replace") or None,
     )
-    # The line has the same fields as an exchange's, under another logger.
-    logger.log(logging.DEBUG if head.path.startswith(PROBE_PREFIX) else record.level, record)
 
 
 class RefusalLog:
-    """Logs requests that were refused on their heads: :data:`LINES_PER_SECOND` one by one, the rest as a count.
+    """Reports requests that were refused on their heads: :data:`LINES_PER_SECOND` one by one, the rest as a count.
 
     :meth:`run` must run beside it. A flood of malformed heads costs a line per second more, and about 1 µs for
     each. Requests that are shed are counted by :mod:`cgw.transport.overload`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
         self._second_ends_at = 0.0
         self._lines_left = 0
         self._uncounted: Counter[int | None] = Counter()
@@ -60,16 +62,21 @@ class RefusalLog:
             self._overflow.set()
             return
         self._lines_left -= 1
+        times = begin_times(trio.current_time())
+        times[Moment.ENDED] = times[Moment.STARTED]
         record = ExchangeRecord(
+            trace=refused.trace,
+            kind=RequestKind.REFUSED_HEAD,
             method=refused.method.decode("latin-1") or "-",
             path=refused.path[:MAX_PATH_CHARACTERS].decode("latin-1") or "-",
             outcome=Outcome.REFUSED,
             status=refused.status,
-            duration_ms=0,
+            started_at=time.time(),
+            times=times,
             remote_ip=refused.peer,
             error=refused.reason,
         )
-        logger.log(record.level, record)
+        self._readers(record)
 
     async def run(self) -> None:
         """Log the counts at the end of each second that has any, until cancelled; then what is left."""

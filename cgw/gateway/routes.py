@@ -40,9 +40,9 @@ class Routes:
             return dialect.errors
         return self._sdk_errors.get(_first_segment(path), self._errors)
 
-    def render_refusal(self, refusal: Refusal, path: bytes) -> tuple[Headers, bytes]:
+    def render_refusal(self, refusal: Refusal, path: bytes, request_id: str | None = None) -> tuple[Headers, bytes]:
         """Render the refusal of a request to ``path``, as :meth:`ErrorStyle.render` does."""
-        return self.find_errors(path).render(refusal)
+        return self.find_errors(path).render(refusal, request_id)
 
 
 def _with_any_model(path: bytes) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import trio
+
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest
-from cgw.gateway.journal import Journal
+from cgw.gateway.journal import Journal, RelayFacts
 from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure, explain_late_upstream
 from cgw.gateway.parts import Gateway
 from cgw.gateway.phases import Phase, move
@@ -20,8 +22,8 @@ from cgw.wire.windows import BodyWindowCollector
 class ExchangeState:
     """The state of one exchange. ``status`` is the one that the client is answered, ``None`` before there is one."""
 
-    def __init__(self, client: ClientSide) -> None:
-        self.journal = Journal(client.head, client.peer)
+    def __init__(self, client: ClientSide, route: str) -> None:
+        self.journal = Journal(client.head, client.peer, route)
         self.status: int | None = None
         self.phase = Phase.RECEIVING
         self.gone_in: Phase | None = None
@@ -45,7 +47,7 @@ class ExchangeState:
     def move(self, phase: Phase) -> None:
         """Enter ``phase``."""
         self.phase = move(self.phase, phase)
-        self.journal.entered(phase)
+        self.journal.times[phase] = trio.current_time()
 
     def read_usage(self, dialect: Dialect, prepared: PreparedRequest) -> Usage | None:
         """Return the usage that the relayed body tells, and note its tokens; ``None`` if no answer came."""
@@ -55,6 +57,12 @@ class ExchangeState:
         usage = dialect.read_usage(prepared, self.upstream_head, body)
         self.used_tokens = count_tokens(usage, body.total_bytes)
         return usage
+
+    def list_facts(self) -> RelayFacts:
+        """Return what the usage event tells of the relay."""
+        window = self.window
+        has_left = self.gone_in is not None
+        return RelayFacts(window.total_bytes, window.chunks, self.is_upstream_complete, has_left)
 
     def note_refusal(self, refusal: Refusal) -> None:
         """Note that cgw itself answers: before recording, as the usage event tells the status."""

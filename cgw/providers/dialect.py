@@ -69,8 +69,8 @@ class ErrorStyle(Protocol):
         """True where the API's clients may send their key as ``?key=``. It must not reach a log or an upstream."""
         ...
 
-    def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        """Return the header fields and the body for ``refusal``.
+    def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
+        """Return the header fields and the body for ``refusal``, with the request's id where there is one.
 
         The fields have ``content-type``, but neither ``content-length`` nor ``refusal.headers``: the caller adds those.
         """

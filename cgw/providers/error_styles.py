@@ -30,11 +30,14 @@ def clean_message(message: str) -> str:
 
 @frozen
 class ReferenceErrors:
-    """``{"error":"<text>"}`` and a newline, as in the reference, but with the content type of JSON."""
+    """``{"error":"<text>","request_id":"…"}`` and a newline: the reference's shape with an id, typed as JSON."""
 
     is_for_sdks: ClassVar[bool] = False
     takes_key_in_query: ClassVar[bool] = False
 
-    def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
+    def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
-        return JSON_HEADERS, encode_error({"error": clean_message(refusal.message)}) + b"\n"
+        error = {"error": clean_message(refusal.message)}
+        if request_id is not None:
+            error["request_id"] = request_id
+        return JSON_HEADERS, encode_error(error) + b"\n"

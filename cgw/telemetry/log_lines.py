@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 from attrs import frozen
 
-from cgw.telemetry.exchange_log import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord
 from cgw.telemetry.masking import SecretMask
 
 REPORTED_ERROR = "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent"
@@ -145,7 +145,8 @@ class JsonLines:
             name_severity(entry.level), _format_time(entry.created), message, entry.logger, self._service_context
         )
         if record is not None:
-            size, first, upstream = record.response_bytes, record.first_byte_ms, record.upstream_ms
+            size, seconds = record.response_bytes, record.duration_seconds
+            first, upstream = record.first_byte_seconds, record.upstream_seconds
             # By position: half the time of passing them by name.
             line.http_request = _HttpRequest(
                 record.method,
@@ -154,7 +155,7 @@ class JsonLines:
                 None if size is None else str(size),
                 record.user_agent,
                 record.remote_ip,
-                f"{record.duration_ms / 1000:.6f}s",
+                f"{seconds:.6f}s",
                 record.protocol,
             )
             line.exchange = _Exchange(
@@ -164,9 +165,9 @@ class JsonLines:
                 record.feature,
                 record.model,
                 record.stream,
-                round(record.duration_ms, 3),
-                None if first is None else round(first, 3),
-                None if upstream is None else round(upstream, 3),
+                round(seconds * 1000, 3),
+                None if first is None else round(first * 1000, 3),
+                None if upstream is None else round(upstream * 1000, 3),
                 record.upstream_status,
                 record.request_bytes,
                 size,

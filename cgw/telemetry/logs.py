@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from cgw import __version__
-from cgw.telemetry.exchange_log import ExchangeHandler, ExchangeRecord, Outcome, log_exchange
+from cgw.telemetry.exchange_log import ExchangeHandler
+from cgw.telemetry.exchange_record import ExchangeRecord
 from cgw.telemetry.line_writer import LineWriter, LogStatistics
 from cgw.telemetry.log_lines import JsonLines, LineFormat, LogEntry, TerminalLines, build_entry
 from cgw.telemetry.masking import SecretMask
-
-__all__ = ["ExchangeRecord", "LogStatistics", "Logs", "Outcome", "log_exchange", "open_logging"]
 
 QUIET_LOGGERS = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "hpack": logging.WARNING}
 """Libraries that log every request, some of them with its headers."""

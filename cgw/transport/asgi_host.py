@@ -15,14 +15,16 @@ from urllib.parse import unquote_to_bytes
 
 import trio
 
-from cgw.errors import ClientGone, Headers, Refusal
-from cgw.transport.client_side import ClientSide
+from cgw.errors import ClientGone, Refusal
+from cgw.transport.client_side import ClientSide, RenderRefusal
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-RenderRefusal = Callable[[Refusal, bytes], tuple[Headers, bytes]]
+
+TRACE_EXTENSION = "cgw.trace"
+"""The key in a scope's extensions of the request's ids, which the answer gets from the client's side."""
 
 LEAVE_SECONDS = 1.0
 """How long an app may go on after its client has left before it is cancelled."""
@@ -54,7 +56,7 @@ async def run_asgi_app(app: AsgiApp, client: ClientSide, render_refusal: RenderR
 async def _refuse(client: ClientSide, refusal: Refusal, render_refusal: RenderRefusal) -> None:
     if refusal.must_close:
         client.close_after_response()
-    headers, body = render_refusal(refusal, client.head.path)
+    headers, body = render_refusal(refusal, client.head.path, client.head.trace.trace_id)
     with suppress(ClientGone):
         await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
@@ -189,4 +191,5 @@ def build_scope(client: ClientSide) -> Scope:
         "headers": [(name, value) for name, value in head.headers],
         "client": (client.peer, 0),
         "server": None,
+        "extensions": {TRACE_EXTENSION: head.trace},
     }

@@ -12,8 +12,9 @@ from typing import Protocol
 
 from attrs import frozen
 
-from cgw.errors import Headers
+from cgw.errors import Headers, Refusal
 from cgw.wire.messages import RequestHead
+from cgw.wire.trace_context import RequestTrace
 
 
 @frozen
@@ -33,7 +34,7 @@ class RefusedHead:
     """A request that was refused on its head, for the log.
 
     ``status`` is ``None`` where HTTP/2 ends the stream or the connection instead. ``method`` and ``path`` (without its
-    query) are empty where the head is too malformed to have them.
+    query) are empty where the head is too malformed to have them. ``trace`` has the ids that the client was told.
     """
 
     status: int | None
@@ -41,6 +42,11 @@ class RefusedHead:
     method: bytes
     path: bytes
     peer: str
+    trace: RequestTrace
+
+
+RenderRefusal = Callable[[Refusal, bytes, str | None], tuple[Headers, bytes]]
+"""Returns header fields and body of a refusal, by the request's path and its id."""
 
 
 def ignore_refused(refused: RefusedHead) -> None:
@@ -122,7 +128,9 @@ class ClientSide(Protocol):
         ...
 
     async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
-        """Begin a response. With ``is_stream`` its head is sent now; otherwise together with the first chunk.
+        """Begin a response, to which the request's ids are added.
+
+        With ``is_stream`` its head is sent now; otherwise together with the first chunk.
 
         ``headers`` have a ``content-length`` where the length is known, and never a transfer coding.
         Raises :exc:`~cgw.errors.ClientGone`.

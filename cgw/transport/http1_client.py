@@ -15,6 +15,7 @@ from cgw.transport.hangup_watch import WatchedClient
 from cgw.transport.sockets import PlainTransport, Transport
 from cgw.wire.messages import RequestHead
 from cgw.wire.server_codec import BodyMismatch, ServerCodec
+from cgw.wire.trace_context import add_trace
 
 CHUNKED_SLICE_BYTES = 4096
 """How much of a chunked body is read before other tasks get their turn: some 700 chunks of one byte, in about 5 ms."""
@@ -196,7 +197,8 @@ class Http1Client:
 
     async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.send_head`."""
-        self._unsent += self._codec.begin(status, headers, is_last=self._is_last or self._is_draining())
+        fields = add_trace(headers, self.head.trace)
+        self._unsent += self._codec.begin(status, fields, is_last=self._is_last or self._is_draining())
         self.is_response_started = True
         # Otherwise head and body go out in one write, and in one segment if they are small.
         if is_stream:

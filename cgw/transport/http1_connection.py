@@ -25,10 +25,10 @@ from collections.abc import Awaitable, Callable
 import trio
 from attrs import field, frozen
 
-from cgw.errors import ClientGone, Headers, Refusal
+from cgw.errors import ClientGone, Refusal
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
-from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead, ignore_refused
+from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead, RenderRefusal, ignore_refused
 from cgw.transport.hangup_watch import HangupWatch, WatchedClient
 from cgw.transport.http1_client import Http1Client, build_own_fields
 from cgw.transport.pace import Pace
@@ -40,6 +40,7 @@ from cgw.wire.heads import HTTP2_PREFACE, find_head_end, find_request_line, stat
 from cgw.wire.messages import RequestHead
 from cgw.wire.proxy_protocol import may_be_proxy_header, parse_proxy_header
 from cgw.wire.server_codec import FastCodec, ServerCodec, parse_request
+from cgw.wire.trace_context import add_trace, begin_trace
 
 MAX_BLANK_LINES = 8
 """Empty lines before a request that are skipped; some clients send one after a body (RFC 9112 §2.2)."""
@@ -62,11 +63,12 @@ class ConnectionCallbacks:
     """Functions that a connection calls, and what all connections of a process share.
 
     ``handle`` serves one request; ``check_load`` returns a refusal for a request that is not to be served now, and
-    ``encode_shed`` the same as a whole response, by the path (``None``: each is rendered for itself);
+    ``encode_shed`` the same as a whole response (``None``: each is rendered for itself);
     ``render_refusal`` returns header fields and body for a request that was refused before it was served, by its path
-    where that is known (``b""`` otherwise), and ``note_refused`` logs it if its head was refused; ``is_draining`` says
-    whether connections have to close; ``serve_http2`` serves the rest of a connection that begins with HTTP/2's
-    preface (``None``: it is refused), given the transport, the data that was read, and the client's address.
+    where that is known (``b""`` otherwise) and its id, and ``note_refused`` logs it if its head was refused;
+    ``is_draining`` says whether connections have to close; ``serve_http2`` serves the rest of a connection that begins
+    with HTTP/2's preface (``None``: it is refused), given the transport, the data that was read, and the client's
+    address.
     ``budget`` bounds the memory of request bodies. ``trusted`` proxies may tell the client's address, and ``addresses``
     bounds the connections of each that a PROXY header tells. ``tls_context`` returns the context to terminate TLS
     with, or ``None`` where the port is plain.
@@ -74,11 +76,11 @@ class ConnectionCallbacks:
 
     limits: ClientLimits
     handle: Callable[[ClientSide], Awaitable[None]]
-    render_refusal: Callable[[Refusal, bytes], tuple[Headers, bytes]]
+    render_refusal: RenderRefusal
     is_draining: Callable[[], bool]
     hangups: HangupWatch
     check_load: Callable[[RequestHead], Refusal | None] = _let_in
-    encode_shed: Callable[[bytes], bytes] | None = None
+    encode_shed: Callable[[RequestHead], bytes] | None = None
     serve_http2: ServeHttp2 | None = None
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
     trusted: TrustedProxies = field(factory=TrustedProxies)
@@ -319,7 +321,7 @@ class Http1Connection:
             return False
         if has_connection_close(head) or self._callbacks.is_draining():
             return False
-        response = encode(head.path)
+        response = encode(head)
         try:
             if self._transport.send_nowait(response) < len(response):
                 raise ClientGone  # it does not read its responses
@@ -370,7 +372,7 @@ class Http1Connection:
     async def _shed(self, client: Http1Client, refusal: Refusal) -> None:
         """Refuse a request that was not looked at; the connection is kept if its body is here already."""
         client.discard_received_body()
-        headers, body = self._callbacks.render_refusal(refusal, client.head.path)
+        headers, body = self._callbacks.render_refusal(refusal, client.head.path, client.head.trace.trace_id)
         await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
     async def _serve_http2(self, preface: bytes) -> None:
@@ -386,10 +388,11 @@ class Http1Connection:
         ``received`` is what came of the head.
         """
         method, path = find_request_line(received)
-        self._callbacks.note_refused(RefusedHead(refusal.status, refusal.message, method, path, self._peer))
-        headers, body = self._callbacks.render_refusal(refusal, path)
+        trace = begin_trace()
+        self._callbacks.note_refused(RefusedHead(refusal.status, refusal.message, method, path, self._peer, trace))
+        headers, body = self._callbacks.render_refusal(refusal, path, trace.trace_id)
         lines = [b"HTTP/1.1 %d %s" % (refusal.status, status_phrase(refusal.status))]
-        fields = (*headers, *refusal.headers, *build_own_fields(body), (b"connection", b"close"))
+        fields = (*add_trace(headers, trace), *refusal.headers, *build_own_fields(body), (b"connection", b"close"))
         lines += [name + b": " + value for name, value in fields]
         # A client that does not read its refusal must not keep the connection.
         with trio.move_on_after(self._callbacks.limits.stall_timeout_seconds):

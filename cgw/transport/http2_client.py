@@ -14,6 +14,7 @@ from cgw.transport.client_side import ClientLimits
 from cgw.transport.http1_client import build_own_fields
 from cgw.wire.http2_events import BodyReceived, RequestStarted, StreamLost, WindowOpened
 from cgw.wire.http2_protocol import Http2Protocol
+from cgw.wire.trace_context import add_trace
 
 PROGRESS_BYTES = 1024
 """Bytes of an answer that a client must accept within the stall timeout. Less is a stall."""
@@ -240,7 +241,7 @@ class Http2Client:
         if status in (204, 304) or self.head.method == b"HEAD":
             self._unsent_length = 0
         # Encoded when it is sent, not now: HPACK's table must change in the order of the frames on the wire.
-        self._head = status, headers
+        self._head = status, add_trace(headers, self.head.trace)
         self.is_response_started = True
         if is_stream:
             await self._send(b"")

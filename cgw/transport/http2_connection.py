@@ -22,10 +22,10 @@ import trio
 from attrs import field, frozen
 from h2.errors import ErrorCodes
 
-from cgw.errors import ClientGone, Headers, Refusal
+from cgw.errors import ClientGone, Refusal
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
-from cgw.transport.client_side import ClientLimits, RefusedHead, ignore_refused
+from cgw.transport.client_side import ClientLimits, RefusedHead, RenderRefusal, ignore_refused
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_writer import Http2Writer
 from cgw.transport.sockets import BUFFER_BYTES, Transport
@@ -42,6 +42,7 @@ from cgw.wire.http2_events import (
 )
 from cgw.wire.http2_frames import MAX_STREAM_ID, Http2ConnectionError
 from cgw.wire.http2_protocol import Http2Protocol
+from cgw.wire.trace_context import begin_trace
 
 SLICE_SECONDS = 0.002
 """Time for processing frames between two checkpoints. It is checked after each frame: the largest header block alone
@@ -66,14 +67,14 @@ class Http2Callbacks:
     """The layers above, as a connection calls them.
 
     ``handle`` runs an exchange. ``render_refusal`` returns header fields and body for a request that is refused before
-    it becomes an exchange, by its path; ``note_refused`` logs it, and malformed ones. ``budget`` bounds the memory of
-    request bodies; ``trusted`` proxies may tell the client's address. ``is_draining`` is asked once, when a connection
-    begins; later ones get :meth:`Http2Connection.drain`.
+    it becomes an exchange, by its path and its id; ``note_refused`` logs it, and malformed ones. ``budget`` bounds the
+    memory of request bodies; ``trusted`` proxies may tell the client's address. ``is_draining`` is asked once, when a
+    connection begins; later ones get :meth:`Http2Connection.drain`.
     """
 
     limits: ClientLimits
     handle: Callable[[Http2Client], Awaitable[None]]
-    render_refusal: Callable[[Refusal, bytes], tuple[Headers, bytes]]
+    render_refusal: RenderRefusal
     is_draining: Callable[[], bool]
     bounds: Http2Bounds = field(factory=Http2Bounds)
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
@@ -281,9 +282,9 @@ class Http2Connection:
             else:
                 head = client.head
                 self._callbacks.note_refused(
-                    RefusedHead(refusal.status, refusal.message, head.method, head.path, client.peer)
+                    RefusedHead(refusal.status, refusal.message, head.method, head.path, client.peer, head.trace)
                 )
-                headers, body = self._callbacks.render_refusal(refusal, head.path)
+                headers, body = self._callbacks.render_refusal(refusal, head.path, head.trace.trace_id)
                 await client.send_response(refusal.status, [*headers, *refusal.headers], body)
         except ClientGone:
             pass
@@ -292,7 +293,8 @@ class Http2Connection:
             logger.exception("an exchange failed")
 
     def _note_malformed(self, reason: str) -> None:
-        self._callbacks.note_refused(RefusedHead(None, f"malformed HTTP/2 request: {reason}", b"", b"", self._peer))
+        text = f"malformed HTTP/2 request: {reason}"
+        self._callbacks.note_refused(RefusedHead(None, text, b"", b"", self._peer, begin_trace()))
 
     def _end_if_done(self) -> None:
         """Stop reading if no stream is left and none can follow."""

@@ -77,6 +77,7 @@ class UpstreamResponse:
     """The response to one request, valid until it is given back.
 
     ``secrets`` are masked in the bodies of errors. With a ``decoder``, ``head`` is that of the decoded body.
+    ``connected_at`` is when its connection was opened (Trio's clock), ``None`` for one that was kept.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class UpstreamResponse:
         silence_seconds: float,
         secrets: BodySecrets | None = None,
         decoder: BodyDecoder | None = None,
+        connected_at: float | None = None,
     ) -> None:
         self.head = head
         self._decoder = decoder
         # Errors only: what a model says is the caller's, and too much to look through.
         self._filter = None if secrets is None or head.status < FIRST_ERROR_STATUS else secrets.open_filter()
         self.connection = connection
+        self.connected_at = connected_at
         self._silence_seconds = silence_seconds
         self.is_complete = False
 
@@ -182,14 +185,17 @@ class UpstreamPool:
                 # When not a byte of a response came, the usual cause is that the upstream closed the idle connection
                 # while the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection.
                 self._statistics.retried += 1
-        return await self._exchange_heads(await self._connect(request.origin), request)
+        connection = await self._connect(request.origin)
+        return await self._exchange_heads(connection, request, trio.current_time())
 
     def give_back(self, response: UpstreamResponse) -> None:
         """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed."""
         self._statistics.busy -= 1
         self._give_back(response.connection, is_complete=response.is_complete)
 
-    async def _exchange_heads(self, connection: UpstreamConnection, request: UpstreamRequest) -> UpstreamResponse:
+    async def _exchange_heads(
+        self, connection: UpstreamConnection, request: UpstreamRequest, connected_at: float | None = None
+    ) -> UpstreamResponse:
         try:
             await connection.send_request(request)
             head = await connection.receive_head()
@@ -201,7 +207,7 @@ class UpstreamPool:
             connection.close()
             raise
         self._statistics.busy += 1
-        return UpstreamResponse(head, connection, self.deadlines.silence_seconds, self._secrets, decoder)
+        return UpstreamResponse(head, connection, self.deadlines.silence_seconds, self._secrets, decoder, connected_at)
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         with trio.move_on_after(self.deadlines.connect_seconds) as connect_scope:

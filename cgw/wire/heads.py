@@ -15,6 +15,7 @@ import h11
 
 from cgw.errors import Headers, Refusal, UpstreamProtocolError
 from cgw.wire.messages import RequestHead, ResponseHead
+from cgw.wire.trace_context import OWN_FIELDS
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of an HTTP/2 connection with prior knowledge (RFC 9113 §3.4)."""
@@ -42,8 +43,9 @@ HOP_BY_HOP = frozenset(
 )
 """Fields that concern one connection only: RFC 9110 §7.6.1, and the older ones that Go's ``ReverseProxy`` drops."""
 
-NOT_PASSED_ON = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
-"""Fields of an upstream's response that are not forwarded: cookies and alternative services belong to its own host."""
+NOT_PASSED_ON = HOP_BY_HOP | OWN_FIELDS | {b"set-cookie", b"alt-svc"}
+"""Fields of an upstream's response that are not forwarded: cookies and alternative services belong to its own host; and
+cgw sets those that it sets."""
 
 FIRST_ERROR_STATUS = 400
 """From here on a status is an error (RFC 9110 §15.5)."""

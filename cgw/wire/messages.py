@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
 
 from cgw.errors import Headers
+from cgw.wire.trace_context import FindHeader, RequestTrace, begin_trace
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-
-FindHeader = Callable[[bytes], bytes | None]
 
 
 @frozen
@@ -69,7 +67,8 @@ def index_headers(headers: Headers) -> dict[bytes, bytes]:
 class RequestHead:
     """The head of a client's request. Header names are in lower case; ``http_version`` is like ``b"1.1"``.
 
-    ``index`` is what :func:`index_headers` returns for ``headers``, for callers that have it already.
+    ``index`` is what :func:`index_headers` returns for ``headers``, for callers that have it already; likewise
+    ``trace``, see :attr:`trace`.
     """
 
     method: bytes
@@ -80,6 +79,7 @@ class RequestHead:
     """The target's path, without its query and, of an absolute-form target (RFC 9112 §3.2.2), its authority."""
     header: FindHeader = field(repr=False, eq=False)
     """Returns the value of the first field of a name (lower case), or ``None``."""
+    _trace: RequestTrace | None = field(repr=False, eq=False)
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class RequestHead:
         http_version: bytes = b"1.1",
         *,
         index: dict[bytes, bytes] | None = None,
+        trace: RequestTrace | None = None,
     ) -> None:
         self.method = method
         self.target = target
@@ -100,6 +101,14 @@ class RequestHead:
         self.path = path
         # The dictionary's own method: a look-up costs no call of a Python function.
         self.header = (index_headers(headers) if index is None else index).get
+        self._trace = trace
+
+    @property
+    def trace(self) -> RequestTrace:
+        """The ids of the request, chosen when they are asked for first."""
+        if self._trace is None:
+            self._trace = begin_trace(self.header)
+        return self._trace
 
 
 @define(init=False)

@@ -14,7 +14,7 @@ class BodyWindowCollector:
     """Takes every chunk of a body, and keeps ``head_bytes`` of its start and at least ``tail_bytes`` of its end.
 
     If :meth:`look_for` was called, ``is_ending`` becomes true with the chunk in which the API's last event is known by
-    its marker, and ``is_final`` with the chunk in which that event ends.
+    its marker, and ``is_final`` with the chunk in which that event ends. ``total_bytes`` and ``chunks`` are counts.
     """
 
     __slots__ = (
@@ -25,6 +25,7 @@ class BodyWindowCollector:
         "_tail",
         "_tail_bytes",
         "_tail_limit",
+        "chunks",
         "is_ending",
         "is_final",
         "total_bytes",
@@ -39,7 +40,7 @@ class BodyWindowCollector:
         self._tail_limit = 2 * tail_bytes
         self._scanner: FinalEventScanner | None = None
         self.is_ending = self.is_final = False
-        self.total_bytes = 0
+        self.total_bytes = self.chunks = 0
 
     def look_for(self, markers: tuple[bytes, ...]) -> None:
         """Look for the API's last event, before anything is fed; see :class:`FinalEventScanner`."""
@@ -53,6 +54,7 @@ class BodyWindowCollector:
             if self.is_final:
                 self._scanner = None
         size = len(chunk)
+        self.chunks += 1
         if not self.total_bytes and isinstance(chunk, bytes) and size <= self._head_room:
             self._first, self.total_bytes = chunk, size
             return

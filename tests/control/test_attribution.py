@@ -21,6 +21,7 @@ from cgw.testing.scripted_sourcegraph import (
     build_error,
     open_scripted_sourcegraph,
 )
+from tests.support.errors import read_error
 from tests.support.gateway import TOKEN
 from tests.support.sourcegraph_gateway import open_dotcom_gateway
 from tests.support.sources import subscription_token, user_token
@@ -113,7 +114,7 @@ async def test_s7_other_sources_get_401(gateway: Service, sourcegraph: ScriptedS
     """It is for instances only, checked before the body."""
     answer = await ask(gateway, b"no json", token)
     assert answer.status_code == 401
-    assert answer.json() == {"error": "only available for enterprise product subscriptions"}
+    assert read_error(answer) == {"error": "only available for enterprise product subscriptions"}
     assert list_searches(sourcegraph) == []
 
 
@@ -134,7 +135,7 @@ async def test_s7_while_it_is_off_it_is_503(
     """Off by default; checked after the source and before the body."""
     async with open_dotcom_gateway(tmp_path, sourcegraph, more) as gateway:
         answer = await ask(gateway, b"no json")
-        assert (answer.status_code, answer.json()) == (503, {"error": "attribution search not enabled"})
+        assert (answer.status_code, read_error(answer)) == (503, {"error": "attribution search not enabled"})
         assert (await ask(gateway, b"no json", TOKEN)).status_code == 401
 
 
@@ -195,7 +196,7 @@ async def test_s7_without_an_answer_from_sourcegraph_it_is_502(
     with caplog.at_level(logging.WARNING, "cgw.control"):
         response = await ask(gateway, {"snippet": "SNIPPET-CANARY"})
     assert response.status_code == 502
-    assert response.json() == {"error": "fetching SnippetAttribution from sourcegraph.com failed"}
+    assert read_error(response) == {"error": "fetching SnippetAttribution from sourcegraph.com failed"}
     (line,) = [record.getMessage() for record in caplog.records if record.name == "cgw.control"]
     assert line.startswith("attribution search for actor 00000000-0000-0000-0000-000000000001 failed: ")
     assert "SNIPPET-CANARY" not in line

@@ -11,6 +11,7 @@ import pytest
 
 from cgw.service.lifecycle import Service
 from cgw.testing.scripted_upstream import ScriptedUpstream
+from tests.support.errors import read_error
 from tests.support.gateway import DISABLED_TOKEN, TOKEN, build_actors
 from tests.support.limits import open_http, open_patient_gateway
 from tests.support.requests import build_body
@@ -125,7 +126,7 @@ async def test_refreshing_a_broken_file(tmp_path: Path, upstream: ScriptedUpstre
         (tmp_path / "actors.toml").write_text("[[actor]]\nid = ")
         answer = await client.post(REFRESH)
         assert answer.status_code == 500
-        assert answer.json() == {"error": "the actor could not be refreshed: its source failed"}
+        assert read_error(answer) == {"error": "the actor could not be refreshed: its source failed"}
         assert (await client.get("/v1/limits")).json()["chat_completions"]["limit"] == 5
 
 
@@ -139,7 +140,7 @@ async def test_unknown_tokens(gateway: Service, headers: Mapping[str, str]) -> N
     async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
         for answer in (await client.get("/v1/limits"), await client.post(REFRESH)):
             assert answer.status_code == 401
-            assert list(answer.json()) == ["error"]
+            assert list(read_error(answer)) == ["error"]
     assert gateway.gateway.refresher.statistics().updated == 0
 
 

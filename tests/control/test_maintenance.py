@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from attrs import define
 from cgw.control.maintenance import MAX_AT_ONCE, SCOPE
 from cgw.testing.json_server import JsonAnswer
 from cgw.testing.scripted_portal import CLIENT_ID, CLIENT_SECRET, ScriptedPortal, open_scripted_portal
+from tests.support.errors import read_error
 from tests.support.flagging import USER, USER_ID, FlaggingBench, open_flagging_bench
 from tests.support.gateway import TOKEN
 
@@ -30,7 +32,10 @@ class Bench:
     async def get(self, path: str = PATH, token: str = READER, method: str = "GET") -> tuple[int, str]:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         answer = await self.flagging.client.request(method, path, headers=headers)
-        return answer.status_code, answer.text
+        text = answer.text
+        if answer.status_code >= 400 and answer.content:
+            text = json.dumps(read_error(answer), separators=(",", ":")) + "\n"
+        return answer.status_code, text
 
 
 @pytest.fixture
@@ -132,4 +137,4 @@ async def test_s6_3_without_a_sams_client_there_are_no_routes(tmp_path: Path) ->
     """404, as for any other unknown path."""
     async with open_flagging_bench(tmp_path, {}) as flagging:
         answer = await flagging.client.get(PATH, headers={"authorization": f"Bearer {READER}"})
-        assert (answer.status_code, answer.json()) == (404, {"error": f"there is no route '{PATH}'"})
+        assert (answer.status_code, read_error(answer)) == (404, {"error": f"there is no route '{PATH}'"})

@@ -12,6 +12,7 @@ import pytest
 from cgw.service.lifecycle import Service
 from cgw.testing.json_server import JsonAnswer
 from cgw.testing.scripted_sourcegraph import ScriptedSourcegraph, ScriptedSubscription, open_scripted_sourcegraph
+from tests.support.errors import read_error
 from tests.support.sourcegraph_gateway import SECRET, open_dotcom_gateway
 from tests.support.sources import subscription_token
 from tests.support.waiting import wait_until
@@ -110,7 +111,7 @@ async def test_a_malformed_authorization_is_400(gateway: Service) -> None:
     """As on every other route."""
     async with httpx.AsyncClient(base_url=gateway.url) as client:
         answer = await client.post(PATH, headers={"authorization": SECRET})
-    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+    assert (answer.status_code, list(read_error(answer))) == (400, ["error"])
 
 
 async def test_other_methods_get_405(gateway: Service) -> None:

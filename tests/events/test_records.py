@@ -6,7 +6,14 @@ from typing import Any
 
 from attrs import evolve
 
-from cgw.events.records import access_denied, completions_finished, rate_limited, unauthorized
+from cgw.events.records import (
+    access_denied,
+    completions_finished,
+    embeddings_finished,
+    rate_limited,
+    request_blocked,
+    unauthorized,
+)
 from cgw.model import Actor, EventName, Feature, Usage, UsageQuality
 
 ACTOR = Actor(id="acme", name="Acme Inc.", source="static", access_enabled=True)
@@ -49,6 +56,63 @@ def test_completion_carries_the_reference_keys() -> None:
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
     }
     assert list(event.metadata)[:5] == ["stream", "max_tokens", "feature", "model", "provider"]
+
+
+EXCHANGE: dict[str, Any] = {
+    "trace_id": "0af7651916cd43dd8448eb211c80319c",
+    "outcome": "completed",
+    "started_at": 1764105672.25,
+    "ended_at": 1764105673.5,
+    "request_bytes": 2000,
+    "response_bytes": 20_000,
+    "response_chunks": 44,
+    "time_to_first_byte_ms": 312.345,
+    "overhead_ms": 0.234,
+}
+
+
+def test_exchange_is_described() -> None:
+    """Completions and embeddings say what became of their exchange, when, and how large; times are to the µs."""
+    precise = EXCHANGE | {"time_to_first_byte_ms": 312.3456789, "overhead_ms": 0.23456}
+    completion = completions_finished(
+        ACTOR,
+        feature=Feature.CHAT_COMPLETIONS,
+        model="openai/gpt-4o",
+        provider="openai",
+        usage=Usage(),
+        resolved_status=200,
+        **precise,
+    )
+    embeddings = embeddings_finished(
+        ACTOR,
+        model="openai/text-embedding-3-small",
+        provider="openai",
+        input_character_count=9,
+        tokens_used=3,
+        quality=UsageQuality.EXACT,
+        resolved_status=200,
+        upstream_status=200,
+        upstream_request_duration_ms=5,
+        metadata={"batch_size": 1},
+        **precise,
+    )
+    for event in (completion, embeddings):
+        assert {key: event.metadata[key] for key in EXCHANGE} == EXCHANGE
+
+
+def test_refusals_are_traced() -> None:
+    """Every refusal has the trace id of its exchange; that of a kept prompt, if there is one."""
+    numbers: dict[str, Any] = {"limit": 5, "unit": "tokens", "window_ms": 0, "retry_after_ms": None}
+    blocked: dict[str, Any] = {"sg_actor_id": None, "sg_actor_anonymous_uid": None, "trace_id": "a" * 32}
+    events = [
+        rate_limited(ACTOR, Feature.EMBEDDINGS, error="e", cause="quota", **numbers, trace_id="a" * 32),
+        request_blocked(ACTOR, Feature.CHAT_COMPLETIONS, metadata={"flagged": True}, **blocked),
+        unauthorized("dotcom-user", "token expired", trace_id="a" * 32),
+        access_denied(ACTOR, trace_id="a" * 32),
+    ]
+    assert [event.metadata["trace_id"] for event in events] == ["a" * 32] * 4
+    kept = request_blocked(ACTOR, Feature.CHAT_COMPLETIONS, metadata={"trace_id": "b" * 32}, **blocked)
+    assert kept.metadata["trace_id"] == "b" * 32
 
 
 def test_unknown_figures_are_left_out() -> None:

@@ -30,7 +30,7 @@ async def examine(
         cast(UpstreamRequest, None), model, False, len(text), {"stream": False}, 10, prompt=prompt
     )
     if flagger.must_examine(ACTOR, request):
-        await flagger.check(ACTOR, Feature.CHAT_COMPLETIONS, request, "anthropic")
+        await flagger.check(ACTOR, Feature.CHAT_COMPLETIONS, request, "anthropic", "ab" * 16)
     assert request.metadata["stream"] is False
     result: dict[str, Any] | None = request.metadata.get("flagging_result")
     return result

@@ -15,6 +15,7 @@ from cgw.actors.tokens import hash_token
 from cgw.events.reading import read_events as read_recorded
 from cgw.service.lifecycle import Service
 from cgw.testing.scripted_upstream import ScriptedUpstream
+from tests.support.errors import take_request_id
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, DISABLED_TOKEN, OPENAI_KEY, TOKEN, open_gateway
 from tests.support.raw_client import Answer, open_client
 from tests.support.raw_client import ask as ask_raw
@@ -68,7 +69,7 @@ async def ask(gateway: Service, data: bytes) -> Answer:
 def read_error(path: str, answer: Answer) -> dict[str, Any]:
     """Return the error in ``answer``, after a check that it has the shape of the API at ``path``."""
     assert answer.headers["content-type"] == "application/json"
-    body = answer.json()
+    body = take_request_id(answer.json(), answer.headers["x-cgw-request-id"])
     if path.startswith("/anthropic/"):
         assert body.keys() == {"type", "error"}
         assert body["type"] == "error"
@@ -306,7 +307,9 @@ async def test_wrong_method_gets_405_with_allow(gateway: Service) -> None:
             assert b"\r\nallow: POST" in head
             assert bool(body) == (method != "HEAD")
             if body:
-                answer = Answer(405, {"content-type": "application/json"}, body)
+                request_id = head.partition(b"\r\nx-cgw-request-id: ")[2][:32].decode()
+                fields = {"content-type": "application/json", "x-cgw-request-id": request_id}
+                answer = Answer(405, fields, body)
                 assert f"method {method} is not allowed" in read_error(path, answer)["message"]
     for path in ("/v1/limits", "/-/healthz", "/-/__version"):
         answer = await ask_raw(gateway.port, f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from cgw.service.lifecycle import Service
-from cgw.telemetry.exchange_log import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits

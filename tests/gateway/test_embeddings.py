@@ -92,6 +92,10 @@ async def test_events(bench: EmbeddingsBench) -> None:
     (first, done), (second, failed) = bench.read_events()
     assert {first, second} == {"EmbeddingsFinished"}
     assert isinstance(done.pop("upstream_request_duration_ms"), int)
+    exchange = {
+        key: done[key] for key in ("trace_id", "started_at", "ended_at", "time_to_first_byte_ms", "overhead_ms")
+    }
+    assert exchange["started_at"] < exchange["ended_at"]
     assert done == {
         "batch_size": 2,
         "feature": "embeddings",
@@ -103,9 +107,14 @@ async def test_events(bench: EmbeddingsBench) -> None:
         "tokens_used": 9,
         "usage_quality": "exact",
         "actor_name": "Acme Inc.",
+        "outcome": "completed",
+        "request_bytes": 64,
+        "response_bytes": done["response_bytes"],
+        **exchange,
     }
     assert (failed["resolved_status_code"], failed["upstream_status_code"]) == (502, 500)
     assert "tokens_used" not in failed
+    assert failed["outcome"] == "refused"
 
 
 FAILURES = {

@@ -16,6 +16,7 @@ from attrs import frozen
 from cgw.service.lifecycle import Service
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
+from tests.support.errors import read_error
 from tests.support.gateway import TOKEN, open_gateway
 from tests.support.raw_client import Answer, ask
 from tests.support.waiting import wait_until
@@ -117,7 +118,7 @@ async def test_every_error_below_an_sdk_prefix_has_its_shape(
         for name, case in CASES.items():
             answer: Answer = await ask(gateway.port, case.build(prefix))
             assert (name, answer.status) == (name, case.status)
-            check_shape(prefix, answer.status, answer.headers["content-type"], answer.json())
+            check_shape(prefix, answer.status, answer.headers["content-type"], read_error(answer))
     assert upstream.request_count == 0
 
 
@@ -129,7 +130,7 @@ async def test_the_shape_does_not_depend_on_a_key(tmp_path: Path, upstream: Scri
     ) as gateway:
         answer = await ask(gateway.port, b"POST %b HTTP/1.1\r\n%b\r\n" % (PREFIXES[prefix].encode(), AUTHORIZED))
         assert answer.status == 404
-        check_shape(prefix, 404, answer.headers["content-type"], answer.json())
+        check_shape(prefix, 404, answer.headers["content-type"], read_error(answer))
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -150,7 +151,7 @@ async def test_errors_over_http2_have_the_shape(tmp_path: Path, upstream: Script
         for status, method, path, headers in requests:
             answer = await client.request(method, path, headers=headers)
             assert (answer.http_version, answer.status_code) == ("HTTP/2", status)
-            check_shape(prefix, status, answer.headers["content-type"], answer.json())
+            check_shape(prefix, status, answer.headers["content-type"], read_error(answer))
 
 
 async def test_the_references_routes_keep_their_shape(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -158,15 +159,16 @@ async def test_the_references_routes_keep_their_shape(tmp_path: Path, upstream: 
     async with open_strict(tmp_path, upstream) as gateway:
         for path in ("/v1/completions/openai", "/v1/nowhere", "/openaix/v1", "/"):
             answer = await ask(gateway.port, b"POST %b HTTP/1.1\r\nhost: x\r\n\r\n" % path.encode())
-            assert answer.json().keys() == {"error"}
-            assert isinstance(answer.json()["error"], str)
+            body = read_error(answer)
+            assert body.keys() == {"error"}
+            assert isinstance(body["error"], str)
         for path in ("/v1/completions/openai", "/v1/completions/anthropic-messages", "/v1/limits"):
             method = b"GET" if path == "/v1/limits" else b"POST"
             answer = await ask(
                 gateway.port, b"%b %b HTTP/1.1\r\nhost: x\r\nauthorization: Bearer y\r\n\r\n" % (method, path.encode())
             )
             assert (answer.status, answer.headers["x-should-retry"]) == (401, "false")
-            assert answer.json() == {"error": "invalid or unknown access token"}
+            assert read_error(answer) == {"error": "invalid or unknown access token"}
 
 
 async def test_sdks_give_up_at_once_on_a_wrong_key(gateway: Service, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cgw.events.imports import import_lines
 from cgw.service.lifecycle import Service
 from cgw.testing.scripted_upstream import ScriptedUpstream
+from tests.support.errors import read_error
 from tests.support.gateway import open_gateway
 from tests.support.limits import open_http, read_recorded
 from tests.support.requests import build_body
@@ -60,7 +61,7 @@ async def test_refuse_answers_503_before_the_upstream_is_asked(tmp_path: Path, u
     async with open_without_folder(tmp_path, upstream.url, "refuse") as gateway, open_http(gateway) as client:
         answer = await ask(client)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert answer.json() == {"error": "usage cannot be recorded right now, please retry"}
+        assert read_error(answer) == {"error": "usage cannot be recorded right now, please retry"}
         assert upstream.request_count == 0
         health = await client.get("/-/healthz")
         assert (health.status_code, health.text.splitlines()[0]) == (500, "healthz: err")

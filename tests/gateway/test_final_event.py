@@ -16,7 +16,7 @@ import openai
 import pytest
 import trio
 
-from cgw.telemetry.exchange_log import Outcome
+from cgw.telemetry.exchange_record import Outcome
 from tests.support.fault_bench import EVENTS, OK, PATH, Bench, open_bench
 from tests.support.gateway import ANTHROPIC_MODEL, OPENAI_MODEL, TOKEN
 from tests.support.raw_client import open_client

@@ -20,6 +20,7 @@ from cgw.service.lifecycle import Service
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.gateway.test_sdks import ask_anthropic, ask_openai, open_anthropic, open_openai
+from tests.support.errors import read_error
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_actors, build_environ
 from tests.support.limits import (
     BOUNDED,
@@ -161,7 +162,7 @@ async def open_full_gateway(folder: Path, upstream: ScriptedUpstream, case: Case
 
 def read_message(path: str, answer: httpx.Response) -> str:
     """Return the message of a refusal, and check its shape, which depends on the dialect of ``path``."""
-    body = answer.json()
+    body = read_error(answer)
     if path.startswith("/anthropic"):
         assert body == {
             "type": "error",

@@ -15,6 +15,7 @@ from cgw.service.lifecycle import Service
 from cgw.testing.script import Breakage, Script
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from cgw.transport.upstream import UpstreamPool
+from tests.support.errors import read_error
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL
 from tests.support.limits import (
     BOUNDED,
@@ -126,7 +127,7 @@ async def test_a_bug_gives_everything_back(
     async with open_bounded_gateway(tmp_path, upstream) as gateway, open_http(gateway) as client:
         monkeypatch.setattr(UpstreamPool, "open", fail)
         answer = await client.post(PATH, json=build_body(PATH))
-        assert (answer.status_code, answer.json()) == (500, {"error": "internal error"})
+        assert (answer.status_code, read_error(answer)) == (500, {"error": "internal error"})
         await wait_nothing_held(gateway)
         assert await get_usage(gateway) == 0
 

@@ -16,7 +16,7 @@ from attrs import frozen
 from cgw.actors.fetched.cached_source import CachedSource
 from cgw.actors.source import Syncer
 from cgw.service.lifecycle import Service
-from cgw.telemetry.exchange_log import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord
 from cgw.testing.json_server import JsonAnswer
 from cgw.testing.scripted_portal import (
     CLIENT_ID,
@@ -169,6 +169,7 @@ async def test_s4_an_unauthorized_event_has_the_reason(tmp_path: Path, upstream:
         await stage.ask("Bearer " + user_token("unknown"))
         await stage.ask("Bearer " + OFF)
         metadata = [event["metadata"] for event in stage.read_events()]
+    assert [len(keys.pop("trace_id")) for keys in metadata] == [32, 32]
     assert metadata == [{"reason": "associated dotcom user not found"}, {}]
 
 

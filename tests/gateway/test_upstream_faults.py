@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from h2.events import StreamEnded, StreamReset
 
-from cgw.telemetry.exchange_log import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord
 from tests.support.fault_bench import EVENTS, OK, PART, PATH, WHOLE, Bench, check_502, open_bench, read_message
 from tests.support.gateway import ANTHROPIC_KEY
 from tests.support.http2 import Http2Client

@@ -79,7 +79,7 @@ async def test_a_large_prompt_is_examined_in_short_turns(body: dict[str, Any], c
     request = build_request(body, characters)
     trio.lowlevel.add_instrument(turns)
     with counter.count():
-        await flagger.check(ACTOR, Feature.CHAT_COMPLETIONS, request, "anthropic")
+        await flagger.check(ACTOR, Feature.CHAT_COMPLETIONS, request, "anthropic", "ab" * 16)
     trio.lowlevel.remove_instrument(turns)
     for calls in turns.calls:
         assert calls["cgw.flagging.phrases:fold"] <= 2
@@ -116,6 +116,7 @@ async def test_a_small_prompt_is_examined_in_one_turn() -> None:
         Feature.CHAT_COMPLETIONS,
         build_request({"messages": [{"role": "user", "content": "Hi"}]}, 2),
         "anthropic",
+        "ab" * 16,
     )
     trio.lowlevel.remove_instrument(turns)
     assert turns.calls == []

@@ -101,7 +101,7 @@ async def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path, numbe
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_early_signal_counts_where_python_drops_exceptions(number: signal.Signals) -> None:
-    """In a weak reference's callback, which import locks have, an exception is printed and dropped; the signal is not."""
+    """Where an exception is printed and dropped, as in the weak references of import locks, a signal still ends it."""
     code = f"""
 import os, weakref
 from cgw.service.early_signals import handle_early_signals

@@ -69,7 +69,7 @@ async def open_bare_gateway(
     callbacks = ConnectionCallbacks(
         limits=limits,
         handle=handle,
-        render_refusal=lambda refusal, path: ((), refusal.message.encode()),
+        render_refusal=lambda refusal, path, request_id: ((), refusal.message.encode()),
         is_draining=lambda: False,
         hangups=hangups,
     )

@@ -17,7 +17,7 @@ from attrs import define, field
 from cgw.events.reading import read_events
 from cgw.model import Feature
 from cgw.service.lifecycle import Service
-from cgw.telemetry.exchange_log import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord
 from tests.support.gateway import TOKEN, open_gateway
 from tests.support.raw_client import Answer, AnswerCut, ask, open_client
 from tests.support.raw_server import Handler, open_raw_server, read_request

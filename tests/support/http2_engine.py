@@ -63,7 +63,7 @@ class Http2Engine:
         self.callbacks = Http2Callbacks(
             limits=self.limits,
             handle=self.handle,
-            render_refusal=lambda refusal, path: ERRORS.render(refusal),
+            render_refusal=lambda refusal, path, request_id: ERRORS.render(refusal, request_id),
             is_draining=lambda: self.is_draining,
             bounds=self.bounds,
         )

@@ -60,7 +60,7 @@ class Engine:
         callbacks = ConnectionCallbacks(
             limits=self.limits,
             handle=self.handle,
-            render_refusal=lambda refusal, path: ERRORS.render(refusal),
+            render_refusal=lambda refusal, path, request_id: ERRORS.render(refusal, request_id),
             is_draining=lambda: self.is_draining,
             hangups=self.hangups,
             **self.options,

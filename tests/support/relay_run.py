@@ -199,7 +199,7 @@ async def open_relay_run(
         service = ConnectionCallbacks(
             limits=limits or ClientLimits(),
             handle=handle,
-            render_refusal=lambda refusal, path: ((), refusal.message.encode()),
+            render_refusal=lambda refusal, path, request_id: ((), refusal.message.encode()),
             is_draining=lambda: False,
             hangups=hangups,
         )

@@ -8,13 +8,10 @@ import logging
 
 import pytest
 
-from cgw.telemetry.exchange_log import ExchangeRecord, Outcome, log_exchange
+from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.exchange_record import ExchangeRecord, Outcome, RequestKind
 from cgw.telemetry.logs import open_logging
-
-
-def build_record(outcome: Outcome = Outcome.OK, **changes: object) -> ExchangeRecord:
-    fields: dict[str, object] = {"method": "POST", "path": "/v1/completions/openai", "duration_ms": 12.4, "status": 200}
-    return ExchangeRecord(**fields | {"outcome": outcome} | changes)  # type: ignore[arg-type]
+from tests.support.records import build_record
 
 
 @pytest.mark.parametrize(
@@ -66,7 +63,7 @@ def test_text_has_all_known_fields() -> None:
 def test_error_is_attached(caplog: pytest.LogCaptureFixture) -> None:
     """The exception of an internal error is attached to the record, so that its traceback can be reported."""
     error = ValueError("odd")
-    log_exchange(build_record(Outcome.INTERNAL_ERROR, status=500), error)
+    log_exchange(build_record(Outcome.INTERNAL_ERROR, status=500, bug=error))
     (entry,) = caplog.records
     assert entry.exc_info is not None
     assert entry.exc_info[1] is error
@@ -114,5 +111,14 @@ def test_error_of_a_harmless_outcome_keeps_its_traceback() -> None:
     """An exception that came with an outcome below error level is written with its traceback."""
     stream = io.StringIO()
     with open_logging(stream):
-        log_exchange(build_record(), ValueError("odd"))
+        log_exchange(build_record(bug=ValueError("odd")))
     assert "ValueError: odd" in stream.getvalue()
+
+
+def test_what_the_control_app_answered_well_is_for_debugging(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests that are no exchanges have a logger of their own: DEBUG if they were answered, INFO if refused."""
+    caplog.set_level(logging.DEBUG)
+    log_exchange(build_record(kind=RequestKind.CONTROL))
+    log_exchange(build_record(Outcome.REFUSED, kind=RequestKind.CONTROL, status=404))
+    found = [(entry.name, entry.levelno) for entry in caplog.records]
+    assert found == [("cgw.request", logging.DEBUG), ("cgw.request", logging.INFO)]

@@ -10,9 +10,10 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cgw.telemetry.exchange_log import ExchangeRecord, Outcome
+from cgw.telemetry.exchange_record import ExchangeRecord, Outcome
 from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, name_severity, shorten
 from cgw.telemetry.masking import SecretMask
+from tests.support.records import build_record
 
 SECRETS = ("a known value", "123456", "k\"n'own")
 VERSION = "1.2.3"
@@ -37,7 +38,7 @@ TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=3).m
 SIZES = st.integers(0, 2**63)
 DURATIONS = st.floats(0, 1e9)
 RECORDS = st.builds(
-    ExchangeRecord,
+    build_record,
     method=TEXTS,
     path=TEXTS,
     outcome=st.sampled_from(Outcome),
@@ -65,6 +66,10 @@ def format_plainly(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
 
 
+def round_ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
 def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) -> bytes:
     """Return the line of an exchange, from dictionaries whose values are masked one by one."""
 
@@ -82,7 +87,7 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
         responseSize=None if record.response_bytes is None else str(record.response_bytes),
         userAgent=record.user_agent,
         remoteIp=record.remote_ip,
-        latency=f"{record.duration_ms / 1000:.6f}s",
+        latency=f"{record.duration_seconds:.6f}s",
         protocol=record.protocol,
     )
     exchange = known(
@@ -92,9 +97,9 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
         feature=record.feature,
         model=record.model,
         stream=record.stream,
-        duration_ms=round(record.duration_ms, 3),
-        first_byte_ms=None if record.first_byte_ms is None else round(record.first_byte_ms, 3),
-        upstream_ms=None if record.upstream_ms is None else round(record.upstream_ms, 3),
+        duration_ms=round(record.duration_seconds * 1000, 3),
+        first_byte_ms=round_ms(record.first_byte_seconds),
+        upstream_ms=round_ms(record.upstream_seconds),
         upstream_status=record.upstream_status,
         request_bytes=record.request_bytes,
         response_bytes=record.response_bytes,
@@ -113,8 +118,8 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
 
 
 @given(record=RECORDS, created=MOMENTS, has_secrets=st.booleans())
-@example(ExchangeRecord(method="POST", path="/", outcome=Outcome.OK, duration_ms=0.0005), 0.9999999, True)
-@example(ExchangeRecord(method="POST", path="/", outcome=Outcome.OK, duration_ms=1, response_bytes=123456), 0, True)
+@example(build_record(duration_ms=0.0005), 0.9999999, True)
+@example(build_record(duration_ms=1, response_bytes=123456), 0, True)
 def test_fast_and_general_renderer_agree(record: ExchangeRecord, created: float, has_secrets: bool) -> None:
     """Both renderers of an exchange write the same bytes as a plain one, whatever is in the record."""
     mask = SecretMask(SECRETS if has_secrets else ())

@@ -19,9 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.exchange_record import Outcome
 from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, TerminalLines
-from cgw.telemetry.logs import ExchangeRecord, Outcome, log_exchange, open_logging
+from cgw.telemetry.logs import open_logging
 from cgw.telemetry.masking import SecretMask
+from tests.support.records import build_record
 
 CANARY = "C4n4ry0123456789abcdef"
 logger = logging.getLogger("cgw.test")
@@ -31,23 +34,13 @@ def read_json(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def build_record(**changes: Any) -> ExchangeRecord:
-    fields: dict[str, Any] = {
-        "method": "POST",
-        "path": "/v1/completions/openai",
-        "outcome": Outcome.OK,
-        "duration_ms": 1234.5678,
-        "status": 200,
-    }
-    return ExchangeRecord(**fields | changes)
-
-
 def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
     """An exchange's JSON has the names and forms that Cloud Logging reads: latency in seconds, size as string."""
     stream = io.StringIO()
     with open_logging(stream, version="1.2.3"):
         log_exchange(
             build_record(
+                duration_ms=1234.5678,
                 actor="acme",
                 source="static",
                 feature="chat_completions",
@@ -133,7 +126,7 @@ def test_no_canary_reaches_the_log(is_terminal: bool) -> None:
                 raise ExceptionGroup(f"redis://:{CANARY}@h", [ValueError(known), KeyError(f"sgp_{CANARY}")]) from cause
         except ExceptionGroup as group:
             logger.exception("failed with sk-%s", CANARY)
-            log_exchange(build_record(outcome=Outcome.INTERNAL_ERROR, error=f"api_key={CANARY}"), group)
+            log_exchange(build_record(Outcome.INTERNAL_ERROR, error=f"api_key={CANARY}", bug=group))
         log_exchange(build_record(path=f"/v1?key={CANARY}", user_agent=f"Bearer {CANARY}"))
         log_exchange(build_record(user_agent=f"sgd_{CANARY}", model=f"sk-{CANARY}", source=known))
     text = stream.getvalue()

@@ -27,7 +27,7 @@ async def serve(app: AsgiApp, limits: ClientLimits | None = None) -> AsyncIterat
     """Serve ``app`` on a connection engine."""
 
     async def handle(client: ClientSide) -> None:
-        await run_asgi_app(app, client, lambda refusal, path: ERRORS.render(refusal))
+        await run_asgi_app(app, client, lambda refusal, path, request_id: ERRORS.render(refusal, request_id))
 
     async with open_engine(handle, limits) as engine:
         yield engine

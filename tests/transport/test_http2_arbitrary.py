@@ -204,7 +204,11 @@ async def run_steps(steps: list[Headers | Raw | Pause], *, closes: bool) -> None
     exchanges = Exchanges()
     ours, theirs = socket.socketpair()
     callbacks = Http2Callbacks(
-        LIMITS, exchanges.handle, lambda refusal, path: ERRORS.render(refusal), lambda: False, BOUNDS
+        LIMITS,
+        exchanges.handle,
+        lambda refusal, *place: ERRORS.render(refusal),
+        lambda: False,
+        BOUNDS,
     )
     connection = Http2Connection(PlainTransport(theirs), b"", "127.0.0.1", callbacks)
     async with trio.open_nursery() as nursery:

@@ -333,6 +333,8 @@ async def test_fields_of_an_answer() -> None:
     async with open_http2_engine(answer) as engine, open_frames(engine.port) as client:
         await client.send(client.request(1))
         got = await client.wait_answer(1)
+        ids = {name: got.fields.pop(name) for name in ("x-cgw-request-id", "x-trace", "x-trace-span")}
+        assert [len(value) for value in ids.values()] == [32, 32, 16]
         assert got.fields == {":status": "200", "x-id": "1", "date": date.decode()}
 
 

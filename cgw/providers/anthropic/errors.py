@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import frozen
 
@@ -36,9 +36,12 @@ class AnthropicErrors:
     is_for_sdks: ClassVar[bool] = True
     takes_key_in_query: ClassVar[bool] = False
 
-    def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
+    def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
         default = "api_error" if refusal.status >= 500 else "invalid_request_error"
         message = _WORDS.get(refusal.code or "", refusal.message)
         error = {"type": _TYPES.get(refusal.status, default), "message": clean_message(message)}
-        return JSON_HEADERS, encode_error({"type": "error", "error": error})
+        answer: dict[str, Any] = {"type": "error", "error": error}
+        if request_id is not None:
+            answer["request_id"] = request_id  # where the API has its own, too
+        return JSON_HEADERS, encode_error(answer)

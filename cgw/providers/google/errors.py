@@ -31,6 +31,7 @@ _WORDS = {
     UNKNOWN_TOKEN: "API key not valid. Please pass a valid API key.",
 }
 _BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
+_REQUEST_INFO = "type.googleapis.com/google.rpc.RequestInfo"
 
 
 @frozen
@@ -40,12 +41,17 @@ class GoogleErrors:
     is_for_sdks: ClassVar[bool] = True
     takes_key_in_query: ClassVar[bool] = True
 
-    def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
+    def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
         message = _WORDS.get(refusal.code or "") or clean_message(refusal.message)
         status = _STATUSES.get(refusal.status) or _STATUSES[500 if refusal.status >= 500 else 400]
         error: dict[str, Any] = {"code": refusal.status, "message": message, "status": status}
+        details: list[dict[str, Any]] = []
         if refusal.param is not None:
             violation = {"field": refusal.param, "description": message}
-            error["details"] = [{"@type": _BAD_REQUEST, "fieldViolations": [violation]}]
+            details.append({"@type": _BAD_REQUEST, "fieldViolations": [violation]})
+        if request_id is not None:
+            details.append({"@type": _REQUEST_INFO, "requestId": request_id})
+        if details:
+            error["details"] = details
         return JSON_HEADERS, encode_error({"error": error})

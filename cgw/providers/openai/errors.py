@@ -41,7 +41,7 @@ class OpenAIErrors:
     is_for_sdks: ClassVar[bool] = True
     takes_key_in_query: ClassVar[bool] = False
 
-    def render(self, refusal: Refusal) -> tuple[Headers, bytes]:
+    def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
         kind, code = _TYPES_AND_CODES.get(refusal.status) or _TYPES_AND_CODES[500 if refusal.status >= 500 else 400]
         words = _WORDS.get(refusal.code or "")
@@ -52,4 +52,6 @@ class OpenAIErrors:
             # cgw's own reason is more precise than what follows from the status.
             "code": code if words else refusal.code or code,
         }
+        if request_id is not None:
+            error["request_id"] = request_id  # not the API's: the SDKs show the whole error, unknown members included
         return JSON_HEADERS, encode_error({"error": error})
