@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote_to_bytes
 
 from cgw.actors.source import AccessTokenDenied
 from cgw.errors import MISSING_TOKEN, UNKNOWN_TOKEN, Headers, Refusal
@@ -13,10 +14,12 @@ from cgw.wire.trace_context import FindHeader
 _HARMLESS_TYPE = re.compile(rb"[A-Za-z-]{1,16}")
 
 
-def extract_token(header: FindHeader) -> str:
-    """Return the token of a request: from ``Authorization: Bearer``, otherwise from ``x-api-key``; ``""`` for none.
+def extract_token(header: FindHeader, query: bytes = b"") -> str:
+    """Return the token of a request: from ``Authorization: Bearer``, otherwise from ``x-api-key`` or
+    ``x-goog-api-key``, otherwise from ``key=`` in ``query``; ``""`` for none.
 
-    ``header`` looks up a field of the request's head. An empty field counts as absent.
+    ``header`` looks up a field of the request's head. An empty field counts as absent. ``query`` is left out where keys
+    are not taken from it.
 
     Raises :exc:`~cgw.errors.Refusal` (400) for an Authorization of another type than Bearer (the reference's §4). The
     text repeats the type only if that cannot be a token whose type was left out.
@@ -25,7 +28,8 @@ def extract_token(header: FindHeader) -> str:
     # SDKs that send both mean a gateway in front by Authorization and the provider by x-api-key.
     authorization = (header(b"authorization") or b"").strip()
     if not authorization:
-        return _decode((header(b"x-api-key") or b"").strip())
+        own = (header(b"x-api-key") or b"").strip() or (header(b"x-goog-api-key") or b"").strip()
+        return _decode(own or _find_key(query))
     token_type, space, token = authorization.partition(b" ")
     if not space:
         raise Refusal(400, "token type missing in Authorization header", code="invalid_authorization")
@@ -50,6 +54,15 @@ def build_unauthorized(*, has_token: bool) -> Refusal:
 def build_denied(error: AccessTokenDenied) -> Refusal:
     """Return the 401 for a token that its source denies."""
     return Refusal(401, str(error), headers=NEVER_RETRY)
+
+
+def _find_key(query: bytes) -> bytes:
+    """Return the first ``key`` of a query, decoded; empty where there is none."""
+    for pair in query.split(b"&"):
+        name, _, value = pair.partition(b"=")
+        if name == b"key" and value:
+            return unquote_to_bytes(value.replace(b"+", b" ")).strip()
+    return b""
 
 
 def _decode(token: bytes) -> str:

@@ -205,6 +205,9 @@ class CompletionFigures(TypedDict, total=False):
         int, Key("the answer's text, thinking and calls of tools", "characters", "a long answer was not held whole")
     ]
     completion_token_count: Annotated[int, Key("the answer, as the provider counts it", "tokens", UNKNOWN)]
+    completion_reasoning_token_count: Annotated[
+        int, Key("of ``completion_token_count``: thinking that is not shown", "tokens", "there was none", is_own=True)
+    ]
     usage_quality: Annotated[
         str,
         Key(

@@ -10,18 +10,20 @@ from attrs import frozen
 
 from cgw.actors.authorization import build_denied, build_unauthorized, check_access, extract_token
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
-from cgw.errors import Refusal, StoreUnavailable
+from cgw.errors import Headers, Refusal, StoreUnavailable
 from cgw.events import records
 from cgw.flagging.flagger import RequestBlocked
 from cgw.gateway.answer import read_text
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
+from cgw.limits.limiter import check_cut_off
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Dialect, ErrorStyle, PreparedRequest
 from cgw.providers.models import check_model
+from cgw.providers.upstream_requests import query_of
 from cgw.wire.messages import RequestHead
 
 STORE_RETRY_AFTER_SECONDS = 1
@@ -46,7 +48,7 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
     """
     token = ""
     try:
-        token = extract_token(head.header)
+        token = read_token(head, errors)
         return await gateway.sources.get(token, client)
     except NotFromSource:
         raise build_unauthorized(has_token=bool(token)) from None
@@ -65,6 +67,11 @@ async def authenticate(gateway: Gateway, head: RequestHead, client: str, errors:
         if errors.is_for_sdks:
             raise build_unauthorized(has_token=False) from None
         raise
+
+
+def read_token(head: RequestHead, errors: ErrorStyle) -> str:
+    """Return the token that a request presents. Raises :exc:`~cgw.errors.Refusal` 400 for a malformed field."""
+    return extract_token(head.header, query_of(head) if errors.takes_key_in_query else b"")
 
 
 async def _record_refusal(gateway: Gateway, event: UsageEvent) -> None:
@@ -123,12 +130,54 @@ async def admit(
         return await gateway.limiter.admit(actor, feature, rate_limit, provider=dialect.provider, tokens=tokens)
     except LimitExceeded as exceeded:
         if exceeded.cause == "quota":
-            gateway.refresher.request(actor, extract_token(head.header))  # its limits may have been raised meanwhile
-        raise await _refuse(gateway, actor, feature, exceeded, dialect, head) from None
+            # Its limits may have been raised meanwhile.
+            gateway.refresher.request(actor, read_token(head, dialect.errors))
+        raise await _refuse(gateway, actor, feature, exceeded, dialect.errors, head) from None
     except StoreUnavailable:
-        # The limiter logs the reason, once for all requests that it happens to.
-        retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
-        raise Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after]) from None
+        raise _build_unchecked() from None
+
+
+async def admit_free(
+    gateway: Gateway,
+    actor: Actor,
+    feature: Feature,
+    errors: ErrorStyle,
+    head: RequestHead,
+    *,
+    provider: str = "",
+    rate_limit: RateLimit | None = None,
+) -> Admission:
+    """Claim a request that costs nothing upstream from the actor's rate of such requests, which all features share.
+
+    ``rate_limit`` is that of ``feature``, whose quota is not touched; an actor that is cut off gets 403. Otherwise
+    raises :exc:`~cgw.errors.Refusal` as :func:`admit` does, and is as cancel-safe.
+    """
+    try:
+        if rate_limit is not None:
+            check_cut_off(actor, rate_limit)
+        return await gateway.limiter.admit_free(actor, feature, provider=provider)
+    except LimitExceeded as exceeded:
+        raise await _refuse(gateway, actor, feature, exceeded, errors, head) from None
+    except StoreUnavailable:
+        raise _build_unchecked() from None
+
+
+async def count_free(
+    gateway: Gateway, actor: Actor, feature: Feature, errors: ErrorStyle, head: RequestHead
+) -> Headers:
+    """Count a request that cgw answers itself, such as for a list of models; return the rate-limit fields.
+
+    Raises as :func:`admit_free` does.
+    """
+    admission = await admit_free(gateway, actor, feature, errors, head)
+    gateway.limiter.settle_later(admission, is_charged=True)
+    return admission.build_headers()
+
+
+def _build_unchecked() -> Refusal:
+    # The limiter logs the reason, once for all requests that it happens to.
+    retry_after = (b"retry-after", b"%d" % STORE_RETRY_AFTER_SECONDS)
+    return Refusal(503, "limits cannot be checked right now, please retry", headers=[retry_after])
 
 
 async def _examine(
@@ -161,11 +210,11 @@ async def settle(gateway: Gateway, admission: Admission, is_charged: bool, token
 
 
 async def _refuse(
-    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, dialect: Dialect, head: RequestHead
+    gateway: Gateway, actor: Actor, feature: Feature, exceeded: LimitExceeded, errors: ErrorStyle, head: RequestHead
 ) -> Refusal:
     """Record a refusal by a limit, and return it."""
     # Instances and Cody retry silently after a short wait; SDKs tell their users how often they retry.
-    is_patient, refused = not dialect.errors.is_for_sdks, exceeded.refused
+    is_patient, refused = not errors.is_for_sdks, exceeded.refused
     event = records.rate_limited(
         actor,
         feature,

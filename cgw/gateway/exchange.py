@@ -22,7 +22,8 @@ from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, se
 from cgw.gateway.parts import Gateway, check_recording, record_event
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
-from cgw.model import UsageEvent
+from cgw.limits.admissions import Admission
+from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
@@ -121,7 +122,9 @@ class Exchange:
             debug_lines.log_routed(feature, prepared, len(body))
         self.state.move(Phase.ADMITTING)
         try:
-            admission = await admit(gateway, actor, feature, rate_limit, prepared, dialect=self._dialect, head=head)
+            if prepared.references:
+                await gateway.stored.check_references(actor, dialect.provider, prepared.references)
+            admission = await self._admit(actor, feature, rate_limit, prepared)
         except trio.Cancelled:
             if self._is_late():
                 self._refusal = explain_late(prepared)
@@ -132,6 +135,12 @@ class Exchange:
 
     def _prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         return self._dialect.prepare(head, body, caller)
+
+    async def _admit(
+        self, actor: Actor, feature: Feature, rate_limit: RateLimit, prepared: PreparedRequest
+    ) -> Admission:
+        head, dialect = self._client.head, self._dialect
+        return await admit(self._gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
@@ -222,7 +231,15 @@ class Exchange:
         self.state.move(Phase.RECORDING)
         if self.state.is_cut:
             self.state.status = CUT.status
-        await record_event(self._gateway, self._build_event(admitted))
+        event = self._build_event(admitted)
+        self._keep_stored(admitted)
+        await record_event(self._gateway, event)
+
+    def _keep_stored(self, admitted: AdmittedRequest) -> None:
+        """Note whose the stored response is, before the client has the end of it: its next request may refer to it."""
+        state, find_ids = self.state, admitted.prepared.find_stored_ids
+        if find_ids is not None and state.is_charged and state.body is not None:
+            self._gateway.stored.keep_later(admitted.actor, self._dialect.provider, find_ids(state.body))
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect

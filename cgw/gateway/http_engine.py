@@ -15,11 +15,15 @@ from attrs import frozen
 from cgw.errors import Refusal
 from cgw.gateway.embeddings import EmbeddingsExchange
 from cgw.gateway.exchange import Exchange, run_exchange
+from cgw.gateway.free import FreeExchange
 from cgw.gateway.parts import Gateway
+from cgw.gateway.relayed_embeddings import RelayedEmbeddingsExchange
 from cgw.gateway.request_log import RefusalLog, build_control_record
 from cgw.gateway.routes import Routes
-from cgw.providers.dialect import ErrorStyle
+from cgw.model import Feature
+from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
+from cgw.providers.route import FreeRoute
 from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
@@ -38,6 +42,9 @@ from cgw.wire.trace_context import REQUEST_ID_FIELD
 CONTROL_PREFIX = b"/-/"
 """Routes below it are answered under any load: whoever watches the service must see it."""
 
+
+_KINDS: tuple[tuple[type, type[Exchange]], ...] = ((EmbeddingsRoute, EmbeddingsExchange), (FreeRoute, FreeExchange))
+"""The exchanges of dialects that need one of their own."""
 
 DEFAULT_BUFFERED_BYTES = 512 * 1024 * 1024
 
@@ -146,8 +153,7 @@ class HttpEngine:
             return
         self._in_flight += 1
         try:
-            kind = EmbeddingsExchange if isinstance(dialect, EmbeddingsRoute) else Exchange
-            await run_exchange(self._gateway, dialect, client, kind)
+            await run_exchange(self._gateway, dialect, client, _choose_kind(dialect))
         finally:
             self._in_flight -= 1
 
@@ -196,3 +202,10 @@ class HttpEngine:
             connection.drain()
         for http2_connection in list(self._http2_connections):
             http2_connection.drain()
+
+
+def _choose_kind(dialect: Dialect) -> type[Exchange]:
+    for kind_of_route, kind in _KINDS:
+        if isinstance(dialect, kind_of_route):
+            return kind
+    return RelayedEmbeddingsExchange if dialect.default_feature is Feature.EMBEDDINGS else Exchange

@@ -14,6 +14,7 @@ from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
 from cgw.flagging.flagger import Flagger
 from cgw.gateway.load import LoadTracker
+from cgw.gateway.stored import StoredObjects
 from cgw.gateway.upstream_counts import UpstreamCounts
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
@@ -45,6 +46,7 @@ class Gateway:
     event_log: EventLog
     repeats: RepeatedEvents
     flagger: Flagger
+    stored: StoredObjects
     readers: Readers = Factory(Readers)
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600

@@ -13,6 +13,8 @@ class Routes:
 
     Below ``/<provider>/`` every error has the shape that ``sdk_errors`` has for the provider, 404 included: SDKs show
     nothing of an error body in another shape than their API's. ``errors`` is the shape everywhere else.
+
+    In the path of a dialect, ``{model}:<method>`` as its last segment stands for any model.
     """
 
     def __init__(self, dialects: Iterable[Dialect], errors: ErrorStyle, sdk_errors: Mapping[str, ErrorStyle]) -> None:
@@ -20,13 +22,20 @@ class Routes:
         self._errors = errors
         self._sdk_errors = {provider.encode("ascii"): style for provider, style in sdk_errors.items()}
 
+    @property
+    def dialects(self) -> tuple[Dialect, ...]:
+        """All dialects."""
+        return tuple(self._dialects.values())
+
     def find(self, path: bytes) -> Dialect | None:
         """Return the dialect of ``path``, or ``None``."""
-        return self._dialects.get(path)
+        dialect = self._dialects.get(path)
+        # A second look-up only for the few paths that have a method in their last segment.
+        return self._dialects.get(_with_any_model(path)) if dialect is None and b":" in path else dialect
 
     def find_errors(self, path: bytes) -> ErrorStyle:
         """Return the shape of errors for a request to ``path``."""
-        dialect = self._dialects.get(path)
+        dialect = self.find(path)
         if dialect is not None:
             return dialect.errors
         return self._sdk_errors.get(_first_segment(path), self._errors)
@@ -34,6 +43,11 @@ class Routes:
     def render_refusal(self, refusal: Refusal, path: bytes, request_id: str | None = None) -> tuple[Headers, bytes]:
         """Render the refusal of a request to ``path``, as :meth:`ErrorStyle.render` does."""
         return self.find_errors(path).render(refusal, request_id)
+
+
+def _with_any_model(path: bytes) -> bytes:
+    base, _, last = path.rpartition(b"/")
+    return b"%b/{model}:%b" % (base, last.rpartition(b":")[2])
 
 
 def _first_segment(path: bytes) -> bytes:

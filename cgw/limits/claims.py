@@ -14,6 +14,9 @@ LimitKind = Literal["bucket", "lease"]
 """``bucket``: a token bucket, for so many per interval. ``lease``: slots, for so many at once. See ``state.lua``."""
 
 
+MINUTE_MS = 60_000
+
+
 @frozen
 class Claim:
     """A claim of ``cost`` on a limit of ``limit`` per ``period_ms``. For a lease, ``period_ms`` is its length."""
@@ -158,6 +161,13 @@ def build_actor_group(
     claims = build_claims(prefix, feature, rate_limit, lease_ms)
     # The suffix `notice` is in stores since the first version: another one would send alerts a second time.
     return ClaimGroup(f"{prefix}reservation:", claims, thresholds, f"{prefix}{feature}:notice")
+
+
+def build_free_group(actor: Actor, requests_per_minute: int) -> ClaimGroup:
+    """Build the claim of one request that costs nothing upstream: all features share one rate, and no quota counts."""
+    prefix = build_key_prefix(actor.source, actor.id)
+    claim = Claim("free", "bucket", f"{prefix}free:rate", requests_per_minute, MINUTE_MS)
+    return ClaimGroup(f"{prefix}reservation:", (claim,))
 
 
 def build_provider_claim(provider: str, max_in_flight: int, lease_ms: int) -> Claim:

@@ -18,7 +18,16 @@ from redis.exceptions import ResponseError
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission
 from cgw.limits.alert_messages import UsageAlert
-from cgw.limits.claims import Claim, ClaimGroup, bound_in_flight, build_actor_group, build_provider_claim, group_claims
+from cgw.limits.claims import (
+    MINUTE_MS,
+    Claim,
+    ClaimGroup,
+    bound_in_flight,
+    build_actor_group,
+    build_free_group,
+    build_provider_claim,
+    group_claims,
+)
 from cgw.limits.clock_steps import ClockSteps
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
@@ -42,12 +51,14 @@ class LimiterOptions:
     """The settings of a :class:`Limiter`; the numbers of the limits come with the actors.
 
     ``max_in_flight`` bounds actors that bring no bound; ``provider_max_in_flight`` bounds the requests in flight to a
-    provider, over all replicas. ``notify_thresholds`` are percentages of a quota, in ascending order.
+    provider, over all replicas. ``free_per_minute`` bounds each actor's requests that cost nothing upstream.
+    ``notify_thresholds`` are percentages of a quota, in ascending order.
     """
 
     when_down: WhenDown = "local"
     max_in_flight: int | None = None
     provider_max_in_flight: Mapping[str, int] = field(factory=dict)
+    free_per_minute: int = 600
     heartbeat_seconds: float = 10.0
     notify_thresholds: tuple[int, ...] = ()
 
@@ -101,6 +112,11 @@ class Limiter:
         # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
         self._thresholds = " ".join(map(str, self._options.notify_thresholds))
         self._plans = PlanCache(self._build_plan)
+        self._free_plans = PlanCache(self._build_free_plan)
+        # In the form of a rate limit, which all plans have; only its short-term rate is claimed.
+        self._free_rate = RateLimit(
+            self._options.free_per_minute, MINUTE_MS, (), self._options.free_per_minute, MINUTE_MS
+        )
         self._ids = ReservationIds()
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
@@ -152,26 +168,41 @@ class Limiter:
         a reservation whose answer is not waited for any more is given back.
         """
         try:
-            admission = await self._admit(actor, feature, rate_limit, provider, tokens)
+            check_cut_off(actor, rate_limit)  # before the claims: nothing is counted for an actor that is cut off
         except LimitExceeded as exceeded:
             self._refused[exceeded.cause] += 1
             raise
-        # No checkpoint from here on, as there is none in _admit after the answer.
-        self._admitted += 1
-        self._admitted_locally += admission.is_local
-        return admission
+        self._follow_cluster()
+        return await self._admit(actor, feature, self._plans.find(actor, feature, rate_limit, provider), tokens)
 
-    async def _admit(
-        self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str, tokens: int
-    ) -> Admission:
-        # Before the claims: nothing is counted for an actor that is cut off.
-        if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
-            raise _build_cut_off(rate_limit)
+    async def admit_free(self, actor: Actor, feature: Feature, *, provider: str = "") -> Admission:
+        """Claim a request that costs nothing upstream: from the actor's rate of such requests, not from any quota.
+
+        It also takes one of the slots of ``provider``, if it goes there and they are bounded. Settle it as any other.
+        Raises as :meth:`admit` does; cancel-safe in the same way.
+        """
+        self._follow_cluster()
+        return await self._admit(actor, feature, self._free_plans.find(actor, feature, self._free_rate, provider), 1)
+
+    def _follow_cluster(self) -> None:
         if self._redis.is_cluster != self._is_cluster:
             # Redis was away at start, and has turned out to be a single server: all claims fit into one call.
             self._is_cluster = self._redis.is_cluster
             self._plans.clear()
-        plan = self._plans.find(actor, feature, rate_limit, provider)
+            self._free_plans.clear()
+
+    async def _admit(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
+        try:
+            admission = await self._ask(actor, feature, plan, tokens)
+        except LimitExceeded as exceeded:
+            self._refused[exceeded.cause] += 1
+            raise
+        # No checkpoint from here on, as there is none in _ask after the answer.
+        self._admitted += 1
+        self._admitted_locally += admission.is_local
+        return admission
+
+    async def _ask(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
         # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
         groups = plan.price(tokens)
@@ -292,8 +323,15 @@ class Limiter:
         bounded = bound_in_flight(rate_limit, options.max_in_flight)
         thresholds = self._thresholds if actor.policy.has_usage_alerts else ""
         group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
-        most = options.provider_max_in_flight.get(provider)
-        claim = None if most is None else build_provider_claim(provider, most, options.lease_ms)
+        return self._plan_groups(rate_limit, group, provider)
+
+    def _build_free_plan(self, actor: Actor, _: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
+        return self._plan_groups(rate_limit, build_free_group(actor, rate_limit.concurrent_requests), provider)
+
+    def _plan_groups(self, rate_limit: RateLimit, group: ClaimGroup, provider: str) -> LimitPlan:
+        """Return the plan of an actor's claims and, where the provider's slots are bounded, of one of those."""
+        most = self._options.provider_max_in_flight.get(provider)
+        claim = None if most is None else build_provider_claim(provider, most, self._options.lease_ms)
         groups = group_claims(group, provider, claim, is_cluster=self._redis.is_cluster)
         is_usual = len(groups) == 1 and rate_limit.unit is LimitUnit.REQUESTS
         return LimitPlan(rate_limit, groups, PreparedGroup(groups[0], self._scripts) if is_usual else None)
@@ -359,6 +397,12 @@ class Limiter:
     def _alert(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
         quota, now = states[0], datetime.now(UTC)  # the quota is the first claim of an actor
         self._on_alert(UsageAlert(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
+
+
+def check_cut_off(actor: Actor, rate_limit: RateLimit) -> None:
+    """Raise :exc:`LimitExceeded` for limits that mean "no access" by the policy of the actor's source."""
+    if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
+        raise _build_cut_off(rate_limit)
 
 
 def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:

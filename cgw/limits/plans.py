@@ -59,7 +59,7 @@ class LimitPlan:
     def note_refusal(self, exceeded: LimitExceeded, tokens: int) -> None:
         """Remember a refusal that only time can lift."""
         # Not one of an in-flight limit: a slot may be freed at any moment, by any replica.
-        if exceeded.cause in ("quota", "concurrency"):
+        if exceeded.cause in ("quota", "concurrency", "free"):
             self._refusal = trio.current_time(), tokens, exceeded
 
     def forget_refusal(self) -> None:

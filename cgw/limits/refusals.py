@@ -27,6 +27,7 @@ _EVENT_TEXTS: dict[LimitCause, str] = {
     "concurrency": '"{feature}": concurrency limit exceeded',
     "in_flight": '"{feature}": limit of requests in flight exceeded',
     "provider": "limit of requests in flight to the provider exceeded",
+    "free": "rate of requests that cost nothing exceeded",
 }
 _CUT_OFF_TEXT = "completions access has not been granted"
 
@@ -85,8 +86,8 @@ def build_limit_refusal(exceeded: LimitExceeded, feature: Feature, now: datetime
 
 
 def _describe(exceeded: LimitExceeded, feature: Feature) -> str:
-    # The slots of a provider are for all features.
-    where = "" if exceeded.cause == "provider" else f' for "{feature}"'
+    # The slots of a provider, and what costs nothing, are for all features.
+    where = "" if exceeded.cause in ("provider", "free") else f' for "{feature}"'
     return f"you have exceeded the {exceeded.refused.description}{where}."
 
 

@@ -31,6 +31,12 @@ class LimitSettings:
         "local",
         "While Redis is away: local counts in this process, open admits all requests, closed refuses all with 503.",
     )
+    free_per_minute: int = setting(
+        "CODY_GATEWAY_FREE_REQUESTS_PER_MINUTE",
+        integer(least=1, most=1_000_000),
+        600,
+        "How many requests that cost nothing upstream (lists of models, counted tokens) an actor may make per minute.",
+    )
     slack_webhook_url: Secret | None = setting(
         "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL",
         WEBHOOK_URL,

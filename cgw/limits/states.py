@@ -11,10 +11,10 @@ from cgw.durations import format_duration
 from cgw.errors import CgwError
 from cgw.model import LimitUnit
 
-LimitName = Literal["quota", "concurrency", "in_flight", "provider"]
+LimitName = Literal["quota", "concurrency", "in_flight", "provider", "free"]
 """``quota``: requests or tokens per long interval. ``concurrency``: the short-term rate, under the reference's name.
 ``in_flight``: requests of the actor and feature under way at once. ``provider``: requests of all actors under way to
-one provider."""
+one provider. ``free``: the actor's requests that cost nothing upstream, of all features together."""
 
 LimitCause = LimitName
 """The limit that refused: the ``cause`` of a ``RateLimited`` event."""
@@ -25,6 +25,7 @@ _DESCRIPTIONS = {
     "concurrency": "concurrency limit of {limit} requests per {window}",
     "in_flight": "limit of {limit} requests in flight",
     "provider": "limit of {limit} requests in flight to the provider",
+    "free": "rate of {limit} requests that cost nothing per {window}",
 }
 
 

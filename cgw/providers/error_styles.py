@@ -33,6 +33,7 @@ class ReferenceErrors:
     """``{"error":"<text>","request_id":"…"}`` and a newline: the reference's shape with an id, typed as JSON."""
 
     is_for_sdks: ClassVar[bool] = False
+    takes_key_in_query: ClassVar[bool] = False
 
     def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""

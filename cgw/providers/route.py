@@ -86,6 +86,17 @@ class Route:
         return read_usage(request, response, body, kind.read_whole, kind.read_stream)
 
 
+@frozen
+class FreeRoute(Route):
+    """The base of dialects whose requests cost nothing upstream, such as counting tokens.
+
+    They count on the actor's rate of such requests instead of its quota, and leave no usage event.
+    """
+
+    read_whole: ClassVar[ReadBody] = lambda body: Reading()
+    read_stream: ClassVar[ReadBody] = lambda body: Reading()
+
+
 def multiply_choices(most: int | None, choices: int | None) -> int | None:
     """Return the largest number of tokens of all choices together; ``None`` if one of them is not limited.
 

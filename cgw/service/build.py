@@ -22,6 +22,7 @@ from cgw.control.app import ControlApp
 from cgw.control.attribution import Attribution
 from cgw.control.maintenance import Maintenance
 from cgw.control.metrics import MetricsRoute
+from cgw.control.model_lists import ModelLists
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
@@ -33,11 +34,12 @@ from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.load import LoadTracker
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
+from cgw.gateway.stored import StoredObjects
 from cgw.limits.alerts import AlertQueue
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
-from cgw.providers.embeddings.build import build_embeddings_route
+from cgw.providers.embeddings.build import build_embeddings_route, build_sdk_embeddings
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.fallback import build_fallbacks
 from cgw.providers.registry import build_dialects, list_providers
@@ -89,6 +91,7 @@ def build_gateway(
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
         readers=readers,
+        stored=StoredObjects(redis),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
         load=LoadTracker(settings.upstream.unavailable_after),
@@ -149,6 +152,7 @@ def build_control_app(
         maintenance=maintenance,
         metrics=MetricsRoute(take_metrics),
         log_level=log_level,
+        model_lists=ModelLists(list_providers(settings.providers), routes.dialects),
     )
 
 
@@ -158,7 +162,8 @@ def build_all_dialects(settings: Settings) -> tuple[Dialect, ...]:
     Raises :exc:`~cgw.errors.ConfigError` for base URLs and keys that cannot be used.
     """
     embeddings = build_embeddings_route(settings.embeddings, settings.providers)
-    return (*build_dialects(settings.providers), *([] if embeddings is None else [embeddings]))
+    sdk_embeddings = build_sdk_embeddings(settings.embeddings, settings.providers)
+    return (*build_dialects(settings.providers), *sdk_embeddings, *([] if embeddings is None else [embeddings]))
 
 
 def build_routes(dialects: Sequence[Dialect], settings: Settings) -> Routes:
@@ -278,6 +283,7 @@ def build_limiter_options(settings: Settings) -> LimiterOptions:
         when_down=cast(WhenDown, limits.when_redis_down),
         max_in_flight=limits.max_in_flight,
         provider_max_in_flight={name: bound for name, bound in bounds.items() if bound is not None},
+        free_per_minute=limits.free_per_minute,
         heartbeat_seconds=limits.heartbeat_seconds,
         notify_thresholds=limits.notify_thresholds,
     )

@@ -43,8 +43,8 @@ class ScriptedDialect(Protocol):
         """Return whether ``path`` is the API's route."""
         ...
 
-    def complete_body(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return ``body`` with what the API has in the path instead."""
+    def complete_body(self, target: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return ``body`` with what the API has in the request's target instead."""
         ...
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
@@ -75,7 +75,7 @@ class ScriptedMessages:
     def matches(self, path: str) -> bool:
         return path == self.path
 
-    def complete_body(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def complete_body(self, target: str, body: dict[str, Any]) -> dict[str, Any]:
         return body
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
@@ -181,7 +181,7 @@ class ScriptedChat:
     def matches(self, path: str) -> bool:
         return path == self.path
 
-    def complete_body(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def complete_body(self, target: str, body: dict[str, Any]) -> dict[str, Any]:
         return body
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:

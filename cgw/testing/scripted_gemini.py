@@ -1,23 +1,34 @@
-"""Google's Gemini API: ``POST /v1beta/models/<model>:generateContent`` and ``:streamGenerateContent?alt=sse``.
+"""Google's Gemini API: ``POST /v1beta/models/<model>:generateContent``, and its other methods.
 
 Pure, as :mod:`cgw.testing.scripted_dialects`. The format is that of https://ai.google.dev/api/generate-content: lines
-of streams end in CRLF, every chunk has the usage so far, and no marker ends a stream.
+of streams end in CRLF, every chunk has the usage so far, and no marker ends a stream. Without ``alt=sse`` a stream is a
+JSON array.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from cgw.errors import Headers
 from cgw.testing.script import BodyPiece, Script, ScriptedAnswer
-from cgw.testing.scripted_dialects import RequestError, build_json, build_stream, build_whole, cut_answer, encode_data
+from cgw.testing.scripted_dialects import (
+    JSON_TYPE,
+    RequestError,
+    build_json,
+    build_stream,
+    build_whole,
+    cut_answer,
+    encode_data,
+)
 
-_PATH = re.compile(r"/v1beta/models/([^/:]+):(generateContent|streamGenerateContent)")
+_PATH = re.compile(r"/v1(?:beta)?/models/([^/:]+):(\w+)")
+_METHODS = frozenset({"generateContent", "streamGenerateContent", "countTokens", "embedContent", "batchEmbedContents"})
 _STATUSES = {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 
 
@@ -26,31 +37,42 @@ class ScriptedGemini:
     """The key is read from ``x-goog-api-key`` only."""
 
     def matches(self, path: str) -> bool:
-        return _PATH.fullmatch(path) is not None
-
-    def complete_body(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         match = _PATH.fullmatch(path)
-        if match is None or body.keys() & {"model", "stream"}:
+        return match is not None and match[2] in _METHODS
+
+    def complete_body(self, target: str, body: dict[str, Any]) -> dict[str, Any]:
+        path, _, query = target.partition("?")
+        match = _PATH.fullmatch(path)
+        if match is None or body.keys() & {"stream"} or ("model" in body and match[2] != "embedContent"):
             raise RequestError("model and stream are in the URL, not in the body")
-        return {**body, "model": unquote(match[1]), "stream": match[2] == "streamGenerateContent"}
+        if query not in ("", "alt=sse", "alt=json"):
+            raise RequestError("unknown parameters in the URL")
+        return {**body, "model": unquote(match[1]), "method": match[2], "is_sse": query == "alt=sse"}
 
     def read_key(self, headers: Mapping[bytes, bytes]) -> str:
         return headers.get(b"x-goog-api-key", b"").decode("latin-1")
 
     def check(self, headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> None:
+        if body["method"] in ("embedContent", "batchEmbedContents") or "generateContentRequest" in body:
+            return
         if not isinstance(body.get("contents"), list) or not body["contents"]:
             raise RequestError("* GenerateContentRequest.contents: contents is not specified", "contents")
 
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
+        if body["method"] == "countTokens":
+            asked = body.get("generateContentRequest", body)
+            return build_json(200, self._headers(), {"totalTokens": _count_words(asked)})
+        if body["method"] in ("embedContent", "batchEmbedContents"):
+            return build_json(200, self._headers(), _embed(body))
         most = body.get("generationConfig", {}).get("maxOutputTokens")
         tokens, is_cut = cut_answer(script, most if isinstance(most, int) else None)
         reason = "MAX_TOKENS" if is_cut else "STOP"
-        texts = [part.get("text", "") for turn in body["contents"] for part in turn.get("parts", ())]
-        prompt_tokens = sum(len(text.split()) for text in texts)
+        prompt_tokens = _count_words(body)
         frame = {"modelVersion": body["model"], "responseId": f"scripted{serial:06d}"}
-        if body["stream"]:
-            pieces = tuple(_list_chunks(script, frame, reason, tokens, prompt_tokens))
-            return build_stream(script, self._headers(), pieces)
+        if body["method"] == "streamGenerateContent":
+            pieces = tuple(_list_chunks(script, frame, reason, tokens, prompt_tokens, is_sse=body["is_sse"]))
+            stream = build_stream(script, self._headers(), pieces)
+            return stream if body["is_sse"] else evolve(stream, headers=(JSON_TYPE, *self._headers()))
         candidate = _build_candidate("".join(tokens), reason)
         whole = {"candidates": [candidate], "usageMetadata": _count(prompt_tokens, len(tokens))} | frame
         return build_whole(script, self._headers(), whole, len(tokens))
@@ -66,14 +88,33 @@ class ScriptedGemini:
 
 
 def _list_chunks(
-    script: Script, frame: dict[str, Any], reason: str, tokens: tuple[str, ...], prompt_tokens: int
+    script: Script, frame: dict[str, Any], reason: str, tokens: tuple[str, ...], prompt_tokens: int, *, is_sse: bool
 ) -> Iterator[BodyPiece]:
     for index, token in enumerate(tokens or ("",)):
         is_last = index >= len(tokens) - 1
         candidate = _build_candidate(token, reason if is_last else None)
         usage = _count(prompt_tokens, index + 1 if tokens else 0)
         chunk = {"candidates": [candidate], "usageMetadata": usage} | frame
-        yield BodyPiece(script.token_at_seconds(index), encode_data(chunk, b"\r\n"))
+        data = encode_data(chunk, b"\r\n")
+        if not is_sse:
+            # As the API does: an array, over lines, whose separators come with the next chunk.
+            text = json.dumps(chunk, indent=2, ensure_ascii=False).encode()
+            data = (b",\r\n" if index else b"[") + text + (b"\n]" if is_last else b"\n")
+        yield BodyPiece(script.token_at_seconds(index), data)
+
+
+def _embed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a vector of two numbers for each text."""
+    requests = body.get("requests") or [body]
+    words = [sum(len(part["text"].split()) for part in request["content"]["parts"]) for request in requests]
+    vectors = [{"values": [float(count), 0.5]} for count in words]
+    usage = {"usageMetadata": {"promptTokenCount": sum(words)}}
+    return ({"embeddings": vectors} if "requests" in body else {"embedding": vectors[0]}) | usage
+
+
+def _count_words(body: Mapping[str, Any]) -> int:
+    texts = [part.get("text", "") for turn in body["contents"] for part in turn.get("parts", ())]
+    return sum(len(text.split()) for text in texts)
 
 
 def _build_candidate(text: str, reason: str | None) -> dict[str, Any]:

@@ -23,11 +23,29 @@ from cgw.wire.messages import index_headers
         ([(b"x-api-key", b""), (b"authorization", b"Bearer abc")], "abc"),
         ([(b"x-api-key", b"other"), (b"authorization", b"Bearer abc")], "abc"),
         ([(b"x-api-key", b"")], ""),
+        ([(b"x-goog-api-key", b" abc")], "abc"),
+        ([(b"x-goog-api-key", b"other"), (b"x-api-key", b"abc")], "abc"),
     ],
 )
 def test_a_token_is_found_in_either_header(headers: Headers, token: str) -> None:
     """Authorization wins over x-api-key; an empty header counts as absent."""
     assert extract_token(index_headers(headers).get) == token
+
+
+@pytest.mark.parametrize(
+    ("query", "token"),
+    [
+        (b"key=abc", "abc"),
+        (b"alt=sse&key=a%2Dc&key=other", "a-c"),
+        (b"key=&monkey=x&key=abc", "abc"),
+        (b"key", ""),
+        (b"", ""),
+    ],
+)
+def test_a_token_is_found_in_the_query_where_that_is_given(query: bytes, token: str) -> None:
+    """The query counts after all fields."""
+    assert extract_token(index_headers([]).get, query) == token
+    assert extract_token({b"x-goog-api-key": b"own"}.get, query) == "own"
 
 
 @pytest.mark.parametrize(

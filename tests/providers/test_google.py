@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgw.errors import MISSING_TOKEN, UNKNOWN_TOKEN, Refusal
-from cgw.model import Feature
+from cgw.model import BodyWindow, Feature
 from cgw.providers.dialect import PreparedRequest
 from cgw.providers.google.errors import GoogleErrors
 from cgw.providers.google.generate import _build_reader
+from cgw.providers.google.usage import read_response_array
 from cgw.wire.messages import Origin
 
 PATH = "/v1/completions/google"
@@ -198,3 +199,47 @@ def test_errors_have_googles_shape(refusal: Refusal, status: str, words: str) ->
     assert words in error["message"]
     if refusal.param is not None:
         assert error["details"][0]["fieldViolations"] == [{"field": "contents[0]", "description": "wrong"}]
+
+
+def test_a_stream_that_is_an_array_is_read_wherever_it_is_cut() -> None:
+    """Cut at any byte, an array gives the figures of its last whole chunk, and counts as final only at its end."""
+    chunks = [
+        {"candidates": [{"content": {"parts": [{"text": "Grüße, "}]}}], "usageMetadata": {"promptTokenCount": 3}},
+        {"candidates": [{"content": {"parts": [{"text": '"usageMetadata": {'}]}}]},
+        {
+            "candidates": [{"content": {"parts": [{"text": "!"}]}, "finishReason": "STOP"}],
+            "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 9, "thoughtsTokenCount": 2},
+        },
+    ]
+    data = b"[" + b",\r\n".join(json.dumps(chunk, indent=1).encode() for chunk in chunks) + b"\n]\n"
+    for size in range(len(data) + 1):
+        reading = read_response_array(BodyWindow(data[:size], b"", size, size == len(data)))
+        assert reading.is_final == (reading.completion_token_count == 11) or size < 2
+    reading = read_response_array(BodyWindow(data, b"", len(data), is_complete=True))
+    assert reading.prompt_token_count == 3
+    assert reading.completion_character_count == 7 + 18 + 1
+    assert read_response_array(BodyWindow(b"", b"", 0, is_complete=True)).prompt_token_count is None
+
+
+@pytest.mark.parametrize("end", [b"\n]", b"\r\n]\r\n", b"]"])
+def test_the_figures_of_a_long_array_are_in_its_last_chunk(end: bytes) -> None:
+    """Where the middle of an array is missing, its last chunk tells the figures; arguments of tools cannot."""
+    last = {
+        "candidates": [
+            {"content": {"parts": [{"functionCall": {"args": {"usageMetadata": {"promptTokenCount": 0}}}}]}}
+        ],
+        "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 9},
+        "modelVersion": "gemini-a",
+    }
+    tail = b'{"text": "cut"}]}}]}\n,\r\n' + json.dumps(last, indent=2).encode() + end
+    reading = read_response_array(BodyWindow(b'[{"candidates": [', tail, 10**6, is_complete=True))
+    assert (reading.prompt_token_count, reading.completion_token_count, reading.is_final) == (3, 9, True)
+    broken = read_response_array(BodyWindow(b'[{"candidates": [', tail[:-30], 10**6, is_complete=False))
+    assert (broken.prompt_token_count, broken.is_final) == (None, False)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60), st.booleans())
+def test_any_bytes_are_read_as_an_array(head: bytes, tail: bytes, is_whole: bool) -> None:
+    """Nothing that an upstream sends raises."""
+    total = len(head) + len(tail) + (0 if is_whole else 10)
+    read_response_array(BodyWindow(b"[" + head, tail, total + 1, is_complete=True))

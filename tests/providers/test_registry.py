@@ -13,8 +13,21 @@ from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.provider import Provider
 from cgw.providers.registry import PROVIDERS, build_dialects
 
-ANTHROPIC_PATHS = ["/v1/completions/anthropic", "/v1/completions/anthropic-messages", "/anthropic/v1/messages"]
-OPENAI_PATHS = ["/v1/completions/openai", "/openai/v1/chat/completions"]
+ANTHROPIC_PATHS = [
+    "/v1/completions/anthropic",
+    "/v1/completions/anthropic-messages",
+    "/anthropic/v1/messages",
+    "/anthropic/v1/messages/count_tokens",
+]
+OPENAI_PATHS = [
+    "/v1/completions/openai",
+    "/openai/v1/chat/completions",
+    "/openai/v1/responses",
+    "/openai/v1/responses/compact",
+    "/openai/v1/responses/input_tokens",
+    "/openai/v1/completions",
+    "/openai/v1/moderations",
+]
 
 
 @pytest.mark.parametrize(

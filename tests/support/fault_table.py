@@ -187,13 +187,16 @@ def build_request(dialect: Dialect, *, is_stream: bool) -> bytes:
         "prompt": text,
         "contents": [{"role": "user", "parts": [{"text": text}]}],
         "input": [text],
+        "content": {"parts": [{"text": text}]},
+        "requests": [{"content": {"parts": [{"text": text}]}}],
         "max_tokens": 50,
         "max_tokens_to_sample": 50,
     }
     data = json.dumps(body).encode()
     fields = {"authorization": f"Bearer {TOKEN}", "x-sourcegraph-feature": "chat_completions"}
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"POST {dialect.path} HTTP/1.1\r\nhost: x\r\n{lines}content-length: {len(data)}\r\n\r\n".encode() + data
+    path = dialect.path.replace("{model}", model.partition("/")[2]) + ("?alt=sse" if is_stream else "")
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\n{lines}content-length: {len(data)}\r\n\r\n".encode() + data
 
 
 def describe(answer: Answer, sent: bytes, provider: str) -> str:
@@ -205,6 +208,10 @@ def describe(answer: Answer, sent: bytes, provider: str) -> str:
     error = answer.json()["error"]
     if isinstance(error, str):
         return f"{answer.status}{wait}: {error}".replace(f"provider {provider}", "provider …")
+    if "status" in error:  # Google's
+        return f"{answer.status}{wait}, `{error['status']}`: {error['message']}".replace(
+            f"provider {provider}", "provider …"
+        )
     kind = f"`{error['type']}`" + (f", `{error['code']}`" if "code" in error else "")
     return f"{answer.status}{wait}, {kind}: {error['message']}".replace(f"provider {provider}", "provider …")
 

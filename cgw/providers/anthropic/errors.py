@@ -34,6 +34,7 @@ class AnthropicErrors:
     """Anthropic's shape (https://platform.claude.com/docs/en/api/errors): the ``type`` follows from the status."""
 
     is_for_sdks: ClassVar[bool] = True
+    takes_key_in_query: ClassVar[bool] = False
 
     def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""

@@ -28,7 +28,7 @@ from cgw.providers.request_body import (
     keep_fields,
     keep_fields_of_each,
 )
-from cgw.providers.route import ReadBody, Route
+from cgw.providers.route import FreeRoute, ReadBody, Route
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.wire.messages import RequestHead
 
@@ -216,6 +216,36 @@ class AnthropicSdkMessages(_MessagesRoute):
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         encoded = encode_with_messages(outgoing, body)
         return self._build_request(parsed, outgoing, encoded, model, headers=headers, query=query_of(head))
+
+
+@frozen
+class AnthropicCountTokens(_MessagesRoute, FreeRoute):
+    """``/anthropic/v1/messages/count_tokens``: what a request of :class:`AnthropicSdkMessages` would send.
+
+    Passes on the same as that route. No ``metadata`` is set, which the API refuses here.
+    """
+
+    path: ClassVar[str] = "/anthropic/v1/messages/count_tokens"
+    errors: ClassVar[ErrorStyle] = AnthropicErrors()
+    default_feature: ClassVar[Feature | None] = Feature.CHAT_COMPLETIONS
+
+    def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
+        """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
+        parsed, outgoing, _ = self._read(body)
+        _refuse_further_models(parsed, outgoing)
+        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        headers = select_headers(head, _SDK_HEADERS, VERSION)
+        encoded = encode_with_messages(outgoing, body)
+        return self.build_request(
+            encoded,
+            model,
+            is_stream=False,
+            prompt_character_count=0,
+            max_completion_tokens=0,
+            suffix=b"/count_tokens",
+            headers=headers,
+            query=query_of(head),
+        )
 
 
 def check_max_tokens(name: str, wanted: int | None, cap: int | None) -> None:

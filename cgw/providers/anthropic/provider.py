@@ -5,7 +5,14 @@ from __future__ import annotations
 from cgw.providers.anthropic import complete
 from cgw.providers.anthropic.complete import AnthropicComplete
 from cgw.providers.anthropic.errors import AnthropicErrors
-from cgw.providers.anthropic.messages import PROVIDER, AnthropicMessages, AnthropicSdkMessages, build_endpoint
+from cgw.providers.anthropic.messages import (
+    PROVIDER,
+    AnthropicCountTokens,
+    AnthropicMessages,
+    AnthropicSdkMessages,
+    build_endpoint,
+)
+from cgw.providers.anthropic.model_list import AnthropicModelList
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Dialect
@@ -23,7 +30,8 @@ def _build_dialects(settings: AnthropicSettings) -> tuple[Dialect, ...]:
         ),
         AnthropicMessages(endpoint, models, max_tokens_cap=settings.max_tokens_to_sample),
         AnthropicSdkMessages(endpoint, models),
+        AnthropicCountTokens(endpoint, models),
     )
 
 
-ANTHROPIC = Provider(PROVIDER, AnthropicSettings, _build_dialects, AnthropicErrors())
+ANTHROPIC = Provider(PROVIDER, AnthropicSettings, _build_dialects, AnthropicErrors(), model_list=AnthropicModelList())

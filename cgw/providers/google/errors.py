@@ -39,6 +39,7 @@ class GoogleErrors:
     """Google's shape (https://cloud.google.com/apis/design/errors): code, message, the code's name, and details."""
 
     is_for_sdks: ClassVar[bool] = True
+    takes_key_in_query: ClassVar[bool] = True
 
     def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""

@@ -5,6 +5,7 @@ Fields are those of https://ai.google.dev/api/generate-content, version ``v1beta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -85,11 +86,11 @@ _SPELLINGS = {
 _CONFIG_SPELLINGS = {"max_output_tokens": "maxOutputTokens", "candidate_count": "candidateCount"}
 
 
-def build_endpoint(api_url: str, access_token: str) -> Endpoint:
+def build_endpoint(api_url: str, access_token: str, version: str = "v1beta") -> Endpoint:
     """Return the endpoint below which the models are. Raises :exc:`ValueError` for an unusable base URL or key."""
     # Not in the URL, as in the reference: URLs are logged.
     headers: Headers = ((b"x-goog-api-key", secret_value(access_token, "Google's access token")),)
-    return Endpoint.parse(api_url, "/v1beta/models/", headers)
+    return Endpoint.parse(api_url, f"/{version}/models/", headers)
 
 
 def _build_reader() -> BodyReader[GenerateBody]:
@@ -118,7 +119,7 @@ class GoogleCompletions(Route):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        raw = _normalise(decode_object(body))
+        raw = normalise(decode_object(body))
         parsed = self._reader.read_object(raw)
         if not parsed.contents:
             raise Refusal(400, 'request body must contain "contents" field', param="contents")
@@ -137,16 +138,21 @@ class GoogleCompletions(Route):
             suffix=f"{quote(model, safe='', errors='replace')}:{_METHODS[is_stream]}".encode("ascii"),
             query=b"alt=sse" if is_stream else b"",
             is_stream=is_stream,
-            prompt_character_count=sum(len(part.text or "") for turn in turns for part in turn.parts or ()),
+            prompt_character_count=count_text(turns),
             max_completion_tokens=multiply_choices(config.maxOutputTokens, config.candidateCount),
             prompt=Prompt(outgoing, "systemInstruction", "contents", "parts"),
         )
 
 
+def count_text(turns: Iterable[Turn]) -> int:
+    """Return the length of all text of some turns, in code points."""
+    return sum(len(part.text or "") for turn in turns for part in turn.parts or ())
+
+
 _METHODS = {False: "generateContent", True: "streamGenerateContent"}
 
 
-def _normalise(raw: dict[str, Any]) -> dict[str, Any]:
+def normalise(raw: dict[str, Any]) -> dict[str, Any]:
     """Return a body with one spelling of each field, and its system instruction and turns in the API's usual shape."""
     body = _spell(raw, _SPELLINGS, "")
     config = body.get("generationConfig")

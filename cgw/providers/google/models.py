@@ -13,3 +13,8 @@ GOOGLE_MODELS = (
     "gemini-flash-latest", "gemini-flash-lite-latest",
 )  # fmt: skip
 """The default list for Google, without the provider's prefix."""
+
+GOOGLE_EMBEDDINGS_MODELS = (
+    "gemini-embedding-001", "gemini-embedding-2", "gemini-embedding-2-preview", "text-embedding-004",
+)  # fmt: skip
+"""The default list of the routes to embeddings."""

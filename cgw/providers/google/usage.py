@@ -10,9 +10,12 @@ Google's own rate limits.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from attrs import evolve
 
 from cgw.model import BodyWindow
 from cgw.providers.usage_reading import (
@@ -115,6 +118,42 @@ def _read_stream(body: BodyWindow, scan_bytes: int) -> Reading:
     reading = _build_reading(usage, None, is_final=is_final)
     reading.completion_character_count = choose_length(body, length, reading.completion_token_count, scan_bytes)
     return reading
+
+
+def read_response_array(body: BodyWindow) -> Reading:
+    """Read a response that was streamed as one JSON array of chunks, which the API sends without ``alt=sse``.
+
+    An object, such as an error, is read as a response that was not streamed.
+    """
+    if body.head[:1] != b"[":
+        return read_response(body)
+    if not body.is_whole:
+        # The last chunk is at the end of the window, and the array's own end behind it.
+        tail = body.tail.rstrip().removesuffix(b"]").rstrip()
+        return read_object(evolve(body, tail=tail), _read_whole, _read_figures, _KEY)
+    usage, length, is_final = _Figures(), 0, False
+    for value in _list_items(body.head + body.tail):
+        chunk = RESPONSES.take_parts(value)
+        length += _count_characters(chunk)
+        is_final = is_final or _has_ended(chunk)
+        if chunk.usageMetadata is not None and chunk.usageMetadata != _Figures():
+            usage = chunk.usageMetadata
+    return _build_reading(usage, length, is_final=is_final)
+
+
+def _list_items(data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON array that may be cut off, up to the last one that is whole."""
+    text = data.decode("utf-8", "replace")
+    decoder, at = json.JSONDecoder(), 1
+    while True:
+        while at < len(text) and text[at] in ", \t\r\n":
+            at += 1
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(value, dict):
+            yield value
 
 
 def _has_ended(chunk: _Response) -> bool:

@@ -39,6 +39,7 @@ class OpenAIErrors:
     """OpenAI's shape (https://platform.openai.com/docs/guides/error-codes): message, type, parameter and code."""
 
     is_for_sdks: ClassVar[bool] = True
+    takes_key_in_query: ClassVar[bool] = False
 
     def render(self, refusal: Refusal, request_id: str | None = None) -> tuple[Headers, bytes]:
         """See :meth:`cgw.providers.dialect.ErrorStyle.render`."""
