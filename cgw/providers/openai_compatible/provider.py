@@ -85,7 +85,9 @@ def _build_dialects(name: str, settings: OpenAICompatibleSettings) -> tuple[Dial
 
 def _build_provider(name: str) -> Provider:
     build = partial(_build_dialects, name)
-    return Provider(name, OpenAICompatibleSettings, build, OpenAIErrors(), variables=_name_variables(name))
+    return Provider(
+        name, OpenAICompatibleSettings, build, OpenAIErrors(), variables=_name_variables(name), base_prefix="/v1"
+    )
 
 
 OPENAI_COMPATIBLE = ProviderFamily(OpenAICompatibleSettings, _build_provider)
