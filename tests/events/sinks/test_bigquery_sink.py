@@ -184,6 +184,7 @@ async def test_rows_that_are_not_to_blame_are_not_rejected(
         (JsonAnswer(b""), "what answers is not the BigQuery emulator", 0),
         (JsonAnswer([]), "what answers is not the BigQuery emulator", 0),
         (JsonAnswer({"insertErrors": [{"index": "x"}]}), "what answers is not the BigQuery emulator", 0),
+        (JsonAnswer({"insertErrors": [{"index": 0, "errors": ["x"]}]}), "what answers is not the BigQuery emulator", 0),
         (JsonAnswer(is_broken=True), "no connection to the BigQuery emulator", 0),
     ],
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from attrs import define, field
 
 from cgw.errors import ConfigError
-from cgw.events.sinks.bigquery.failures import explain_failures
+from cgw.events.sinks.bigquery.failures import explain_failures, shorten
 from cgw.events.sinks.bigquery.settings import BigQuerySettings
 from cgw.events.sinks.bigquery.table import (
     Row,
@@ -42,6 +43,25 @@ def require_client(settings: BigQuerySettings) -> None:
         ) from None
 
 
+class RowError(msgspec.Struct):
+    """A reason why a row was not inserted."""
+
+    reason: str | None = None
+    message: str | None = None
+    location: str | None = None
+
+    def __str__(self) -> str:
+        text = f": {self.message}" if self.message else ""
+        return shorten(f"{self.reason}{text}{f' (in {self.location})' if self.location else ''}")
+
+
+class RowErrors(msgspec.Struct):
+    """What BigQuery says of one row of a request that it did not insert; ``index`` is the row's position there."""
+
+    index: int
+    errors: list[RowError]
+
+
 @define
 class TableClient:
     """The table of the settings. Its methods block, may be called by several threads at once, and raise
@@ -57,20 +77,20 @@ class TableClient:
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _opened: Client | None = field(default=None, init=False)
 
-    def insert(self, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]]:
-        """Insert all ``rows``, or none of them; return BigQuery's errors, an entry for each row, if it is none.
+    def insert(self, rows: Sequence[Row]) -> list[RowErrors]:
+        """Insert all ``rows``, or none of them; return BigQuery's errors if it is none.
 
         BigQuery drops a row whose event's id it has seen in the last minute or so, as well as it can.
         """
         with explain_failures(self.settings):
-            errors: Sequence[Mapping[str, Any]] = self._client().insert_rows_json(
+            errors = self._client().insert_rows_json(
                 self._reference(),
                 [row.values for row in rows],
                 row_ids=[row.id for row in rows],
                 skip_invalid_rows=False,
                 **self._options,
             )
-            return errors
+            return msgspec.convert(errors, list[RowErrors])
 
     def find_problems(self) -> list[TableProblem]:
         """Return each reason why the table, as it is now, cannot take events."""

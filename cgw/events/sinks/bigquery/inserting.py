@@ -13,13 +13,12 @@ No event is set aside for what the table, a quota or a server is to blame for: t
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from attrs import define
 
-from cgw.events.sinks.bigquery.client import TableClient
-from cgw.events.sinks.bigquery.failures import RequestRefused, shorten
+from cgw.events.sinks.bigquery.client import RowErrors, TableClient
+from cgw.events.sinks.bigquery.failures import RequestRefused
 from cgw.events.sinks.bigquery.table import CREATE_COMMAND, Row, build_rows, describe_problems
 from cgw.events.sinks.sink import RejectedEvent, SinkUnavailable
 
@@ -95,26 +94,25 @@ class _Insertion:
             self._require_good_table()
         return rejected
 
-    def _find_wrong(self, rows: Sequence[Row], errors: Sequence[Mapping[str, Any]]) -> list[RejectedEvent]:
+    def _find_wrong(self, rows: Sequence[Row], errors: Sequence[RowErrors]) -> list[RejectedEvent]:
         """Return the rows that BigQuery will never take; at least one.
 
         Raises :exc:`SinkUnavailable` if it refuses one for a reason that may pass.
         """
         wrong: dict[int, RejectedEvent] = {}
         for entry in errors:
-            details = [detail for detail in entry["errors"] if detail.get("reason") != _NOT_ITS_OWN]
-            position = entry["index"]
-            if not details or not 0 <= position < len(rows):
+            own = [error for error in entry.errors if error.reason != _NOT_ITS_OWN]
+            if not own or not 0 <= entry.index < len(rows):
                 continue
-            text = "; ".join(_describe(detail) for detail in details)
+            text = "; ".join(map(str, own))
             if any(phrase in text.casefold() for phrase in _ABOUT_THE_TABLE):
                 raise SinkUnavailable(
                     f"the table {self.client.settings.table_name} does not take events ({text}): run "
                     f"`{CREATE_COMMAND}`; if a column was added just now, wait some minutes"
                 )
-            if not all(detail.get("reason") in _PERMANENT for detail in details):
+            if not all(error.reason in _PERMANENT for error in own):
                 raise SinkUnavailable(f"BigQuery could not insert all rows ({text}): they are sent again later")
-            wrong[position] = RejectedEvent(rows[position].index, text)
+            wrong[entry.index] = RejectedEvent(rows[entry.index].index, text)
         if not wrong:
             raise SinkUnavailable("BigQuery inserted no row, and blames none: they are sent again later")
         return list(wrong.values())
@@ -127,8 +125,3 @@ class _Insertion:
         if problems:
             raise SinkUnavailable(describe_problems(self.client.settings, problems))
         self.is_table_checked = True
-
-
-def _describe(detail: Mapping[str, Any]) -> str:
-    reason, text, location = (detail.get(key) or "" for key in ("reason", "message", "location"))
-    return shorten(f"{reason}{f': {text}' if text else ''}{f' (in {location})' if location else ''}")
