@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 from attrs import frozen
 
+from cgw.telemetry.error_events import select_reason
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind
 from cgw.telemetry.otlp_wire import (
     AttributeValue,
@@ -248,7 +249,7 @@ class TraceEncoder:
         return texts + _EVENT_ID(record.event_id)
 
     def _encode_error(self, record: ExchangeRecord) -> bytes:
-        message = self._mask(record.error or "")
+        message = self._mask(select_reason(record) or "")
         is_fault = record.outcome in _FAULTS or (record.status or 0) >= 500
         if is_fault:
             return encode_bytes(15, _FAILED + encode_text(2, message))
