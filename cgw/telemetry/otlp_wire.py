@@ -1,7 +1,7 @@
 """Encoding for OTLP: Protocol Buffers' wire format, as far as spans need it. Pure.
 
 https://protobuf.dev/programming-guides/encoding/. Written by hand, because traces are encoded in the process that
-serves: 9 spans take 10 µs here, 47 µs with the generated classes, and 320 µs through the SDK's ``ReadableSpan``.
+serves: 10 spans take 9 µs here, 47 µs with the generated classes, and 320 µs through the SDK's ``ReadableSpan``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ def encode_varint(value: int) -> bytes:
     """Return a number of up to 64 bits as a varint. Negative ones are in two's complement, as ``int64`` is."""
     if 0 <= value < 128:
         return _ONE_BYTE[value]
+    if 0 <= value < 0x4000:
+        return bytes((value & 127 | 128, value >> 7))
     value &= 0xFFFF_FFFF_FFFF_FFFF
     out = bytearray()
     while value > 127:
