@@ -1,4 +1,4 @@
-"""Drill: a collector, a Sentry and a webhook that hang, refuse or are away, beside a gateway whose receivers are well.
+"""Drill: a collector, a Sentry and a webhook that are slow, hang, refuse or are away, beside a gateway whose receivers are well.
 
 Two gateways on one core are asked in turn, round by round. ``-s`` prints the figures. With ``CGW_LONG_DRILLS=1`` the
 99th percentile beside bad receivers may be 1.05 times that beside good ones; otherwise the bound is wide, for busy
@@ -73,13 +73,13 @@ def measure_p99(target: Target, cores: list[int]) -> float:
     return quantile(report.served_ms, 0.99)
 
 
-@pytest.mark.parametrize("kind", ["hangs", "refuses", "dead"])
+@pytest.mark.parametrize("kind", ["slow", "hangs", "refuses", "dead"])
 def test_bad_receivers_do_not_hold_up_what_is_served(tmp_path: Path, kind: str) -> None:
     """The 99th percentile stays what it is beside good receivers, and the memory is bounded."""
     cores, tools = pick_cores(), build_tools()
     with ExitStack() as stack:
         good, bad = stack.enter_context(open_receiver()), stack.enter_context(open_receiver())
-        bad.hangs, bad.status = kind == "hangs", 503
+        bad.hangs, bad.status, bad.delay_seconds = kind == "hangs", 200 if kind == "slow" else 503, 1.0
         away = Receiver("http://127.0.0.1:9")
         upstream = stack.enter_context(UpstreamProcess(tools.upstream, cores.upstream, tmp_path / "upstream.log"))
         upstream.behave("a", {"stream": 0, "bytes": 200, "first": 5_000_000})

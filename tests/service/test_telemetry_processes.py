@@ -109,13 +109,14 @@ async def test_trace_context_reaches_providers_only_where_it_is_wanted(
         assert sent == ({b"traceparent": f"00-{trace}-{span}-01".encode()} if is_on else {})
 
 
-@pytest.mark.parametrize("kind", ["hangs", "refuses", "dead"])
+@pytest.mark.parametrize("kind", ["slow", "hangs", "refuses", "dead"])
 async def test_receivers_that_misbehave_do_not_keep_the_process(
     tmp_path: Path, upstream: ScriptedUpstream, kind: str
 ) -> None:
-    """With a collector, a Sentry and a webhook that hang, refuse or are away all is served, and SIGTERM ends it."""
+    """With a slow, hanging, refusing or dead collector, Sentry and webhook all is served, and SIGTERM ends it."""
     with open_receiver() as receiver:
-        receiver.hangs, receiver.status = kind == "hangs", 503
+        receiver.hangs, receiver.status = kind == "hangs", 200 if kind == "slow" else 503
+        receiver.delay_seconds = 1.0
         target = Receiver("http://127.0.0.1:9") if kind == "dead" else receiver
         more = {
             **build_telemetry(target, target),
