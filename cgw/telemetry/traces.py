@@ -61,10 +61,9 @@ class Tracing:
         if record.kind is RequestKind.CONTROL and record.outcome is Outcome.OK and record.path.startswith("/-/"):
             return
         # What waits must be small: a path may be as long as a head, and a traceback keeps request bodies alive.
-        if record.bug is not None or len(record.path) + len(record.user_agent or "") > MAX_TEXT_CHARACTERS:
-            agent = None if record.user_agent is None else record.user_agent[:MAX_TEXT_CHARACTERS]
-            path = record.path[:MAX_TEXT_CHARACTERS]
-            record = msgspec.structs.replace(record, bug=None, path=path, user_agent=agent)
+        text_characters = len(record.method) + len(record.path) + len(record.user_agent or "")
+        if record.bug is not None or text_characters > MAX_TEXT_CHARACTERS:
+            record = _shorten(record)
         self._thread.put(record)
 
     def wants(self, trace: RequestTrace | None) -> bool:
@@ -76,6 +75,12 @@ class Tracing:
     def statistics(self) -> ExportStatistics:
         """Return the counts since the start; the items are exchanges and calls."""
         return self._thread.statistics()
+
+
+def _shorten(record: ExchangeRecord) -> ExchangeRecord:
+    agent = None if record.user_agent is None else record.user_agent[:MAX_TEXT_CHARACTERS]
+    method, path = record.method[:MAX_TEXT_CHARACTERS], record.path[:MAX_TEXT_CHARACTERS]
+    return msgspec.structs.replace(record, bug=None, method=method, path=path, user_agent=agent)
 
 
 @asynccontextmanager
@@ -96,6 +101,7 @@ async def open_tracing(
         thread: ExportThread[_Item] = ExportThread(
             f"traces to {collector.name}", _build_export(collector, TraceEncoder(mask), resource)
         )
+        logger.info("traces go to %s (CODY_GATEWAY_TRACE_POLICY=%s)", collector.name, settings.policy)
         try:
             yield Tracing(settings.policy, thread)
         finally:

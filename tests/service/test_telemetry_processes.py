@@ -70,6 +70,9 @@ async def test_one_trace_is_in_answer_log_event_spans_and_report(tmp_path: Path,
             gateway.terminate()
             assert await gateway.wait() == 0
         assert (good.status_code, bad.status_code) == (200, 503)
+        log = (tmp_path / "log").read_text()
+        assert f"traces go to {collector.url.rpartition(':')[0]} (CODY_GATEWAY_TRACE_POLICY=all)" in log
+        assert "errors are reported to Sentry at 127.0.0.1" in log
         ids = [answer.headers["x-trace"] for answer in (good, bad)]
         roots = {span.trace_id.hex(): span for span in collector.spans() if not span.parent_span_id}
         assert list(roots) == ids
