@@ -63,7 +63,8 @@ class ExportThread(Generic[T]):
 
     ``prepare(item)`` returns what a batch has of an item, the item itself if it is not given.
     ``export(batch, deadline)`` raises :exc:`ExportFailed`; ``deadline`` is of :func:`time.monotonic`, and infinite but
-    for the last batches. ``name`` is the receiver's in log lines. At most ``max_pending`` items wait. Counts are exact
+    for the last batches. ``name`` is the receiver's in log lines. At most ``max_pending`` items wait,
+    besides a batch that is being exported. Counts are exact
     as long as one thread calls :meth:`put`.
     """
 
@@ -88,8 +89,7 @@ class ExportThread(Generic[T]):
         self._dropped = 0
         # By the thread alone.
         self._batch: list[Any] = []
-        self._exported = self._failed = 0
-        self._taken = 0  # prepared, or being exported
+        self._exported = self._failed = self._in_hand = 0
         self._failure: str | None = None
         self._has_bug = False
         self._lost_since = 0
@@ -106,7 +106,7 @@ class ExportThread(Generic[T]):
         """Have ``item`` exported; drop and count it if too many wait. Never blocks; takes about 0.2 µs."""
         gathered = self._gathered
         count = len(gathered)
-        if count + self._taken >= self._max_pending:
+        if count + len(self._batch) >= self._max_pending:
             self._dropped += 1
             return
         gathered.append(item)
@@ -116,7 +116,7 @@ class ExportThread(Generic[T]):
 
     def statistics(self) -> ExportStatistics:
         """Return the counts since the start."""
-        return ExportStatistics(self._exported, self._dropped, self._failed, len(self._gathered) + self._taken)
+        return ExportStatistics(self._exported, self._dropped, self._failed, self._count_pending())
 
     def close(self, timeout_seconds: float) -> None:
         """Export what waits, for up to ``timeout_seconds``; then leave a stuck thread behind. Blocks."""
@@ -124,9 +124,12 @@ class ExportThread(Generic[T]):
         self._is_closing = True
         self._bell.put(None)
         self._thread.join(timeout_seconds)
-        lost = len(self._gathered) + self._taken
+        lost = self._count_pending()
         if lost:
             logger.warning("%s: %d items were not exported before the end", self._name, lost)
+
+    def _count_pending(self) -> int:
+        return len(self._gathered) + len(self._batch) + self._in_hand
 
     def _run(self) -> None:
         while not self._is_closing:
@@ -162,21 +165,21 @@ class ExportThread(Generic[T]):
     def _take(self) -> None:
         """Prepare what has gathered, up to a whole batch."""
         for number in range(1, min(len(self._gathered), self._max_batch - len(self._batch)) + 1):
-            self._taken += 1
-            item = self._gathered.popleft()
+            item = self._gathered[0]
             try:
                 self._batch.append(item if self._prepare is None else self._prepare(item))
             except Exception as bug:  # noqa: BLE001 - one bad item must not cost the others
-                self._taken -= 1
                 self._failed += 1
                 self._note_bug(bug)
+            self._gathered.popleft()  # last, so that what is pending is never counted as less than it is
             if number % SLICE == 0:
                 time.sleep(0)  # gives up the interpreter's lock
 
     def _export_batch(self) -> None:
-        batch, self._batch = self._batch, []
-        if not batch:
+        if not self._batch:
             return
+        self._in_hand = len(self._batch)
+        batch, self._batch = self._batch, []
         try:
             self._export(batch, self._deadline)
         except ExportFailed as error:
@@ -188,7 +191,7 @@ class ExportThread(Generic[T]):
         else:
             self._exported += len(batch)
             self._note_success()
-        self._taken = 0
+        self._in_hand = 0
 
     def _note_bug(self, bug: Exception) -> None:
         if not self._has_bug:  # it may cost every item

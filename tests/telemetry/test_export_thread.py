@@ -72,10 +72,10 @@ def test_what_finds_no_room_is_dropped_and_counted() -> None:
     for number in range(1, 1001):
         thread.put(number)
     assert threading.active_count() == threads + 1
-    assert thread.statistics() == ExportStatistics(exported=0, dropped=981, failed=0, pending=20)
+    assert thread.statistics() == ExportStatistics(exported=0, dropped=980, failed=0, pending=21)
     collector.gate.set()
     thread.close(20)
-    assert thread.statistics() == ExportStatistics(exported=20, dropped=981, failed=0, pending=0)
+    assert thread.statistics() == ExportStatistics(exported=21, dropped=980, failed=0, pending=0)
 
 
 def test_a_stuck_collector_does_not_keep_the_process(caplog: pytest.LogCaptureFixture) -> None:
