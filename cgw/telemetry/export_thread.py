@@ -63,9 +63,8 @@ class ExportThread(Generic[T]):
 
     ``prepare(item)`` returns what a batch has of an item, the item itself if it is not given.
     ``export(batch, deadline)`` raises :exc:`ExportFailed`; ``deadline`` is of :func:`time.monotonic`, and infinite but
-    for the last batches. ``name`` is the receiver's in log lines. At most ``max_pending`` items wait,
-    besides a batch that is being exported. Counts are exact
-    as long as one thread calls :meth:`put`.
+    for the last batches. ``name`` is the receiver's in log lines. At most ``max_pending`` items wait, besides a batch
+    that is being exported. Counts are exact as long as one thread calls :meth:`put`.
     """
 
     def __init__(
