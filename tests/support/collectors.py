@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -36,7 +36,6 @@ class Receiver:
     headers: dict[str, str] = field(factory=dict)
     answer: bytes = b""
     posts: list[Posted] = field(factory=list)
-    connections: int = 0
     hangs: bool = False
     _released: threading.Event = field(factory=threading.Event)
 
@@ -109,6 +108,10 @@ def open_receiver() -> Iterator[Receiver]:
                 self.close_connection = True
                 return
             receiver._released.wait(receiver.delay_seconds)
+            with suppress(ConnectionError):  # whoever posted may have ended meanwhile
+                self._answer()
+
+        def _answer(self) -> None:
             self.send_response(receiver.status)
             for name, value in receiver.headers.items():
                 self.send_header(name, value)
