@@ -209,7 +209,9 @@ async def open_service(settings: Settings, reports: ProcessReports | None = None
         opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
         flagger = await open_flagger(settings, redis)
         readers = build_readers(exchanges.note, tracing, reports.errors)
-        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers)
+        gateway = build_gateway(
+            settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers, tracing
+        )
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
         control_app = build_control_app(

@@ -1,7 +1,7 @@
 """Spans of cgw's own calls to other services: GraphQL, the portal, Sourcegraph Accounts, webhooks.
 
 A call that is made while an exchange is served is a child of that exchange's root span, also from the tasks that it
-started: they inherit :data:`served_trace`. Other calls (syncs, alerts) have traces of their own.
+started: they inherit ``served_trace``. Other calls (syncs, alerts) have traces of their own.
 """
 
 from __future__ import annotations
@@ -9,15 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from types import TracebackType
 
 from cgw.errors import CgwError
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.trace_encoding import CallSpan
 from cgw.wire.trace_context import RequestTrace, begin_trace
-
-served_trace: ContextVar[RequestTrace | None] = ContextVar("served_trace", default=None)
-"""The trace of the exchange that the current task serves."""
 
 _NOTHING = nullcontext()
 

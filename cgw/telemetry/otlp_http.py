@@ -115,6 +115,11 @@ class OtlpCollector:
             return 0.0, f"cannot be reached ({explain_os_error(error)})"
         except httpx.HTTPError as error:
             return 0.0, f"broke the connection ({type(error).__name__})"
+        except RuntimeError:
+            # How httpx tells that the client was closed meanwhile: the process ends, and did not wait for this thread.
+            if not self._client.is_closed:
+                raise
+            return None, "had no time left to answer"
         if response.is_success:
             return None, None
         is_retried = response.status_code in _RETRIED_STATUSES

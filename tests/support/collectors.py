@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -36,7 +36,6 @@ class Receiver:
     headers: dict[str, str] = field(factory=dict)
     answer: bytes = b""
     posts: list[Posted] = field(factory=list)
-    connections: int = 0
     hangs: bool = False
     _released: threading.Event = field(factory=threading.Event)
 
@@ -49,7 +48,8 @@ class Receiver:
 
     def spans(self) -> list[Span]:
         """Return the spans of all OTLP requests."""
-        requests = [ExportTraceServiceRequest.FromString(post.body) for post in self.posts]
+        posts = [post for post in self.posts if post.path.endswith("/v1/traces")]
+        requests = [ExportTraceServiceRequest.FromString(post.body) for post in posts]
         return [
             span
             for request in requests
@@ -60,7 +60,8 @@ class Receiver:
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events of all Sentry envelopes."""
-        return [payload for post in self.posts for kind, payload in parse_envelope(post.body) if kind == "event"]
+        envelopes = [post.body for post in self.posts if post.path.endswith("/envelope/")]
+        return [payload for body in envelopes for kind, payload in parse_envelope(body) if kind == "event"]
 
 
 def parse_envelope(body: bytes) -> Iterator[tuple[str, Any]]:
@@ -107,6 +108,10 @@ def open_receiver() -> Iterator[Receiver]:
                 self.close_connection = True
                 return
             receiver._released.wait(receiver.delay_seconds)
+            with suppress(ConnectionError):  # whoever posted may have ended meanwhile
+                self._answer()
+
+        def _answer(self) -> None:
             self.send_response(receiver.status)
             for name, value in receiver.headers.items():
                 self.send_header(name, value)

@@ -156,7 +156,7 @@ async def test_a_collector_that_is_overloaded_is_asked_again() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hangs", "refuses", "dead"])
-async def test_a_bad_collector_costs_a_thread_and_a_bounded_queue(kind: str) -> None:
+async def test_a_bad_collector_costs_a_thread_and_a_bounded_queue(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """However many exchanges there are, a bounded number waits, the others are counted, and the end is in time."""
     with open_receiver() as receiver:
         receiver.hangs, receiver.status = kind == "hangs", 503
@@ -171,6 +171,10 @@ async def test_a_bad_collector_costs_a_thread_and_a_bounded_queue(kind: str) -> 
             assert len([one for one in threading.enumerate() if one.name.startswith("cgw-export")]) == len(threads)
             started = time.monotonic()
         assert time.monotonic() - started < FLUSH_SECONDS + 10
+    for thread in threads:  # now that the receiver has let it go
+        await trio.to_thread.run_sync(thread.join, 20)
+        assert not thread.is_alive()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_the_end_is_in_time_even_when_it_is_cancelled() -> None:
