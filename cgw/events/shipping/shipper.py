@@ -71,7 +71,8 @@ class SinkShipper:
         self._wake = trio.Event()  # a scan is due, or the end
         self._is_draining = False
         self._has_news = trio.Event()  # the cursor is to be written
-        self._noted_trouble: str | None = None
+        self._has_news.set()
+        self._noted_trouble: str | None = ""  # not known: an earlier process may have left something
         self._shipped = self._batches = self._failed = self._shipped_bytes = 0
 
     # --- for others --------------------------------------------------------------------------------------------------
@@ -194,7 +195,8 @@ class SinkShipper:
         for listed in found:
             name = listed.segment.name
             if name in self._unshipped and not listed.segment.is_open and name not in self._progresses:
-                await self._ship_sealed(listed.segment)
+                # One that cannot be read must not hold up the others.
+                await self._report(partial(self._ship_sealed, listed.segment), f"event segment {name} cannot be read")
 
     def _scan(self) -> tuple[list[Listed], Mapping[str, int]]:
         """Return all segments, also those of `cgw events retry`, and the offsets in the cursor file."""
@@ -221,7 +223,7 @@ class SinkShipper:
         finally:
             progress.is_read = True
             self._has_news.set()
-        if progress.reader.damaged:
+        if progress.reader.damaged and self._claims.note_damage(segment.name):
             report_damage(segment, progress.reader.damaged)
 
     async def _ship_own(self) -> None:

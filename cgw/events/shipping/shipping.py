@@ -79,13 +79,16 @@ async def open_shipping(
     """Ship the events of ``event_log`` to open sinks for the length of the block.
 
     On leaving, also by cancellation, what is recorded by then is shipped, shielded, for ``drain_timeout_seconds`` at
-    most; the rest stays for the next start.
+    most; the rest stays for the next start, and so does everything when the block raised an error.
     """
     shipping = Shipping(event_log, sinks)
     try:
         async with open_background_task(shipping.run):
             try:
                 yield shipping
+            except Exception:
+                shipping.cut()  # a start that failed, say: the next one ships
+                raise
             finally:
                 await shipping.drain(drain_timeout_seconds)
     finally:

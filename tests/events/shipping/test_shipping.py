@@ -68,19 +68,18 @@ class Steps(trio.abc.Instrument):
         self.count += task.name.startswith("cgw.events.shipping")
 
 
-async def test_nothing_wakes_up_when_nothing_comes(folder: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_wakes_up_when_nothing_comes(folder: Path) -> None:
     """Between two scans of the folder, no task of a shipper takes a step."""
     sink, steps = MemorySink(), Steps()
-    log_options = EventLogOptions(check_seconds=1)
-    options = evolve(QUICK, scan_seconds=3600)
-    async with open_shipped_log(folder, sink, options=options, log_options=log_options) as (event_log, _):
+    async with open_shipped_log(folder, sink, options=evolve(QUICK, scan_seconds=3600)) as (event_log, _):
         event_log.record(build_event())
-        await trio.sleep(1)
+        await wait_until(lambda: bool(read_offsets(folder)))
+        await trio.sleep(0.2)
         trio.lowlevel.add_instrument(steps)
-        await trio.sleep(100)
+        await trio.sleep(0.3)
         assert steps.count == 0
         event_log.record(build_event())
-        await trio.sleep(1)
+        await wait_until(lambda: len(sink.identifiers) == 2)
         assert steps.count > 0
         trio.lowlevel.remove_instrument(steps)
 
@@ -199,7 +198,8 @@ async def test_a_sink_that_hangs_holds_up_no_other(folder: Path) -> None:
 async def test_what_is_recorded_last_is_drained(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without waiting for its age."""
     sink = MemorySink()
-    async with open_shipped_log(folder, sink, options=evolve(QUICK, age_seconds=60)) as (event_log, _):
+    options = evolve(QUICK, age_seconds=60, batch_events=500)
+    async with open_shipped_log(folder, sink, options=options, drain_seconds=30) as (event_log, _):
         for name in name_events(10_000):
             event_log.record(build_event(name))
     assert len(sink.identifiers) == 10_000
