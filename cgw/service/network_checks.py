@@ -111,7 +111,7 @@ async def _check_certificate(
 
 
 def list_targets(settings: Settings) -> list[Target]:
-    """Return the hosts that the settings name: of providers with a key, embeddings, sources, webhook, sink of events."""
+    """Return the hosts that the settings name: of providers with a key, embeddings, sources, webhook, and events."""
     targets = [
         Target(provider.api_url_variable, settings.providers[provider.name].api_url)
         for provider in list_providers(settings.providers)
