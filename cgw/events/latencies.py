@@ -7,8 +7,8 @@ DDSketch (https://www.vldb.org/pvldb/vol12/p2195-masson.pdf), with fixed bounds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from math import ceil, log
 
 GROWTH = 1.04
 RELATIVE_ERROR = (GROWTH - 1) / (GROWTH + 1)
@@ -17,18 +17,16 @@ SHORTEST_MS = 0.1
 LONGEST_MS = 3_600_000.0
 """What is shorter or longer counts in the first or the last bucket."""
 
-_SCALE = 1 / math.log(GROWTH)
-FIRST_BUCKET = math.ceil(math.log(SHORTEST_MS) * _SCALE)
-LAST_BUCKET = math.ceil(math.log(LONGEST_MS) * _SCALE)
+_SCALE = 1 / log(GROWTH)
+FIRST_BUCKET = ceil(log(SHORTEST_MS) * _SCALE)
+LAST_BUCKET = ceil(log(LONGEST_MS) * _SCALE)
 
 
 def find_bucket(milliseconds: float) -> int:
     """Return the number of the bucket that ``milliseconds`` counts in."""
-    if milliseconds <= SHORTEST_MS:
-        return FIRST_BUCKET
-    if milliseconds >= LONGEST_MS:
-        return LAST_BUCKET
-    return math.ceil(math.log(milliseconds) * _SCALE)
+    if SHORTEST_MS < milliseconds < LONGEST_MS:
+        return ceil(log(milliseconds) * _SCALE)
+    return FIRST_BUCKET if milliseconds <= SHORTEST_MS else LAST_BUCKET
 
 
 def add_buckets(sums: dict[int, int], part: Mapping[int, int]) -> None:
@@ -39,7 +37,7 @@ def add_buckets(sums: dict[int, int], part: Mapping[int, int]) -> None:
 
 def find_quantile(buckets: Mapping[int, int], quantile: float) -> float | None:
     """Return the latency that the share ``quantile`` of all does not exceed, in ms; ``None`` without any."""
-    rank = math.ceil(quantile * sum(buckets.values()))
+    rank = ceil(quantile * sum(buckets.values()))
     for bucket, count in sorted(buckets.items()):
         rank -= count
         if rank <= 0:

@@ -92,7 +92,8 @@ def test_a_wrong_command_line_exits_with_2(run_cgw: RunCgw, arguments: list[str]
 def test_dates_say_their_form(run_cgw: RunCgw) -> None:
     """The help and the error show how a day is written, and bounds in the wrong order are named with both days."""
     assert "--since YYYY-MM-DD" in run_cgw("usage", "--help").stdout
-    assert "as YYYY-MM-DD, such as 2026-11-25, not 'yesterday'" in run_cgw("usage", "--since", "yesterday").stderr
+    error = run_cgw("usage", "--since", "yesterday").stderr
+    assert "as YYYY-MM-DD, such as 2026-11-25, or so many days or weeks ago, such as 7d or 2w, not 'yesterday'" in error
     completed = run_cgw("usage", "--since", "2026-11-25", "--until", "2026-11-24")
     assert "--since 2026-11-25 is after --until 2026-11-24" in completed.stderr
 

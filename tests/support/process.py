@@ -53,9 +53,13 @@ async def wait_ended(process: subprocess.Popen[bytes], seconds: float = 20) -> i
 
 
 def start_cgw(
-    environ: Mapping[str, str], log_path: Path, *arguments: str, script: Path | None = None
+    environ: Mapping[str, str],
+    log_path: Path,
+    *arguments: str,
+    script: Path | None = None,
+    stdout: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``cgw`` with only the settings in ``environ``; its standard error goes to ``log_path``.
+    """Start ``cgw`` with only the settings in ``environ``; its output goes to ``log_path``, or to ``stdout``.
 
     ``script`` is what to run instead of the module ``cgw``.
     """
@@ -66,7 +70,7 @@ def start_cgw(
             [sys.executable, *program, *(arguments or ("serve",))],
             env={**inherited, **environ},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=log if stdout is None else stdout,
             stderr=log,
         )
 
