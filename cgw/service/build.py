@@ -45,7 +45,10 @@ from cgw.service.descriptors import choose_max_connections, read_descriptor_limi
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
+from cgw.telemetry.exchange_log import log_exchange
 from cgw.telemetry.log_level import LogLevel
+from cgw.telemetry.readers import Reader, Readers
+from cgw.telemetry.traces import Tracing
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -56,6 +59,7 @@ from cgw.transport.server import Server
 from cgw.transport.server_tls import ServerTls
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 from cgw.wire.secret_filter import BodySecrets
+from cgw.wire.trace_context import RequestTrace, build_traceparent
 
 logger = logging.getLogger("cgw.service")
 
@@ -68,6 +72,8 @@ def build_gateway(
     alerts: AlertQueue,
     event_log: EventLog,
     flagger: Flagger,
+    readers: Readers,
+    tracing: Tracing | None,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
@@ -83,12 +89,23 @@ def build_gateway(
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
+        readers=readers,
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
         load=LoadTracker(settings.upstream.unavailable_after),
         fallbacks=build_fallbacks(settings.providers),
         passes_account_fields=settings.upstream.passes_provider_headers,
+        build_traceparent=partial(_build_traceparent, tracing) if settings.traces.propagates else None,
     )
+
+
+def _build_traceparent(tracing: Tracing | None, trace: RequestTrace) -> bytes:
+    return build_traceparent(trace, is_sampled=tracing is not None and tracing.wants(trace))
+
+
+def build_readers(*optional: Reader | None) -> Readers:
+    """Return what reports each exchange: the log, and those of ``optional`` that are on."""
+    return Readers([log_exchange, *(reader for reader in optional if reader is not None)])
 
 
 async def open_flagger(settings: Settings, redis: Store) -> Flagger:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
@@ -20,6 +20,7 @@ import trio
 from attrs import frozen
 
 from cgw.actors.sync import SyncWorker
+from cgw.config.describe import list_secrets
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.event_log import open_event_log
@@ -38,6 +39,7 @@ from cgw.service.build import (
     build_engine,
     build_gateway,
     build_overload_control,
+    build_readers,
     build_reloads,
     build_routes,
     build_server,
@@ -51,7 +53,11 @@ from cgw.service.findings import explain_listening
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
+from cgw.telemetry.call_spans import CallTracer
 from cgw.telemetry.log_level import LogLevel
+from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.sentry import ErrorReports
+from cgw.telemetry.traces import Tracing, open_tracing
 from cgw.transport.asgi_host import AsgiApp
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
@@ -71,6 +77,7 @@ class Service:
     """A running gateway.
 
     ``dialects`` are those of its provider routes; ``actor_count`` is that of the actors file at the start.
+    ``tracing`` is ``None`` where traces are off.
     ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
     where the admin port is off.
     """
@@ -87,6 +94,7 @@ class Service:
     status: ServiceStatus
     reloads: Sequence[Reload]
     admin_port: int | None
+    tracing: Tracing | None
 
     @property
     def port(self) -> int:
@@ -135,9 +143,12 @@ def build_url(host: str, port: int, scheme: str = "http") -> str:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, log_level: LogLevel | None = None) -> AsyncIterator[Service]:
+async def open_service(
+    settings: Settings, error_reports: ErrorReports | None = None, log_level: LogLevel | None = None
+) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
 
+    ``error_reports`` get the exchanges that failed; they outlive the service, because they report its crash, too.
     ``log_level`` is what ``/-/log-level`` shows and sets.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
@@ -154,6 +165,9 @@ async def open_service(settings: Settings, log_level: LogLevel | None = None) ->
     async with AsyncExitStack() as stack:
         # First, and so closed last: everything below connects by host names.
         await stack.enter_async_context(open_resolver())
+        # Closed after all exchanges have ended, so that the last ones are traced.
+        tracing = await stack.enter_async_context(_open_tracing(settings))
+        tracer = None if tracing is None else tracing.calls
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
@@ -163,11 +177,14 @@ async def open_service(settings: Settings, log_level: LogLevel | None = None) ->
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
-        webhook = await _open_webhook(stack, settings, tls_context)
+        webhook = await _open_webhook(stack, settings, tls_context, tracer)
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
-        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
+        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
         flagger = await open_flagger(settings, redis)
-        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger)
+        readers = build_readers(tracing, error_reports)
+        gateway = build_gateway(
+            settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers, tracing
+        )
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
         log_level = log_level or LogLevel()
@@ -198,6 +215,7 @@ async def open_service(settings: Settings, log_level: LogLevel | None = None) ->
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
+                tracing=tracing,
             )
         finally:
             await _cut(server, status)
@@ -283,8 +301,13 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiA
         raise ConfigError([str(finding)]) from None
 
 
+def _open_tracing(settings: Settings) -> AbstractAsyncContextManager[Tracing | None]:
+    environment, mask = settings.dotcom.environment, SecretMask(list_secrets(settings))
+    return open_tracing(settings.traces, settings.otlp, environment=environment, mask=mask)
+
+
 async def _open_webhook(
-    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext
+    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext, tracer: CallTracer | None
 ) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
     """Return the function that posts a usage alert to Slack; ``None`` where no webhook is set."""
     url = settings.limits.slack_webhook_url
@@ -292,7 +315,7 @@ async def _open_webhook(
         return None
     from cgw.telemetry.slack import open_slack_webhook  # imports httpx, which takes 100 ms
 
-    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context))
+    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context, tracer=tracer))
     return webhook.post
 
 

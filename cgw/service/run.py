@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 
 import trio
@@ -22,6 +23,9 @@ from cgw.service.signals import HANDLED_SIGNALS, SignalActions
 from cgw.service.start_log import log_start, log_unreachable_hosts
 from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import open_logging
+from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.sentry import ErrorReports, open_error_reports
+from cgw.telemetry.traces import build_is_traced, find_project
 
 EXIT_OK = 0
 
@@ -43,18 +47,24 @@ def run_service(settings: Settings) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     logs = settings.logs
     is_terminal = {"text": True, "json": False}.get(logs.format)
-    with open_logging(
-        sys.stderr,
-        is_terminal=is_terminal,
-        has_colour=sys.stderr.isatty() and logs.no_color is None,
-        level=logs.level,
-        secrets=list_secrets(settings),
+    with (
+        open_logging(
+            sys.stderr,
+            is_terminal=is_terminal,
+            has_colour=sys.stderr.isatty() and logs.no_color is None,
+            level=logs.level,
+            secrets=list_secrets(settings),
+            project_id=find_project(settings.traces),
+            labels={"environment": settings.dotcom.environment},
+            is_traced=build_is_traced(settings.traces, settings.otlp),
+        ),
+        _open_error_reports(settings) as error_reports,
     ):
         for warning in settings.warnings:
             logger.warning("%s", warning)
         raise_descriptor_limit()
         try:
-            trio.run(_serve_until_signal, settings)
+            trio.run(_serve_until_signal, settings, error_reports)
         except* (ConfigError, StoreUnavailable) as errors:
             problems = [problem for error in _leaves(errors) for problem in _list_problems(error)]
             # The start ended at its first problem; the operator sees them all.
@@ -63,19 +73,30 @@ def run_service(settings: Settings) -> int:
     return EXIT_OK
 
 
-async def _serve_until_signal(settings: Settings) -> None:
+def _open_error_reports(settings: Settings) -> AbstractContextManager[ErrorReports | None]:
+    dsn = settings.sentry.dsn
+    return open_error_reports(
+        None if dsn is None else dsn.reveal(),
+        environment=settings.dotcom.environment,
+        mask=SecretMask(list_secrets(settings)),
+    )
+
+
+async def _serve_until_signal(settings: Settings, error_reports: ErrorReports | None) -> None:
     # Before anything else: from here on no signal but SIGTERM and SIGINT ends the process.
     with trio.open_signal_receiver(*HANDLED_SIGNALS) as received:
         log_level = LogLevel()
         actions = SignalActions(log_level)
         async with open_background_task(partial(actions.run, received)):
             with actions.start_scope:
-                await _serve(settings, actions, log_level)
+                await _serve(settings, actions, error_reports, log_level)
     logger.info("ended")
 
 
-async def _serve(settings: Settings, actions: SignalActions, log_level: LogLevel) -> None:
-    async with open_service(settings, log_level) as service:
+async def _serve(
+    settings: Settings, actions: SignalActions, error_reports: ErrorReports | None, log_level: LogLevel
+) -> None:
+    async with open_service(settings, error_reports, log_level) as service:
         actions.begin_serving(reloads=service.reloads, cut=service.cut)
         log_start(service)
         _spare_garbage_collection()

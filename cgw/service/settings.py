@@ -23,7 +23,7 @@ from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
 from cgw.service.reference_settings import REFERENCE_SETTINGS
-from cgw.telemetry.settings import LogSettings
+from cgw.telemetry.settings import LogSettings, OtlpSettings, SentrySettings, TraceSettings
 from cgw.transport.settings import AdminSettings, OverloadSettings, ServerSettings, TlsSettings, UpstreamSettings
 
 
@@ -72,6 +72,9 @@ class Settings:
     data: DataSettings = group(DataSettings)
     events: EventSettings = group(EventSettings)
     logs: LogSettings = group(LogSettings)
+    traces: TraceSettings = group(TraceSettings)
+    otlp: OtlpSettings = group(OtlpSettings)
+    sentry: SentrySettings = group(SentrySettings)
     warnings: tuple[str, ...] = ()
 
 

@@ -19,6 +19,7 @@ import trio
 from attrs import frozen
 
 from cgw.errors import CgwError, ConfigError, explain_os_error
+from cgw.telemetry.call_spans import CallTracer, trace_call
 
 if TYPE_CHECKING:
     import httpx  # imported at run time when a webhook is opened, because that takes 100 ms
@@ -55,9 +56,10 @@ class _Failure:
 class SlackWebhook:
     """A webhook to post messages to. Made by :func:`open_slack_webhook`."""
 
-    def __init__(self, client: httpx.AsyncClient, url: httpx.URL) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: httpx.URL, tracer: CallTracer | None = None) -> None:
         self._client = client
         self._url = url
+        self._tracer = tracer
 
     def __repr__(self) -> str:
         return f"<SlackWebhook at {self._url.host}>"
@@ -69,7 +71,10 @@ class SlackWebhook:
         minutes; a message whose answer was lost may therefore appear twice. Redirects are not followed. Raises
         :exc:`SlackPostFailed`. Cancel-safe: the connection is closed, and Slack may or may not have the message.
         """
-        body = json.dumps(payload).encode("ascii")
+        with trace_call(self._tracer, "Slack webhook", self._url.host):
+            await self._post(json.dumps(payload).encode("ascii"))
+
+    async def _post(self, body: bytes) -> None:
         backoff_seconds = FIRST_BACKOFF_SECONDS
         for attempt in range(1, MAX_ATTEMPTS + 1):
             failure = await self._attempt(body)
@@ -142,7 +147,9 @@ def parse_retry_after(text: str) -> float:
 
 
 @asynccontextmanager
-async def open_slack_webhook(url: str, *, tls_context: ssl.SSLContext | None = None) -> AsyncIterator[SlackWebhook]:
+async def open_slack_webhook(
+    url: str, *, tls_context: ssl.SSLContext | None = None, tracer: CallTracer | None = None
+) -> AsyncIterator[SlackWebhook]:
     """Open the webhook at ``url`` for the length of the block. Each attempt opens a connection of its own.
 
     ``tls_context`` says which certificates are trusted; the default is the system's. Proxies, ``.netrc`` and
@@ -161,4 +168,4 @@ async def open_slack_webhook(url: str, *, tls_context: ssl.SSLContext | None = N
         follow_redirects=False,
         trust_env=False,
     ) as client:
-        yield SlackWebhook(client, parsed)
+        yield SlackWebhook(client, parsed, tracer)

@@ -287,7 +287,6 @@ def test_unknown_names_are_warned_about_with_the_nearest_known() -> None:
         ("OPENAI_API_KEY", "set CODY_GATEWAY_OPENAI_ACCESS_TOKEN instead"),
         ("REDIS_URL", "set REDIS_ENDPOINT instead"),
         ("CODY_GATEWAY_BIGQUERY_DATASET", "`cgw usage` reads them"),
-        ("CODY_GATEWAY_TRACE_POLICY", "there is no tracing yet"),
         ("CODY_GATEWAY_GOOGLE_API_KEY", "set CODY_GATEWAY_GOOGLE_ACCESS_TOKEN instead"),
     ],
 )

@@ -21,6 +21,7 @@ from cgw.testing.json_server import JsonAnswer, JsonCall, open_json_server
 from cgw.testing.scripted_portal import CLIENT_ID, ScriptedAccess, ScriptedPortal, open_scripted_portal
 from cgw.testing.scripted_sourcegraph import ScriptedSourcegraph, ScriptedUser, open_scripted_sourcegraph
 from tests.support.canaries import Canaries, build_canaries
+from tests.support.collectors import Receiver, open_receiver
 from tests.support.embeddings import build_kserve_answer, build_openai_answer
 from tests.support.process import GatewayProcess, open_gateway_process
 from tests.support.raw_server import open_raw_server, read_request
@@ -124,6 +125,7 @@ class CanaryBench:
     upstream: EchoUpstream
     sourcegraph: ScriptedSourcegraph
     portal: ScriptedPortal
+    receiver: Receiver
     redis: RedisServer
     folder: Path
     monitored: bytearray = field(factory=bytearray, repr=False)
@@ -134,6 +136,7 @@ class CanaryBench:
         """Return all that the process has left behind, by the output's name."""
         contents = [("log", self.gateway.log_path.read_bytes()), ("redis", bytes(self.monitored))]
         contents += [("redis", part) for part in await self._dump_redis()]
+        contents += self.read_posts()
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 name = "events" if path.parent.name == "events" else "data directory"
@@ -147,6 +150,10 @@ class CanaryBench:
             for command in COMMANDS:
                 command_nursery.start_soon(run, command)
         return [*contents, *printed.items()]
+
+    def read_posts(self) -> list[tuple[str, bytes]]:
+        """Return what was sent to the collector and to Sentry."""
+        return [(find_receiver(post.path), post.body) for post in self.receiver.posts]
 
     async def run_cgw(self, *arguments: str) -> bytes:
         """Return what another command of cgw prints in the gateway's environment."""
@@ -193,6 +200,12 @@ class CanaryBench:
         return JsonAnswer({"errors": [{"message": text}], "error": text, "code": "internal", "message": text}, 500)
 
 
+def find_receiver(path: str) -> str:
+    """Return the output that is posted to ``path``."""
+    names = {"envelope": "sentry", "traces": "spans", "metrics": "metrics"}
+    return names[path.strip("/").rpartition("/")[2]]
+
+
 async def _ask_redis(server: RedisServer, password: str, *command: str | bytes) -> object:
     address = RedisAddress(path=str(server.path), password=password)
     connection = await connect(address, 10, 10)
@@ -236,7 +249,7 @@ async def open_canary_bench(
     async def refuse_alert(call: JsonCall) -> JsonAnswer:
         return JsonAnswer({"echo": call.target}, 500)
 
-    with run_server_process(socket, *options, "--requirepass", password) as redis:
+    with run_server_process(socket, *options, "--requirepass", password) as redis, open_receiver() as receiver:
         async with (
             open_raw_server(upstream.serve) as port,
             open_scripted_sourcegraph() as sourcegraph,
@@ -258,6 +271,9 @@ async def open_canary_bench(
                 "REDIS_ENDPOINT": f"unix://:{password}@{socket}",
                 "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL": f"{slack_url}/{canaries['slack path']}",
                 "CODY_GATEWAY_LOG_FORMAT": log_format,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+                "OTEL_EXPORTER_OTLP_HEADERS": f"x-key={canaries['otlp header']}",
+                "SENTRY_DSN": f"{receiver.url.replace('//', f'//{canaries["sentry key"]}@')}/1",
                 **more(canaries),
             }
             monitored = bytearray()
