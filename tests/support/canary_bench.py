@@ -273,7 +273,7 @@ async def open_canary_bench(
                 "CODY_GATEWAY_LOG_FORMAT": log_format,
                 "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
                 "OTEL_EXPORTER_OTLP_HEADERS": f"x-key={canaries['otlp header']}",
-                "SENTRY_DSN": f"{receiver.url.replace('//', f'//{canaries["sentry key"]}@')}/1",
+                "SENTRY_DSN": f"http://{canaries['sentry key']}@{receiver.url.removeprefix('http://')}/1",
                 **more(canaries),
             }
             monitored = bytearray()
@@ -281,7 +281,9 @@ async def open_canary_bench(
                 _monitor(redis, password, monitored),
                 open_gateway_process(environ, tmp_path / "log", script=CRASHING) as gateway,
             ):
-                bench = CanaryBench(gateway, canaries, environ, upstream, sourcegraph, portal, redis, folder, monitored)
+                bench = CanaryBench(
+                    gateway, canaries, environ, upstream, sourcegraph, portal, receiver, redis, folder, monitored
+                )
                 yield bench
 
 
