@@ -1,11 +1,12 @@
 """Draws panels of the dashboard from a real run, into docs/dashboard.svg: ``python -m docs.draw_dashboard``.
 
-A gateway serves streams of scripted upstreams for a minute, more of them from the middle on; then an upstream fails, and
-Redis hangs. Prometheus scrapes it, and answers the queries of the dashboard's own panels. Needs Debian's `prometheus`.
+A gateway serves streams of scripted upstreams for a minute, more of them from the middle on; then an upstream fails,
+and Redis hangs. Prometheus scrapes it, and answers the queries of the dashboard's panels. Needs Debian's `prometheus`.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import tempfile
 import time
@@ -44,15 +45,15 @@ PANELS = (
     "CPU",
 )
 PATHS = ("/v1/completions/openai", "/v1/completions/anthropic-messages")
-CALM_SECONDS, BUSY_SECONDS, FAULT_SECONDS = 20.0, 20.0, 6.0
-CALM_STREAMS, BUSY_STREAMS = 20, 60
-RANGE_SECONDS = 4
+CALM_SECONDS, BUSY_SECONDS, FAULT_SECONDS = 30.0, 30.0, 8.0
+CALM_STREAMS, BUSY_STREAMS = 10, 30
+RANGE_SECONDS = 8
 LIMIT = 10**6
 
-COLUMNS, WIDTH, HEIGHT, MARGIN = 3, 300, 170, 10
-LEFT, TOP, BOTTOM = 48, 26, 34
+COLUMNS, WIDTH, HEIGHT, MARGIN = 3, 300, 180, 12
+LEFT, TOP, BOTTOM = 48, 26, 56
 COLOURS = ("#2f6f9f", "#c2571a", "#3b8a4b", "#8a4fa3", "#a08419", "#666666")
-MAX_LINES = 4
+MAX_LINES = 3
 STYLE = (
     "rect.page { fill: #ffffff } text { fill: #59636e; font: 10px system-ui, sans-serif } "
     "text.title { fill: #1f2328; font-weight: 600; font-size: 11px } .grid { stroke: #d8dde3 } "
@@ -127,7 +128,7 @@ async def read_panel(prometheus: PrometheusServer, panel: Panel, began: float) -
         for series in await prometheus.query_range(expression, began, time.time(), 1):
             text = legend
             for label, value in series.labels.items():
-                text = text.replace(f"{{{{{label}}}}}", value)
+                text = text.replace(f"{{{{{label}}}}}", "cgw" if label == "instance" else value)
             lines.append(Line(text.strip(), [(at - began, value) for at, value in series.points]))
     return sorted(lines, key=lambda line: -max((value for _, value in line.points), default=0))[:MAX_LINES]
 
@@ -135,10 +136,16 @@ async def read_panel(prometheus: PrometheusServer, panel: Panel, began: float) -
 def show(value: float, unit: str) -> str:
     """Return a value with its unit, short."""
     if unit == "s":
-        return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+        return f"{value * 1000:g} ms" if value < 1 else f"{value:g} s"
     if unit == "percentunit":
-        return f"{value * 100:.3g} %"
-    return f"{value:.3g}{' ms' if unit == 'ms' else '/s' if unit in ('reqps', 'ops') else ''}"
+        return f"{value * 100:g} %"
+    return f"{value:,g}{' ms' if unit == 'ms' else '/s' if unit in ('reqps', 'ops') else ''}"
+
+
+def round_up(value: float) -> float:
+    """Return the next of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * factor for factor in (1, 2, 5, 10) if value <= power * factor)
 
 
 def draw(panels: dict[str, list[Line]]) -> str:
@@ -162,7 +169,7 @@ def draw(panels: dict[str, list[Line]]) -> str:
 
 def draw_panel(title: str, unit: str, lines: Sequence[Line]) -> list[str]:
     """Return the elements of one panel: title, three levels, lines, legends."""
-    highest = max((value for line in lines for _, value in line.points if value == value), default=0) or 1
+    highest = round_up(max((value for line in lines for _, value in line.points if value == value), default=0) or 1)
     longest = max((at for line in lines for at, _ in line.points), default=0) or 1
     bottom, span = HEIGHT - BOTTOM, HEIGHT - BOTTOM - TOP
     parts = [f'<text class="title" x="0" y="12">{escape(title)}</text>']
@@ -179,7 +186,7 @@ def draw_panel(title: str, unit: str, lines: Sequence[Line]) -> list[str]:
             if value == value  # a quantile of nothing is NaN
         )
         parts.append(f'<polyline style="stroke:{COLOURS[index]}" points="{points}"/>')
-        left, top = LEFT + index % 2 * 126, bottom + 13 + index // 2 * 12
+        left, top = LEFT, bottom + 13 + index * 12
         parts.append(f'<rect x="{left}" y="{top - 6}" width="8" height="3" style="fill:{COLOURS[index]}"/>')
         parts.append(f'<text x="{left + 12}" y="{top}">{escape(line.legend)}</text>')
     return parts
