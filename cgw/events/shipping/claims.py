@@ -52,6 +52,7 @@ class Claims:
     def __init__(self) -> None:
         self._files: dict[str, ClaimedFile] = {}
         self._counts: dict[str, int] = {}
+        self._damaged: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -78,6 +79,12 @@ class Claims:
         if not self._counts[name]:
             del self._counts[name]
             self._files.pop(name).close()
+
+    def note_damage(self, name: str) -> bool:
+        """Return whether a segment's damage was not reported yet by another sink of this process."""
+        is_new = name not in self._damaged
+        self._damaged.add(name)
+        return is_new
 
     def _count(self, name: str) -> ClaimedFile | None:
         claimed = self._files.get(name)

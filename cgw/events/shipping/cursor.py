@@ -87,13 +87,14 @@ class CursorFile:
 
         self._change(advance)
 
-    def forget_others(self, names: Collection[str]) -> None:
-        """Remove the entries of segments that are not among ``names``."""
+    def forget(self, names: Collection[str]) -> None:
+        """Remove the entries of segments."""
 
         def forget(state: CursorState) -> None:
-            state.segments = {name: offset for name, offset in state.segments.items() if name in names}
+            for name in names:
+                state.segments.pop(name, None)
 
-        if any(name not in names for name in self.read().segments):
+        if names:
             self._change(forget)
 
     def _change(self, change: Callable[[CursorState], None]) -> None:

@@ -59,15 +59,16 @@ class Delivery:
             if not self._failures:
                 if failed_attempts:  # others were taken meanwhile: this one may be what the sink cannot digest
                     await trio.sleep(self._choose_pause(failed_attempts))
+                self.retries += failed_attempts > 0
                 rejected = await self._attempt(batch)
             else:
                 async with self._probe:
                     if not self._failures:
                         continue
                     await trio.sleep_until(self._resume_at)
+                    self.retries += 1
                     rejected = await self._attempt(batch, is_probe=True)
             if rejected is not None:
-                self.retries += failed_attempts
                 return rejected
             failed_attempts += 1
 

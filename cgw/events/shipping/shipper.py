@@ -66,12 +66,14 @@ class SinkShipper:
         self._unshipped: dict[str, int] = {}  # sizes of the segments that were not shipped at the last scan
         self._offsets: dict[str, int] = {}  # as far as known, for when the cursor file can be neither read nor written
         self._written: dict[str, int] = {}  # what the cursor file has of claimed segments
+        self._gone: set[str] = set()  # entries of the cursor file without a segment, at the last scan
         self._complaints: set[str] = set()  # what was said already
         self._next_scan = 0.0
         self._wake = trio.Event()  # a scan is due, or the end
         self._is_draining = False
         self._has_news = trio.Event()  # the cursor is to be written
-        self._noted_trouble: str | None = None
+        self._has_news.set()
+        self._noted_trouble: str | None = ""  # not known: an earlier process may have left something
         self._shipped = self._batches = self._failed = self._shipped_bytes = 0
 
     # --- for others --------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ class SinkShipper:
     async def _ship_found(self) -> None:
         """Ship the sealed segments that no process ships, the earliest first."""
         found, offsets = await run_in_thread(self._scan)
-        self._report_deleted({listed.segment.name for listed in found})
+        self._report_deleted({listed.segment.name for listed in found}, offsets)
         self._offsets = {
             listed.segment.name: max(offsets.get(listed.segment.name, 0), self._offsets.get(listed.segment.name, 0))
             for listed in found
@@ -194,20 +196,31 @@ class SinkShipper:
         for listed in found:
             name = listed.segment.name
             if name in self._unshipped and not listed.segment.is_open and name not in self._progresses:
-                await self._ship_sealed(listed.segment)
+                # One that cannot be read must not hold up the others.
+                await self._report(partial(self._ship_sealed, listed.segment), f"event segment {name} cannot be read")
 
     def _scan(self) -> tuple[list[Listed], Mapping[str, int]]:
         """Return all segments, also those of `cgw events retry`, and the offsets in the cursor file."""
         found = [*list_sized(self._folder), *list_sized(self._cursor.folder)]
         if any(listed.segment.is_open and listed.segment.folder != self._folder for listed in found):
             adopt_segments(self._cursor.folder)  # a `cgw events retry` was killed
-        self._cursor.forget_others({listed.segment.name for listed in found})
-        return found, self._cursor.read().segments
+        offsets = self._cursor.read().segments
+        gone = offsets.keys() - {listed.segment.name for listed in found}
+        # Only what was gone at the last scan, too: a segment may have been created since the listing, and the other
+        # processes are to see that a deleted one was shipped.
+        self._cursor.forget(gone & self._gone)
+        self._gone = gone
+        return found, offsets
 
-    def _report_deleted(self, names: Collection[str]) -> None:
-        for name in self._unshipped.keys() - names - self._progresses.keys():
-            logger.error("event segment %s is gone from %s before all of it was shipped to %s; its events are not sent",
-                         name, self._folder, self.name)  # fmt: skip
+    def _report_deleted(self, names: Collection[str], offsets: Mapping[str, int]) -> None:
+        for name, size in self._unshipped.items():
+            if name not in names and name not in self._progresses and offsets.get(name, 0) < size:
+                logger.error(
+                    "event segment %s is gone from %s before all of it was shipped to %s; its events are not sent",
+                    name,
+                    self._folder,
+                    self.name,
+                )
 
     async def _ship_sealed(self, segment: Segment) -> None:
         file = await self._claims.claim(segment)
@@ -221,7 +234,7 @@ class SinkShipper:
         finally:
             progress.is_read = True
             self._has_news.set()
-        if progress.reader.damaged:
+        if progress.reader.damaged and self._claims.note_damage(segment.name):
             report_damage(segment, progress.reader.damaged)
 
     async def _ship_own(self) -> None:

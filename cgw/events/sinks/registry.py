@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,6 +14,8 @@ from cgw.errors import ConfigError
 from cgw.events.settings import ShippingSettings
 from cgw.events.shipping.options import ShipperOptions
 from cgw.events.sinks.sink import Sink
+
+logger = logging.getLogger("cgw.events")
 
 # The settings of the whole service, of a type above this layer: a sink reads the groups that it declares itself.
 Settings = Any
@@ -75,6 +78,9 @@ def choose_sinks(settings: Settings) -> list[SinkKind]:
     ]
     if problems:
         raise ConfigError(problems)
+    for kind in SINKS:
+        if kind not in chosen and kind.is_set(settings):
+            logger.warning("%s is set, but CODY_GATEWAY_EVENTS_SINKS does not name %s", kind.place, kind.name)
     return chosen
 
 
