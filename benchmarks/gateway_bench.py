@@ -11,6 +11,7 @@ from pathlib import Path
 from attrs import define, field, frozen
 
 from benchmarks.binaries import Tools
+from benchmarks.collector import open_collector
 from benchmarks.histogram import Histogram
 from benchmarks.machine import Cores, process_tree, read_cpu, read_memory
 from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
@@ -192,7 +193,9 @@ class GatewayBench:
         directory = self.directory / f"{subject.name}-{self._started}"
         directory.mkdir(parents=True)
         ca_file = self.directory / "ca.pem"
-        start: Start = subject.prepare(directory, free_port(), Address(upstream.scheme, upstream.port, ca_file))
+        collector_url = stack.enter_context(open_collector())
+        address = Address(upstream.scheme, upstream.port, ca_file, collector_url=collector_url)
+        start: Start = subject.prepare(directory, free_port(), address)
         child = stack.enter_context(
             Child(
                 subject.name,

@@ -79,6 +79,8 @@ def _steady(streams: int) -> tuple[str, str]:
 THROUGHPUT = "throughput", case_key({"streams": 100, "rate": 200})
 FLOOD = "flood", case_key({"streams": 100, "burst": 1})
 SATURATED = "requests", case_key({"connections": 32})
+OBSERVED = "telemetry", case_key({"connections": 32})
+OBSERVED_STREAMS = "telemetry", case_key({"streams": 200, "rate": 50})
 FIRST_BYTE = "first-byte", ""
 IDLE = "idle", case_key({"streams": 1000})
 TLS = "tls", case_key({"streams": 200, "rate": 50})
@@ -199,6 +201,12 @@ GOALS = (
         30.0,
         is_upper=False,
     ),
+    Goal(
+        "CPU/request with logs and traces, to none",
+        _ratio(OBSERVED, "cpu_us_per_request", "cgw-silent", "cgw-traced"),
+        1.08,
+    ),
+    Goal("CPU/event with logs and traces, to none", _ratio(OBSERVED_STREAMS, CPU, "cgw-silent", "cgw-traced"), 1.02),
     Goal("memory per open stream, 1000 idle", _value(IDLE, "rss_kib_per_stream"), 32.0, "KiB"),
     *(
         goal

@@ -417,6 +417,14 @@ def _autocomplete(profile: Profile) -> Iterator[GatewayCase]:
     )
 
 
+def _telemetry(profile: Profile) -> Iterator[GatewayCase]:
+    """What telemetry costs an exchange, and an event: compare `cgw-traced` with `cgw-silent`."""
+    for case in _requests(profile):
+        yield evolve(case, scenario="telemetry")
+    streams = min(200, profile.streams[-1])
+    yield _paced(profile, "telemetry", streams, 50)
+
+
 def _limits(profile: Profile) -> Iterator[LimitsCase]:
     window_ms = min(profile.window_ms * 2 // 3, 4000)
     for callers in profile.callers:
@@ -453,6 +461,7 @@ SCENARIOS = {
             "100 users, 100 requests/s: 80 % completions (half of them streams of 10 to 60 events), 20 % chats",
             _autocomplete,
         ),
+        Scenario("telemetry", "what logs and traces cost an exchange and an event: cgw-traced, cgw-silent", _telemetry),
         Scenario(
             "limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, compared to redis-py", _limits
         ),

@@ -20,12 +20,13 @@ class MissingSubjectError(Exception):
 
 @frozen
 class Address:
-    """The address of the fake upstream, for a subject's configuration."""
+    """The address of the fake upstream, for a subject's configuration, and that of a collector of traces."""
 
     scheme: str
     port: int
     ca_file: Path
     host: str = "127.0.0.1"
+    collector_url: str = ""
 
     @property
     def url(self) -> str:

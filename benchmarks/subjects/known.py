@@ -25,6 +25,8 @@ def known_subjects() -> dict[str, Subject]:
     subjects: list[Subject] = [
         Cgw(),
         Cgw("cgw-tick0", {"CODY_GATEWAY_RELAY_TICK": "0"}),
+        Cgw("cgw-silent", {"CODY_GATEWAY_LOG_LEVEL": "ERROR"}),
+        Cgw("cgw-traced", is_traced=True),
         Nginx(),
         Haproxy(),
         GoReverseProxy(),

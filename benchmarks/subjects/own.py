@@ -31,7 +31,10 @@ concurrent_requests = 5_000_000
 
 @frozen
 class Cgw:
-    """The cgw of ``checkout``, this one or another. ``environ`` has the settings of a variant."""
+    """The cgw of ``checkout``, this one or another. ``environ`` has the settings of a variant.
+
+    ``is_traced`` has every exchange traced.
+    """
 
     name: str = "cgw"
     environ: dict[str, str] = field(factory=dict)
@@ -39,6 +42,7 @@ class Cgw:
     start_seconds: float = 20.0
     has_tls: bool = True
     has_http2: bool = True
+    is_traced: bool = False
 
     def version(self) -> str:
         return ask_version([sys.executable, "-m", "cgw", "--version"])
@@ -62,6 +66,7 @@ class Cgw:
                 "CODY_GATEWAY_LOG_FORMAT": "json",
                 # Scenarios go up to the point where the core is full, and the other gateways refuse nothing there.
                 "CODY_GATEWAY_SHED_TARGET": "0s",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": upstream.collector_url if self.is_traced else "",
                 **self.environ,
             },
             target=Target(port, "/openai/v1/chat/completions", (f"authorization: Bearer {token}",), http2_port=port),

@@ -11,6 +11,7 @@ import contextlib
 import math
 
 import trio
+from attrs import evolve
 
 from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
@@ -26,7 +27,7 @@ from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
 from cgw.transport.upstream import UpstreamResponse
-from cgw.wire.messages import RequestHead
+from cgw.wire.messages import RequestHead, add_field
 
 
 async def run_exchange(
@@ -169,6 +170,9 @@ class Exchange:
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
+        if gateway.build_traceparent is not None:
+            traceparent = gateway.build_traceparent(self._client.head.trace)
+            prepared = evolve(prepared, upstream=add_field(prepared.upstream, b"traceparent", traceparent))
         response = self._response = await open_upstream(
             gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, journal
         )

@@ -20,6 +20,7 @@ from cgw.gateway.request_log import RefusalLog, build_control_record
 from cgw.gateway.routes import Routes
 from cgw.providers.dialect import ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
+from cgw.telemetry.call_spans import served_trace
 from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -138,6 +139,7 @@ class HttpEngine:
 
     async def handle(self, client: ClientSide) -> None:
         """Serve one request."""
+        served_trace.set(client.head.trace)
         dialect = self._routes.find(client.head.path)
         if dialect is None or client.head.method != b"POST":
             await self._serve_and_log(client)

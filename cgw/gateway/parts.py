@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 from attrs import Factory, frozen
@@ -21,6 +21,7 @@ from cgw.providers.fallback import Fallback
 from cgw.telemetry.readers import Readers
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.upstream import UpstreamPool
+from cgw.wire.trace_context import RequestTrace
 
 SETTLE_SECONDS = 10.0
 """The time that settling may take once nothing else can cancel it."""
@@ -34,7 +35,7 @@ class Gateway:
     """The parts that all exchanges share. ``max_timeout_seconds`` caps what ``X-Timeout-Ms`` may ask for.
 
     ``readers`` report each exchange; ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header
-    fields of the provider's account.
+    fields of the provider's account. ``build_traceparent`` is ``None`` where providers are not told the trace.
     """
 
     sources: Sources
@@ -52,6 +53,7 @@ class Gateway:
     upstream_counts: UpstreamCounts = Factory(UpstreamCounts)
     fallbacks: Mapping[str, Fallback] = Factory(dict)
     passes_account_fields: bool = False
+    build_traceparent: Callable[[RequestTrace], bytes] | None = None
 
 
 def check_recording(gateway: Gateway) -> None:

@@ -49,6 +49,7 @@ from cgw.service.sources import OpenedSources
 from cgw.telemetry.exchange_log import log_exchange
 from cgw.telemetry.metrics import Reading
 from cgw.telemetry.readers import Reader, Readers
+from cgw.telemetry.traces import Tracing
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -59,6 +60,7 @@ from cgw.transport.server import Server
 from cgw.transport.server_tls import ServerTls
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
 from cgw.wire.secret_filter import BodySecrets
+from cgw.wire.trace_context import RequestTrace, build_traceparent
 
 logger = logging.getLogger("cgw.service")
 
@@ -72,6 +74,7 @@ def build_gateway(
     event_log: EventLog,
     flagger: Flagger,
     readers: Readers,
+    tracing: Tracing | None,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
@@ -93,7 +96,12 @@ def build_gateway(
         load=LoadTracker(settings.upstream.unavailable_after),
         fallbacks=build_fallbacks(settings.providers),
         passes_account_fields=settings.upstream.passes_provider_headers,
+        build_traceparent=partial(_build_traceparent, tracing) if settings.traces.propagates else None,
     )
+
+
+def _build_traceparent(tracing: Tracing | None, trace: RequestTrace) -> bytes:
+    return build_traceparent(trace, is_sampled=tracing is not None and tracing.wants(trace))
 
 
 def build_readers(*optional: Reader | None) -> Readers:

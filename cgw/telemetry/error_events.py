@@ -105,7 +105,7 @@ def describe_exchange(record: ExchangeRecord) -> Event:
         "level": "error" if record.outcome is Outcome.INTERNAL_ERROR or record.status == 500 else "warning",
         "logger": "cgw.exchange",
         "transaction": f"{record.method} {where}",
-        "logentry": {"formatted": f"{message}: {_select_reason(record)}"},
+        "logentry": {"formatted": f"{message}: {select_reason(record) or '-'}"},
         "tags": {
             "outcome": record.outcome.value,
             "status": record.status,
@@ -117,11 +117,12 @@ def describe_exchange(record: ExchangeRecord) -> Event:
     }
 
 
-def _select_reason(record: ExchangeRecord) -> str:
-    if record.outcome in (Outcome.UPSTREAM_UNREACHABLE, Outcome.TIMEOUT):
-        return record.error or "-"
+def select_reason(record: ExchangeRecord) -> str | None:
+    """Return the part of an exchange's error that may leave the process by other ways than its log."""
+    if record.error is None or record.outcome in (Outcome.UPSTREAM_UNREACHABLE, Outcome.TIMEOUT):
+        return record.error
     # What follows a colon may be words of the upstream's answer, which may repeat a prompt.
-    return (record.error or "-").partition(":")[0]
+    return record.error.partition(":")[0]
 
 
 def select_text(error: BaseException | None, text: str) -> str:

@@ -31,7 +31,7 @@ def log_exchange(record: ExchangeRecord) -> None:
     # A LogRecord and its way to the handler take 3 µs, a quarter of the whole line. They are spared where nothing else
     # would see the record. Errors take the general path: tools that hook into logging are after them.
     if level < logging.ERROR and error is None and logger is exchange_logger:
-        handler = _find_only_handler()
+        handler = _find_only_handler(level)
         if handler is not None:
             handler.emit_exchange(record, level)
             return
@@ -41,9 +41,11 @@ def log_exchange(record: ExchangeRecord) -> None:
     logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), exc_info))
 
 
-def _find_only_handler() -> ExchangeHandler | None:
-    """Return the log's handler if no other handler would get an exchange's record."""
+def _find_only_handler(level: int) -> ExchangeHandler | None:
+    """Return the log's handler if no other handler would get an exchange's record of ``level``."""
     handlers = logging.root.handlers
+    if len(handlers) > 1:  # one for error reports takes errors alone
+        handlers = [handler for handler in handlers if handler.level <= level]
     if len(handlers) == 1 and not exchange_logger.handlers and exchange_logger.parent is logging.root:
         handler = handlers[0]
         return handler if isinstance(handler, ExchangeHandler) else None

@@ -103,12 +103,15 @@ class ErrorReports:
         self._send(event, fingerprint, suppressed, error, served_trace.get(), "logging")
 
     def report_crash(self, error: BaseException, cause: str) -> None:
-        """Report an exception that nothing handled; ``cause`` names what it came out of."""
-        fingerprint = fingerprint_exception(error)
-        suppressed = self._admit(fingerprint)
-        if suppressed is not None:
-            event: Event = {"level": "fatal", "logger": "cgw", "tags": {"cause": cause}}
-            self._send(event, fingerprint, suppressed, error, served_trace.get(), cause)
+        """Report an exception that nothing handled; ``cause`` names what it came out of. Raises nothing."""
+        try:
+            fingerprint = fingerprint_exception(error)
+            suppressed = self._admit(fingerprint)
+            if suppressed is not None:
+                event: Event = {"level": "fatal", "logger": "cgw", "tags": {"cause": cause}}
+                self._send(event, fingerprint, suppressed, error, served_trace.get(), cause)
+        except Exception as problem:  # noqa: BLE001 - the crash itself is what its caller is about
+            _log_failure(problem)
 
     def statistics(self) -> ReportStatistics:
         """Return the counts since the start."""
@@ -240,8 +243,12 @@ class _ReportHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._reports.report_log_record(record)
-        except Exception:  # a report must not break the code that it is about
-            logger.warning("an error could not be reported to Sentry", exc_info=True)
+        except Exception as problem:  # noqa: BLE001 - a report must not break the code that it is about
+            _log_failure(problem)
+
+
+def _log_failure(problem: Exception) -> None:
+    logger.warning("an error could not be reported to Sentry", exc_info=problem)
 
 
 @contextmanager

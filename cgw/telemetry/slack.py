@@ -71,11 +71,13 @@ class SlackWebhook:
         minutes; a message whose answer was lost may therefore appear twice. Redirects are not followed. Raises
         :exc:`SlackPostFailed`. Cancel-safe: the connection is closed, and Slack may or may not have the message.
         """
-        body = json.dumps(payload).encode("ascii")
+        with trace_call(self._tracer, "Slack webhook", self._url.host):
+            await self._post(json.dumps(payload).encode("ascii"))
+
+    async def _post(self, body: bytes) -> None:
         backoff_seconds = FIRST_BACKOFF_SECONDS
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            with trace_call(self._tracer, "Slack webhook", self._url.host):
-                failure = await self._attempt(body)
+            failure = await self._attempt(body)
             if failure is None:
                 return
             # Only the last failure is named.

@@ -71,7 +71,7 @@ class Tracing:
         """Return whether the policy has this trace sent; ``None`` is one that belongs to no request."""
         if not self._is_selective:
             return True
-        return trace is not None and trace.caller is not None and trace.caller.is_sampled
+        return trace is not None and trace.is_wanted
 
     def statistics(self) -> ExportStatistics:
         """Return the counts since the start; the items are exchanges and calls."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from cgw.errors import Headers
 from cgw.wire.trace_context import FindHeader, RequestTrace, begin_trace
@@ -151,6 +151,16 @@ class UpstreamRequest:
     body: bytes = field(repr=False)
     method: bytes = b"POST"
     head_start: bytes | None = field(default=None, repr=False, eq=False)
+
+
+def add_field(request: UpstreamRequest, name: bytes, value: bytes) -> UpstreamRequest:
+    """Return ``request`` with one more field. Raises :exc:`ValueError` if it contains a line feed."""
+    added, start = ((name, value),), request.head_start
+    return evolve(
+        request,
+        headers=(*request.headers, *added),
+        head_start=None if start is None else start + encode_fields(added),
+    )
 
 
 def encode_fields(headers: Headers) -> bytes:

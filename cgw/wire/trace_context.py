@@ -25,6 +25,7 @@ _TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16
 # https://cloud.google.com/trace/docs/trace-context#legacy-http-header
 _CLOUD_TRACE = re.compile(rb"(?!0{32})([0-9a-fA-F]{32})/(\d{1,20})(?:;o=(\d))?")
 _SAMPLED = 1
+_TRUE = (b"true", b"t", b"1")  # as Go's strconv.ParseBool, by which the reference reads X-Sourcegraph-Should-Trace
 
 
 class CallerContext(msgspec.Struct, frozen=True, gc=False):
@@ -36,11 +37,15 @@ class CallerContext(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestTrace(msgspec.Struct, frozen=True, gc=False):
-    """The ids of one request. ``trace_id`` (32 hexadecimal digits) is its request id, too; ``span_id`` has 16."""
+    """The ids of one request. ``trace_id`` (32 hexadecimal digits) is its request id, too; ``span_id`` has 16.
+
+    ``is_wanted`` tells whether the caller asks for the request to be traced.
+    """
 
     trace_id: str
     span_id: str
     caller: CallerContext | None = None
+    is_wanted: bool = False
 
     def build_fields(self) -> list[tuple[bytes, bytes]]:
         """Return the header fields by which the client learns the ids."""
@@ -54,8 +59,13 @@ def begin_trace(find_header: FindHeader | None = None) -> RequestTrace:
     The ids are random, not secret: whoever knows one can do nothing with it.
     """
     ids = f"{random.getrandbits(192):048x}"
-    caller = None if find_header is None else read_caller(find_header)
-    return RequestTrace(ids[:32], ids[32:], caller)
+    if find_header is None:
+        return RequestTrace(ids[:32], ids[32:])
+    caller = read_caller(find_header)
+    asked = find_header(b"x-sourcegraph-should-trace")
+    # What a caller says of this request counts more than that it samples its own trace.
+    is_wanted = (caller is not None and caller.is_sampled) if asked is None else asked.lower() in _TRUE
+    return RequestTrace(ids[:32], ids[32:], caller, is_wanted)
 
 
 def read_caller(find_header: FindHeader) -> CallerContext | None:
@@ -71,6 +81,11 @@ def read_caller(find_header: FindHeader) -> CallerContext | None:
         if 0 < span < 2**64:
             return CallerContext(match[1].decode().lower(), f"{span:016x}", match[3] == b"1")
     return None
+
+
+def build_traceparent(trace: RequestTrace, *, is_sampled: bool) -> bytes:
+    """Return the value of ``traceparent`` for a request that cgw makes on behalf of ``trace`` (§3.2 there)."""
+    return f"00-{trace.trace_id}-{trace.span_id}-{'01' if is_sampled else '00'}".encode("ascii")
 
 
 OWN_FIELDS = frozenset([REQUEST_ID_FIELD, TRACE_FIELD, SPAN_FIELD])

@@ -49,7 +49,8 @@ class Receiver:
 
     def spans(self) -> list[Span]:
         """Return the spans of all OTLP requests."""
-        requests = [ExportTraceServiceRequest.FromString(post.body) for post in self.posts]
+        posts = [post for post in self.posts if post.path.endswith("/v1/traces")]
+        requests = [ExportTraceServiceRequest.FromString(post.body) for post in posts]
         return [
             span
             for request in requests
@@ -60,7 +61,8 @@ class Receiver:
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events of all Sentry envelopes."""
-        return [payload for post in self.posts for kind, payload in parse_envelope(post.body) if kind == "event"]
+        envelopes = [post.body for post in self.posts if post.path.endswith("/envelope/")]
+        return [payload for body in envelopes for kind, payload in parse_envelope(body) if kind == "event"]
 
 
 def parse_envelope(body: bytes) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Records of exchanges, as the gateway builds them."""
+"""Records of whole exchanges, as the gateway builds them at their end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CALLER = CallerContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", i
 def build_trace(caller: CallerContext | None = None) -> RequestTrace:
     """Build new ids, with the context of a caller."""
     ids = begin_trace()
-    return RequestTrace(ids.trace_id, ids.span_id, caller)
+    return RequestTrace(ids.trace_id, ids.span_id, caller, is_wanted=caller is not None and caller.is_sampled)
 
 
 def build_times(until: Moment, *, without: tuple[Moment, ...] = (), start: float = 1000.0) -> list[float | None]:

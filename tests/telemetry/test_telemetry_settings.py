@@ -48,7 +48,8 @@ def test_keys_of_collectors_and_sentry_are_secret() -> None:
             "SENTRY_DSN": "https://canarykey0123@sentry.example.com/42",
         }
     )
-    assert "CANARY" not in repr(settings) and "canarykey" not in repr(settings)
+    assert "CANARY" not in repr(settings)
+    assert "canarykey" not in repr(settings)
     assert str(settings.sentry.dsn) == "https://****@sentry.example.com/42"
     assert "https://canarykey0123@sentry.example.com/42" in list(list_secrets(settings))
 

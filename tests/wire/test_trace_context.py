@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgw.wire.messages import RequestHead
-from cgw.wire.trace_context import CallerContext, RequestTrace, begin_trace, read_caller
+from cgw.wire.trace_context import CallerContext, RequestTrace, begin_trace, build_traceparent, read_caller
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -93,3 +93,30 @@ def test_any_bytes_are_read(parent: bytes, cloud: bytes) -> None:
     """Whatever a caller sends, the request has ids."""
     trace = begin_trace({b"traceparent": parent, b"x-cloud-trace-context": cloud}.get)
     assert len(trace.trace_id) + len(trace.span_id) == 48
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_wanted"),
+    [
+        ({}, False),
+        ({"traceparent": f"00-{TRACE}-{SPAN}-01"}, True),
+        ({"traceparent": f"00-{TRACE}-{SPAN}-00"}, False),
+        ({"x-cloud-trace-context": f"{TRACE}/1;o=1"}, True),
+        ({"x-sourcegraph-should-trace": "true"}, True),
+        ({"x-sourcegraph-should-trace": "1", "traceparent": f"00-{TRACE}-{SPAN}-00"}, True),
+        ({"x-sourcegraph-should-trace": "false", "traceparent": f"00-{TRACE}-{SPAN}-01"}, False),
+        ({"x-sourcegraph-should-trace": "perhaps"}, False),
+    ],
+)
+def test_a_caller_can_ask_to_be_traced(fields: dict[str, str], is_wanted: bool) -> None:
+    """By the reference's field, which counts most, or by sampling its own trace."""
+    headers = {name.encode(): value.encode() for name, value in fields.items()}
+    assert begin_trace(headers.get).is_wanted is is_wanted
+
+
+def test_what_is_sent_on_is_what_is_read() -> None:
+    """The context that cgw builds is one that it would accept as a caller's."""
+    trace = begin_trace()
+    for is_sampled in (True, False):
+        value = build_traceparent(trace, is_sampled=is_sampled).decode()
+        assert read(traceparent=value) == CallerContext(trace.trace_id, trace.span_id, is_sampled)

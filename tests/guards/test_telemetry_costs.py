@@ -1,0 +1,48 @@
+"""The cost of traces and error reports on the Trio thread, in counts that do not vary: calls, and wake-ups."""
+
+from __future__ import annotations
+
+from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.sentry import open_error_reports
+from cgw.telemetry.settings import OtlpSettings, TraceSettings
+from cgw.telemetry.traces import open_tracing
+from tests.support.collectors import open_receiver
+from tests.support.counting import CallCounter
+from tests.support.exchange_records import build_exchange
+
+RECORDS = 100
+
+
+async def test_an_exchange_is_only_appended_to_a_queue() -> None:
+    """Nothing is encoded, masked or sent in the thread that serves, and the exporter is woken up once."""
+    records = [build_exchange() for _ in range(RECORDS)]
+    counter = CallCounter()
+    with open_receiver() as receiver:
+        otlp = OtlpSettings(endpoint=receiver.url)
+        async with open_tracing(TraceSettings(), otlp, environment="test", mask=SecretMask()) as tracing:
+            assert tracing is not None
+            with counter.count():
+                for record in records:
+                    tracing(record)
+        assert len(receiver.spans()) == RECORDS * 10
+    calls = counter.calls
+    assert calls["collections.deque.append"] == RECORDS
+    assert calls["_queue.SimpleQueue.put"] <= 1
+    assert calls["cgw.telemetry.trace_encoding:encode_exchange"] == 0
+    # The reader, put(), append(), and the lengths of queue, path and user agent.
+    assert sum(calls.values()) <= RECORDS * 7 + 10, calls
+
+
+def test_an_exchange_that_went_well_costs_one_call_of_error_reports() -> None:
+    """The reader looks at status and outcome, and calls nothing."""
+    records = [build_exchange() for _ in range(RECORDS)]
+    counter = CallCounter()
+    with open_receiver() as receiver:
+        dsn = receiver.url.replace("http://", "http://key@") + "/1"
+        with open_error_reports(dsn, environment="test", mask=SecretMask()) as reports:
+            assert reports is not None
+            with counter.count():
+                for record in records:
+                    reports(record)
+        assert receiver.events() == []
+    assert sum(counter.calls.values()) <= RECORDS + 5, counter.calls
