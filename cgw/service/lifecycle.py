@@ -198,15 +198,10 @@ async def open_service(
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
         opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
         flagger = await open_flagger(settings, redis)
-<<<<<<< HEAD
         readers = build_readers(exchanges.note, tracing, error_reports)
-        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers)
-=======
-        readers = build_readers(tracing, error_reports)
         gateway = build_gateway(
             settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers, tracing
         )
->>>>>>> h-traces
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
         control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker, take_metrics)
