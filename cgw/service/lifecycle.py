@@ -53,7 +53,7 @@ from cgw.service.build import (
     open_flagger,
 )
 from cgw.service.findings import explain_listening
-from cgw.service.metrics import Exporters, ServiceParts, add_collectors, list_all_metrics
+from cgw.service.metrics import Exporters, ServiceParts, add_collectors, open_push, open_scrapes
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
@@ -61,10 +61,8 @@ from cgw.telemetry.call_spans import CallTracer
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.masking import SecretMask
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import Metrics
 from cgw.telemetry.metrics_exchanges import ExchangeMetrics
-from cgw.telemetry.metrics_push import MetricsPush, open_metrics_push
-from cgw.telemetry.metrics_workers import open_workers
 from cgw.telemetry.sentry import ErrorReports
 from cgw.telemetry.traces import Tracing, open_tracing
 from cgw.transport.client_address import AddressBound
@@ -76,7 +74,6 @@ CUT_SECONDS = 15.0
 """The time that connections which are cut at the end of a drain may take to record and settle."""
 
 EVENTS_NAME = "events"
-METRICS_NAME = "metrics"
 
 logger = logging.getLogger("cgw.service")
 
@@ -177,8 +174,8 @@ async def open_service(
         # First, and so closed last: everything below connects by host names.
         resolver = await stack.enter_async_context(open_resolver())
         # Closed after all exchanges have ended, so that the last ones are traced and counted.
-        take_metrics = await _open_metrics(stack, settings, metrics)
-        metrics_push = await stack.enter_async_context(_open_metrics_push(settings, metrics))
+        take_metrics = await open_scrapes(stack, settings, metrics)
+        metrics_push = await stack.enter_async_context(open_push(settings, metrics))
         tracing = await stack.enter_async_context(_open_tracing(settings))
         tracer = None if tracing is None else tracing.calls
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
@@ -322,22 +319,6 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: Contr
     except OSError as error:
         finding = explain_listening("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", host, port, error)
         raise ConfigError([str(finding)]) from None
-
-
-async def _open_metrics(
-    stack: AsyncExitStack, settings: Settings, metrics: Metrics
-) -> Callable[[], Awaitable[list[Reading]]]:
-    """Return what reads the metrics of a scrape: of all processes that share the port, where it may be shared."""
-    workers = None
-    if settings.server.reuse_port:
-        folder = settings.data.directory / METRICS_NAME
-        workers = await stack.enter_async_context(open_workers(metrics, folder, list_all_metrics()))
-    return metrics.take_all if workers is None else workers.take_all
-
-
-def _open_metrics_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[MetricsPush | None]:
-    environment = settings.dotcom.environment
-    return open_metrics_push(metrics, settings.metrics, settings.traces, settings.otlp, environment=environment)
 
 
 def _open_tracing(settings: Settings) -> AbstractAsyncContextManager[Tracing | None]:
