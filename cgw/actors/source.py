@@ -208,6 +208,11 @@ class Sources:
         """The sources whose actors can be listed, in order."""
         self._recallers = [source for source in self._sources if isinstance(source, Recaller)]
 
+    @property
+    def all(self) -> Sequence[Source]:
+        """The sources, in order."""
+        return self._sources
+
     def describe(self) -> list[str]:
         """Return one sentence for each source that works only in part."""
         reporters = [source for source in self._sources if isinstance(source, HealthReporter)]

@@ -19,6 +19,7 @@ from cgw.control.attribution import Attribution
 from cgw.control.log_level import PATH as LOG_LEVEL_PATH
 from cgw.control.log_level import answer_log_level
 from cgw.control.maintenance import PREFIX, Maintenance
+from cgw.control.metrics import MetricsRoute
 from cgw.control.responses import JSON, TEXT, ControlResponse
 from cgw.control.scopes import build_request_head, run_lifespan
 from cgw.control.source_sync import sync_all_sources
@@ -45,11 +46,15 @@ from cgw.wire.trace_context import add_trace
 
 @frozen
 class ControlRequest:
-    """A request: its head, the address of its client, and the ASGI callable that receives its body."""
+    """A request: its head, the address of its client, and the ASGI callable that receives its body.
+
+    ``is_admin``: it came to the admin port.
+    """
 
     head: RequestHead
     client: str
     receive: Receive = field(repr=False)
+    is_admin: bool = False
 
 
 Handler = Callable[[ControlRequest], Awaitable[ControlResponse]]
@@ -76,9 +81,17 @@ class ControlApp:
     sync_worker: SyncWorker | None
     maintenance: Maintenance | None
     log_level: LogLevel
+    metrics: MetricsRoute
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection, HTTP or WebSocket."""
+        """Serve one ASGI connection of the public port, HTTP or WebSocket."""
+        await self._serve(scope, receive, send, is_admin=False)
+
+    async def serve_admin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection of the admin port."""
+        await self._serve(scope, receive, send, is_admin=True)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, *, is_admin: bool) -> None:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -89,7 +102,7 @@ class ControlApp:
         head = build_request_head(scope)
         dialect = self.routes.find(head.path)
         client = scope.get("client")
-        request = ControlRequest(head, "" if client is None else client[0], receive)
+        request = ControlRequest(head, "" if client is None else client[0], receive, is_admin)
         if TRACE_EXTENSION in (scope.get("extensions") or {}):
             # The public port's engine reports the request, and its client's side adds the ids to the answer.
             answer = await self._answer(request, dialect)
@@ -130,6 +143,7 @@ class ControlApp:
             "/-/healthz": self._healthz,
             "/-/readyz": self._readyz,
             "/-/__version": self._version,
+            "/-/metrics": self._metrics,
         }
         if self._find_embeddings() is not None:
             reads[EmbeddingsRoute.models_path] = self._list_embeddings_models
@@ -175,6 +189,16 @@ class ControlApp:
         troubles = [outage, event_log.describe(), *self.gateway.sources.describe()]
         lines = ["healthz: ok" if serves else "healthz: err", *troubles]
         return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
+
+    async def _metrics(self, request: ControlRequest) -> ControlResponse:
+        """Answer a scrape. The numbers tell how the service is used: without a secret, only to the admin port."""
+        if self.diagnostics_secret is not None:
+            if not _has_secret(request, self.diagnostics_secret):
+                return ControlResponse(401, TEXT, b"")
+        elif not request.is_admin:
+            text = "set CODY_GATEWAY_DIAGNOSTICS_SECRET to use this route, or scrape CODY_GATEWAY_ADMIN_PORT"
+            raise Refusal(403, text, code="no_secret")
+        return await self.metrics.answer((request.head.header(b"accept") or b"").decode("latin-1"))
 
     async def _sync_all_sources(self, request: ControlRequest) -> ControlResponse:
         # Unlike healthz never open: each call makes Sourcegraph.com list all its subscriptions.

@@ -159,6 +159,9 @@ class Exchange:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
         self.state.move(Phase.OPENING)
         state, provider = self.state, self._dialect.provider
+        counts = self._gateway.upstream_counts
+        counts.note_traced(provider, self._client.head)
+        counts.change(provider, admitted.feature, 1)
         try:
             return await self._ask_upstream(admitted)
         except UpstreamError as error:
@@ -170,6 +173,8 @@ class Exchange:
             if isinstance(error, trio.Cancelled) and self._is_late():
                 self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
             raise
+        finally:
+            counts.change(provider, admitted.feature, -1)
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared

@@ -44,10 +44,12 @@ DEFAULT_BUFFERED_BYTES = 512 * 1024 * 1024
 
 @frozen
 class EngineStatistics:
-    """Exchanges ``in_flight`` now, and requests ``shed`` since the start."""
+    """Exchanges ``in_flight``, HTTP/2 connections and bytes of large bodies now; requests ``shed`` since the start."""
 
     in_flight: int
     shed: int
+    http2_connections: int
+    buffered_bytes: int
 
 
 class HttpEngine:
@@ -76,6 +78,7 @@ class HttpEngine:
         self._routes = routes
         self._serve_other = serve_other
         self._overload = overload
+        self._budget = budget
         self._max_exchanges = max_exchanges
         self._connections: set[Http1Connection] = set()
         self._http2_connections: set[Http2Connection] = set()
@@ -184,7 +187,7 @@ class HttpEngine:
 
     def statistics(self) -> EngineStatistics:
         """Return a snapshot of the counters."""
-        return EngineStatistics(self._in_flight, self._shed)
+        return EngineStatistics(self._in_flight, self._shed, len(self._http2_connections), self._budget.used_bytes)
 
     def drain(self) -> None:
         """End connections that wait for a request, and let each of the others end after its present one."""

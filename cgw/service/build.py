@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
 from cgw.control.attribution import Attribution
 from cgw.control.maintenance import Maintenance
+from cgw.control.metrics import MetricsRoute
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
@@ -47,6 +48,7 @@ from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
 from cgw.telemetry.exchange_log import log_exchange
 from cgw.telemetry.log_level import LogLevel
+from cgw.telemetry.metrics import Reading
 from cgw.telemetry.readers import Reader, Readers
 from cgw.telemetry.traces import Tracing
 from cgw.transport.asgi_host import run_asgi_app
@@ -135,6 +137,7 @@ def build_control_app(
     opened: OpenedSources,
     sync_worker: SyncWorker | None,
     log_level: LogLevel,
+    take_metrics: Callable[[], Awaitable[list[Reading]]],
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -153,6 +156,7 @@ def build_control_app(
         sync_worker=sync_worker,
         maintenance=maintenance,
         log_level=log_level,
+        metrics=MetricsRoute(take_metrics),
     )
 
 

@@ -18,6 +18,7 @@ from cgw.service.local_checks import (
     check_data_dir,
     check_ports,
     check_provider_settings,
+    check_sinks,
     check_sources,
     check_tls,
     check_tokenizer,
@@ -48,6 +49,7 @@ def list_checks(settings: Settings, *, is_running: bool = False) -> list[Check]:
     checks = [
         Check("actors file", ("CODY_GATEWAY_ACTORS_FILE",), partial(check_actors, settings)),
         Check("sources of actors", (), partial(check_sources, settings)),
+        Check("sinks of events", (), partial(check_sinks, settings)),
         Check("providers", (), partial(check_provider_settings, settings)),
         Check("tokenizer", ("CODY_GATEWAY_TOKENIZER_FILE",), partial(check_tokenizer, settings)),
         Check("TLS files", ("CODY_GATEWAY_TLS_CERT_FILE", "CODY_GATEWAY_TLS_KEY_FILE"), partial(check_tls, settings)),

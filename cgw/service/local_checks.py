@@ -17,6 +17,7 @@ import trio
 
 from cgw.config.kinds import MIB, format_size
 from cgw.errors import ConfigError, explain_os_error
+from cgw.events.sinks.registry import choose_sinks
 from cgw.flagging.tokens import load_tokenizer
 from cgw.providers.registry import list_providers
 from cgw.service.build import build_all_dialects, build_server_tls, build_static_source, build_upstream_tls
@@ -56,6 +57,16 @@ async def check_sources(settings: Settings) -> list[Finding]:
     await trio.lowlevel.checkpoint()
     try:
         check_source_settings(settings)
+    except ConfigError as error:
+        return [_read_problem(problem) for problem in error.problems]
+    return []
+
+
+async def check_sinks(settings: Settings) -> list[Finding]:
+    """Check that the settings of the sinks of usage events go together."""
+    await trio.lowlevel.checkpoint()
+    try:
+        choose_sinks(settings)
     except ConfigError as error:
         return [_read_problem(problem) for problem in error.problems]
     return []

@@ -111,7 +111,7 @@ async def _check_certificate(
 
 
 def list_targets(settings: Settings) -> list[Target]:
-    """Return the hosts that the settings name: of providers with a key, embeddings, the sources, and the webhook."""
+    """Return the hosts that the settings name: of providers with a key, embeddings, sources, webhook, and events."""
     targets = [
         Target(provider.api_url_variable, settings.providers[provider.name].api_url)
         for provider in list_providers(settings.providers)
@@ -130,4 +130,6 @@ def list_targets(settings: Settings) -> list[Target]:
     if webhook is not None:
         variable = "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL"
         targets.append(Target(variable, webhook.reveal()))
+    if settings.http_sink.url is not None:
+        targets.append(Target("CODY_GATEWAY_EVENTS_HTTP_URL", settings.http_sink.url.reveal()))
     return targets

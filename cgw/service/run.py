@@ -22,7 +22,7 @@ from cgw.service.settings import Settings
 from cgw.service.signals import HANDLED_SIGNALS, SignalActions
 from cgw.service.start_log import log_start, log_unreachable_hosts
 from cgw.telemetry.log_level import LogLevel
-from cgw.telemetry.logs import open_logging
+from cgw.telemetry.logs import Logs, open_logging
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.sentry import ErrorReports, open_error_reports
 from cgw.telemetry.traces import build_is_traced, find_project
@@ -57,14 +57,14 @@ def run_service(settings: Settings) -> int:
             project_id=find_project(settings.traces),
             labels={"environment": settings.dotcom.environment},
             is_traced=build_is_traced(settings.traces, settings.otlp),
-        ),
+        ) as log,
         _open_error_reports(settings) as error_reports,
     ):
         for warning in settings.warnings:
             logger.warning("%s", warning)
         raise_descriptor_limit()
         try:
-            trio.run(_serve_until_signal, settings, error_reports)
+            trio.run(_serve_until_signal, settings, error_reports, log)
         except* (ConfigError, StoreUnavailable) as errors:
             problems = [problem for error in _leaves(errors) for problem in _list_problems(error)]
             # The start ended at its first problem; the operator sees them all.
@@ -82,21 +82,21 @@ def _open_error_reports(settings: Settings) -> AbstractContextManager[ErrorRepor
     )
 
 
-async def _serve_until_signal(settings: Settings, error_reports: ErrorReports | None) -> None:
+async def _serve_until_signal(settings: Settings, error_reports: ErrorReports | None, log: Logs) -> None:
     # Before anything else: from here on no signal but SIGTERM and SIGINT ends the process.
     with trio.open_signal_receiver(*HANDLED_SIGNALS) as received:
         log_level = LogLevel()
         actions = SignalActions(log_level)
         async with open_background_task(partial(actions.run, received)):
             with actions.start_scope:
-                await _serve(settings, actions, error_reports, log_level)
+                await _serve(settings, actions, error_reports, log, log_level)
     logger.info("ended")
 
 
 async def _serve(
-    settings: Settings, actions: SignalActions, error_reports: ErrorReports | None, log_level: LogLevel
+    settings: Settings, actions: SignalActions, error_reports: ErrorReports | None, log: Logs, log_level: LogLevel
 ) -> None:
-    async with open_service(settings, error_reports, log_level) as service:
+    async with open_service(settings, error_reports, log, log_level) as service:
         actions.begin_serving(reloads=service.reloads, cut=service.cut)
         log_start(service)
         _spare_garbage_collection()

@@ -130,8 +130,8 @@ async def _read_some(response: httpx.Response) -> bytes:
     return answer
 
 
-def parse_retry_after(text: str) -> float:
-    """Return the seconds that a ``retry-after`` asks for (RFC 9110 §10.2.3), from 0 to 60; 0 if it is not valid."""
+def parse_retry_after(text: str, most_seconds: float = MAX_RETRY_AFTER_SECONDS) -> float:
+    """Return the seconds that a ``retry-after`` asks for (RFC 9110 §10.2.3), 0 to ``most_seconds``; 0 if not valid."""
     text = text.strip()
     if re.fullmatch("[0-9]{1,9}", text):
         seconds = float(text)
@@ -143,7 +143,7 @@ def parse_retry_after(text: str) -> float:
         # The parser returns a time without a zone for the zone -0000.
         at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
         seconds = (at - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+    return min(max(seconds, 0.0), most_seconds)
 
 
 @asynccontextmanager

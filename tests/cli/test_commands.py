@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,37 +27,7 @@ from cgw.events.event_log import open_event_log
 from cgw.events.records import completions_finished
 from cgw.model import Actor, Feature, Usage, UsageQuality
 from cgw.service.settings import Settings
-
-ROOT = Path(cgw.__file__).parent.parent
-COMMAND = (sys.executable, "-m", "cgw")
-TIMEOUT_SECONDS = 30
-
-Completed = subprocess.CompletedProcess[str]
-RunCgw = Callable[..., Completed]
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    """The environment of a fresh installation, without any variable of the developer's."""
-    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-
-
-@pytest.fixture
-def run_cgw(environ: dict[str, str]) -> RunCgw:
-    """``run_cgw(*arguments, **variables)`` runs ``cgw`` to its end, with ``variables`` in its environment."""
-
-    def run(*arguments: str, **variables: str) -> Completed:
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            env=environ | variables,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-
-    return run
+from tests.cli.conftest import COMMAND, ROOT, TIMEOUT_SECONDS, RunCgw
 
 
 def test_help_names_every_command_and_the_exit_statuses(run_cgw: RunCgw) -> None:

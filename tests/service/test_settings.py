@@ -354,6 +354,8 @@ def test_defaults_can_be_written_as_they_are_shown() -> None:
         "CODY_GATEWAY_MAX_CONNECTIONS_PER_ADDRESS",
         "CODY_GATEWAY_MAX_EXCHANGES",
         "CODY_GATEWAY_ADMIN_PORT",
+        "CODY_GATEWAY_EVENTS_RETENTION",
+        "CODY_GATEWAY_EVENTS_SINKS",
         *MODEL_LISTS,
     }
     rows = [row for row in describe_settings(Settings()) if row.default != "(not set)" and row.name not in described]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import trio
 from attrs import define, field
 
@@ -137,6 +138,7 @@ class CanaryBench:
         contents = [("log", self.gateway.log_path.read_bytes()), ("redis", bytes(self.monitored))]
         contents += [("redis", part) for part in await self._dump_redis()]
         contents += self.read_posts()
+        contents.append(("metrics", await self._scrape()))
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 name = "events" if path.parent.name == "events" else "data directory"
@@ -150,6 +152,13 @@ class CanaryBench:
             for command in COMMANDS:
                 command_nursery.start_soon(run, command)
         return [*contents, *printed.items()]
+
+    async def _scrape(self) -> bytes:
+        secret = {"authorization": f"Bearer {self.canaries['diagnostics secret']}"}
+        async with httpx.AsyncClient(base_url=self.gateway.url, headers=secret, timeout=30) as client:
+            answer = await client.get("/-/metrics", headers={"accept": "application/openmetrics-text"})
+        assert answer.status_code == 200
+        return answer.content
 
     def read_posts(self) -> list[tuple[str, bytes]]:
         """Return what was sent to the collector and to Sentry."""
