@@ -191,6 +191,8 @@ class CanaryBench:
         parts: list[bytes] = []
         for key in keys:
             kind = await self.ask_redis("TYPE", key)
+            if kind == b"none":
+                continue  # expired meanwhile; what was written to it is among the commands
             command = [part if part != "{}" else key for part in reads[kind if isinstance(kind, bytes) else b""]]
             parts += [key, repr(await self.ask_redis(*command)).encode()]
         return parts
