@@ -207,7 +207,7 @@ async def open_service(
         sync_worker = build_sync_worker(settings, opened.sources, redis)
         log_level = log_level or LogLevel()
         control_app = build_control_app(
-            settings, gateway, routes, redis, status, opened, sync_worker, log_level, take_metrics
+            settings, gateway, routes, redis, status, opened, sync_worker, log_level, shipping, take_metrics
         )
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
