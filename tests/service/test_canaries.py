@@ -127,6 +127,7 @@ async def test_success_leaves_no_trace(tmp_path: Path, tmp_path_factory: pytest.
             assert statuses <= {200, 403}, statuses  # these users have no embeddings
         key = {"x-api-key": bench.canaries["static token"]}
         assert 200 in await ask_all(bench, key)
+        await wait_until(lambda: "events" in {name for name, _ in bench.read_posts()}, seconds=20)
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])

@@ -161,7 +161,7 @@ class CanaryBench:
         return answer.content
 
     def read_posts(self) -> list[tuple[str, bytes]]:
-        """Return what was sent to the collector and to Sentry."""
+        """Return what was sent to the collector, to Sentry and to the sink of usage events."""
         return [(find_receiver(post.path), post.body) for post in self.receiver.posts]
 
     async def run_cgw(self, *arguments: str) -> bytes:
@@ -213,7 +213,7 @@ class CanaryBench:
 
 def find_receiver(path: str) -> str:
     """Return the output that is posted to ``path``."""
-    names = {"envelope": "sentry", "traces": "spans", "metrics": "metrics"}
+    names = {"envelope": "sentry", "traces": "spans", "metrics": "metrics", "events": "events"}
     return names[path.strip("/").rpartition("/")[2]]
 
 
@@ -282,6 +282,9 @@ async def open_canary_bench(
                 "REDIS_ENDPOINT": f"unix://:{password}@{socket}",
                 "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL": f"{slack_url}/{canaries['slack path']}",
                 "CODY_GATEWAY_LOG_FORMAT": log_format,
+                "CODY_GATEWAY_EVENTS_SINKS": "http",
+                "CODY_GATEWAY_EVENTS_HTTP_URL": f"{receiver.url}/events",
+                "CODY_GATEWAY_EVENTS_HTTP_SECRET": canaries["sink secret"],
                 "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
                 "OTEL_EXPORTER_OTLP_HEADERS": f"x-key={canaries['otlp header']}",
                 "SENTRY_DSN": f"http://{canaries['sentry key']}@{receiver.url.removeprefix('http://')}/1",
