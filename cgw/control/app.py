@@ -79,6 +79,7 @@ class ControlApp:
     version: str
     diagnostics_secret: str | None = field(repr=False)
     check_store: Callable[[], Awaitable[None]]
+    describe_sinks: Callable[[], Sequence[str]]
     status: ServiceStatus
     attribution: Attribution
     sync_worker: SyncWorker | None
@@ -207,7 +208,7 @@ class ControlApp:
         event_log = self.gateway.event_log
         outage = limiter.outage.describe()
         serves = event_log.is_accepting and (outage is None or limiter.serves_without_redis)
-        troubles = [outage, event_log.describe(), *self.gateway.sources.describe()]
+        troubles = [outage, event_log.describe(), *self.describe_sinks(), *self.gateway.sources.describe()]
         lines = ["healthz: ok" if serves else "healthz: err", *troubles]
         return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
 

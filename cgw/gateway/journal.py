@@ -14,6 +14,7 @@ from cgw.gateway.phases import Phase
 from cgw.model import Actor, EventOutcome, Feature, Usage, UsageEvent, UsageQuality
 from cgw.providers.dialect import PreparedRequest
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind, begin_times
+from cgw.telemetry.stack_traces import unwrap
 from cgw.wire.messages import RequestHead, ResponseHead
 
 CLIENT_CLOSED_REQUEST = 499
@@ -134,6 +135,7 @@ class Journal:
 
     def crashed(self, bug: BaseException) -> None:
         """cgw itself has a bug."""
+        bug = unwrap(bug)
         self._outcome, self._error, self._bug = Outcome.INTERNAL_ERROR, type(bug).__name__, bug
 
     def build_event(

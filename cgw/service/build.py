@@ -27,6 +27,7 @@ from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
+from cgw.events.shipping.shipping import Shipping
 from cgw.flagging.flagger import Flagger
 from cgw.flagging.recorder import PromptRecorder
 from cgw.flagging.tokens import load_tokenizer
@@ -141,6 +142,7 @@ def build_control_app(
     sync_worker: SyncWorker | None,
     take_metrics: Callable[[], Awaitable[list[Reading]]],
     log_level: LogLevel,
+    shipping: Shipping,
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -154,6 +156,7 @@ def build_control_app(
         version=__version__,
         diagnostics_secret=_reveal(settings.server.diagnostics_secret),
         check_store=redis.check,
+        describe_sinks=shipping.describe,
         status=status,
         attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,

@@ -53,7 +53,7 @@ from cgw.service.build import (
     open_flagger,
 )
 from cgw.service.findings import explain_listening
-from cgw.service.metrics import Exporters, ServiceParts, add_collectors, list_all_metrics
+from cgw.service.metrics import Exporters, ServiceParts, add_collectors, open_push, open_scrapes
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
@@ -62,10 +62,8 @@ from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.masking import SecretMask
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import Metrics
 from cgw.telemetry.metrics_exchanges import ExchangeMetrics
-from cgw.telemetry.metrics_push import MetricsPush, open_metrics_push
-from cgw.telemetry.metrics_workers import open_workers
 from cgw.telemetry.sentry import ErrorReports
 from cgw.telemetry.traces import Tracing, open_tracing
 from cgw.transport.client_address import AddressBound
@@ -77,7 +75,6 @@ CUT_SECONDS = 15.0
 """The time that connections which are cut at the end of a drain may take to record and settle."""
 
 EVENTS_NAME = "events"
-METRICS_NAME = "metrics"
 
 logger = logging.getLogger("cgw.service")
 
@@ -187,8 +184,8 @@ async def open_service(settings: Settings, reports: ProcessReports | None = None
         # First, and so closed last: everything below connects by host names.
         resolver = await stack.enter_async_context(open_resolver())
         # Closed after all exchanges have ended, so that the last ones are traced and counted.
-        take_metrics = await _open_metrics(stack, settings, metrics)
-        metrics_push = await stack.enter_async_context(_open_metrics_push(settings, metrics))
+        take_metrics = await open_scrapes(stack, settings, metrics)
+        metrics_push = await stack.enter_async_context(open_push(settings, metrics))
         tracing = await stack.enter_async_context(_open_tracing(settings))
         tracer = None if tracing is None else tracing.calls
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
@@ -215,7 +212,7 @@ async def open_service(settings: Settings, reports: ProcessReports | None = None
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
         control_app = build_control_app(
-            settings, gateway, routes, redis, status, opened, sync_worker, take_metrics, reports.log_level
+            settings, gateway, routes, redis, status, opened, sync_worker, take_metrics, reports.log_level, shipping
         )
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
@@ -335,22 +332,6 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: Contr
     except OSError as error:
         finding = explain_listening("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", host, port, error)
         raise ConfigError([str(finding)]) from None
-
-
-async def _open_metrics(
-    stack: AsyncExitStack, settings: Settings, metrics: Metrics
-) -> Callable[[], Awaitable[list[Reading]]]:
-    """Return what reads the metrics of a scrape: of all processes that share the port, where it may be shared."""
-    workers = None
-    if settings.server.reuse_port:
-        folder = settings.data.directory / METRICS_NAME
-        workers = await stack.enter_async_context(open_workers(metrics, folder, list_all_metrics()))
-    return metrics.take_all if workers is None else workers.take_all
-
-
-def _open_metrics_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[MetricsPush | None]:
-    environment = settings.dotcom.environment
-    return open_metrics_push(metrics, settings.metrics, settings.traces, settings.otlp, environment=environment)
 
 
 def _open_tracing(settings: Settings) -> AbstractAsyncContextManager[Tracing | None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,18 +22,22 @@ from cgw.gateway.parts import Gateway
 from cgw.limits.alerts import AlertQueue
 from cgw.redis.opening import Store
 from cgw.resolver import Resolver
+from cgw.service.settings import Settings
 from cgw.telemetry import metrics_catalogue as catalogue
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.metrics import Metric, Metrics, Reading, read_fields
 from cgw.telemetry.metrics_exchanges import EXCHANGE_METRICS, ExchangeMetrics
-from cgw.telemetry.metrics_push import MetricsPush
-from cgw.telemetry.metrics_workers import WORKERS
+from cgw.telemetry.metrics_push import MetricsPush, open_metrics_push
+from cgw.telemetry.metrics_workers import WORKERS, open_workers
 from cgw.telemetry.process_metrics import PROCESS_METRICS, read_process
 from cgw.telemetry.sentry import ErrorReports
 from cgw.telemetry.traces import Tracing
 from cgw.transport.overload import OverloadControl
 from cgw.transport.server import Server
+
+SOCKETS_NAME = "metrics"
+"""The folder of the data directory in which processes that share a port find each other."""
 
 MAX_MODELS = 100
 """Unavailable models that are named; actors with patterns may ask for any names."""
@@ -42,6 +46,23 @@ MAX_MODELS = 100
 def list_all_metrics() -> list[Metric]:
     """Return every metric that a scrape may have."""
     return [WORKERS, *EXCHANGE_METRICS, *catalogue.list_part_metrics(), *PROCESS_METRICS]
+
+
+async def open_scrapes(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics
+) -> Callable[[], Awaitable[list[Reading]]]:
+    """Return what reads the metrics of a scrape: of all processes that share the port, where it may be shared."""
+    workers = None
+    if settings.server.reuse_port:
+        folder = settings.data.directory / SOCKETS_NAME
+        workers = await stack.enter_async_context(open_workers(metrics, folder, list_all_metrics()))
+    return metrics.take_all if workers is None else workers.take_all
+
+
+def open_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[MetricsPush | None]:
+    """Push metrics for the length of the block, where a receiver is set."""
+    environment = settings.dotcom.environment
+    return open_metrics_push(metrics, settings.metrics, settings.traces, settings.otlp, environment=environment)
 
 
 @frozen

@@ -25,6 +25,7 @@ from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs, open_logging
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.sentry import ErrorReports, open_error_reports
+from cgw.telemetry.traces import build_is_traced, find_project
 
 EXIT_OK = 0
 
@@ -53,6 +54,9 @@ def run_service(settings: Settings) -> int:
             has_colour=sys.stderr.isatty() and logs.no_color is None,
             level=logs.level,
             secrets=list_secrets(settings),
+            project_id=find_project(settings.traces),
+            labels={"environment": settings.dotcom.environment},
+            is_traced=build_is_traced(settings.traces, settings.otlp),
         ) as log,
         _open_error_reports(settings) as error_reports,
     ):

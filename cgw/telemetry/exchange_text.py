@@ -18,8 +18,8 @@ def quote_value(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if not value or _ODD.search(value) else value
 
 
-def describe_exchange(record: ExchangeRecord) -> str:
-    """Return what the log says of ``record``; what is unknown is left out.
+def describe_exchange(record: ExchangeRecord, *, has_figures: bool = True) -> str:
+    """Return what the log says of ``record``; what is unknown is left out, and figures and id if they are not wanted.
 
     ``status`` is what the client got, ``upstream_status`` what the provider answered. Times are in milliseconds.
     """
@@ -47,8 +47,8 @@ def describe_exchange(record: ExchangeRecord) -> str:
         line += " model=" + model
     if record.stream:
         line += " stream=true"
-    line += _describe_figures(record)
-    line += " request_id=" + record.trace.trace_id
+    if has_figures:
+        line += _describe_figures(record) + " request_id=" + record.trace.trace_id
     if record.warning:
         line += " warning=" + quote_value(record.warning)
     return line + " error=" + quote_value(record.error) if record.error else line

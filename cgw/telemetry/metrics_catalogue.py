@@ -90,6 +90,9 @@ EVENT_LOG: Fields = {
     "waiting": gauge("cgw_events_waiting", "Usage events in memory because the disk is slow."),
     "dropped": counter("cgw_events_dropped", "Usage events that could not be written and went to the log instead."),
     "blank": counter("cgw_events_blank", "Usage events without an identifier, which are discarded."),
+    "deleted_segments": counter(
+        "cgw_events_segments_deleted", "Event segments that were deleted before all sinks had them, for want of room."
+    ),
 }
 BUFFER_SIZE = gauge(
     "cody_gateway_buffered_logger_buffer_size",

@@ -111,6 +111,19 @@ def _build_export(collector: OtlpCollector, resource: bytes) -> Callable[[Sequen
     return lambda batch, deadline: collector.post(build_request(resource, scope, batch), deadline)
 
 
+def find_project(settings: TraceSettings) -> str | None:
+    """Return the Google Cloud project of this deployment, where it is known."""
+    return settings.gcp_project_id or settings.google_cloud_project
+
+
+def build_is_traced(settings: TraceSettings, otlp: OtlpSettings) -> Callable[[RequestTrace], bool]:
+    """Return what tells whether the spans of a request are sent anywhere, for its log lines."""
+    has_google = settings.gcp_project_id is not None or (settings.google_cloud_project and has_google_auth())
+    if settings.policy == "none" or not (has_google or otlp.traces_endpoint or otlp.endpoint):
+        return lambda trace: False
+    return (lambda trace: trace.is_wanted) if settings.policy == "selective" else lambda trace: True
+
+
 def _open_collector(settings: TraceSettings, otlp: OtlpSettings, google_url: str) -> OtlpCollector | None:
     """Return the receiver that the settings name; what is set for cgw alone comes first."""
     if settings.gcp_project_id is not None:

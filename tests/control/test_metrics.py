@@ -7,11 +7,12 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from attrs import evolve
 
-from cgw.control.metrics import MetricsRoute, prefers_openmetrics
+from cgw.control.metrics import FRESH_SECONDS, MetricsRoute, prefers_openmetrics
 from cgw.telemetry.metrics import Metrics, Reading, counter
 from cgw.testing.scripted_upstream import ScriptedUpstream
-from tests.support.gateway import open_gateway
+from tests.support.gateway import OPENAI_MODEL, open_gateway
 from tests.support.prometheus import (
     AUTHORIZATION,
     OPENMETRICS,
@@ -22,6 +23,7 @@ from tests.support.prometheus import (
     scrape_families,
 )
 from tests.support.requests import HEADERS, build_body
+from tests.support.waiting import wait_until
 
 PATH = "/v1/completions/openai"
 TAKEN = counter("test_taken", "Times that the metrics were taken.")
@@ -98,6 +100,46 @@ async def test_an_exchange_is_counted_everywhere(tmp_path: Path, upstream: Scrip
     assert read_sample(families, "cody_gateway_redis_latency_count", command="evalsha", error="false") >= 1
     assert read_sample(families, "cgw_phase", phase="serving") == 1
     assert read_sample(families, "cgw_events_disk_bytes") > 0
+
+
+async def test_times_add_up_to_what_the_client_waited(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Overhead and the upstream's time are the whole duration, which is no longer than what the client measured."""
+    script = upstream.scripts[OPENAI_MODEL]
+    upstream.scripts[OPENAI_MODEL] = evolve(script, head_delay_seconds=0.05)
+    waited = 0.0
+    async with open_gateway(tmp_path, upstream.url, more=WITH_SECRET) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url, headers=HEADERS, timeout=30) as client:
+            for _ in range(4):
+                began = trio.current_time()
+                assert (await client.post(PATH, json=build_body(PATH))).status_code == 200
+                waited += trio.current_time() - began
+        families = await scrape_families(gateway)
+    duration = read_sample(families, "cgw_exchange_duration_seconds_sum", route=PATH)
+    upstreams = read_sample(families, "gen_ai_client_operation_duration_seconds_sum")
+    overhead = read_sample(families, "cody_gateway_latency_overhead_sum", provider="openai") / 1000
+    assert read_sample(families, "cody_gateway_latency_overhead_count") == 4
+    assert upstreams + overhead == pytest.approx(duration)
+    assert 4 * 0.05 <= upstreams < duration
+    # The record is closed once the answer is out: the client may have it a moment earlier.
+    assert duration <= waited * 1.1
+
+
+async def test_upstreams_at_work_are_counted_while_they_are(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """The reference's up/down counter is 1 during a stream, and 0 after it, also where the client leaves."""
+    script = upstream.scripts[OPENAI_MODEL]
+    upstream.scripts[OPENAI_MODEL] = evolve(script, tokens_per_second=1)
+    name, labels = "cody_gateway_concurrent_upstream_requests", {"provider": "openai", "feature": "chat_completions"}
+    async with open_gateway(tmp_path, upstream.url, more=WITH_SECRET) as gateway:
+        async with (
+            httpx.AsyncClient(base_url=gateway.url, headers=HEADERS, timeout=30) as client,
+            client.stream("POST", PATH, json=build_body(PATH)),
+        ):
+            assert read_sample(await scrape_families(gateway), name, **labels) == 1
+        await wait_until(lambda: gateway.http_engine.statistics().in_flight == 0)
+        await trio.sleep(FRESH_SECONDS)
+        families = await scrape_families(gateway)
+    assert read_sample(families, name, **labels) == 0
+    assert read_sample(families, "cgw_exchanges_total", outcome="client_gone") == 1
 
 
 async def test_a_refusal_by_a_limit_is_counted_by_its_cause(tmp_path: Path, upstream: ScriptedUpstream) -> None:

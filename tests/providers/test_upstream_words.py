@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cgw.providers.upstream_words import LOGGED_CHARACTERS, MAX_SENT_BYTES, WITHHELD, describe_words
 
-PROMPT = 'My doctor says "ümlaut\nfever" 发烧了怎么办呢请您告诉我该吃什么药好吗'
+PROMPT = 'My doctor says "ümlaut\nfever" 发烧了怎么办呢请您告诉我该吃什么药好吗谢谢您医生'
 SENT = json.dumps({"model": "m", "messages": [{"role": "user", "content": PROMPT}]}, ensure_ascii=False).encode()
 OWN = b'{"error": {"type": "rate_limit_error", "message": "This organization may use 40,000 tokens per minute"}}'
 

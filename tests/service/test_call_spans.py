@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cgw.telemetry.call_spans import served_trace
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.settings import OtlpSettings, TraceSettings
 from cgw.telemetry.slack import SlackPostFailed, open_slack_webhook

@@ -39,7 +39,9 @@ async def open_bench(tmp_path: Path, factory: pytest.TempPathFactory, log_format
         check_nothing_found(bench.canaries, await bench.read_outputs())
         bench.gateway.terminate()
         assert await bench.gateway.wait() == 0
-        check_nothing_found(bench.canaries, [("log", bench.gateway.log_path.read_bytes())])
+        last = [("log", bench.gateway.log_path.read_bytes()), *bench.read_posts()]
+        assert {"spans"} <= {name for name, _ in last}  # flushed at the end, at the latest
+        check_nothing_found(bench.canaries, last)
         check_nothing_found(bench.canaries, [("replies", reply) for reply in bench.replies])
 
 
@@ -125,6 +127,7 @@ async def test_success_leaves_no_trace(tmp_path: Path, tmp_path_factory: pytest.
             assert statuses <= {200, 403}, statuses  # these users have no embeddings
         key = {"x-api-key": bench.canaries["static token"]}
         assert 200 in await ask_all(bench, key)
+        await wait_until(lambda: "events" in {name for name, _ in bench.read_posts()}, seconds=20)
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
@@ -152,6 +155,7 @@ async def test_crashes(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
         assert "crash_in_relay" in log
         assert "crash_in_control" in log
         assert "KeyError" in log
+        bench.receiver.wait_for(lambda: len(bench.receiver.events()) >= 3)
 
 
 async def test_refusals(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

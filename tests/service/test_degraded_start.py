@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import resource
 import shutil
 import socket
@@ -149,6 +150,23 @@ async def test_health_names_each_part_that_does_not_work(tmp_path: Path, upstrea
         actors_file.write_text(former)
         await reload.run()
         assert not [line for line in (await get_health(client))[1] if "actors" in line]
+
+
+async def test_health_names_a_sink_that_takes_nothing(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Events wait on the disk, so it is no failure; the line does not name the sink's host."""
+    sink = {"CODY_GATEWAY_EVENTS_SINKS": "http", "CODY_GATEWAY_EVENTS_HTTP_URL": "http://127.0.0.1:9/canary"}
+    async with (
+        open_gateway(tmp_path, upstream.url, more=sink) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers=HEADERS) as client,
+    ):
+        assert await get_health(client) == (200, ["healthz: ok"])
+        assert await ask(client) == 200
+        with trio.fail_after(20):
+            while len((await get_health(client))[1]) < 2:  # noqa: ASYNC110 - the sink is asked by itself
+                await trio.sleep(0.05)
+        status, lines = await get_health(client)
+        assert status == 200
+        assert re.fullmatch(r"sink http takes no events \(see the log\): about \d+ wait", lines[1])
 
 
 def start_on_full_disk(environ: Mapping[str, str], log: int = subprocess.PIPE) -> subprocess.Popen[bytes]:

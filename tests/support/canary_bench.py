@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import trio
 from attrs import define, field
 
@@ -21,6 +22,7 @@ from cgw.testing.json_server import JsonAnswer, JsonCall, open_json_server
 from cgw.testing.scripted_portal import CLIENT_ID, ScriptedAccess, ScriptedPortal, open_scripted_portal
 from cgw.testing.scripted_sourcegraph import ScriptedSourcegraph, ScriptedUser, open_scripted_sourcegraph
 from tests.support.canaries import Canaries, build_canaries
+from tests.support.collectors import Receiver, open_receiver
 from tests.support.embeddings import build_kserve_answer, build_openai_answer
 from tests.support.process import GatewayProcess, open_gateway_process
 from tests.support.raw_server import open_raw_server, read_request
@@ -124,6 +126,7 @@ class CanaryBench:
     upstream: EchoUpstream
     sourcegraph: ScriptedSourcegraph
     portal: ScriptedPortal
+    receiver: Receiver
     redis: RedisServer
     folder: Path
     monitored: bytearray = field(factory=bytearray, repr=False)
@@ -134,6 +137,8 @@ class CanaryBench:
         """Return all that the process has left behind, by the output's name."""
         contents = [("log", self.gateway.log_path.read_bytes()), ("redis", bytes(self.monitored))]
         contents += [("redis", part) for part in await self._dump_redis()]
+        contents += self.read_posts()
+        contents.append(("metrics", await self._scrape()))
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 name = "events" if path.parent.name == "events" else "data directory"
@@ -147,6 +152,17 @@ class CanaryBench:
             for command in COMMANDS:
                 command_nursery.start_soon(run, command)
         return [*contents, *printed.items()]
+
+    async def _scrape(self) -> bytes:
+        secret = {"authorization": f"Bearer {self.canaries['diagnostics secret']}"}
+        async with httpx.AsyncClient(base_url=self.gateway.url, headers=secret, timeout=30) as client:
+            answer = await client.get("/-/metrics", headers={"accept": "application/openmetrics-text"})
+        assert answer.status_code == 200
+        return answer.content
+
+    def read_posts(self) -> list[tuple[str, bytes]]:
+        """Return what was sent to the collector, to Sentry and to the sink of usage events."""
+        return [(find_receiver(post.path), post.body) for post in self.receiver.posts]
 
     async def run_cgw(self, *arguments: str) -> bytes:
         """Return what another command of cgw prints in the gateway's environment."""
@@ -175,6 +191,8 @@ class CanaryBench:
         parts: list[bytes] = []
         for key in keys:
             kind = await self.ask_redis("TYPE", key)
+            if kind == b"none":
+                continue  # expired meanwhile; what was written to it is among the commands
             command = [part if part != "{}" else key for part in reads[kind if isinstance(kind, bytes) else b""]]
             parts += [key, repr(await self.ask_redis(*command)).encode()]
         return parts
@@ -191,6 +209,12 @@ class CanaryBench:
         """Return a service's error with all that it was sent."""
         text = f"{call.target} {call.headers} {call.body.decode()}"
         return JsonAnswer({"errors": [{"message": text}], "error": text, "code": "internal", "message": text}, 500)
+
+
+def find_receiver(path: str) -> str:
+    """Return the output that is posted to ``path``."""
+    names = {"envelope": "sentry", "traces": "spans", "metrics": "metrics", "events": "events"}
+    return names[path.strip("/").rpartition("/")[2]]
 
 
 async def _ask_redis(server: RedisServer, password: str, *command: str | bytes) -> object:
@@ -236,7 +260,7 @@ async def open_canary_bench(
     async def refuse_alert(call: JsonCall) -> JsonAnswer:
         return JsonAnswer({"echo": call.target}, 500)
 
-    with run_server_process(socket, *options, "--requirepass", password) as redis:
+    with run_server_process(socket, *options, "--requirepass", password) as redis, open_receiver() as receiver:
         async with (
             open_raw_server(upstream.serve) as port,
             open_scripted_sourcegraph() as sourcegraph,
@@ -258,6 +282,12 @@ async def open_canary_bench(
                 "REDIS_ENDPOINT": f"unix://:{password}@{socket}",
                 "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL": f"{slack_url}/{canaries['slack path']}",
                 "CODY_GATEWAY_LOG_FORMAT": log_format,
+                "CODY_GATEWAY_EVENTS_SINKS": "http",
+                "CODY_GATEWAY_EVENTS_HTTP_URL": f"{receiver.url}/events",
+                "CODY_GATEWAY_EVENTS_HTTP_SECRET": canaries["sink secret"],
+                "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+                "OTEL_EXPORTER_OTLP_HEADERS": f"x-key={canaries['otlp header']}",
+                "SENTRY_DSN": f"http://{canaries['sentry key']}@{receiver.url.removeprefix('http://')}/1",
                 **more(canaries),
             }
             monitored = bytearray()
@@ -265,7 +295,9 @@ async def open_canary_bench(
                 _monitor(redis, password, monitored),
                 open_gateway_process(environ, tmp_path / "log", script=CRASHING) as gateway,
             ):
-                bench = CanaryBench(gateway, canaries, environ, upstream, sourcegraph, portal, redis, folder, monitored)
+                bench = CanaryBench(
+                    gateway, canaries, environ, upstream, sourcegraph, portal, receiver, redis, folder, monitored
+                )
                 yield bench
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import trio
-from attrs import define
+from attrs import define, frozen
 
 from tests.support.prometheus import DEPLOY, SECRET
 from tests.support.redis_cluster import find_free_ports
@@ -36,6 +36,14 @@ def scale_rules(text: str, factor: float) -> str:
     # The only threshold that is a time.
     text = re.sub(r"(lag_seconds > )(\d+)", lambda match: f"{match[1]}{int(match[2]) * factor:g}", text)
     return re.sub(r"(?P<before>\[|for: )(?P<count>\d+)(?P<unit>[smh])\b", scale, text)
+
+
+@frozen
+class RangeSeries:
+    """A series over some time: its labels, and its points as Unix seconds and values."""
+
+    labels: Mapping[str, str]
+    points: Sequence[tuple[float, float]]
 
 
 @define
@@ -66,12 +74,15 @@ class PrometheusServer:
             return trio.current_time() - began
         raise AssertionError(f"not within {seconds:g} s: {goal}; firing: {sorted(firing)}")
 
-    async def query(self, expression: str) -> list[dict[str, object]]:
-        """Return the vector that a query gives now."""
+    async def query_range(self, expression: str, begin: float, end: float, step_seconds: float) -> list[RangeSeries]:
+        """Return the series of a query over a time, in Unix seconds."""
+        parameters = {"query": expression, "start": f"{begin}", "end": f"{end}", "step": f"{step_seconds}"}
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
-            answer = (await client.get("/api/v1/query", params={"query": expression})).json()
-        found: list[dict[str, object]] = answer["data"]["result"]
-        return found
+            answer = (await client.get("/api/v1/query_range", params=parameters)).json()
+        return [
+            RangeSeries(found["metric"], [(at, float(value)) for at, value in found["values"]])
+            for found in answer["data"]["result"]
+        ]
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cgw.model import Feature
 from cgw.telemetry.exchange_record import ExchangeRecord, Outcome
+from cgw.telemetry.exchange_text import describe_exchange
 from cgw.telemetry.json_lines import REPORTED_ERROR, JsonLines
 from cgw.telemetry.log_lines import (
     MAX_MESSAGE_CHARACTERS,
@@ -102,7 +103,7 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
         return {key: clean(value) for key, value in values.items() if value is not None}
 
     record = mask_record(record, mask)
-    message = shorten(mask(str(record)), MAX_MESSAGE_CHARACTERS)
+    message = shorten(mask(describe_exchange(record, has_figures=False)), MAX_MESSAGE_CHARACTERS)
     request = known(
         requestMethod=record.method,
         requestUrl=record.path,

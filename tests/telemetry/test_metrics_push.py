@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.gateway.conftest import upstream
 from tests.support.collectors import Posted, Receiver, open_receiver, read_attributes
 from tests.support.gateway import open_gateway
+from tests.support.google_account import write_account
 from tests.support.requests import HEADERS, build_body
 
 __all__ = ["upstream"]
@@ -146,3 +148,28 @@ async def test_nothing_is_pushed_where_nothing_is_set(settings: MetricsPushSetti
     otlp = OtlpSettings(endpoint=None if settings.exporter == "otlp" else "http://127.0.0.1:1")
     async with open_metrics_push(build_metrics(), settings, TraceSettings(), otlp, environment="test") as push:
         assert push is None
+
+
+async def test_google_cloud_gets_the_same_with_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's metrics go to Google's OTLP endpoint, compressed, with a token of the default credentials."""
+    with open_receiver() as token_server, open_receiver() as google:
+        token_server.answer = json.dumps({"access_token": "ya29.x", "expires_in": 3600}).encode()
+        token_server.headers = {"content-type": "application/json"}
+        write_account(tmp_path / "account.json", f"{token_server.url}/token")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
+        traces = TraceSettings(gcp_project_id="my-project")
+        async with open_metrics_push(
+            build_metrics(),
+            MetricsPushSettings(),
+            traces,
+            OtlpSettings(),
+            environment="test",
+            google_url=f"{google.url}/v1/metrics",
+        ):
+            pass
+        (post,) = google.posts
+    assert post.headers["authorization"] == "Bearer ya29.x"
+    assert post.headers["x-goog-user-project"] == "my-project"
+    resource, metrics = decode(post)
+    assert resource["gcp.project_id"] == "my-project"
+    assert set(metrics) == {"test_ticks"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from cgw.errors import ConfigError
-from cgw.telemetry.call_spans import served_trace
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.error_events import (
     ALL_REPORTS_PER_MINUTE,
     MAX_CAUSES,

@@ -22,7 +22,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from cgw.config.kinds import Secret
 from cgw.errors import CgwError, ConfigError
-from cgw.telemetry.call_spans import served_trace, trace_call
+from cgw.telemetry.call_spans import trace_call
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.exchange_record import Outcome, RequestKind
 from cgw.telemetry.export_thread import MAX_PENDING
 from cgw.telemetry.masking import SecretMask

@@ -41,6 +41,14 @@ class Shipping:
         """Return the figures of each sink. Cheap: nothing is read from the disk."""
         return [shipper.statistics() for shipper in self._shippers]
 
+    def describe(self) -> list[str]:
+        """Return a sentence for each sink that takes nothing now; the reason, which may name hosts, is in the log."""
+        return [
+            f"sink {sink.name} takes no events (see the log): about {sink.unshipped_events} wait"
+            for sink in self.statistics()
+            if sink.trouble is not None
+        ]
+
     def cut(self) -> None:
         """Give up draining now."""
         self._drain_scope.cancel()
