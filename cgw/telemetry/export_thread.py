@@ -2,9 +2,10 @@
 
 ::
 
-    any thread: put() ──▶ gathered items, bounded ──▶ export thread: export(batch), which may take its time
+    any thread: put() ──▶ gathered items, bounded ──▶ export thread: prepare(item) … ──▶ export(batch), in its time
 
     idle: blocked, no wake-ups ── first item ──▶ gathers for GATHER_SECONDS, or until a batch is full ──▶ exports
+                                                 └─ prepares PREPARE_AT items at a time
 
 A collector that is slow, away or refuses costs the items that find no room, which are counted; never time or memory.
 """
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from attrs import frozen
 
@@ -30,6 +31,12 @@ GATHER_SECONDS = 5.0
 MAX_BATCH = 512
 MAX_PENDING = 2048
 """Both as the defaults of ``OTEL_BSP_MAX_EXPORT_BATCH_SIZE`` and ``OTEL_BSP_MAX_QUEUE_SIZE``."""
+
+PREPARE_AT = 32
+"""The items that are prepared at a time: few enough to be in the processor's caches still, which saves a third."""
+
+SLICE = 16
+"""The items after which a thread that waits for the interpreter's lock gets it: less than the switch interval."""
 
 logger = logging.getLogger("cgw.telemetry")
 
@@ -54,6 +61,7 @@ class ExportStatistics:
 class ExportThread(Generic[T]):
     """Calls ``export`` with batches of what was put, from a thread of its own.
 
+    ``prepare(item)`` returns what a batch has of an item, the item itself if it is not given.
     ``export(batch, deadline)`` raises :exc:`ExportFailed`; ``deadline`` is of :func:`time.monotonic`, and infinite but
     for the last batches. ``name`` is the receiver's in log lines. At most ``max_pending`` items wait. Counts are exact
     as long as one thread calls :meth:`put`.
@@ -62,8 +70,9 @@ class ExportThread(Generic[T]):
     def __init__(
         self,
         name: str,
-        export: Callable[[Sequence[T], float], None],
+        export: Callable[[Sequence[Any], float], None],
         *,
+        prepare: Callable[[T], Any] | None = None,
         max_batch: int = MAX_BATCH,
         max_pending: int = MAX_PENDING,
         gather_seconds: float = GATHER_SECONDS,
@@ -73,11 +82,16 @@ class ExportThread(Generic[T]):
         self._max_batch = max_batch
         self._max_pending = max_pending
         self._gather_seconds = gather_seconds
+        self._prepare = prepare
+        self._ring_at = max_batch if prepare is None else min(PREPARE_AT, max_batch)
         self._gathered: deque[T] = deque()
         self._dropped = 0
         # By the thread alone.
-        self._exported = self._failed = self._in_hand = 0
+        self._batch: list[Any] = []
+        self._exported = self._failed = 0
+        self._taken = 0  # prepared, or being exported
         self._failure: str | None = None
+        self._has_bug = False
         self._lost_since = 0
         self._deadline = float("inf")
         self._is_closing = False
@@ -92,17 +106,17 @@ class ExportThread(Generic[T]):
         """Have ``item`` exported; drop and count it if too many wait. Never blocks; takes about 0.2 µs."""
         gathered = self._gathered
         count = len(gathered)
-        if count >= self._max_pending:
+        if count + self._taken >= self._max_pending:
             self._dropped += 1
             return
         gathered.append(item)
-        if self._is_idle or count + 1 == self._max_batch:
+        if self._is_idle or count + 1 == self._ring_at:
             self._is_idle = False
             self._bell.put(None)
 
     def statistics(self) -> ExportStatistics:
         """Return the counts since the start."""
-        return ExportStatistics(self._exported, self._dropped, self._failed, len(self._gathered) + self._in_hand)
+        return ExportStatistics(self._exported, self._dropped, self._failed, len(self._gathered) + self._taken)
 
     def close(self, timeout_seconds: float) -> None:
         """Export what waits, for up to ``timeout_seconds``; then leave a stuck thread behind. Blocks."""
@@ -110,21 +124,18 @@ class ExportThread(Generic[T]):
         self._is_closing = True
         self._bell.put(None)
         self._thread.join(timeout_seconds)
-        lost = len(self._gathered) + self._in_hand
+        lost = len(self._gathered) + self._taken
         if lost:
             logger.warning("%s: %d items were not exported before the end", self._name, lost)
 
     def _run(self) -> None:
         while not self._is_closing:
             self._wait_for_items()
+            self._fill_batch()
             if not self._is_closing:
-                with suppress(Empty):
-                    self._bell.get(timeout=self._gather_seconds)  # a full batch, or the end, rings
-            while len(self._gathered) >= self._max_batch and not self._is_closing:
                 self._export_batch()
-            if self._gathered and not self._is_closing:
-                self._export_batch()
-        while self._gathered and time.monotonic() < self._deadline:
+        while (self._gathered or self._batch) and time.monotonic() < self._deadline:
+            self._take()
             self._export_batch()
 
     def _wait_for_items(self) -> None:
@@ -134,22 +145,55 @@ class ExportThread(Generic[T]):
             self._bell.get()
         self._is_idle = False
 
+    def _fill_batch(self) -> None:
+        """Gather until the batch is full, or old enough."""
+        ends_at = time.monotonic() + self._gather_seconds
+        self._take()
+        while len(self._batch) < self._max_batch and not self._is_closing:
+            # What came meanwhile may have passed the mark at which it rings.
+            if len(self._gathered) < self._ring_at:
+                remaining = ends_at - time.monotonic()
+                if remaining <= 0:
+                    return
+                with suppress(Empty):
+                    self._bell.get(timeout=remaining)  # some items more, or the end, ring
+            self._take()
+
+    def _take(self) -> None:
+        """Prepare what has gathered, up to a whole batch."""
+        for number in range(1, min(len(self._gathered), self._max_batch - len(self._batch)) + 1):
+            self._taken += 1
+            item = self._gathered.popleft()
+            try:
+                self._batch.append(item if self._prepare is None else self._prepare(item))
+            except Exception as bug:  # noqa: BLE001 - one bad item must not cost the others
+                self._taken -= 1
+                self._failed += 1
+                self._note_bug(bug)
+            if number % SLICE == 0:
+                time.sleep(0)  # gives up the interpreter's lock
+
     def _export_batch(self) -> None:
-        count = min(len(self._gathered), self._max_batch)
-        batch = [self._gathered.popleft() for _ in range(count)]
-        self._in_hand = count
+        batch, self._batch = self._batch, []
+        if not batch:
+            return
         try:
             self._export(batch, self._deadline)
         except ExportFailed as error:
-            self._failed += count
+            self._failed += len(batch)
             self._note_failure(str(error))
-        except Exception:
-            self._failed += count
-            logger.exception("%s: a bug in exporting cost %d items", self._name, count)
+        except Exception as bug:  # noqa: BLE001 - the thread must go on
+            self._failed += len(batch)
+            self._note_bug(bug)
         else:
-            self._exported += count
+            self._exported += len(batch)
             self._note_success()
-        self._in_hand = 0
+        self._taken = 0
+
+    def _note_bug(self, bug: Exception) -> None:
+        if not self._has_bug:  # it may cost every item
+            self._has_bug = True
+            logger.error("%s: a bug in exporting costs items; it is reported once", self._name, exc_info=bug)
 
     def _note_failure(self, reason: str) -> None:
         # Once per change of state, not for each batch.

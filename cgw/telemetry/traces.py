@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -33,9 +32,6 @@ from cgw.wire.trace_context import RequestTrace
 
 FLUSH_SECONDS = 3.0
 """The time that the last spans may take at the end of the process."""
-
-ENCODED_AT_ONCE = 16
-"""Records that are encoded before the Trio thread gets its turn: 0.2 ms, less than the switch interval."""
 
 GOOGLE_URL = "https://telemetry.googleapis.com/v1/traces"
 GOOGLE_SCOPE = "https://www.googleapis.com/auth/trace.append"
@@ -61,10 +57,9 @@ class Tracing:
         if record.kind is RequestKind.CONTROL and record.outcome is Outcome.OK and record.path.startswith("/-/"):
             return
         # What waits must be small: a path may be as long as a head, and a traceback keeps request bodies alive.
-        if record.bug is not None or len(record.path) + len(record.user_agent or "") > MAX_TEXT_CHARACTERS:
-            agent = None if record.user_agent is None else record.user_agent[:MAX_TEXT_CHARACTERS]
-            path = record.path[:MAX_TEXT_CHARACTERS]
-            record = msgspec.structs.replace(record, bug=None, path=path, user_agent=agent)
+        text_characters = len(record.method) + len(record.path) + len(record.user_agent or "")
+        if record.bug is not None or text_characters > MAX_TEXT_CHARACTERS:
+            record = _shorten(record)
         self._thread.put(record)
 
     def wants(self, trace: RequestTrace | None) -> bool:
@@ -76,6 +71,12 @@ class Tracing:
     def statistics(self) -> ExportStatistics:
         """Return the counts since the start; the items are exchanges and calls."""
         return self._thread.statistics()
+
+
+def _shorten(record: ExchangeRecord) -> ExchangeRecord:
+    agent = None if record.user_agent is None else record.user_agent[:MAX_TEXT_CHARACTERS]
+    method, path = record.method[:MAX_TEXT_CHARACTERS], record.path[:MAX_TEXT_CHARACTERS]
+    return msgspec.structs.replace(record, bug=None, method=method, path=path, user_agent=agent)
 
 
 @asynccontextmanager
@@ -94,8 +95,9 @@ async def open_tracing(
     resource = _build_resource(settings, otlp, environment)
     with collector:
         thread: ExportThread[_Item] = ExportThread(
-            f"traces to {collector.name}", _build_export(collector, TraceEncoder(mask), resource)
+            f"traces to {collector.name}", _build_export(collector, resource), prepare=TraceEncoder(mask).encode
         )
+        logger.info("traces go to %s (CODY_GATEWAY_TRACE_POLICY=%s)", collector.name, settings.policy)
         try:
             yield Tracing(settings.policy, thread)
         finally:
@@ -104,23 +106,9 @@ async def open_tracing(
                 await trio.to_thread.run_sync(thread.close, FLUSH_SECONDS)
 
 
-def _build_export(
-    collector: OtlpCollector, encoder: TraceEncoder, resource: bytes
-) -> Callable[[Sequence[_Item], float], None]:
+def _build_export(collector: OtlpCollector, resource: bytes) -> Callable[[Sequence[bytes], float], None]:
     scope = encode_text(1, "cgw") + encode_text(2, __version__)
-
-    def export(batch: Sequence[_Item], deadline: float) -> None:
-        spans = []
-        for index, item in enumerate(batch, start=1):
-            if isinstance(item, CallSpan):
-                spans.append(encoder.encode_call(item))
-            else:
-                spans.append(encoder.encode_exchange(item))
-            if index % ENCODED_AT_ONCE == 0:
-                time.sleep(0)  # gives up the interpreter's lock
-        collector.post(build_request(resource, scope, spans), deadline)
-
-    return export
+    return lambda batch, deadline: collector.post(build_request(resource, scope, batch), deadline)
 
 
 def _open_collector(settings: TraceSettings, otlp: OtlpSettings, google_url: str) -> OtlpCollector | None:

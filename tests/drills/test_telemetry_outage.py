@@ -1,8 +1,8 @@
-"""Drill: a collector, a Sentry and a webhook that are slow, hang, refuse or are away, beside a gateway whose receivers are well.
+"""Drill: a collector, a Sentry and a webhook that are slow, hang, refuse or are away.
 
-Two gateways on one core are asked in turn, round by round. ``-s`` prints the figures. With ``CGW_LONG_DRILLS=1`` the
-99th percentile beside bad receivers may be 1.05 times that beside good ones; otherwise the bound is wide, for busy
-machines.
+Two gateways on one core, one with such receivers and one with good ones, are asked in turn, round by round. ``-s``
+prints the figures. With ``CGW_LONG_DRILLS=1`` the 99th percentile beside bad receivers may be 1.05 times that beside
+good ones; otherwise the bound is wide, for busy machines.
 """
 
 from __future__ import annotations

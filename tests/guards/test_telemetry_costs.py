@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from cgw.telemetry.export_thread import PREPARE_AT
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.sentry import open_error_reports
 from cgw.telemetry.settings import OtlpSettings, TraceSettings
+from cgw.telemetry.trace_encoding import TraceEncoder
 from cgw.telemetry.traces import open_tracing
 from tests.support.collectors import open_receiver
 from tests.support.counting import CallCounter
@@ -14,7 +16,7 @@ RECORDS = 100
 
 
 async def test_an_exchange_is_only_appended_to_a_queue() -> None:
-    """Nothing is encoded, masked or sent in the thread that serves, and the exporter is woken up once."""
+    """Nothing is encoded, masked or sent in the thread that serves, and the exporter is woken up a few times."""
     records = [build_exchange() for _ in range(RECORDS)]
     counter = CallCounter()
     with open_receiver() as receiver:
@@ -27,10 +29,25 @@ async def test_an_exchange_is_only_appended_to_a_queue() -> None:
         assert len(receiver.spans()) == RECORDS * 10
     calls = counter.calls
     assert calls["collections.deque.append"] == RECORDS
-    assert calls["_queue.SimpleQueue.put"] <= 1
+    assert calls["_queue.SimpleQueue.put"] <= 1 + RECORDS // PREPARE_AT
     assert calls["cgw.telemetry.trace_encoding:encode_exchange"] == 0
-    # The reader, put(), append(), and the lengths of queue, path and user agent.
-    assert sum(calls.values()) <= RECORDS * 7 + 10, calls
+    # The reader, put(), append(), and the lengths of queue, method, path and user agent.
+    assert sum(calls.values()) <= RECORDS * 8 + 10, calls
+
+
+def test_a_trace_is_encoded_in_few_calls() -> None:
+    """Ten spans take fewer calls than a general encoder takes for one: attributes and children are prepared."""
+    records = [build_exchange() for _ in range(RECORDS)]
+    encoder, counter = TraceEncoder(SecretMask()), CallCounter()
+    for record in records:
+        encoder.encode_exchange(record)  # prepares what all of them share
+    with counter.count():
+        for record in records:
+            encoder.encode_exchange(record)
+    calls = counter.calls
+    assert calls["cgw.telemetry.masking:__call__"] == 0
+    assert calls["cgw.telemetry.trace_encoding:_build_shape"] == 0
+    assert sum(calls.values()) <= RECORDS * 70, calls
 
 
 def test_an_exchange_that_went_well_costs_one_call_of_error_reports() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -69,6 +70,9 @@ async def test_one_trace_is_in_answer_log_event_spans_and_report(tmp_path: Path,
             gateway.terminate()
             assert await gateway.wait() == 0
         assert (good.status_code, bad.status_code) == (200, 503)
+        log = (tmp_path / "log").read_text()
+        assert f"traces go to {collector.url.rpartition(':')[0]} (CODY_GATEWAY_TRACE_POLICY=all)" in log
+        assert "errors are reported to Sentry at 127.0.0.1" in log
         ids = [answer.headers["x-trace"] for answer in (good, bad)]
         roots = {span.trace_id.hex(): span for span in collector.spans() if not span.parent_span_id}
         assert list(roots) == ids
@@ -109,6 +113,11 @@ async def test_trace_context_reaches_providers_only_where_it_is_wanted(
         assert sent == ({b"traceparent": f"00-{trace}-{span}-01".encode()} if is_on else {})
 
 
+def has_paths(receiver: Receiver, paths: set[str]) -> bool:
+    """Return whether each of ``paths`` was posted to."""
+    return paths <= {post.path for post in receiver.posts}
+
+
 @pytest.mark.parametrize("kind", ["slow", "hangs", "refuses", "dead"])
 async def test_receivers_that_misbehave_do_not_keep_the_process(
     tmp_path: Path, upstream: ScriptedUpstream, kind: str
@@ -128,6 +137,10 @@ async def test_receivers_that_misbehave_do_not_keep_the_process(
             paths = (PATH, FAILING_PATH) * 10
             statuses = [(await ask(gateway.url, path)).status_code for path in paths]
             assert statuses == [200, 503] * 10
+            if kind != "dead":
+                called = {"/api/42/envelope/", "/services/x", "/v1/traces"}
+                is_called = partial(has_paths, receiver, called)
+                await trio.to_thread.run_sync(receiver.wait_for, is_called)
             started = trio.current_time()
             gateway.terminate()
             assert await gateway.wait(seconds=60) == 0

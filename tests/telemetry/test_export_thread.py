@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cgw.telemetry.export_thread import ExportFailed, ExportStatistics, ExportThread
+from cgw.telemetry.export_thread import PREPARE_AT, ExportFailed, ExportStatistics, ExportThread
 
 
 class Collector:
@@ -41,7 +41,7 @@ def wait_until_pending(thread: ExportThread[int], count: int) -> None:
 def test_items_are_exported_in_order_and_in_batches() -> None:
     """Full batches go at once, in order; what is left goes at the end, however long it may gather."""
     collector = Collector()
-    thread = ExportThread("test", collector, max_batch=10, gather_seconds=1000)
+    thread: ExportThread[int] = ExportThread("test", collector, max_batch=10, gather_seconds=1000)
     for number in range(25):
         thread.put(number)
     thread.close(20)
@@ -53,7 +53,7 @@ def test_items_are_exported_in_order_and_in_batches() -> None:
 def test_a_few_items_are_exported_after_they_have_gathered() -> None:
     """One item alone is exported without a full batch, and so is the next."""
     collector = Collector()
-    thread = ExportThread("test", collector, gather_seconds=0.01)
+    thread: ExportThread[int] = ExportThread("test", collector, gather_seconds=0.01)
     for number in range(3):
         thread.put(number)
         wait_until_pending(thread, 0)
@@ -66,23 +66,23 @@ def test_what_finds_no_room_is_dropped_and_counted() -> None:
     collector = Collector()
     collector.gate.clear()
     threads = threading.active_count()
-    thread = ExportThread("test", collector, max_batch=10, max_pending=20, gather_seconds=0.01)
+    thread: ExportThread[int] = ExportThread("test", collector, max_batch=10, max_pending=20, gather_seconds=0.01)
     thread.put(0)
     assert collector.entered.wait(20)
     for number in range(1, 1001):
         thread.put(number)
     assert threading.active_count() == threads + 1
-    assert thread.statistics() == ExportStatistics(exported=0, dropped=980, failed=0, pending=21)
+    assert thread.statistics() == ExportStatistics(exported=0, dropped=981, failed=0, pending=20)
     collector.gate.set()
     thread.close(20)
-    assert thread.statistics() == ExportStatistics(exported=21, dropped=980, failed=0, pending=0)
+    assert thread.statistics() == ExportStatistics(exported=20, dropped=981, failed=0, pending=0)
 
 
 def test_a_stuck_collector_does_not_keep_the_process(caplog: pytest.LogCaptureFixture) -> None:
     """Closing waits for its timeout and no longer, and says what was not exported."""
     collector = Collector()
     collector.gate.clear()
-    thread = ExportThread("test", collector, gather_seconds=0.01)
+    thread: ExportThread[int] = ExportThread("test", collector, gather_seconds=0.01)
     thread.put(1)
     assert collector.entered.wait(20)
     thread.put(2)
@@ -91,12 +91,26 @@ def test_a_stuck_collector_does_not_keep_the_process(caplog: pytest.LogCaptureFi
     collector.gate.set()
 
 
+@pytest.mark.parametrize("prepare", [None, float])
+def test_nothing_waits_longer_than_a_batch_gathers(prepare: type[float] | None) -> None:
+    """However quickly items come, full batches go without waiting for the end of the gathering."""
+    collector, count = Collector(), 20_000
+    thread: ExportThread[int] = ExportThread(
+        "test", collector, max_batch=100, max_pending=count, gather_seconds=1000, prepare=prepare
+    )
+    for number in range(count):
+        thread.put(number)
+    wait_until_pending(thread, 0)
+    assert thread.statistics().exported == count
+    thread.close(20)
+
+
 def test_failures_are_told_once_and_so_is_their_end(caplog: pytest.LogCaptureFixture) -> None:
     """One line when batches begin to fail, and one when they are accepted again."""
     caplog.set_level(logging.WARNING)
     collector = Collector()
     collector.failure = ExportFailed("answered 503")
-    thread = ExportThread("test", collector, gather_seconds=0.001)
+    thread: ExportThread[int] = ExportThread("test", collector, gather_seconds=0.001)
     for number in range(5):
         if number == 4:
             collector.failure = None
@@ -114,11 +128,37 @@ def test_a_bug_in_exporting_costs_its_batch(caplog: pytest.LogCaptureFixture) ->
     """The thread goes on after an exception that is no failure of the collector's, and logs it."""
     collector = Collector()
     collector.failure = ZeroDivisionError()
-    thread = ExportThread("test", collector, gather_seconds=0.001)
+    thread: ExportThread[int] = ExportThread("test", collector, gather_seconds=0.001)
     thread.put(1)
     wait_until_pending(thread, 0)
     collector.failure = None
     thread.put(2)
     thread.close(20)
     assert collector.batches == [[2]]
-    assert "a bug in exporting cost 1 items" in caplog.text
+    assert "a bug in exporting costs items; it is reported once" in caplog.text
+
+
+def test_items_are_prepared_in_the_thread_while_a_batch_gathers(caplog: pytest.LogCaptureFixture) -> None:
+    """Each item is prepared once, soon, in order; one that cannot be prepared is lost alone, and said once."""
+    collector, threads = Collector(), set()
+
+    def prepare(item: int) -> int:
+        threads.add(threading.current_thread().name)
+        if item % 10 == 0:
+            raise ZeroDivisionError
+        return item * 2
+
+    thread: ExportThread[int] = ExportThread("test", collector, max_batch=1000, gather_seconds=1000, prepare=prepare)
+    for number in range(PREPARE_AT * 3):
+        thread.put(number)
+    deadline = time.monotonic() + 20
+    while thread.statistics().failed < 9:  # long before the batch is full or old
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert collector.batches == []
+    thread.close(20)
+    expected = [number * 2 for number in range(PREPARE_AT * 3) if number % 10]
+    assert collector.batches == [expected]
+    assert threads == {"cgw-export test"}
+    assert thread.statistics() == ExportStatistics(exported=len(expected), dropped=0, failed=10, pending=0)
+    assert len(caplog.records) == 1

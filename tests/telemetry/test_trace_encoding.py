@@ -186,6 +186,19 @@ def test_spans_are_well_formed_wherever_an_exchange_ends(moment: Moment, outcome
         assert child.end_time_unix_nano <= root.end_time_unix_nano
 
 
+@given(st.lists(st.booleans(), min_size=len(Moment) - 2, max_size=len(Moment) - 2), st.sampled_from(Outcome))
+def test_spans_are_well_formed_whatever_was_reached(reached: list[bool], outcome: Outcome) -> None:
+    """Also for moments that no exchange reaches in this way: children are in order, without gaps, within the root."""
+    without = tuple(moment for moment, is_reached in zip(list(Moment)[1:-1], reached, strict=True) if not is_reached)
+    root, *children = encode(build_exchange(times=build_times(Moment.SETTLED, without=without), outcome=outcome))
+    ends = [child.end_time_unix_nano for child in children]
+    assert [child.start_time_unix_nano for child in children] == [root.start_time_unix_nano, *ends][: len(children)]
+    assert sorted(ends) == ends
+    assert not ends or ends[-1] <= root.end_time_unix_nano
+    assert len({span.span_id for span in (root, *children)}) == len(children) + 1
+    assert len({child.name for child in children}) == len(children)
+
+
 @pytest.mark.parametrize(
     ("outcome", "status", "is_error"),
     [
