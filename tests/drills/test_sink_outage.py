@@ -31,7 +31,13 @@ from tests.events.conftest import build_event
 from tests.support.collector import OK, Answer, Collector, Received, open_collector
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, build_environ
 from tests.support.limits import PATIENT
-from tests.support.process import GatewayProcess, open_gateway_process
+from tests.support.process import (
+    GatewayProcess,
+    open_gateway_process,
+    start_cgw,
+    wait_ended,
+    wait_until_serving,
+)
 from tests.support.requests import HEADERS, build_body
 from tests.support.waiting import wait_until
 
@@ -203,3 +209,33 @@ async def test_sigterm_amid_streams_and_unshipped_events(tmp_path: Path, is_back
             async with open_shipping_gateway(tmp_path, collector):
                 await wait_until(lambda: set(collector.ids) == recorded, seconds=20)
             assert len(collector.ids) == 10_100
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["stuck", "closed"])
+async def test_a_standard_output_that_takes_nothing_stops_nothing(tmp_path: Path, is_closed: bool) -> None:
+    """Requests are served, and the end is on time; the events stay for the next start."""
+    folder = tmp_path / "events"
+    await record_before(folder, 1000)
+    read, write = os.pipe()
+    more = {**PATIENT, "CODY_GATEWAY_EVENTS_SINKS": "stdout", "CODY_GATEWAY_EVENTS_DRAIN_TIMEOUT": "1s"}
+    async with open_scripted_upstream({ANTHROPIC_MODEL: SHORT}) as upstream:
+        process = start_cgw(build_environ(tmp_path, upstream.url, more=more), tmp_path / "log", stdout=write)
+        os.close(write)
+        if is_closed:
+            os.close(read)
+        try:
+            port = await wait_until_serving(process, tmp_path / "log")
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=30) as client:
+                for _ in range(20):
+                    assert (await client.post(PATH, json=build_body(PATH, stream=False))).status_code == 200
+            process.terminate()
+            assert await wait_ended(process, 20) == 0
+        finally:
+            process.kill()
+            process.wait()
+    if not is_closed:
+        os.close(read)
+    assert len(list(read_events(folder))) == 1020
+    log = (tmp_path / "log").read_text()
+    assert "are not shipped to stdout yet" in log
+    assert log.count("standard output takes nothing: Broken pipe") == is_closed

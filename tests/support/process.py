@@ -52,15 +52,17 @@ async def wait_ended(process: subprocess.Popen[bytes], seconds: float = 20) -> i
     return process.wait()
 
 
-def start_cgw(environ: Mapping[str, str], log_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start ``cgw`` with only the settings in ``environ``; its standard error goes to ``log_path``."""
+def start_cgw(
+    environ: Mapping[str, str], log_path: Path, *arguments: str, stdout: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``cgw`` with only the settings in ``environ``; its output goes to ``log_path``, or to ``stdout``."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
     with log_path.open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "cgw", *(arguments or ("serve",))],
             env={**inherited, **environ},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=log if stdout is None else stdout,
             stderr=log,
         )
 

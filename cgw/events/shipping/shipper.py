@@ -208,7 +208,8 @@ class SinkShipper:
         gone = offsets.keys() - {listed.segment.name for listed in found}
         # Only what was gone at the last scan, too: a segment may have been created since the listing, and the other
         # processes are to see that a deleted one was shipped.
-        self._cursor.forget(gone & self._gone)
+        with suppress(OSError):  # reported where the cursor is written
+            self._cursor.forget(gone & self._gone)
         self._gone = gone
         return found, offsets
 
