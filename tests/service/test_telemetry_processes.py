@@ -145,7 +145,10 @@ async def test_receivers_that_misbehave_do_not_keep_the_process(
             gateway.terminate()
             assert await gateway.wait(seconds=60) == 0
             # Besides the drain, which has nothing to wait for; generous, because the machine may be busy.
-            assert trio.current_time() - started < traces.FLUSH_SECONDS + metrics_push.FLUSH_SECONDS + sentry.FLUSH_SECONDS + 15
+            assert (
+                trio.current_time() - started
+                < traces.FLUSH_SECONDS + metrics_push.FLUSH_SECONDS + sentry.FLUSH_SECONDS + 15
+            )
         assert "Traceback" not in (tmp_path / "log").read_text()
         text = (tmp_path / "log").read_text()
         assert "canarykey" not in text
