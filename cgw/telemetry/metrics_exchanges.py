@@ -54,7 +54,7 @@ STALE = counter(
 )
 UPSTREAM_RESPONSES = counter(
     "cgw_upstream_responses",
-    'Requests that upstreams were asked, by the class of the status (429 by itself); "none" where no head came.',
+    'Requests to upstreams, by the class of the status (429 by itself); without one "client_gone", otherwise "none".',
     "provider",
     "code",
 )
@@ -227,7 +227,7 @@ class ExchangeMetrics:
             self._choose_model(record.model, record.upstream_status),
         )
         return _UpstreamKind(
-            responses=self._upstream_responses.find(provider, describe_code(record.upstream_status)),
+            responses=self._upstream_responses.find(provider, describe_code(record)),
             first_byte=self._first_byte.find(route),
             overhead=self._overhead.find(provider, feature, "true" if record.stream else "false"),
             operation=self._operation.find(*labels, describe_error(record)),
@@ -301,10 +301,15 @@ class _Kind:
             self.upstream.note(record, seconds, at)
 
 
-def describe_code(status: int | None) -> str:
-    """Return the label of an upstream's status: its class, but 429 by itself, and "none" where no head came."""
+def describe_code(record: ExchangeRecord) -> str:
+    """Return the label of an upstream's response: the class of its status, but 429 by itself.
+
+    Where no head came, ``none``, or ``client_gone``: editors cancel many completions before they begin, which is no
+    failure of the upstream.
+    """
+    status = record.upstream_status
     if status is None:
-        return "none"
+        return "client_gone" if record.outcome is Outcome.CLIENT_GONE else "none"
     return "429" if status == 429 else f"{status // 100}xx"
 
 

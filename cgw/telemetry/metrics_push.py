@@ -1,6 +1,6 @@
 """Pushing metrics by OTLP, to a collector or to Google Cloud Monitoring: the numbers of a scrape, every minute.
 
-    Trio thread: Metrics.take_all() ──▶ at most one snapshot waits ──▶ export thread: encode, POST
+    Trio thread: Metrics.take_all() ──▶ one on its way, one waits ──▶ export thread: encode, POST
 
 Google Cloud takes OTLP (its Telemetry API); its own exporter for Python is deprecated in favour of that.
 """
@@ -33,8 +33,8 @@ from cgw.telemetry.settings import OtlpSettings, TraceSettings, parse_pairs
 FLUSH_SECONDS = 3.0
 """The time that the last push may take at the end of the process."""
 
-MAX_WAITING = 1
-"""Snapshots that wait for a slow collector; each later one has all that an earlier one has, as values only add up."""
+MAX_PENDING = 2
+"""Snapshots on their way and waiting. No more are of use: counts add up, so a later one has what an earlier one has."""
 
 GOOGLE_URL = "https://telemetry.googleapis.com/v1/metrics"
 GOOGLE_SCOPE = "https://www.googleapis.com/auth/monitoring.write"
@@ -95,7 +95,7 @@ async def open_metrics_push(
             f"metrics to {collector.name}",
             _build_export(collector, _build_resource(traces, otlp, environment)),
             max_batch=1,
-            max_pending=MAX_WAITING,
+            max_pending=MAX_PENDING,
             gather_seconds=0,
         )
         push = MetricsPush(metrics, thread, settings.interval_seconds)

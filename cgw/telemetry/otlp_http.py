@@ -100,6 +100,8 @@ class OtlpCollector:
         """Return the least pause before a retry, ``None`` for no retry, and what went wrong, ``None`` for nothing."""
         import httpx
 
+        if self._client.is_closed:  # by another thread, at the end of the process, between two attempts
+            return None, "was given up"
         remaining = max(deadline - time.monotonic(), 0.01)
         try:
             fields = {} if self._authorize is None else self._authorize(remaining)

@@ -156,7 +156,19 @@ def test_a_bug_is_counted() -> None:
     assert read_values(metrics)[("cgw_internal_errors",)] == 1
 
 
-@pytest.mark.parametrize(("status", "code"), [(None, "none"), (200, "2xx"), (429, "429"), (404, "4xx"), (529, "5xx")])
-def test_codes_are_classes_but_for_429(status: int | None, code: str) -> None:
-    """Whether the provider limits the rate, or fails, calls for something else."""
-    assert describe_code(status) == code
+@pytest.mark.parametrize(
+    ("status", "outcome", "code"),
+    [
+        (200, Outcome.OK, "2xx"),
+        (200, Outcome.CLIENT_GONE, "2xx"),
+        (429, Outcome.REFUSED, "429"),
+        (404, Outcome.OK, "4xx"),
+        (529, Outcome.OK, "5xx"),
+        (None, Outcome.TIMEOUT, "none"),
+        (None, Outcome.UPSTREAM_UNREACHABLE, "none"),
+        (None, Outcome.CLIENT_GONE, "client_gone"),
+    ],
+)
+def test_codes_tell_whose_fault_it_is(status: int | None, outcome: Outcome, code: str) -> None:
+    """A 429 calls for something else than a 500, and a client that left is no failure of the upstream."""
+    assert describe_code(build_record(upstream_status=status, outcome=outcome)) == code

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ __all__ = ["upstream"]
 
 PATH = "/v1/completions/openai"
 TICKS = counter("test_ticks", "Ticks.")
+
+
+@pytest.fixture(autouse=True)
+def end_threads() -> Iterator[None]:
+    """Wait for threads that were left behind: their receivers are released by then."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("cgw-export"):
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def decode(post: Posted) -> tuple[dict[str, Any], dict[str, Metric]]:
