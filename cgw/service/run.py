@@ -13,6 +13,7 @@ import trio
 from cgw.config.describe import list_secrets
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.lifetime import open_background_task
+from cgw.service.allocator import keep_freed_memory
 from cgw.service.check import examine
 from cgw.service.descriptors import raise_descriptor_limit
 from cgw.service.findings import list_warnings, merge
@@ -40,6 +41,7 @@ def run_service(settings: Settings) -> int:
     """
     # The relay's thread must not wait long while the Trio thread runs a long piece of Python (the default is 5 ms).
     sys.setswitchinterval(SWITCH_SECONDS)
+    keep_freed_memory()
     logs = settings.logs
     is_terminal = {"text": True, "json": False}.get(logs.format)
     with open_logging(
