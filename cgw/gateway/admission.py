@@ -93,14 +93,20 @@ async def check_actor(gateway: Gateway, actor: Actor, head: RequestHead) -> None
         raise
 
 
+def check_feature(actor: Actor, feature: Feature) -> RateLimit:
+    """Return the actor's limits for ``feature``. Raises :exc:`~cgw.errors.Refusal` 403 if it may not use it."""
+    rate_limit = actor.rate_limits.get(feature)
+    if rate_limit is None:
+        raise Refusal(403, f"no access to feature {feature}")
+    return rate_limit
+
+
 def check_model_access(actor: Actor, feature: Feature, prepared: PreparedRequest, dialect: Dialect) -> RateLimit:
     """Return the actor's limits for ``feature``.
 
     Raises :exc:`~cgw.errors.Refusal` 403 for a feature, and 400 for a model, that the actor may not use.
     """
-    rate_limit = actor.rate_limits.get(feature)
-    if rate_limit is None:
-        raise Refusal(403, f"no access to feature {feature}")
+    rate_limit = check_feature(actor, feature)
     names = (prepared.model, *prepared.other_names)
     check_model(names, rate_limit.allowed_models, dialect.models, dialect.provider, dialect.models_variable)
     return rate_limit

@@ -25,6 +25,7 @@ from cgw.limits.admissions import Admission
 from cgw.model import Actor, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
+from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
 from cgw.transport.upstream import UpstreamResponse
 from cgw.wire.messages import RequestHead
@@ -105,16 +106,16 @@ class Exchange:
         feature = select_feature(head, dialect)
         timeout_seconds, head_seconds = read_timeouts(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         self._head_seconds = head_seconds or gateway.pool.deadlines.head_seconds
-        body = await self._client.receive_body()
-        self._deadline = (now := trio.current_time()) + timeout_seconds
-        self._scope.deadline = min(self._deadline, now + self._head_seconds)
+        body = await self._receive_body()
+        self._deadline = trio.current_time() + timeout_seconds
+        self._await_head()
         # Not before: until the body is there, reading it is what notices that the client left.
         self._client.call_when_gone(self._client_has_gone)
         self.state.journal.received(feature, len(body))
         self.state.move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
         prepared = self._prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
-        rate_limit = check_model_access(actor, feature, prepared, self._dialect)
+        rate_limit = self._check_access(actor, feature, prepared)
         self.state.journal.prepared(prepared, self._dialect.provider)
         self.state.move(Phase.ADMITTING)
         try:
@@ -126,6 +127,16 @@ class Exchange:
                 self._refusal = explain_late(prepared)
             raise
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
+
+    async def _receive_body(self) -> bytes:
+        return await self._client.receive_body()
+
+    def _await_head(self) -> None:
+        """Let the head of the upstream's response have its time from now on."""
+        self._scope.deadline = min(self._deadline, trio.current_time() + self._head_seconds)
+
+    def _check_access(self, actor: Actor, feature: Feature, prepared: PreparedRequest) -> RateLimit:
+        return check_model_access(actor, feature, prepared, self._dialect)
 
     def _prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         return self._dialect.prepare(head, body, caller)
@@ -203,7 +214,7 @@ class Exchange:
             self._scope.deadline = self._deadline  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(state.status, headers, is_stream=False)
-        relay, note_first, client = self._gateway.relay, journal.first_chunk, self._client
+        relay, note_first, client = self._choose_relay(), journal.first_chunk, self._client
         if is_stream := is_event_stream(head) and length != 0:
             state.window.look_for(self._dialect.final_markers)
         outcome = await relay_response(
@@ -211,6 +222,10 @@ class Exchange:
         )
         state.note_relayed(outcome)
         return outcome
+
+    def _choose_relay(self) -> FlatRelay | None:
+        """Return the relay of the fast path; ``None`` where a response cannot take it."""
+        return self._gateway.relay
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
         """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""

@@ -17,12 +17,14 @@ from cgw.gateway.embeddings import EmbeddingsExchange
 from cgw.gateway.exchange import Exchange, run_exchange
 from cgw.gateway.free import FreeExchange
 from cgw.gateway.parts import Gateway
+from cgw.gateway.passing import PassExchange
 from cgw.gateway.relayed_embeddings import RelayedEmbeddingsExchange
 from cgw.gateway.request_log import RefusalLog, build_control_record
 from cgw.gateway.routes import Routes
 from cgw.model import Feature
 from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
+from cgw.providers.pass_routes import PassRoute
 from cgw.providers.route import FreeRoute
 from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
@@ -42,7 +44,11 @@ CONTROL_PREFIX = b"/-/"
 """Routes below it are answered under any load: whoever watches the service must see it."""
 
 
-_KINDS: tuple[tuple[type, type[Exchange]], ...] = ((EmbeddingsRoute, EmbeddingsExchange), (FreeRoute, FreeExchange))
+_KINDS: tuple[tuple[type, type[Exchange]], ...] = (
+    (EmbeddingsRoute, EmbeddingsExchange),
+    (FreeRoute, FreeExchange),
+    (PassRoute, PassExchange),
+)
 """The exchanges of dialects that need one of their own."""
 
 DEFAULT_BUFFERED_BYTES = 512 * 1024 * 1024
@@ -142,8 +148,8 @@ class HttpEngine:
 
     async def handle(self, client: ClientSide) -> None:
         """Serve one request."""
-        dialect = self._routes.find(client.head.path)
-        if dialect is None or client.head.method != b"POST":
+        dialect = self._routes.find_exchange(client.head)
+        if dialect is None:
             await self._serve_and_log(client)
             return
         self._in_flight += 1

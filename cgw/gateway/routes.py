@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from urllib.parse import unquote_to_bytes
 
 from cgw.errors import Headers, Refusal
 from cgw.providers.dialect import Dialect, ErrorStyle
+from cgw.providers.pass_patterns import split_path
+from cgw.providers.pass_routes import PassRoute
+from cgw.providers.route import Route
+from cgw.wire.messages import RequestHead
 
 
 class Routes:
-    """The provider routes: each path belongs to one dialect, and accepts POST.
+    """The provider routes: each path belongs to one dialect, and accepts POST; pass routes are looked at after them.
 
     Below ``/<provider>/`` every error has the shape that ``sdk_errors`` has for the provider, 404 included: SDKs show
     nothing of an error body in another shape than their API's. ``errors`` is the shape everywhere else.
@@ -18,7 +23,17 @@ class Routes:
     """
 
     def __init__(self, dialects: Iterable[Dialect], errors: ErrorStyle, sdk_errors: Mapping[str, ErrorStyle]) -> None:
-        self._dialects = {dialect.path.encode("ascii"): dialect for dialect in dialects}
+        self._pass_routes: dict[bytes, list[PassRoute]] = {}
+        self._dialects: dict[bytes, Dialect] = {}
+        for dialect in dialects:
+            if isinstance(dialect, PassRoute):
+                self._pass_routes.setdefault(dialect.provider.encode("ascii"), []).append(dialect)
+            else:
+                self._dialects[dialect.path.encode("ascii")] = dialect
+        kept = (
+            dialect for dialect in self._dialects.values() if isinstance(dialect, Route) and dialect.keeps_paths_below
+        )
+        self._kept = tuple(dialect.path.encode("ascii") + b"/" for dialect in kept)
         self._errors = errors
         self._sdk_errors = {provider.encode("ascii"): style for provider, style in sdk_errors.items()}
 
@@ -32,6 +47,24 @@ class Routes:
         dialect = self._dialects.get(path)
         # A second look-up only for the few paths that have a method in their last segment.
         return self._dialects.get(_with_any_model(path)) if dialect is None and b":" in path else dialect
+
+    def find_exchange(self, head: RequestHead) -> Dialect | None:
+        """Return the dialect that runs the exchange of a request: by its path and method, or a pass route."""
+        dialect = self.find(head.path)
+        if dialect is not None:
+            return dialect if head.method == b"POST" else None
+        return self._find_pass_route(head) if self._pass_routes else None
+
+    def _find_pass_route(self, head: RequestHead) -> PassRoute | None:
+        routes = self._pass_routes.get(_first_segment(head.path))
+        segments = None if routes is None else split_path(head.path)
+        if routes is None or segments is None:
+            return None
+        # Another spelling of a route that is read must not pass unread.
+        plain = b"/" + unquote_to_bytes(b"/".join(segments))
+        if self.find(plain) is not None or plain.startswith(self._kept):
+            return None
+        return next((route for route in routes if route.pattern.matches(head.method, segments[1:])), None)
 
     def find_errors(self, path: bytes) -> ErrorStyle:
         """Return the shape of errors for a request to ``path``."""

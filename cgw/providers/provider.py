@@ -10,6 +10,7 @@ from attrs import field, frozen
 from cgw.config.kinds import Secret
 from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.providers.model_list import ModelList
+from cgw.providers.pass_patterns import PassPattern
 
 
 class ProviderSettings(Protocol):
@@ -40,6 +41,11 @@ class ProviderSettings(Protocol):
         """The largest number of requests in flight to the provider, over all replicas; ``None`` for no bound."""
         ...
 
+    @property
+    def pass_routes(self) -> tuple[PassPattern, ...]:
+        """Further paths of the API that pass unread."""
+        ...
+
 
 @frozen
 class Provider:
@@ -47,8 +53,9 @@ class Provider:
 
     ``name`` is the prefix of its model names. ``settings_class`` is an attrs class that satisfies
     :class:`ProviderSettings`, declared with :func:`cgw.config.declare.setting`; its variables are called
-    ``CODY_GATEWAY_<NAME>_API_URL``, ``_FALLBACK_API_URL``, ``_ACCESS_TOKEN``, ``_ALLOWED_MODELS`` and
-    ``_MAX_IN_FLIGHT``. The service reads them, masks the secrets in the log, and bounds the requests in flight.
+    ``CODY_GATEWAY_<NAME>_API_URL``, ``_FALLBACK_API_URL``, ``_ACCESS_TOKEN``, ``_ALLOWED_MODELS``,
+    ``_MAX_IN_FLIGHT`` and ``_PASS_ROUTES``. The service reads them, masks the secrets in the log, and bounds the
+    requests in flight.
 
     ``build_dialects(settings)`` returns a dialect for each route. It is called once, with an access token set, and may
     take some milliseconds, for example while cattrs compiles functions. It raises :exc:`ValueError`, without any
@@ -57,7 +64,8 @@ class Provider:
 
     ``sdk_errors`` is the shape of every error below ``/<name>/``, where the routes for the API's SDKs are: also where
     there is no such route, or no key. ``model_list`` is the form of the API's list of models, for a route below
-    ``/<name>/`` as well. ``variables`` is what the names of its variables begin with.
+    ``/<name>/`` as well. ``variables`` is what the names of its variables begin with. ``base_prefix`` is the start of
+    clients' paths that its base URLs end with.
     """
 
     name: str
@@ -66,6 +74,7 @@ class Provider:
     sdk_errors: ErrorStyle
     model_list: ModelList | None = field(default=None, kw_only=True)
     variables: str = field(kw_only=True)
+    base_prefix: str = field(default="", kw_only=True)
 
     @variables.default
     def _choose_variables(self) -> str:

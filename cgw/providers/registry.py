@@ -16,7 +16,7 @@ the steps that dialects share. The list of settings (``docs/settings.md``) is ge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cgw.errors import ConfigError
 from cgw.providers.anthropic.provider import ANTHROPIC
@@ -25,7 +25,9 @@ from cgw.providers.fireworks.provider import FIREWORKS
 from cgw.providers.google.provider import GOOGLE
 from cgw.providers.openai.provider import OPENAI
 from cgw.providers.openai_compatible.provider import OPENAI_COMPATIBLE
+from cgw.providers.pass_routes import PassRoute, build_pass_routes
 from cgw.providers.provider import Provider, ProviderFamily, ProviderSettings
+from cgw.providers.route import Route
 
 PROVIDERS: tuple[Provider, ...] = (
     ANTHROPIC,
@@ -67,7 +69,8 @@ def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, .
         own = settings[provider.name]
         if own.access_token is not None:
             try:
-                dialects += provider.build_dialects(own)
+                dialects += (built := provider.build_dialects(own))
+                dialects += _build_pass_routes(provider, own, built)
             except ConfigError as error:
                 problems += error.problems
             except ValueError as error:
@@ -75,3 +78,13 @@ def build_dialects(settings: Mapping[str, ProviderSettings]) -> tuple[Dialect, .
     if problems:
         raise ConfigError(problems)
     return tuple(dialects)
+
+
+def _build_pass_routes(
+    provider: Provider, settings: ProviderSettings, dialects: tuple[Dialect, ...]
+) -> Sequence[PassRoute]:
+    if not settings.pass_routes:
+        return ()
+    # The last one is an SDK route's, which has the key and nothing of an older API.
+    endpoint = next(dialect.endpoint for dialect in reversed(dialects) if isinstance(dialect, Route))
+    return build_pass_routes(provider, settings, endpoint)

@@ -16,11 +16,13 @@ from cgw.wire.messages import (
     parse_base_url,
 )
 
+USER_AGENT = (b"user-agent", b"cgw/" + __version__.encode("ascii"))
+
 _COMMON: Headers = (
     (b"content-type", b"application/json"),
     # Usage is read from the relayed bytes, which therefore must not be compressed.
     (b"accept-encoding", b"identity"),
-    (b"user-agent", b"cgw/" + __version__.encode("ascii")),
+    USER_AGENT,
 )
 
 
@@ -50,6 +52,8 @@ class Endpoint:
 
     origin: Origin
     target: bytes
+    own_fields: Headers = field(repr=False)
+    """The header fields besides those that all endpoints have: the key, for example."""
     _json_fields: _ConstantFields = field(repr=False)
     _stream_fields: _ConstantFields = field(repr=False)
 
@@ -67,7 +71,7 @@ class Endpoint:
             encoded = encode_fields(fields)
             return _ConstantFields(fields, encoded, encode_head_start(b"POST", target, origin, encoded))
 
-        return cls(origin, target, encode(b"application/json"), encode(b"text/event-stream"))
+        return cls(origin, target, headers, encode(b"application/json"), encode(b"text/event-stream"))
 
     def build_request(
         self, body: bytes, *, is_stream: bool, suffix: bytes = b"", query: bytes = b"", headers: Headers = ()

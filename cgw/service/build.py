@@ -252,6 +252,7 @@ def build_client_limits(settings: Settings) -> ClientLimits:
     return ClientLimits(
         max_head_bytes=server.max_head_bytes,
         max_body_bytes=server.max_body_bytes,
+        max_upload_bytes=server.max_upload_bytes,
         header_timeout_seconds=server.header_timeout_seconds,
         body_timeout_seconds=server.body_timeout_seconds,
         keep_alive_timeout_seconds=server.keep_alive_timeout_seconds,

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from cgw import __version__
 from cgw.providers.embeddings.route import EmbeddingsRoute
+from cgw.providers.pass_routes import PassRoute
 from cgw.providers.registry import list_providers
 from cgw.service.check import list_host_checks, run_checks
 from cgw.service.lifecycle import Service, build_url
@@ -34,6 +35,10 @@ def _log_providers(service: Service) -> None:
     for dialect in service.dialects:
         if isinstance(dialect, EmbeddingsRoute):
             logger.info("embeddings by %s are at POST %s", ", ".join(dialect.embedders), dialect.path)
+            continue
+        if isinstance(dialect, PassRoute):
+            text = "provider %s passes %s unread: all callers share its account there"
+            logger.info(text, dialect.provider, dialect.pattern)
             continue
         paths[dialect.provider].append(dialect.path)
     # One provider is enough: that others have no key is worth a warning only if all are without.

@@ -23,6 +23,7 @@ class ClientLimits:
 
     max_head_bytes: int = 64 * 1024
     max_body_bytes: int = 32 * 1024 * 1024
+    max_upload_bytes: int = 512 * 1024 * 1024
     header_timeout_seconds: float = 10
     body_timeout_seconds: float = 75
     keep_alive_timeout_seconds: float = 75
@@ -116,6 +117,15 @@ class ClientSide(Protocol):
         """Return the request's whole body.
 
         Raises :exc:`~cgw.errors.Refusal` 400, 408 or 413, and :exc:`~cgw.errors.ClientGone`.
+        """
+        ...
+
+    async def receive_chunk(self) -> bytes | None:
+        """Return the next bytes of the request's body as they come, ``None`` at its end; instead of ``receive_body``.
+
+        The client is asked for no more than is taken, so that it is slowed down to the pace of the calls. Each call
+        waits for at most the stall timeout. Raises :exc:`~cgw.errors.Refusal` 400, 408 or 413, and
+        :exc:`~cgw.errors.ClientGone`. Cancel-safe: nothing is lost.
         """
         ...
 

@@ -112,11 +112,41 @@ class Http1Client:
         self._check_size()
         return self._codec.take_body()
 
+    async def receive_chunk(self) -> bytes | None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.receive_chunk`."""
+        codec, view = self._codec, memoryview(self._buffer)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            maximum = self._limits.max_upload_bytes
+            if codec.body_bytes > maximum:
+                raise _build_too_large(maximum)
+            if chunk := codec.take_body():
+                return chunk
+            if codec.is_request_complete:
+                return None
+            received, self._received = self._received, b""
+            if not received:
+                if codec.wants_continue:
+                    await self._write(codec.encode_continue())
+                received = bytes(view[: await self._receive_in_time()])
+            await self._feed(received)
+
+    async def _receive_in_time(self) -> int:
+        seconds = self._limits.stall_timeout_seconds
+        with trio.move_on_after(seconds):
+            try:
+                size = await self._transport.receive_some(self._buffer)
+            except (OSError, trio.ClosedResourceError):
+                raise ClientGone from None
+            if not size:
+                raise ClientGone
+            return size
+        raise Refusal(408, f"nothing of the request body arrived for {seconds:g} seconds", must_close=True)
+
     def _check_size(self) -> None:
         maximum, size = self._limits.max_body_bytes, self._codec.body_bytes
         if size > maximum:
-            text = f"the request body is larger than the {maximum} bytes that are allowed"
-            raise Refusal(413, text, must_close=True)
+            raise _build_too_large(maximum)
         if self._codec.is_chunked_request and size > max(self._reserved_bytes, FREE_BYTES):
             # Its size is not known in advance. It must not wait for more: bodies that do could wait for each other.
             if not self._budget.acquire_nowait(CHUNKED_RESERVE_BYTES):
@@ -323,6 +353,10 @@ class _Http1RawBody:
     def note_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
         """See :meth:`~cgw.transport.client_side.RawBody.note_sent`."""
         self._client.note_raw_sent(body_bytes, is_stalled=is_stalled)
+
+
+def _build_too_large(maximum: int) -> Refusal:
+    return Refusal(413, f"the request body is larger than the {maximum} bytes that are allowed", must_close=True)
 
 
 def _build_busy() -> Refusal:

@@ -76,6 +76,8 @@ class Http2Client:
         self._is_body_complete = started.is_ended
         self._is_body_wanted = False
         self._is_body_late = False
+        self._is_upload = False
+        self._arrived = trio.Event()  # something of an upload
         self._discarded_bytes: int | None = None
         self._body_settled = trio.Event()  # complete, too large, or never to come
         self._gone = trio.Event()
@@ -114,13 +116,16 @@ class Http2Client:
             if is_ended or self._discarded_bytes > DISCARD_BYTES:
                 self._body_settled.set()
             return
-        if not self._is_too_large:
+        if not self._is_too_large or not self._is_body_wanted:
+            # Until then the stream's first window bounds what is kept.
             self._parts.append(data)
-            if self._is_body_wanted:
-                # Only now: until an exchange asks for the body, the stream's first window bounds the buffer.
+            self._arrived.set()
+            if self._is_body_wanted and not self._is_upload:
+                # Only now; an upload's window opens as it is taken.
                 self._release(len(data))
         if is_ended or self._is_too_large:
             self._body_settled.set()
+            self._arrived.set()
 
     def _release(self, size: int) -> None:
         self._released_bytes += size
@@ -135,6 +140,7 @@ class Http2Client:
         if not self._gone.is_set() and self._on_gone is not None:
             self._on_gone()
         self._gone.set()
+        self._arrived.set()
         self._body_settled.set()
         self._window_opened.set()
 
@@ -166,8 +172,12 @@ class Http2Client:
     # --- the request --------------------------------------------------------------------------------------------------
 
     @property
+    def _max_bytes(self) -> int:
+        return self._limits.max_upload_bytes if self._is_upload else self._limits.max_body_bytes
+
+    @property
     def _is_too_large(self) -> bool:
-        return max(self._received_bytes, self._content_length or 0) > self._limits.max_body_bytes
+        return max(self._received_bytes, self._content_length or 0) > self._max_bytes
 
     async def receive_body(self) -> bytes:
         """See :meth:`~cgw.transport.client_side.ClientSide.receive_body`."""
@@ -188,6 +198,32 @@ class Http2Client:
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    async def receive_chunk(self) -> bytes | None:
+        """See :meth:`~cgw.transport.client_side.ClientSide.receive_chunk`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._is_upload = True
+        while True:
+            self._check_size()
+            if self._parts:
+                data, self._parts = b"".join(self._parts), []
+                if not self._is_body_complete:
+                    self._release(len(data))
+                    self._connection.flush()
+                return data
+            if self._is_body_complete:
+                return None
+            if self._gone.is_set():
+                raise ClientGone
+            self._ask_for_body()
+            self._arrived = trio.Event()
+            with trio.move_on_after(self._limits.stall_timeout_seconds) as stall_scope:
+                await self._arrived.wait()
+            if stall_scope.cancelled_caught:
+                self._is_body_late = True
+                seconds = self._limits.stall_timeout_seconds
+                text = f"nothing of the request body arrived for {seconds:g} seconds"
+                raise Refusal(408, text, must_close=True)
+
     async def _reserve(self) -> None:
         """Wait for room in memory before the client is asked for the body; without a length, for the largest one."""
         body_bytes = self._limits.max_body_bytes if self._content_length is None else self._content_length
@@ -197,20 +233,26 @@ class Http2Client:
     def _check_size(self) -> None:
         if self._is_too_large:
             self._parts.clear()
-            maximum = self._limits.max_body_bytes
+            maximum = self._max_bytes
             raise Refusal(413, f"the request body is larger than the {maximum} bytes that are allowed", must_close=True)
 
     def _want_body(self) -> None:
         if self._is_body_wanted or self._gone.is_set():
+            return
+        self._ask_for_body()
+        self._protocol.widen(self.stream_id)
+        self._release(self._received_bytes)
+        self._connection.flush()
+
+    def _ask_for_body(self) -> None:
+        if self._is_body_wanted:
             return
         self._is_body_wanted = True
         expectation = self.head.header(b"expect") or b""
         # Only now is the body wanted (RFC 9110 §10.1.1). A client that sends already does not wait for the 100.
         if expectation.lower() == b"100-continue" and not self._received_bytes:
             self._protocol.send_head(self.stream_id, 100, ())
-        self._protocol.widen(self.stream_id)
-        self._release(self._received_bytes)
-        self._connection.flush()
+            self._connection.flush()
 
     def call_when_gone(self, on_gone: Callable[[], None] | None) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.call_when_gone`."""

@@ -53,7 +53,7 @@ class RelayOutcome:
 
 
 async def relay_response(
-    flat: FlatRelay,
+    flat: FlatRelay | None,
     response: UpstreamResponse,
     client: ClientSide,
     window: BodyWindowCollector,
@@ -68,13 +68,13 @@ async def relay_response(
     (``is_stream``) without waiting for any. What completes the answer for the client is held back: the API's last event
     if ``window`` looks for that, the end of a chunked body, or the last bytes of one with a ``content_length``.
     ``window`` gets the whole payload; ``on_first_chunk`` is called once, with Trio's time, and possibly in another
-    thread. Raises :exc:`~cgw.errors.ClientGone`.
+    thread. Without ``flat``, all goes on the fallback path. Raises :exc:`~cgw.errors.ClientGone`.
     """
-    framer = flat.choose_framer(response.head, content_length, window)
+    framer = None if flat is None else flat.choose_framer(response.head, content_length, window)
     # Asked for only with a framer: from here on the client's codec expects raw bytes.
     raw_body = None if framer is None else client.begin_raw_body(content_length)
     go_on = partial(relay_body, response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
-    if framer is not None and raw_body is not None:
+    if flat is not None and framer is not None and raw_body is not None:
         raw = _RawRelay(flat, response, client, framer, raw_body, window, on_first_chunk, go_on)
         # Whatever was read together with the head comes before what is still in the socket.
         return await raw.run(response.connection.take_unread())

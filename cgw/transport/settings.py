@@ -80,6 +80,12 @@ class ServerSettings:
         32 * MIB,
         "The largest request body that is accepted; larger ones get 413.",
     )
+    max_upload_bytes: int = setting(
+        "CODY_GATEWAY_MAX_UPLOAD_BYTES",
+        size(least=KIB, most=16 * 1024 * MIB),
+        512 * MIB,
+        "The largest request body that is passed on unread (…_PASS_ROUTES); it is not held in memory.",
+    )
     max_head_bytes: int = setting(
         "CODY_GATEWAY_MAX_HEAD_BYTES",
         size(least=KIB, most=MIB),

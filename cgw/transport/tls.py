@@ -53,6 +53,7 @@ class TlsTransport(Transport):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, is_server, server_hostname)
         self._unsent = b""  # ciphertext of TLS's own messages that the kernel did not take; goes before anything else
         self._is_ended = False
+        self._is_sending = False
 
     async def do_handshake(self) -> None:
         """Agree on keys and verify the peer. Raises :exc:`OSError`; :exc:`ssl.SSLError` is one."""
@@ -161,8 +162,10 @@ class TlsTransport(Transport):
         """
         if self._outgoing.pending or self._unsent:
             self._unsent += self._outgoing.read()
-            with suppress(OSError):
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+            # Not into the middle of a record that another task is sending, which sends this next.
+            if not self._is_sending:
+                with suppress(OSError):
+                    self._unsent = self._unsent[self.sock.send(self._unsent) :]
             if len(self._unsent) > MAX_UNSENT_BYTES:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "the peer asks for answers of TLS and reads none")
 
@@ -178,8 +181,12 @@ class TlsTransport(Transport):
         """See :meth:`Transport.send_all`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         view = memoryview(data)
-        while view:
-            view = view[self._tls.write(view) :]
-            # Records are numbered: what _answer could not send has to go out before newer ones.
-            unsent, self._unsent = self._unsent + self._outgoing.read(), b""
-            await self._send_raw(unsent)
+        self._is_sending = True
+        try:
+            while view:
+                view = view[self._tls.write(view) :]
+                # Records are numbered: what _answer could not send has to go out before newer ones.
+                unsent, self._unsent = self._unsent + self._outgoing.read(), b""
+                await self._send_raw(unsent)
+        finally:
+            self._is_sending = False

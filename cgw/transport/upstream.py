@@ -188,16 +188,29 @@ class UpstreamPool:
         connection = await self._connect(request.origin)
         return await self._exchange_heads(connection, request, trio.current_time())
 
-    def give_back(self, response: UpstreamResponse) -> None:
-        """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed."""
-        self._statistics.busy -= 1
-        self._give_back(response.connection, is_complete=response.is_complete)
+    async def open_upload(self, request: UpstreamRequest, body_bytes: int | None) -> UpstreamConnection:
+        """Send the head of a request whose body follows, as :meth:`UpstreamConnection.begin_upload` does.
 
-    async def _exchange_heads(
-        self, connection: UpstreamConnection, request: UpstreamRequest, connected_at: float | None = None
-    ) -> UpstreamResponse:
+        On a new connection: a kept one may turn out to be closed when a part of the body is gone already. The caller
+        closes it, or has :meth:`receive_response` take it over. Raises as :meth:`open` does. Cancel-safe.
+        """
+        connection = await self._connect(request.origin)
         try:
-            await connection.send_request(request)
+            await connection.begin_upload(request, body_bytes)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def receive_response(
+        self, connection: UpstreamConnection, connected_at: float | None = None
+    ) -> UpstreamResponse:
+        """Return the response on ``connection``, for :meth:`give_back`, once its head is there.
+
+        ``connected_at`` is when it was opened, ``None`` for a kept one. If that fails, or is cancelled, the connection
+        is closed. Raises as :meth:`open` does.
+        """
+        try:
             head = await connection.receive_head()
             decoder = None
             if head.header(b"content-encoding") is not None:
@@ -208,6 +221,21 @@ class UpstreamPool:
             raise
         self._statistics.busy += 1
         return UpstreamResponse(head, connection, self.deadlines.silence_seconds, self._secrets, decoder, connected_at)
+
+    def give_back(self, response: UpstreamResponse) -> None:
+        """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed."""
+        self._statistics.busy -= 1
+        self._give_back(response.connection, is_complete=response.is_complete)
+
+    async def _exchange_heads(
+        self, connection: UpstreamConnection, request: UpstreamRequest, connected_at: float | None = None
+    ) -> UpstreamResponse:
+        try:
+            await connection.send_request(request)
+        except BaseException:
+            connection.close()
+            raise
+        return await self.receive_response(connection, connected_at)
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         with trio.move_on_after(self.deadlines.connect_seconds) as connect_scope:

@@ -22,7 +22,7 @@ from cgw.transport.sockets import Transport
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
 from cgw.wire.fast_heads import has_connection_close, parse_fast_response
 from cgw.wire.heads import check_response_head, describe_violation, find_head_end
-from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest, encode_head
+from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest, encode_head, encode_upload_head
 
 MAX_HEAD_BYTES = 64 * 1024
 """The largest response head that is read."""
@@ -50,6 +50,7 @@ class UpstreamConnection:
         self._fast_head = b""  # what h11 has to be given, should it be needed for the body
         self._unread = b""  # was received, and not used yet
         self._is_request_sent = False
+        self._is_upload_chunked = False
         self._has_received = False
         self._has_ended = False
         self._may_be_kept = False
@@ -81,6 +82,34 @@ class UpstreamConnection:
             # The upstream may have responded before it closed, as with 413: read that.
             return
         self._is_request_sent = True
+
+    async def begin_upload(self, request: UpstreamRequest, body_bytes: int | None) -> None:
+        """Send the head of ``request``, whose body follows by :meth:`send_piece`: ``body_bytes``, or any number.
+
+        As with :meth:`send_request`, it is for ``receive_head`` to report that nothing could be sent.
+        """
+        self._has_received = self._has_ended = self._is_request_sent = False
+        self._h11 = None
+        self._is_upload_chunked = body_bytes is None
+        await self._send_upload(encode_upload_head(request, body_bytes))
+
+    async def send_piece(self, data: bytes) -> bool:
+        """Send the next bytes of an upload, not none; return whether the upstream still takes them.
+
+        May run beside ``receive_head`` and ``receive_chunk``, but beside no raw reading of ``transport``.
+        """
+        return await self._send_upload(b"%x\r\n%b\r\n" % (len(data), data) if self._is_upload_chunked else data)
+
+    async def end_upload(self) -> None:
+        """Send the end of an upload. As with :meth:`send_piece`, errors are for the response's reader."""
+        self._is_request_sent = await self._send_upload(b"0\r\n\r\n" if self._is_upload_chunked else b"")
+
+    async def _send_upload(self, data: bytes) -> bool:
+        try:
+            await self.transport.send_all(data)
+        except (OSError, trio.ClosedResourceError):
+            return False
+        return True
 
     async def receive_head(self) -> ResponseHead:
         """Return the final response's head; 1xx responses are skipped.

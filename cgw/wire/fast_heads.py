@@ -31,7 +31,9 @@ _FIELD_LINE = re.compile(
 _FRAMING = frozenset([b"content-length", b"transfer-encoding", b"connection", b"host", b"expect", b"upgrade"])
 """Fields that decide about framing or the connection. Each may occur once; a head that repeats one is left to h11."""
 
-_SECRET = frozenset([b"authorization", b"proxy-authorization", b"x-api-key", b"cookie", b"set-cookie"])
+_SECRET = frozenset(
+    [b"authorization", b"proxy-authorization", b"x-api-key", b"x-goog-api-key", b"cookie", b"set-cookie"]
+)
 """Fields whose lines are not remembered, as they hold secrets."""
 
 Fields = tuple[tuple[bytes, bytes], ...]

@@ -170,6 +170,16 @@ def encode_head_start(method: bytes, target: bytes, origin: Origin, fields: byte
     return line + fields
 
 
+def encode_upload_head(request: UpstreamRequest, body_bytes: int | None) -> bytes:
+    """Encode the head of a request whose body follows: of ``body_bytes``, or chunked if that is ``None``.
+
+    Raises as :func:`encode_head` does.
+    """
+    start = encode_head_start(request.method, request.target, request.origin, encode_fields(request.headers))
+    framing = b"transfer-encoding: chunked" if body_bytes is None else b"content-length: %d" % body_bytes
+    return b"%b%b\r\n\r\n" % (start, framing)
+
+
 def encode_head(request: UpstreamRequest) -> bytes:
     """Encode the head of a request, with ``host`` and ``content-length``.
 

@@ -352,3 +352,16 @@ async def test_routes_below_responses_have_methods(gateway: Service) -> None:
             assert (path, answer.status_code) == (path, status)
             assert answer.json()["error"]["type"] == "invalid_request_error"
             assert answer.headers.get("allow") == allow
+
+
+async def test_no_pass_route_leads_to_stored_responses(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A pattern that covers stored responses does not open them: they stay their actors' own."""
+    more = {"CODY_GATEWAY_OPENAI_PASS_ROUTES": "/v1/responses/*, /v1/responses/*/input_items, /v1/*/*"}
+    async with (
+        open_gateway(tmp_path, upstream.url, more=more) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers={"authorization": f"Bearer {TOKEN}"}) as client,
+    ):
+        for path in ("resp_1", "resp_1/input_items", "resp%5F1", "%72esp_1"):
+            assert (await client.get(f"/openai/v1/responses/{path}")).status_code == 404
+        assert (await client.get("/openai/v1/%72esponses/resp_1")).status_code == 404
+    assert upstream.request_count == 0

@@ -8,6 +8,7 @@ from cgw.config.declare import setting
 from cgw.config.kinds import API_URL, NAMES, SECRET, Secret, integer
 from cgw.model import MAX_IN_FLIGHT
 from cgw.providers.models import BUILT_IN_MODELS, MODELS_HELP
+from cgw.providers.pass_patterns import PASS_HELP, PASS_ROUTES, PassPattern
 
 
 @frozen
@@ -46,4 +47,7 @@ class GoogleSettings:
         integer(least=1, most=MAX_IN_FLIGHT),
         None,
         "How many requests may be in flight to Google, from all replicas together; unset means no bound.",
+    )
+    pass_routes: tuple[PassPattern, ...] = setting(
+        "CODY_GATEWAY_GOOGLE_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP, default_text="none"
     )

@@ -137,6 +137,7 @@ def _build_provider(name: str) -> Provider:
         OpenAIErrors(),
         model_list=OpenAIModelList(),
         variables=_name_variables(name),
+        base_prefix="/v1",
     )
 
 

@@ -8,6 +8,7 @@ from cgw.config.declare import setting
 from cgw.config.kinds import API_URL, NAMES, SECRET, Secret, integer
 from cgw.model import MAX_IN_FLIGHT
 from cgw.providers.models import MODELS_HELP
+from cgw.providers.pass_patterns import PASS_HELP, PASS_ROUTES, PassPattern
 
 
 @frozen
@@ -47,4 +48,7 @@ class OpenAICompatibleSettings:
         integer(least=1, most=MAX_IN_FLIGHT),
         None,
         "How many requests may be in flight to the provider, from all replicas together; unset means no bound.",
+    )
+    pass_routes: tuple[PassPattern, ...] = setting(
+        "CODY_GATEWAY_OPENAI_COMPATIBLE_<NAME>_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP, default_text="none"
     )
