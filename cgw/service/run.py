@@ -10,10 +10,10 @@ from functools import partial
 
 import trio
 
+from cgw.allocator import keep_freed_memory
 from cgw.config.describe import list_secrets
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.lifetime import open_background_task
-from cgw.service.allocator import keep_freed_memory
 from cgw.service.check import examine
 from cgw.service.descriptors import raise_descriptor_limit
 from cgw.service.findings import list_warnings, merge

@@ -9,7 +9,7 @@ import pytest
 
 COUNT = """
 import resource
-from cgw.service.allocator import keep_freed_memory
+from cgw.allocator import keep_freed_memory
 assert keep_freed_memory() or not {is_set}
 SIZE = 2**20
 def use():
