@@ -165,7 +165,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     The completion's characters are those of its text, its thinking and its calls of tools. ``cache_read_token_count``
     and ``cache_write_token_count`` are the prompt's tokens that were read from, and written to, the provider's cache.
     ``prompt_quota_token_count`` is what the prompt counts on quotas in tokens, where that is another number than
-    ``prompt_token_count``: each provider has a rule for its cache.
+    ``prompt_token_count``: each provider has a rule for its cache. ``reasoning_token_count`` is the part of
+    ``completion_token_count`` that is the model's thinking, where the provider tells it.
     """
 
     prompt_token_count: int | None = None
@@ -176,6 +177,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cache_read_token_count: int | None = None
     cache_write_token_count: int | None = None
     prompt_quota_token_count: int | None = None
+    reasoning_token_count: int | None = None
 
 
 @frozen

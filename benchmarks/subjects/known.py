@@ -9,7 +9,7 @@ from attrs import frozen
 
 from benchmarks.subjects.base import Address, Start, Subject
 from benchmarks.subjects.gateways import LITELLM_ROUTES, LiteLLM, Portkey
-from benchmarks.subjects.own import Cgw
+from benchmarks.subjects.own import BareRelay, Cgw
 from benchmarks.subjects.proxies import GoReverseProxy, Haproxy, Nginx
 from benchmarks.tool_processes import Target
 
@@ -25,6 +25,7 @@ def known_subjects() -> dict[str, Subject]:
     subjects: list[Subject] = [
         Cgw(),
         Cgw("cgw-tick0", {"CODY_GATEWAY_RELAY_TICK": "0"}),
+        BareRelay(),
         Nginx(),
         Haproxy(),
         GoReverseProxy(),

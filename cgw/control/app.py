@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from attrs import field, frozen
 
@@ -16,13 +17,15 @@ from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUna
 from cgw.actors.sync import SyncWorker
 from cgw.control.attribution import Attribution
 from cgw.control.maintenance import PREFIX, Maintenance
+from cgw.control.model_lists import ModelLists, ModelRoute, answer_models
 from cgw.control.responses import JSON, TEXT, ControlResponse
 from cgw.control.scopes import build_request_head, run_lifespan
 from cgw.control.source_sync import sync_all_sources
 from cgw.control.status import ServiceStatus
+from cgw.control.stored_responses import StoredRoute, answer_stored, find_stored_route
 from cgw.durations import format_go_duration
 from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
-from cgw.gateway.admission import authenticate, check_actor
+from cgw.gateway.admission import authenticate, check_actor, count_free
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
@@ -68,6 +71,7 @@ class ControlApp:
     attribution: Attribution
     sync_worker: SyncWorker | None
     maintenance: Maintenance | None
+    model_lists: ModelLists
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection, HTTP or WebSocket."""
@@ -123,11 +127,28 @@ class ControlApp:
             handler, methods = self._sync_all_sources, ["GET", "POST"]
         elif path.startswith(PREFIX):
             handler, methods = self._maintain, ["GET", "HEAD"]
+        elif (models := self.model_lists.find(path)) is not None:
+            handler, methods = partial(self._list_models, models), ["GET", "HEAD"]
+        elif (stored := find_stored_route(self.routes.dialects, path)) is not None:
+            handler, methods = partial(self._answer_stored, stored), stored.methods
         else:
             raise _no_route(head)
         if head.method.decode("latin-1") not in methods:
             raise _wrong_method(head, methods)
         return await handler(request)
+
+    async def _list_models(self, route: ModelRoute, request: ControlRequest) -> ControlResponse:
+        actor = await self._find_actor(request)
+        return answer_models(route, actor, request.head, await self._count_free(actor, request))
+
+    async def _answer_stored(self, route: StoredRoute, request: ControlRequest) -> ControlResponse:
+        actor = await self._find_actor(request)
+        headers = await self._count_free(actor, request)
+        return await answer_stored(self.gateway, route, actor, request.head, headers)
+
+    async def _count_free(self, actor: Actor, request: ControlRequest) -> Headers:
+        errors = self.routes.find_errors(request.head.path)
+        return await count_free(self.gateway, actor, Feature.CHAT_COMPLETIONS, errors, request.head)
 
     async def _version(self, request: ControlRequest) -> ControlResponse:
         return ControlResponse(200, TEXT, self.version.encode("utf-8"))

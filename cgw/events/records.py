@@ -89,6 +89,8 @@ def _add_usage(fields: dict[str, Any], usage: Usage) -> None:
         fields["completion_character_count"] = usage.completion_character_count
     if usage.completion_token_count is not None:
         fields["completion_token_count"] = usage.completion_token_count
+    if usage.reasoning_token_count:
+        fields["completion_reasoning_token_count"] = usage.reasoning_token_count
     fields["usage_quality"] = usage.quality.value
 
 

@@ -119,6 +119,8 @@ class Exchange:
         self.state.journal.prepared(prepared, self._dialect.provider)
         self.state.move(Phase.ADMITTING)
         try:
+            if prepared.references:
+                await gateway.stored.check_references(actor, dialect.provider, prepared.references)
             admission = await self._admit(actor, feature, rate_limit, prepared)
         except trio.Cancelled:
             if self._is_late():
@@ -230,7 +232,15 @@ class Exchange:
         self.state.move(Phase.RECORDING)
         if self.state.is_cut:
             self.state.status = CUT.status
-        await record_event(self._gateway, self._build_event(admitted))
+        event = self._build_event(admitted)
+        self._keep_stored(admitted)
+        await record_event(self._gateway, event)
+
+    def _keep_stored(self, admitted: AdmittedRequest) -> None:
+        """Note whose the stored response is, before the client has the end of it: its next request may refer to it."""
+        state, find_ids = self.state, admitted.prepared.find_stored_ids
+        if find_ids is not None and state.is_charged and state.body is not None:
+            self._gateway.stored.keep_later(admitted.actor, self._dialect.provider, find_ids(state.body))
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect

@@ -14,6 +14,7 @@ from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
 from cgw.flagging.flagger import Flagger
 from cgw.gateway.load import LoadTracker
+from cgw.gateway.stored import StoredObjects
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
 from cgw.providers.fallback import Fallback
@@ -44,6 +45,7 @@ class Gateway:
     event_log: EventLog
     repeats: RepeatedEvents
     flagger: Flagger
+    stored: StoredObjects
     readers: Readers = Factory(Readers)
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600

@@ -11,7 +11,7 @@ from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure,
 from cgw.gateway.parts import Gateway
 from cgw.gateway.phases import Phase, move
 from cgw.limits.tokens import count_tokens
-from cgw.model import Usage
+from cgw.model import BodyWindow, Usage
 from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome
@@ -28,6 +28,7 @@ class ExchangeState:
         self.phase = Phase.RECEIVING
         self.gone_in: Phase | None = None
         self.window = BodyWindowCollector()
+        self.body: BodyWindow | None = None  # once it is recorded
         self.upstream_head: ResponseHead | None = None
         self.is_upstream_complete = False
         self.used_tokens: int | None = None
@@ -50,7 +51,7 @@ class ExchangeState:
 
     def read_usage(self, dialect: Dialect, prepared: PreparedRequest) -> Usage | None:
         """Return the usage that the relayed body tells, and note its tokens; ``None`` if no answer came."""
-        body = self.window.close(is_complete=self.is_upstream_complete)
+        body = self.body = self.window.close(is_complete=self.is_upstream_complete)
         if self.upstream_head is None:
             return None
         usage = dialect.read_usage(prepared, self.upstream_head, body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from attrs import define
@@ -35,6 +35,9 @@ class PreparedRequest:
     request does not limit it. ``other_names`` are names of the model, also with prefix, under any of which it may be
     allowed instead: that of a virtual model, for example, which ``model`` is the choice of. ``prompt`` is what flagging
     examines; ``None`` where the provider's requests are not flagged.
+    ``references`` are the ids of objects stored at the provider that the request takes something from: they must be the
+    actor's own. ``find_stored_ids`` returns the ids under which the provider has stored the response and its parts, as
+    far as the body's window tells them; ``None`` where it stores nothing.
     """
 
     upstream: UpstreamRequest
@@ -45,6 +48,8 @@ class PreparedRequest:
     max_completion_tokens: int | None = None
     other_names: tuple[str, ...] = ()
     prompt: Prompt | None = None
+    references: tuple[str, ...] = ()
+    find_stored_ids: Callable[[BodyWindow], Collection[str]] | None = None
 
 
 class ErrorStyle(Protocol):

@@ -14,6 +14,9 @@ from attrs import field, frozen
 # Bytes of images, audio and documents, and what only the provider can read.
 _OPAQUE = frozenset({"data", "file_data", "url", "signature", "thoughtSignature", "encrypted_content"})
 
+# The last two are those of OpenAI's Responses API.
+_TEXT_TYPES = ("text", "input_text", "output_text")
+
 _NO_LABELS: Mapping[str, str] = {}
 
 
@@ -52,7 +55,12 @@ class Prompt:
             yield self.labels.get("system", "")
             yield from _read_content(system)
             yield end
-        for message in _list_messages(self.body.get(self.messages)):
+        messages = self.body.get(self.messages)
+        if isinstance(messages, str):  # OpenAI's Responses API: a single message of the user's
+            yield self.labels.get("user", "")
+            yield messages
+            yield end
+        for message in _list_messages(messages):
             yield self.labels.get(message.get("role") or "", "")
             yield from _read_content(message.get(self.content))
             yield end
@@ -87,7 +95,7 @@ def _list_parts(content: Any) -> Iterator[Any]:
 
 def _find_text(part: Any) -> str | None:
     # Google's parts have no type.
-    text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
+    text = part.get("text") if isinstance(part, dict) and part.get("type", "text") in _TEXT_TYPES else None
     return text if isinstance(text, str) else None
 
 

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from cgw.config.kinds import Secret
 from cgw.providers.dialect import Dialect, ErrorStyle
+from cgw.providers.model_list import ModelList
 from cgw.providers.pass_patterns import PassPattern
 
 
@@ -62,14 +63,16 @@ class Provider:
     are missing.
 
     ``sdk_errors`` is the shape of every error below ``/<name>/``, where the routes for the API's SDKs are: also where
-    there is no such route, or no key. ``variables`` is what the names of its variables begin with. ``base_prefix`` is
-    the start of clients' paths that its base URLs end with.
+    there is no such route, or no key. ``model_list`` is the form of the API's list of models, for a route below
+    ``/<name>/`` as well. ``variables`` is what the names of its variables begin with. ``base_prefix`` is the start of
+    clients' paths that its base URLs end with.
     """
 
     name: str
     settings_class: type[Any]
     build_dialects: Callable[[Any], tuple[Dialect, ...]]
     sdk_errors: ErrorStyle
+    model_list: ModelList | None = field(default=None, kw_only=True)
     variables: str = field(kw_only=True)
     base_prefix: str = field(default="", kw_only=True)
 

@@ -1,14 +1,15 @@
-"""Request bodies: decode the JSON, check the known fields, encode the JSON for the upstream.
+"""Request bodies: decode the JSON, check the known fields, build the upstream's body.
 
 A dialect declares the API's fields as an attrs class. :class:`BodyReader` decodes the bytes and structures the object
-into that class, and also returns the decoded object. The upstream's body is built from the decoded object, so that
-numbers and unknown parts are passed on unchanged.
+into that class, and also returns the decoded object. On routes for SDKs the upstream's body is the client's own bytes,
+in which :func:`change_fields` sets what the gateway decides. On the reference's routes it is built from the decoded
+object, so that numbers and unknown parts are passed on unchanged.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NewType, NoReturn, TypeVar
 
 import attrs
@@ -19,6 +20,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from cgw.errors import Refusal
 from cgw.providers.body_structure import Convert, build_reader
+from cgw.wire.json_members import Member, UnusualObject, find_members, replace_members
 
 # Bounds the response: each of a thousand messages may have a problem.
 MAX_REPORTED_PROBLEMS = 10
@@ -332,6 +334,33 @@ def encode_with_messages(value: dict[str, Any], body: bytes) -> bytes:
         if messages:
             return encode_object({**value, "messages": messages})
     return encode_object(value)
+
+
+def change_fields(body: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Return a client's body with the top-level fields of ``changes`` set, or removed where the value is ``None``.
+
+    ``body`` was decoded by a :class:`BodyReader`. All other bytes are the client's, a large body is copied once and
+    not encoded; only lone surrogates, with which it is not valid, are replaced. A field that is there twice anywhere
+    at the top is refused: which of the two counts would be for the upstream to choose, and the gateway has checked
+    the last. Raises :exc:`~cgw.errors.Refusal` (400).
+    """
+    try:
+        members = _find_members(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        # The body was only decoded after they were replaced.
+        body = _replace_lone_surrogates(body)
+        members = _find_members(body)
+    encoded = {name: None if value is None else _encoder.encode(value) for name, value in changes.items()}
+    return replace_members(body, members, encoded)
+
+
+def _find_members(body: bytes) -> dict[str, Member]:
+    try:
+        return find_members(body)
+    except UnusualObject as error:
+        name = error.name
+        text = f"failed to parse request body: {'' if name is None else f'{name[:100]}: '}{error}"
+        raise Refusal(400, text, param=name) from None
 
 
 def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:

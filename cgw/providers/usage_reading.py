@@ -48,6 +48,7 @@ class Reading:
     cache_read_token_count: int | None = None
     cache_write_token_count: int | None = None
     prompt_quota_token_count: int | None = None
+    reasoning_token_count: int | None = None
 
 
 def read_usage(
@@ -80,6 +81,7 @@ def read_usage(
         cache_read_token_count=reading.cache_read_token_count,
         cache_write_token_count=reading.cache_write_token_count,
         prompt_quota_token_count=reading.prompt_quota_token_count,
+        reasoning_token_count=reading.reasoning_token_count,
     )
 
 

@@ -21,6 +21,7 @@ from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
 from cgw.control.attribution import Attribution
 from cgw.control.maintenance import Maintenance
+from cgw.control.model_lists import ModelLists
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
 from cgw.events.event_log import EventLog
@@ -32,11 +33,12 @@ from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.load import LoadTracker
 from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
+from cgw.gateway.stored import StoredObjects
 from cgw.limits.alerts import AlertQueue
 from cgw.limits.limiter import Limiter, LimiterOptions
 from cgw.limits.offline.outage import WhenDown
 from cgw.providers.dialect import Dialect
-from cgw.providers.embeddings.build import build_embeddings_route
+from cgw.providers.embeddings.build import build_embeddings_route, build_sdk_embeddings
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.fallback import build_fallbacks
 from cgw.providers.registry import build_dialects, list_providers
@@ -82,6 +84,7 @@ def build_gateway(
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
+        stored=StoredObjects(redis),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
         load=LoadTracker(settings.upstream.unavailable_after),
@@ -133,6 +136,7 @@ def build_control_app(
         attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,
         maintenance=maintenance,
+        model_lists=ModelLists(list_providers(settings.providers), routes.dialects),
     )
 
 
@@ -142,7 +146,8 @@ def build_all_dialects(settings: Settings) -> tuple[Dialect, ...]:
     Raises :exc:`~cgw.errors.ConfigError` for base URLs and keys that cannot be used.
     """
     embeddings = build_embeddings_route(settings.embeddings, settings.providers)
-    return (*build_dialects(settings.providers), *([] if embeddings is None else [embeddings]))
+    sdk_embeddings = build_sdk_embeddings(settings.embeddings, settings.providers)
+    return (*build_dialects(settings.providers), *sdk_embeddings, *([] if embeddings is None else [embeddings]))
 
 
 def build_routes(dialects: Sequence[Dialect], settings: Settings) -> Routes:

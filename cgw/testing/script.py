@@ -37,6 +37,14 @@ class Breakage(enum.Enum):
 
 
 @frozen
+class ScriptedCall:
+    """A call of a tool: its name, and its arguments in JSON."""
+
+    name: str
+    arguments: str
+
+
+@frozen
 class Script:
     """The behaviour of the scripted upstream for one model.
 
@@ -49,6 +57,9 @@ class Script:
     (``retry-after``, for example). ``break_after_events`` breaks a stream off, in the way of ``breakage``, after that
     many events (0: right after the head), and a body that is not streamed in its middle. ``use_content_length`` sends
     a stream with ``content-length`` instead of chunked.
+
+    ``calls`` are the turns of an agent's loop before the answer, each with the calls of tools that are made at once.
+    Where the request offers tools, the turn is the first one whose results it does not have.
     """
 
     answer: str = DEFAULT_ANSWER
@@ -62,6 +73,15 @@ class Script:
     break_after_events: int | None = None
     breakage: Breakage = Breakage.RESET
     use_content_length: bool = False
+    calls: tuple[tuple[ScriptedCall, ...], ...] = ()
+
+    def choose_calls(self, result_count: int, *, has_tools: bool) -> tuple[ScriptedCall, ...]:
+        """Return the calls that are due in a conversation with ``result_count`` results of calls."""
+        for turn in self.calls if has_tools else ():
+            if result_count <= 0:
+                return turn
+            result_count -= len(turn)
+        return ()
 
     def token_at_seconds(self, index: int) -> float:
         """Return when token ``index`` (from 0) is due, in seconds after the request."""

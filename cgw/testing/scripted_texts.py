@@ -62,12 +62,17 @@ def _list_events(script: Script, frame: dict[str, Any], reason: str, tokens: tup
 
 @frozen
 class ScriptedText(ScriptedChat):
-    """``POST …/v1/completions``: chunks have a text, and the last one has the usage without being asked for it."""
+    """``POST …/v1/completions``: chunks have a text.
+
+    With ``has_usage`` the last one has the usage, as at Fireworks. Otherwise it has a chunk of its own, as at OpenAI,
+    if the request asks for it.
+    """
 
     path: str = "/v1/completions"
+    has_usage: bool = True
 
     def check(self, headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> None:
-        if not isinstance(body.get("prompt"), str):
+        if not isinstance(body.get("prompt"), str | list):
             raise RequestError("Missing required parameter: 'prompt'.", "prompt")
 
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
@@ -79,7 +84,8 @@ class ScriptedText(ScriptedChat):
             "created": 1_750_000_000 + serial,
             "model": body["model"],
         }
-        prompt_tokens = len(body["prompt"].split())
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        prompt_tokens = sum(len(prompt.split()) for prompt in prompts if isinstance(prompt, str))
         usage = {
             "prompt_tokens": prompt_tokens,
             "total_tokens": prompt_tokens + len(tokens),
@@ -98,6 +104,9 @@ class ScriptedText(ScriptedChat):
             BodyPiece(script.token_at_seconds(index), encode_data(chunk(token, None, None)))
             for index, token in enumerate(tokens)
         ]
-        pieces.append(BodyPiece(end, encode_data(chunk("", reason, usage))))
+        pieces.append(BodyPiece(end, encode_data(chunk("", reason, usage if self.has_usage else None))))
+        options = body.get("stream_options")
+        if not self.has_usage and isinstance(options, dict) and options.get("include_usage") is True:
+            pieces.append(BodyPiece(end, encode_data(frame | {"choices": [], "usage": usage})))
         pieces.append(BodyPiece(end, b"data: [DONE]\n\n"))
         return build_stream(script, headers, tuple(pieces))

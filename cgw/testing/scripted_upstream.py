@@ -23,7 +23,9 @@ from cgw.testing.script import EVERY_MODEL, Breakage, Script, ScriptedAnswer
 from cgw.testing.scripted_counts import ScriptedMessageCount
 from cgw.testing.scripted_dialects import RequestError, ScriptedChat, ScriptedDialect, ScriptedMessages
 from cgw.testing.scripted_gemini import ScriptedGemini
+from cgw.testing.scripted_responses import ScriptedResponses
 from cgw.testing.scripted_texts import ScriptedComplete, ScriptedText
+from cgw.testing.scripted_vectors import ScriptedEmbeddings, ScriptedModerations
 from cgw.transport.sockets import send_reset_on_close
 from cgw.wire.messages import find_header
 
@@ -104,10 +106,15 @@ class ScriptedUpstream:
         self.open_connections = 0
         """The number of connections that are open now."""
         self._keep_requests = keep_requests
+        self._responses = ScriptedResponses()
         self._dialects: tuple[ScriptedDialect, ...] = (
             ScriptedMessages(),
             ScriptedChat(),
+            self._responses,
             ScriptedComplete(),
+            ScriptedText(has_usage=False),
+            ScriptedEmbeddings(),
+            ScriptedModerations(),
             # Fireworks' API, below its base URL.
             ScriptedChat("/inference/v1/chat/completions"),
             ScriptedText("/inference/v1/completions"),
@@ -150,6 +157,8 @@ class ScriptedUpstream:
         path = request.target.partition("?")[0]
         dialect = next((dialect for dialect in self._dialects if dialect.matches(path)), None)
         serial = self.request_count
+        if dialect is None and path.startswith(f"{self._responses.path}/"):
+            return self._answer_stored(path, request, serial)
         if dialect is None:
             # An unknown path gets an error in the format that its client probably understands.
             is_anthropic = path.startswith("/v1/messages") or request.header("anthropic-version") is not None
@@ -159,6 +168,14 @@ class ScriptedUpstream:
             refused = dialect.render_error(405, f"Not allowed to {request.method} on {path}.", serial)
             return ScriptedAnswer(405, (*refused.headers, (b"allow", b"POST")), refused.pieces)
         return self._answer_post(dialect, request, serial)
+
+    def _answer_stored(self, path: str, request: SeenRequest, serial: int) -> ScriptedAnswer:
+        """Answer a request about a stored response, or for the tokens of one that is not asked for yet."""
+        dialect = self._responses
+        if dialect.read_key(dict(request.headers)) not in {script.api_key for script in self.scripts.values()}:
+            return dialect.render_error(401, "invalid API key", serial)
+        answer = dialect.answer_stored(request.method, path, request.body, serial)
+        return answer or dialect.render_error(404, f"Invalid URL ({request.method} {path})", serial)
 
     def _answer_post(self, dialect: ScriptedDialect, request: SeenRequest, serial: int) -> ScriptedAnswer:
         headers = dict(request.headers)

@@ -13,9 +13,10 @@ from functools import lru_cache
 MAX_LINE_BYTES = 64
 """How much of an unfinished line is kept; markers are shorter."""
 
-MAX_EVENT_BYTES = 4096
-"""The most that may follow a marker's line in its event; real ones have less than 500 bytes. What the event has so far
-is held back, so an event that does not end must not grow for ever: at this size it counts as ended."""
+MAX_EVENT_BYTES = 2**20
+"""The most that may follow a marker's line in its event. Most have less than 500 bytes; that of OpenAI's Responses API
+repeats the whole response. What the event has so far is held back, so an event that does not end must not grow for
+ever: at this size it counts as ended."""
 
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 """A line end with an empty line behind it."""

@@ -74,10 +74,10 @@ class Case:
 
 AUTHORIZED = b"host: x\r\nauthorization: Bearer " + TOKEN.encode() + b"\r\n"
 CASES = {
-    "unknown route": Case(404, b"POST {prefix}/v1/embeddings HTTP/1.1\r\n" + AUTHORIZED + b"\r\n"),
-    "unknown route to read": Case(404, b"GET {prefix}/v1/models HTTP/1.1\r\n" + AUTHORIZED + b"\r\n"),
+    "unknown route": Case(404, b"POST {prefix}/v1/batches HTTP/1.1\r\n" + AUTHORIZED + b"\r\n"),
+    "unknown route to read": Case(404, b"GET {prefix}/v1/files HTTP/1.1\r\n" + AUTHORIZED + b"\r\n"),
     "prefix alone": Case(404, b"GET {prefix} HTTP/1.1\r\nhost: x\r\n\r\n"),
-    "absolute target": Case(404, b"GET http://x{prefix}/v1/models?a=b HTTP/1.1\r\nhost: x\r\n\r\n"),
+    "absolute target": Case(404, b"GET http://x{prefix}/v1/files?a=b HTTP/1.1\r\nhost: x\r\n\r\n"),
     "wrong method": Case(405, b"GET {route} HTTP/1.1\r\n" + AUTHORIZED + b"\r\n"),
     "large body": Case(413, b"POST {route} HTTP/1.1\r\n" + AUTHORIZED + b"content-length: 70000\r\n\r\n"),
     "large body to an unknown route": Case(
@@ -142,7 +142,7 @@ async def test_errors_over_http2_have_the_shape(tmp_path: Path, upstream: Script
         httpx.AsyncClient(base_url=gateway.url, http1=False, http2=True) as client,
     ):
         requests: list[tuple[int, str, str, Mapping[str, str]]] = [
-            (404, "GET", f"{prefix}/v1/models", {}),
+            (404, "GET", f"{prefix}/v1/files", {}),
             (405, "PUT", route, {}),
             (401, "POST", route, {}),
             (414, "POST", f"{route}/{'a' * 9000}", {}),
@@ -190,8 +190,8 @@ async def test_sdks_give_up_at_once_on_a_wrong_key(gateway: Service, caplog: pyt
 async def test_sdks_say_which_route_there_is_not(gateway: Service) -> None:
     """A route that cgw does not serve is each SDK's NotFoundError with the path, not only a bare status."""
     async with open_openai(gateway) as openai_client:
-        with pytest.raises(openai.NotFoundError, match="/openai/v1/embeddings") as missing:
-            await openai_client.embeddings.create(model="text-embedding-3-small", input="x")
+        with pytest.raises(openai.NotFoundError, match="/openai/v1/batches") as missing:
+            await openai_client.batches.list()
         assert (missing.value.type, missing.value.code) == ("invalid_request_error", "not_found")
     async with open_anthropic(gateway) as client:
         with pytest.raises(anthropic.NotFoundError, match="/anthropic/v1/messages/batches"):

@@ -20,8 +20,19 @@ PREFIX = "CODY_GATEWAY_OPENAI_COMPATIBLE_GROQ"
 SETTINGS = OpenAICompatibleSettings(
     api_url="https://groq.test/openai/v1", access_token=Secret("KEY"), allowed_models=("llama-*", "openai/gpt-oss")
 )
+PATHS = [
+    "/v1/completions/groq",
+    "/groq/v1/chat/completions",
+    "/groq/v1/responses",
+    "/groq/v1/completions",
+    "/groq/v1/embeddings",
+]
 HELLO = [{"role": "user", "content": "hello"}]
 BODY = {"model": "llama-3", "messages": HELLO}
+
+
+def choose_feature(dialect: Dialect) -> Feature:
+    return dialect.default_feature or Feature.CHAT_COMPLETIONS
 
 
 def prepare(dialect: Dialect, body: dict[str, Any], feature: Feature = Feature.CHAT_COMPLETIONS) -> PreparedRequest:
@@ -33,11 +44,13 @@ def prepare(dialect: Dialect, body: dict[str, Any], feature: Feature = Feature.C
 def test_a_name_gives_two_routes_for_both_features(feature: Feature) -> None:
     """The base URL is what SDKs take; the model loses the provider's prefix, and keeps a slash of its own."""
     dialects = build_dialects({"groq": SETTINGS})
-    assert [dialect.path for dialect in dialects] == ["/v1/completions/groq", "/groq/v1/chat/completions"]
+    assert [dialect.path for dialect in dialects] == PATHS
     for dialect in dialects:
-        assert dialect.models == ("groq/llama-*", "groq/openai/gpt-oss")
         assert dialect.models_variable == f"{PREFIX}_ALLOWED_MODELS"
-        assert (dialect.provider, dialect.final_markers) == ("groq", (b"data: [DONE]",))
+        assert dialect.provider == "groq"
+    for dialect in dialects[:2]:
+        assert dialect.models == ("groq/llama-*", "groq/openai/gpt-oss")
+        assert dialect.final_markers == (b"data: [DONE]",)
         for model in ("openai/gpt-oss", "groq/openai/gpt-oss"):
             prepared = prepare(dialect, {**BODY, "model": model}, feature)
             assert prepared.model == "groq/openai/gpt-oss"
@@ -52,7 +65,7 @@ def test_a_name_gives_two_routes_for_both_features(feature: Feature) -> None:
 
 def test_fields_of_servers_of_open_models_are_passed_on() -> None:
     """The reference's kind of route has an allowlist, with what those servers know in addition."""
-    reference, sdk = build_dialects({"groq": SETTINGS})
+    reference, sdk, *_ = build_dialects({"groq": SETTINGS})
     body = {**BODY, "top_k": 5, "min_p": 0.1}
     assert json.loads(prepare(reference, {**body, "junk": 1}).upstream.body) == {**body, "user": "acme:7"}
     assert json.loads(prepare(sdk, {**body, "junk": 1}).upstream.body) == {**body, "junk": 1, "user": "acme:7"}
@@ -61,11 +74,12 @@ def test_fields_of_servers_of_open_models_are_passed_on() -> None:
 @pytest.mark.parametrize("field", ["models", "fallbacks"])
 def test_further_models_are_refused(field: str) -> None:
     """A router's list of fallbacks would not be checked: it gets 400, or is dropped where unknown fields are."""
-    reference, sdk = build_dialects({"groq": SETTINGS})
+    reference, sdk, *others = build_dialects({"groq": SETTINGS})
     body = {**BODY, field: ["expensive"]}
-    with pytest.raises(Refusal, match="naming further models is not supported") as caught:
-        prepare(sdk, body)
-    assert (caught.value.status, caught.value.param) == (400, field)
+    for dialect in (sdk, *others):
+        with pytest.raises(Refusal, match="naming further models is not supported") as caught:
+            prepare(dialect, {**body, "prompt": "x", "input": "x"}, choose_feature(dialect))
+        assert (caught.value.status, caught.value.param) == (400, field)
     assert field not in json.loads(prepare(reference, body).upstream.body)
 
 
@@ -110,10 +124,7 @@ def test_the_environment_names_providers() -> None:
         f"{PREFIX}_API_URL",
         f"{PREFIX}_ACCESS_TOKEN",
     )
-    assert [dialect.path for dialect in build_dialects(settings.providers)] == [
-        "/v1/completions/groq",
-        "/groq/v1/chat/completions",
-    ]
+    assert [dialect.path for dialect in build_dialects(settings.providers)] == PATHS
 
 
 def test_an_unknown_provider_is_a_bug() -> None:

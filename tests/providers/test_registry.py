@@ -19,7 +19,15 @@ ANTHROPIC_PATHS = [
     "/anthropic/v1/messages",
     "/anthropic/v1/messages/count_tokens",
 ]
-OPENAI_PATHS = ["/v1/completions/openai", "/openai/v1/chat/completions"]
+OPENAI_PATHS = [
+    "/v1/completions/openai",
+    "/openai/v1/chat/completions",
+    "/openai/v1/responses",
+    "/openai/v1/responses/compact",
+    "/openai/v1/responses/input_tokens",
+    "/openai/v1/completions",
+    "/openai/v1/moderations",
+]
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,17 @@ EXACT, PARTIAL, ESTIMATED = UsageQuality.EXACT, UsageQuality.PARTIAL, UsageQuali
 JSON = ResponseHead(200, [(b"content-type", b"application/json")])
 STREAM = ResponseHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
 
-_, ANTHROPIC, ANTHROPIC_SDK, OPENAI, OPENAI_SDK = build_dialects(
-    {
-        "anthropic": AnthropicSettings(access_token=Secret("KEY")),
-        "openai": OpenAISettings(access_token=Secret("KEY")),
-    }
-)
+DIALECTS = {
+    dialect.path: dialect
+    for dialect in build_dialects(
+        {
+            "anthropic": AnthropicSettings(access_token=Secret("KEY")),
+            "openai": OpenAISettings(access_token=Secret("KEY")),
+        }
+    )
+}
+ANTHROPIC, ANTHROPIC_SDK = DIALECTS["/v1/completions/anthropic-messages"], DIALECTS["/anthropic/v1/messages"]
+OPENAI, OPENAI_SDK = DIALECTS["/v1/completions/openai"], DIALECTS["/openai/v1/chat/completions"]
 
 
 def request_of(dialect: Dialect, *, stream: bool = False) -> PreparedRequest:

@@ -30,6 +30,16 @@ def build_response(case: RouteCase, text: str) -> dict[str, Any]:
     if case.upstream_path == "/v1/messages":
         content = [{"type": "text", "text": text}]
         return {"type": "message", "content": content, "usage": {"input_tokens": 12, "output_tokens": 34}}
+    if "/responses" in case.upstream_path:
+        item = {"id": "msg_1", "type": "message", "content": [{"type": "output_text", "text": text}]}
+        tools = [{"type": "function", "parameters": {"properties": {"usage": {"type": "object"}}}}]
+        return {
+            "id": "resp_1",
+            "output": [item],
+            "tools": tools,
+            "usage": {"input_tokens": 12, "output_tokens": 34, "total_tokens": 46},
+            "metadata": {"usage": "x"},
+        }
     if case.path == "/v1/completions/google":
         metadata = {"promptTokenCount": 12, "candidatesTokenCount": 30, "thoughtsTokenCount": 4, "totalTokenCount": 46}
         candidate = {"content": {"parts": [{"text": text}], "role": "model"}, "finishReason": "STOP"}

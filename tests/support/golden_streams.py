@@ -30,6 +30,7 @@ def _usage(
     read: int | None = None,
     written: int | None = None,
     charged: int | None = None,
+    reasoning: int | None = None,
 ) -> Usage:
     return Usage(
         prompt,
@@ -40,6 +41,7 @@ def _usage(
         cache_read_token_count=read,
         cache_write_token_count=written,
         prompt_quota_token_count=charged,
+        reasoning_token_count=reasoning,
     )
 
 
@@ -204,7 +206,7 @@ CHAT = {
         + _chunk({"content": "Yes"}, "stop")
         + _chunk(None, usage=_counts(12, 40, completion_tokens_details={"reasoning_tokens": 38}))
         + _DONE,
-        _usage(12, 40, 6),
+        _usage(12, 40, 6, reasoning=38),
     ),
     "cache": Golden(
         _chunk({"content": "Yes"}, "stop")
@@ -246,6 +248,99 @@ TEXT = {
     ),
     "error": Golden(_text_chunk("Ye") + _data({"error": {"message": "x"}}), _usage(None, None, 2, ESTIMATED)),
     "no usage": Golden(_text_chunk("Yes", "length") + _DONE, _usage(None, None, 3, ESTIMATED)),
+}
+
+# --- OpenAI's Responses: https://platform.openai.com/docs/api-reference/responses-streaming ---------------------------
+
+
+def _responses(*events: dict[str, Any]) -> bytes:
+    return b"".join(_event({**event, "sequence_number": number}) for number, event in enumerate(events))
+
+
+def _made(status: str, *output: dict[str, Any], usage: dict[str, Any] | None = None) -> dict[str, Any]:
+    tools = [{"type": "function", "name": "f", "parameters": {"properties": {"usage": {"type": "object"}}}}]
+    response = {"id": "resp_1", "status": status, "model": "m", "output": output, "tools": tools, "usage": usage}
+    return {"type": f"response.{status}", "response": {**response, "user": None, "metadata": {"usage": "none"}}}
+
+
+def _delta(kind: str, text: str) -> dict[str, Any]:
+    return {"type": f"response.{kind}.delta", "item_id": "msg_1", "output_index": 0, "delta": text}
+
+
+def _used(prompt: int, completion: int, *, cached: int = 0, reasoning: int = 0) -> dict[str, Any]:
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": cached},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "total_tokens": prompt + completion,
+    }
+
+
+def _said(*texts: str) -> dict[str, Any]:
+    parts = [{"type": "output_text", "annotations": [], "text": text} for text in texts]
+    return {"id": "msg_1", "type": "message", "role": "assistant", "content": parts}
+
+
+_CREATED = {"type": "response.created", "response": {"id": "resp_1", "status": "in_progress", "usage": None}}
+_CALL = {"id": "fc_1", "type": "function_call", "call_id": "c_1", "name": "f", "arguments": '{"a": "usage"}'}
+_THOUGHT = {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm…"}]}
+
+RESPONSES = {
+    "text": Golden(
+        _responses(
+            _CREATED,
+            {"type": "response.output_item.added", "output_index": 0, "item": _said() | {"content": []}},
+            _delta("output_text", "Grüße, "),
+            _delta("output_text", "世界 👋"),
+            {"type": "response.output_text.done", "item_id": "msg_1", "text": "Grüße, 世界 👋"},
+            _made("completed", _said("Grüße, 世界 👋"), usage=_used(12, 9)),
+        ),
+        _usage(12, 9, 11, read=0, reasoning=0),
+    ),
+    "tools": Golden(
+        _responses(
+            _CREATED,
+            _delta("function_call_arguments", '{"a":'),
+            _delta("function_call_arguments", ' "usage"}'),
+            {"type": "response.output_item.done", "output_index": 0, "item": _CALL},
+            _made("completed", _CALL, usage=_used(12, 30)),
+        ),
+        _usage(12, 30, 14, read=0, reasoning=0),
+    ),
+    "thinking": Golden(
+        _responses(
+            _CREATED,
+            _delta("reasoning_summary_text", "Hm…"),
+            _delta("output_text", "Yes"),
+            _made("completed", _THOUGHT, _said("Yes"), usage=_used(12, 40, reasoning=38)),
+        ),
+        _usage(12, 40, 6, read=0, reasoning=38),
+    ),
+    "cache": Golden(
+        _responses(
+            _CREATED,
+            _delta("output_text", "Yes"),
+            _made("completed", _said("Yes"), usage=_used(1200, 2, cached=1024)),
+        ),
+        _usage(1200, 2, 3, read=1024, reasoning=0),
+    ),
+    "incomplete": Golden(
+        _responses(_CREATED, _delta("output_text", "Ye"), _made("incomplete", _said("Ye"), usage=_used(12, 1))),
+        _usage(12, 1, 2, read=0, reasoning=0),
+    ),
+    "failed": Golden(
+        _responses(_CREATED, _delta("output_text", "Ye"), _made("failed", _said("Ye"))),
+        _usage(None, None, 2, ESTIMATED),
+    ),
+    "error": Golden(
+        _responses(
+            _CREATED,
+            _delta("output_text", "Ye"),
+            {"type": "error", "code": "server_error", "message": "The server had an error", "param": None},
+        ),
+        _usage(None, None, 2, ESTIMATED),
+    ),
 }
 
 # --- Google's Gemini API: https://ai.google.dev/api/generate-content --------------------------------------------------
@@ -323,6 +418,9 @@ BY_UPSTREAM = {
     "/v1/chat/completions": CHAT,
     "/inference/v1/chat/completions": CHAT,
     "/inference/v1/completions": TEXT,
+    "/v1/completions": TEXT,
+    "/v1/responses": RESPONSES,
+    "/v1/responses/compact": RESPONSES,
     "/v1beta/models/gemini-2.5-pro:generateContent": GEMINI,
 }
 """The streams of each API, by the path of the upstream in ``tests.support.provider_routes``."""

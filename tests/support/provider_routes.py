@@ -83,6 +83,31 @@ CASES = {
         "openai/gpt-4o",
         {"model": "gpt-4o", "messages": MESSAGES, "stream_options": {"include_usage": True}},
     ),
+    "openai responses": RouteCase(
+        "/openai/v1/responses", "/v1/responses", "openai/gpt-4o", {"model": "gpt-4o", "input": HELLO}
+    ),
+    "openai compaction": RouteCase(
+        "/openai/v1/responses/compact", "/v1/responses/compact", "openai/gpt-4o", {"model": "gpt-4o", "input": MESSAGES}
+    ),
+    "openai texts": RouteCase(
+        "/openai/v1/completions",
+        "/v1/completions",
+        "openai/gpt-3.5-turbo-instruct",
+        {"model": "gpt-3.5-turbo-instruct", "prompt": HELLO, "stream_options": {"include_usage": True}},
+    ),
+    "fireworks sdk chat": RouteCase(
+        "/fireworks/v1/chat/completions",
+        "/inference/v1/chat/completions",
+        f"fireworks/{_MIXTRAL}",
+        {"model": _MIXTRAL, "messages": MESSAGES, "stream_options": {"include_usage": True}},
+    ),
+    "fireworks sdk texts": RouteCase(
+        "/fireworks/v1/completions",
+        "/inference/v1/completions",
+        "fireworks/accounts/sourcegraph/models/starcoder-16b",
+        {"model": "fireworks/starcoder", "prompt": HELLO},
+        Feature.CODE_COMPLETIONS,
+    ),
     "fireworks chat": RouteCase(
         "/v1/completions/fireworks",
         "/inference/v1/chat/completions",
@@ -114,6 +139,19 @@ CASES = {
         "/v1/chat/completions",
         "my-server/org/model-a",
         {"model": "org/model-a", "messages": MESSAGES, "stream_options": {"include_usage": True}},
+        Feature.CODE_COMPLETIONS,
+    ),
+    "compatible responses": RouteCase(
+        "/my-server/v1/responses",
+        "/v1/responses",
+        "my-server/org/model-a",
+        {"model": "my-server/org/model-a", "input": MESSAGES},
+    ),
+    "compatible texts": RouteCase(
+        "/my-server/v1/completions",
+        "/v1/completions",
+        "my-server/org/model-a",
+        {"model": "org/model-a", "prompt": HELLO, "stream_options": {"include_usage": True}},
         Feature.CODE_COMPLETIONS,
     ),
     "compatible sdk": RouteCase(

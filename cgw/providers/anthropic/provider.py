@@ -12,6 +12,7 @@ from cgw.providers.anthropic.messages import (
     AnthropicSdkMessages,
     build_endpoint,
 )
+from cgw.providers.anthropic.model_list import AnthropicModelList
 from cgw.providers.anthropic.models import ANTHROPIC_MODELS
 from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.dialect import Dialect
@@ -33,4 +34,4 @@ def _build_dialects(settings: AnthropicSettings) -> tuple[Dialect, ...]:
     )
 
 
-ANTHROPIC = Provider(PROVIDER, AnthropicSettings, _build_dialects, AnthropicErrors())
+ANTHROPIC = Provider(PROVIDER, AnthropicSettings, _build_dialects, AnthropicErrors(), model_list=AnthropicModelList())

@@ -6,7 +6,7 @@ from attrs import frozen
 
 from cgw.config.declare import setting
 from cgw.config.kinds import API_URL, NAMES, SECRET, Secret
-from cgw.providers.embeddings.models import MODELS
+from cgw.providers.embeddings.models import MODELS, SDK_MODELS
 
 
 @frozen
@@ -16,8 +16,8 @@ class EmbeddingsSettings:
     allowed_models: tuple[str, ...] = setting(
         "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS",
         NAMES,
-        tuple(MODELS),
-        "The models that /v1/embeddings serves, with prefix, separated by commas.",
+        (*MODELS, *SDK_MODELS),
+        "The models that /v1/embeddings and /openai/v1/embeddings serve, with prefix, separated by commas.",
     )
     sourcegraph_api_url: str = setting(
         "CODY_GATEWAY_SOURCEGRAPH_EMBEDDINGS_API_URL",

@@ -34,7 +34,7 @@ from cgw.wire.messages import RequestHead
 
 PROVIDER = "fireworks"
 
-_GENIE: Headers = ((b"x-fireworks-genie", b"true"),)
+GENIE: Headers = ((b"x-fireworks-genie", b"true"),)
 
 
 @define
@@ -165,7 +165,7 @@ class FireworksCompletions(Route):
             prompt_character_count=prompt_count,
             max_completion_tokens=multiply_choices(most, prompts),
             # Exactly this value, as in the reference: it asks Fireworks to trace the request.
-            headers=_GENIE if head.header(b"x-fireworks-genie") == b"true" else (),
+            headers=GENIE if head.header(b"x-fireworks-genie") == b"true" else (),
             other_names=list_other_names(asked, model),
         )
 

@@ -6,6 +6,7 @@ from cgw.providers.dialect import Dialect
 from cgw.providers.google.embed import GoogleSdkBatchEmbed, GoogleSdkEmbed
 from cgw.providers.google.errors import GoogleErrors
 from cgw.providers.google.generate import PROVIDER, GoogleCompletions, build_endpoint
+from cgw.providers.google.model_list import GoogleModelList
 from cgw.providers.google.models import GOOGLE_EMBEDDINGS_MODELS, GOOGLE_MODELS
 from cgw.providers.google.sdk import VERSIONS, GoogleSdkCountTokens, GoogleSdkGenerate, GoogleSdkStream
 from cgw.providers.google.settings import GoogleSettings
@@ -28,4 +29,4 @@ def _build_dialects(settings: GoogleSettings) -> tuple[Dialect, ...]:
 _SDK_ROUTES = (GoogleSdkGenerate, GoogleSdkStream, GoogleSdkCountTokens)
 _EMBEDDINGS_ROUTES = (GoogleSdkEmbed, GoogleSdkBatchEmbed)
 
-GOOGLE = Provider(PROVIDER, GoogleSettings, _build_dialects, GoogleErrors())
+GOOGLE = Provider(PROVIDER, GoogleSettings, _build_dialects, GoogleErrors(), model_list=GoogleModelList())

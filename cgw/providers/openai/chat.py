@@ -16,6 +16,7 @@ from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.openai.errors import OpenAIErrors
+from cgw.providers.openai.sdk_body import BETAS, set_caller
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
 from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import (
@@ -34,9 +35,6 @@ from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, se
 from cgw.wire.messages import RequestHead
 
 PROVIDER = "openai"
-
-# No other header of a client goes to the provider: its key is for cgw.
-_BETAS = frozenset({b"openai-beta"})
 
 
 @define
@@ -102,8 +100,10 @@ BODY_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatBody))
 MESSAGE_FIELDS = frozenset(attribute.name for attribute in attrs.fields(ChatMessage))
 
 
-def build_endpoint(api_url: str, access_token: str, organization: str | None = None) -> Endpoint:
-    """Return the endpoint of the Chat Completions API; ``organization`` is the one that OpenAI bills.
+def build_endpoint(
+    api_url: str, access_token: str, organization: str | None = None, path: str = "/v1/chat/completions"
+) -> Endpoint:
+    """Return the endpoint of the API at ``path``; ``organization`` is the one that OpenAI bills.
 
     Raises :exc:`ValueError` for a base URL, key or organization that cannot be used.
     """
@@ -111,7 +111,7 @@ def build_endpoint(api_url: str, access_token: str, organization: str | None = N
     if organization is not None:
         # Sent only if it is set (the reference's §9.6).
         headers = (*headers, (b"openai-organization", secret_value(organization, "OpenAI's organization")))
-    return Endpoint.parse(api_url, "/v1/chat/completions", headers)
+    return Endpoint.parse(api_url, path, headers)
 
 
 def _build_reader() -> BodyReader[ChatBody]:
@@ -198,15 +198,16 @@ class OpenAIChat(_ChatRoute):
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
         encoded = encode_with_messages(outgoing, body) if messages is raw["messages"] else encode_object(outgoing)
-        return self._build_request(parsed, outgoing, encoded, choices=1, headers=select_headers(head, _BETAS))
+        return self._build_request(parsed, outgoing, encoded, choices=1, headers=select_headers(head, BETAS))
 
 
 @frozen
 class OpenAISdkChat(_ChatRoute):
     """``/openai/v1/chat/completions``, for OpenAI's SDKs with only base URL and key changed.
 
-    Passes on unknown fields, the query and ``openai-beta``, and does not change ``n``. ``user`` is always the
-    gateway's; a client's ``safety_identifier``, which has the same purpose, is dropped.
+    The body passes as it came, but for what :func:`~cgw.providers.openai.sdk_body.set_caller` sets; so do the query and
+    ``openai-beta``. ``stream_options`` are the client's: a usage that it did not ask for would be a chunk that it does
+    not expect, so the usage is estimated then.
     """
 
     path: str = field(default="/openai/v1/chat/completions", kw_only=True)
@@ -216,17 +217,12 @@ class OpenAISdkChat(_ChatRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing = self._read(body, caller)
-        outgoing["model"] = self.strip_prefix(parsed.model)
-        outgoing["user"] = caller.identifier
-        # It would name another user than `user` does.
-        outgoing.pop("safety_identifier", None)
-        headers = select_headers(head, _BETAS)
+        parsed, raw = self._read(body, caller)
+        raw["model"] = self.strip_prefix(parsed.model)
+        encoded = set_caller(body, parsed.model, raw["model"], caller)
+        headers = select_headers(head, BETAS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
-        encoded = encode_with_messages(outgoing, body)
-        return self._build_request(
-            parsed, outgoing, encoded, choices=parsed.n or 1, headers=headers, query=query_of(head)
-        )
+        return self._build_request(parsed, raw, encoded, choices=parsed.n or 1, headers=headers, query=query_of(head))
 
 
 def count_characters(messages: Iterable[ChatMessage] | None) -> int:

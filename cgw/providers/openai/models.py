@@ -14,3 +14,6 @@ OPENAI_MODELS = (
     "gpt-3.5-turbo-16k", "gpt-4-32k", "gpt-4-0125-preview", "gpt-4-1106-preview", "gpt-4-vision-preview",
 )  # fmt: skip
 """The default list for OpenAI, without the provider's prefix."""
+
+TEXT_MODELS = ("gpt-3.5-turbo-instruct", "davinci-002", "babbage-002")
+"""The default list for the older Completions API, without the provider's prefix."""

@@ -53,10 +53,15 @@ class _Details(msgspec.Struct, gc=False):
     cache_write_tokens: Figure | None = None
 
 
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: Figure | None = None
+
+
 class _Figures(msgspec.Struct, gc=False):
     prompt_tokens: Figure | None = None
     completion_tokens: Figure | None = None
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _CompletionDetails | None = None
 
 
 class _Completion(msgspec.Struct, gc=False):
@@ -112,6 +117,7 @@ def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = Fals
         is_final,
         cache_read_token_count=details.cached_tokens,
         cache_write_token_count=details.cache_write_tokens,
+        reasoning_token_count=(usage.completion_tokens_details or _CompletionDetails()).reasoning_tokens,
     )
 
 

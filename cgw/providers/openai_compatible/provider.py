@@ -9,9 +9,14 @@ from attrs import frozen
 
 from cgw.errors import ConfigError, Headers, Refusal
 from cgw.providers.dialect import Caller, Dialect
+from cgw.providers.embeddings.sdk import SdkEmbeddings
 from cgw.providers.models import add_prefixes
 from cgw.providers.openai.chat import BODY_FIELDS, ChatBody, OpenAIChat, OpenAISdkChat
 from cgw.providers.openai.errors import OpenAIErrors
+from cgw.providers.openai.model_list import OpenAIModelList
+from cgw.providers.openai.responses import OpenAIResponses
+from cgw.providers.openai.sdk_route import OpenAISdkRoute
+from cgw.providers.openai.texts import OpenAISdkTexts
 from cgw.providers.openai_compatible.settings import OpenAICompatibleSettings
 from cgw.providers.provider import Provider, ProviderFamily, reveal_access_token
 from cgw.providers.upstream_requests import Endpoint, secret_value
@@ -41,12 +46,49 @@ class CompatibleChat(OpenAIChat):
         return f"{_name_variables(self.provider)}_ALLOWED_MODELS"
 
 
-@frozen
-class CompatibleSdkChat(OpenAISdkChat):
-    """``/<name>/v1/chat/completions``: as the route to OpenAI, for both features.
+def _refuse_further_models(raw: dict[str, Any]) -> None:
+    for name in _FURTHER_MODELS:
+        if raw.get(name) is not None:
+            text = f"{name}: naming further models is not supported by this gateway, which checks one per request"
+            raise Refusal(400, text, param=name)
+
+
+class _CompatibleSdkRoute(OpenAISdkRoute):
+    """The steps that the routes below ``/<name>/`` share, for both features.
 
     Fields other than ``model`` that name models are refused, because only ``model`` is checked.
     """
+
+    __slots__ = ()
+
+    @property
+    def models_variable(self) -> str:
+        """See :meth:`cgw.providers.dialect.Dialect.models_variable`."""
+        return f"{_name_variables(self.provider)}_ALLOWED_MODELS"
+
+    def check(self, raw: dict[str, Any]) -> None:
+        """See :meth:`OpenAISdkRoute.check`."""
+        _refuse_further_models(raw)
+
+
+@frozen
+class CompatibleResponses(_CompatibleSdkRoute, OpenAIResponses):
+    """``/<name>/v1/responses``."""
+
+
+@frozen
+class CompatibleTexts(_CompatibleSdkRoute, OpenAISdkTexts):
+    """``/<name>/v1/completions``."""
+
+
+@frozen
+class CompatibleEmbeddings(_CompatibleSdkRoute, SdkEmbeddings):
+    """``/<name>/v1/embeddings``."""
+
+
+@frozen
+class CompatibleSdkChat(OpenAISdkChat):
+    """``/<name>/v1/chat/completions``: as the route to OpenAI, and with the rules of the other routes here."""
 
     takes_code: ClassVar[bool] = True
 
@@ -57,10 +99,7 @@ class CompatibleSdkChat(OpenAISdkChat):
 
     def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
         parsed, raw = super()._read(body, caller)
-        for name in _FURTHER_MODELS:
-            if raw.get(name) is not None:
-                text = f"{name}: naming further models is not supported by this gateway, which checks one per request"
-                raise Refusal(400, text, param=name)
+        _refuse_further_models(raw)
         return parsed, raw
 
 
@@ -75,18 +114,30 @@ def _build_dialects(name: str, settings: OpenAICompatibleSettings) -> tuple[Dial
         raise ConfigError(problems)
     token = secret_value(reveal_access_token(settings), "the provider's access token")
     headers: Headers = ((b"authorization", b"Bearer " + token),)
-    endpoint = Endpoint.parse(settings.api_url, "/chat/completions", headers)
+    chat, responses, texts, embeddings = (
+        Endpoint.parse(settings.api_url, path, headers)
+        for path in ("/chat/completions", "/responses", "/completions", "/embeddings")
+    )
     models = add_prefixes(name, settings.allowed_models or ())
     return (
-        CompatibleChat(endpoint, models, provider=name, path=f"/v1/completions/{name}"),
-        CompatibleSdkChat(endpoint, models, provider=name, path=f"/{name}/v1/chat/completions"),
+        CompatibleChat(chat, models, provider=name, path=f"/v1/completions/{name}"),
+        CompatibleSdkChat(chat, models, provider=name, path=f"/{name}/v1/chat/completions"),
+        CompatibleResponses(responses, models, provider=name, path=f"/{name}/v1/responses", takes_code=True),
+        CompatibleTexts(texts, models, provider=name, path=f"/{name}/v1/completions", takes_code=True),
+        CompatibleEmbeddings(embeddings, models, provider=name, path=f"/{name}/v1/embeddings"),
     )
 
 
 def _build_provider(name: str) -> Provider:
     build = partial(_build_dialects, name)
     return Provider(
-        name, OpenAICompatibleSettings, build, OpenAIErrors(), variables=_name_variables(name), base_prefix="/v1"
+        name,
+        OpenAICompatibleSettings,
+        build,
+        OpenAIErrors(),
+        model_list=OpenAIModelList(),
+        variables=_name_variables(name),
+        base_prefix="/v1",
     )
 
 

@@ -1,0 +1,31 @@
+"""The parts of a request for OpenAI's SDKs that are not the client's to choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cgw.providers.dialect import Caller
+from cgw.providers.request_body import change_fields
+
+BETAS = frozenset({b"openai-beta"})
+"""The header fields of a client that go to the provider. No others do: its key is for cgw."""
+
+
+def set_caller(body: bytes, asked: str, model: str, caller: Caller) -> bytes:
+    """Return the client's bytes with the caller's identifier as ``user``, and ``model`` where the client ``asked``
+    for it by another name.
+
+    OpenAI's abuse handling is about the gateway's callers, so a ``user`` of the client's is replaced, and a
+    ``safety_identifier``, which would name another one, is removed. Raises :exc:`~cgw.errors.Refusal` as
+    :func:`~cgw.providers.request_body.change_fields` does.
+    """
+    changes: dict[str, Any] = {"user": caller.identifier, "safety_identifier": None}
+    return set_model(body, asked, model, changes)
+
+
+def set_model(body: bytes, asked: str, model: str, changes: dict[str, Any] | None = None) -> bytes:
+    """Return the client's bytes with ``changes``, and with ``model`` where that is not what it ``asked`` for."""
+    changes = changes or {}
+    if model != asked:
+        changes["model"] = model
+    return change_fields(body, changes)
