@@ -7,9 +7,8 @@ from urllib.parse import unquote_to_bytes
 
 from cgw.errors import Headers, Refusal
 from cgw.providers.dialect import Dialect, ErrorStyle
-from cgw.providers.pass_patterns import split_path
+from cgw.providers.pass_patterns import is_own, split_path
 from cgw.providers.pass_routes import PassRoute
-from cgw.providers.route import Route
 from cgw.wire.messages import RequestHead
 
 
@@ -30,10 +29,6 @@ class Routes:
                 self._pass_routes.setdefault(dialect.provider.encode("ascii"), []).append(dialect)
             else:
                 self._dialects[dialect.path.encode("ascii")] = dialect
-        kept = (
-            dialect for dialect in self._dialects.values() if isinstance(dialect, Route) and dialect.keeps_paths_below
-        )
-        self._kept = tuple(dialect.path.encode("ascii") + b"/" for dialect in kept)
         self._errors = errors
         self._sdk_errors = {provider.encode("ascii"): style for provider, style in sdk_errors.items()}
 
@@ -62,7 +57,7 @@ class Routes:
             return None
         # Another spelling of a route that is read must not pass unread.
         plain = b"/" + unquote_to_bytes(b"/".join(segments))
-        if self.find(plain) is not None or plain.startswith(self._kept):
+        if self.find(plain) is not None or is_own(segments[1:]):
             return None
         return next((route for route in routes if route.pattern.matches(head.method, segments[1:])), None)
 

@@ -31,8 +31,6 @@ class Route:
 
     final_markers: ClassVar[tuple[bytes, ...]] = ()
     """See :meth:`cgw.providers.dialect.Dialect.final_markers`; empty where only HTTP's end ends a stream."""
-    keeps_paths_below: ClassVar[bool] = False
-    """True if what is stored by the route is at paths below it, so that no pass route may have them."""
     read_whole: ClassVar[ReadBody]
     """Reads a response that is not streamed."""
     read_stream: ClassVar[ReadBody]

@@ -56,7 +56,6 @@ class OpenAIResponses(OpenAISdkRoute):
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[ResponsesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
-    keeps_paths_below: ClassVar[bool] = True
     final_markers: ClassVar[tuple[bytes, ...]] = FINAL_MARKERS
     read_whole: ClassVar[ReadBody] = read_response
     read_stream: ClassVar[ReadBody] = read_response_stream
