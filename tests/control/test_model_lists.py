@@ -106,7 +106,7 @@ async def test_googles_list(tmp_path: Path) -> None:
         for version in ("v1beta", "v1"):
             one = (await client.get(f"/google/{version}/{names[0]}")).json()
             assert one["name"] == names[0]
-        assert "generateContent" in one["supportedGenerationMethods"]
+            assert "generateContent" in one["supportedGenerationMethods"]
         missing = await client.get("/google/v1beta/models/no-such-model")
         assert (missing.status_code, missing.json()["error"]["status"]) == (404, "NOT_FOUND")
         wrong = await client.get("/google/v1beta/models?pageSize=x")

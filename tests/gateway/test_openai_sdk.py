@@ -57,9 +57,13 @@ async def test_a_response_arrives_whole(gateway: Service, upstream: ScriptedUpst
     assert upstream.requests[-1].json()["user"] == "acme:"
 
 
-async def test_a_response_streams(gateway: Service) -> None:
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+async def test_a_response_streams(gateway: Service, http2: bool) -> None:
     """A streamed response arrives event by event up to the last one, and its figures are in the usage event."""
-    async with open_openai(gateway) as client, client.responses.stream(model=OPENAI_MODEL, input="Good day") as stream:
+    async with (
+        open_openai(gateway, http2=http2) as client,
+        client.responses.stream(model=OPENAI_MODEL, input="Good day") as stream,
+    ):
         deltas = [event.delta async for event in stream if event.type == "response.output_text.delta"]
         final = await stream.get_final_response()
     assert len(deltas) > 1

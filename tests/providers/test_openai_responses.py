@@ -111,7 +111,7 @@ def test_what_is_shared_or_cannot_be_charged_is_refused(body: dict[str, Any], fi
     with pytest.raises(Refusal, match="not supported by this gateway") as refused:
         prepare({"input": "x", **body})
     assert (refused.value.param, refused.value.code) == (field, "unsupported_parameter")
-    assert prepare({"input": "x", "background": False, "conversation": None})
+    assert prepare({"input": "x", "background": False, "conversation": None}).model == "openai/gpt-5"
 
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/compact", f"{PATH}/input_tokens"])
@@ -140,7 +140,12 @@ def _stream(text_bytes: int, instruction_bytes: int) -> bytes:
     created = {"type": "response.created", "response": {"id": "resp_1", "usage": None}}
     added = {"type": "response.output_item.added", "item": {"id": "rs_1", "type": "reasoning"}}
     delta = {"type": "response.output_text.delta", "item_id": "msg_1", "delta": "x" * 100}
-    events = [created, added, *[delta] * (text_bytes // 100), {"type": "response.completed", "response": response}]
+    events: list[dict[str, Any]] = [
+        created,
+        added,
+        *[delta] * (text_bytes // 100),
+        {"type": "response.completed", "response": response},
+    ]
     return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
 
 
