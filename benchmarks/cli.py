@@ -74,7 +74,7 @@ RUN_HELP = f"""Measure, print tables, and write the results as JSON (and a repor
 {_list_profiles()}
 
 \b
-Subjects: direct (no gateway), cgw, cgw-tick0 (without coalescing), nginx, haproxy, go,
+Subjects: direct (no gateway), cgw, cgw-tick0 (without coalescing), cgw-relay (its transport alone), nginx, haproxy, go,
 litellm (its chat completions), litellm-messages (/v1/messages), litellm-raw (passing through), portkey.
 The scenario limits has subjects of its own: cgw (its limiter alone), redis-py-threads (no Trio), redis-py-trio
 (each call in a thread), redis-py-asyncio.

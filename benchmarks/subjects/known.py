@@ -9,7 +9,7 @@ from attrs import frozen
 
 from benchmarks.subjects.base import Address, Start, Subject
 from benchmarks.subjects.gateways import LITELLM_ROUTES, LiteLLM, Portkey
-from benchmarks.subjects.own import Cgw
+from benchmarks.subjects.own import BareRelay, Cgw
 from benchmarks.subjects.proxies import GoReverseProxy, Haproxy, Nginx
 from benchmarks.tool_processes import Target
 
@@ -27,6 +27,7 @@ def known_subjects() -> dict[str, Subject]:
         Cgw("cgw-tick0", {"CODY_GATEWAY_RELAY_TICK": "0"}),
         Cgw("cgw-silent", {"CODY_GATEWAY_LOG_LEVEL": "ERROR"}),
         Cgw("cgw-traced", is_traced=True),
+        BareRelay(),
         Nginx(),
         Haproxy(),
         GoReverseProxy(),

@@ -13,7 +13,7 @@ from benchmarks.binaries import REPOSITORY
 from benchmarks.subjects.base import Address, Start, ask_version
 from benchmarks.tool_processes import Target
 
-__all__ = ["Cgw"]
+__all__ = ["BareRelay", "Cgw"]
 
 ACTORS = """\
 [[actor]]
@@ -71,3 +71,20 @@ class Cgw:
             },
             target=Target(port, "/openai/v1/chat/completions", (f"authorization: Bearer {token}",), http2_port=port),
         )
+
+
+@frozen
+class BareRelay:
+    """cgw's transport alone, without authentication, limits and events: what relaying itself costs."""
+
+    name: str = "cgw-relay"
+    start_seconds: float = 20.0
+    has_tls: bool = False
+    has_http2: bool = False
+
+    def version(self) -> str:
+        return Cgw().version()
+
+    def prepare(self, directory: Path, port: int, upstream: Address) -> Start:
+        command = (sys.executable, "-m", "cgw.testing.bare_relay", str(port), str(upstream.port))
+        return Start(command=command, cwd=REPOSITORY, target=Target(port))

@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 
 from cgw.errors import Headers, Refusal
 from cgw.providers.dialect import Dialect, ErrorStyle
-from cgw.providers.pass_patterns import split_path
+from cgw.providers.pass_patterns import is_own, split_path
 from cgw.providers.pass_routes import PassRoute
 from cgw.wire.messages import RequestHead
 
@@ -57,7 +57,7 @@ class Routes:
             return None
         # Another spelling of a route that is read must not pass unread.
         plain = b"/" + unquote_to_bytes(b"/".join(segments))
-        if self.find(plain) is not None:
+        if self.find(plain) is not None or is_own(segments[1:]):
             return None
         return next((route for route in routes if route.pattern.matches(head.method, segments[1:])), None)
 

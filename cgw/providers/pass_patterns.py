@@ -21,6 +21,10 @@ _PATTERN = re.compile(r"(?:([A-Z]+) +)?(/[A-Za-z0-9._~:*/-]+)")
 _SEGMENT = re.compile(rb"[A-Za-z0-9._~!$&'()+,;=:@%-]+")
 
 
+# What cgw answers itself, by what an actor may use or has stored: an unread path to it would be a way around.
+_OWN = re.compile(rb"v1(?:beta)?/models(?:/[^:]*)?|v1/responses(?:/.*)?", re.DOTALL)
+
+
 @frozen
 class PassPattern:
     """A method (``None``: any of :data:`METHODS`) and a path, by its segments.
@@ -57,6 +61,11 @@ class PassPattern:
         if len(segments) < len(own) or (len(segments) > len(own) and own[-1] != b"*"):
             return False
         return all(mine in (b"*", theirs) for mine, theirs in zip(own, segments, strict=False))
+
+
+def is_own(segments: Sequence[bytes]) -> bool:
+    """Return whether cgw answers the path below a provider's prefix itself: lists of models, stored responses."""
+    return _OWN.fullmatch(unquote_to_bytes(b"/".join(segments))) is not None
 
 
 def _parse_patterns(text: str) -> tuple[PassPattern, ...]:

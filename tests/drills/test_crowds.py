@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from cgw.testing.bare_relay import open_bare_gateway
 from cgw.transport.flat_relay import FlatRelay
 from cgw.wire.messages import Origin
-from tests.support.bare_gateway import open_bare_gateway
 from tests.support.descriptors import allow_descriptors, count_descriptors, read_resident_bytes
 from tests.support.raw_client import open_client
 from tests.support.raw_server import open_raw_server, read_request

@@ -23,7 +23,8 @@ from tests.support.raw_server import open_raw_server
 from tests.support.waiting import wait_until
 
 PASS = {
-    "CODY_GATEWAY_OPENAI_PASS_ROUTES": "/v1/batches, /v1/files, /v1/files/*, POST /v1/audio/*, /v1/chat/*",
+    "CODY_GATEWAY_OPENAI_PASS_ROUTES": "/v1/batches, /v1/files, /v1/files/*, POST /v1/audio/*, /v1/chat/*, "
+    "/v1/responses/*, /v1/models",
     "CODY_GATEWAY_ANTHROPIC_PASS_ROUTES": "GET /v1/messages/batches",
     "CODY_GATEWAY_GOOGLE_PASS_ROUTES": "/v1beta/files/*",
     "CODY_GATEWAY_GOOGLE_ACCESS_TOKEN": "google-key",
@@ -206,7 +207,8 @@ async def test_methods_and_other_providers(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/openai/v1/models"),
+        ("GET", "/openai/v1/assistants"),
+        ("GET", "/openai/v1/responses/a/b/c"),
         ("GET", "/openai/v1/audio/speech"),
         ("POST", "/openai/v1/files/%2e%2e/chat/completions"),
         ("POST", "/openai/v1/files/a%2F..%2Fb"),
@@ -232,6 +234,7 @@ async def test_a_route_that_is_read_stays_read(bench: Bench) -> None:
     async with open_http(gateway) as client:
         assert (await client.post("/openai/v1/chat/completions", json={"model": "gpt-4o"})).status_code == 400
         assert (await client.get("/openai/v1/chat/completions")).status_code == 405
+        assert (await client.get("/openai/v1/models")).json()["object"] == "list"
     assert not upstream.requests
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cgw.config.kinds import Secret
 from cgw.errors import ConfigError
 from cgw.providers.openai_compatible.settings import OpenAICompatibleSettings
-from cgw.providers.pass_patterns import PASS_ROUTES, PassPattern, split_path
+from cgw.providers.pass_patterns import PASS_ROUTES, PassPattern, is_own, split_path
 from cgw.providers.registry import build_dialects
 
 
@@ -104,3 +104,21 @@ def test_a_compatible_server_has_its_prefix_already() -> None:
     )
     with pytest.raises(ConfigError, match=r"^CODY_GATEWAY_OPENAI_COMPATIBLE_MY_SERVER_PASS_ROUTES: .*/v1"):
         build_dialects({"my-server": settings})
+
+
+@pytest.mark.parametrize(
+    ("path", "own"),
+    [
+        (b"v1/models", True),
+        (b"v1/models/gpt-4o", True),
+        (b"v1/model%73", True),
+        (b"v1/responses/resp_1/input_items", True),
+        (b"v1beta/models/gemini-a", True),
+        (b"v1beta/models/veo-3:predictLongRunning", False),
+        (b"v1/files/models", False),
+        (b"v1/modelsx", False),
+    ],
+)
+def test_what_cgw_answers_itself_does_not_pass(path: bytes, own: bool) -> None:
+    """Lists of models, and responses that belong to an actor, stay cgw's, whatever the patterns."""
+    assert is_own(path.split(b"/")) is own

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager, contextmanager
 import trio
 from attrs import define, field, frozen
 
+from cgw.testing.bare_relay import BareGateway, open_bare_gateway
 from cgw.transport.flat_relay import FlatRelay
 from cgw.wire.messages import Origin
-from tests.support.bare_gateway import BareGateway, open_bare_gateway
 from tests.support.raw_server import open_raw_server
 from tests.support.waiting import wait_until
 

@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from cgw.errors import Refusal
+from cgw.testing.bare_relay import open_bare_gateway
 from cgw.transport.sockets import LINGER_BYTES
 from cgw.wire.messages import Origin, RequestHead
-from tests.support.bare_gateway import open_bare_gateway
 from tests.support.counting import LongestStep, measure_longest_step
 from tests.support.http_engine import CHUNKED, HEAD, echo, open_engine, read_refusal
 from tests.support.quiet_log import quiet_log

@@ -7,9 +7,9 @@ import pytest
 import trio
 import trio.testing
 
+from cgw.testing.bare_relay import open_bare_gateway
 from cgw.transport.flat_relay import FlatRelay
 from cgw.wire.messages import Origin
-from tests.support.bare_gateway import open_bare_gateway
 from tests.support.raw_server import open_raw_server, read_request
 from tests.support.streams import STREAMS, encode_chunked, split_events
 

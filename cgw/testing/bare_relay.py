@@ -1,14 +1,19 @@
-"""The transport package alone as a gateway: connection, pool and relay, without actors, limits and events."""
+"""The transport package alone as a gateway: connection, pool and relay, without actors, limits and events.
+
+What an exchange costs is measured against it. ``python -m cgw.testing.bare_relay PORT UPSTREAM_PORT`` serves it.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
 from attrs import define, field
 
-from cgw.errors import Refusal, UpstreamError
+from cgw.allocator import keep_freed_memory
+from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.hangup_watch import HangupWatch
@@ -16,11 +21,10 @@ from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
 from cgw.transport.server import AcceptedConnection, Server
-from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
+from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, UpstreamResponse, build_tls_context
 from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import Origin, UpstreamRequest
 from cgw.wire.windows import BodyWindowCollector
-from tests.support.upstream_requests import open_response
 
 
 @define
@@ -37,6 +41,7 @@ class BareGateway:
 async def open_bare_gateway(
     origin: Origin,
     *,
+    port: int = 0,
     limits: ClientLimits | None = None,
     deadlines: UpstreamDeadlines | None = None,
     pool: UpstreamPool | None = None,
@@ -73,7 +78,7 @@ async def open_bare_gateway(
         is_draining=lambda: False,
         hangups=hangups,
     )
-    server = Server(await open_listeners("127.0.0.1", 0))
+    server = Server(await open_listeners("127.0.0.1", port))
     gateway = BareGateway(server.port, pool, server)
     async with trio.open_nursery() as service_nursery:
         service_nursery.start_soon(server.run, serve_connection)
@@ -92,7 +97,7 @@ async def forward(client: ClientSide, request: UpstreamRequest, pool: UpstreamPo
     """Relay one answer as an exchange does, without limits and events."""
     window = BodyWindowCollector()
     try:
-        async with open_response(pool, request) as response:
+        async with _open_response(pool, request) as response:
             head = response.head
             chunked = head.header(b"transfer-encoding") is not None
             length = None if chunked else head.header(b"content-length")
@@ -121,6 +126,18 @@ async def forward(client: ClientSide, request: UpstreamRequest, pool: UpstreamPo
         client.break_off()
 
 
+@asynccontextmanager
+async def _open_response(pool: UpstreamPool, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
+    with trio.move_on_after(pool.deadlines.head_seconds) as head_scope:
+        response = await pool.open(request)
+    if head_scope.cancelled_caught:
+        raise UpstreamTimeout(f"no response head within {pool.deadlines.head_seconds:g} seconds")
+    try:
+        yield response
+    finally:
+        pool.give_back(response)
+
+
 async def forward_until_gone(
     client: ClientSide, request: UpstreamRequest, pool: UpstreamPool, flat: FlatRelay | None
 ) -> None:
@@ -138,3 +155,18 @@ async def forward_until_gone(
         exchange_nursery.cancel_scope.cancel()
     if client_scope.cancelled_caught:
         client.break_off()
+
+
+async def serve(port: int, upstream_port: int) -> None:
+    """Relay every POST to a server on this machine, on the fast path, until cancelled; HTTP's own fields pass.
+
+    Bodies may be as large as a gateway's.
+    """
+    origin = Origin("http", "127.0.0.1", upstream_port)
+    async with open_bare_gateway(origin, port=port, flat=FlatRelay()):
+        await trio.sleep_forever()
+
+
+if __name__ == "__main__":
+    keep_freed_memory()  # as the whole gateway does
+    trio.run(serve, int(sys.argv[1]), int(sys.argv[2]))
