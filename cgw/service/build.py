@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -49,10 +49,7 @@ from cgw.service.descriptors import choose_max_connections, read_descriptor_limi
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
-from cgw.telemetry.exchange_log import log_exchange
-from cgw.telemetry.log_level import LogLevel
-from cgw.telemetry.metrics import Reading
-from cgw.telemetry.readers import Reader, Readers
+from cgw.service.telemetry import Telemetry
 from cgw.telemetry.traces import Tracing
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
@@ -77,8 +74,7 @@ def build_gateway(
     alerts: AlertQueue,
     event_log: EventLog,
     flagger: Flagger,
-    readers: Readers,
-    tracing: Tracing | None,
+    telemetry: Telemetry,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
@@ -94,24 +90,19 @@ def build_gateway(
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
-        readers=readers,
+        readers=telemetry.build_readers(),
         stored=StoredObjects(redis),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
         load=LoadTracker(settings.upstream.unavailable_after),
         fallbacks=build_fallbacks(settings.providers),
         passes_account_fields=settings.upstream.passes_provider_headers,
-        build_traceparent=partial(_build_traceparent, tracing) if settings.traces.propagates else None,
+        build_traceparent=partial(_build_traceparent, telemetry.tracing) if settings.traces.propagates else None,
     )
 
 
 def _build_traceparent(tracing: Tracing | None, trace: RequestTrace) -> bytes:
     return build_traceparent(trace, is_sampled=tracing is not None and tracing.wants(trace))
-
-
-def build_readers(*optional: Reader | None) -> Readers:
-    """Return what reports each exchange: the log, and those of ``optional`` that are on."""
-    return Readers([log_exchange, *(reader for reader in optional if reader is not None)])
 
 
 async def open_flagger(settings: Settings, redis: Store) -> Flagger:
@@ -140,9 +131,8 @@ def build_control_app(
     status: ServiceStatus,
     opened: OpenedSources,
     sync_worker: SyncWorker | None,
-    take_metrics: Callable[[], Awaitable[list[Reading]]],
-    log_level: LogLevel,
     shipping: Shipping,
+    telemetry: Telemetry,
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -161,8 +151,8 @@ def build_control_app(
         attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,
         maintenance=maintenance,
-        metrics=MetricsRoute(take_metrics),
-        log_level=log_level,
+        metrics=MetricsRoute(telemetry.take_scrape),
+        log_level=telemetry.process.log_level,
         model_lists=ModelLists(list_providers(settings.providers), routes.dialects),
     )
 

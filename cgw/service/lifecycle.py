@@ -8,26 +8,23 @@ exchange that ends late still finds what it needs to record and to settle, and i
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
 from cgw.actors.sync import SyncWorker
-from cgw.config.describe import list_secrets
-from cgw.control.app import ControlApp
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.events.event_log import EventLog, open_event_log
 from cgw.events.options import EventLogOptions
 from cgw.events.shipping.shipping import Shipping, open_shipping
-from cgw.events.sinks.registry import SinkKind, build_options, choose_sinks
+from cgw.events.sinks.registry import build_options, choose_sinks
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
@@ -42,7 +39,6 @@ from cgw.service.build import (
     build_engine,
     build_gateway,
     build_overload_control,
-    build_readers,
     build_reloads,
     build_routes,
     build_server,
@@ -52,22 +48,15 @@ from cgw.service.build import (
     build_upstream_tls,
     open_flagger,
 )
-from cgw.service.findings import explain_listening
-from cgw.service.metrics import Exporters, ServiceParts, add_collectors, open_push, open_scrapes
+from cgw.service.metrics import ServiceParts, add_collectors
+from cgw.service.ports import build_url, is_activated, open_admin_port, open_public_port
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
+from cgw.service.telemetry import ProcessReports, Telemetry, open_telemetry
 from cgw.telemetry.call_spans import CallTracer
-from cgw.telemetry.log_level import LogLevel
-from cgw.telemetry.logs import Logs
-from cgw.telemetry.loop_lag import LoopLag
-from cgw.telemetry.masking import SecretMask
-from cgw.telemetry.metrics import Metrics
-from cgw.telemetry.metrics_exchanges import ExchangeMetrics
-from cgw.telemetry.sentry import ErrorReports
-from cgw.telemetry.traces import Tracing, open_tracing
+from cgw.telemetry.traces import Tracing
 from cgw.transport.client_address import AddressBound
-from cgw.transport.listeners import adopt_listeners, open_listeners
 from cgw.transport.overload import OverloadControl
 from cgw.transport.server import Server
 
@@ -80,26 +69,12 @@ logger = logging.getLogger("cgw.service")
 
 
 @frozen
-class ProcessReports:
-    """What reports of the process, and so outlives the service: it reports its start, and its crash, too.
-
-    ``log_level`` is what ``/-/log-level`` shows and sets, ``log`` the open log, for its metrics; ``errors`` get the
-    exchanges that failed.
-    """
-
-    log_level: LogLevel = field(factory=LogLevel)
-    log: Logs | None = None
-    errors: ErrorReports | None = None
-
-
-@frozen
 class Service:
     """A running gateway.
 
     ``dialects`` are those of its provider routes; ``actor_count`` is that of the actors file at the start.
-    ``tracing`` is ``None`` where traces are off.
-    ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
-    where the admin port is off.
+    ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again. ``admin_port`` and
+    ``tracing`` are ``None`` where they are off.
     """
 
     settings: Settings
@@ -157,13 +132,6 @@ class Service:
         self.shipping.cut()
 
 
-def build_url(host: str, port: int, scheme: str = "http") -> str:
-    """Return the base URL of a listening address, for clients on this machine."""
-    if host in ("0.0.0.0", "", "::"):
-        host = "127.0.0.1"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 @asynccontextmanager
 async def open_service(settings: Settings, reports: ProcessReports | None = None) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
@@ -171,7 +139,6 @@ async def open_service(settings: Settings, reports: ProcessReports | None = None
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
     start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
     """
-    reports = reports or ProcessReports()
     tls_context = build_upstream_tls(settings)
     dialects, static_source = build_all_dialects(settings), build_static_source(settings)
     routes = build_routes(dialects, settings)
@@ -179,57 +146,47 @@ async def open_service(settings: Settings, reports: ProcessReports | None = None
     check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
-    status, metrics, exchanges, loop_lag = ServiceStatus(), Metrics(), ExchangeMetrics(), LoopLag()
+    status = ServiceStatus()
     async with AsyncExitStack() as stack:
         # First, and so closed last: everything below connects by host names.
         resolver = await stack.enter_async_context(open_resolver())
         # Closed after all exchanges have ended, so that the last ones are traced and counted.
-        take_metrics = await open_scrapes(stack, settings, metrics)
-        metrics_push = await stack.enter_async_context(open_push(settings, metrics))
-        tracing = await stack.enter_async_context(_open_tracing(settings))
-        tracer = None if tracing is None else tracing.calls
+        telemetry = await open_telemetry(stack, settings, reports or ProcessReports())
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
-        listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
+        listeners = [] if settings.server.reuse_port else await open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
-        events_folder = data_dir / EVENTS_NAME
-        sink_kinds = choose_sinks(settings)
-        options = EventLogOptions(settings.events, [kind.name for kind in sink_kinds])
-        event_log = await stack.enter_async_context(open_event_log(events_folder, options))
-        # Closed after all that records, and before the log and the sinks.
-        shipping = await _open_shipping(stack, settings, event_log, sink_kinds, tls_context)
+        event_log, shipping = await _open_events(stack, settings, tls_context)
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
-        webhook = await _open_webhook(stack, settings, tls_context, tracer)
+        webhook = await _open_webhook(stack, settings, tls_context, telemetry.tracer)
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
-        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
-        flagger = await open_flagger(settings, redis)
-        readers = build_readers(exchanges.note, tracing, reports.errors)
-        gateway = build_gateway(
-            settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers, tracing
+        opened = await stack.enter_async_context(
+            open_sources(settings, static_source, redis, tls_context, telemetry.tracer)
         )
+        flagger = await open_flagger(settings, redis)
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, telemetry)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
         control_app = build_control_app(
-            settings, gateway, routes, redis, status, opened, sync_worker, take_metrics, reports.log_level, shipping
+            settings, gateway, routes, redis, status, opened, sync_worker, shipping, telemetry
         )
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        await stack.enter_async_context(open_background_task(reports.log_level.run))
-        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker, loop_lag)
+        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker, telemetry)
         await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
-        admin_port = await _open_admin_port(stack, settings, control_app)
-        listeners = listeners or await _open_public_port(stack, settings)
+        admin_port = await open_admin_port(stack, settings, control_app)
+        listeners = listeners or await open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
         parts = ServiceParts(
-            gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, exchanges, loop_lag,
-            reports.log, settings.events.max_bytes, Exporters(tracing, metrics_push, reports.errors), shipping,
+            gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, telemetry.exchanges,
+            telemetry.loop_lag, telemetry.process.log, settings.events.max_bytes, telemetry.exporters, shipping,
         )  # fmt: skip
-        add_collectors(metrics, parts)
+        add_collectors(telemetry.metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)
         try:
             yield Service(
@@ -241,11 +198,11 @@ async def open_service(settings: Settings, reports: ProcessReports | None = None
                 redis=redis,
                 dialects=dialects,
                 actor_count=0 if static_source is None else len(static_source.actors),
-                events_folder=events_folder,
+                events_folder=event_log.folder,
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
-                tracing=tracing,
+                tracing=telemetry.tracing,
                 shipping=shipping,
             )
         finally:
@@ -275,10 +232,11 @@ async def _start_background(
     overload: OverloadControl,
     http_engine: HttpEngine,
     sync_worker: SyncWorker | None,
-    loop_lag: LoopLag,
+    telemetry: Telemetry,
 ) -> None:
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
+        telemetry.process.log_level.run,
         alerts.run,
         gateway.limiter.run,
         *(source.run for source in gateway.sources.runners),
@@ -289,7 +247,7 @@ async def _start_background(
         gateway.pool.run,
         gateway.relay.run,
         overload.run,
-        loop_lag.run,
+        telemetry.loop_lag.run,
         http_engine.hangups.run,
         http_engine.refusals.run,
     ):
@@ -320,25 +278,6 @@ async def _become_ready(stack: AsyncExitStack, limiter: Limiter, status: Service
     await stack.enter_async_context(open_background_task(wait_for_redis))
 
 
-async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: ControlApp) -> int | None:
-    """Serve ``app`` on the admin port while ``stack`` is open; return the port, ``None`` where it is off."""
-    host, port = settings.admin.host, settings.admin.port
-    if port is None:
-        return None
-    from cgw.control.admin import open_admin_server  # imports Hypercorn's Trio worker
-
-    try:
-        return await stack.enter_async_context(open_admin_server(app.serve_admin, host, port))
-    except OSError as error:
-        finding = explain_listening("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", host, port, error)
-        raise ConfigError([str(finding)]) from None
-
-
-def _open_tracing(settings: Settings) -> AbstractAsyncContextManager[Tracing | None]:
-    environment, mask = settings.dotcom.environment, SecretMask(list_secrets(settings))
-    return open_tracing(settings.traces, settings.otlp, environment=environment, mask=mask)
-
-
 async def _open_webhook(
     stack: AsyncExitStack, settings: Settings, tls_context: SSLContext, tracer: CallTracer | None
 ) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
@@ -352,21 +291,18 @@ async def _open_webhook(
     return webhook.post
 
 
-async def _open_shipping(
-    stack: AsyncExitStack,
-    settings: Settings,
-    event_log: EventLog,
-    kinds: Sequence[SinkKind],
-    tls_context: SSLContext,
-) -> Shipping:
-    """Ship events to the sinks, which ``stack`` closes after a last attempt to ship all."""
+async def _open_events(stack: AsyncExitStack, settings: Settings, tls_context: SSLContext) -> tuple[EventLog, Shipping]:
+    """Open the event log, and ship its events to the sinks; ``stack`` closes all after a last attempt to ship."""
+    kinds = choose_sinks(settings)
+    options = EventLogOptions(settings.events, [kind.name for kind in kinds])
+    event_log = await stack.enter_async_context(open_event_log(settings.data.directory / EVENTS_NAME, options))
     sinks = [
         (await stack.enter_async_context(kind.open(settings, tls_context)), build_options(kind, settings.shipping))
         for kind in kinds
     ]
-    return await stack.enter_async_context(
-        open_shipping(event_log, sinks, drain_timeout_seconds=settings.shipping.drain_timeout_seconds)
-    )
+    drain_seconds = settings.shipping.drain_timeout_seconds
+    shipping = await stack.enter_async_context(open_shipping(event_log, sinks, drain_timeout_seconds=drain_seconds))
+    return event_log, shipping
 
 
 async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:
@@ -376,43 +312,6 @@ async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:
     from cgw.redis.embedded import open_embedded_redis  # not needed beside a server of the operator's
 
     return await stack.enter_async_context(open_embedded_redis(settings.data.directory))
-
-
-def is_activated(settings: Settings) -> bool:
-    """Return whether systemd has passed listening sockets to this very process (sd_listen_fds(3))."""
-    server = settings.server
-    return server.passed_listeners > 0 and server.passed_to_pid == os.getpid()
-
-
-async def _open_public_port(stack: AsyncExitStack, settings: Settings) -> list[trio.SocketListener]:
-    """Return the listeners of the public port, which ``stack`` closes."""
-    server = settings.server
-    if is_activated(settings):
-        try:
-            listeners = adopt_listeners(server.passed_listeners)
-        except OSError as error:
-            raise ConfigError(
-                [f"LISTEN_FDS: cannot serve {server.passed_listeners} passed sockets: {error.strerror}"]
-            ) from None
-        logger.info("serving %d listening sockets that were passed (LISTEN_FDS)", len(listeners))
-    else:
-        if server.passed_listeners:
-            logger.warning(
-                "LISTEN_FDS is ignored: LISTEN_PID is %s, and this process is %d; a shell in between must `exec` cgw",
-                server.passed_to_pid,
-                os.getpid(),
-            )
-        listeners = await _bind_public_port(server.host, server.port, reuse_port=server.reuse_port)
-    for listener in listeners:
-        stack.callback(listener.socket.close)
-    return listeners
-
-
-async def _bind_public_port(host: str, port: int, *, reuse_port: bool) -> list[trio.SocketListener]:
-    try:
-        return await open_listeners(host, port, reuse_port=reuse_port)
-    except OSError as error:
-        raise ConfigError([str(explain_listening("PORT", "CODY_GATEWAY_HOST", host, port, error))]) from None
 
 
 def _create_data_dir(data_dir: Path) -> None:

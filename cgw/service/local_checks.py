@@ -23,7 +23,8 @@ from cgw.providers.registry import list_providers
 from cgw.service.build import build_all_dialects, build_server_tls, build_static_source, build_upstream_tls
 from cgw.service.certificate import SOON_DAYS, read_days_left
 from cgw.service.findings import Finding, Severity, explain_listening, explain_problems, parse_finding
-from cgw.service.lifecycle import EVENTS_NAME, is_activated
+from cgw.service.lifecycle import EVENTS_NAME
+from cgw.service.ports import is_activated
 from cgw.service.settings import Settings
 from cgw.service.sources import check_source_settings, has_remote_source
 from cgw.transport.listeners import open_listeners

@@ -18,10 +18,11 @@ from cgw.lifetime import open_background_task
 from cgw.service.check import examine
 from cgw.service.descriptors import raise_descriptor_limit
 from cgw.service.findings import list_warnings, merge
-from cgw.service.lifecycle import ProcessReports, open_service
+from cgw.service.lifecycle import open_service
 from cgw.service.settings import Settings
 from cgw.service.signals import HANDLED_SIGNALS, SignalActions
 from cgw.service.start_log import log_start, log_unreachable_hosts
+from cgw.service.telemetry import ProcessReports
 from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs, open_logging
 from cgw.telemetry.masking import SecretMask

@@ -10,7 +10,8 @@ from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.pass_routes import PassRoute
 from cgw.providers.registry import list_providers
 from cgw.service.check import list_host_checks, run_checks
-from cgw.service.lifecycle import Service, build_url
+from cgw.service.lifecycle import Service
+from cgw.service.ports import build_url
 from cgw.service.settings import Settings
 from cgw.service.sources import has_remote_source
 

@@ -96,11 +96,14 @@ class OtlpCollector:
             time.sleep(pause_seconds)
             backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
 
+    def _is_closed(self) -> bool:
+        return self._client.is_closed
+
     def _attempt(self, body: bytes, deadline: float) -> tuple[float | None, str | None]:
         """Return the least pause before a retry, ``None`` for no retry, and what went wrong, ``None`` for nothing."""
         import httpx
 
-        if self._client.is_closed:  # by another thread, at the end of the process, between two attempts
+        if self._is_closed():  # by another thread, at the end of the process, between two attempts
             return None, "was given up"
         remaining = max(deadline - time.monotonic(), 0.01)
         try:
@@ -119,7 +122,7 @@ class OtlpCollector:
             return 0.0, f"broke the connection ({type(error).__name__})"
         except RuntimeError:
             # How httpx tells that the client was closed meanwhile: the process ends, and did not wait for this thread.
-            if not self._client.is_closed:
+            if not self._is_closed():
                 raise
             return None, "had no time left to answer"
         if response.is_success:

@@ -1,0 +1,83 @@
+"""The telemetry of the service: opened before everything that reports, and closed after it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from attrs import field, frozen
+
+from cgw.config.describe import list_secrets
+from cgw.service.metrics import Exporters, open_push, open_scrapes
+from cgw.service.settings import Settings
+from cgw.telemetry.call_spans import CallTracer
+from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.log_level import LogLevel
+from cgw.telemetry.logs import Logs
+from cgw.telemetry.loop_lag import LoopLag
+from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics_exchanges import ExchangeMetrics
+from cgw.telemetry.metrics_push import MetricsPush
+from cgw.telemetry.readers import Readers
+from cgw.telemetry.sentry import ErrorReports
+from cgw.telemetry.traces import Tracing, open_tracing
+
+
+@frozen
+class ProcessReports:
+    """What reports of the process, and so outlives the service: it reports its start, and its crash, too.
+
+    ``log_level`` is what ``/-/log-level`` shows and sets, ``log`` the open log, for its metrics; ``errors`` get the
+    exchanges that failed.
+    """
+
+    log_level: LogLevel = field(factory=LogLevel)
+    log: Logs | None = None
+    errors: ErrorReports | None = None
+
+
+@frozen
+class Telemetry:
+    """What reports of the service. ``tracing`` and ``push`` are ``None`` where they are off.
+
+    ``take_scrape`` reads all metrics; ``metrics`` is where the service's parts are added to them.
+    """
+
+    process: ProcessReports
+    metrics: Metrics
+    take_scrape: Callable[[], Awaitable[list[Reading]]]
+    push: MetricsPush | None
+    tracing: Tracing | None
+    exchanges: ExchangeMetrics = field(factory=ExchangeMetrics)
+    loop_lag: LoopLag = field(factory=LoopLag)
+
+    @property
+    def tracer(self) -> CallTracer | None:
+        """What makes spans of cgw's own calls."""
+        return None if self.tracing is None else self.tracing.calls
+
+    @property
+    def exporters(self) -> Exporters:
+        """What sends telemetry elsewhere."""
+        return Exporters(self.tracing, self.push, self.process.errors)
+
+    def build_readers(self) -> Readers:
+        """Return what reports each exchange: the log and the metrics, traces and error reports where they are on."""
+        optional = (self.tracing, self.process.errors)
+        return Readers([log_exchange, self.exchanges.note, *(reader for reader in optional if reader is not None)])
+
+
+async def open_telemetry(stack: AsyncExitStack, settings: Settings, process: ProcessReports) -> Telemetry:
+    """Open what sends telemetry elsewhere. ``stack`` closes it, which sends the last of it, for a bounded time.
+
+    Raises :exc:`~cgw.errors.ConfigError`.
+    """
+    metrics = Metrics()
+    take_scrape = await open_scrapes(stack, settings, metrics)
+    push = await stack.enter_async_context(open_push(settings, metrics))
+    environment, mask = settings.dotcom.environment, SecretMask(list_secrets(settings))
+    tracing = await stack.enter_async_context(
+        open_tracing(settings.traces, settings.otlp, environment=environment, mask=mask)
+    )
+    return Telemetry(process, metrics, take_scrape, push, tracing)
