@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal, cast
 import click
 from rich.console import Console
 
+from benchmarks.cases import PROFILES, AnyCase, LimitsCase
 from benchmarks.results import Results, ResultsError
-from benchmarks.scenarios import PROFILES, SCENARIOS, AnyCase, LimitsCase
+from benchmarks.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from benchmarks.subjects.base import Subject

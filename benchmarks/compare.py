@@ -22,6 +22,8 @@ METRICS = (
     "upstream_closed_ms.p50",
     "cpu_us_per_pair",
     "pair_us.p50",
+    "cpu_us_per_recorded",
+    "record_us.p50",
 )
 TAILS = ("latency_us.p99", "first_byte_us.p99", "upstream_closed_ms.p99", "pair_us.p99")
 RATES = {"flood": "events_per_second", "requests": "requests_per_second", "limits": "pairs_per_second"}

@@ -11,11 +11,11 @@ from pathlib import Path
 from attrs import define, field, frozen
 
 from benchmarks.binaries import Tools
+from benchmarks.cases import GatewayCase
 from benchmarks.histogram import Histogram
 from benchmarks.machine import Cores, process_tree, read_cpu, read_memory
 from benchmarks.processes import Child, ChildError, free_port, wait_until_answers
 from benchmarks.results import Distribution, Metrics
-from benchmarks.scenarios import GatewayCase
 from benchmarks.subjects.base import Address, Start, Subject
 from benchmarks.tool_processes import LoadReport, Target, UpstreamProcess, UpstreamStats, run_load
 

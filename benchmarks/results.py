@@ -89,6 +89,13 @@ class Metrics(Struct, kw_only=True, omit_defaults=True):
     """``admit_us`` and ``settle_us`` merged."""
     admit_us: Distribution | None = None
     settle_us: Distribution | None = None
+    recorded_per_second: float | None = None
+    """Usage events."""
+    shipped_per_second: float | None = None
+    """Usage events recorded and taken by the sink, until it has all of them."""
+    cpu_us_per_recorded: float | None = None
+    record_us: Distribution | None = None
+    """Building and recording one usage event: what it costs its exchange."""
     cpu_share: float | None = None
     """The share of one core, 0 to 1."""
     cpu_share_by_process: dict[str, float] = {}

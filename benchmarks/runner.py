@@ -11,12 +11,13 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.binaries import REPOSITORY, Tools
+from benchmarks.cases import AnyCase, EventsCase, GatewayCase, LimitsCase
+from benchmarks.events.measure import can_be_measured, measure_events
 from benchmarks.gateway_bench import GatewayBench
 from benchmarks.limits.measure import measure_limits
 from benchmarks.machine import describe_machine, pick_cores
 from benchmarks.processes import pinned
 from benchmarks.results import SCHEMA, Measurement, Metrics, Results
-from benchmarks.scenarios import AnyCase, GatewayCase, LimitsCase
 from benchmarks.subjects.base import MissingSubjectError, Subject
 from benchmarks.subjects.known import DIRECT
 
@@ -52,6 +53,8 @@ class RunPlan:
         """Return the names of the subjects measured in ``case``."""
         if isinstance(case, LimitsCase):
             return list(self.clients)
+        if isinstance(case, EventsCase):
+            return [name for name, subject in self.subjects.items() if can_be_measured(subject, case)]
         return [name for name, subject in self.subjects.items() if can_run(subject, case)]
 
 
@@ -160,6 +163,8 @@ def _measure_all(
 def _measure(plan: RunPlan, bench: GatewayBench, name: str, case: AnyCase) -> Metrics:
     if isinstance(case, LimitsCase):
         return measure_limits(name, case, bench.cores, bench.directory)
+    if isinstance(case, EventsCase):
+        return measure_events(plan.subjects[name], case, bench.cores, bench.directory)
     return bench.measure(plan.subjects[name], case)
 
 

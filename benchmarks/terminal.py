@@ -49,6 +49,11 @@ COLUMNS = (
         for what in ("pair", "call")
         for percentile in ("p50", "p99")
     ),
+    MetricColumn("recorded_per_second", "recorded/s"),
+    MetricColumn("shipped_per_second", "shipped/s"),
+    MetricColumn("cpu_us_per_recorded", "CPU µs/usage event", 1),
+    MetricColumn("record_us.p50", "record p50 µs", 1),
+    MetricColumn("record_us.p99", "record p99 µs", 1),
 )
 
 BY_SCENARIO = {
@@ -74,6 +79,9 @@ BY_SCENARIO = {
     "limits": (
         *("pairs_per_second", "cpu_us_per_pair", "store_cpu_us_per_pair"),
         *(f"{what}_us.{percentile}" for what in ("pair", "call") for percentile in ("p50", "p99")),
+    ),
+    "events": (
+        *("record_us.p50", "record_us.p99", "cpu_us_per_recorded", "recorded_per_second", "shipped_per_second"),
     ),
     "cancel": ("upstream_closed_ms.p50", "upstream_closed_ms.p99", "upstream_never_closed", "cpu_us_per_request"),
 }

@@ -14,6 +14,7 @@ from cgw.config.declare import list_group_classes, list_variables, match_templat
 from cgw.config.describe import describe_settings
 from cgw.service.reference_settings import REFERENCE_SETTINGS
 from cgw.service.settings import Settings
+from docs import generate_metrics
 from docs.generate_settings import PAGE, build_page
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,12 @@ def slugs_of(page: Path) -> set[str]:
 def test_the_settings_page_is_up_to_date() -> None:
     """``docs/settings.md`` matches the declared settings; ``python -m docs.generate_settings`` rewrites it."""
     assert PAGE.read_text("utf-8") == build_page(), "run: python -m docs.generate_settings"
+
+
+def test_the_metrics_page_is_up_to_date() -> None:
+    """``docs/metrics.md`` matches the declared metrics; ``python -m docs.generate_metrics`` rewrites it."""
+    page = generate_metrics.PAGE.read_text("utf-8")
+    assert page == generate_metrics.build_page(), "run: python -m docs.generate_metrics"
 
 
 def test_every_setting_is_on_the_settings_page() -> None:

@@ -15,13 +15,13 @@ import msgspec
 import redis
 
 from benchmarks.binaries import REPOSITORY
+from benchmarks.cases import LimitsCase
 from benchmarks.histogram import Histogram
 from benchmarks.limits.clients import MAX_THREADS
 from benchmarks.limits.workload import ClientReport, Order, build_actors, build_group
 from benchmarks.machine import Cores
 from benchmarks.processes import Child, ChildError
 from benchmarks.results import Distribution, Metrics
-from benchmarks.scenarios import LimitsCase
 from benchmarks.subjects.base import ask_version
 from cgw import __version__
 from cgw.limits.scripts import PEEKED_PER_LIMIT, load_scripts

@@ -117,7 +117,8 @@ class Refresher:
         """
         try:
             self._find_or_add(actor, token)
-        except (ActorRecentlyUpdated, RefreshFailed):
+        except (ActorRecentlyUpdated, RefreshFailed) as error:
+            logger.debug("actor %s is not refreshed: %s", actor.id, error)
             return  # counted in the statistics; the request that was refused for its quota does not depend on it
 
     async def refresh(self, actor: Actor, token: str) -> None:
@@ -187,7 +188,15 @@ class Refresher:
         async for refresh in self._receiver:
             # From its end on there is no checkpoint: other tasks see the actor as under way or as cooling down, never
             # in between.
+            began_at = trio.current_time()
             error = await self._update(refresh)
+            logger.debug(
+                "actor %s was refreshed from source %s in %.1f ms: %s",
+                refresh.actor.id,
+                refresh.actor.source,
+                (trio.current_time() - began_at) * 1000,
+                error or "updated",
+            )
             self._cool_down(refresh)
             if error is None:
                 self._updated += 1

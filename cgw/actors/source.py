@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,8 @@ from cgw.actors.tokens import hash_token
 from cgw.durations import format_duration
 from cgw.errors import CgwError
 from cgw.model import Actor
+
+logger = logging.getLogger("cgw.actors")
 
 
 class NotFromSource(CgwError):
@@ -205,6 +208,11 @@ class Sources:
         """The sources whose actors can be listed, in order."""
         self._recallers = [source for source in self._sources if isinstance(source, Recaller)]
 
+    @property
+    def all(self) -> Sequence[Source]:
+        """The sources, in order."""
+        return self._sources
+
     def describe(self) -> list[str]:
         """Return one sentence for each source that works only in part."""
         reporters = [source for source in self._sources if isinstance(source, HealthReporter)]
@@ -227,10 +235,14 @@ class Sources:
             for recaller in self._recallers:
                 actor = recaller.recall(token_hash)
                 if actor is not None:
+                    if logger.isEnabledFor(logging.DEBUG):
+                        logger.debug("the token is actor %s's of source %s, known here", actor.id, actor.source)
                     return actor
         for source in self._sources:
             try:
-                return await source.get(token, client)
+                actor = await source.get(token, client)
+                logger.debug("the token is actor %s's of source %s, looked up", actor.id, actor.source)
+                return actor
             # Only this error lets another source decide: a source that is down must not turn its tokens into unknown
             # ones (401).
             except NotFromSource:

@@ -7,12 +7,14 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import trio
 from attrs import field, frozen
 
 from cgw.actors.source import SourceUnavailable
 from cgw.errors import explain_os_error
+from cgw.telemetry.call_spans import CallTracer, trace_call
 
 if TYPE_CHECKING:
     import httpx  # imported at run time when a client is opened, because that takes 100 ms
@@ -67,15 +69,24 @@ class WebAnswer:
 class WebClient:
     """Sends requests over connections that are kept. Opened by :func:`open_web_client`."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx.AsyncClient, tracer: CallTracer | None = None) -> None:
         self._client = client
+        self._tracer = tracer
 
-    async def post(self, what: str, url: str, *, headers: Mapping[str, str], body: bytes) -> WebAnswer:
+    async def post(
+        self, what: str, url: str, *, headers: Mapping[str, str], body: bytes, span: str | None = None
+    ) -> WebAnswer:
         """Post ``body`` and return the answer, whatever its status below 500 but a redirect.
+
+        ``span`` is the name of the call in traces, ``what`` if it is not given.
 
         Raises :exc:`~cgw.actors.source.SourceUnavailable`, whose text begins with ``what`` and holds neither the
         URL's query nor a header. Takes up to :data:`REQUEST_SECONDS`. Cancel-safe: the connection is closed.
         """
+        with trace_call(self._tracer, span or what, urlsplit(url).hostname):
+            return await self._post(what, url, headers, body)
+
+    async def _post(self, what: str, url: str, headers: Mapping[str, str], body: bytes) -> WebAnswer:
         import httpx
 
         try:
@@ -111,7 +122,7 @@ class WebClient:
 
 
 @asynccontextmanager
-async def open_web_client(tls_context: ssl.SSLContext) -> AsyncIterator[WebClient]:
+async def open_web_client(tls_context: ssl.SSLContext, tracer: CallTracer | None = None) -> AsyncIterator[WebClient]:
     """Open a client for the length of the block. Proxies and certificates from the environment are ignored."""
     import httpx
 
@@ -122,4 +133,4 @@ async def open_web_client(tls_context: ssl.SSLContext) -> AsyncIterator[WebClien
         follow_redirects=False,
         trust_env=False,
     ) as client:
-        yield WebClient(client)
+        yield WebClient(client, tracer)

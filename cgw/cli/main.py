@@ -16,6 +16,7 @@ from cgw import __version__
 from cgw.cli.actors import actors
 from cgw.cli.check import check
 from cgw.cli.config import config
+from cgw.cli.create_table import create_table
 from cgw.cli.events import events
 from cgw.cli.limits import limits
 from cgw.cli.process import EPILOG, discard_output
@@ -77,3 +78,4 @@ for command in (serve, check, demo, usage, config, token, actors, limits, events
     cli.add_command(command)
 for command in (check_token, derive, hash_):
     token.add_command(command)
+events.add_command(create_table)

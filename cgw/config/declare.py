@@ -38,7 +38,8 @@ _NAMED_GROUPS = "named groups"
 class Variable:
     """The environment variable of one field. ``default_text`` is shown instead of the default where it is set.
 
-    ``alias`` is an older name of the variable that is read, too; ``other_names`` are what other tools call it.
+    ``alias`` is an older name of the variable that is read, too; ``fallback`` is another variable, of a wider meaning,
+    that is read where this one is not set; ``other_names`` are what other tools call it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Variable:
     default_text: str | None
     alias: str | None = None
     other_names: tuple[str, ...] = ()
+    fallback: str | None = None
 
 
 def setting(
@@ -59,17 +61,19 @@ def setting(
     default_text: str | None = None,
     alias: str | None = None,
     other_names: tuple[str, ...] = (),
+    fallback: str | None = None,
 ) -> T:
     """Declare a field of a group that is read from the environment variable ``name``, or from its ``alias``.
 
-    ``help`` is a sentence for ``cgw config`` and the documentation. ``factory`` computes the default when it is needed,
-    instead of ``default``. ``other_names`` are variables of other tools that operators may set by mistake; they are
-    never read, only pointed out. Annotate the field ``| None`` where the default is ``None``; the return type is for
-    type checkers only, as with :func:`attrs.field`.
+    ``fallback`` is a variable that is read where neither is set; it may mean something to other programs, too, and
+    several settings may have it. ``help`` is a sentence for ``cgw config`` and the documentation. ``factory`` computes
+    the default when it is needed, instead of ``default``. ``other_names`` are variables of other tools that operators
+    may set by mistake; they are never read, only pointed out. Annotate the field ``| None`` where the default is
+    ``None``; the return type is for type checkers only, as with :func:`attrs.field`.
     """
     # Always a factory, so that attrs does not compute defaults (a data directory, say) when the module is imported.
     make_default: Callable[[], Any] = factory or (lambda: default)
-    variable = Variable(name, kind, help, default_text, alias, other_names)
+    variable = Variable(name, kind, help, default_text, alias, other_names, fallback)
     made: T = field(factory=make_default, kw_only=True, metadata={_VARIABLE: variable})
     return made
 

@@ -57,7 +57,7 @@ def examine_environment(root: type[T], environ: Mapping[str, str]) -> Reading[T]
         values: dict[str, Any] = {}
         for attribute, variable in list_variables(settings_class):
             found = []
-            for name in filter(None, (variable.name, variable.alias)):
+            for name in _choose_names(variable, environ):
                 text = environ.get(name, "").strip()
                 if not text:
                     continue
@@ -77,6 +77,14 @@ def examine_environment(root: type[T], environ: Mapping[str, str]) -> Reading[T]
 
     # A group with problems is built from its other values, so that the problems of all groups are found.
     return Reading(build_root(root, read_group, partial(_find_named, environ, problems)), problems)
+
+
+def _choose_names(variable: Variable, environ: Mapping[str, str]) -> list[str]:
+    """Return the names to read: the variable's own and its alias, or the fallback where neither is set."""
+    names = list(filter(None, (variable.name, variable.alias)))
+    if variable.fallback is not None and not any(environ.get(name, "").strip() for name in names):
+        return [variable.fallback]
+    return names
 
 
 def _find_named(

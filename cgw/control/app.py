@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+import trio
 from attrs import field, frozen
 
 from cgw.actors.authorization import extract_token
@@ -16,7 +17,10 @@ from cgw.actors.refresh import RefreshFailed
 from cgw.actors.source import AccessTokenDenied, ActorRecentlyUpdated, SourceUnavailable
 from cgw.actors.sync import SyncWorker
 from cgw.control.attribution import Attribution
+from cgw.control.log_level import PATH as LOG_LEVEL_PATH
+from cgw.control.log_level import answer_log_level
 from cgw.control.maintenance import PREFIX, Maintenance
+from cgw.control.metrics import MetricsRoute
 from cgw.control.model_lists import ModelLists, ModelRoute, answer_models
 from cgw.control.responses import JSON, TEXT, ControlResponse
 from cgw.control.scopes import build_request_head, run_lifespan
@@ -28,12 +32,16 @@ from cgw.errors import CgwError, Headers, Refusal, StoreUnavailable
 from cgw.gateway.admission import authenticate, check_actor, count_free
 from cgw.gateway.answer import allowed_methods
 from cgw.gateway.parts import Gateway
+from cgw.gateway.request_log import build_control_record
 from cgw.gateway.routes import Routes
 from cgw.model import Actor, Feature
 from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.models import MODELS
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.models import evaluate_allowed_models
+from cgw.telemetry.current_request import served_trace
+from cgw.telemetry.exchange_record import Outcome, begin_times
+from cgw.telemetry.log_level import LogLevel
 from cgw.transport.asgi_host import TRACE_EXTENSION, Receive, Scope, Send
 from cgw.wire.messages import RequestHead
 from cgw.wire.trace_context import add_trace
@@ -41,11 +49,15 @@ from cgw.wire.trace_context import add_trace
 
 @frozen
 class ControlRequest:
-    """A request: its head, the address of its client, and the ASGI callable that receives its body."""
+    """A request: its head, the address of its client, and the ASGI callable that receives its body.
+
+    ``is_admin``: it came to the admin port.
+    """
 
     head: RequestHead
     client: str
     receive: Receive = field(repr=False)
+    is_admin: bool = False
 
 
 Handler = Callable[[ControlRequest], Awaitable[ControlResponse]]
@@ -71,10 +83,19 @@ class ControlApp:
     attribution: Attribution
     sync_worker: SyncWorker | None
     maintenance: Maintenance | None
+    metrics: MetricsRoute
+    log_level: LogLevel
     model_lists: ModelLists
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection, HTTP or WebSocket."""
+        """Serve one ASGI connection of the public port, HTTP or WebSocket."""
+        await self._serve(scope, receive, send, is_admin=False)
+
+    async def serve_admin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection of the admin port."""
+        await self._serve(scope, receive, send, is_admin=True)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, *, is_admin: bool) -> None:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -85,12 +106,30 @@ class ControlApp:
         head = build_request_head(scope)
         dialect = self.routes.find(head.path)
         client = scope.get("client")
-        request = ControlRequest(head, "" if client is None else client[0], receive)
-        answer = await self._answer(request, dialect)
-        # On the public port the client's side adds the ids; Hypercorn on the admin port knows of none.
-        has_ids = TRACE_EXTENSION in (scope.get("extensions") or {})
-        fields = answer.headers if has_ids else add_trace(answer.headers, head.trace)
-        await _send_answer(send, answer.status, fields, answer.body)
+        request = ControlRequest(head, "" if client is None else client[0], receive, is_admin)
+        if TRACE_EXTENSION in (scope.get("extensions") or {}):
+            # The public port's engine reports the request, and its client's side adds the ids to the answer.
+            answer = await self._answer(request, dialect)
+            await _send_answer(send, answer.status, answer.headers, answer.body)
+            return
+        await self._serve_and_report(request, dialect, send)
+
+    async def _serve_and_report(self, request: ControlRequest, dialect: Dialect | None, send: Send) -> None:
+        """Serve a request of the admin port, whose server has neither ids nor lines for it."""
+        head, times, sent_bytes = request.head, begin_times(trio.current_time()), 0
+        outcome, status = Outcome.SHUTDOWN, None
+        served_trace.set(head.trace)
+        try:
+            answer = await self._answer(request, dialect)
+            status, sent_bytes = answer.status, len(answer.body)
+            await _send_answer(send, status, add_trace(answer.headers, head.trace), answer.body)
+            outcome = Outcome.OK if status < 400 else Outcome.REFUSED
+        except Exception:
+            outcome = Outcome.INTERNAL_ERROR  # Hypercorn answers 500, and logs the bug
+            raise
+        finally:
+            record = build_control_record(head, request.client, outcome, status, times, sent_bytes)
+            self.gateway.readers(record)
 
     async def _answer(self, request: ControlRequest, dialect: Dialect | None) -> ControlResponse:
         errors = self.routes.find_errors(request.head.path)
@@ -108,6 +147,7 @@ class ControlApp:
             "/-/healthz": self._healthz,
             "/-/readyz": self._readyz,
             "/-/__version": self._version,
+            "/-/metrics": self._metrics,
         }
         if self._find_embeddings() is not None:
             reads[EmbeddingsRoute.models_path] = self._list_embeddings_models
@@ -125,6 +165,8 @@ class ControlApp:
         elif path == "/-/actor/sync-all-sources":
             # GET is the reference's, although it changes something; POST is what it should be.
             handler, methods = self._sync_all_sources, ["GET", "POST"]
+        elif path == LOG_LEVEL_PATH:
+            handler, methods = self._log_level, ["GET", "HEAD", "POST"]
         elif path.startswith(PREFIX):
             handler, methods = self._maintain, ["GET", "HEAD"]
         elif (models := self.model_lists.find(path)) is not None:
@@ -169,13 +211,29 @@ class ControlApp:
         lines = ["healthz: ok" if serves else "healthz: err", *troubles]
         return ControlResponse(200 if serves else 500, TEXT, "\n".join(filter(None, lines)).encode())
 
+    async def _metrics(self, request: ControlRequest) -> ControlResponse:
+        """Answer a scrape. The numbers tell how the service is used: without a secret, only to the admin port."""
+        if self.diagnostics_secret is not None:
+            if not _has_secret(request, self.diagnostics_secret):
+                return ControlResponse(401, TEXT, b"")
+        elif not request.is_admin:
+            text = "set CODY_GATEWAY_DIAGNOSTICS_SECRET to use this route, or scrape CODY_GATEWAY_ADMIN_PORT"
+            raise Refusal(403, text, code="no_secret")
+        return await self.metrics.answer((request.head.header(b"accept") or b"").decode("latin-1"))
+
     async def _sync_all_sources(self, request: ControlRequest) -> ControlResponse:
         # Unlike healthz never open: each call makes Sourcegraph.com list all its subscriptions.
+        return self._check_secret(request) or await sync_all_sources(self.sync_worker)
+
+    async def _log_level(self, request: ControlRequest) -> ControlResponse:
+        # Never open either: debug lines fill disks, and a level above WARNING hides what goes wrong.
+        return self._check_secret(request) or await answer_log_level(self.log_level, request.head, request.receive)
+
+    def _check_secret(self, request: ControlRequest) -> ControlResponse | None:
+        """Return the response to a request that does not present the secret; raise 403 where there is no secret."""
         if self.diagnostics_secret is None:
             raise Refusal(403, "set CODY_GATEWAY_DIAGNOSTICS_SECRET to use this route", code="no_secret")
-        if not _has_secret(request, self.diagnostics_secret):
-            return ControlResponse(401, TEXT, b"")
-        return await sync_all_sources(self.sync_worker)
+        return None if _has_secret(request, self.diagnostics_secret) else ControlResponse(401, TEXT, b"")
 
     async def _maintain(self, request: ControlRequest) -> ControlResponse:
         if self.maintenance is None:

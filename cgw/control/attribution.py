@@ -13,6 +13,7 @@ import trio
 from cgw.actors.dotcom.client import DotcomClient
 from cgw.actors.policies import PRODUCT_SUBSCRIPTION
 from cgw.actors.source import SourceUnavailable
+from cgw.control.bodies import receive_body
 from cgw.control.responses import JSON, ControlResponse
 from cgw.errors import Refusal
 from cgw.model import Actor
@@ -65,7 +66,7 @@ class Attribution:
             raise Refusal(401, "only available for enterprise product subscriptions", code="wrong_source")
         if self._client is None:
             raise Refusal(503, "attribution search not enabled", code="attribution_off")
-        request = _parse_request(await _receive_body(head, receive))
+        request = _parse_request(await receive_body(head, receive, MAX_BODY_BYTES))
         limit = request.limit or 0
         first = limit if 0 < limit <= MAX_REPOSITORIES else MAX_REPOSITORIES
         try:
@@ -85,29 +86,6 @@ class Attribution:
         names = [_Repository(name) for name in found.repository_names]
         answer = _Answer(names or None, found.total_count, found.limit_hit)
         return ControlResponse(200, JSON, msgspec.json.encode(answer))
-
-
-async def _receive_body(head: RequestHead, receive: Receive) -> bytes:
-    """Return the whole body. Raises :exc:`~cgw.errors.Refusal` (413, or 400 for one that broke off)."""
-    announced = head.header(b"content-length") or b""
-    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-        raise _build_too_large()  # before it is read
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Refusal(400, "the request's body is incomplete", must_close=True)
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise _build_too_large()
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _build_too_large() -> Refusal:
-    return Refusal(413, f"the body must be at most {MAX_BODY_BYTES} bytes", code="too_large", must_close=True)
 
 
 def _parse_request(body: bytes) -> _Request:

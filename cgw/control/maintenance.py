@@ -92,4 +92,7 @@ class Maintenance:
         prompt = await self._prompts.read(name)
         if prompt is None:
             raise Refusal(404, "Prompt not found", code="not_found")
+        logger.info(
+            "flagged prompt %s was read", name
+        )  # who looks into prompts leaves a trace, at any level but errors
         return ControlResponse(200, TEXT, prompt)

@@ -35,6 +35,7 @@ from cgw.events.housekeeping import open_folder, serve_housekeeping
 from cgw.events.imports import LOG_MARK
 from cgw.events.lines import render_for_log, render_line
 from cgw.events.options import EventLogOptions, EventLogStatistics
+from cgw.events.retention import Deleted
 from cgw.events.segments import OpenSegment, create_segment
 from cgw.lifetime import open_background_task
 from cgw.model import UsageEvent
@@ -66,13 +67,29 @@ class EventLog:
         self._create_segment = partial(create_segment, folder, has_sync=options.settings.fsync != "off")
         self._segment = segment  # none while failing
         self._retired: list[OpenSegment] = []  # to be sealed at the next check
+        self.is_sealing = False
+        """Whether there are segments that nothing is appended to any more, and that are not sealed yet."""
         self._failure = ""
+        self._is_over = False  # beyond the bound with events that sinks do not have, and the policy is to refuse
+        self._deleted_unshipped = 0
         self._backlog = Backlog()
         self._last_slow = -math.inf
         self._is_late = self._cannot_replace = False  # said already
         self._is_closing = False
         self._closed = trio.Event()
         self._recorded = self._dropped = self._blank = 0
+        self._grown = trio.Event()
+
+    @property
+    def open_segment(self) -> OpenSegment | None:
+        """The segment that events are appended to; ``None`` while there is none."""
+        return self._segment
+
+    def watch(self) -> trio.Event:
+        """Return an event that is set when something was written after this call. Any number of callers may wait."""
+        if self._grown.is_set():
+            self._grown = trio.Event()
+        return self._grown
 
     def record(self, event: UsageEvent) -> None:
         """Append ``event``; never raises, whatever the disk does. One system call in the normal case.
@@ -100,6 +117,7 @@ class EventLog:
             self._give_up([line], explain_os_error(error))
             return
         self._recorded += 1
+        self._grown.set()
         if seconds > SLOW_SECONDS:
             self.must_wait = True
             self._last_slow = trio.current_time()
@@ -124,10 +142,16 @@ class EventLog:
 
     def statistics(self) -> EventLogStatistics:
         """Return counts since opening."""
-        return EventLogStatistics(self._recorded, len(self._backlog), self._dropped, self._blank)
+        counts = self._recorded, len(self._backlog), self._dropped, self._blank, self._deleted_unshipped
+        return EventLogStatistics(*counts)
 
     def describe(self) -> str | None:
         """Return one sentence for operators while events are not written as they should be, otherwise ``None``."""
+        if self._is_over:
+            return (
+                "usage events that were not shipped yet take CODY_GATEWAY_EVENTS_MAX_BYTES, so new requests are "
+                "refused: see `cgw events status`"
+            )
         if self._failure:
             policy = "they are written to the log instead" if self.is_accepting else "new requests are refused"
             return f"usage events cannot be written ({self._failure}), so {policy}; {self._dropped} went to the log"
@@ -145,8 +169,22 @@ class EventLog:
             return
         self._replace(None)
         self._failure = reason
-        self.is_accepting = self._options.settings.when_full != "refuse"
+        self._update_accepting()
         logger.error("%s; make room or mend %s, then `cgw events import` the log", self.describe(), self.folder)
+
+    def _update_accepting(self) -> None:
+        refuses = self._options.settings.when_full == "refuse"
+        self.is_accepting = not (refuses and (self._failure or self._is_over))
+
+    def _note_deleted(self, deleted: Deleted) -> None:
+        self._deleted_unshipped += deleted.unshipped
+        if deleted.is_over != self._is_over:
+            self._is_over = deleted.is_over
+            self._update_accepting()
+            if self._is_over:
+                logger.error("%s", self.describe())
+            else:
+                logger.warning("the usage events take less than CODY_GATEWAY_EVENTS_MAX_BYTES again")
 
     def _give_up(self, lines: list[bytes], reason: str) -> None:
         self._fail(reason)
@@ -193,6 +231,7 @@ class EventLog:
             self._give_up(lines, self._failure)
             return
         self._recorded += len(lines)
+        self._grown.set()
         now = trio.current_time()
         if seconds > SLOW_SECONDS:
             self._last_slow = now
@@ -235,7 +274,7 @@ class EventLog:
         self._cannot_replace = False
         if self._failure:
             self._failure = ""
-            self.is_accepting = True
+            self._update_accepting()
             logger.warning(
                 "usage events are written again; %d went to the log since the start, `cgw events import` reads them",
                 self._dropped,
@@ -245,6 +284,7 @@ class EventLog:
         # Without an await, so that each line is in one of the two. Sealing the old one has time.
         if self._segment is not None:
             self._retired.append(self._segment)
+            self.is_sealing = True
         self._segment = segment
 
     async def _seal_retired(self) -> None:
@@ -254,6 +294,7 @@ class EventLog:
                 await _in_thread(segment.seal)
             except OSError as error:
                 logger.error("event segment %s cannot be sealed: %s", segment.segment.path, explain_os_error(error))
+        self.is_sealing = False
 
     async def _close(self) -> None:
         """Write what is queued and seal the segment, for a bounded time; what is left goes to the log."""
@@ -284,12 +325,12 @@ async def open_event_log(folder: Path, options: EventLogOptions | None = None) -
     ``close_seconds`` at most.
     """
     options = options or EventLogOptions()
-    segment, failure = await trio.to_thread.run_sync(open_folder, folder, options.settings)
+    segment, failure = await trio.to_thread.run_sync(open_folder, folder, options)
     event_log = EventLog(folder, options, segment)
     if failure:
         event_log._fail(failure)
     async with (
-        open_background_task(partial(serve_housekeeping, folder, options.settings)),
+        open_background_task(partial(serve_housekeeping, folder, options, event_log._note_deleted)),
         open_background_task(event_log._run),
     ):
         try:

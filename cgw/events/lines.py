@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from cgw.events.kinds import Key
 from cgw.model import UsageEvent
 
 logger = logging.getLogger("cgw.events")
@@ -23,14 +24,14 @@ _MAX_DEPTH = 20
 
 
 class EventLine(msgspec.Struct):
-    """An event as it is stored. ``created_at`` is ISO 8601 in UTC of fixed width, so that it sorts as text."""
+    """An event as it is stored. ``created_at`` is of fixed width, so that it sorts as text."""
 
-    id: str
-    name: str
-    source: str
-    identifier: str
-    created_at: str
-    metadata: dict[str, Any]
+    id: Annotated[str, Key("unique; ids sort by time", is_own=True)]
+    name: Annotated[str, Key("the kind of event")]
+    source: Annotated[str, Key("the source that the actor is from, such as `static`")]
+    identifier: Annotated[str, Key("the actor's id")]
+    created_at: Annotated[str, Key("when the event was recorded: ISO 8601 in UTC, to the microsecond")]
+    metadata: Annotated[dict[str, Any], Key("what the kinds below list")]
 
 
 encode = msgspec.json.Encoder().encode

@@ -1,14 +1,29 @@
-"""Builders of usage events, with the reference's names and metadata keys. Pure."""
+"""Builders of usage events, with the metadata that :mod:`cgw.events.kinds` declares. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from cgw.events.kinds import (
+    AccessDenied,
+    CompletionsFinished,
+    EmbeddingsFinished,
+    Exchanged,
+    InstanceUser,
+    RateLimited,
+    RequestBlocked,
+    SgActor,
+    Traced,
+    Unauthorized,
+)
 from cgw.model import Actor, EventName, Feature, Usage, UsageEvent, UsageQuality
 
 UNKNOWN_IDENTIFIER = "unknown"
 """The identifier of an event whose actor could not be told."""
+
+MAX_DIGITS = 18
+"""Of a user's number, which a client may make as long as a header: so many fit 64 bits in every database."""
 
 
 def completions_finished(
@@ -37,15 +52,15 @@ def completions_finished(
     """The event of a completion that passed the model check, whatever became of it.
 
     ``model`` is ``provider/model``. ``metadata`` is what the dialect adds (``stream``, ``max_tokens``); it comes
-    first, so that it cannot displace a key of ours, but for the ``trace_id`` under which flagging keeps a prompt.
-    ``resolved_status`` is what the client was answered, ``upstream_status`` what the upstream answered (``None``:
-    nothing). ``sg_actor_id`` and ``sg_actor_anonymous_uid`` are the request's ``X-Sourcegraph-Actor-UID`` and
-    ``-Anonymous-UID``. ``started_at`` and ``ended_at`` are in Unix seconds. Figures that are ``None`` are left out;
-    the reference writes −1.
+    first, so that it cannot displace a key of ours. ``resolved_status`` is what the client was answered,
+    ``upstream_status`` what the upstream answered (``None``: nothing). ``sg_actor_id`` and ``sg_actor_anonymous_uid``
+    are the request's ``X-Sourcegraph-Actor-UID`` and ``-Anonymous-UID``. ``started_at`` and ``ended_at`` are in Unix
+    seconds. Figures that are ``None`` are left out; the reference writes −1.
     """
     # One dictionary, filled in the order of the keys: half the time of filling one and leaving out what is None.
-    fields: dict[str, Any] = {**metadata} if metadata else {}
-    fields["feature"] = feature.value
+    # Enums stand for their values, as they are strings: asking for the value takes 0.1 µs.
+    fields: CompletionsFinished = {**metadata} if metadata else {}  # type: ignore[typeddict-item]
+    fields["feature"] = feature
     fields["model"] = model
     fields["provider"] = provider
     _add_usage(fields, usage)
@@ -54,10 +69,8 @@ def completions_finished(
     if upstream_status is not None:
         fields["upstream_status_code"] = upstream_status
     fields["resolved_status_code"] = resolved_status
-    if sg_actor_id:
-        fields["sg_actor_id"] = sg_actor_id
-    if sg_actor_anonymous_uid:
-        fields["sg_actor_anonymous_uid"] = sg_actor_anonymous_uid
+    if sg_actor_id or sg_actor_anonymous_uid:
+        _add_instance_user(fields, sg_actor_id, sg_actor_anonymous_uid)
     if actor_name := actor.name.strip():
         fields["actor_name"] = actor_name
     # By position: half a microsecond less than by name.
@@ -76,7 +89,7 @@ def completions_finished(
     return UsageEvent(EventName.COMPLETIONS_FINISHED, actor.source, actor.id, fields)
 
 
-def _add_usage(fields: dict[str, Any], usage: Usage) -> None:
+def _add_usage(fields: CompletionsFinished, usage: Usage) -> None:
     if usage.prompt_character_count is not None:
         fields["prompt_character_count"] = usage.prompt_character_count
     if usage.prompt_token_count is not None:
@@ -91,11 +104,11 @@ def _add_usage(fields: dict[str, Any], usage: Usage) -> None:
         fields["completion_token_count"] = usage.completion_token_count
     if usage.reasoning_token_count:
         fields["completion_reasoning_token_count"] = usage.reasoning_token_count
-    fields["usage_quality"] = usage.quality.value
+    fields["usage_quality"] = usage.quality
 
 
 def _add_exchange(
-    fields: dict[str, Any],
+    fields: Exchanged,
     trace_id: str | None,
     outcome: str | None,
     started_at: float | None,
@@ -106,7 +119,8 @@ def _add_exchange(
     time_to_first_byte_ms: float | None,
     overhead_ms: float | None,
 ) -> None:
-    _add_trace_id(fields, trace_id)
+    if trace_id is not None:
+        fields["trace_id"] = trace_id
     if outcome is not None:
         fields["outcome"] = outcome
     if started_at is not None:
@@ -126,10 +140,25 @@ def _add_exchange(
         fields["overhead_ms"] = int(overhead_ms * 1000) / 1000
 
 
-def _add_trace_id(fields: dict[str, Any], trace_id: str | None) -> None:
-    # That of flagging, under which it keeps the prompt, goes before.
-    if trace_id is not None and "trace_id" not in fields:
+def _add_trace_id(fields: Traced, trace_id: str | None) -> None:
+    if trace_id is not None:
         fields["trace_id"] = trace_id
+
+
+def _add_instance_user(fields: InstanceUser, user_id: str | None, anonymous_uid: str | None) -> None:
+    """Add the Sourcegraph user twice, as the reference does: the headers as they came, and as its services write it."""
+    actor: SgActor = {}
+    if user_id:
+        fields["sg_actor_id"] = user_id
+        if len(user_id) <= MAX_DIGITS and user_id.isascii() and user_id.isdigit():
+            actor["UID"] = int(user_id)
+        elif user_id == "internal":
+            actor["Internal"] = True
+    if anonymous_uid:
+        fields["sg_actor_anonymous_uid"] = anonymous_uid
+        if not actor:
+            actor["AnonymousUID"] = anonymous_uid
+    fields["sg.actor"] = actor
 
 
 def embeddings_finished(
@@ -159,22 +188,21 @@ def embeddings_finished(
     ``metadata`` has ``batch_size``; the exchange's figures are as for completions. The reference writes 0
     ``tokens_used`` for a failure, which is left out here.
     """
-    fields: dict[str, Any] = {
-        **metadata,
-        "feature": Feature.EMBEDDINGS.value,
-        "model": model,
-        "provider": provider,
-        "input_character_count": input_character_count,
-        "resolved_status_code": resolved_status,
-    }
-    optional = {
-        "tokens_used": tokens_used,
-        "usage_quality": None if tokens_used is None else quality.value,
-        "upstream_request_duration_ms": upstream_request_duration_ms,
-        "upstream_status_code": upstream_status,
-        "actor_name": actor.name.strip() or None,
-    }
-    fields.update((key, value) for key, value in optional.items() if value is not None)
+    fields: EmbeddingsFinished = {**metadata}  # type: ignore[typeddict-item]
+    fields["feature"] = Feature.EMBEDDINGS
+    fields["model"] = model
+    fields["provider"] = provider
+    fields["input_character_count"] = input_character_count
+    fields["resolved_status_code"] = resolved_status
+    if tokens_used is not None:
+        fields["tokens_used"] = tokens_used
+        fields["usage_quality"] = quality
+    if upstream_request_duration_ms is not None:
+        fields["upstream_request_duration_ms"] = upstream_request_duration_ms
+    if upstream_status is not None:
+        fields["upstream_status_code"] = upstream_status
+    if actor_name := actor.name.strip():
+        fields["actor_name"] = actor_name
     _add_exchange(
         fields,
         trace_id,
@@ -208,8 +236,13 @@ def rate_limited(
     so many ``unit`` per ``window_ms`` (0: at once), and when the caller was told to come back. ``count`` is the number
     of refusals that the event stands for, see :mod:`cgw.events.repeats`.
     """
-    metadata: dict[str, Any] = {"error": error, "feature": feature.value, "cause": cause}
-    metadata |= {"limit": limit, "unit": unit}
+    metadata: RateLimited = {
+        "error": error,
+        "feature": feature,
+        "cause": cause,
+        "limit": limit,
+        "unit": unit,
+    }
     if window_ms:
         metadata["window_ms"] = window_ms
     if retry_after_ms is not None:
@@ -232,11 +265,10 @@ def request_blocked(
 
     ``count`` is the number of refusals that the event stands for, see :mod:`cgw.events.repeats`.
     """
-    fields: dict[str, Any] = {**metadata, "feature": feature.value}
-    if sg_actor_id:
-        fields["sg_actor_id"] = sg_actor_id
-    if sg_actor_anonymous_uid:
-        fields["sg_actor_anonymous_uid"] = sg_actor_anonymous_uid
+    fields: RequestBlocked = {**metadata}  # type: ignore[typeddict-item]
+    fields["feature"] = feature
+    if sg_actor_id or sg_actor_anonymous_uid:
+        _add_instance_user(fields, sg_actor_id, sg_actor_anonymous_uid)
     fields["count"] = 1
     _add_trace_id(fields, trace_id)
     return UsageEvent(EventName.REQUEST_BLOCKED, actor.source, actor.id, fields)
@@ -244,13 +276,13 @@ def request_blocked(
 
 def unauthorized(source: str, reason: str, *, trace_id: str | None = None) -> UsageEvent:
     """The event of a token that ``source`` knows and denies. ``reason`` must not hold the token."""
-    metadata: dict[str, Any] = {"reason": reason}
+    metadata: Unauthorized = {"reason": reason}
     _add_trace_id(metadata, trace_id)
     return UsageEvent(EventName.UNAUTHORIZED, source, UNKNOWN_IDENTIFIER, metadata)
 
 
 def access_denied(actor: Actor, *, trace_id: str | None = None) -> UsageEvent:
     """The event of an actor whose access is switched off."""
-    metadata: dict[str, Any] = {}
+    metadata: AccessDenied = {}
     _add_trace_id(metadata, trace_id)
     return UsageEvent(EventName.ACCESS_DENIED, actor.source, actor.id, metadata)

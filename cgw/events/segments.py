@@ -112,7 +112,7 @@ class OpenSegment:
         """Return whether the file still has its name; true also when that cannot be told."""
         length = self.length  # read first, as above
         try:
-            if not _is_same_file(self.segment.path, self.descriptor):
+            if not is_same_file(self.segment.path, self.descriptor):
                 return False
         except OSError:
             return True
@@ -131,13 +131,15 @@ class OpenSegment:
 
         Raises :exc:`OSError`; the file is closed in any case, and adopted later.
         """
+        # Locked until it has its new name, and longer where the shipper shares the lock: nobody else is to adopt it.
         try:
             if self._has_sync:
                 self.sync()
+            if is_same_file(self.segment.path, self.descriptor):  # otherwise it was removed by hand
+                with suppress(FileNotFoundError):
+                    _rename_sealed(self.segment, self.descriptor)
         finally:
             os.close(self.descriptor)
-        with suppress(FileNotFoundError):  # removed by hand, or adopted meanwhile
-            _adopt(self.segment)
 
 
 def create_segment(folder: Path, *, has_sync: bool = False) -> OpenSegment:
@@ -183,10 +185,10 @@ def _lock(path: Path, descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return _is_same_file(path, descriptor)
+    return is_same_file(path, descriptor)
 
 
-def _is_same_file(path: Path, descriptor: int) -> bool:
+def is_same_file(path: Path, descriptor: int) -> bool:
     """Return whether ``path`` names the file that ``descriptor`` has open."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
@@ -218,16 +220,21 @@ def _adopt(segment: Segment) -> bool:
     try:
         if not _lock(segment.path, descriptor):
             return False
-        size = os.fstat(descriptor).st_size
-        length = _find_end_of_lines(descriptor, size)
-        if length < size:
-            _set_aside_torn(segment, descriptor, length, size)
-        if length:
-            os.rename(segment.path, segment.beside(SEALED_SUFFIX))
-        else:
-            os.unlink(segment.path)
+        return _rename_sealed(segment, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename_sealed(segment: Segment, descriptor: int) -> bool:
+    """Give a locked segment its name as a sealed one; delete an empty one, and return false."""
+    size = os.fstat(descriptor).st_size
+    length = _find_end_of_lines(descriptor, size)
+    if length < size:
+        _set_aside_torn(segment, descriptor, length, size)
+    if length:
+        os.rename(segment.path, segment.beside(SEALED_SUFFIX))
+    else:
+        os.unlink(segment.path)
     return length > 0
 
 

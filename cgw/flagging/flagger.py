@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 
 from cgw.actors.policies import DOTCOM_USER
 from cgw.errors import Refusal
@@ -43,6 +43,19 @@ class RequestBlocked(Refusal):
         self.metadata = {**found, **metadata}
 
 
+@frozen
+class FlaggingStatistics:
+    """Counts since the start: requests ``examined``, ``flagged`` (blocked ones included) and ``blocked``.
+
+    ``prompts_dropped`` are flagged prompts that could not be kept.
+    """
+
+    examined: int
+    flagged: int
+    blocked: int
+    prompts_dropped: int
+
+
 class Flagger:
     """Examines requests by ``rules``. Without ``tokenizer``, tokens are estimated; ``recorder`` keeps prompts."""
 
@@ -56,6 +69,7 @@ class Flagger:
         self._slice_characters = choose_slice_characters(self._allowed, self._blocked)
         self._models = frozenset(fold(name) for name in rules.flagged_models)
         self._least_tokens = min(rules.prompt_flagging_tokens, rules.prompt_blocking_tokens)
+        self._examined = self._flagged = self._blocked_count = 0
         self._most_tokens = max(rules.prompt_flagging_tokens, rules.prompt_blocking_tokens)
         self._least_max_tokens = min(rules.response_flagging_tokens, rules.response_blocking_tokens)
 
@@ -67,6 +81,10 @@ class Flagger:
             "the tokens of Anthropic prompts are estimated from their characters for the limits of flagging; set "
             "CODY_GATEWAY_TOKENIZER_FILE to count them"
         )
+
+    def statistics(self) -> FlaggingStatistics:
+        """Return counts since the start."""
+        return FlaggingStatistics(self._examined, self._flagged, self._blocked_count, self.recorder.dropped)
 
     def must_examine(self, actor: Actor, prepared: PreparedRequest) -> bool:
         """Return whether a rule may apply to a request. Takes a microsecond or so; looks at no text."""
@@ -106,6 +124,7 @@ class Flagger:
         prompt = prepared.prompt
         if prompt is None:
             return
+        self._examined += 1
         must_count = self._may_exceed(prompt, prepared.prompt_character_count)
         slices = await self._read(prompt) if must_count or self._has_phrases else None
         verdict = judge(self._rules, await self._find_facts(prompt, prepared, slices or (), must_count=must_count))
@@ -119,7 +138,9 @@ class Flagger:
             if verdict.prompt_tokens is None and prompt.has_token_limits:
                 verdict = evolve(verdict, prompt_tokens=await self._count(slices))
             metadata = self._note(verdict, actor, feature, slices, trace_id)
+            self._flagged += 1
             if verdict.should_block:
+                self._blocked_count += 1
                 raise RequestBlocked(metadata, build_blocked_metadata(verdict, prepared, provider))
         if is_logged:
             metadata["full_prompt"] = join_text(slices, MAX_FULL_PROMPT_CHARACTERS)

@@ -69,6 +69,8 @@ class PromptRecorder:
         self._max_prompts = max_prompts
         self._ttl_ms = round(ttl_seconds * 1000)
         self._record, self._list = _load("record_prompt"), _load("list_prompts")
+        self.dropped = 0
+        """Prompts that were not kept, since the start."""
         self._send, self._receive = trio.open_memory_channel[_Recorded](MAX_WAITING)
 
     def record(self, name: PromptName, prompt: str) -> None:
@@ -80,6 +82,7 @@ class PromptRecorder:
         try:
             self._send.send_nowait(_Recorded(name, data))
         except trio.WouldBlock:
+            self.dropped += 1
             logger.warning("flagged prompt %s is not kept: %d others wait for Redis", name, MAX_WAITING)
 
     async def run(self) -> None:
@@ -91,6 +94,7 @@ class PromptRecorder:
             try:
                 await self._run(self._record, keys, arguments)
             except StoreUnavailable as error:
+                self.dropped += 1
                 logger.warning("flagged prompt %s is not kept: %s", name, error)
 
     async def list_names(self) -> Sequence[PromptName]:

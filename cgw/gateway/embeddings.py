@@ -6,6 +6,7 @@ it is there, so a failure is always a status.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
@@ -42,6 +43,8 @@ ROWS_PER_CHECKPOINT = 16
 """Vectors that are split off before other tasks get their turn: about a millisecond's work."""
 
 T = TypeVar("T")
+
+logger = logging.getLogger("cgw.upstream")
 
 _CONTENT_TYPE = (b"content-type", b"application/json; charset=utf-8")
 
@@ -122,7 +125,7 @@ class EmbeddingsExchange(Exchange):
         self.state.journal.answered(response.head)
         self.state.journal.first_chunk(trio.current_time())
         if response.head.status != 200:
-            raise explain_status(response.head.status, response.body, self._dialect.provider)
+            raise explain_status(response.head.status, response.body, self._dialect.provider, request.body)
         return response
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
@@ -158,7 +161,8 @@ async def _retry(attempt: Callable[[], Awaitable[Vectors]], attempts: int) -> Ve
             return await attempt()
         except UpstreamTimeout:
             raise
-        except UpstreamError:
+        except UpstreamError as error:
+            logger.debug("asking again in about %g s: %s", wait, error)
             # Spread by half, so that the requests of one failure do not come back all at once.
             await trio.sleep(wait * random.uniform(0.5, 1.5))
     return await attempt()

@@ -13,6 +13,7 @@ import math
 import trio
 
 from cgw.errors import ClientGone, Refusal, UpstreamError
+from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
 from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeouts, select_feature
 from cgw.gateway.ending import cut_off, relay_rest, send_end
@@ -71,6 +72,7 @@ class Exchange:
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
         self._response: UpstreamResponse | None = None  # until it is given back
+        self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
         self.state = ExchangeState(client, dialect.path)
 
     async def run(self) -> None:
@@ -117,6 +119,8 @@ class Exchange:
         prepared = self._prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
         rate_limit = self._check_access(actor, feature, prepared)
         self.state.journal.prepared(prepared, self._dialect.provider)
+        if self._is_debugging:
+            debug_lines.log_routed(feature, prepared, len(body))
         self.state.move(Phase.ADMITTING)
         try:
             if prepared.references:
@@ -126,6 +130,8 @@ class Exchange:
             if self._is_late():
                 self._refusal = explain_late(prepared)
             raise
+        if self._is_debugging:
+            debug_lines.log_admitted(admission)
         await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
 
     async def _receive_body(self) -> bytes:
@@ -162,6 +168,8 @@ class Exchange:
             state.move(Phase.SETTLING)
             await settle(self._gateway, admitted.admission, state.is_charged, state.used_tokens)
             state.journal.settled()
+            if self._is_debugging:
+                debug_lines.log_settled(admitted.admission, state.is_charged, state.used_tokens)
         if not state.is_charged:
             await self._release(answer)  # after settling: what was refunded is there when the client asks again
         await relay_rest(self._client, answer)
@@ -170,6 +178,9 @@ class Exchange:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
         self.state.move(Phase.OPENING)
         state, provider = self.state, self._dialect.provider
+        counts = self._gateway.upstream_counts
+        counts.note_traced(provider, self._client.head)
+        counts.change(provider, admitted.feature, 1)
         try:
             return await self._ask_upstream(admitted)
         except UpstreamError as error:
@@ -181,6 +192,8 @@ class Exchange:
             if isinstance(error, trio.Cancelled) and self._is_late():
                 self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
             raise
+        finally:
+            counts.change(provider, admitted.feature, -1)
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
@@ -205,7 +218,8 @@ class Exchange:
         journal.connected(response.connected_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
         if state.status == 503:
-            refusal = await explain_overload(response, self._dialect.provider, headers, journal)
+            prepared, provider = admitted.prepared, self._dialect.provider
+            refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
             return refusal
         state.move(Phase.RELAYING)

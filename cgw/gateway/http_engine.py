@@ -26,6 +26,7 @@ from cgw.providers.dialect import Dialect, ErrorStyle
 from cgw.providers.embeddings.route import EmbeddingsRoute
 from cgw.providers.pass_routes import PassRoute
 from cgw.providers.route import FreeRoute
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -56,10 +57,12 @@ DEFAULT_BUFFERED_BYTES = 512 * 1024 * 1024
 
 @frozen
 class EngineStatistics:
-    """Exchanges ``in_flight`` now, and requests ``shed`` since the start."""
+    """Exchanges ``in_flight``, HTTP/2 connections and bytes of large bodies now; requests ``shed`` since the start."""
 
     in_flight: int
     shed: int
+    http2_connections: int
+    buffered_bytes: int
 
 
 class HttpEngine:
@@ -88,6 +91,7 @@ class HttpEngine:
         self._routes = routes
         self._serve_other = serve_other
         self._overload = overload
+        self._budget = budget
         self._max_exchanges = max_exchanges
         self._connections: set[Http1Connection] = set()
         self._http2_connections: set[Http2Connection] = set()
@@ -148,6 +152,7 @@ class HttpEngine:
 
     async def handle(self, client: ClientSide) -> None:
         """Serve one request."""
+        served_trace.set(client.head.trace)
         dialect = self._routes.find_exchange(client.head)
         if dialect is None:
             await self._serve_and_log(client)
@@ -164,7 +169,8 @@ class HttpEngine:
             status = await self._serve_other(client)
             outcome = Outcome.CLIENT_GONE if status is None else Outcome.OK if status < 400 else Outcome.REFUSED
         finally:
-            self._gateway.readers(build_control_record(client, outcome, status, times))
+            head, peer, sent_bytes = client.head, client.peer, client.bytes_sent
+            self._gateway.readers(build_control_record(head, peer, outcome, status, times, sent_bytes))
 
     def check_load(self, head: RequestHead) -> Refusal | None:
         """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""
@@ -193,7 +199,7 @@ class HttpEngine:
 
     def statistics(self) -> EngineStatistics:
         """Return a snapshot of the counters."""
-        return EngineStatistics(self._in_flight, self._shed)
+        return EngineStatistics(self._in_flight, self._shed, len(self._http2_connections), self._budget.used_bytes)
 
     def drain(self) -> None:
         """End connections that wait for a request, and let each of the others end after its present one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import trio
 
 from cgw.errors import (
@@ -17,6 +19,7 @@ from cgw.gateway.journal import Journal
 from cgw.gateway.parts import Gateway
 from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.providers.fallback import Fallback
+from cgw.providers.upstream_words import describe_words
 from cgw.transport.upstream import UpstreamResponse
 
 MAX_ERROR_BYTES = 16 * 1024
@@ -25,8 +28,7 @@ MAX_ERROR_BYTES = 16 * 1024
 ERROR_BODY_SECONDS = 1.0
 """How long that may take."""
 
-LOGGED_CHARACTERS = 300
-"""The part of it that is logged."""
+logger = logging.getLogger("cgw.upstream")
 
 _ENTITY_FIELDS = frozenset([b"content-type", b"content-length", b"content-encoding", b"x-accel-buffering"])
 
@@ -92,6 +94,7 @@ async def _open_either(
     except (UpstreamUnreachable, ConnectTimeout) as error:
         # Only where nothing was sent: a request that reached a provider may have cost money.
         reason = str(error)
+    logger.debug("asking the fallback of %s: %s", request.origin, reason)
     journal.fell_back(f"the fallback was asked instead of {request.origin.host}: {reason}")
     scope.deadline = min(deadline, trio.current_time() + head_seconds)
     return await pool.open(fallback.redirect(request))
@@ -112,15 +115,20 @@ async def read_error_body(response: UpstreamResponse) -> bytes:
     return body[:MAX_ERROR_BYTES]
 
 
-async def explain_overload(response: UpstreamResponse, provider: str, headers: Headers, journal: Journal) -> Refusal:
+async def explain_overload(
+    response: UpstreamResponse, prepared: PreparedRequest, provider: str, headers: Headers, journal: Journal
+) -> Refusal:
     """Return cgw's own answer for an upstream that is overloaded or limits the rate. ``headers`` are of the answer.
 
     Not the upstream's body: SDKs and litellm take its ``rate_limit_error`` for a limit of their own, and some name the
     operator's account in it. It goes to the log.
     """
     status = response.head.status
-    words = " ".join((await read_error_body(response)).decode("utf-8", "replace").split())[:LOGGED_CHARACTERS]
-    journal.upstream_refused(f"the upstream answered {status}: {words or 'without a body'}")
+    model = prepared.model
+    words = describe_words(
+        await read_error_body(response), prepared.upstream.body, (model, model.partition("/")[2], *prepared.other_names)
+    )
+    journal.upstream_refused(f"the upstream answered {status}: {words}")
     problem = "limits the gateway's rate" if status == 429 else "is overloaded"
     own = [field for field in headers if field[0] not in _ENTITY_FIELDS]
     return Refusal(503, f"the upstream provider {provider} {problem}, please retry later", headers=own)

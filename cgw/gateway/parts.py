@@ -15,6 +15,7 @@ from cgw.events.repeats import RepeatedEvents
 from cgw.flagging.flagger import Flagger
 from cgw.gateway.load import LoadTracker
 from cgw.gateway.stored import StoredObjects
+from cgw.gateway.upstream_counts import UpstreamCounts
 from cgw.limits.limiter import Limiter
 from cgw.model import UsageEvent
 from cgw.providers.fallback import Fallback
@@ -50,6 +51,7 @@ class Gateway:
     timeout_seconds: float = 600
     max_timeout_seconds: float = 600
     load: LoadTracker = Factory(LoadTracker)
+    upstream_counts: UpstreamCounts = Factory(UpstreamCounts)
     fallbacks: Mapping[str, Fallback] = Factory(dict)
     passes_account_fields: bool = False
 

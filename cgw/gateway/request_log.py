@@ -10,7 +10,8 @@ import trio
 
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind, Times, begin_times
 from cgw.telemetry.readers import Readers
-from cgw.transport.client_side import ClientSide, RefusedHead
+from cgw.transport.client_side import RefusedHead
+from cgw.wire.messages import RequestHead
 
 LINES_PER_SECOND = 20
 """Refused heads with a line of their own; the others of a second share one. They cost a client next to nothing."""
@@ -21,9 +22,10 @@ MAX_PATH_CHARACTERS = 200
 logger = logging.getLogger("cgw.request")
 
 
-def build_control_record(client: ClientSide, outcome: Outcome, status: int | None, times: Times) -> ExchangeRecord:
-    """Return the record of a request that was not an exchange, which ends now."""
-    head = client.head
+def build_control_record(
+    head: RequestHead, peer: str, outcome: Outcome, status: int | None, times: Times, sent_bytes: int
+) -> ExchangeRecord:
+    """Return the record of a request that was not an exchange, which ends now. ``peer`` is its client's address."""
     times[Moment.ENDED] = now = trio.current_time()
     return ExchangeRecord(
         trace=head.trace,
@@ -35,8 +37,8 @@ def build_control_record(client: ClientSide, outcome: Outcome, status: int | Non
         status=status,
         started_at=time.time() - (now - (times[Moment.STARTED] or now)),
         times=times,
-        response_bytes=client.bytes_sent,
-        remote_ip=client.peer,
+        response_bytes=sent_bytes,
+        remote_ip=peer,
         user_agent=(head.header(b"user-agent") or b"").decode("utf-8", "replace") or None,
     )
 

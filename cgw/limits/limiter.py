@@ -6,6 +6,7 @@ follows from the answers, and what happens without them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -36,7 +37,7 @@ from cgw.limits.posted import PostedSettlements
 from cgw.limits.prepared import PreparedGroup
 from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
-from cgw.limits.states import LimitExceeded, LimitState
+from cgw.limits.states import LimitCause, LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import ScriptCall, Store
@@ -72,11 +73,16 @@ class LimiterStatistics:
     """The limiter's state, and counts since the start.
 
     ``backlog`` settlements and charges are kept until Redis takes them; ``dropped`` ones found the backlog full.
+    ``admitted`` requests include those that were ``admitted_locally``, without Redis; ``refused`` ones are counted by
+    the limit that refused.
     """
 
     is_redis_away: bool
     backlog: int
     dropped: int
+    admitted: int
+    admitted_locally: int
+    refused: Mapping[LimitCause, int]
 
 
 def _ignore(alert: UsageAlert) -> None:
@@ -118,6 +124,8 @@ class Limiter:
         # Leases are renewed each heartbeat for three of them: a smaller step ends none of them.
         self._steps = ClockSteps(self._options.heartbeat_seconds)
         self._posted = PostedSettlements(redis, self._scripts, self._backlog, self.outage, self._alert_settled)
+        self._admitted = self._admitted_locally = 0
+        self._refused: Counter[LimitCause] = Counter()
 
     @property
     def serves_without_redis(self) -> bool:
@@ -126,7 +134,14 @@ class Limiter:
 
     def statistics(self) -> LimiterStatistics:
         """Return the state of the limiter, and counts since the start."""
-        return LimiterStatistics(self.outage.is_on, len(self._backlog), self._backlog.dropped_in_all)
+        return LimiterStatistics(
+            is_redis_away=self.outage.is_on,
+            backlog=len(self._backlog),
+            dropped=self._backlog.dropped_in_all,
+            admitted=self._admitted,
+            admitted_locally=self._admitted_locally,
+            refused=dict(self._refused),
+        )
 
     async def run(self) -> None:
         """Send heartbeats and the backlog until cancelled; then send and await what is left, for at most 1 s."""
@@ -152,7 +167,11 @@ class Limiter:
         :exc:`~cgw.errors.StoreUnavailable` when Redis gave no answer and requests are to be refused then. Cancel-safe:
         a reservation whose answer is not waited for any more is given back.
         """
-        check_cut_off(actor, rate_limit)  # before the claims: nothing is counted for an actor that is cut off
+        try:
+            check_cut_off(actor, rate_limit)  # before the claims: nothing is counted for an actor that is cut off
+        except LimitExceeded as exceeded:
+            self._refused[exceeded.cause] += 1
+            raise
         self._follow_cluster()
         return await self._admit(actor, feature, self._plans.find(actor, feature, rate_limit, provider), tokens)
 
@@ -173,6 +192,17 @@ class Limiter:
             self._free_plans.clear()
 
     async def _admit(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
+        try:
+            admission = await self._ask(actor, feature, plan, tokens)
+        except LimitExceeded as exceeded:
+            self._refused[exceeded.cause] += 1
+            raise
+        # No checkpoint from here on, as there is none in _ask after the answer.
+        self._admitted += 1
+        self._admitted_locally += admission.is_local
+        return admission
+
+    async def _ask(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
         # Answered without Redis, so that an actor that hammers does not load the store that all others need.
         plan.check_recent_refusal(tokens)
         groups = plan.price(tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import trio
@@ -16,6 +16,7 @@ from cgw.redis.linked_store import MAX_KEPT_CALLS, LinkedStore
 from cgw.redis.lua import LuaScript, ScriptCall
 from cgw.redis.posted_call import PostedCall
 from cgw.redis.store import RedisStatistics
+from cgw.telemetry.metrics import Reading
 
 _FIRST_BACKOFF_SECONDS = 0.01
 _LONGEST_BACKOFF_SECONDS = 0.25
@@ -159,3 +160,7 @@ class AwaitedStore:
             redirections=0,
             retries=0,
         )
+
+    def read_latency(self) -> Iterable[Reading]:
+        """Return the latency of commands; none before the store is there."""
+        return () if self._store is None else self._store.read_latency()

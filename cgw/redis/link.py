@@ -40,6 +40,7 @@ from redis.exceptions import InvalidResponse, NoScriptError
 
 from cgw.errors import StoreUnavailable, explain_os_error
 from cgw.redis.alarm import Alarm
+from cgw.redis.command_latency import HEAD_BYTES
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
 from cgw.redis.link_owner import LinkCounters, LinkOwner
 from cgw.redis.lua import ScriptCall
@@ -71,10 +72,10 @@ class _Call:
     """An entry in the queue of calls that have no reply yet.
 
     ``task`` is the waiting caller, and ``undo`` builds what undoes its call; both are ``None`` once the caller is
-    cancelled or timed out. ``posted`` is a posted call, which has neither.
+    cancelled or timed out. ``posted`` is a posted call, which has neither. ``head`` is the begin of its packed command.
     """
 
-    __slots__ = ("posted", "sent_at", "task", "undo")
+    __slots__ = ("head", "posted", "sent_at", "task", "undo")
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class _Call:
         undo: Callable[[], ScriptCall] | None = None,
         posted: PostedCall | None = None,
     ) -> None:
+        self.head = b""
         self.task = task
         self.sent_at = sent_at
         self.undo = undo
@@ -255,6 +257,7 @@ class Link:
         if self._postponed:
             self._take_postponed(call.sent_at)
         self._counters.calls += 1
+        call.head = data[:HEAD_BYTES]
         # Before the command can be sent, so that the reply always finds its call.
         self._calls.append(call)
         self._unsent.append(data)
@@ -263,7 +266,9 @@ class Link:
     def _take_postponed(self, now: float) -> None:
         # Their deadlines count from now on, so that the queue stays sorted by deadline.
         for posted, data in self._postponed:
-            self._calls.append(_Call(None, now, posted=posted))
+            call = _Call(None, now, posted=posted)
+            call.head = data[:HEAD_BYTES]
+            self._calls.append(call)
             self._unsent.append(data)
         self._counters.calls += len(self._postponed)
         self._postponed.clear()
@@ -342,6 +347,7 @@ class Link:
     async def _read(self) -> None:
         # Local names: these are looked up for each reply.
         feed, next_reply, reschedule = self._replies.feed, self._replies.gets, trio.lowlevel.reschedule
+        note_latency = self._counters.latency.note
         while True:
             data = await self._receive()
             if not data:
@@ -355,6 +361,7 @@ class Link:
                 if not self._calls:
                     raise InvalidResponse("a reply without a command")
                 call = self._calls.popleft()
+                note_latency(call.head, self._received_at - call.sent_at, isinstance(reply, Exception))
                 if call.task is not None:
                     self._timeouts_in_a_row = 0  # only by replies in time: late ones find no task
                     reschedule(call.task, outcome.Value(reply))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import define
+from attrs import define, field
 
+from cgw.redis.command_latency import CommandLatency
 from cgw.redis.lua import ScriptCall
 from cgw.redis.posted_call import PostedCall
 
@@ -24,6 +25,7 @@ class LinkCounters:
     reconnects: int = 0
     redirections: int = 0
     retries: int = 0
+    latency: CommandLatency = field(factory=CommandLatency)
 
 
 class LinkOwner(Protocol):

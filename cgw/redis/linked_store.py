@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
 import trio
@@ -22,6 +22,7 @@ from cgw.redis.replies import ServerReadOnly
 from cgw.redis.retried_call import RetriedCall
 from cgw.redis.store import RedisStatistics
 from cgw.redis.supervised_link import Connect, SupervisedLink
+from cgw.telemetry.metrics import Reading
 
 MAX_KEPT_CALLS = 1_000
 """The number of posted calls that are kept for an unavailable server; the oldest are dropped first."""
@@ -304,3 +305,7 @@ class LinkedStore(ABC):
             redirections=counters.redirections,
             retries=counters.retries,
         )
+
+    def read_latency(self) -> Iterator[Reading]:
+        """Return the latency of commands. See :meth:`cgw.redis.store.Store.read_latency`."""
+        return self._counters.latency.read()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -10,6 +10,7 @@ from attrs import frozen
 from cgw.redis.commands import StoreCommands
 from cgw.redis.lua import LuaScript, ScriptCall
 from cgw.redis.posted_call import PostedCall
+from cgw.telemetry.metrics import Reading
 
 
 @frozen
@@ -135,4 +136,8 @@ class Store(Protocol):
 
     def statistics(self) -> RedisStatistics:
         """Return a snapshot of the counters."""
+        ...
+
+    def read_latency(self) -> Iterable[Reading]:
+        """Return the latency of commands as histograms, by command and error (the reference's ``redis_latency``)."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from cgw.config.kinds import Secret
 from cgw.control.app import ControlApp
 from cgw.control.attribution import Attribution
 from cgw.control.maintenance import Maintenance
+from cgw.control.metrics import MetricsRoute
 from cgw.control.model_lists import ModelLists
 from cgw.control.status import ServiceStatus
 from cgw.errors import ConfigError
@@ -47,6 +48,10 @@ from cgw.service.descriptors import choose_max_connections, read_descriptor_limi
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import OpenedSources
+from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.log_level import LogLevel
+from cgw.telemetry.metrics import Reading
+from cgw.telemetry.readers import Reader, Readers
 from cgw.transport.asgi_host import run_asgi_app
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
@@ -69,6 +74,7 @@ def build_gateway(
     alerts: AlertQueue,
     event_log: EventLog,
     flagger: Flagger,
+    readers: Readers,
 ) -> Gateway:
     """Return what all exchanges share."""
     return Gateway(
@@ -84,6 +90,7 @@ def build_gateway(
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
+        readers=readers,
         stored=StoredObjects(redis),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
@@ -91,6 +98,11 @@ def build_gateway(
         fallbacks=build_fallbacks(settings.providers),
         passes_account_fields=settings.upstream.passes_provider_headers,
     )
+
+
+def build_readers(*optional: Reader | None) -> Readers:
+    """Return what reports each exchange: the log, and those of ``optional`` that are on."""
+    return Readers([log_exchange, *(reader for reader in optional if reader is not None)])
 
 
 async def open_flagger(settings: Settings, redis: Store) -> Flagger:
@@ -119,6 +131,8 @@ def build_control_app(
     status: ServiceStatus,
     opened: OpenedSources,
     sync_worker: SyncWorker | None,
+    take_metrics: Callable[[], Awaitable[list[Reading]]],
+    log_level: LogLevel,
 ) -> ControlApp:
     """Return the app of both ports."""
     maintenance = None
@@ -136,6 +150,8 @@ def build_control_app(
         attribution=Attribution(opened.dotcom if settings.dotcom.attribution else None),
         sync_worker=sync_worker,
         maintenance=maintenance,
+        metrics=MetricsRoute(take_metrics),
+        log_level=log_level,
         model_lists=ModelLists(list_providers(settings.providers), routes.dialects),
     )
 

@@ -18,11 +18,12 @@ from cgw.service.local_checks import (
     check_data_dir,
     check_ports,
     check_provider_settings,
+    check_sinks,
     check_sources,
     check_tls,
     check_tokenizer,
 )
-from cgw.service.network_checks import check_data_dir_is_free, check_host, check_redis, list_targets
+from cgw.service.network_checks import check_bigquery, check_data_dir_is_free, check_host, check_redis, list_targets
 from cgw.service.settings import Settings
 
 CHECK_SECONDS = 10.0
@@ -48,6 +49,7 @@ def list_checks(settings: Settings, *, is_running: bool = False) -> list[Check]:
     checks = [
         Check("actors file", ("CODY_GATEWAY_ACTORS_FILE",), partial(check_actors, settings)),
         Check("sources of actors", (), partial(check_sources, settings)),
+        Check("sinks of events", (), partial(check_sinks, settings)),
         Check("providers", (), partial(check_provider_settings, settings)),
         Check("tokenizer", ("CODY_GATEWAY_TOKENIZER_FILE",), partial(check_tokenizer, settings)),
         Check("TLS files", ("CODY_GATEWAY_TLS_CERT_FILE", "CODY_GATEWAY_TLS_KEY_FILE"), partial(check_tls, settings)),
@@ -61,6 +63,8 @@ def list_checks(settings: Settings, *, is_running: bool = False) -> list[Check]:
             ),
         ]
     checks.append(Check("Redis", ("REDIS_ENDPOINT",), partial(check_redis, settings)))
+    if settings.bigquery.project_id is not None and "bigquery" in (settings.shipping.sinks or ("bigquery",)):
+        checks.append(Check("BigQuery", ("CODY_GATEWAY_BIGQUERY_PROJECT_ID",), partial(check_bigquery, settings)))
     return checks + list_host_checks(settings)
 
 

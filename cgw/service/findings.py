@@ -32,6 +32,13 @@ class Finding:
         return f"{self.variable}: {self.wrong}: {self.remedy}"
 
 
+def parse_finding(line: str, severity: Severity = Severity.ERROR) -> Finding:
+    """Return the finding whose line is ``line``; what to do is what follows its last colon."""
+    variable, _, rest = line.partition(": ")
+    wrong, _, remedy = rest.rpartition(": ")
+    return Finding(variable, wrong, remedy, severity)
+
+
 def explain_problems(variable: str, error: ConfigError, remedy: str) -> list[Finding]:
     """Return a finding for each problem of ``error``, in what ``variable`` names."""
     return [Finding(variable, problem.removeprefix(f"{variable}: "), remedy) for problem in error.problems]

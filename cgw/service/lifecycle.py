@@ -1,8 +1,8 @@
 """The running service: what it opens, in which order, and how it drains and ends.
 
 Lifetimes end in the reverse of their order here: clients' connections first, then the background tasks that exchanges
-use, then the Redis links, the event log and the embedded server. So an exchange that ends late still finds what it
-needs to record and to settle.
+use, then the Redis links; then what is recorded is shipped, and the event log and the embedded server end. So an
+exchange that ends late still finds what it needs to record and to settle, and its event is shipped with the others.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from cgw.actors.sync import SyncWorker
+from cgw.config.describe import list_secrets
+from cgw.control.app import ControlApp
 from cgw.control.status import Phase, ServiceStatus
 from cgw.errors import ConfigError, StoreUnavailable
-from cgw.events.event_log import open_event_log
+from cgw.events.event_log import EventLog, open_event_log
 from cgw.events.options import EventLogOptions
+from cgw.events.shipping.shipping import Shipping, open_shipping
+from cgw.events.sinks.registry import SinkKind, build_options, choose_sinks
 from cgw.gateway.http_engine import HttpEngine
 from cgw.gateway.parts import Gateway
 from cgw.lifetime import open_background_task
@@ -38,6 +42,7 @@ from cgw.service.build import (
     build_engine,
     build_gateway,
     build_overload_control,
+    build_readers,
     build_reloads,
     build_routes,
     build_server,
@@ -48,10 +53,21 @@ from cgw.service.build import (
     open_flagger,
 )
 from cgw.service.findings import explain_listening
+from cgw.service.metrics import Exporters, ServiceParts, add_collectors, list_all_metrics
 from cgw.service.settings import Settings
 from cgw.service.signals import Reload
 from cgw.service.sources import check_source_settings, open_sources
-from cgw.transport.asgi_host import AsgiApp
+from cgw.telemetry.call_spans import CallTracer
+from cgw.telemetry.log_level import LogLevel
+from cgw.telemetry.logs import Logs
+from cgw.telemetry.loop_lag import LoopLag
+from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics_exchanges import ExchangeMetrics
+from cgw.telemetry.metrics_push import MetricsPush, open_metrics_push
+from cgw.telemetry.metrics_workers import open_workers
+from cgw.telemetry.sentry import ErrorReports
+from cgw.telemetry.traces import Tracing, open_tracing
 from cgw.transport.client_address import AddressBound
 from cgw.transport.listeners import adopt_listeners, open_listeners
 from cgw.transport.overload import OverloadControl
@@ -61,8 +77,22 @@ CUT_SECONDS = 15.0
 """The time that connections which are cut at the end of a drain may take to record and settle."""
 
 EVENTS_NAME = "events"
+METRICS_NAME = "metrics"
 
 logger = logging.getLogger("cgw.service")
+
+
+@frozen
+class ProcessReports:
+    """What reports of the process, and so outlives the service: it reports its start, and its crash, too.
+
+    ``log_level`` is what ``/-/log-level`` shows and sets, ``log`` the open log, for its metrics; ``errors`` get the
+    exchanges that failed.
+    """
+
+    log_level: LogLevel = field(factory=LogLevel)
+    log: Logs | None = None
+    errors: ErrorReports | None = None
 
 
 @frozen
@@ -70,6 +100,7 @@ class Service:
     """A running gateway.
 
     ``dialects`` are those of its provider routes; ``actor_count`` is that of the actors file at the start.
+    ``tracing`` is ``None`` where traces are off.
     ``events_folder`` is where its usage events are; ``reloads`` are what SIGHUP reads again; ``admin_port`` is ``None``
     where the admin port is off.
     """
@@ -86,6 +117,8 @@ class Service:
     status: ServiceStatus
     reloads: Sequence[Reload]
     admin_port: int | None
+    tracing: Tracing | None
+    shipping: Shipping
 
     @property
     def port(self) -> int:
@@ -116,14 +149,15 @@ class Service:
             await self.server.drained.wait()
             return True
         logger.warning("cutting %d connections that did not finish in time", self.server.connection_count)
-        self.cut()
+        self.server.cut()
         with trio.move_on_after(CUT_SECONDS):
             await self.server.drained.wait()
         return False
 
     def cut(self) -> None:
-        """Close the port and end every connection now."""
+        """Close the port and end every connection now, and do not wait for events to be shipped."""
         self.server.cut()
+        self.shipping.cut()
 
 
 def build_url(host: str, port: int, scheme: str = "http") -> str:
@@ -134,12 +168,13 @@ def build_url(host: str, port: int, scheme: str = "http") -> str:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
+async def open_service(settings: Settings, reports: ProcessReports | None = None) -> AsyncIterator[Service]:
     """Run the gateway while the block runs; at its end, drained or not, everything is closed in order.
 
     Raises :exc:`~cgw.errors.ConfigError` with every problem, or :exc:`~cgw.errors.StoreUnavailable`, when it cannot
     start. What may mend itself does not keep it from starting: a Redis that is away, a full disk.
     """
+    reports = reports or ProcessReports()
     tls_context = build_upstream_tls(settings)
     dialects, static_source = build_all_dialects(settings), build_static_source(settings)
     routes = build_routes(dialects, settings)
@@ -147,37 +182,55 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     check_source_settings(settings)
     data_dir = settings.data.directory
     _create_data_dir(data_dir)
-    status = ServiceStatus()
+    status, metrics, exchanges, loop_lag = ServiceStatus(), Metrics(), ExchangeMetrics(), LoopLag()
     async with AsyncExitStack() as stack:
         # First, and so closed last: everything below connects by host names.
-        await stack.enter_async_context(open_resolver())
+        resolver = await stack.enter_async_context(open_resolver())
+        # Closed after all exchanges have ended, so that the last ones are traced and counted.
+        take_metrics = await _open_metrics(stack, settings, metrics)
+        metrics_push = await stack.enter_async_context(_open_metrics_push(settings, metrics))
+        tracing = await stack.enter_async_context(_open_tracing(settings))
+        tracer = None if tracing is None else tracing.calls
         # A shared port is opened last: the kernel gives a listener its part of the connections from the first moment,
         # and they would wait for the start, or be reset if it fails.
         listeners = [] if settings.server.reuse_port else await _open_public_port(stack, settings)
         redis_url = await _choose_redis(stack, settings)
         events_folder = data_dir / EVENTS_NAME
-        event_log = await stack.enter_async_context(open_event_log(events_folder, EventLogOptions(settings.events)))
+        sink_kinds = choose_sinks(settings)
+        options = EventLogOptions(settings.events, [kind.name for kind in sink_kinds])
+        event_log = await stack.enter_async_context(open_event_log(events_folder, options))
+        # Closed after all that records, and before the log and the sinks.
+        shipping = await _open_shipping(stack, settings, event_log, sink_kinds, tls_context)
         redis = await stack.enter_async_context(
             open_redis(redis_url, timeout_seconds=settings.redis.timeout_seconds, may_be_away=True)
         )
-        webhook = await _open_webhook(stack, settings, tls_context)
+        webhook = await _open_webhook(stack, settings, tls_context, tracer)
         alerts = AlertQueue(webhook, settings.dotcom.api_url)
-        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context))
+        opened = await stack.enter_async_context(open_sources(settings, static_source, redis, tls_context, tracer))
         flagger = await open_flagger(settings, redis)
-        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger)
+        readers = build_readers(exchanges.note, tracing, reports.errors)
+        gateway = build_gateway(settings, opened.sources, tls_context, redis, alerts, event_log, flagger, readers)
         stack.callback(gateway.relay.close)
         sync_worker = build_sync_worker(settings, opened.sources, redis)
-        control_app = build_control_app(settings, gateway, routes, redis, status, opened, sync_worker)
+        control_app = build_control_app(
+            settings, gateway, routes, redis, status, opened, sync_worker, take_metrics, reports.log_level
+        )
         overload = build_overload_control(settings)
         addresses = AddressBound(settings.overload.max_connections_per_address)
         http_engine = build_engine(settings, gateway, routes, control_app, overload, server_tls, addresses)
         stack.callback(http_engine.hangups.close)
-        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker)
+        await stack.enter_async_context(open_background_task(reports.log_level.run))
+        await _start_background(stack, gateway, alerts, overload, http_engine, sync_worker, loop_lag)
         await _find_out_about_redis(redis, gateway.limiter)
         # Opened before the public port is served, and so closed after it: operators can watch the drain.
         admin_port = await _open_admin_port(stack, settings, control_app)
         listeners = listeners or await _open_public_port(stack, settings)
         server = build_server(settings, listeners, addresses)
+        parts = ServiceParts(
+            gateway, http_engine, server, redis, alerts, overload, resolver, status, sync_worker, exchanges, loop_lag,
+            reports.log, settings.events.max_bytes, Exporters(tracing, metrics_push, reports.errors), shipping,
+        )  # fmt: skip
+        add_collectors(metrics, parts)
         await _begin_serving(stack, server, http_engine, gateway.limiter, status)
         try:
             yield Service(
@@ -193,6 +246,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 status=status,
                 reloads=build_reloads(static_source, server_tls),
                 admin_port=admin_port,
+                tracing=tracing,
+                shipping=shipping,
             )
         finally:
             await _cut(server, status)
@@ -221,6 +276,7 @@ async def _start_background(
     overload: OverloadControl,
     http_engine: HttpEngine,
     sync_worker: SyncWorker | None,
+    loop_lag: LoopLag,
 ) -> None:
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
@@ -234,6 +290,7 @@ async def _start_background(
         gateway.pool.run,
         gateway.relay.run,
         overload.run,
+        loop_lag.run,
         http_engine.hangups.run,
         http_engine.refusals.run,
     ):
@@ -264,7 +321,7 @@ async def _become_ready(stack: AsyncExitStack, limiter: Limiter, status: Service
     await stack.enter_async_context(open_background_task(wait_for_redis))
 
 
-async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiApp) -> int | None:
+async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: ControlApp) -> int | None:
     """Serve ``app`` on the admin port while ``stack`` is open; return the port, ``None`` where it is off."""
     host, port = settings.admin.host, settings.admin.port
     if port is None:
@@ -272,14 +329,35 @@ async def _open_admin_port(stack: AsyncExitStack, settings: Settings, app: AsgiA
     from cgw.control.admin import open_admin_server  # imports Hypercorn's Trio worker
 
     try:
-        return await stack.enter_async_context(open_admin_server(app, host, port))
+        return await stack.enter_async_context(open_admin_server(app.serve_admin, host, port))
     except OSError as error:
         finding = explain_listening("CODY_GATEWAY_ADMIN_PORT", "CODY_GATEWAY_ADMIN_HOST", host, port, error)
         raise ConfigError([str(finding)]) from None
 
 
+async def _open_metrics(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics
+) -> Callable[[], Awaitable[list[Reading]]]:
+    """Return what reads the metrics of a scrape: of all processes that share the port, where it may be shared."""
+    workers = None
+    if settings.server.reuse_port:
+        folder = settings.data.directory / METRICS_NAME
+        workers = await stack.enter_async_context(open_workers(metrics, folder, list_all_metrics()))
+    return metrics.take_all if workers is None else workers.take_all
+
+
+def _open_metrics_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[MetricsPush | None]:
+    environment = settings.dotcom.environment
+    return open_metrics_push(metrics, settings.metrics, settings.traces, settings.otlp, environment=environment)
+
+
+def _open_tracing(settings: Settings) -> AbstractAsyncContextManager[Tracing | None]:
+    environment, mask = settings.dotcom.environment, SecretMask(list_secrets(settings))
+    return open_tracing(settings.traces, settings.otlp, environment=environment, mask=mask)
+
+
 async def _open_webhook(
-    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext
+    stack: AsyncExitStack, settings: Settings, tls_context: SSLContext, tracer: CallTracer | None
 ) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
     """Return the function that posts a usage alert to Slack; ``None`` where no webhook is set."""
     url = settings.limits.slack_webhook_url
@@ -287,8 +365,25 @@ async def _open_webhook(
         return None
     from cgw.telemetry.slack import open_slack_webhook  # imports httpx, which takes 100 ms
 
-    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context))
+    webhook = await stack.enter_async_context(open_slack_webhook(url.reveal(), tls_context=tls_context, tracer=tracer))
     return webhook.post
+
+
+async def _open_shipping(
+    stack: AsyncExitStack,
+    settings: Settings,
+    event_log: EventLog,
+    kinds: Sequence[SinkKind],
+    tls_context: SSLContext,
+) -> Shipping:
+    """Ship events to the sinks, which ``stack`` closes after a last attempt to ship all."""
+    sinks = [
+        (await stack.enter_async_context(kind.open(settings, tls_context)), build_options(kind, settings.shipping))
+        for kind in kinds
+    ]
+    return await stack.enter_async_context(
+        open_shipping(event_log, sinks, drain_timeout_seconds=settings.shipping.drain_timeout_seconds)
+    )
 
 
 async def _choose_redis(stack: AsyncExitStack, settings: Settings) -> str:

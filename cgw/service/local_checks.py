@@ -17,11 +17,12 @@ import trio
 
 from cgw.config.kinds import MIB, format_size
 from cgw.errors import ConfigError, explain_os_error
+from cgw.events.sinks.registry import choose_sinks
 from cgw.flagging.tokens import load_tokenizer
 from cgw.providers.registry import list_providers
 from cgw.service.build import build_all_dialects, build_server_tls, build_static_source, build_upstream_tls
 from cgw.service.certificate import SOON_DAYS, read_days_left
-from cgw.service.findings import Finding, Severity, explain_listening, explain_problems
+from cgw.service.findings import Finding, Severity, explain_listening, explain_problems, parse_finding
 from cgw.service.lifecycle import EVENTS_NAME, is_activated
 from cgw.service.settings import Settings
 from cgw.service.sources import check_source_settings, has_remote_source
@@ -57,14 +58,18 @@ async def check_sources(settings: Settings) -> list[Finding]:
     try:
         check_source_settings(settings)
     except ConfigError as error:
-        return [_read_problem(problem) for problem in error.problems]
+        return [parse_finding(problem) for problem in error.problems]
     return []
 
 
-def _read_problem(problem: str) -> Finding:
-    variable, _, rest = problem.partition(": ")
-    wrong, _, remedy = rest.rpartition(": ")
-    return Finding(variable, wrong, remedy)
+async def check_sinks(settings: Settings) -> list[Finding]:
+    """Check that the settings of the sinks of usage events go together."""
+    await trio.lowlevel.checkpoint()
+    try:
+        choose_sinks(settings)
+    except ConfigError as error:
+        return [parse_finding(problem) for problem in error.problems]
+    return []
 
 
 async def check_provider_settings(settings: Settings) -> list[Finding]:
@@ -90,7 +95,7 @@ async def check_tokenizer(settings: Settings) -> list[Finding]:
     try:
         await _run_blocking(partial(load_tokenizer, path))
     except ConfigError as error:
-        return [_read_problem(problem) for problem in error.problems]
+        return [parse_finding(problem) for problem in error.problems]
     return []
 
 

@@ -11,14 +11,19 @@ import trio
 from attrs import field, frozen
 
 from cgw.errors import ConfigError, StoreUnavailable, explain_os_error
+from cgw.events.sinks.bigquery.sink import open_unchecked_sink
+from cgw.events.sinks.sink import SinkUnavailable
 from cgw.providers.registry import list_providers
 from cgw.redis.embedded import find_embedded_redis, find_server
 from cgw.redis.opening import open_redis
 from cgw.service.build import build_upstream_tls
-from cgw.service.findings import Finding, Severity, explain_problems
+from cgw.service.findings import Finding, Severity, explain_problems, parse_finding
 from cgw.service.settings import Settings
 
 REDIS_CONNECT_SECONDS = 3.0
+BIGQUERY_SECONDS = 8.0
+"""Less than a check may take: on a machine without a login, Google's library looks for one for 12 s."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -48,6 +53,22 @@ def _check_embedded_server() -> list[Finding]:
     except ConfigError as error:
         return explain_problems("REDIS_ENDPOINT", error, "install one, or name a server of your own")
     return []
+
+
+async def check_bigquery(settings: Settings) -> list[Finding]:
+    """Check that the BigQuery table can be reached with the credentials there are, and that it takes events."""
+    table, variable = settings.bigquery, "CODY_GATEWAY_BIGQUERY_PROJECT_ID"
+    try:
+        async with open_unchecked_sink(table, send_seconds=BIGQUERY_SECONDS) as sink:
+            problems = await sink.find_problems()
+    except ConfigError as error:
+        return [parse_finding(problem) for problem in error.problems]
+    except SinkUnavailable as error:
+        return [parse_finding(f"{variable}: {error}", Severity.OUTAGE)]
+    return [
+        Finding(variable, f"the table {table.table_name}: {problem.wrong}", problem.remedy, Severity.OUTAGE)
+        for problem in problems
+    ]
 
 
 async def check_data_dir_is_free(settings: Settings) -> list[Finding]:
@@ -111,7 +132,7 @@ async def _check_certificate(
 
 
 def list_targets(settings: Settings) -> list[Target]:
-    """Return the hosts that the settings name: of providers with a key, embeddings, the sources, and the webhook."""
+    """Return the hosts that the settings name: of providers with a key, embeddings, sources, webhook, and events."""
     targets = [
         Target(provider.api_url_variable, settings.providers[provider.name].api_url)
         for provider in list_providers(settings.providers)
@@ -130,4 +151,6 @@ def list_targets(settings: Settings) -> list[Target]:
     if webhook is not None:
         variable = "CODY_GATEWAY_ACTOR_RATE_LIMIT_NOTIFY_SLACK_WEBHOOK_URL"
         targets.append(Target(variable, webhook.reveal()))
+    if settings.http_sink.url is not None:
+        targets.append(Target("CODY_GATEWAY_EVENTS_HTTP_URL", settings.http_sink.url.reveal()))
     return targets

@@ -6,16 +6,6 @@ this table; a test checks that no name is in both.
 
 from __future__ import annotations
 
-_NO_SHIPPING = "remove it; usage events stay in CODY_GATEWAY_DATA_DIR, and `cgw usage` reads them"
-_NO_TRACES = "remove it; there is no tracing yet"
-
 REFERENCE_SETTINGS: dict[str, str] = {
-    "CODY_GATEWAY_BIGQUERY_PROJECT_ID": _NO_SHIPPING,
-    "CODY_GATEWAY_BIGQUERY_DATASET": _NO_SHIPPING,
-    "CODY_GATEWAY_BIGQUERY_TABLE": _NO_SHIPPING,
-    "CODY_GATEWAY_BIGQUERY_EVENT_BUFFER_SIZE": _NO_SHIPPING,
-    "CODY_GATEWAY_BIGQUERY_EVENT_BUFFER_WORKERS": _NO_SHIPPING,
-    "CODY_GATEWAY_TRACE_POLICY": _NO_TRACES,
-    "CODY_GATEWAY_OTEL_GCP_PROJECT_ID": _NO_TRACES,
     "CODY_GATEWAY_AUTO_FLUSH_STREAMING_RESPONSES": "remove it; streams are always forwarded at once",
 }

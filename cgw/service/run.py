@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 
 import trio
@@ -17,11 +18,14 @@ from cgw.lifetime import open_background_task
 from cgw.service.check import examine
 from cgw.service.descriptors import raise_descriptor_limit
 from cgw.service.findings import list_warnings, merge
-from cgw.service.lifecycle import open_service
+from cgw.service.lifecycle import ProcessReports, open_service
 from cgw.service.settings import Settings
-from cgw.service.signals import HANDLED_SIGNALS, LogLevel, SignalActions
+from cgw.service.signals import HANDLED_SIGNALS, SignalActions
 from cgw.service.start_log import log_start, log_unreachable_hosts
-from cgw.telemetry.logs import open_logging
+from cgw.telemetry.log_level import LogLevel
+from cgw.telemetry.logs import Logs, open_logging
+from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.sentry import ErrorReports, open_error_reports
 
 EXIT_OK = 0
 
@@ -44,18 +48,21 @@ def run_service(settings: Settings) -> int:
     keep_freed_memory()
     logs = settings.logs
     is_terminal = {"text": True, "json": False}.get(logs.format)
-    with open_logging(
-        sys.stderr,
-        is_terminal=is_terminal,
-        has_colour=sys.stderr.isatty() and logs.no_color is None,
-        level=logs.level,
-        secrets=list_secrets(settings),
+    with (
+        open_logging(
+            sys.stderr,
+            is_terminal=is_terminal,
+            has_colour=sys.stderr.isatty() and logs.no_color is None,
+            level=logs.level,
+            secrets=list_secrets(settings),
+        ) as log,
+        _open_error_reports(settings) as error_reports,
     ):
         for warning in settings.warnings:
             logger.warning("%s", warning)
         raise_descriptor_limit()
         try:
-            trio.run(_serve_until_signal, settings)
+            trio.run(_serve_until_signal, settings, error_reports, log)
         except* (ConfigError, StoreUnavailable) as errors:
             problems = [problem for error in _leaves(errors) for problem in _list_problems(error)]
             # The start ended at its first problem; the operator sees them all.
@@ -64,18 +71,28 @@ def run_service(settings: Settings) -> int:
     return EXIT_OK
 
 
-async def _serve_until_signal(settings: Settings) -> None:
+def _open_error_reports(settings: Settings) -> AbstractContextManager[ErrorReports | None]:
+    dsn = settings.sentry.dsn
+    return open_error_reports(
+        None if dsn is None else dsn.reveal(),
+        environment=settings.dotcom.environment,
+        mask=SecretMask(list_secrets(settings)),
+    )
+
+
+async def _serve_until_signal(settings: Settings, error_reports: ErrorReports | None, log: Logs) -> None:
     # Before anything else: from here on no signal but SIGTERM and SIGINT ends the process.
     with trio.open_signal_receiver(*HANDLED_SIGNALS) as received:
-        actions = SignalActions(LogLevel())
+        log_level = LogLevel()
+        actions = SignalActions(log_level)
         async with open_background_task(partial(actions.run, received)):
             with actions.start_scope:
-                await _serve(settings, actions)
+                await _serve(settings, actions, ProcessReports(log_level, log, error_reports))
     logger.info("ended")
 
 
-async def _serve(settings: Settings, actions: SignalActions) -> None:
-    async with open_service(settings) as service:
+async def _serve(settings: Settings, actions: SignalActions, reports: ProcessReports) -> None:
+    async with open_service(settings, reports) as service:
         actions.begin_serving(reloads=service.reloads, cut=service.cut)
         log_start(service)
         _spare_garbage_collection()

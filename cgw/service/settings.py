@@ -15,7 +15,8 @@ from cgw.config.declare import group, named_groups, setting
 from cgw.config.environment import Reading, examine_environment, find_unknown_variables
 from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
-from cgw.events.settings import EventSettings
+from cgw.events.settings import EventSettings, HttpSinkSettings, ShippingSettings
+from cgw.events.sinks.bigquery.settings import BigQuerySettings
 from cgw.flagging.settings import FlaggingSettings
 from cgw.limits.settings import LimitSettings
 from cgw.providers.embeddings.settings import EmbeddingsSettings
@@ -23,7 +24,8 @@ from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import FAMILIES, PROVIDERS, RESERVED_NAMES
 from cgw.redis.settings import RedisSettings
 from cgw.service.reference_settings import REFERENCE_SETTINGS
-from cgw.telemetry.settings import LogSettings
+from cgw.telemetry.metrics_settings import MetricsPushSettings
+from cgw.telemetry.settings import LogSettings, OtlpSettings, SentrySettings, TraceSettings
 from cgw.transport.settings import AdminSettings, OverloadSettings, ServerSettings, TlsSettings, UpstreamSettings
 
 
@@ -71,7 +73,14 @@ class Settings:
     redis: RedisSettings = group(RedisSettings)
     data: DataSettings = group(DataSettings)
     events: EventSettings = group(EventSettings)
+    shipping: ShippingSettings = group(ShippingSettings)
+    http_sink: HttpSinkSettings = group(HttpSinkSettings)
+    bigquery: BigQuerySettings = group(BigQuerySettings)
     logs: LogSettings = group(LogSettings)
+    traces: TraceSettings = group(TraceSettings)
+    otlp: OtlpSettings = group(OtlpSettings)
+    metrics: MetricsPushSettings = group(MetricsPushSettings)
+    sentry: SentrySettings = group(SentrySettings)
     warnings: tuple[str, ...] = ()
 
 

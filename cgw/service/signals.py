@@ -18,6 +18,7 @@ from attrs import frozen
 from cgw.errors import CgwError, ConfigError
 from cgw.service.early_signals import OTHER_SIGNALS, STOP_SIGNALS
 from cgw.service.stacks import format_stacks
+from cgw.telemetry.log_level import LogLevel
 
 HANDLED_SIGNALS = (*STOP_SIGNALS, *OTHER_SIGNALS)
 
@@ -36,34 +37,6 @@ class Reload:
 
     name: str
     run: Callable[[], Awaitable[None]]
-
-
-class LogLevel:
-    """The root logger's level: the configured one, or DEBUG for a while."""
-
-    def __init__(self) -> None:
-        self._configured = logging.getLogger().level
-
-    def toggle_debug(self) -> None:
-        """Switch to DEBUG, or back to the configured level."""
-        root = logging.getLogger()
-        if root.level == logging.DEBUG != self._configured:
-            self._set(self._configured)
-        else:
-            self._set(logging.DEBUG)
-
-    async def restore(self) -> None:
-        """Return to the configured level."""
-        self._set(self._configured)
-        await trio.lowlevel.checkpoint()
-
-    def _set(self, level: int) -> None:
-        root = logging.getLogger()
-        if root.level == level:
-            return
-        # Logged as a warning, so that the change is seen whichever level holds before and after.
-        logger.warning("the log level is %s now", logging.getLevelName(level))
-        root.setLevel(level)
 
 
 class SignalActions:
@@ -112,10 +85,14 @@ class SignalActions:
             self._cut()
 
     async def _reload(self) -> None:
-        reloads = [*self._reloads, Reload("log level", self._log_level.restore)]
+        reloads = [*self._reloads, Reload("log level", self._restore_log_level)]
         logger.info("SIGHUP: reloading %s", ", ".join(reload.name for reload in reloads))
         for reload in reloads:
             await _run_reload(reload)
+
+    async def _restore_log_level(self) -> None:
+        self._log_level.restore()
+        await trio.lowlevel.checkpoint()
 
 
 async def _run_reload(reload: Reload) -> None:

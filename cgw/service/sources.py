@@ -31,6 +31,7 @@ from cgw.limits.readings import examine_limits
 from cgw.model import Actor, Feature
 from cgw.redis.opening import Store
 from cgw.service.settings import Settings
+from cgw.telemetry.call_spans import CallTracer
 
 USER_FRESH_SECONDS = 15 * 60.0
 """How long a user is used without asking Sourcegraph.com (the reference's §2.5)."""
@@ -87,13 +88,17 @@ class OpenedSources:
 
 @asynccontextmanager
 async def open_sources(
-    settings: Settings, static_source: StaticSource | None, store: Store, tls_context: ssl.SSLContext
+    settings: Settings,
+    static_source: StaticSource | None,
+    store: Store,
+    tls_context: ssl.SSLContext,
+    tracer: CallTracer | None = None,
 ) -> AsyncIterator[OpenedSources]:
     """Open the sources for the length of the block, in the order in which they are asked."""
     async with AsyncExitStack() as stack:
         web = dotcom = introspection = None
         if has_remote_source(settings) or _is_sams_client(settings):
-            web = await stack.enter_async_context(open_web_client(tls_context))
+            web = await stack.enter_async_context(open_web_client(tls_context, tracer))
             dotcom = _build_dotcom_client(settings, web)
             introspection = _build_introspection(settings, web)
         tools = SourceTools(settings, static_source, store, web, dotcom)

@@ -24,7 +24,8 @@ def log_start(service: Service) -> None:
     _log_actors(service)
     endpoint = settings.redis.endpoint
     logger.info("limits are counted in %s", "the embedded store" if endpoint is None else f"Redis at {endpoint}")
-    logger.info("usage events are kept in %s", service.events_folder)
+    sinks = " and ".join(sink.name for sink in service.shipping.statistics())
+    logger.info("usage events are kept in %s%s", service.events_folder, sinks and f", and shipped to {sinks}")
     if service.admin_port is not None:
         logger.info("the admin port is %s", build_url(settings.admin.host, service.admin_port))
     logger.info("cgw %s is serving on %s", __version__, service.url)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
 from cgw import __version__
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.exchange_log import ExchangeHandler
 from cgw.telemetry.exchange_record import ExchangeRecord
+from cgw.telemetry.json_lines import JsonLines
 from cgw.telemetry.line_writer import LineWriter, LogStatistics
-from cgw.telemetry.log_lines import JsonLines, LineFormat, LogEntry, TerminalLines, build_entry
+from cgw.telemetry.log_lines import LineFormat, LogEntry, TerminalLines, build_entry
 from cgw.telemetry.masking import SecretMask
+from cgw.wire.trace_context import RequestTrace
 
 QUIET_LOGGERS = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "hpack": logging.WARNING}
 """Libraries that log every request, some of them with its headers."""
@@ -45,6 +48,9 @@ def open_logging(
     level: str | int = "INFO",
     version: str = __version__,
     secrets: Iterable[str] = (),
+    project_id: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    is_traced: Callable[[RequestTrace], bool] | None = None,
     max_pending: int = 10_000,
     max_pending_bytes: int = 16 * 2**20,
     flush_timeout_seconds: float = 2.0,
@@ -52,7 +58,11 @@ def open_logging(
     """Send all logging to ``stream`` for the length of the block: readable text on a terminal, JSON lines otherwise.
 
     ``is_terminal`` and ``has_colour`` default to whether ``stream`` is a terminal; pass ``has_colour=False`` under
-    ``NO_COLOR``. ``secrets`` are exact values to mask, besides everything that looks like a credential.
+    ``NO_COLOR``. ``secrets`` are exact values to mask, besides everything that looks like a credential. ``project_id``
+    is the Google Cloud project of the traces, ``labels`` are fields of all JSON lines; ``is_traced`` tells whether the
+    spans of a request are sent anywhere.
+
+    Lines below INFO are cgw's own only: those of libraries may hold what they send.
 
     Lines at error level are written at once, others within a tenth of a second. When ``max_pending`` lines or
     ``max_pending_bytes`` wait for the stream, further lines are dropped; a line with their number follows as soon as
@@ -67,7 +77,7 @@ def open_logging(
     if is_terminal:
         lines = TerminalLines(mask, has_colour=is_terminal if has_colour is None else has_colour)
     else:
-        lines = JsonLines(mask, version)
+        lines = JsonLines(mask, version, project_id=project_id, labels=labels, is_traced=is_traced)
 
     def render_notice(message: str) -> bytes:
         return lines.render(LogEntry(logging.WARNING, time.time(), "cgw.log", message))
@@ -114,8 +124,10 @@ class _LineHandler(ExchangeHandler):
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.INFO and not record.name.startswith("cgw"):
+            return
         try:
-            entry = build_entry(record)
+            entry = build_entry(record, served_trace.get())
         except Exception as error:  # noqa: BLE001 - a wrong log call must not break the code that it reports on
             message = f"A log call at {record.pathname}:{record.lineno} cannot be formatted: {error}"
             entry = LogEntry(logging.ERROR, record.created, record.name, message)

@@ -5,6 +5,7 @@ This is the last line of defence only: code must not put credentials into messag
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from urllib.parse import quote
@@ -46,7 +47,7 @@ _HINTS = (
 class SecretMask:
     """Replaces credentials in text: ``secrets``, and whatever looks like a credential. Safe to call from any thread.
 
-    ``secrets`` are exact values such as providers' keys; they are found as they are, URL-quoted, and in a ``repr``.
+    ``secrets`` are exact values such as providers' keys; found as they are, URL-quoted, in a ``repr`` and in JSON.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -56,7 +57,8 @@ class SecretMask:
                 # repr() chooses its quotes by what the whole text contains, so a quote in a secret may be escaped or
                 # not.
                 in_repr = repr(secret)[1:-1]
-                values |= {secret, quote(secret, safe=""), in_repr, in_repr.replace("'", "\\'")}
+                in_json = json.dumps(secret, ensure_ascii=False)[1:-1]
+                values |= {secret, quote(secret, safe=""), in_repr, in_repr.replace("'", "\\'"), in_json}
         self._value_count = len(values)
         # Longest first, so that a secret that contains another one is masked as a whole.
         self._longest_first = sorted(values, key=len, reverse=True)

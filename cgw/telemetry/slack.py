@@ -19,6 +19,7 @@ import trio
 from attrs import frozen
 
 from cgw.errors import CgwError, ConfigError, explain_os_error
+from cgw.telemetry.call_spans import CallTracer, trace_call
 
 if TYPE_CHECKING:
     import httpx  # imported at run time when a webhook is opened, because that takes 100 ms
@@ -55,9 +56,10 @@ class _Failure:
 class SlackWebhook:
     """A webhook to post messages to. Made by :func:`open_slack_webhook`."""
 
-    def __init__(self, client: httpx.AsyncClient, url: httpx.URL) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: httpx.URL, tracer: CallTracer | None = None) -> None:
         self._client = client
         self._url = url
+        self._tracer = tracer
 
     def __repr__(self) -> str:
         return f"<SlackWebhook at {self._url.host}>"
@@ -72,7 +74,8 @@ class SlackWebhook:
         body = json.dumps(payload).encode("ascii")
         backoff_seconds = FIRST_BACKOFF_SECONDS
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            failure = await self._attempt(body)
+            with trace_call(self._tracer, "Slack webhook", self._url.host):
+                failure = await self._attempt(body)
             if failure is None:
                 return
             # Only the last failure is named.
@@ -125,8 +128,8 @@ async def _read_some(response: httpx.Response) -> bytes:
     return answer
 
 
-def parse_retry_after(text: str) -> float:
-    """Return the seconds that a ``retry-after`` asks for (RFC 9110 §10.2.3), from 0 to 60; 0 if it is not valid."""
+def parse_retry_after(text: str, most_seconds: float = MAX_RETRY_AFTER_SECONDS) -> float:
+    """Return the seconds that a ``retry-after`` asks for (RFC 9110 §10.2.3), 0 to ``most_seconds``; 0 if not valid."""
     text = text.strip()
     if re.fullmatch("[0-9]{1,9}", text):
         seconds = float(text)
@@ -138,11 +141,13 @@ def parse_retry_after(text: str) -> float:
         # The parser returns a time without a zone for the zone -0000.
         at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
         seconds = (at - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+    return min(max(seconds, 0.0), most_seconds)
 
 
 @asynccontextmanager
-async def open_slack_webhook(url: str, *, tls_context: ssl.SSLContext | None = None) -> AsyncIterator[SlackWebhook]:
+async def open_slack_webhook(
+    url: str, *, tls_context: ssl.SSLContext | None = None, tracer: CallTracer | None = None
+) -> AsyncIterator[SlackWebhook]:
     """Open the webhook at ``url`` for the length of the block. Each attempt opens a connection of its own.
 
     ``tls_context`` says which certificates are trusted; the default is the system's. Proxies, ``.netrc`` and
@@ -161,4 +166,4 @@ async def open_slack_webhook(url: str, *, tls_context: ssl.SSLContext | None = N
         follow_redirects=False,
         trust_env=False,
     ) as client:
-        yield SlackWebhook(client, parsed)
+        yield SlackWebhook(client, parsed, tracer)

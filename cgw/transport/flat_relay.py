@@ -67,7 +67,10 @@ _WRITE = select.EPOLLOUT
 
 @frozen
 class RelayStatistics:
-    """``streams`` is their number now; the other counts are totals. ``ticks`` are passes that waited for a tick."""
+    """``streams`` is their number now; the other counts are totals. ``ticks`` are passes that waited for a tick.
+
+    ``busy_seconds`` is the time of all passes after their wait for sockets.
+    """
 
     streams: int
     passes: int
@@ -75,6 +78,7 @@ class RelayStatistics:
     ticks: int
     registrations: int
     is_coalescing: bool
+    busy_seconds: float
 
 
 class FlatRelay:
@@ -93,6 +97,7 @@ class FlatRelay:
         self._chunk_sizes: dict[bytes, int] = {}  # the cache of all chunked framers
         self._passes = self._events = self._ticks = 0
         self._registrations = 0
+        self._busy_seconds = 0.0
         self._is_coalescing = False
         self._now = 0.0  # of the current pass: one reading of the clock for all of its events
         # Reentrant: what the thread does under the lock may, without a thread, cancel another stream's task.
@@ -119,7 +124,13 @@ class FlatRelay:
         with self._lock:
             streams = len(self._streams)  # each has one descriptor registered at a time
         return RelayStatistics(
-            streams, self._passes, self._events, self._ticks, self._registrations, self._is_coalescing
+            streams,
+            self._passes,
+            self._events,
+            self._ticks,
+            self._registrations,
+            self._is_coalescing,
+            self._busy_seconds,
         )
 
     async def forward(
@@ -242,6 +253,7 @@ class FlatRelay:
         for start in range(0, len(ready), EVENTS_PER_LOCK):
             with self._lock:
                 self._serve_events(ready[start : start + EVENTS_PER_LOCK])
+        self._busy_seconds += self._clock() - self._now
         return len(ready)
 
     def _serve_events(self, ready: list[tuple[int, int]]) -> None:

@@ -15,10 +15,12 @@ that is still generating.
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Sized
 
 import trio
 from attrs import define, frozen
@@ -38,6 +40,8 @@ from cgw.wire.content_codings import BodyDecoder, open_decoder
 from cgw.wire.heads import FIRST_ERROR_STATUS
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest
 from cgw.wire.secret_filter import BodySecrets
+
+logger = logging.getLogger("cgw.upstream")
 
 
 @frozen
@@ -176,16 +180,20 @@ class UpstreamPool:
         :exc:`UpstreamProtocolError`. Retried once, on a new connection, is only a request whose kept connection ended
         before the first byte of a response. Cancel-safe: the connection is closed at once.
         """
-        kept = self._take_idle(request.origin)
+        origin = request.origin
+        kept = self._take_idle(origin)
         if kept is not None:
             self._statistics.reused += 1
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("%s: reusing a connection, idle for %.3f s", origin, time.monotonic() - kept.idle_since)
             try:
                 return await self._exchange_heads(kept, request)
             except StaleConnection:
                 # When not a byte of a response came, the usual cause is that the upstream closed the idle connection
                 # while the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection.
                 self._statistics.retried += 1
-        connection = await self._connect(request.origin)
+                logger.debug("%s: retrying on a new connection: the kept one had ended", origin)
+        connection = await self._connect(origin)
         return await self._exchange_heads(connection, request, trio.current_time())
 
     async def open_upload(self, request: UpstreamRequest, body_bytes: int | None) -> UpstreamConnection:
@@ -238,11 +246,13 @@ class UpstreamPool:
         return await self.receive_response(connection, connected_at)
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
+        began_at = trio.current_time()
         with trio.move_on_after(self.deadlines.connect_seconds) as connect_scope:
             transport = await self._open_transport(origin)
         if connect_scope.cancelled_caught:
             raise ConnectTimeout(f"no connection within {self.deadlines.connect_seconds:g} seconds")
         self._statistics.opened += 1
+        logger.debug("%s: connected in %.1f ms", origin, (trio.current_time() - began_at) * 1000)
         return UpstreamConnection(transport, origin, self._scratch.plain)
 
     async def _open_transport(self, origin: Origin) -> Transport:
@@ -275,6 +285,7 @@ class UpstreamPool:
             connection = connections.pop()
             if connection.is_usable():
                 return connection
+            logger.debug("%s: closing an idle connection that the upstream has ended", origin)
             connection.close()
         return None
 
@@ -282,10 +293,23 @@ class UpstreamPool:
         # Without waiting for the rest of a body: how much of it is to come is unknown, and it costs tokens.
         kept = self._idle.setdefault(connection.origin, deque())
         if not is_complete or len(kept) >= self._max_idle or not connection.recycle():
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug(
+                    "%s: closing a connection: %s",
+                    connection.origin,
+                    self._explain_close(kept, is_complete=is_complete),
+                )
             connection.close()
             return
         connection.idle_since = time.monotonic()
         kept.append(connection)
+
+    def _explain_close(self, kept: Sized, *, is_complete: bool) -> str:
+        if not is_complete:
+            return "its response was not read to the end"
+        if len(kept) >= self._max_idle:
+            return f"{len(kept)} others are kept already"
+        return "the upstream does not keep it open, or has sent more than one response"
 
     def close_idle(self, older_than_seconds: float = 0) -> None:
         """Close the connections that have been idle for longer than ``older_than_seconds``."""
@@ -293,6 +317,7 @@ class UpstreamPool:
         for connections in self._idle.values():
             # Connections are appended when they become idle, so the oldest are first.
             while connections and connections[0].idle_since <= latest:
+                logger.debug("%s: closing a connection that is idle", connections[0].origin)
                 connections.popleft().close()
 
     async def run(self) -> None:

@@ -28,6 +28,9 @@ class Origin:
             return host.encode("ascii")
         return f"{host}:{self.port}".encode("ascii")
 
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority.decode('ascii')}"
+
 
 def parse_base_url(url: str) -> tuple[Origin, str]:
     """Split an API's base URL into its origin and its path without a trailing slash (``""`` for none).

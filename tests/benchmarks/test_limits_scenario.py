@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from benchmarks.cases import SMOKE, LimitsCase
 from benchmarks.compare import compare_results
 from benchmarks.goals import check_goals
 from benchmarks.limits.clients import CLIENTS
@@ -17,7 +18,6 @@ from benchmarks.limits.workload import ClientReport, Order, Tally, Window, ask_r
 from benchmarks.machine import pick_cores
 from benchmarks.results import Metrics, Results
 from benchmarks.runner import RunPlan
-from benchmarks.scenarios import LimitsCase
 from benchmarks.subjects.known import known_subjects
 from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.limits.scripts import load_scripts
@@ -151,7 +151,7 @@ def test_a_caller_that_starves_raises_the_latency() -> None:
 def test_limits_have_subjects_of_their_own() -> None:
     """The scenario does not measure gateways, and others do not measure its clients."""
     from benchmarks.binaries import python_tools
-    from benchmarks.scenarios import SCENARIOS, SMOKE
+    from benchmarks.scenarios import SCENARIOS
 
     cases = [case for name in ("steady", "limits") for case in SCENARIOS[name].build(SMOKE)]
     plan = RunPlan(

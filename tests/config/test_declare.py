@@ -26,6 +26,7 @@ class Server:
         "CODY_GATEWAY_WORKERS", integer(least=1), None, "Processes.", factory=lambda: 4, default_text="one for each CPU"
     )
     mode: bool = setting("CODY_GATEWAY_MODE", BOOLEAN, False, "The mode.", alias="CODY_GATEWAY_OLD_MODE")
+    seats: int | None = setting("CODY_GATEWAY_SEATS", integer(least=1), None, "The seats.", fallback="ALL_SEATS")
 
 
 @frozen
@@ -118,6 +119,14 @@ def test_a_name_and_its_alias_must_not_differ() -> None:
     }
 
 
+def test_a_fallback_is_read_where_the_name_is_not_set() -> None:
+    """A variable of a wider meaning is only read instead of the setting's own, and may differ from it."""
+    assert examine_environment(Root, {"ALL_SEATS": "3"}).settings.server.seats == 3
+    reading = examine_environment(Root, {"ALL_SEATS": "x", "CODY_GATEWAY_SEATS": "2"})
+    assert (reading.settings.server.seats, reading.problems) == (2, {})
+    assert list(examine_environment(Root, {"ALL_SEATS": "x", "CODY_GATEWAY_SEATS": " "}).problems) == ["ALL_SEATS"]
+
+
 def test_only_names_with_the_prefix_are_warned_about() -> None:
     """An unknown name with cgw's prefix gives a warning, with the most similar setting if there is one."""
     environ = {"PROT": "1", "CODY_GATEWAY_WORKER": "1", "CODY_GATEWAY_XYZZY": "1", "CODY_GATEWAY_WORKERS": "1"}
@@ -170,6 +179,7 @@ def test_rows_show_values_and_defaults() -> None:
         SettingRow("PORT", "80", "9992", "The port.", is_default=False),
         SettingRow("CODY_GATEWAY_WORKERS", "4", "one for each CPU", "Processes.", is_default=True),
         SettingRow("CODY_GATEWAY_MODE", "false", "false", "The mode.", is_default=True),
+        SettingRow("CODY_GATEWAY_SEATS", "(not set)", "(not set)", "The seats.", is_default=True),
         SettingRow("CODY_GATEWAY_SHOP_KEY", "****", "(not set)", "The key.", is_default=False),
         SettingRow("CODY_GATEWAY_BANK_KEY", "(not set)", "(not set)", "The key.", is_default=True),
     ]

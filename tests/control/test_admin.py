@@ -17,6 +17,7 @@ from cgw.control import admin
 from cgw.control.admin import open_admin_server
 from cgw.errors import ConfigError
 from cgw.service.lifecycle import Service
+from cgw.telemetry.exchange_record import ExchangeRecord
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from cgw.transport.asgi_host import Receive, Scope, Send
 from tests.support.gateway import open_gateway
@@ -179,3 +180,23 @@ async def test_a_client_that_reads_nothing_does_not_hold_up_the_end(monkeypatch:
         ended = trio.current_time()
     assert 0.1 < trio.current_time() - ended < 5
     stream.socket.close()
+
+
+async def test_requests_leave_a_line(
+    tmp_path: Path, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of the admin port as well: at DEBUG where they succeed, with the ids of their answer."""
+    caplog.set_level(logging.DEBUG, "cgw.request")
+    async with (
+        open_gateway(tmp_path, upstream.url, more=WITH_ADMIN) as service,
+        open_operator(service.admin_port) as client,
+    ):
+        answers = [await client.get("/-/readyz"), await client.get("/nowhere?key=secret")]
+    records = [record for record in caplog.records if record.name == "cgw.request"]
+    assert [record.levelno for record in records] == [logging.DEBUG, logging.INFO]
+    lines = [record.msg for record in records if isinstance(record.msg, ExchangeRecord)]
+    assert [(line.path, line.status, line.remote_ip) for line in lines] == [
+        ("/-/readyz", 200, "127.0.0.1"),
+        ("/nowhere", 404, "127.0.0.1"),
+    ]
+    assert [line.request_id for line in lines] == [answer.headers["x-cgw-request-id"] for answer in answers]

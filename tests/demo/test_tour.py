@@ -164,7 +164,7 @@ async def test_pasted_lines_work_and_ctrl_c_ends_it_well() -> None:
             assert output.rstrip().endswith(('data: {"type":"message_stop"}', "data: [DONE]")), title
     log = demo.errors.decode()
     # Not "200 ok": openai hangs up once it has read `[DONE]`, before the body's last chunk.
-    assert log.count("POST /") == len(re.findall(r"POST /\S+ 200 ", log)) == completions
+    assert log.count("POST /") == len(re.findall(r"POST /\S+ status=200 ", log)) == completions
     assert "Traceback" not in log
     for token in re.findall(r"(?:cgw|sgd)_[0-9a-f]{64}", demo.output):
         assert token not in log

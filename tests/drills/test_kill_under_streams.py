@@ -1,4 +1,4 @@
-"""A drill: ``kill -9`` amid many streams, again and again, and what the event log holds then.
+"""A drill: ``kill -9`` amid many streams, again and again, and what the event log and a sink hold then.
 
 Three kills amid 40 streams in the ordinary suite; with ``CGW_LONG_DRILLS=1`` 50 amid 200, in ten rounds.
 ``-s`` prints the figures.
@@ -22,9 +22,11 @@ from attrs import define, field
 
 from cgw.events.reading import read_events
 from cgw.events.segments import list_segments
+from cgw.events.shipping.status import read_status
 from cgw.model import EventName
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import open_scripted_upstream
+from tests.support.collector import Collector, open_collector
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, OPENAI_KEY, OPENAI_MODEL, build_environ
 from tests.support.limits import PATIENT
 from tests.support.process import open_gateway_process
@@ -137,6 +139,26 @@ async def run_until_killed(port: int, pid: int, clients: Clients, seconds: float
         await trio.to_thread.run_sync(kill)
 
 
+def is_all_shipped(folder: Path) -> bool:
+    """Return whether the sink has all events, as `cgw events status` shows it."""
+    (status,) = read_status(folder)
+    return status.unshipped_bytes == 0
+
+
+def check_sink(number: int, clients: Clients, collector: Collector, kills: int) -> None:
+    """Check that the sink has each whole answer's event, once after duplicates are removed by id, and no other."""
+    distinct = {event["id"]: event for event in collector.taken}
+    shipped = Counter(event["metadata"].get("sg_actor_anonymous_uid") for event in distinct.values())
+    lost = (clients.whole | clients.finished) - set(shipped)
+    sys.stdout.write(
+        f"\nround {number}: the sink has {len(distinct)} events of {len(clients.whole)} whole answers, {len(lost)} are "
+        f"missing; {len(collector.taken) - len(distinct)} came twice over {kills} kills\n"
+    )
+    assert not lost
+    assert set(shipped) <= clients.asked
+    assert set(shipped.values()) == {1}
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="made for Linux")
 @pytest.mark.parametrize("number", range(ROUNDS))
 async def test_no_whole_answer_lacks_its_event(tmp_path: Path, number: int) -> None:
@@ -145,20 +167,28 @@ async def test_no_whole_answer_lacks_its_event(tmp_path: Path, number: int) -> N
     clients = Clients()
     dead: set[str] = set()
     adopted = 0
-    async with open_scripted_upstream(SCRIPTS) as upstream:
-        environ = build_environ(tmp_path, upstream.url, limit=10**6, concurrent_requests=10**6, more=PATIENT)
+    async with open_scripted_upstream(SCRIPTS) as upstream, open_collector() as collector:
+        # A quick pace of batches, so that kills hit batches on their way, too.
+        shipping = {"CODY_GATEWAY_EVENTS_HTTP_URL": collector.url, "CODY_GATEWAY_EVENTS_BATCH_AGE": "50ms"}
+        environ = build_environ(
+            tmp_path, upstream.url, limit=10**6, concurrent_requests=10**6, more={**PATIENT, **shipping}
+        )
         for turn in range(KILLS + 1):
             async with open_gateway_process(environ, tmp_path / "log") as gateway:
                 assert len(list_open(folder)) == 1
                 assert not dead & list_open(folder)
                 adopted += len(dead)
                 if turn == KILLS:
+                    # The last one ships what the killed ones left.
+                    await wait_until(lambda: is_all_shipped(folder), seconds=30)
                     break
                 dead = list_open(folder)
                 seconds = random.random() * MAX_RUN_SECONDS
                 await run_until_killed(gateway.port, gateway.process.pid, clients, seconds)
                 assert await gateway.wait() == -signal.SIGKILL
+    check_sink(number, clients, collector, KILLS)
     events = list(read_events(folder))
+    assert {event.id for event in events} == set(collector.ids)
     recorded = Counter(event.metadata.get("sg_actor_anonymous_uid") for event in events)
     lost = clients.whole - set(recorded)
     lost_finished = clients.finished - set(recorded)

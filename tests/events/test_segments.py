@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from cgw.events import housekeeping
 from cgw.events.event_log import open_event_log
-from cgw.events.housekeeping import delete_old_segments
 from cgw.events.lines import render_line
+from cgw.events.options import EventLogOptions
 from cgw.events.reading import read_chunks
+from cgw.events.retention import Deleted, Retention, delete_old_segments
 from cgw.events.segments import (
     OPEN_SUFFIX,
     SEALED_SUFFIX,
@@ -25,6 +26,8 @@ from cgw.events.segments import (
     create_segment,
     list_segments,
 )
+from cgw.events.settings import EventSettings
+from cgw.events.shipping.cursor import CursorFile, get_sink_folder
 from tests.events.conftest import build_event, read_identifiers
 from tests.support.waiting import wait_until
 
@@ -151,11 +154,11 @@ def test_old_segments_are_deleted(folder: Path, caplog: pytest.LogCaptureFixture
     young = seal(folder, 10, 10)
     segment = create_segment(folder)
     os.utime(segment.segment.path, (0, 0))
-    assert delete_old_segments(folder, retention_seconds=50, max_bytes=1000) == 1
+    assert delete_old_segments(folder, Retention(50, 1000)) == Deleted(1, 0, is_over=False)
     assert list_names(folder) == {young + SEALED_SUFFIX, young + SUMMARY_SUFFIX, segment.segment.path.name}
-    assert "deleted 1 event segments (10 bytes)" in caplog.text
+    assert "deleted 1 event segments" in caplog.text
     caplog.clear()
-    assert delete_old_segments(folder, retention_seconds=50, max_bytes=1000) == 0
+    assert delete_old_segments(folder, Retention(50, 1000)) == Deleted(0, 0, is_over=False)
     assert caplog.text == ""
 
 
@@ -164,7 +167,56 @@ def test_oldest_segments_are_deleted_above_the_bound(folder: Path) -> None:
     names = [seal(folder, age, 100) for age in (10, 30, 20)]
     segment = create_segment(folder)
     segment.append(b"x" * 99 + b"\n")
-    assert delete_old_segments(folder, retention_seconds=1000, max_bytes=350) == 1
+    assert delete_old_segments(folder, Retention(1000, 350)).shipped == 1
     assert names[1] + SEALED_SUFFIX not in list_names(folder)
-    assert delete_old_segments(folder, retention_seconds=1000, max_bytes=50) == 2
+    assert delete_old_segments(folder, Retention(1000, 50)).shipped == 2
     assert list_names(folder) == {segment.segment.path.name}
+
+
+def note_shipped(folder: Path, sink_name: str, *names: str) -> None:
+    CursorFile(get_sink_folder(folder, sink_name)).advance(dict.fromkeys(names, 100))
+
+
+def test_what_a_sink_does_not_have_is_not_deleted_for_its_age(folder: Path) -> None:
+    """A segment that one of the sinks lacks stays; one that all have goes."""
+    names = [seal(folder, age, 100) for age in (100, 90, 80)]
+    note_shipped(folder, "http", *names)
+    note_shipped(folder, "stdout", names[1])
+    retention = Retention(50, 1000, ("http", "stdout"))
+    assert delete_old_segments(folder, retention) == Deleted(1, 0, is_over=False)
+    assert names[1] + SEALED_SUFFIX not in list_names(folder)
+
+
+def test_above_the_bound_shipped_segments_go_first(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever their age; then, if the policy lets it, the oldest that were not shipped, with an error."""
+    names = [seal(folder, age, 100) for age in (40, 30, 20, 10)]
+    note_shipped(folder, "http", names[2], names[3])
+    sinks = ("http",)
+    assert delete_old_segments(folder, Retention(1000, 300, sinks)) == Deleted(1, 0, is_over=False)
+    assert names[2] + SEALED_SUFFIX not in list_names(folder)
+    assert delete_old_segments(folder, Retention(1000, 150, sinks, drops_unshipped=False)) == Deleted(
+        1, 0, is_over=True
+    )
+    assert caplog.text == ""
+    assert delete_old_segments(folder, Retention(1000, 150, sinks)) == Deleted(0, 1, is_over=False)
+    assert "deleted 1 event segments" in caplog.text
+    assert "that were not shipped yet: CODY_GATEWAY_EVENTS_MAX_BYTES is reached" in caplog.text
+    assert {name for name in names if name + SEALED_SUFFIX in list_names(folder)} == {names[1]}
+
+
+async def test_above_the_bound_requests_are_refused_if_so_set(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until the sink has taken some: then the log accepts requests again."""
+    monkeypatch.setattr(housekeeping, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(housekeeping, "OVER_SECONDS", 0.01)
+    settings = EventSettings(when_full="refuse", max_bytes=150)
+    async with open_event_log(folder, EventLogOptions(settings, ("http",))) as event_log:
+        names = [seal(folder, 10, 100), seal(folder, 5, 100)]
+        await wait_until(lambda: not event_log.is_accepting)
+        assert "new requests are refused" in (event_log.describe() or "")
+        note_shipped(folder, "http", names[0])
+        await wait_until(lambda: event_log.is_accepting)
+        assert event_log.describe() is None
+        assert event_log.statistics().deleted_segments == 0
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]

@@ -6,6 +6,7 @@ measured when it was set. A failure means that every exchange costs one more.
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import pytest
 import trio
 
 from cgw.service.lifecycle import Service
+from cgw.telemetry.logs import open_logging
 from tests.support.counting import CallCounter
 from tests.support.gateway import open_gateway
 from tests.support.raw_client import open_client
@@ -116,3 +118,20 @@ async def test_hops_between_threads(tmp_path: Path, is_stream: bool) -> None:
     assert counter.calls["trio._threads:to_thread_run_sync"] <= checks
     # Calls from other threads into Trio: the relay's for a stream that had not ended with its head.
     assert counter.calls["trio._core._entry_queue:run_cb"] <= checks + (EXCHANGES if is_stream else 0)
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
+async def test_debug_lines_that_are_off(tmp_path: Path, is_stream: bool) -> None:
+    """With debug lines off an exchange asks a few times whether they are on, 50 ns each, and calls nothing for them."""
+    counter = CallCounter()
+    with open_logging(io.StringIO()):
+        async with open_warm_gateway(tmp_path) as gateway:
+            with counter.count():
+                await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
+    # Authentication, the exchange, the connection when it is taken and when it is given back, and its line.
+    assert counter.calls["logging:isEnabledFor"] <= 5 * EXCHANGES
+    # Lines of background tasks, such as the event log's, are no exchange's.
+    assert counter.calls["logging:debug"] < EXCHANGES
+    assert not [name for name in counter.calls if name.startswith("cgw.gateway.debug_lines:log_")]
+    # The request's id for all lines that are logged while it is served.
+    assert counter.calls["_contextvars.ContextVar.set"] <= 1.5 * EXCHANGES

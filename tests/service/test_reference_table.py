@@ -1,4 +1,4 @@
-"""The settings of providers, embeddings and flagging against a copy of the reference's table 11.1."""
+"""The settings of providers, embeddings, flagging and BigQuery against a copy of the reference's table 11.1."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from cgw.config.describe import describe_settings
 from cgw.service.settings import Settings, load_settings
 
 DEFAULTS = {
+    "CODY_GATEWAY_BIGQUERY_DATASET": "cody_gateway",
+    "CODY_GATEWAY_BIGQUERY_TABLE": "events",
     "CODY_GATEWAY_DOTCOM_FLAGGED_PROMPT_RECORDER_TTL": "1h",
     "CODY_GATEWAY_FIREWORKS_STARCODER_COMMUNITY_SINGLE_TENANT_PERCENT": "0",
     "CODY_GATEWAY_FIREWORKS_STARCODER_ENTERPRISE_SINGLE_TENANT_PERCENT": "100",

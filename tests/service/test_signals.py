@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from cgw.errors import ConfigError
-from cgw.service.signals import HANDLED_SIGNALS, LogLevel, Reload, SignalActions
+from cgw.service.signals import HANDLED_SIGNALS, Reload, SignalActions
+from cgw.telemetry.log_level import LogLevel
 from tests.support.waiting import wait_until
 
 

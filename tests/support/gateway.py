@@ -9,6 +9,7 @@ from pathlib import Path
 from cgw.actors.tokens import hash_token
 from cgw.service.lifecycle import Service, open_service
 from cgw.service.settings import load_settings
+from tests.support.event_kinds import check_recorded_events
 
 TOKEN = "cgw_test-token-of-acme"
 DISABLED_TOKEN = "cgw_test-token-of-initech"
@@ -93,7 +94,10 @@ async def open_gateway(
     chat_lines: str = "",
     more: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Service]:
-    """Run a gateway for the length of the block, with its embedded server unless ``more`` names another one."""
+    """Run a gateway for the length of the block, with its embedded server unless ``more`` names another one.
+
+    At its end, every recorded event has to be as its kind is declared.
+    """
     environ = build_environ(
         data_dir,
         upstream_url,
@@ -104,3 +108,4 @@ async def open_gateway(
     )
     async with open_service(load_settings(environ)) as service:
         yield service
+    check_recorded_events(data_dir / "events")

@@ -52,12 +52,18 @@ async def wait_ended(process: subprocess.Popen[bytes], seconds: float = 20) -> i
     return process.wait()
 
 
-def start_cgw(environ: Mapping[str, str], log_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start ``cgw`` with only the settings in ``environ``; its standard error goes to ``log_path``."""
+def start_cgw(
+    environ: Mapping[str, str], log_path: Path, *arguments: str, script: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``cgw`` with only the settings in ``environ``; its standard error goes to ``log_path``.
+
+    ``script`` is what to run instead of the module ``cgw``.
+    """
+    program = ("-m", "cgw") if script is None else (str(script),)
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
     with log_path.open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "cgw", *(arguments or ("serve",))],
+            [sys.executable, *program, *(arguments or ("serve",))],
             env={**inherited, **environ},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -66,9 +72,11 @@ def start_cgw(environ: Mapping[str, str], log_path: Path, *arguments: str) -> su
 
 
 @asynccontextmanager
-async def open_gateway_process(environ: Mapping[str, str], log_path: Path) -> AsyncIterator[GatewayProcess]:
+async def open_gateway_process(
+    environ: Mapping[str, str], log_path: Path, script: Path | None = None
+) -> AsyncIterator[GatewayProcess]:
     """Run ``cgw serve`` for the length of the block, which begins when it serves; kill it at the end."""
-    process = start_cgw(environ, log_path)
+    process = start_cgw(environ, log_path, script=script)
     try:
         yield GatewayProcess(process, await wait_until_serving(process, log_path), log_path)
     finally:

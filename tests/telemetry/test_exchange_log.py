@@ -39,25 +39,42 @@ def test_level_fits_the_outcome(record: ExchangeRecord, level: int, caplog: pyte
     assert [(entry.name, entry.levelno) for entry in caplog.records] == [("cgw.exchange", level)]
 
 
+ID = "request_id=0af7651916cd43dd8448eb211c80319c"
+
+
 def test_text_has_all_known_fields() -> None:
-    """The readable line has the known fields in a fixed order, and the error at its end."""
-    assert str(build_record()) == "POST /v1/completions/openai 200 ok 12 ms"
+    """The readable line has the known fields by name, in a fixed order, and the error at its end."""
+    assert str(build_record()) == f"POST /v1/completions/openai status=200 outcome=ok ms=12.4 {ID}"
     record = build_record(
         Outcome.UPSTREAM_BROKE,
         actor="acme",
         feature="chat_completions",
         model="openai/gpt-4o",
         stream=True,
+        stale=True,
         upstream_status=201,
         first_byte_ms=3.2,
+        upstream_ms=11.1,
+        prompt_tokens=9,
+        completion_tokens=3,
         response_bytes=77,
-        error="the body ended before its end",
+        warning="X-Timeout-Ms is no number",
+        error='the body ended "before" its end',
     )
     assert str(record) == (
-        "POST /v1/completions/openai 200 upstream_broke acme chat_completions openai/gpt-4o stream 12 ms"
-        " first byte 3 ms upstream 201 77 bytes: the body ended before its end"
+        "POST /v1/completions/openai status=200 outcome=upstream_broke upstream_status=201 actor=acme stale=true"
+        " feature=chat_completions model=openai/gpt-4o stream=true ms=12.4 first_byte_ms=3.2 overhead_ms=1.3"
+        f' tokens_in=9 tokens_out=3 bytes=77 {ID} warning="X-Timeout-Ms is no number"'
+        ' error="the body ended \\"before\\" its end"'
     )
-    assert str(build_record(Outcome.CLIENT_GONE, status=None)) == "POST /v1/completions/openai – client_gone 12 ms"
+    gone = build_record(Outcome.CLIENT_GONE, status=None)
+    assert str(gone) == f"POST /v1/completions/openai status=– outcome=client_gone ms=12.4 {ID}"
+
+
+def test_the_upstreams_status_is_never_taken_for_the_clients() -> None:
+    """A 503 that was made of the upstream's 429 names both, and is not ``ok``."""
+    text = str(build_record(Outcome.REFUSED, status=503, upstream_status=429))
+    assert " status=503 outcome=refused upstream_status=429 " in text
 
 
 def test_error_is_attached(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,8 +128,8 @@ def test_error_of_a_harmless_outcome_keeps_its_traceback() -> None:
     """An exception that came with an outcome below error level is written with its traceback."""
     stream = io.StringIO()
     with open_logging(stream):
-        log_exchange(build_record(bug=ValueError("odd")))
-    assert "ValueError: odd" in stream.getvalue()
+        log_exchange(build_record(bug=TypeError("odd")))
+    assert "TypeError: odd" in stream.getvalue()
 
 
 def test_what_the_control_app_answered_well_is_for_debugging(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +12,17 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cgw.model import Feature
 from cgw.telemetry.exchange_record import ExchangeRecord, Outcome
-from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, name_severity, shorten
+from cgw.telemetry.json_lines import REPORTED_ERROR, JsonLines
+from cgw.telemetry.log_lines import (
+    MAX_MESSAGE_CHARACTERS,
+    LogEntry,
+    TerminalLines,
+    mask_record,
+    name_severity,
+    shorten,
+)
 from cgw.telemetry.masking import SecretMask
 from tests.support.records import build_record
 
@@ -47,7 +58,7 @@ RECORDS = st.builds(
     protocol=TEXTS,
     actor=st.none() | TEXTS,
     source=st.none() | TEXTS,
-    feature=st.none() | TEXTS,
+    feature=st.sampled_from([None, *(feature.value for feature in Feature)]),
     model=st.none() | TEXTS,
     stream=st.none() | st.booleans(),
     upstream_status=st.none() | st.integers(100, 599),
@@ -55,6 +66,17 @@ RECORDS = st.builds(
     first_byte_ms=st.none() | DURATIONS,
     request_bytes=st.none() | SIZES,
     response_bytes=st.none() | SIZES,
+    route=st.sampled_from([None, "/v1/completions/openai"]),
+    provider=st.none() | st.sampled_from(["openai", "my-server"]),
+    is_reused=st.none() | st.booleans(),
+    chunks=st.none() | SIZES,
+    prompt_tokens=st.none() | SIZES,
+    completion_tokens=st.none() | SIZES,
+    cache_read_tokens=st.none() | SIZES,
+    usage_quality=st.sampled_from([None, "exact"]),
+    event_id=st.none() | st.uuids().map(str),
+    stale=st.sampled_from([None, True]),
+    warning=st.none() | TEXTS,
     remote_ip=st.none() | TEXTS,
     user_agent=st.none() | TEXTS,
     error=st.none() | TEXTS,
@@ -71,14 +93,15 @@ def round_ms(seconds: float | None) -> float | None:
 
 
 def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) -> bytes:
-    """Return the line of an exchange, from dictionaries whose values are masked one by one."""
+    """Return the line of an exchange, from dictionaries, with a masked record."""
 
     def clean(value: Any) -> Any:
-        return mask(value).encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
     def known(**values: Any) -> dict[str, Any]:
         return {key: clean(value) for key, value in values.items() if value is not None}
 
+    record = mask_record(record, mask)
     message = shorten(mask(str(record)), MAX_MESSAGE_CHARACTERS)
     request = known(
         requestMethod=record.method,
@@ -92,18 +115,30 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
     )
     exchange = known(
         outcome=record.outcome.value,
+        route=record.route,
         actor=record.actor,
         source=record.source,
         feature=record.feature,
+        provider=record.provider,
         model=record.model,
         stream=record.stream,
+        upstream_status=record.upstream_status,
         duration_ms=round(record.duration_seconds * 1000, 3),
         first_byte_ms=round_ms(record.first_byte_seconds),
         upstream_ms=round_ms(record.upstream_seconds),
-        upstream_status=record.upstream_status,
+        overhead_ms=round_ms(record.overhead_seconds),
+        connection_reused=record.is_reused,
         request_bytes=record.request_bytes,
         response_bytes=record.response_bytes,
+        chunks=record.chunks,
+        prompt_tokens=record.prompt_tokens,
+        completion_tokens=record.completion_tokens,
+        cache_read_tokens=record.cache_read_tokens,
+        usage_quality=record.usage_quality,
+        event_id=record.event_id,
         error=record.error,
+        stale=record.stale,
+        warning=record.warning,
     )
     fields = {
         "severity": name_severity(entry.level),
@@ -111,9 +146,22 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
         "message": message.encode("utf-8", "replace").decode(),
         "logger": entry.logger,
         "serviceContext": {"service": "cgw", "version": VERSION},
+        "logging.googleapis.com/trace": record.trace.trace_id,
+        "logging.googleapis.com/spanId": record.trace.span_id,
+        "request_id": record.trace.trace_id,
         "httpRequest": request,
         "exchange": exchange,
     }
+    if entry.level >= logging.ERROR:
+        context = known(
+            method=record.method,
+            url=record.path,
+            userAgent=record.user_agent,
+            responseStatusCode=record.status,
+            remoteIp=record.remote_ip,
+        )
+        fields["@type"] = REPORTED_ERROR
+        fields["context"] = {"httpRequest": context, **known(user=record.actor)}
     return msgspec.json.encode(fields) + b"\n"
 
 
@@ -128,6 +176,27 @@ def test_fast_and_general_renderer_agree(record: ExchangeRecord, created: float,
     plain = render_plainly(mask, entry, record)
     assert lines.render(entry) == plain
     assert lines.render_carefully(entry) == plain
+
+
+WORD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|[^ "]*)', re.ASCII | re.DOTALL)
+
+
+@given(record=RECORDS)
+def test_the_text_can_be_read_back(record: ExchangeRecord) -> None:
+    """Whatever clients and upstreams put into the values: each is found again, none can pass for another, one line."""
+    rendered = TerminalLines(SecretMask(), has_colour=False).render(LogEntry(logging.INFO, 0, "x", record)).decode()
+    assert rendered.count("\n") == 1
+    record = mask_record(record, SecretMask())
+    words = WORD.findall(str(record))
+    values = {name: json.loads(text) if text[:1] == '"' else text for name, text in words}
+    assert len(words) == len(values)
+    assert values["outcome"] == record.outcome.value
+    assert values["status"] == ("–" if record.status is None else str(record.status))
+    assert values["request_id"] == record.trace.trace_id
+    assert values.get("upstream_status") == (None if record.upstream_status is None else str(record.upstream_status))
+    for name in ("actor", "model", "error", "warning"):
+        assert values.get(name) == (getattr(record, name) or None)
+    assert values.get("tokens_in") == (None if record.prompt_tokens is None else str(record.prompt_tokens))
 
 
 @given(created=MOMENTS | st.floats(-1e9, 0) | st.integers(0, 2**31).map(lambda number: number + 0.9999999))

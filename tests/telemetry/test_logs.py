@@ -19,12 +19,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgw.telemetry.current_request import served_trace
 from cgw.telemetry.exchange_log import log_exchange
 from cgw.telemetry.exchange_record import Outcome
-from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, JsonLines, LogEntry, TerminalLines
+from cgw.telemetry.json_lines import JsonLines
+from cgw.telemetry.log_lines import MAX_MESSAGE_CHARACTERS, LogEntry, TerminalLines
 from cgw.telemetry.logs import open_logging
 from cgw.telemetry.masking import SecretMask
-from tests.support.records import build_record
+from tests.support.records import TRACE, build_record
 
 CANARY = "C4n4ry0123456789abcdef"
 logger = logging.getLogger("cgw.test")
@@ -58,11 +60,14 @@ def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
         )
     (line,) = read_json(stream)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", line.pop("time"))
-    assert line.pop("message").startswith("POST /v1/completions/openai 200 ok acme")
+    assert line.pop("message").startswith("POST /v1/completions/openai status=200 outcome=ok upstream_status=200 ")
     assert line == {
         "severity": "INFO",
         "logger": "cgw.exchange",
         "serviceContext": {"service": "cgw", "version": "1.2.3"},
+        "logging.googleapis.com/trace": "0af7651916cd43dd8448eb211c80319c",
+        "logging.googleapis.com/spanId": "b7ad6b7169203331",
+        "request_id": "0af7651916cd43dd8448eb211c80319c",
         "httpRequest": {
             "requestMethod": "POST",
             "requestUrl": "/v1/completions/openai",
@@ -83,6 +88,7 @@ def test_exchange_is_one_line_in_cloud_logging_field_names() -> None:
             "duration_ms": 1234.568,
             "first_byte_ms": 99.25,
             "upstream_ms": 1200.5,
+            "overhead_ms": 34.068,
             "upstream_status": 200,
             "request_bytes": 10,
             "response_bytes": 20,
@@ -96,8 +102,8 @@ def test_error_has_error_reportings_form() -> None:
     stream = io.StringIO()
     with open_logging(stream):
         try:
-            raise ValueError("odd")
-        except ValueError:
+            raise TypeError("odd")
+        except TypeError:
             logger.exception("it failed")
             logger.warning("it nearly failed", exc_info=True)
     error, warning = read_json(stream)
@@ -105,7 +111,7 @@ def test_error_has_error_reportings_form() -> None:
     assert error["message"] == "it failed"
     assert error["@type"].endswith("ReportedErrorEvent")
     assert error["stack_trace"].startswith("Traceback (most recent call last):")
-    assert error["stack_trace"].endswith("ValueError: odd")
+    assert error["stack_trace"].endswith("TypeError: odd")
     assert "@type" not in warning
     assert "stack_trace" in warning
 
@@ -123,7 +129,8 @@ def test_no_canary_reaches_the_log(is_terminal: bool) -> None:
             try:
                 raise RuntimeError(f"bad key sk-ant-{CANARY}")
             except RuntimeError as cause:
-                raise ExceptionGroup(f"redis://:{CANARY}@h", [ValueError(known), KeyError(f"sgp_{CANARY}")]) from cause
+                members = [RuntimeError(known), TypeError(f"sgp_{CANARY}"), KeyError(CANARY)]
+                raise ExceptionGroup(f"redis://:{CANARY}@h", members) from cause
         except ExceptionGroup as group:
             logger.exception("failed with sk-%s", CANARY)
             log_exchange(build_record(Outcome.INTERNAL_ERROR, error=f"api_key={CANARY}", bug=group))
@@ -132,7 +139,7 @@ def test_no_canary_reaches_the_log(is_terminal: bool) -> None:
     text = stream.getvalue()
     assert CANARY not in text
     assert known not in text
-    assert text.count("[masked]") >= 16
+    assert text.count("[masked]") >= 14
     assert "Traceback" in text
 
 
@@ -142,11 +149,11 @@ def test_terminal_line_cannot_be_forged() -> None:
     with open_logging(stream, is_terminal=True, has_colour=False):
         log_exchange(build_record(path="/a\n13:00:00.000 ERROR forged\x1b[2J\u202e\x85"))
         try:
-            raise ValueError("odd\n13:00:00.000 ERROR forged too\r")
-        except ValueError:
+            raise RuntimeError("odd\n13:00:00.000 ERROR forged too\r")
+        except RuntimeError:
             logger.exception("failed")
     first, second, *traceback_lines = stream.getvalue().splitlines()
-    assert r"/a\n13:00:00.000 ERROR forged\x1b[2J\u202e\x85 200 ok" in first
+    assert r'"/a\n13:00:00.000 ERROR forged\u001b[2J\u202e\x85" status=200' in first
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} ERROR    failed", second)
     assert all(line.startswith("  | ") for line in traceback_lines)
     assert traceback_lines[-1] == r"  | 13:00:00.000 ERROR forged too\r"
@@ -317,3 +324,81 @@ def test_broken_stream_is_counted(pipe: tuple[int, io.TextIOWrapper]) -> None:
         logger.info("lost")
     os.dup2(os.open(os.devnull, os.O_RDONLY), reader)
     assert logs.statistics().write_errors == 1
+
+
+def test_lines_tell_their_request() -> None:
+    """A line that is logged while a request is served has its id, and its trace as Cloud Logging names it."""
+    stream = io.StringIO()
+    with open_logging(stream, project_id="acme-prod", labels={"environment": "prod"}):
+        token = served_trace.set(TRACE)
+        logger.warning("during")
+        served_trace.reset(token)
+        logger.warning("after")
+    during, after = read_json(stream)
+    assert during["logging.googleapis.com/trace"] == "projects/acme-prod/traces/0af7651916cd43dd8448eb211c80319c"
+    assert during["request_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert during["logging.googleapis.com/spanId"] == "b7ad6b7169203331"
+    assert during["logging.googleapis.com/labels"] == after["logging.googleapis.com/labels"] == {"environment": "prod"}
+    assert not {"request_id", "logging.googleapis.com/trace"} & set(after)
+
+
+@pytest.mark.parametrize("is_sampled", [True, False])
+def test_lines_tell_whether_their_trace_is_sent(is_sampled: bool) -> None:
+    """Cloud Logging links to the trace then; of an exchange, and of a line that is logged while it is served."""
+    stream = io.StringIO()
+    with open_logging(stream, is_traced=lambda trace: is_sampled and trace is TRACE):
+        log_exchange(build_record())
+        token = served_trace.set(TRACE)
+        logger.warning("during")
+        served_trace.reset(token)
+        logger.warning("after")
+    *lines, after = read_json(stream)
+    assert [line["logging.googleapis.com/trace_sampled"] for line in lines] == [is_sampled, is_sampled]
+    assert "logging.googleapis.com/trace_sampled" not in after
+
+
+def test_the_terminal_tells_the_request_too() -> None:
+    """The id ends the line."""
+    stream = io.StringIO()
+    with open_logging(stream, is_terminal=True, has_colour=False):
+        token = served_trace.set(TRACE)
+        logger.warning("during")
+        served_trace.reset(token)
+    assert stream.getvalue().endswith(" WARNING  during request_id=0af7651916cd43dd8448eb211c80319c\n")
+
+
+def test_an_error_without_a_stack_trace_has_its_place() -> None:
+    """Error Reporting groups it by file, line and function; the text may have numbers in it."""
+    stream = io.StringIO()
+    with open_logging(stream):
+        logger.error("%d were lost", 17)
+        logger.warning("nothing was")
+    error, warning = read_json(stream)
+    assert error["@type"].endswith("ReportedErrorEvent")
+    location = error["context"]["reportLocation"]
+    assert location["filePath"].endswith("test_logs.py")
+    assert location["lineNumber"] > 0
+    assert location["functionName"] == "test_an_error_without_a_stack_trace_has_its_place"
+    assert not {"@type", "context"} & set(warning)
+
+
+def test_an_error_of_a_request_tells_it_in_error_reportings_names() -> None:
+    """An exchange that failed by a bug has the request, and the actor as the user that was affected."""
+    stream = io.StringIO()
+    with open_logging(stream):
+        log_exchange(build_record(Outcome.INTERNAL_ERROR, status=500, actor="acme", bug=TypeError("odd")))
+    (error,) = read_json(stream)
+    assert error["context"]["user"] == "acme"
+    request = error["context"]["httpRequest"]
+    assert (request["method"], request["responseStatusCode"]) == ("POST", 500)
+    assert request["url"] == error["httpRequest"]["requestUrl"]
+
+
+def test_debug_lines_of_libraries_are_left_out() -> None:
+    """They may hold what a library sends; cgw's own are written."""
+    stream = io.StringIO()
+    with open_logging(stream, level="DEBUG"):
+        logging.getLogger("urllib3.connectionpool").debug('https://o1.example:443 "POST /secret" 200')
+        logging.getLogger("urllib3.connectionpool").info("shown")
+        logging.getLogger("cgw.test").debug("shown, too")
+    assert [line["message"] for line in read_json(stream)] == ["shown", "shown, too"]

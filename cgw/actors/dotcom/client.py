@@ -135,7 +135,8 @@ class DotcomClient:
         what = f"GraphQL {operation} of {self._host}"
         body = json.dumps({"operationName": operation, "query": document, "variables": variables}).encode("ascii")
         # The operation's name as the query, as the reference sends it: logs in between are readable.
-        answer = await self._web.post(what, f"{self._url}?{operation}", headers=self._headers, body=body)
+        url = f"{self._url}?{operation}"
+        answer = await self._web.post(what, url, headers=self._headers, body=body, span=f"GraphQL: {operation}")
         if answer.status in (401, 403):
             raise SourceUnavailable(f"{what}: answered {answer.status}: {LACKING_HELP}")
         if answer.status >= 400:

@@ -116,14 +116,15 @@ class _Lookup:
 
 @frozen
 class CacheStatistics:
-    """``remembered`` tokens and denials, ``addresses`` with a spent budget, ``lookups`` under way; ``fetches`` and
-    ``refused`` callers (429) since the start."""
+    """``remembered`` tokens and denials, ``addresses`` with a spent budget, ``lookups`` under way; since the start
+    ``fetches``, ``refused`` callers (429) and ``hits``, which are tokens that were known and fresh."""
 
     remembered: int
     addresses: int
     lookups: int
     fetches: int
     refused: int
+    hits: int
 
 
 class CachedSource:
@@ -145,12 +146,14 @@ class CachedSource:
         self._fetch_budget = AddressBudget(parts.options.fetches_per_minute)
         self._fetch_slots = trio.Semaphore(MAX_FETCHES)
         self._nursery: trio.Nursery | None = None
-        self._fetches = self._refused = 0
+        self._fetches = self._refused = self._hits = 0
 
     def statistics(self) -> CacheStatistics:
         """Return counts since the start, and the present state."""
         addresses = len(self._lookup_budget) + len(self._fetch_budget)
-        return CacheStatistics(len(self._memory), addresses, len(self._lookups), self._fetches, self._refused)
+        return CacheStatistics(
+            len(self._memory), addresses, len(self._lookups), self._fetches, self._refused, self._hits
+        )
 
     async def run(self) -> None:
         """Look tokens up until cancelled; callers that still wait then get ``SourceUnavailable``."""
@@ -164,7 +167,10 @@ class CachedSource:
     def recall(self, token_hash: str) -> Actor | None:
         """See :class:`~cgw.actors.source.Recaller`."""
         known = self._memory.find(token_hash)
-        return known.actor if known is not None and trio.current_time() < known.fresh_until else None
+        if known is None or trio.current_time() >= known.fresh_until:
+            return None
+        self._hits += 1
+        return known.actor
 
     async def get(self, token: str, client: str = "") -> Actor:
         """See :class:`~cgw.actors.source.Source`. Cancel-safe: the look-up goes on for others."""
@@ -244,6 +250,7 @@ class CachedSource:
         return lookup
 
     async def _run_lookup(self, lookup: _Lookup) -> None:
+        began_at = trio.current_time()
         try:
             with trio.fail_after(LOOKUP_SECONDS):
                 lookup.remembered = await self._look_up(lookup)
@@ -256,6 +263,13 @@ class CachedSource:
             logger.error("actor source %s: unexpected %s", self.name, locate_bug(bug))
             lookup.error = SourceUnavailable(f"actor source {self.name}: failed", is_down=False)
         finally:
+            logger.debug(
+                "actor source %s: a token was looked up in %.1f ms (source asked: %s): %s",
+                self.name,
+                (trio.current_time() - began_at) * 1000,
+                lookup.is_asked,
+                lookup.error or ("known" if lookup.remembered is not None else "not decided"),
+            )
             del self._lookups[lookup.key, lookup.is_update]
             lookup.has_news.set()
             lookup.is_done.set()

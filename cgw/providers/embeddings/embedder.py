@@ -9,6 +9,7 @@ from attrs import frozen
 
 from cgw.errors import Refusal, UpstreamProtocolError, UpstreamRefusal
 from cgw.providers.embeddings.vectors import HollowBody
+from cgw.providers.upstream_words import describe_words
 from cgw.wire.messages import UpstreamRequest
 
 MAX_SHOWN_BYTES = 1024
@@ -88,15 +89,16 @@ def describe_body(body: bytes) -> str:
     return body[:MAX_SHOWN_BYTES].decode("utf-8", "replace").strip()
 
 
-def explain_status(status: int, body: bytes, provider: str) -> UpstreamRefusal:
-    """Build what the client is told of an answer other than 200, in the reference's words where it has some.
+def explain_status(status: int, body: bytes, provider: str, sent: bytes) -> UpstreamRefusal:
+    """Build what the client is told of an answer other than 200 to a request with the body ``sent``.
+
+    In the reference's words where it has some.
 
     A 400 is the client's to correct; the upstream's own words about anything else are for the log.
     """
-    shown = describe_body(body)
-    reason = f"the upstream answered {status}: {shown or 'without a body'}"
+    reason = f"the upstream answered {status}: {describe_words(body, sent)}"
     if status == 400:
-        return UpstreamRefusal(400, f"bad request: {shown}", reason=reason)
+        return UpstreamRefusal(400, f"bad request: {describe_body(body)}", reason=reason)
     if status in (429, 503, 529):
         return UpstreamRefusal(503, "we're facing too much load at the moment, please retry later", reason=reason)
     return UpstreamRefusal(502, f"the upstream provider {provider} failed with status {status}", reason=reason)

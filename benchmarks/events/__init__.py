@@ -1,0 +1,1 @@
+"""The scenario ``events``: usage events recorded and shipped by one process, without a gateway around it."""

@@ -1,0 +1,1 @@
+"""Shipping: usage events go from the event log to sinks, in batches, at least once."""

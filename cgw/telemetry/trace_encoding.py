@@ -1,0 +1,305 @@
+"""Spans of finished exchanges, as OTLP: a root span with the record's own ids, and one child for each phase. Pure.
+
+The port is public, so the root has no parent: the caller's context is a link (semantic conventions for public
+endpoints). Names and attributes follow OpenTelemetry's conventions for HTTP servers and generative AI, where there are
+any; the others begin with ``cgw.``. https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import msgspec
+from attrs import frozen
+
+from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind
+from cgw.telemetry.otlp_wire import (
+    AttributeValue,
+    build_double_encoder,
+    build_integer_encoder,
+    build_text_encoder,
+    encode_attributes,
+    encode_bytes,
+    encode_text,
+    encode_varint,
+)
+from cgw.wire.trace_context import CallerContext
+
+MAX_CACHED = 4096
+"""Encoded attributes that are kept. They repeat: routes, models, actors, user agents."""
+
+_INTERNAL, _SERVER, _CLIENT = b"\x30\x01", b"\x30\x02", b"\x30\x03"  # Span.kind
+_FAILED = b"\x18\x02"  # Status.code = ERROR
+# Span.flags: sampled, and "whether the parent is remote" is known: it is not.
+_OWN_FLAGS = b"\x85\x01" + struct.pack("<I", 0x101)
+_ATTRIBUTES = 9
+
+_OPERATIONS = {"chat_completions": "chat", "code_completions": "text_completion", "embeddings": "embeddings"}
+_PROVIDERS = {"google": "gcp.gemini", "sourcegraph": "sourcegraph"}
+_FAULTS = frozenset(
+    [
+        Outcome.INTERNAL_ERROR,
+        Outcome.UPSTREAM_UNREACHABLE,
+        Outcome.UPSTREAM_BROKE,
+        Outcome.TIMEOUT,
+        Outcome.SHUTDOWN,
+    ]
+)
+
+# trace_id, span_id and parent_span_id with their tags, start and end. What else a child has precedes them.
+_CHILD = struct.Struct("<18s2sQ10sBQBQ")
+_pack_child = _CHILD.pack
+_pack_times = struct.Struct("<BQBQ").pack
+_START_TAG, _END_TAG = 7 << 3 | 1, 8 << 3 | 1
+
+Mask = Callable[[str], str]
+
+
+class CallSpan(msgspec.Struct, frozen=True, gc=False):
+    """A call of cgw's own to another service: a span of its own, below the exchange's if it was made for one.
+
+    Ids are lower-case hexadecimal, times are in nanoseconds since the epoch. ``error`` is ``None`` where it succeeded.
+    """
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    start_ns: int
+    end_ns: int
+    server: str | None = None
+    error: str | None = None
+
+
+@frozen
+class _Phase:
+    """A phase of an exchange: ``moment`` ends it."""
+
+    moment: Moment
+    number: int
+    ok: bytes
+    failed: bytes
+
+
+def _build_phase(moment: Moment, name: str) -> _Phase:
+    # All children of one phase have the same length, because ids and times have a fixed size.
+    constant = encode_text(5, name) + _INTERNAL + _OWN_FLAGS
+
+    def build(rest: bytes) -> bytes:
+        return b"\x12" + encode_varint(len(rest) + _CHILD.size) + rest
+
+    return _Phase(moment, int(moment), build(constant), build(constant + encode_bytes(15, _FAILED)))
+
+
+_PHASES = (
+    _build_phase(Moment.AUTHENTICATED, "authenticate"),
+    _build_phase(Moment.RECEIVED, "receive"),
+    _build_phase(Moment.PREPARED, "prepare"),
+    _build_phase(Moment.ADMITTED, "admit"),
+    _build_phase(Moment.CONNECTED, "connect"),
+    _build_phase(Moment.FIRST_CHUNK, "first byte"),
+    _build_phase(Moment.RELAYED, "relay"),
+    _build_phase(Moment.RECORDED, "record"),
+    _build_phase(Moment.SETTLED, "settle"),
+)
+
+_REQUEST_BYTES = build_integer_encoder(_ATTRIBUTES, "http.request.body.size")
+_RESPONSE_BYTES = build_integer_encoder(_ATTRIBUTES, "http.response.size")
+_CHUNKS = build_integer_encoder(_ATTRIBUTES, "cgw.response.chunks")
+_INPUT_TOKENS = build_integer_encoder(_ATTRIBUTES, "gen_ai.usage.input_tokens")
+_OUTPUT_TOKENS = build_integer_encoder(_ATTRIBUTES, "gen_ai.usage.output_tokens")
+_CACHED_TOKENS = build_integer_encoder(_ATTRIBUTES, "gen_ai.usage.cache_read.input_tokens")
+_EVENT_ID = build_text_encoder(_ATTRIBUTES, "cgw.event.id")
+_FIRST_BYTE = build_double_encoder(_ATTRIBUTES, "cgw.time_to_first_byte")
+_OVERHEAD = build_double_encoder(_ATTRIBUTES, "cgw.overhead")
+
+
+class TraceEncoder:
+    """Encodes records, each as fields ``spans`` of ``ScopeSpans``. ``mask`` hides credentials. For one thread."""
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+        # Attributes by the values that they are made of, encoded and masked.
+        self._cache: dict[tuple[AttributeValue | None, ...], bytes] = {}
+
+    def encode_exchange(self, record: ExchangeRecord) -> bytes:
+        """Return the spans of one exchange: the root first."""
+        times = record.times
+        started = times[Moment.STARTED] or 0.0
+        ended = times[Moment.ENDED]
+        start_ns = int(record.started_at * 1e9)
+        # Added to each of the times: one rounding for all, so that no child ends after the root.
+        zero_ns = start_ns - int(started * 1e9)
+        end_ns = zero_ns + int((started if ended is None else ended) * 1e9)
+        trace = b"\x0a\x10" + bytes.fromhex(record.trace.trace_id)
+        span_id = bytes.fromhex(record.trace.span_id)
+        parts = [
+            trace,
+            b"\x12\x08",
+            span_id,
+            _pack_times(_START_TAG, start_ns, _END_TAG, end_ns),
+            self._encode_shape(record),
+            self._encode_texts(record),
+        ]
+        if (number := record.request_bytes) is not None:
+            parts.append(_REQUEST_BYTES(number))
+        if (number := record.response_bytes) is not None:
+            parts.append(_RESPONSE_BYTES(number))
+        if (number := record.chunks) is not None:
+            parts.append(_CHUNKS(number))
+        if (number := record.prompt_tokens) is not None:
+            parts.append(_INPUT_TOKENS(number))
+        if (number := record.completion_tokens) is not None:
+            parts.append(_OUTPUT_TOKENS(number))
+        if number := record.cache_read_tokens:
+            parts.append(_CACHED_TOKENS(number))
+        if (seconds := record.first_byte_seconds) is not None:
+            parts.append(_FIRST_BYTE(seconds))
+        if (seconds := record.overhead_seconds) is not None:
+            parts.append(_OVERHEAD(seconds))
+        if record.trace.caller is not None:
+            parts.append(_encode_link(record.trace.caller))
+        if record.error is not None:
+            parts.append(self._encode_error(record))
+        root = b"".join(parts)
+        spans = b"\x12" + encode_varint(len(root)) + root
+        if record.kind is RequestKind.EXCHANGE:
+            spans += _encode_phases(record, trace, span_id, start_ns, zero_ns)
+        return spans
+
+    def encode_call(self, call: CallSpan) -> bytes:
+        """Return the span of one call."""
+        parts = [
+            encode_bytes(1, bytes.fromhex(call.trace_id)) + encode_bytes(2, bytes.fromhex(call.span_id)),
+            encode_text(5, call.name) + _CLIENT + _OWN_FLAGS,
+            _pack_times(_START_TAG, call.start_ns, _END_TAG, call.end_ns),
+            encode_attributes(_ATTRIBUTES, {"server.address": call.server}),
+        ]
+        if call.parent_span_id is not None:
+            parts.append(encode_bytes(4, bytes.fromhex(call.parent_span_id)))
+        if call.error is not None:
+            parts.append(encode_bytes(15, _FAILED + encode_text(2, self._mask(call.error))))
+        return encode_bytes(2, b"".join(parts))
+
+    def _encode_shape(self, record: ExchangeRecord) -> bytes:
+        """Return name, kind, status, and the attributes with few values together, which most exchanges share."""
+        key = (
+            record.method,
+            record.route,
+            record.path,
+            record.protocol,
+            record.status,
+            record.outcome,
+            record.feature,
+            record.model,
+            record.provider,
+            record.stream,
+            record.upstream_status,
+            record.is_reused,
+            record.source,
+            record.usage_quality,
+            record.error is None,
+        )
+        return self._cache.get(key) or self._keep(key, self._build_shape(record))
+
+    def _build_shape(self, record: ExchangeRecord) -> bytes:
+        status, outcome, model = record.status, record.outcome, record.model
+        is_fault = outcome in _FAULTS or (status or 0) >= 500
+        attributes: dict[str, AttributeValue | None] = {
+            "http.request.method": self._mask(record.method),
+            "http.route": record.route,
+            "url.path": self._mask(record.path),
+            "network.protocol.version": record.protocol.partition("/")[2] or None,
+            "http.response.status_code": status,
+            "cgw.outcome": outcome.value,
+            "cgw.feature": record.feature,
+            "cgw.actor.source": record.source,
+            "cgw.upstream.status_code": record.upstream_status,
+            "cgw.upstream.connection_reused": record.is_reused,
+            "cgw.usage.quality": record.usage_quality,
+            "gen_ai.request.stream": record.stream,
+        }
+        if is_fault:
+            attributes["error.type"] = outcome.value if outcome in _FAULTS else str(status)
+        if record.provider is not None:
+            # gen_ai.system is the older name, which many tools still read.
+            provider = _PROVIDERS.get(record.provider, record.provider)
+            attributes["gen_ai.provider.name"] = attributes["gen_ai.system"] = provider
+            attributes["gen_ai.operation.name"] = _OPERATIONS.get(record.feature or "")
+        if model is not None:
+            attributes["gen_ai.request.model"] = self._mask(model.partition("/")[2] or model)
+        # A name may have few values, so a path that no route has is not in it.
+        name = f"{record.method} {record.route}" if record.route else record.method
+        shape = encode_text(5, self._mask(name)) + _SERVER + _OWN_FLAGS + encode_attributes(_ATTRIBUTES, attributes)
+        return shape + encode_bytes(15, _FAILED) if is_fault and record.error is None else shape
+
+    def _encode_texts(self, record: ExchangeRecord) -> bytes:
+        """Return the attributes with the caller's values, and the event's id, which is never the same."""
+        key = ("texts", record.actor, record.user_agent)
+        texts = self._cache.get(key)
+        if texts is None:
+            agent = None if record.user_agent is None else self._mask(record.user_agent)
+            actor = None if record.actor is None else self._mask(record.actor)
+            attributes: dict[str, AttributeValue | None] = {"actor.id": actor, "user_agent.original": agent}
+            texts = self._keep(key, encode_attributes(_ATTRIBUTES, attributes))
+        if record.event_id is None:
+            return texts
+        return texts + _EVENT_ID(record.event_id)
+
+    def _encode_error(self, record: ExchangeRecord) -> bytes:
+        message = self._mask(record.error or "")
+        is_fault = record.outcome in _FAULTS or (record.status or 0) >= 500
+        if is_fault:
+            return encode_bytes(15, _FAILED + encode_text(2, message))
+        # A refusal is no error of the server's (semantic conventions for HTTP), but its reason is worth knowing.
+        return encode_attributes(_ATTRIBUTES, {"cgw.refusal": message})
+
+    def _keep(self, key: tuple[AttributeValue | None, ...], encoded: bytes) -> bytes:
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()  # a flood of different values; the usual ones are back at once
+        self._cache[key] = encoded
+        return encoded
+
+
+def _encode_link(caller: CallerContext) -> bytes:
+    flags = 0x300 | caller.is_sampled  # remote, and that is known
+    ids = encode_bytes(1, bytes.fromhex(caller.trace_id)) + encode_bytes(2, bytes.fromhex(caller.span_id))
+    return encode_bytes(13, ids + b"\x35" + struct.pack("<I", flags))
+
+
+def _encode_phases(record: ExchangeRecord, trace: bytes, span_id: bytes, start_ns: int, zero_ns: int) -> bytes:
+    """Return a child for each phase that began. The one in which a failed exchange ended has the status of an error."""
+    times = record.times
+    has_failed = record.outcome is not Outcome.OK
+    parent = b"\x22\x08" + span_id
+    root = int.from_bytes(span_id, "little")
+    spans, at_ns, unfinished = b"", start_ns, None
+
+    def encode(start: bytes, number: int, end_ns: int) -> bytes:
+        # Ids need only be unique within the trace.
+        ids = trace, b"\x12\x08", root ^ number, parent
+        return start + _pack_child(*ids, _START_TAG, at_ns, _END_TAG, end_ns)
+
+    for phase in _PHASES:
+        moment = phase.moment
+        end = times[moment]
+        if end is None and moment is Moment.FIRST_CHUNK:
+            end = times[Moment.ANSWERED]  # a body without a byte
+        if end is None:
+            # A kept connection has no phase "connect"; one that could not be opened has nothing but it.
+            if has_failed and (moment is not Moment.CONNECTED or record.outcome is Outcome.UPSTREAM_UNREACHABLE):
+                unfinished = unfinished or phase
+            continue
+        end_ns = zero_ns + int(end * 1e9)
+        if unfinished is None:
+            spans += encode(phase.ok, phase.number, end_ns)
+        else:
+            # It ended here, and what this phase would have been did not begin.
+            spans += encode(unfinished.failed, unfinished.number, end_ns)
+            unfinished = None
+        at_ns = end_ns
+    ended = times[Moment.ENDED]
+    if unfinished is not None and ended is not None:
+        spans += encode(unfinished.failed, unfinished.number, zero_ns + int(ended * 1e9))
+    return spans

@@ -1,0 +1,40 @@
+"""The cost of counting an exchange and a reply of Redis, in counts that do not vary: calls."""
+
+from __future__ import annotations
+
+from cgw.redis.command_latency import HEAD_BYTES, CommandLatency
+from cgw.redis.handshake import pack_command
+from cgw.telemetry.metrics_exchanges import ExchangeMetrics
+from tests.support.counting import CallCounter
+from tests.telemetry.test_metrics_exchanges import build_record
+
+EXCHANGES = 1000
+
+
+def test_calls_of_an_exchange() -> None:
+    """Labels are looked up once per kind of exchange; after that an exchange is a look-up, and its observations."""
+    metrics = ExchangeMetrics()
+    records = [build_record() for _ in range(EXCHANGES)]
+    counter = CallCounter()
+    with counter.count():
+        for record in records:
+            metrics.note(record)
+    calls = counter.calls
+    assert calls["cgw.telemetry.metrics_exchanges:_build"] == 1
+    observations = calls["cgw.telemetry.metrics:observe"] + calls["cgw.telemetry.metrics:observe_traced"]
+    assert observations == EXCHANGES * 8
+    assert sum(calls.values()) <= EXCHANGES * 30, calls
+
+
+def test_calls_of_a_reply() -> None:
+    """The command is read once per script; after that a reply is a look-up, and one observation."""
+    latency = CommandLatency()
+    head = pack_command(("EVALSHA", "a" * 40, "1", "key", "argument"))[:HEAD_BYTES]
+    counter = CallCounter()
+    with counter.count():
+        for _ in range(EXCHANGES):
+            latency.note(head, 0.001, is_error=False)
+    assert counter.calls["cgw.redis.command_latency:read_command"] == 1
+    assert sum(counter.calls.values()) <= EXCHANGES * 5, counter.calls
+    (reading,) = [one for one in latency.read() if one.labels == ("evalsha", "false")]
+    assert sum(reading.value.counts) == EXCHANGES  # type: ignore[union-attr]
