@@ -46,8 +46,9 @@ class ModelLists:
         if path in self._routes:
             return self._routes[path]
         for prefix, route in self._routes.items():
-            if path.startswith(f"{prefix}/") and len(path) > len(prefix) + 1:
-                return ModelRoute(route.provider, route.form, route.dialects, unquote(path[len(prefix) + 1 :]))
+            name = unquote(path[len(prefix) + 1 :]) if path.startswith(f"{prefix}/") else ""
+            if name and route.form.is_name(name):
+                return ModelRoute(route.provider, route.form, route.dialects, name)
         return None
 
 

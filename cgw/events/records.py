@@ -189,6 +189,8 @@ def embeddings_finished(
     ``tokens_used`` for a failure, which is left out here.
     """
     fields: EmbeddingsFinished = {**metadata}  # type: ignore[typeddict-item]
+    # Dialects tell it of every request; embeddings are never streamed.
+    fields.pop("stream", None)  # type: ignore[typeddict-item]
     fields["feature"] = Feature.EMBEDDINGS
     fields["model"] = model
     fields["provider"] = provider

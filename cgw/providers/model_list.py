@@ -19,6 +19,10 @@ class ModelList(Protocol):
         """The routes of the list below ``/<provider>``; a model is at ``<path>/<name>``."""
         ...
 
+    def is_name(self, text: str) -> bool:
+        """Return whether ``text``, behind the list's path, is a model's name and not another route of the API."""
+        ...
+
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:
         """Return the answer with the page of ``names`` that ``query`` asks for.
 

@@ -313,7 +313,6 @@ async def test_refused_bodies(
         "/google/v1beta/models/gemini-2.5-flash:predict",
         "/google/v1alpha/models/gemini-2.5-flash:generateContent",
         "/google/v1beta/tunedModels/a:generateContent",
-        "/google/v1beta/models/gemini-2.5-flash",
         "/google/v1beta/models/a/gemini-2.5-flash:generateContent",
         "/google",
     ],

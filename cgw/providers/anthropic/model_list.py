@@ -22,6 +22,10 @@ class AnthropicModelList:
 
     paths: ClassVar[tuple[str, ...]] = ("/v1/models",)
 
+    def is_name(self, text: str) -> bool:
+        """See :meth:`ModelList.is_name`."""
+        return True
+
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`ModelList.build_list`: ``limit``, and ``after_id`` or ``before_id``."""
         limit = _read_limit(query.get("limit"))

@@ -22,6 +22,10 @@ class GoogleModelList:
 
     paths: ClassVar[tuple[str, ...]] = ("/v1beta/models", "/v1/models")
 
+    def is_name(self, text: str) -> bool:
+        """See :meth:`ModelList.is_name`. Methods follow on a colon."""
+        return ":" not in text
+
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`ModelList.build_list`: ``pageSize`` and ``pageToken``. Larger pages are cut, as in the API."""
         start = _read_number(query.get("pageToken"), "pageToken") or 0

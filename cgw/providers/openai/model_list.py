@@ -14,6 +14,10 @@ class OpenAIModelList:
 
     paths: ClassVar[tuple[str, ...]] = ("/v1/models",)
 
+    def is_name(self, text: str) -> bool:
+        """See :meth:`ModelList.is_name`."""
+        return True
+
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`ModelList.build_list`. The API has no pages, and ignores a query."""
         return {"object": "list", "data": [self.build_model(name, provider) for name in names]}
