@@ -54,15 +54,16 @@ class _GoogleSdkEmbeddings(GoogleSdkRoute):
         model = self.read_model(head)
         for index, request in enumerate(requests):
             check_same_model(request.model, model, f"{path.format(index=index)}model")
-        return self.build_request(
+        prepared = self.build_request(
             body,
             model,
             suffix=self.build_suffix(model),
             is_stream=False,
             prompt_character_count=count_text(request.content for request in requests),
             max_completion_tokens=0,
-            metadata={"batch_size": len(requests)},
         )
+        prepared.metadata = {"batch_size": len(requests)}
+        return prepared
 
 
 @frozen
