@@ -270,6 +270,17 @@ async def test_bodies_pass_byte_for_byte(gateway: Service, upstream: ScriptedUps
     assert upstream.requests[0].body == body
 
 
+async def test_a_field_that_is_there_twice_is_refused(gateway: Service, upstream: ScriptedUpstream) -> None:
+    """Which of the two counts would be for the upstream to choose, and the gateway has checked one only."""
+    contents = json.dumps(BODY["contents"]).encode()
+    async with open_http(gateway) as client:
+        answer = await client.post(f"{PATH}:generateContent", content=b'{"contents":%b,"contents":[]}' % contents)
+        again = await client.post(f"{PATH}:generateContent", content=b'{"contents":[],"contents":%b}' % contents)
+    assert (answer.status_code, again.status_code) == (400, 400)
+    assert "it occurs twice" in again.json()["error"]["message"]
+    assert upstream.request_count == 0
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
