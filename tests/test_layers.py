@@ -17,6 +17,7 @@ PACKAGE = Path(cgw.__file__).parent
 # each other. docs/design.md has the same order.
 LEVELS = {
     "__init__": 0,  # the version
+    "allocator": 0,
     "event_ids": 0,
     "errors": 1,
     "model": 1,

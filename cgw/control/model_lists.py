@@ -39,7 +39,7 @@ class ModelLists:
             own = tuple(dialect for dialect in dialects if dialect.provider == provider.name)
             if own and provider.model_list is not None:
                 route = ModelRoute(provider.name, provider.model_list, own)
-                self._routes[f"/{provider.name}{provider.model_list.path}"] = route
+                self._routes |= {f"/{provider.name}{path}": route for path in provider.model_list.paths}
 
     def find(self, path: str) -> ModelRoute | None:
         """Return the route at ``path``, ``None`` if there is none. A model's name may have slashes, encoded or not."""

@@ -30,7 +30,8 @@ MAX_IDS_AT_ONCE = 1000
 
 # Safe to repeat. The time is the server's own, so that replicas with other clocks forget nothing too early.
 _KEEP = """\
-local now = tonumber(redis.call('TIME')[1])
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
 for i = 3, #ARGV do
     redis.call('ZADD', KEYS[1], now, ARGV[i])
 end
@@ -47,6 +48,8 @@ class StoredObjects:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._keep = LuaScript.from_text(_KEEP)
+        # A script that the server does not know yet is sent twice, and would come after what is asked next.
+        store.preload([self._keep])
 
     def keep_later(self, actor: Actor, provider: str, ids: Collection[str]) -> None:
         """Note that ``ids`` are the actor's. Never blocks: while Redis is away, it is done when it is back."""

@@ -15,8 +15,8 @@ class ModelList(Protocol):
     """The form that an API's list of models has. Names are without prefix."""
 
     @property
-    def path(self) -> str:
-        """The route of the list below ``/<provider>``; a model is at ``<path>/<name>``."""
+    def paths(self) -> tuple[str, ...]:
+        """The routes of the list below ``/<provider>``; a model is at ``<path>/<name>``."""
         ...
 
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:

@@ -344,23 +344,26 @@ def change_fields(body: bytes, changes: Mapping[str, Any]) -> bytes:
     at the top is refused: which of the two counts would be for the upstream to choose, and the gateway has checked
     the last. Raises :exc:`~cgw.errors.Refusal` (400).
     """
-    try:
-        members = _find_members(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    members = _find_members(body)
+    if members is None:
         # The body was only decoded after they were replaced.
         body = _replace_lone_surrogates(body)
         members = _find_members(body)
+    if members is None:
+        raise _refuse_json("its fields cannot be told apart")
     encoded = {name: None if value is None else _encoder.encode(value) for name, value in changes.items()}
     return replace_members(body, members, encoded)
 
 
-def _find_members(body: bytes) -> dict[str, Member]:
+def _find_members(body: bytes) -> dict[str, Member] | None:
     try:
         return find_members(body)
     except UnusualObject as error:
         name = error.name
         text = f"failed to parse request body: {'' if name is None else f'{name[:100]}: '}{error}"
         raise Refusal(400, text, param=name) from None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:

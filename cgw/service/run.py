@@ -11,6 +11,7 @@ from functools import partial
 
 import trio
 
+from cgw.allocator import keep_freed_memory
 from cgw.config.describe import list_secrets
 from cgw.errors import ConfigError, StoreUnavailable
 from cgw.lifetime import open_background_task
@@ -44,6 +45,7 @@ def run_service(settings: Settings) -> int:
     """
     # The relay's thread must not wait long while the Trio thread runs a long piece of Python (the default is 5 ms).
     sys.setswitchinterval(SWITCH_SECONDS)
+    keep_freed_memory()
     logs = settings.logs
     is_terminal = {"text": True, "json": False}.get(logs.format)
     with (

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import trio
 from attrs import define, field
 
+from cgw.allocator import keep_freed_memory
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.transport.client_side import ClientLimits, ClientSide
 from cgw.transport.flat_relay import FlatRelay
@@ -167,4 +168,5 @@ async def serve(port: int, upstream_port: int) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the whole gateway does
     trio.run(serve, int(sys.argv[1]), int(sys.argv[2]))

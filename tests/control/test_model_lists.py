@@ -103,9 +103,10 @@ async def test_googles_list(tmp_path: Path) -> None:
         first = (await client.get("/google/v1beta/models?pageSize=2")).json()
         second = (await client.get(f"/google/v1beta/models?pageSize=2&pageToken={first['nextPageToken']}")).json()
         assert [model["name"] for model in first["models"] + second["models"]] == names[:4]
-        one = (await client.get(f"/google/v1beta/{names[0]}")).json()
-        assert one["name"] == names[0]
-        assert "generateContent" in one["supportedGenerationMethods"]
+        for version in ("v1beta", "v1"):
+            one = (await client.get(f"/google/{version}/{names[0]}")).json()
+            assert one["name"] == names[0]
+            assert "generateContent" in one["supportedGenerationMethods"]
         missing = await client.get("/google/v1beta/models/no-such-model")
         assert (missing.status_code, missing.json()["error"]["status"]) == (404, "NOT_FOUND")
         wrong = await client.get("/google/v1beta/models?pageSize=x")

@@ -57,9 +57,13 @@ async def test_a_response_arrives_whole(gateway: Service, upstream: ScriptedUpst
     assert upstream.requests[-1].json()["user"] == "acme:"
 
 
-async def test_a_response_streams(gateway: Service) -> None:
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+async def test_a_response_streams(gateway: Service, http2: bool) -> None:
     """A streamed response arrives event by event up to the last one, and its figures are in the usage event."""
-    async with open_openai(gateway) as client, client.responses.stream(model=OPENAI_MODEL, input="Good day") as stream:
+    async with (
+        open_openai(gateway, http2=http2) as client,
+        client.responses.stream(model=OPENAI_MODEL, input="Good day") as stream,
+    ):
         deltas = [event.delta async for event in stream if event.type == "response.output_text.delta"]
         final = await stream.get_final_response()
     assert len(deltas) > 1
@@ -352,3 +356,16 @@ async def test_routes_below_responses_have_methods(gateway: Service) -> None:
             assert (path, answer.status_code) == (path, status)
             assert answer.json()["error"]["type"] == "invalid_request_error"
             assert answer.headers.get("allow") == allow
+
+
+async def test_no_pass_route_leads_to_stored_responses(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A pattern that covers stored responses does not open them: they stay their actors' own."""
+    more = {"CODY_GATEWAY_OPENAI_PASS_ROUTES": "/v1/responses/*, /v1/responses/*/input_items, /v1/*/*"}
+    async with (
+        open_gateway(tmp_path, upstream.url, more=more) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers={"authorization": f"Bearer {TOKEN}"}) as client,
+    ):
+        for path in ("resp_1", "resp_1/input_items", "resp%5F1", "%72esp_1"):
+            assert (await client.get(f"/openai/v1/responses/{path}")).status_code == 404
+        assert (await client.get("/openai/v1/%72esponses/resp_1")).status_code == 404
+    assert upstream.request_count == 0

@@ -44,7 +44,7 @@ async def test_unknown_routes_leave_a_line(gateway: Service, caplog: pytest.LogC
         open_http(gateway) as own,
         httpx.AsyncClient(base_url=gateway.url, headers=own.headers, http1=not http2, http2=http2) as client,
     ):
-        await client.post("/openai/v1/responses?api-version=secret", json={})
+        await client.post("/openai/v1/batches?api-version=secret", json={})
         await client.get("/v1/models", headers={"user-agent": "curious/1"})
         await client.get("/openai/v1/chat/completions")
         await client.get("/v1/limits")
@@ -52,7 +52,7 @@ async def test_unknown_routes_leave_a_line(gateway: Service, caplog: pytest.LogC
     await wait_until(lambda: len(find_lines(caplog)) == 3)
     lines = find_lines(caplog)
     assert [(line.method, line.path, line.status, line.outcome) for line in lines] == [
-        ("POST", "/openai/v1/responses", 404, Outcome.REFUSED),
+        ("POST", "/openai/v1/batches", 404, Outcome.REFUSED),
         ("GET", "/v1/models", 404, Outcome.REFUSED),
         ("GET", "/openai/v1/chat/completions", 405, Outcome.REFUSED),
     ]

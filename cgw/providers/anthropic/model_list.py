@@ -20,7 +20,7 @@ _EPOCH = "1970-01-01T00:00:00Z"
 class AnthropicModelList:
     """See :class:`~cgw.providers.model_list.ModelList`."""
 
-    path: ClassVar[str] = "/v1/models"
+    paths: ClassVar[tuple[str, ...]] = ("/v1/models",)
 
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`ModelList.build_list`: ``limit``, and ``after_id`` or ``before_id``."""

@@ -20,7 +20,7 @@ _EMBEDDING_METHODS = ["embedContent"]
 class GoogleModelList:
     """See :class:`~cgw.providers.model_list.ModelList`."""
 
-    path: ClassVar[str] = "/v1beta/models"
+    paths: ClassVar[tuple[str, ...]] = ("/v1beta/models", "/v1/models")
 
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`ModelList.build_list`: ``pageSize`` and ``pageToken``. Larger pages are cut, as in the API."""

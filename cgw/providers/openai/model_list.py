@@ -12,7 +12,7 @@ from attrs import frozen
 class OpenAIModelList:
     """See :class:`~cgw.providers.model_list.ModelList`."""
 
-    path: ClassVar[str] = "/v1/models"
+    paths: ClassVar[tuple[str, ...]] = ("/v1/models",)
 
     def build_list(self, names: Sequence[str], provider: str, query: Mapping[str, str]) -> dict[str, Any]:
         """See :meth:`ModelList.build_list`. The API has no pages, and ignores a query."""
