@@ -222,8 +222,9 @@ class CompletionAsked(Asked, total=False):
     """The request for a completion."""
 
     provider: Annotated[str, Key("the provider that was asked")]
-    stream: Annotated[bool, Key("whether a stream was asked for")]
+    stream: Annotated[bool, Key("whether a stream was asked for", absent="the route is not read")]
     max_tokens: Annotated[int, Key("the most tokens asked for, with Anthropic's Messages", "tokens", "not asked for")]
+    route: Annotated[str, Key("method and pattern of a pass route", absent="the route is read", is_own=True)]
     max_tokens_to_sample: Annotated[
         int, Key("the most tokens asked for, with Anthropic's Text Completions", "tokens", "not asked for")
     ]
@@ -279,7 +280,7 @@ class RateLimited(Traced, Counted, total=False):
 
     error: Annotated[str, Key("a stable text for each `cause` and `feature`")]
     feature: Annotated[str, Key("`chat_completions`, `code_completions` or `embeddings`")]
-    cause: Annotated[str, Key("the limit that refused: `quota`, `concurrency`, `in_flight` and such")]
+    cause: Annotated[str, Key("the limit that refused: `quota`, `concurrency`, `in_flight`, `provider`, `free`")]
     limit: Annotated[int, Key("its size", "`unit`", is_own=True)]
     unit: Annotated[str, Key("`requests` or `tokens`", is_own=True)]
     window_ms: Annotated[int, Key("the time that it holds for", "ms", "it bounds requests at once", is_own=True)]

@@ -14,6 +14,8 @@ class RelayedEmbeddingsExchange(Exchange):
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, prepared = self.state, admitted.prepared
         usage = state.read_usage(self._dialect, prepared)
+        # There is nothing to stream; all other dialects tell whether they do.
+        prepared.metadata = {name: value for name, value in prepared.metadata.items() if name != "stream"}
         tokens, quality = None, UsageQuality.ESTIMATED
         if state.is_charged and usage is not None:
             tokens, quality = usage.prompt_token_count, usage.quality

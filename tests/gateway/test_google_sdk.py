@@ -270,6 +270,17 @@ async def test_bodies_pass_byte_for_byte(gateway: Service, upstream: ScriptedUps
     assert upstream.requests[0].body == body
 
 
+async def test_a_field_that_is_there_twice_is_refused(gateway: Service, upstream: ScriptedUpstream) -> None:
+    """Which of the two counts would be for the upstream to choose, and the gateway has checked one only."""
+    contents = json.dumps(BODY["contents"]).encode()
+    async with open_http(gateway) as client:
+        answer = await client.post(f"{PATH}:generateContent", content=b'{"contents":%b,"contents":[]}' % contents)
+        again = await client.post(f"{PATH}:generateContent", content=b'{"contents":[],"contents":%b}' % contents)
+    assert (answer.status_code, again.status_code) == (400, 400)
+    assert "it occurs twice" in again.json()["error"]["message"]
+    assert upstream.request_count == 0
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -308,19 +319,21 @@ async def test_refused_bodies(
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "status", "code"),
     [
-        "/google/v1beta/models/gemini-2.5-flash:predict",
-        "/google/v1alpha/models/gemini-2.5-flash:generateContent",
-        "/google/v1beta/tunedModels/a:generateContent",
-        "/google/v1beta/models/a/gemini-2.5-flash:generateContent",
-        "/google",
+        ("/google/v1alpha/models/gemini-2.5-flash:generateContent", 404, "NOT_FOUND"),
+        ("/google/v1beta/tunedModels/a:generateContent", 404, "NOT_FOUND"),
+        ("/google", 404, "NOT_FOUND"),
+        # Below the list of models, which is for reading.
+        ("/google/v1beta/models/gemini-2.5-flash:predict", 405, "UNIMPLEMENTED"),
+        ("/google/v1beta/models/gemini-2.5-flash", 405, "UNIMPLEMENTED"),
+        ("/google/v1beta/models/a/gemini-2.5-flash:generateContent", 405, "UNIMPLEMENTED"),
     ],
 )
-async def test_other_paths_are_not_found_in_googles_shape(gateway: Service, path: str) -> None:
-    """Anything else below the prefix is 404 in Google's shape, and a wrong method 405."""
+async def test_other_paths_have_googles_shape(gateway: Service, path: str, status: int, code: str) -> None:
+    """Anything else below the prefix is 404 or 405, in Google's shape."""
     async with open_http(gateway) as client:
         missing = await client.post(path, json=BODY)
         wrong = await client.get(f"{PATH}:generateContent")
-    assert (missing.status_code, missing.json()["error"]["status"]) == (404, "NOT_FOUND")
+    assert (missing.status_code, missing.json()["error"]["status"]) == (status, code)
     assert (wrong.status_code, wrong.json()["error"]["code"], wrong.headers["allow"]) == (405, 405, "POST")

@@ -15,7 +15,7 @@ from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.google.generate import Part, Turn, count_text
 from cgw.providers.google.sdk import GoogleSdkRoute, check_same_model
 from cgw.providers.google.usage import FIGURES
-from cgw.providers.request_body import BodyReader
+from cgw.providers.request_body import BodyReader, change_fields
 from cgw.providers.route import ReadBody
 from cgw.providers.usage_reading import Reading, find_usage
 from cgw.wire.messages import RequestHead
@@ -55,7 +55,7 @@ class _GoogleSdkEmbeddings(GoogleSdkRoute):
         for index, request in enumerate(requests):
             check_same_model(request.model, model, f"{path.format(index=index)}model")
         return self.build_request(
-            body,
+            change_fields(body, {}),  # refuses fields that are there twice
             model,
             suffix=self.build_suffix(model),
             is_stream=False,

@@ -18,7 +18,7 @@ from cgw.providers.google.errors import GoogleErrors
 from cgw.providers.google.generate import PROVIDER, GenerationConfig, Part, Turn, count_text, normalise
 from cgw.providers.google.usage import read_response, read_response_array, read_response_stream
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import BodyReader, decode_object
+from cgw.providers.request_body import BodyReader, change_fields, decode_object
 from cgw.providers.route import FreeRoute, ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import query_of
 from cgw.wire.messages import RequestHead
@@ -104,7 +104,7 @@ class _GoogleSdkGeneration(GoogleSdkRoute):
         config = parsed.generationConfig or GenerationConfig()
         turns = [*parsed.contents, *([parsed.systemInstruction] if parsed.systemInstruction else ())]
         return self.build_request(
-            body,
+            change_fields(body, {}),  # refuses fields that are there twice: the API might take the other one
             model,
             suffix=self.build_suffix(model),
             query=b"alt=" + alt if alt else b"",
@@ -175,7 +175,7 @@ class GoogleSdkCountTokens(GoogleSdkRoute, FreeRoute):
             elif inner is not None:
                 raise Refusal(400, f"{name}: expected an object", param=name)
         return self.build_request(
-            body,
+            change_fields(body, {}),  # refuses fields that are there twice: the API might take the other one
             model,
             suffix=self.build_suffix(model),
             is_stream=False,
