@@ -218,6 +218,12 @@ class CompletionFigures(TypedDict, total=False):
     ]
 
 
+class PassAsked(TypedDict, total=False):
+    """The path of a pass route, which says nothing else of what was asked for."""
+
+    route: Annotated[str, Key("method and pattern of a pass route", absent="the route is another", is_own=True)]
+
+
 class CompletionAsked(Asked, total=False):
     """The request for a completion."""
 
@@ -238,6 +244,7 @@ class CompletionAnswered(Answered, total=False):
 
 class CompletionsFinished(
     CompletionAsked,
+    PassAsked,
     PromptFigures,
     CompletionFigures,
     CompletionAnswered,

@@ -69,14 +69,18 @@ def is_own(segments: Sequence[bytes]) -> bool:
 
 
 def _parse_patterns(text: str) -> tuple[PassPattern, ...]:
+    if text.strip() == "none":
+        return ()
     patterns = tuple(PassPattern.parse(part.strip()) for part in text.split(",") if part.strip())
     if not 0 < len(patterns) <= MAX_PATTERNS:
         raise ValueError(f"must name 1 to {MAX_PATTERNS} paths, separated by commas")
     return patterns
 
 
-PASS_ROUTES: Kind[tuple[PassPattern, ...]] = Kind(_parse_patterns, lambda patterns: ", ".join(map(str, patterns)))
-"""The kind of a list of patterns."""
+PASS_ROUTES: Kind[tuple[PassPattern, ...]] = Kind(
+    _parse_patterns, lambda patterns: ", ".join(map(str, patterns)) or "none"
+)
+"""The kind of a list of patterns; ``none`` for an empty one."""
 
 
 def split_path(path: bytes) -> tuple[bytes, ...] | None:

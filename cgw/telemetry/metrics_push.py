@@ -33,8 +33,9 @@ from cgw.telemetry.settings import OtlpSettings, TraceSettings, parse_pairs
 FLUSH_SECONDS = 3.0
 """The time that the last push may take at the end of the process."""
 
-MAX_PENDING = 2
-"""Snapshots on their way and waiting. No more are of use: counts add up, so a later one has what an earlier one has."""
+MAX_PENDING = 1
+"""Snapshots that wait, besides the one on its way. No more are of use: counts add up, so a later one has what an
+earlier one has."""
 
 GOOGLE_URL = "https://telemetry.googleapis.com/v1/metrics"
 GOOGLE_SCOPE = "https://www.googleapis.com/auth/monitoring.write"

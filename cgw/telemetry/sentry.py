@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
@@ -165,6 +166,7 @@ def open_error_reports(
         yield None
         return
     reports = _build_reports(dsn, environment, mask, release)
+    logger.info("errors are reported to Sentry at %s", urlsplit(dsn).hostname)
     handler = _ReportHandler(reports)
     logging.root.addHandler(handler)
     try:

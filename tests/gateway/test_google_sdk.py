@@ -325,9 +325,9 @@ async def test_refused_bodies(
         ("/google/v1beta/tunedModels/a:generateContent", 404, "NOT_FOUND"),
         ("/google", 404, "NOT_FOUND"),
         # Below the list of models, which is for reading.
-        ("/google/v1beta/models/gemini-2.5-flash:predict", 405, "UNIMPLEMENTED"),
+        ("/google/v1beta/models/gemini-2.5-flash:predict", 404, "NOT_FOUND"),
         ("/google/v1beta/models/gemini-2.5-flash", 405, "UNIMPLEMENTED"),
-        ("/google/v1beta/models/a/gemini-2.5-flash:generateContent", 405, "UNIMPLEMENTED"),
+        ("/google/v1beta/models/a/gemini-2.5-flash:generateContent", 404, "NOT_FOUND"),
     ],
 )
 async def test_other_paths_have_googles_shape(gateway: Service, path: str, status: int, code: str) -> None:

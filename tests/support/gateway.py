@@ -108,4 +108,5 @@ async def open_gateway(
     )
     async with open_service(load_settings(environ)) as service:
         yield service
-    check_recorded_events(data_dir / "events")
+    if (data_dir / "events").is_dir():  # some tests put a file in its place
+        check_recorded_events(data_dir / "events")

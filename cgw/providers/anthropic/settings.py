@@ -54,6 +54,4 @@ class AnthropicSettings:
         None,
         "How many requests may be in flight to Anthropic, from all replicas together; unset means no bound.",
     )
-    pass_routes: tuple[PassPattern, ...] = setting(
-        "CODY_GATEWAY_ANTHROPIC_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP, default_text="none"
-    )
+    pass_routes: tuple[PassPattern, ...] = setting("CODY_GATEWAY_ANTHROPIC_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP)

@@ -60,6 +60,4 @@ class FireworksSettings:
         None,
         "How many requests may be in flight to Fireworks, from all replicas together; unset means no bound.",
     )
-    pass_routes: tuple[PassPattern, ...] = setting(
-        "CODY_GATEWAY_FIREWORKS_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP, default_text="none"
-    )
+    pass_routes: tuple[PassPattern, ...] = setting("CODY_GATEWAY_FIREWORKS_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP)

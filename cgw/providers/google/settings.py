@@ -48,6 +48,4 @@ class GoogleSettings:
         None,
         "How many requests may be in flight to Google, from all replicas together; unset means no bound.",
     )
-    pass_routes: tuple[PassPattern, ...] = setting(
-        "CODY_GATEWAY_GOOGLE_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP, default_text="none"
-    )
+    pass_routes: tuple[PassPattern, ...] = setting("CODY_GATEWAY_GOOGLE_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP)

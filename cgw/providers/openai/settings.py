@@ -55,6 +55,4 @@ class OpenAISettings:
         None,
         "How many requests may be in flight to OpenAI, from all replicas together; unset means no bound.",
     )
-    pass_routes: tuple[PassPattern, ...] = setting(
-        "CODY_GATEWAY_OPENAI_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP, default_text="none"
-    )
+    pass_routes: tuple[PassPattern, ...] = setting("CODY_GATEWAY_OPENAI_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP)

@@ -50,5 +50,5 @@ class OpenAICompatibleSettings:
         "How many requests may be in flight to the provider, from all replicas together; unset means no bound.",
     )
     pass_routes: tuple[PassPattern, ...] = setting(
-        "CODY_GATEWAY_OPENAI_COMPATIBLE_<NAME>_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP, default_text="none"
+        "CODY_GATEWAY_OPENAI_COMPATIBLE_<NAME>_PASS_ROUTES", PASS_ROUTES, (), PASS_HELP
     )
