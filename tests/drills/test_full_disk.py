@@ -16,6 +16,7 @@ from attrs import frozen
 
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import ScriptedUpstream, open_scripted_upstream
+from tests.support.errors import read_error
 from tests.support.gateway import ANTHROPIC_KEY, ANTHROPIC_MODEL, build_environ
 from tests.support.limits import PATIENT, read_recorded
 from tests.support.process import GatewayProcess, open_gateway_process, start_cgw, wait_ended
@@ -89,7 +90,7 @@ async def test_refuse_costs_nothing_while_the_disk_is_full(tmp_path: Path) -> No
                 served += 1
                 assert served < 1000
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-            assert answer.json() == {"error": "usage cannot be recorded right now, please retry"}
+            assert read_error(answer) == {"error": "usage cannot be recorded right now, please retry"}
             usage = await stage.get_usage()
             for _ in range(10):
                 assert (await stage.ask()).status_code == 503

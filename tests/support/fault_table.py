@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,10 @@ class Seen:
     charged: str
 
 
+UNIT_SECONDS = 86_400 / 1000
+"""The time in which a quota of 1000 a day gets one request back."""
+
+
 @frozen
 class Observer:
     """A running gateway, and the upstream that plays faults to it."""
@@ -126,9 +132,9 @@ class Observer:
         for dialect in self.gateway.dialects:
             cells, charges = [], []
             for is_stream in (False, True):
-                before = await self._read_usage()
+                before = await self._read_debt()
                 cells.append(await self._ask(fault, dialect, is_stream=is_stream))
-                charges.append(await self._read_usage() > before)
+                charges.append(await self._read_debt() - before > UNIT_SECONDS / 2)
             whole, streamed = cells
             if dialect.path == EMBEDDINGS:
                 streamed = "–"
@@ -152,10 +158,13 @@ class Observer:
             return "closed without an answer" if cut.status is None else f"{cut.status}, then cut"
         return describe(answer, sent, "openai" if dialect.path == EMBEDDINGS else dialect.provider)
 
-    async def _read_usage(self) -> int:
+    async def _read_debt(self) -> float:
+        """Return when the quotas will be full again, all added up: unlike the usage, it changes by charges alone."""
         head = f"GET /v1/limits HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n"
         limits = (await ask(self.gateway.port, head.encode())).json()
-        return sum(entry["usage"] for entry in limits.values())
+        now = time.time()
+        ends = [datetime.fromisoformat(entry["expiry"]).timestamp() for entry in limits.values() if "expiry" in entry]
+        return sum(max(end, now) for end in ends) + now * (len(limits) - len(ends))
 
 
 async def refuse_tls(stream: trio.SocketStream) -> None:
@@ -242,7 +251,7 @@ async def open_observer(folder: Path, more: Mapping[str, str] | None = None, url
         environ = {**SOURCEGRAPH, "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS": ADA}
         for provider in PROVIDERS:
             environ |= {provider.api_url_variable: base, provider.access_token_variable: "key-of-the-tests"}
-        async with open_gateway(folder, base, chat_lines=LIMITS, more={**environ, **(more or {})}) as gateway:
+        async with open_gateway(folder, base, chat_lines=LIMITS.replace("100000", "1000"), more={**environ, **(more or {})}) as gateway:
             yield Observer(gateway, upstream)
 
 

@@ -396,7 +396,7 @@ async def test_rejected_events_are_set_aside_and_the_rest_goes_on(
             ("e17", "bad row 7"),
             ("e3", "bad row 3"),
         ]
-        assert shipping.statistics()[0].failed == 2
+        await wait_until(lambda: shipping.statistics()[0].failed == 2)
         assert "memory rejected 1 events, the first because: bad row 3; see `cgw events failed`" in caplog.text
         mended.set()
         assert await trio.to_thread.run_sync(retry_failed, sink_folder) == 2
