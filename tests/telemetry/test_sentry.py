@@ -266,8 +266,8 @@ def test_a_connection_is_used_again(sentry: Receiver) -> None:
         for number in range(3):
             logger.error("failed at %s", number)
         sentry.wait_for(lambda: len(sentry.posts) == 3)
-        ((_, pool),) = [(key, reports._transport._pool.pools[key]) for key in reports._transport._pool.pools.keys()]
-        assert pool.num_connections == 1
+        pools = reports._transport._pool.pools
+        assert [pools[key].num_connections for key in pools.keys()] == [1]  # noqa: SIM118 - it has no iterator
 
 
 def test_reporting_does_not_report_itself(sentry: Receiver) -> None:
