@@ -316,6 +316,12 @@ class _Messages(msgspec.Struct, gc=False):
     messages: msgspec.Raw = msgspec.Raw()
 
 
+SMALL_BODY_BYTES = 64 * 1024
+"""Bodies up to this size are encoded once to see whether they are compact: in a twelfth of the time of finding where
+each field stands. A large one would be copied for it."""
+
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
 _messages_decoder = msgspec.json.Decoder(_Messages)
 
 
@@ -344,6 +350,8 @@ def change_fields(body: bytes, changes: Mapping[str, Any]) -> bytes:
     at the top is refused: which of the two counts would be for the upstream to choose, and the gateway has checked
     the last. Raises :exc:`~cgw.errors.Refusal` (400).
     """
+    if len(body) < SMALL_BODY_BYTES and (changed := _change_compact(body, changes)) is not None:
+        return changed
     members = _find_members(body)
     if members is None:
         # The body was only decoded after they were replaced.
@@ -353,6 +361,26 @@ def change_fields(body: bytes, changes: Mapping[str, Any]) -> bytes:
         raise _refuse_json("its fields cannot be told apart")
     encoded = {name: None if value is None else _encoder.encode(value) for name, value in changes.items()}
     return replace_members(body, members, encoded)
+
+
+def _change_compact(body: bytes, changes: Mapping[str, Any]) -> bytes | None:
+    """Return what :func:`change_fields` does for a body without blanks between its fields, as most clients send it.
+
+    ``None`` for any other. Such a body is what its fields give when they are encoded as they stand there: then no field
+    occurs twice, and nothing stands between them.
+    """
+    try:
+        values: dict[str, Any] = {**_decode_raw(body)}
+        if _encoder.encode(values) != body:
+            return None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    for name, value in changes.items():
+        if value is None:
+            values.pop(name, None)
+        else:
+            values[name] = value
+    return _encoder.encode(values)
 
 
 def _find_members(body: bytes) -> dict[str, Member] | None:
