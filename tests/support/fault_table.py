@@ -251,7 +251,9 @@ async def open_observer(folder: Path, more: Mapping[str, str] | None = None, url
         environ = {**SOURCEGRAPH, "CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS": ADA}
         for provider in PROVIDERS:
             environ |= {provider.api_url_variable: base, provider.access_token_variable: "key-of-the-tests"}
-        async with open_gateway(folder, base, chat_lines=LIMITS.replace("100000", "1000"), more={**environ, **(more or {})}) as gateway:
+        async with open_gateway(
+            folder, base, chat_lines=LIMITS.replace("100000", "1000"), more={**environ, **(more or {})}
+        ) as gateway:
             yield Observer(gateway, upstream)
 
 
