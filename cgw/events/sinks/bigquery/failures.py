@@ -1,4 +1,4 @@
-"""What failed calls of Google's client mean, in an operator's words.
+"""The meaning of failed calls of Google's client, in an operator's words.
 
 Every failure of a call is a reason to send the batch again later: what BigQuery will not take of an event it says in
 its answer to a call that succeeded. Texts are cut, and those of failed logins are not repeated, so that no credential
