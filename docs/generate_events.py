@@ -66,7 +66,7 @@ def build_examples() -> list[UsageEvent]:
             upstream_request_duration_ms=2620,
             metadata={"stream": True, "max_tokens": 4000},
             **_USER,
-            **_EXCHANGE,
+            exchange=records.describe_exchange(**_EXCHANGE),
         ),
         records.embeddings_finished(
             _ACTOR,
@@ -79,7 +79,7 @@ def build_examples() -> list[UsageEvent]:
             upstream_status=200,
             upstream_request_duration_ms=84,
             metadata={"batch_size": 3},
-            **_EXCHANGE | {"response_chunks": None},
+            exchange=records.describe_exchange(**_EXCHANGE | {"response_chunks": None}),
         ),
         records.rate_limited(
             _ACTOR,

@@ -11,7 +11,7 @@ from cgw.control.responses import ControlResponse
 from cgw.telemetry.metrics import Reading
 
 FRESH_SECONDS = 1.0
-"""How long a scrape is answered again: a flood of them, or several scrapers, cost one rendering a second."""
+"""The time for which a scrape is answered again: a flood of them, or several scrapers, cost one rendering a second."""
 
 
 @frozen

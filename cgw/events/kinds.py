@@ -19,7 +19,7 @@ EARLIER = "an earlier version recorded it"
 
 @frozen
 class Key:
-    """What a key says. ``absent`` is when an event is without it, ``""`` for never; ``is_own``: not the reference's."""
+    """A key's meaning. ``absent`` is when an event is without it, ``""`` for never; ``is_own``: not the reference's."""
 
     meaning: str
     unit: str = ""
@@ -51,7 +51,7 @@ class SgActor(TypedDict, total=False):
 
 
 class FlaggingResult(TypedDict, total=False):
-    """What flagging found in a prompt."""
+    """The findings of flagging in a prompt."""
 
     reason: Annotated[list[str], Key("the names of the rules that the request meets")]
     should_block: Annotated[bool, Key("whether a rule refuses the request")]
@@ -120,14 +120,14 @@ class InstanceUser(SgActorKey, total=False):
 
 
 class Flagged(TypedDict, total=False):
-    """What flagging found."""
+    """A prompt that was flagged."""
 
     flagged: Annotated[bool, Key("true: the prompt is flagged", absent="it is not flagged")]
     flagging_result: Annotated[FlaggingResult, Key("the rules that it meets", absent="it is not flagged")]
 
 
 class Asked(TypedDict, total=False):
-    """What was asked for."""
+    """The part of the request that limits and prices depend on."""
 
     feature: Annotated[str, Key("`chat_completions`, `code_completions` or `embeddings`")]
     model: Annotated[str, Key("`provider/model`")]

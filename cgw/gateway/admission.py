@@ -16,7 +16,7 @@ from cgw.flagging.flagger import RequestBlocked
 from cgw.gateway.answer import read_text
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
-from cgw.limits.limiter import check_cut_off
+from cgw.limits.plans import check_cut_off
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens

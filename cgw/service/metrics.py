@@ -67,7 +67,7 @@ def open_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManag
 
 @frozen
 class Exporters:
-    """What sends telemetry elsewhere; ``None`` where it is off."""
+    """The parts that send telemetry elsewhere; ``None`` where they are off."""
 
     traces: Tracing | None
     metrics: MetricsPush | None

@@ -26,7 +26,7 @@ from cgw.telemetry.traces import Tracing, open_tracing
 
 @frozen
 class ProcessReports:
-    """What reports of the process, and so outlives the service: it reports its start, and its crash, too.
+    """The reports of the process. They outlive the service, because they tell of its start and its crash, too.
 
     ``log_level`` is what ``/-/log-level`` shows and sets, ``log`` the open log, for its metrics; ``errors`` get the
     exchanges that failed.
@@ -39,7 +39,7 @@ class ProcessReports:
 
 @frozen
 class Telemetry:
-    """What reports of the service. ``tracing`` and ``push`` are ``None`` where they are off.
+    """The reports of the service. ``tracing`` and ``push`` are ``None`` where they are off.
 
     ``take_scrape`` reads all metrics; ``metrics`` is where the service's parts are added to them.
     """
@@ -54,12 +54,12 @@ class Telemetry:
 
     @property
     def tracer(self) -> CallTracer | None:
-        """What makes spans of cgw's own calls."""
+        """The tracer of cgw's own calls; ``None`` where tracing is off."""
         return None if self.tracing is None else self.tracing.calls
 
     @property
     def exporters(self) -> Exporters:
-        """What sends telemetry elsewhere."""
+        """The parts that send telemetry elsewhere, for their own metrics."""
         return Exporters(self.tracing, self.push, self.process.errors)
 
     def build_readers(self) -> Readers:

@@ -30,7 +30,7 @@ from cgw.telemetry.metrics import Exemplar, HistogramValue, Metric, Metrics, Rea
 WORKERS = gauge("cgw_workers", "Processes whose metrics are in this scrape, where several share a port.")
 
 ANSWER_SECONDS = 2.0
-"""How long another process may take: a little more than its disk may keep it."""
+"""The time that another process may take: a little more than its disk may keep it."""
 
 MAX_ANSWER_BYTES = 32 * 2**20
 MAX_WORKERS = 256

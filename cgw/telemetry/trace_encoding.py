@@ -211,9 +211,10 @@ class TraceEncoder:
             parts.append(_OUTPUT_TOKENS(number))
         if number := record.cache_read_tokens:
             parts.append(_CACHED_TOKENS(number))
-        if (first_byte := record.first_byte_seconds) is not None:
+        _, first_byte, _, overhead = record.measure()
+        if first_byte is not None:
             parts.append(_FIRST_BYTE(first_byte))
-        if (overhead := record.overhead_seconds) is not None:
+        if overhead is not None:
             parts.append(_OVERHEAD(overhead))
         if record.trace.caller is not None:
             parts.append(_encode_link(record.trace.caller))

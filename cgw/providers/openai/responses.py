@@ -136,12 +136,9 @@ class OpenAIInputTokens(OpenAISdkRoute, FreeRoute):
         parsed, _ = self.read(self._reader, body, caller)
         _refuse_conversation(parsed.conversation)
         model = self.strip_prefix(parsed.model)
-        prepared = self.build_request(
+        prepared = self.build_free_request(
             set_model(body, parsed.model, model),
             model,
-            is_stream=False,
-            prompt_character_count=0,
-            max_completion_tokens=0,
             headers=select_headers(head, BETAS),
             query=query_of(head),
         )
