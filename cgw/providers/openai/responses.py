@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from attrs import define, evolve, field, frozen
 
 from cgw.errors import Refusal
+from cgw.providers.body_structure import MAX_ITEMS
 from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.openai.responses_usage import FINAL_MARKERS, list_ids, read_response, read_response_stream
 from cgw.providers.openai.sdk_body import BETAS, set_caller, set_model
@@ -64,6 +65,9 @@ class OpenAIResponses(OpenAISdkRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, raw = self.read(self._reader, body, caller)
         _check_supported(parsed)
+        options: dict[str, Any] = parsed.prompt_cache_options or {}
+        compared = options.get("comparison_response_id")
+        references = list_references(parsed.input, parsed.previous_response_id, compared)
         model = self.strip_prefix(parsed.model)
         prepared = self.build_request(
             self._encode(body, parsed.model, model, caller),
@@ -75,9 +79,6 @@ class OpenAIResponses(OpenAISdkRoute):
             query=query_of(head),
             prompt=Prompt(raw, "instructions", "input"),
         )
-        options: dict[str, Any] = parsed.prompt_cache_options or {}
-        compared = options.get("comparison_response_id")
-        references = list_references(parsed.input, parsed.previous_response_id, compared)
         # OpenAI stores a response unless it is asked not to.
         return evolve(prepared, references=references, find_stored_ids=None if parsed.store is False else list_ids)
 
@@ -162,8 +163,11 @@ def list_references(items: Any, *others: Any) -> tuple[str, ...]:
     """Return the ids of stored items and responses from which the upstream would take something: ``others`` as well.
 
     Items that have their content with them (messages, calls and their results) are not looked up there, whatever id
-    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`.
+    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`, and for more items than can be
+    looked at.
     """
+    if isinstance(items, list) and len(items) > MAX_ITEMS:
+        raise Refusal(400, f"input: at most {MAX_ITEMS} items are accepted, not {len(items)}", param="input")
     found = [id_ for id_ in (*others, *_list_item_references(items)) if isinstance(id_, str)]
     if len(found) > MAX_REFERENCES:
         text = f"input: at most {MAX_REFERENCES} references to stored items are accepted, not {len(found)}"
