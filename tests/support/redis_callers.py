@@ -94,8 +94,9 @@ class CallerDrill:
         """Print the figures and check them; ``stalled_seconds`` of the waits were stalls of this process."""
         statistics = self.redis.statistics()
         sys.stdout.write(
-            f"\n{self._name}: longest wait {self.longest_seconds * 1000:.1f} ms of {self.timeout_seconds * 1000:.0f} ms, "
-            f"back after {self.back_seconds * 1000:.0f} ms; {self.answers} answers, {self.errors} errors, "
+            f"\n{self._name}: longest wait {self.longest_seconds * 1000:.1f} ms "
+            f"of {self.timeout_seconds * 1000:.0f} ms, back after {self.back_seconds * 1000:.0f} ms; "
+            f"{self.answers} answers, {self.errors} errors, "
             f"{statistics.reconnects} reconnects, {statistics.timeouts} timeouts\n"
         )
         assert self._wrong == []
