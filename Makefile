@@ -9,7 +9,12 @@ SUPPORTED = 3.11 3.12 3.13
 
 BIN = $(VENV)/bin
 # More workers than cores: many tests wait for processes and timeouts.
-PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
+TESTS = $(PYTEST) -n 4 --dist worksteal --ignore=tests/drills
+# Drills load the machine and measure delays: one on each core.
+DRILLS = $(PYTEST) -n 2 --dist worksteal tests/drills
+# Compiled modules are kept, whatever the environment says: every worker and the hundreds of processes that tests start
+# would compile all of them again.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml --group pyproject.toml:build
 
@@ -25,15 +30,15 @@ demo: $(VENV)/.runtime  ## a self-contained tour: no key, no network (DEMO_ARGS=
 run: $(VENV)/.runtime  ## the gateway, configured by environment variables
 	@$(BIN)/cgw serve $(RUN_ARGS)
 
-test: $(VENV)/.dev  ## the tests, in parallel (TEST_ARGS="-k relay" picks some)
-	@$(PYTEST) $(TEST_ARGS)
+test: $(VENV)/.dev  ## the tests but for the drills, in parallel (TEST_ARGS="-k relay" picks some)
+	@$(TESTS) $(TEST_ARGS)
 
-check: $(VENV)/.dev  ## format, lint, types, layers, then all tests: what CI runs
+check: $(VENV)/.dev  ## format, lint, types, layers, short drills, then all other tests: what CI runs
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_layers.py
-	@$(PYTEST)
+	@failed=; $(DRILLS) || failed=1; $(TESTS) || failed=1; test -z "$$failed"
 
 drills: $(VENV)/.dev  ## faults and overload at full length, one after the other, with their figures; some minutes, on a quiet machine
 	@CGW_LONG_DRILLS=1 $(BIN)/python -m pytest -q -s -n 0 tests/drills $(TEST_ARGS)

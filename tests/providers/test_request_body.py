@@ -232,14 +232,12 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), json_values))
 def test_any_object_survives_reading_and_writing(value: dict[str, Any]) -> None:
     """A value that is decoded and encoded again is the same value."""
     assert json.loads(encode_object(decode_object(json.dumps(value).encode()))) == value
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["model", "messages", "stream", "stop", "tools", "max_tokens"]), json_values))
 def test_any_object_is_read_or_refused(value: dict[str, Any]) -> None:
     """Any object is read, or refused with a path."""
@@ -285,7 +283,7 @@ objects = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(objects | st.fixed_dictionaries({}, optional={"messages": turns}))
 def test_both_ways_to_structure_a_body_agree(value: dict[str, Any]) -> None:
     """The fast way accepts exactly the objects that cattrs does, and makes the same of them."""
@@ -299,7 +297,6 @@ def test_both_ways_to_structure_a_body_agree(value: dict[str, Any]) -> None:
     assert repr(found) == repr(expected)
 
 
-@settings(deadline=None)
 @given(st.binary())
 @example(b'{"model":"\\ud800')
 @example(b'{"model":"m","messages":[{"role":"user","content":[{"type":{}}]}]}')
