@@ -1,0 +1,158 @@
+"""The clients that are run. A further one is a script in ``clients/``, a lock in ``locks/``, and a line here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen
+
+from cgw.testing.script import ScriptedCall
+
+Registry = Literal["PyPI", "npm"]
+Api = Literal["anthropic", "openai", "google"]
+
+MODELS: dict[Api, str] = {
+    "anthropic": "claude-sonnet-4-5",
+    "openai": "gpt-4o",
+    "google": "gemini-2.5-flash",
+}
+"""The model that is asked for of each API."""
+
+ADD = ScriptedCall("add", '{"first": 1, "second": 1}')
+"""The call that the scripted model makes of the tool which every script offers."""
+
+
+@frozen
+class Task:
+    """A task of several turns for an agent: the calls that the model makes, and the file that is there afterwards."""
+
+    calls: tuple[ScriptedCall, ...]
+    path: str
+    content: str
+
+
+@frozen
+class Client:
+    """A client: its package, whose version and dependencies are those of ``locks/<lock>``, and the script that uses it.
+
+    ``absent`` names scenarios that it has not, with the reason. ``call`` is the call in the scenario "tools";
+    ``ends_with_call`` says that the call itself is what its user gets. ``attempts`` allows more attempts in a scenario
+    than others need. ``hides`` names scenarios in which it does not show the API's words. ``python`` is the newest
+    Python that it supports. ``post_install`` is a script of its package, which is not run with the installation.
+    """
+
+    name: str
+    registry: Registry
+    package: str
+    lock: str
+    script: str
+    api: Api
+    absent: tuple[tuple[str, str], ...] = ()
+    call: ScriptedCall = ADD
+    ends_with_call: bool = False
+    attempts: tuple[tuple[str, int], ...] = ()
+    hides: tuple[str, ...] = ()
+    python: str | None = None
+    post_install: str | None = None
+    task: Task | None = field(default=None, repr=False)
+
+
+def _shell(command: str) -> ScriptedCall:
+    """Return a call of Codex CLI's tool."""
+    return ScriptedCall("exec_command", f'{{"cmd": "{command}"}}')
+
+
+NOTE = "note.txt"
+"""The file of the agents' tasks; a name in a path is replaced by the folder that the agent works in."""
+
+CLIENTS = (
+    Client("openai", "PyPI", "openai", "openai", "openai_python.py", "openai"),
+    Client("openai, Responses", "PyPI", "openai", "openai", "openai_responses.py", "openai"),
+    Client("anthropic", "PyPI", "anthropic", "anthropic", "anthropic_python.py", "anthropic"),
+    Client("google-genai", "PyPI", "google-genai", "google-genai", "google_genai.py", "google"),
+    Client("langchain-openai", "PyPI", "langchain-openai", "langchain-openai", "langchain_openai_chat.py", "openai"),
+    Client(
+        "langchain-anthropic",
+        "PyPI",
+        "langchain-anthropic",
+        "langchain-anthropic",
+        "langchain_anthropic_chat.py",
+        "anthropic",
+    ),
+    Client("litellm, Anthropic", "PyPI", "litellm", "litellm", "litellm_anthropic.py", "anthropic"),
+    Client("litellm, OpenAI", "PyPI", "litellm", "litellm", "litellm_openai.py", "openai"),
+    Client("instructor", "PyPI", "instructor", "instructor", "instructor_openai.py", "openai", ends_with_call=True),
+    Client("pydantic-ai, OpenAI", "PyPI", "pydantic-ai-slim", "pydantic-ai", "pydantic_ai_openai.py", "openai"),
+    Client(
+        "pydantic-ai, Anthropic", "PyPI", "pydantic-ai-slim", "pydantic-ai", "pydantic_ai_anthropic.py", "anthropic"
+    ),
+    Client("pydantic-ai, Google", "PyPI", "pydantic-ai-slim", "pydantic-ai", "pydantic_ai_google.py", "google"),
+    Client("openai-agents", "PyPI", "openai-agents", "openai-agents", "openai_agents.py", "openai"),
+    Client("llm", "PyPI", "llm", "llm", "llm_openai.py", "openai"),
+    Client(
+        "aider",
+        "PyPI",
+        "aider-chat",
+        "aider",
+        "aider_chat.py",
+        "openai",
+        absent=(("tools", "it offers none: edits are in the text"),),
+        python="3.12",
+    ),
+    Client("openai (Node)", "npm", "openai", "openai-node", "openai_node.mjs", "openai"),
+    Client("@anthropic-ai/sdk", "npm", "@anthropic-ai/sdk", "anthropic-node", "anthropic_node.mjs", "anthropic"),
+    Client("ai, OpenAI", "npm", "ai", "ai", "ai_openai.mjs", "openai"),
+    Client("ai, Anthropic", "npm", "ai", "ai", "ai_anthropic.mjs", "anthropic"),
+    Client("ai, Google", "npm", "ai", "ai", "ai_google.mjs", "google"),
+    Client("@google/genai", "npm", "@google/genai", "google-node", "google_node.mjs", "google"),
+    Client(
+        "Claude Code",
+        "npm",
+        "@anthropic-ai/claude-code",
+        "claude-code",
+        "claude_code.py",
+        "anthropic",
+        call=ScriptedCall("Bash", '{"command": "echo 2", "description": "Add"}'),
+        post_install="node_modules/@anthropic-ai/claude-code/install.cjs",
+        task=Task(
+            (
+                ScriptedCall("Write", '{"file_path": "$FOLDER/note.txt", "content": "one\\ntwo\\n"}'),
+                ScriptedCall("Read", '{"file_path": "$FOLDER/note.txt"}'),
+                ScriptedCall(
+                    "Edit", '{"file_path": "$FOLDER/note.txt", "old_string": "two", "new_string": "three"}'
+                ),
+                ScriptedCall("Bash", '{"command": "cat note.txt", "description": "Show the note"}'),
+            ),
+            NOTE,
+            "one\nthree\n",
+        ),
+    ),
+    Client(
+        "Codex CLI",
+        "npm",
+        "@openai/codex",
+        "codex",
+        "codex.py",
+        "openai",
+        call=_shell("echo 2"),
+        task=Task(
+            (
+                _shell("printf 'one\\\\ntwo\\\\n' > note.txt"),
+                _shell("cat note.txt"),
+                _shell("sed -i s/two/three/ note.txt"),
+                _shell("cat note.txt"),
+            ),
+            NOTE,
+            "one\nthree\n",
+        ),
+    ),
+    Client(
+        "gemini-cli",
+        "npm",
+        "@google/gemini-cli",
+        "gemini-cli",
+        "gemini_cli.py",
+        "google",
+        call=ScriptedCall("list_directory", '{"dir_path": "."}'),
+    ),
+)
