@@ -36,8 +36,10 @@ class Client:
     """A client: its package, whose version and dependencies are those of ``locks/<lock>``, and the script that uses it.
 
     ``absent`` names scenarios that it has not, with the reason. ``call`` is the call in the scenario "tools";
-    ``ends_with_call`` says that the call itself is what its user gets. ``attempts`` allows more attempts in a scenario
-    than others need. ``hides`` names scenarios in which it does not show the API's words. ``python`` is the newest
+    ``ends_with_call`` says that the call itself is what its user gets, and ``shows_pieces`` that it shows a stream as it
+    comes. ``attempts`` allows more attempts in a scenario
+    than others need, ``statuses`` has those that it shows instead of cgw's, and ``hides`` names scenarios in which it does
+    not show cgw's words. ``notes`` are about scenarios that it passes. ``python`` is the newest
     Python that it supports. ``post_install`` is a script of its package, which is not run with the installation.
     """
 
@@ -50,8 +52,11 @@ class Client:
     absent: tuple[tuple[str, str], ...] = ()
     call: ScriptedCall = ADD
     ends_with_call: bool = False
+    shows_pieces: bool = True
     attempts: tuple[tuple[str, int], ...] = ()
+    statuses: tuple[tuple[str, int], ...] = ()
     hides: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
     python: str | None = None
     post_install: str | None = None
     task: Task | None = field(default=None, repr=False)
@@ -119,7 +124,7 @@ CLIENTS = (
                 ScriptedCall("Write", '{"file_path": "$FOLDER/note.txt", "content": "one\\ntwo\\n"}'),
                 ScriptedCall("Read", '{"file_path": "$FOLDER/note.txt"}'),
                 ScriptedCall(
-                    "Edit", '{"file_path": "$FOLDER/note.txt", "old_string": "two", "new_string": "three"}'
+                    "Edit", '{"file_path": "$FOLDER/note.txt", "old_string": "two", "new_string": "three", "replace_all": false}'
                 ),
                 ScriptedCall("Bash", '{"command": "cat note.txt", "description": "Show the note"}'),
             ),
@@ -135,6 +140,13 @@ CLIENTS = (
         "codex.py",
         "openai",
         call=_shell("echo 2"),
+        shows_pieces=False,
+        hides=("quota used up",),
+        notes=(
+            ("stream", "`codex exec` shows an answer as a whole"),
+            ("quota used up", "it goes on waiting for as long as `retry-after` says, which may be hours"),
+            ("upstream 503", "it goes on: 5 times, with `retry-after` in between"),
+        ),
         task=Task(
             (
                 _shell("printf 'one\\\\ntwo\\\\n' > note.txt"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from attrs import asdict, field, frozen
@@ -68,8 +68,10 @@ def merge_results(
     return {name: merged[name] for name in clients if name in merged}
 
 
-def list_regressions(before: Mapping[str, Result], new: Mapping[str, Result]) -> list[str]:
-    """Return a sentence for each cell that was passed before, and that was run again and did not pass.
+def list_regressions(
+    before: Mapping[str, Result], new: Mapping[str, Result], scenarios: Collection[str]
+) -> list[str]:
+    """Return a sentence for each cell of ``scenarios`` that was passed before, and that was run again and did not pass.
 
     A cell that is gone from a client that ran counts, too; clients that did not run don't.
     """
@@ -78,7 +80,8 @@ def list_regressions(before: Mapping[str, Result], new: Mapping[str, Result]) ->
         f"{name}, {scenario}: {new[name].cells.get(scenario, gone).result}"
         for name, result in before.items()
         for scenario, cell in result.cells.items()
-        if cell.result == PASSED and name in new and new[name].cells.get(scenario, gone).result != PASSED
+        if cell.result == PASSED and scenario in scenarios and name in new
+        and new[name].cells.get(scenario, gone).result != PASSED
     ]
 
 

@@ -1,45 +1,35 @@
-"""Claude Code, without a terminal (``claude -p``). It sends its tools with every request."""
+"""Claude Code, without a terminal (``claude -p``)."""
 
-import json
-import os
-import re
-import subprocess
-import sys
-import time
+import agent_programs as agents
 
-action, folder = sys.argv[-1], sys.argv[1]
 environ = {
-    **os.environ,
-    "ANTHROPIC_BASE_URL": os.environ["CGW_URL"],
-    "ANTHROPIC_API_KEY": os.environ["CGW_KEY"],
-    "ANTHROPIC_MODEL": os.environ["CGW_MODEL"],
-    "ANTHROPIC_SMALL_FAST_MODEL": os.environ["CGW_MODEL"],
+    "ANTHROPIC_BASE_URL": agents.URL,
+    "ANTHROPIC_API_KEY": agents.KEY,
+    "ANTHROPIC_MODEL": agents.MODEL,
+    "ANTHROPIC_SMALL_FAST_MODEL": agents.MODEL,
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",
-    "CLAUDE_CODE_MAX_RETRIES": "2",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+    "CLAUDE_CODE_MAX_RETRIES": "2",  # of 10, which take minutes
 }
-command = [f"{folder}/claude", "-p", "Good day", "--output-format", "stream-json", "--verbose", "--include-partial-messages"]
-process = subprocess.Popen(
-    command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=environ["HOME"]
-)
-pieces, result = [], None
-for line in process.stdout:
-    event = json.loads(line) if line.startswith("{") else {}
-    if event.get("type") == "stream_event" and event["event"].get("type") == "content_block_delta":
-        pieces.append(event["event"]["delta"].get("text", ""))
-        if action == "abort":
-            process.terminate()
-            break
-    if event.get("type") == "result":
-        result = event
-process.wait()
-time.sleep(0.1)
-if action == "abort":
-    said = {"text": "".join(pieces)}
-elif result is not None and not result.get("is_error"):
-    said = {"text": result["result"], "pieces": len(pieces)}
-else:
-    words = (result or {}).get("result") or process.stderr.read() or "nothing was said"
-    status = (result or {}).get("api_error_status") or next(iter(re.findall(r"\b([45]\d\d)\b", words)), None)
-    said = {"error": words, "status": None if status is None else int(status)}
-print(json.dumps(said))
+command = [f"{agents.FOLDER}/claude", "-p", agents.PROMPT, "--output-format", "stream-json", "--verbose"]
+command += ["--include-partial-messages", "--permission-mode", "acceptEdits", "--allowedTools", "Bash", "Write", "Read", "Edit"]
+run = agents.Run(command, environ)
+for event in run.read_events():
+    match event.get("type"):
+        case "stream_event":
+            piece = event["event"].get("delta", {}).get("text", "")
+            if piece:
+                run.pieces.append(piece)
+                if agents.ACTION == "abort":
+                    run.stop()
+                    break
+        case "assistant":
+            blocks = event["message"]["content"]
+            run.calls += [[block["name"], block["input"]] for block in blocks if block["type"] == "tool_use"]
+        case "result" if event.get("is_error"):
+            run.error, run.status = event.get("result") or "no words", event.get("api_error_status")
+        case "result":
+            run.text = event["result"]
+run.report()

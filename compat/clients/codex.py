@@ -1,50 +1,49 @@
-"""Codex CLI, without a terminal (``codex exec``). It sends its tools with every request."""
+"""Codex CLI, without a terminal (``codex exec``)."""
 
-import json
-import os
 import re
-import subprocess
-import sys
+import shlex
+import threading
 from pathlib import Path
 
-action, folder = sys.argv[-1], sys.argv[1]
-home = Path(os.environ["HOME"]) / ".codex"
+import agent_programs as agents
+
+home = Path(agents.HOME) / ".codex"
 home.mkdir()
 (home / "config.toml").write_text(
     f"""
-model = "{os.environ["CGW_MODEL"]}"
+model = "{agents.MODEL}"
 model_provider = "cgw"
+check_for_update_on_startup = false
+[analytics]
+enabled = false
+[features]
+apps = false
+plugins = false
+remote_plugin = false
 [model_providers.cgw]
 name = "cgw"
-base_url = "{os.environ["CGW_URL"]}"
+base_url = "{agents.URL}"
 env_key = "CGW_KEY"
 wire_api = "responses"
-request_max_retries = 1
-stream_max_retries = 1
 """
 )
-command = [f"{folder}/codex", "exec", "--json", "--skip-git-repo-check", "--sandbox", "read-only", "Good day"]
-process = subprocess.Popen(
-    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=os.environ["HOME"]
-)
-if action == "abort":
-    try:
-        process.wait(8)  # it shows no pieces; by then the stream is under way
-    except subprocess.TimeoutExpired:
-        process.terminate()
-texts, errors = [], []
-for line in process.stdout:
-    event = json.loads(line) if line.startswith("{") else {}
+# Its own sandbox needs what containers often forbid; the folder is a scratch one.
+command = [f"{agents.FOLDER}/codex", "exec", "--json", "--skip-git-repo-check"]
+command += ["--dangerously-bypass-approvals-and-sandbox", agents.PROMPT]
+run = agents.Run(command)
+for event in run.read_events():
     item = event.get("item") or {}
-    if event.get("type") == "item.completed" and item.get("type") == "agent_message":
-        texts.append(item["text"])
-    if event.get("type") in ("error", "turn.failed"):
-        errors.append(event.get("message") or event["error"]["message"])
-process.wait()
-if texts and not process.returncode:
-    said = {"text": texts[-1], "pieces": 2}
-else:
-    words = errors[-1] if errors else process.stderr.read() or "nothing was said"
-    status = next(iter(re.findall(r"\b([45]\d\d)\b", words)), None)
-    said = {"error": words, "status": None if status is None else int(status)}
-print(json.dumps(said))
+    match event.get("type"), item.get("type"):
+        case "turn.started", _ if agents.ACTION == "abort":
+            # It shows no pieces; by then the answer is under way, and far from its end.
+            threading.Timer(8, run.stop).start()
+        case "item.completed", "agent_message":
+            run.text = item["text"]
+        case "item.completed", "command_execution":
+            run.calls.append(["exec_command", {"cmd": shlex.split(item["command"])[-1]}])
+        case ("error" | "turn.failed"), _:
+            run.error = event.get("message") or event["error"]["message"]
+            if agents.ACTION == "plain" and re.match("Reconnecting.*(429|503)", run.error):
+                run.stop()  # this is what its user sees; it goes on for as long as `retry-after` says
+                break
+run.report()

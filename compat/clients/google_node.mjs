@@ -1,6 +1,6 @@
 // Google's SDK for Node.
 import { GoogleGenAI } from "@google/genai";
-import { KEY, MODEL, PROMPT, URL, run } from "./harness.mjs";
+import { KEY, MODEL, PROMPT, SCHEMA, URL, noteCall, run } from "./harness.mjs";
 
 const client = new GoogleGenAI({ apiKey: KEY, httpOptions: { baseUrl: URL } });
 
@@ -13,7 +13,14 @@ await run({
     for await (const chunk of chunks) yield chunk.text;
   },
   async tools() {
-    const config = { tools: [{ functionDeclarations: [{ name: "add" }] }] };
-    return (await client.models.generateContent({ model: MODEL, contents: PROMPT, config })).text;
+    const contents = [{ role: "user", parts: [{ text: PROMPT }] }];
+    const config = { tools: [{ functionDeclarations: [{ name: "add", parametersJsonSchema: SCHEMA }] }] };
+    for (;;) {
+      const answer = await client.models.generateContent({ model: MODEL, contents, config });
+      if (!answer.functionCalls) return answer.text;
+      for (const call of answer.functionCalls) noteCall(call.name, call.args);
+      const parts = answer.functionCalls.map(({ name }) => ({ functionResponse: { name, response: { sum: 2 } } }));
+      contents.push(answer.candidates[0].content, { role: "user", parts });
+    }
   },
 });

@@ -1,6 +1,17 @@
 // What the scripts for Node share: run the action that is asked for, and print one line of JSON about it.
 export const { CGW_URL: URL, CGW_KEY: KEY, CGW_MODEL: MODEL } = process.env;
 export const PROMPT = "Good day";
+export const SCHEMA = {
+  type: "object",
+  properties: { first: { type: "integer" }, second: { type: "integer" } },
+  required: ["first", "second"],
+};
+const calls = [];
+
+// Notes a call of a tool that the client was given.
+export function noteCall(name, args) {
+  calls.push([name, args]);
+}
 
 function findStatus(error) {
   for (let depth = 0; error && depth < 10; depth += 1) {
@@ -28,10 +39,10 @@ export async function run({ plain, stream, tools }) {
         break; // ends the generator, and with it the request
       }
     } else {
-      said = { text: await { plain, tools }[action]() };
+      said = { text: await { plain, tools }[action](), calls };
     }
   } catch (error) {
-    said = { error: String(error), status: findStatus(error) };
+    said = { error: error.message, type: error.constructor.name, status: findStatus(error) };
   }
   console.log(JSON.stringify(said));
   process.exit(0);

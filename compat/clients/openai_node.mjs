@@ -1,6 +1,6 @@
 // OpenAI's SDK for Node, Chat Completions.
 import OpenAI from "openai";
-import { KEY, MODEL, PROMPT, URL, run } from "./harness.mjs";
+import { KEY, MODEL, PROMPT, SCHEMA, URL, noteCall, run } from "./harness.mjs";
 
 const client = new OpenAI({ baseURL: URL, apiKey: KEY });
 const messages = [{ role: "user", content: PROMPT }];
@@ -14,13 +14,13 @@ await run({
     for await (const chunk of chunks) yield chunk.choices[0]?.delta.content;
   },
   async tools() {
-    const call = { id: "call_1", type: "function", function: { name: "add", arguments: "{}" } };
-    const history = [
-      ...messages,
-      { role: "assistant", tool_calls: [call] },
-      { role: "tool", tool_call_id: "call_1", content: "2" },
-    ];
-    const tools = [{ type: "function", function: { name: "add", parameters: { type: "object", properties: {} } } }];
-    return (await client.chat.completions.create({ model: MODEL, messages: history, tools })).choices[0].message.content;
+    const add = { name: "add", parameters: SCHEMA, parse: JSON.parse, function: (args) => (noteCall("add", args), "2") };
+    const runner = client.chat.completions.runTools({
+      model: MODEL,
+      messages: [...messages],
+      tools: [{ type: "function", function: { ...add, description: "Add two numbers" } }],
+      stream: true,
+    });
+    return runner.finalContent();
   },
 });
