@@ -19,6 +19,7 @@ from cgw.actors.tokens import hash_token
 from cgw.testing.script import Script
 from cgw.testing.scripted_upstream import SeenRequest, ScriptedUpstream, open_scripted_upstream
 from compat.outside import Outside, open_outside
+from compat.recorded import LOG_NAME
 from compat.registry import MODELS
 
 PROVIDER_KEY = "key-of-the-provider"
@@ -97,7 +98,7 @@ async def open_bench(folder: Path, actors: Sequence[str]) -> AsyncIterator[Bench
         for provider in ("ANTHROPIC", "OPENAI", "GOOGLE"):
             environ[f"CODY_GATEWAY_{provider}_API_URL"] = upstream.url
             environ[f"CODY_GATEWAY_{provider}_ACCESS_TOKEN"] = PROVIDER_KEY
-        log_path = folder / "cgw.log"
+        log_path = folder / LOG_NAME
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
         with log_path.open("wb") as log:
             command = [sys.executable, "-m", "cgw", "serve"]

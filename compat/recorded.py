@@ -1,4 +1,4 @@
-"""Reading from cgw's event log what it recorded of an actor."""
+"""Reading what cgw recorded: the event log's sums for an actor, and the lines of the request log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from attrs import Factory, define
 
 from cgw.events.reading import read_events
+
+LOG_NAME = "cgw.log"
+"""The file in the data directory that the runner writes cgw's log to."""
 
 
 @define
@@ -24,6 +27,12 @@ class Recorded:
         """Return it in words."""
         outcomes = ", ".join(f"{count} {name}" for name, count in self.outcomes.items())
         return f"{self.count} events ({outcomes or 'no outcome'})" if self.count else "no event"
+
+
+def count_logged(data_folder: Path, status: int) -> int:
+    """Return how many lines of the request log say that cgw answered with ``status``."""
+    lines = (data_folder / LOG_NAME).read_text("utf-8").splitlines()
+    return sum('"logger":"cgw.exchange"' in line and f" status={status} " in line for line in lines)
 
 
 def read_recorded(data_folder: Path, actor: str, name: str) -> Recorded:
