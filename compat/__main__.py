@@ -73,13 +73,15 @@ async def run_all(clients: list[Client], folder: Path, columns: list[str], jobs:
 
     async def run_one(client: Client) -> None:
         async with locks[client.lock], limiter:
-            new[client.name] = await run_client(client, folder, columns)
+            result = new[client.name] = await run_client(client, folder, columns)
+            if not is_dry:
+                # At once, and with what stands there now: the rows stay if the run is interrupted.
+                names = [known.name for known in CLIENTS]
+                save_results(merge_results(load_results(), {client.name: result}, names), COLUMNS)
 
     async with trio.open_nursery() as nursery:
         for client in clients:
             nursery.start_soon(run_one, client)
-    if not is_dry:
-        save_results(merge_results(before, new, [client.name for client in CLIENTS]), COLUMNS)
     regressions = list_regressions(before, new, columns)
     for regression in regressions:
         print(f"no longer ok: {regression}", file=sys.stderr)

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from cgw.actors.tokens import hash_token
 from cgw.testing.script import Script
-from cgw.testing.scripted_upstream import SeenRequest, ScriptedUpstream, open_scripted_upstream
+from cgw.testing.scripted_upstream import ScriptedUpstream, SeenRequest, open_scripted_upstream
 from compat.outside import Outside, open_outside
 from compat.recorded import LOG_NAME
 from compat.registry import MODELS
@@ -28,6 +28,8 @@ SPENT = "spent"
 """The actor whose quota is used up."""
 ANSWER = "Good day to you, and to all of yours."
 START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+"""The time that cgw has to end; afterwards it is killed."""
 
 _SERVING = re.compile(r"is serving on (http://127\.0\.0\.1:\d+)")
 _ACTOR = """
@@ -102,7 +104,9 @@ async def open_bench(folder: Path, actors: Sequence[str]) -> AsyncIterator[Bench
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
         with log_path.open("wb") as log:
             command = [sys.executable, "-m", "cgw", "serve"]
-            process = subprocess.Popen(command, env={**inherited, **environ}, stdout=log, stderr=log)
+            process = await trio.lowlevel.open_process(
+                command, env={**inherited, **environ}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         try:
             url = await _wait_serving(process, log_path)
             await _spend(url)
@@ -110,14 +114,18 @@ async def open_bench(folder: Path, actors: Sequence[str]) -> AsyncIterator[Bench
         finally:
             process.terminate()
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(process.wait)
+                with trio.move_on_after(STOP_SECONDS):
+                    await process.wait()
+                process.kill()  # does nothing where it has ended
+                await process.wait()
 
 
-async def _wait_serving(process: subprocess.Popen[bytes], log_path: Path) -> str:
+async def _wait_serving(process: trio.Process, log_path: Path) -> str:
+    log = trio.Path(log_path)
     with trio.fail_after(START_SECONDS):
-        while (found := _SERVING.search(log_path.read_text("utf-8"))) is None:
+        while (found := _SERVING.search(await log.read_text("utf-8"))) is None:
             if process.poll() is not None:
-                raise RuntimeError(f"cgw ended at once: {log_path.read_text('utf-8')}")
+                raise RuntimeError(f"cgw ended at once: {await log.read_text('utf-8')}")
             await trio.sleep(0.05)
     return found[1]
 

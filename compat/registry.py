@@ -33,14 +33,17 @@ class Task:
 
 @frozen
 class Client:
-    """A client: its package, whose version and dependencies are those of ``locks/<lock>``, and the script that uses it.
+    """A client: its package, whose version and dependencies are in ``locks/<lock>``, and the script that uses it.
 
-    ``absent`` names scenarios that it has not, with the reason. ``call`` is the call in the scenario "tools";
-    ``ends_with_call`` says that the call itself is what its user gets, and ``shows_pieces`` that it shows a stream as it
-    comes. ``attempts`` allows more attempts in a scenario
-    than others need, ``statuses`` has those that it shows instead of cgw's, and ``hides`` names scenarios in which it does
-    not show cgw's words. ``notes`` are about scenarios that it passes. ``python`` is the newest
-    Python that it supports. ``post_install`` is a script of its package, which is not run with the installation.
+    - ``absent`` names scenarios that it has not, with the reason.
+    - ``call`` is the call in the scenario "tools"; ``ends_with_call``: its user gets the call itself.
+    - ``shows_pieces``: it shows a stream as it comes.
+    - ``attempts`` allows more attempts in a scenario than other clients need.
+    - ``statuses`` has those that it shows instead of cgw's, 0 for none.
+    - ``hides`` names scenarios in which it does not show cgw's words.
+    - ``notes`` are about scenarios that it passes.
+    - ``python`` is the newest Python that it supports.
+    - ``post_install`` is a script of its package, which is not run with the installation.
     """
 
     name: str
@@ -68,7 +71,7 @@ def _shell(command: str) -> ScriptedCall:
 
 
 NOTE = "note.txt"
-"""The file of the agents' tasks; a name in a path is replaced by the folder that the agent works in."""
+"""The file of the agents' tasks. In arguments ``$FOLDER`` stands for the folder that the agent works in."""
 
 CLIENTS = (
     Client("openai", "PyPI", "openai", "openai", "openai_python.py", "openai"),
@@ -84,7 +87,15 @@ CLIENTS = (
         "langchain_anthropic_chat.py",
         "anthropic",
     ),
-    Client("litellm, Anthropic", "PyPI", "litellm", "litellm", "litellm_anthropic.py", "anthropic", statuses=(("upstream 503", 500),)),
+    Client(
+        "litellm, Anthropic",
+        "PyPI",
+        "litellm",
+        "litellm",
+        "litellm_anthropic.py",
+        "anthropic",
+        statuses=(("upstream 503", 500),),
+    ),
     Client("litellm, OpenAI", "PyPI", "litellm", "litellm", "litellm_openai.py", "openai"),
     Client("instructor", "PyPI", "instructor", "instructor", "instructor_openai.py", "openai", ends_with_call=True),
     Client("pydantic-ai, OpenAI", "PyPI", "pydantic-ai-slim", "pydantic-ai", "pydantic_ai_openai.py", "openai"),
@@ -102,6 +113,7 @@ CLIENTS = (
         "aider_chat.py",
         "openai",
         absent=(("tools", "it offers none: edits are in the text"),),
+        attempts=(("quota used up", 12), ("upstream 503", 12), ("cut stream", 12)),
         python="3.12",
     ),
     Client("openai (Node)", "npm", "openai", "openai-node", "openai_node.mjs", "openai"),
@@ -124,7 +136,9 @@ CLIENTS = (
                 ScriptedCall("Write", '{"file_path": "$FOLDER/note.txt", "content": "one\\ntwo\\n"}'),
                 ScriptedCall("Read", '{"file_path": "$FOLDER/note.txt"}'),
                 ScriptedCall(
-                    "Edit", '{"file_path": "$FOLDER/note.txt", "old_string": "two", "new_string": "three", "replace_all": false}'
+                    "Edit",
+                    '{"file_path": "$FOLDER/note.txt", "old_string": "two", "new_string": "three",'
+                    ' "replace_all": false}',
                 ),
                 ScriptedCall("Bash", '{"command": "cat note.txt", "description": "Show the note"}'),
             ),
@@ -168,5 +182,7 @@ CLIENTS = (
         "gemini_cli.py",
         "google",
         call=ScriptedCall("list_directory", '{"dir_path": "."}'),
+        attempts=(("quota used up", 10), ("upstream 503", 10), ("cut stream", 10)),
+        statuses=(("quota used up", 0),),
     ),
 )

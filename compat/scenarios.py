@@ -1,7 +1,7 @@
 """The scenarios that each client is run through, and what counts as passed.
 
-A client's script gets the scenario's action as its last argument, and what it needs in the environment: ``CGW_URL`` (the
-API's base URL), ``CGW_KEY``, ``CGW_MODEL``. It prints one line of JSON with what its user would see: ``text``, the
+A client's script gets the scenario's action as its last argument, and what it needs in the environment: ``CGW_URL``
+(the API's base URL), ``CGW_KEY``, ``CGW_MODEL``. It prints one line of JSON with what its user would see: ``text``, the
 number of ``pieces`` of a stream, the ``calls`` of tools, or an ``error`` with its ``type`` and ``status``.
 """
 
@@ -26,7 +26,7 @@ from compat.bench import ANSWER, SPENT, WRONG_TOKEN, Bench, build_token, read_re
 from compat.recorded import Recorded, count_logged, read_recorded
 from compat.registry import MODELS, Client
 
-SCENARIO_SECONDS = 240.0
+SCENARIO_SECONDS = 400.0
 """More than any client retries by itself, on a machine that is busy."""
 SETTLE_SECONDS = 10.0
 """The time that cgw has to record what a client left behind, and to close its upstream."""

@@ -1,4 +1,7 @@
-"""The results: kept as JSON beside this file, and shown in ``docs/clients.md`` between two markers. Pure, but for two functions."""
+"""The results: kept as JSON beside this file, and shown in ``docs/clients.md`` between two markers.
+
+Pure, but for loading and saving.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from attrs import asdict, field, frozen
+from attrs import asdict, frozen
 
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[1] / "docs" / "clients.md"
@@ -36,7 +39,7 @@ class Result:
     version: str
     date: str
     cells: Mapping[str, Cell]
-    outside: tuple[str, ...] = field(default=(), converter=tuple)
+    outside: tuple[str, ...] = ()
 
 
 def load_results(path: Path = RESULTS) -> dict[str, Result]:
@@ -50,6 +53,7 @@ def _load(fields: Mapping[str, object]) -> Result:
     values = dict(fields)
     cells = values.pop("cells")
     assert isinstance(cells, dict)
+    values["outside"] = tuple(values["outside"])  # type: ignore[arg-type]
     return Result(cells={name: Cell(**cell) for name, cell in cells.items()}, **values)  # type: ignore[arg-type]
 
 
@@ -60,18 +64,14 @@ def save_results(results: Mapping[str, Result], scenarios: Iterable[str]) -> Non
     PAGE.write_text(replace_tables(PAGE.read_text("utf-8"), build_tables(results, list(scenarios))), "utf-8")
 
 
-def merge_results(
-    before: Mapping[str, Result], new: Mapping[str, Result], clients: Iterable[str]
-) -> dict[str, Result]:
-    """Return the results of ``clients``, in this order: the new ones, and the earlier ones of those that did not run."""
+def merge_results(before: Mapping[str, Result], new: Mapping[str, Result], clients: Iterable[str]) -> dict[str, Result]:
+    """Return the results of ``clients``, in this order: new ones, and earlier ones where a client did not run."""
     merged = {**before, **new}
     return {name: merged[name] for name in clients if name in merged}
 
 
-def list_regressions(
-    before: Mapping[str, Result], new: Mapping[str, Result], scenarios: Collection[str]
-) -> list[str]:
-    """Return a sentence for each cell of ``scenarios`` that was passed before, and that was run again and did not pass.
+def list_regressions(before: Mapping[str, Result], new: Mapping[str, Result], scenarios: Collection[str]) -> list[str]:
+    """Return a sentence for each cell of ``scenarios`` that was passed before, and was run again and did not pass.
 
     A cell that is gone from a client that ran counts, too; clients that did not run don't.
     """
@@ -80,7 +80,9 @@ def list_regressions(
         f"{name}, {scenario}: {new[name].cells.get(scenario, gone).result}"
         for name, result in before.items()
         for scenario, cell in result.cells.items()
-        if cell.result == PASSED and scenario in scenarios and name in new
+        if cell.result == PASSED
+        and scenario in scenarios
+        and name in new
         and new[name].cells.get(scenario, gone).result != PASSED
     ]
 

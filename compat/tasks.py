@@ -11,11 +11,12 @@ import trio
 from attrs import evolve
 
 from compat.bench import ANSWER, Bench, build_token, read_reported
-from compat.recorded import read_recorded
+from compat.recorded import Recorded, read_recorded
 from compat.registry import Client, Task
 from compat.scenarios import SETTLE_SECONDS, Failed, build_environ, check_usage, run_script
 
 TASK = "task"
+EVENT = "CompletionsFinished"
 
 
 async def run_task(bench: Bench, client: Client, command: Sequence[str]) -> str:
@@ -24,7 +25,7 @@ async def run_task(bench: Bench, client: Client, command: Sequence[str]) -> str:
     assert task is not None
     before = bench.upstream.request_count
     with tempfile.TemporaryDirectory() as home:
-        folder = Path(home).resolve() / "work"
+        folder = Path(home) / "work"
         folder.mkdir()
         calls = [evolve(call, arguments=call.arguments.replace("$FOLDER", str(folder))) for call in task.calls]
         bench.play(calls=tuple((call,) for call in calls))
@@ -40,15 +41,24 @@ async def run_task(bench: Bench, client: Client, command: Sequence[str]) -> str:
         raise Failed("not all requests were answered")
     if len(asked) <= len(calls):
         raise Failed(f"it asked {len(asked)} times for {len(calls)} calls and an answer")
-    reported = read_reported(asked)
-    with trio.move_on_after(SETTLE_SECONDS):
-        while read_recorded(bench.folder, TASK, "CompletionsFinished").count < len(asked):
-            await trio.sleep(0.1)
-    recorded = read_recorded(bench.folder, TASK, "CompletionsFinished")
+    recorded = await _wait_recorded(bench, len(asked))
     if recorded.count != len(asked) or recorded.outcomes.keys() != {"completed"}:
         raise Failed(f"cgw recorded {recorded.describe()} for {len(asked)} requests")
+    reported = read_reported(asked)
     check_usage(recorded, reported)
-    return f"{len(calls)} calls of tools in {len(asked)} requests; {reported[0]} + {reported[1]} tokens, as the upstream reported"
+    sums = f"{reported[0]} + {reported[1]} tokens"
+    return f"{len(calls)} calls of tools in {len(asked)} requests; {sums} in the events, as the upstream reported"
+
+
+async def _wait_recorded(bench: Bench, count: int) -> Recorded:
+    """Return what was recorded, once it is ``count`` events, or some time later."""
+    with trio.move_on_after(SETTLE_SECONDS):
+        while True:
+            recorded = read_recorded(bench.folder, TASK, EVENT)
+            if recorded.count >= count:
+                return recorded
+            await trio.sleep(0.1)
+    return read_recorded(bench.folder, TASK, EVENT)
 
 
 def _check_work(task: Task, folder: Path) -> None:

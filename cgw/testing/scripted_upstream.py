@@ -44,8 +44,8 @@ class SeenRequest:
 
     Times are :func:`trio.current_time` seconds, ``None`` until they are known. ``peer_closed_at`` is set only if the
     peer closed the connection before the whole answer was sent. ``connection`` numbers connections from 1: equal
-    numbers mean that a connection was reused. ``answer`` is the whole one, sent or not. ``headers`` have names in lower case and contain API keys; neither they
-    nor the body are in ``repr``.
+    numbers mean that a connection was reused. ``answer`` is the whole one, sent or not. ``headers`` have names in lower
+    case and contain API keys; neither they nor the body are in ``repr``.
     """
 
     connection: int

@@ -18,10 +18,17 @@ environ = {
 # Or it fetches a list of prices.
 caches = Path(os.environ["HOME"]) / ".aider" / "caches"
 caches.mkdir(parents=True)
-(caches / "model_prices_and_context_window.json").write_text("{}")
+(caches / "model_prices_and_context_window.json").write_text('{"none": {}}')
 command = [str(Path(sys.executable).with_name("aider")), "--model", f"openai/{os.environ['CGW_MODEL']}"]
 command += ["--message", "Good day", "--no-git", "--yes-always", "--no-check-update", "--analytics-disable"]
-command += ["--no-show-model-warnings", "--no-show-release-notes", "--no-pretty", "--no-detect-urls", "--chat-mode", "ask"]
+command += [
+    "--no-show-model-warnings",
+    "--no-show-release-notes",
+    "--no-pretty",
+    "--no-detect-urls",
+    "--chat-mode",
+    "ask",
+]
 command += ["--stream" if action in ("stream", "abort") else "--no-stream"]
 process = subprocess.Popen(
     command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -40,8 +47,15 @@ if action == "abort":
 elif match := re.search(r"^Good day to you[^\n]*", text, re.MULTILINE):
     said = {"text": match[0], "pieces": pieces}
 else:
-    errors = [line for line in text.splitlines() if re.search(r"^litellm\.|API provider|Error", line)] or text.splitlines()[-3:]
-    statuses = {"AuthenticationError": 401, "RateLimitError": 429, "InternalServerError": 500, "ServiceUnavailable": 503}
+    errors = [
+        line for line in text.splitlines() if re.search(r"^litellm\.|API provider|Error", line)
+    ] or text.splitlines()[-3:]
+    statuses = {
+        "AuthenticationError": 401,
+        "RateLimitError": 429,
+        "InternalServerError": 500,
+        "ServiceUnavailable": 503,
+    }
     status = next((status for name, status in statuses.items() if name in text), None)
     said = {"error": " ".join(errors[:3]), "status": status}
 print(json.dumps(said), flush=True)

@@ -14,7 +14,16 @@ environ = {
     "CLAUDE_CODE_MAX_RETRIES": "2",  # of 10, which take minutes
 }
 command = [f"{agents.FOLDER}/claude", "-p", agents.PROMPT, "--output-format", "stream-json", "--verbose"]
-command += ["--include-partial-messages", "--permission-mode", "acceptEdits", "--allowedTools", "Bash", "Write", "Read", "Edit"]
+command += [
+    "--include-partial-messages",
+    "--permission-mode",
+    "acceptEdits",
+    "--allowedTools",
+    "Bash",
+    "Write",
+    "Read",
+    "Edit",
+]
 run = agents.Run(command, environ)
 for event in run.read_events():
     match event.get("type"):

@@ -41,7 +41,7 @@ for event in run.read_events():
             run.text = item["text"]
         case "item.completed", "command_execution":
             run.calls.append(["exec_command", {"cmd": shlex.split(item["command"])[-1]}])
-        case ("error" | "turn.failed"), _:
+        case (("error" | "turn.failed"), _):
             run.error = event.get("message") or event["error"]["message"]
             if agents.ACTION == "plain" and re.match("Reconnecting.*(429|503)", run.error):
                 run.stop()  # this is what its user sees; it goes on for as long as `retry-after` says

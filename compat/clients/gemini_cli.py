@@ -20,7 +20,17 @@ environ = {
     "GEMINI_CLI_TRUST_WORKSPACE": "true",
     "GEMINI_TELEMETRY_ENABLED": "false",
 }
-command = [f"{agents.FOLDER}/gemini", "-m", agents.MODEL, "-p", agents.PROMPT, "--output-format", "stream-json", "--approval-mode", "yolo"]
+command = [
+    f"{agents.FOLDER}/gemini",
+    "-m",
+    agents.MODEL,
+    "-p",
+    agents.PROMPT,
+    "--output-format",
+    "stream-json",
+    "--approval-mode",
+    "yolo",
+]
 run = agents.Run(command, environ)
 for event in run.read_events():
     match event.get("type"):

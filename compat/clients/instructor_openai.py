@@ -10,7 +10,7 @@ client = instructor.from_openai(plain_client)
 MESSAGES = [{"role": "user", "content": harness.PROMPT}]
 
 
-class add(BaseModel):  # noqa: N801 - the tool has the class's name
+class add(BaseModel):  # the tool has the class's name
     """Two numbers to add."""
 
     first: int

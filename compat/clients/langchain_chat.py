@@ -24,7 +24,8 @@ def run(model):
             if not answer.tool_calls:
                 return answer.text
             messages.append(answer)
-            for call in answer.tool_calls:
-                messages.append(ToolMessage(str(offered.invoke(call["args"])), tool_call_id=call["id"]))
+            messages += [
+                ToolMessage(str(offered.invoke(call["args"])), tool_call_id=call["id"]) for call in answer.tool_calls
+            ]
 
     harness.run(plain, stream, tools)

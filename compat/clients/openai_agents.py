@@ -29,7 +29,10 @@ def stream():
                 event = loop.run_until_complete(anext(events))
             except StopAsyncIteration:
                 return
-            if getattr(event.data if event.type == "raw_response_event" else None, "type", "") == "response.output_text.delta":
+            if (
+                getattr(event.data if event.type == "raw_response_event" else None, "type", "")
+                == "response.output_text.delta"
+            ):
                 yield event.data.delta
     finally:
         # Ends the tasks that are under way.
