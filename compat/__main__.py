@@ -63,7 +63,7 @@ def _find_scenario(name: str) -> Scenario:
     return next(scenario for scenario in SCENARIOS if scenario.name == name)
 
 
-async def run_all(clients: list[Client], folder: Path, columns: list[str], jobs: int, *, is_dry: bool) -> int:
+async def run_all(clients: list[Client], folder: Path, columns: list[str], jobs: int) -> int:
     """Run ``clients``, ``jobs`` at a time; return the exit status."""
     before = load_results()
     new: dict[str, Result] = {}
@@ -74,10 +74,9 @@ async def run_all(clients: list[Client], folder: Path, columns: list[str], jobs:
     async def run_one(client: Client) -> None:
         async with locks[client.lock], limiter:
             result = new[client.name] = await run_client(client, folder, columns)
-            if not is_dry:
-                # At once, and with what stands there now: the rows stay if the run is interrupted.
-                names = [known.name for known in CLIENTS]
-                save_results(merge_results(load_results(), {client.name: result}, names), COLUMNS)
+            # At once, and with what stands there now: the rows stay if the run is interrupted.
+            names = [known.name for known in CLIENTS]
+            save_results(merge_results(load_results(), {client.name: result}, names), COLUMNS)
 
     async with trio.open_nursery() as nursery:
         for client in clients:
@@ -94,17 +93,14 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="parts of clients' names; without any, all are run")
     parser.add_argument("--folder", type=Path, default=Path(".compat"), help="where clients are installed")
     parser.add_argument("--jobs", type=int, default=2, help="how many clients run at a time")
-    parser.add_argument("--only", choices=COLUMNS, action="append", help="run this scenario, and write no results")
+    parser.add_argument("--only", choices=COLUMNS, action="append", help="run this scenario, and write its cells only")
     arguments = parser.parse_args()
     names = [name.lower() for name in arguments.names]
     clients = [client for client in CLIENTS if not names or any(name in client.name.lower() for name in names)]
     if not clients:
         parser.error(f"no client's name contains any of {', '.join(names)}")
-    is_dry = arguments.only is not None
-    columns = arguments.only if is_dry else list(COLUMNS)
-    return trio.run(
-        lambda: run_all(clients, arguments.folder.resolve(), columns, max(1, arguments.jobs), is_dry=is_dry)
-    )
+    columns = arguments.only or list(COLUMNS)
+    return trio.run(run_all, clients, arguments.folder.resolve(), columns, max(1, arguments.jobs))
 
 
 if __name__ == "__main__":

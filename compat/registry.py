@@ -130,6 +130,7 @@ CLIENTS = (
         "claude_code.py",
         "anthropic",
         call=ScriptedCall("Bash", '{"command": "echo 2", "description": "Add"}'),
+        notes=(("upstream 503", "with `CLAUDE_CODE_MAX_RETRIES=2`; its default is 10, which takes minutes"),),
         post_install="node_modules/@anthropic-ai/claude-code/install.cjs",
         task=Task(
             (
@@ -184,5 +185,19 @@ CLIENTS = (
         call=ScriptedCall("list_directory", '{"dir_path": "."}'),
         attempts=(("quota used up", 10), ("upstream 503", 10), ("cut stream", 10)),
         statuses=(("quota used up", 0),),
+        task=Task(
+            (
+                ScriptedCall("write_file", '{"file_path": "$FOLDER/note.txt", "content": "one\\ntwo\\n"}'),
+                ScriptedCall("read_file", '{"file_path": "$FOLDER/note.txt"}'),
+                ScriptedCall(
+                    "replace",
+                    '{"file_path": "$FOLDER/note.txt", "old_string": "two", "new_string": "three",'
+                    ' "instruction": "Replace two by three."}',
+                ),
+                ScriptedCall("read_file", '{"file_path": "$FOLDER/note.txt"}'),
+            ),
+            NOTE,
+            "one\nthree\n",
+        ),
     ),
 )

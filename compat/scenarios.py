@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -33,6 +34,8 @@ SETTLE_SECONDS = 10.0
 MAX_ATTEMPTS = {"wrong key": 1, "quota used up": 3, "upstream 503": 6, "cut stream": 6}
 """What a client may send at most; the registry has exceptions."""
 BASE_PATHS = {"anthropic": "/anthropic", "openai": "/openai/v1", "google": "/google"}
+MAX_ERROR = 300
+"""Characters of an error that are kept."""
 UNAUTHORIZED = ""
 """For a token that nobody knows there is no event, but a line of the request log."""
 SLOW = {"answer": "word " * 600, "tokens_per_second": 20.0}
@@ -118,7 +121,14 @@ async def run_scenario(bench: Bench, client: Client, command: Sequence[str], sce
         raise Failed(f"it asked {attempts} times; {most} would do")
     if scenario.status is None:
         return Passed()
-    return Passed(": ".join(filter(None, (said.get("type"), said["error"])))[:300], attempts)
+    return Passed(steady_text(": ".join(filter(None, (said.get("type"), said["error"]))))[:MAX_ERROR], attempts)
+
+
+def steady_text(text: str) -> str:
+    """Return ``text`` without what differs from run to run: ports, ids, dates."""
+    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1", text)
+    text = re.sub(r"\b[0-9a-f]{32}\b", "ID", text)
+    return re.sub(r"\b[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} [\d:]{8} GMT", "DATE", text)
 
 
 def build_environ(bench: Bench, client: Client, key: str, home: Path) -> dict[str, str]:

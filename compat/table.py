@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[1] / "docs" / "clients.md"
@@ -65,9 +65,19 @@ def save_results(results: Mapping[str, Result], scenarios: Iterable[str]) -> Non
 
 
 def merge_results(before: Mapping[str, Result], new: Mapping[str, Result], clients: Iterable[str]) -> dict[str, Result]:
-    """Return the results of ``clients``, in this order: new ones, and earlier ones where a client did not run."""
-    merged = {**before, **new}
+    """Return the results of ``clients``, in this order: new ones, and earlier ones where a client did not run.
+
+    Cells of scenarios that did not run stay, unless they are of another version of the client.
+    """
+    merged = {**before, **{name: _merge(before.get(name), result) for name, result in new.items()}}
     return {name: merged[name] for name in clients if name in merged}
+
+
+def _merge(before: Result | None, new: Result) -> Result:
+    if before is None or before.version != new.version:
+        return new
+    outside = tuple(sorted({*before.outside, *new.outside}))
+    return evolve(new, cells={**before.cells, **new.cells}, outside=outside)
 
 
 def list_regressions(before: Mapping[str, Result], new: Mapping[str, Result], scenarios: Collection[str]) -> list[str]:

@@ -15,7 +15,7 @@ from compat.bench import ANSWER, open_bench
 from compat.install import SCRIPTS
 from compat.outside import open_outside
 from compat.registry import CLIENTS, Client
-from compat.scenarios import SCENARIOS, Failed, run_scenario, run_script
+from compat.scenarios import SCENARIOS, Failed, run_scenario, run_script, steady_text
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 OPENAI = next(client for client in CLIENTS if client.name == "openai")
@@ -87,6 +87,12 @@ async def test_events_that_do_not_add_up_fail(tmp_path: Path) -> None:
         await run_scenario(bench, OPENAI, script, BY_NAME["plain"])
         with pytest.raises(Failed, match=r"cgw recorded 2 [+] 18 tokens, while the upstream reported 1 [+] 9"):
             await run_scenario(bench, OPENAI, script, BY_NAME["plain"])
+
+
+def test_errors_are_kept_without_what_differs_between_runs() -> None:
+    """Ports, request ids and dates of an error are left out, so that a run that finds the same writes the same."""
+    text = f"at http://127.0.0.1:4711/x, id {'ab' * 16}. Retry after Thu, 26 Nov 2026 22:57:42 GMT"
+    assert steady_text(text) == "at http://127.0.0.1/x, id ID. Retry after DATE"
 
 
 async def test_too_many_attempts_fail(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from compat import table
 from compat.__main__ import COLUMNS
@@ -65,6 +66,18 @@ def test_results_of_clients_that_did_not_run_stay() -> None:
     merged = merge_results(before, new, ["a", "b", "c"])
     assert list(merged) == ["a", "c"]
     assert merged["a"].cells["plain"].result == PASSED
+
+
+def test_cells_that_did_not_run_stay_while_the_version_is_the_same() -> None:
+    """A run of some scenarios leaves the other cells of a client, unless they are of another version of it."""
+    before = {"a": result(plain=PASSED, stream=PASSED)}
+    merged = merge_results(before, {"a": result(stream="it got nothing")}, ["a"])
+    assert {name: cell.result for name, cell in merged["a"].cells.items()} == {
+        "plain": PASSED,
+        "stream": "it got nothing",
+    }
+    newer = evolve(result(stream=PASSED), version="2.0.0")
+    assert merge_results(before, {"a": newer}, ["a"]) == {"a": newer}
 
 
 def test_what_went_wrong_is_a_numbered_note() -> None:
