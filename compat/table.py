@@ -76,6 +76,8 @@ def merge_results(before: Mapping[str, Result], new: Mapping[str, Result], clien
 def _merge(before: Result | None, new: Result) -> Result:
     if before is None or before.version != new.version:
         return new
+    if new.cells.keys() >= before.cells.keys():
+        return new
     outside = tuple(sorted({*before.outside, *new.outside}))
     return evolve(new, cells={**before.cells, **new.cells}, outside=outside)
 
