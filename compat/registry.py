@@ -114,6 +114,7 @@ CLIENTS = (
         "openai",
         absent=(("tools", "it offers none: edits are in the text"),),
         attempts=(("quota used up", 12), ("upstream 503", 12), ("cut stream", 12)),
+        notes=(("upstream 503", "it goes on, for ten minutes and more"),),
         python="3.12",
     ),
     Client("openai (Node)", "npm", "openai", "openai-node", "openai_node.mjs", "openai"),
@@ -184,7 +185,7 @@ CLIENTS = (
         "google",
         call=ScriptedCall("list_directory", '{"dir_path": "."}'),
         attempts=(("quota used up", 10), ("upstream 503", 10), ("cut stream", 10)),
-        statuses=(("quota used up", 0),),
+        statuses=(("quota used up", 0), ("upstream 503", 0)),
         task=Task(
             (
                 ScriptedCall("write_file", '{"file_path": "$FOLDER/note.txt", "content": "one\\ntwo\\n"}'),
