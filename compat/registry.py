@@ -95,6 +95,7 @@ CLIENTS = (
         "litellm_anthropic.py",
         "anthropic",
         statuses=(("upstream 503", 500),),
+        notes=(("upstream 503", "shown as 500: litellm goes by the body, which says `overloaded_error`"),),
     ),
     Client("litellm, OpenAI", "PyPI", "litellm", "litellm", "litellm_openai.py", "openai"),
     Client("instructor", "PyPI", "instructor", "instructor", "instructor_openai.py", "openai", ends_with_call=True),
