@@ -40,7 +40,7 @@ while piece := os.read(process.stdout.fileno(), 65536):
     if action == "abort" and b"word" in seen:
         process.terminate()
         break
-    if action == "plain" and b"InternalServerError" in seen and b"Retrying in" in seen:
+    if action == "plain" and b"ServiceUnavailableError" in seen and b"Retrying in" in seen:
         process.terminate()  # this is what its user sees; it goes on for ten minutes and more
         break
 process.wait(120)
