@@ -50,9 +50,9 @@ if action == "abort":
 elif match := re.search(r"^Good day to you[^\n]*", text, re.MULTILINE):
     said = {"text": match[0], "pieces": pieces}
 else:
-    errors = [
-        line for line in text.splitlines() if re.search(r"^litellm\.|API provider|Error", line)
-    ] or text.splitlines()[-3:]
+    # It wraps its lines.
+    words = " ".join(text.split())
+    error = words[words.find("litellm.") :] if "litellm." in words else words[-300:]
     statuses = {
         "AuthenticationError": 401,
         "RateLimitError": 429,
@@ -60,5 +60,5 @@ else:
         "ServiceUnavailable": 503,
     }
     status = next((status for name, status in statuses.items() if name in text), None)
-    said = {"error": " ".join(errors[:3]), "status": status}
+    said = {"error": error[:300], "status": status}
 print(json.dumps(said), flush=True)
