@@ -64,6 +64,7 @@ class Telemetry:
 
     def build_readers(self) -> Readers:
         """Return what reports each exchange: the log and the metrics, traces and error reports where they are on."""
+        # The log first: it has the line even if a later reader has a bug.
         optional = (self.tracing, self.process.errors)
         return Readers([log_exchange, self.exchanges.note, *(reader for reader in optional if reader is not None)])
 

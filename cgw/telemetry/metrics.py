@@ -35,7 +35,7 @@ BLOCKING_SECONDS = 1.0
 logger = logging.getLogger("cgw.metrics")
 
 
-class Kind(enum.StrEnum):
+class MetricKind(enum.StrEnum):
     """The type of a metric, in Prometheus' words."""
 
     COUNTER = "counter"
@@ -53,7 +53,7 @@ class Metric:
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     unit: str = ""
@@ -68,7 +68,7 @@ class Metric:
     @property
     def sample_name(self) -> str:
         """The name that queries use; a histogram's without ``_bucket``, ``_sum`` and ``_count``."""
-        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
+        return f"{self.name}_total" if self.kind is MetricKind.COUNTER else self.name
 
 
 class Exemplar(NamedTuple):
@@ -102,12 +102,12 @@ Collect = Callable[[], Iterable[Reading]]
 
 def counter(name: str, help: str, *labels: str, otel_name: str = "", unit: str = "") -> Metric:
     """Declare a counter; ``name`` is without ``_total``."""
-    return Metric(name, Kind.COUNTER, help, labels, unit=unit, otel_name=otel_name)
+    return Metric(name, MetricKind.COUNTER, help, labels, unit=unit, otel_name=otel_name)
 
 
 def gauge(name: str, help: str, *labels: str, otel_name: str = "", unit: str = "") -> Metric:
     """Declare a gauge."""
-    return Metric(name, Kind.GAUGE, help, labels, unit=unit, otel_name=otel_name)
+    return Metric(name, MetricKind.GAUGE, help, labels, unit=unit, otel_name=otel_name)
 
 
 class Distribution:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from cgw.telemetry.metrics import Exemplar, HistogramValue, Kind, Metric, Reading
+from cgw.telemetry.metrics import Exemplar, HistogramValue, Metric, MetricKind, Reading
 from cgw.telemetry.otlp_wire import encode_attributes, encode_bytes, encode_text, encode_varint
 
 _NANOSECONDS = 10**9
@@ -41,9 +41,9 @@ def _encode_metric(metric: Metric, points: Sequence[bytes]) -> bytes:
     head = encode_text(1, metric.otel_name or metric.name) + encode_text(2, metric.help) + encode_text(3, metric.unit)
     data = b"".join(encode_bytes(1, point) for point in points)
     temporality = encode_varint(2 << 3) + encode_varint(_CUMULATIVE)
-    if metric.kind is Kind.GAUGE:
+    if metric.kind is MetricKind.GAUGE:
         return head + encode_bytes(5, data)
-    if metric.kind is Kind.COUNTER:
+    if metric.kind is MetricKind.COUNTER:
         is_monotonic = encode_varint(3 << 3) + encode_varint(1)
         return head + encode_bytes(7, data + temporality + is_monotonic)
     return head + encode_bytes(9, data + temporality)

@@ -98,12 +98,14 @@ async def open_metrics_push(
             async with open_background_task(push.run):
                 yield push
         finally:
+            # Shielded, or what the drain counted would be lost: nothing else carries it. Bounded by the thread's close.
             with trio.CancelScope(shield=True):
                 await push.push()
                 await trio.to_thread.run_sync(thread.close, FLUSH_SECONDS)
 
 
 def _build_export(collector: OtlpCollector, resource: bytes) -> Callable[[Sequence[_Snapshot], float], None]:
+    # Opened before anything counts, so that no count is older than the start that receivers are told.
     started_at = time.time()
 
     def export(batch: Sequence[_Snapshot], deadline: float) -> None:

@@ -17,8 +17,8 @@ from cgw.telemetry.metrics import (
     Distribution,
     Histogram,
     HistogramValue,
-    Kind,
     Metric,
+    MetricKind,
     Metrics,
     Reading,
     counter,
@@ -27,7 +27,7 @@ from cgw.telemetry.metrics import (
 from cgw.telemetry.metrics_text import render_metrics
 from tests.support.prometheus import parse_openmetrics
 
-SECONDS = Metric("test_seconds", Kind.HISTOGRAM, "Seconds.", ("route",), bounds=(1.0, 2.0, 5.0))
+SECONDS = Metric("test_seconds", MetricKind.HISTOGRAM, "Seconds.", ("route",), bounds=(1.0, 2.0, 5.0))
 THINGS = counter("test_things", 'Things, "quoted" and \\ escaped.', "kind")
 LEVEL = gauge("test_level", "A level.")
 

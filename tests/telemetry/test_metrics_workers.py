@@ -12,7 +12,17 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from cgw.telemetry import metrics_workers
-from cgw.telemetry.metrics import Distribution, Exemplar, HistogramValue, Kind, Metric, Metrics, Reading, counter, gauge
+from cgw.telemetry.metrics import (
+    Distribution,
+    Exemplar,
+    HistogramValue,
+    Metric,
+    MetricKind,
+    Metrics,
+    Reading,
+    counter,
+    gauge,
+)
 from cgw.telemetry.metrics_text import render_metrics
 from cgw.telemetry.metrics_workers import WORKERS, encode_readings, open_workers
 from cgw.testing.scripted_upstream import ScriptedUpstream
@@ -26,7 +36,7 @@ from tests.support.redis_server import run_redis_server
 __all__ = ["upstream"]
 
 THINGS = counter("test_things", "Things.", "kind")
-SECONDS = Metric("test_seconds", Kind.HISTOGRAM, "Seconds.", bounds=(1.0, 2.0))
+SECONDS = Metric("test_seconds", MetricKind.HISTOGRAM, "Seconds.", bounds=(1.0, 2.0))
 NEWER = gauge("test_newer", "A metric that only a newer version has.")
 DECLARED = (THINGS, SECONDS)
 
