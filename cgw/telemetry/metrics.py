@@ -61,9 +61,9 @@ class Metric:
     otel_name: str = ""
     otel_labels: tuple[str, ...] = ()
 
-    def read(self, value: float, *labels: str) -> Reading:
+    def read(self, value: float, *labels: str) -> MetricReading:
         """Return a reading of this metric, with a value for each of its labels."""
-        return Reading(self, labels, value)
+        return MetricReading(self, labels, value)
 
     @property
     def sample_name(self) -> str:
@@ -88,7 +88,7 @@ class HistogramValue:
     exemplars: tuple[Exemplar | None, ...] = ()
 
 
-class Reading(NamedTuple):
+class MetricReading(NamedTuple):
     """The value of one metric for one set of labels, now; ``worker`` is the process, where a scrape has several."""
 
     metric: Metric
@@ -97,7 +97,7 @@ class Reading(NamedTuple):
     worker: str = ""
 
 
-Collect = Callable[[], Iterable[Reading]]
+Collect = Callable[[], Iterable[MetricReading]]
 
 
 def counter(name: str, help: str, *labels: str, otel_name: str = "", unit: str = "") -> Metric:
@@ -159,10 +159,10 @@ class Histogram:
             labels = (OTHER,) * len(labels)
         return self._children.setdefault(labels, Distribution(self.metric.bounds))
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings of all sets of labels."""
         for labels, child in self._children.items():
-            yield Reading(self.metric, labels, child.read())
+            yield MetricReading(self.metric, labels, child.read())
 
 
 class Count:
@@ -193,13 +193,13 @@ class CountSet:
             labels = (OTHER,) * len(labels)
         return self._children.setdefault(labels, Count())
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings of all sets of labels."""
         for labels, child in self._children.items():
-            yield Reading(self.metric, labels, child.value)
+            yield MetricReading(self.metric, labels, child.value)
 
 
-def read_fields(metrics: Mapping[str, Metric], statistics: object, *labels: str) -> Iterator[Reading]:
+def read_fields(metrics: Mapping[str, Metric], statistics: object, *labels: str) -> Iterator[MetricReading]:
     """Return the readings of a ``statistics()`` snapshot, whose fields ``metrics`` names."""
     for name, metric in metrics.items():
         yield metric.read(float(getattr(statistics, name)), *labels)
@@ -213,7 +213,7 @@ class Metrics:
         self._blocking: list[Collect] = []
         self._failed: set[Collect] = set()
         self._limiter = trio.CapacityLimiter(1)
-        self._last_blocking: list[Reading] = []
+        self._last_blocking: list[MetricReading] = []
 
     def add(self, *collectors: Collect) -> None:
         """Have ``collectors`` called in the Trio thread; each must be quick: it may copy numbers, and must not wait."""
@@ -223,11 +223,11 @@ class Metrics:
         """Have ``collectors`` called in some thread, where they may read files; they must be safe to call there."""
         self._blocking.extend(collectors)
 
-    def take(self) -> list[Reading]:
+    def take(self) -> list[MetricReading]:
         """Return a reading of everything that the Trio thread owns. Never raises."""
         return self._take(self._collectors)
 
-    async def take_all(self) -> list[Reading]:
+    async def take_all(self) -> list[MetricReading]:
         """Return a reading of everything. Never raises; cancel-safe.
 
         What has to be read from files is as it was last where the disk takes more than :data:`BLOCKING_SECONDS`: the
@@ -239,10 +239,10 @@ class Metrics:
             )
         return [*self.take(), *self._last_blocking]
 
-    def _take(self, collectors: Iterable[Collect]) -> list[Reading]:
+    def _take(self, collectors: Iterable[Collect]) -> list[MetricReading]:
         return list(chain.from_iterable(map(self._collect, collectors)))
 
-    def _collect(self, collect: Collect) -> list[Reading]:
+    def _collect(self, collect: Collect) -> list[MetricReading]:
         try:
             return list(collect())
         except Exception:

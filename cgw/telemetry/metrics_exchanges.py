@@ -22,7 +22,7 @@ from cgw.telemetry.metrics import (
     Histogram,
     Metric,
     MetricKind,
-    Reading,
+    MetricReading,
     counter,
     gauge,
 )
@@ -193,7 +193,7 @@ class ExchangeMetrics:
         if record.bug is not None:
             self._internal_errors += 1
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings of all metrics."""
         yield INTERNAL_ERRORS.read(self._internal_errors)
         yield from chain.from_iterable(one.read() for one in self._list_all())

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from cgw.lifetime import open_background_task
 from cgw.telemetry.export_thread import ExportStatistics, ExportThread
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import MetricReading, Metrics
 from cgw.telemetry.metrics_otlp import encode_metrics
 from cgw.telemetry.metrics_settings import MetricsPushSettings
 from cgw.telemetry.otlp_http import OtlpCollector
@@ -36,7 +36,7 @@ GOOGLE_SCOPE = "https://www.googleapis.com/auth/monitoring.write"
 
 @frozen
 class _Snapshot:
-    readings: Sequence[Reading]
+    readings: Sequence[MetricReading]
     taken_at: float
 
 

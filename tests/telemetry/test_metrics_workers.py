@@ -18,8 +18,8 @@ from cgw.telemetry.metrics import (
     HistogramValue,
     Metric,
     MetricKind,
+    MetricReading,
     Metrics,
-    Reading,
     counter,
     gauge,
 )
@@ -41,7 +41,7 @@ NEWER = gauge("test_newer", "A metric that only a newer version has.")
 DECLARED = (THINGS, SECONDS)
 
 
-def build_metrics(number: int, *more: Reading) -> Metrics:
+def build_metrics(number: int, *more: MetricReading) -> Metrics:
     """The metrics of one process: a count, and a histogram with an exemplar."""
     distribution = Distribution(SECONDS.bounds)
     distribution.observe_traced(number, "a" * 32, 1.5)
@@ -50,7 +50,7 @@ def build_metrics(number: int, *more: Reading) -> Metrics:
     return metrics
 
 
-def find(readings: Sequence[Reading], metric: Metric) -> list[float | HistogramValue]:
+def find(readings: Sequence[MetricReading], metric: Metric) -> list[float | HistogramValue]:
     """Return the values of one metric, of all workers, in ascending order if they are numbers."""
     values = [reading.value for reading in readings if reading.metric is metric]
     return sorted(values, key=str)
