@@ -19,7 +19,7 @@ import trio
 
 import cgw
 from cgw.events.event_log import EventLog, open_event_log
-from cgw.events.records import completions_finished, describe_exchange
+from cgw.events.records import build_exchanged, completions_finished
 from cgw.model import Actor, Feature, Usage, UsageEvent, UsageQuality
 
 EVENTS_PER_TURN = 10
@@ -57,7 +57,7 @@ def build_builder() -> Callable[[], UsageEvent]:
             upstream_status=200,
             upstream_request_duration_ms=2620,
             metadata=metadata,
-            exchange=describe_exchange(**EXCHANGE),
+            exchange=build_exchanged(**EXCHANGE),
         )
 
     return build

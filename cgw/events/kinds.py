@@ -28,7 +28,7 @@ class Key:
 
 
 @frozen
-class Kind:
+class EventKind:
     """A kind of event, when it is recorded, and the typed dictionary of its metadata."""
 
     name: EventName
@@ -315,22 +315,22 @@ class AccessDenied(Traced, CountedAgain, total=False):
 
 
 KINDS = (
-    Kind(
+    EventKind(
         EventName.COMPLETIONS_FINISHED,
         "A completion passed the check of its model, whatever became of it.",
         CompletionsFinished,
     ),
-    Kind(
+    EventKind(
         EventName.EMBEDDINGS_FINISHED,
         "Embeddings passed the check of their model, whatever became of them.",
         EmbeddingsFinished,
     ),
-    Kind(EventName.RATE_LIMITED, "A limit refused a request.", RateLimited),
-    Kind(EventName.REQUEST_BLOCKED, "A request was refused for its prompt.", RequestBlocked),
-    Kind(
+    EventKind(EventName.RATE_LIMITED, "A limit refused a request.", RateLimited),
+    EventKind(EventName.REQUEST_BLOCKED, "A request was refused for its prompt.", RequestBlocked),
+    EventKind(
         EventName.UNAUTHORIZED,
         "A source knows the token and denies it. The `identifier` is `unknown`.",
         Unauthorized,
     ),
-    Kind(EventName.ACCESS_DENIED, "The actor's access is switched off.", AccessDenied),
+    EventKind(EventName.ACCESS_DENIED, "The actor's access is switched off.", AccessDenied),
 )

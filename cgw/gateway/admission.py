@@ -12,7 +12,7 @@ from cgw.actors.authorization import build_denied, build_unauthorized, check_acc
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.errors import Headers, Refusal, StoreUnavailable
 from cgw.events import records
-from cgw.flagging.flagger import RequestBlocked
+from cgw.flagging.flagger import PromptBlocked
 from cgw.gateway.answer import read_text
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
@@ -191,7 +191,7 @@ async def _examine(
 ) -> None:
     try:
         await gateway.flagger.check(actor, feature, prepared, dialect.provider, head.trace.trace_id)
-    except RequestBlocked as blocked:
+    except PromptBlocked as blocked:
         event = records.request_blocked(
             actor,
             feature,

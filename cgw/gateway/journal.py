@@ -161,7 +161,7 @@ class Journal:
             sg_actor_id=read_text(self._head, b"x-sourcegraph-actor-uid"),
             sg_actor_anonymous_uid=read_text(self._head, b"x-sourcegraph-actor-anonymous-uid"),
             metadata=prepared.metadata,
-            exchange=self._describe_exchange(facts),
+            exchange=self._build_exchanged(facts),
         )
         self._event_id = event.id
         return event
@@ -191,7 +191,7 @@ class Journal:
             upstream_status=None if self._upstream_head is None else self._upstream_head.status,
             upstream_request_duration_ms=self._measure_upstream_ms(),
             metadata=prepared.metadata,
-            exchange=self._describe_exchange(facts),
+            exchange=self._build_exchanged(facts),
         )
         self._event_id = event.id
         return event
@@ -205,13 +205,13 @@ class Journal:
         asked, relayed = self.times[Moment.ADMITTED], self.times[Moment.RELAYED]
         return None if asked is None or relayed is None else round((relayed - asked) * 1000)
 
-    def _describe_exchange(self, facts: RelayFacts) -> Exchanged:
+    def _build_exchanged(self, facts: RelayFacts) -> Exchanged:
         times = self.times
         started, asked, relayed = times[Moment.STARTED], times[Moment.ADMITTED], times[Moment.RELAYED]
         if started is None or relayed is None or asked is None:
             raise RuntimeError("an exchange whose upstream was not asked has no usage event")
         first = times[Moment.FIRST_CHUNK]
-        return records.describe_exchange(
+        return records.build_exchanged(
             trace_id=self._head.trace.trace_id,
             outcome=self._describe_outcome(facts),
             started_at=self._started_at,

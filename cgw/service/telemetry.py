@@ -16,7 +16,7 @@ from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.masking import SecretMask
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import MetricReading, Metrics
 from cgw.telemetry.metrics_exchanges import ExchangeMetrics
 from cgw.telemetry.metrics_push import MetricsPush
 from cgw.telemetry.readers import Readers
@@ -46,7 +46,7 @@ class Telemetry:
 
     process: ProcessReports
     metrics: Metrics
-    take_scrape: Callable[[], Awaitable[list[Reading]]]
+    take_scrape: Callable[[], Awaitable[list[MetricReading]]]
     push: MetricsPush | None
     tracing: Tracing | None
     exchanges: ExchangeMetrics = field(factory=ExchangeMetrics)
@@ -64,6 +64,7 @@ class Telemetry:
 
     def build_readers(self) -> Readers:
         """Return what reports each exchange: the log and the metrics, traces and error reports where they are on."""
+        # The log first: it has the line even if a later reader has a bug.
         optional = (self.tracing, self.process.errors)
         return Readers([log_exchange, self.exchanges.note, *(reader for reader in optional if reader is not None)])
 

@@ -85,7 +85,7 @@ def fingerprint_exchange(record: ExchangeRecord) -> Fingerprint:
     return ("exchange", record.outcome.value, record.provider or record.route or "-", *statuses)
 
 
-def describe_exchange(record: ExchangeRecord) -> Event:
+def build_exchange_report(record: ExchangeRecord) -> Event:
     """Return the event of an exchange that was answered 5xx, or ended by a fault."""
     where = record.route or "a route that does not exist"
     message = f"{record.method} {where}: {record.status or 'no status'} {record.outcome}"

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from cgw.lifetime import open_background_task
 from cgw.telemetry.export_thread import ExportStatistics, ExportThread
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import MetricReading, Metrics
 from cgw.telemetry.metrics_otlp import encode_metrics
 from cgw.telemetry.metrics_settings import MetricsPushSettings
 from cgw.telemetry.otlp_http import OtlpCollector
@@ -36,7 +36,7 @@ GOOGLE_SCOPE = "https://www.googleapis.com/auth/monitoring.write"
 
 @frozen
 class _Snapshot:
-    readings: Sequence[Reading]
+    readings: Sequence[MetricReading]
     taken_at: float
 
 
@@ -98,12 +98,14 @@ async def open_metrics_push(
             async with open_background_task(push.run):
                 yield push
         finally:
+            # Shielded, or what the drain counted would be lost: nothing else carries it. Bounded by the thread's close.
             with trio.CancelScope(shield=True):
                 await push.push()
                 await trio.to_thread.run_sync(thread.close, FLUSH_SECONDS)
 
 
 def _build_export(collector: OtlpCollector, resource: bytes) -> Callable[[Sequence[_Snapshot], float], None]:
+    # Opened before anything counts, so that no count is older than the start that receivers are told.
     started_at = time.time()
 
     def export(batch: Sequence[_Snapshot], deadline: float) -> None:

@@ -8,8 +8,8 @@ from attrs import evolve
 
 from cgw.events.records import (
     access_denied,
+    build_exchanged,
     completions_finished,
-    describe_exchange,
     embeddings_finished,
     rate_limited,
     request_blocked,
@@ -75,7 +75,7 @@ EXCHANGE: dict[str, Any] = {
 
 def test_exchange_is_described() -> None:
     """Completions and embeddings say what became of their exchange, when, and how large; times are to the µs."""
-    precise = describe_exchange(**EXCHANGE | {"time_to_first_byte_ms": 312.3456789, "overhead_ms": 0.23456})
+    precise = build_exchanged(**EXCHANGE | {"time_to_first_byte_ms": 312.3456789, "overhead_ms": 0.23456})
     completion = completions_finished(
         ACTOR,
         feature=Feature.CHAT_COMPLETIONS,
