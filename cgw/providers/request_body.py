@@ -25,7 +25,7 @@ from cgw.wire.json_members import MAX_MEMBERS, Member, UnusualObject, find_membe
 
 # Bounds the response: each of a thousand messages may have a problem.
 MAX_REPORTED_PROBLEMS = 10
-MAX_PARTS = 500_000
+MAX_PARTS = 250_000
 """The most objects and lists of a body, at some 0.4 microseconds each. What stands in texts counts, too: a text of four
 megabytes that is nothing but JSON has half as many."""
 MAX_INTEGER = 2**63 - 1

@@ -238,6 +238,38 @@ def test_a_sentry_that_does_not_take_reports_costs_a_bounded_queue(kind: str) ->
         assert reports.statistics().sent == 3 * MAX_PENDING
 
 
+def test_an_answer_without_an_end_is_not_read_into_memory(sentry: Receiver) -> None:
+    """The next report goes out after a little of it."""
+    sentry.has_end = False
+    with open_reports(sentry):
+        for number in range(3):
+            logger.error("failed at %s", number)
+        sentry.wait_for(lambda: len(sentry.posts) >= 3)
+    assert sentry.sent_bytes < 3 * 32 * 2**20  # the kernel's buffers
+
+
+def test_a_redirect_gets_no_report(sentry: Receiver) -> None:
+    """The key of the DSN would go where the redirect points."""
+    with open_receiver() as other:
+        sentry.status, sentry.headers = 307, {"location": f"{other.url}/api/42/envelope/"}
+        with open_reports(sentry) as reports:
+            logger.error("failed")
+            sentry.wait_for(lambda: reports.statistics().dropped == 1)
+        assert sentry.posts
+        assert not other.posts
+
+
+def test_a_connection_is_used_again(sentry: Receiver) -> None:
+    """An answer that was read to its end leaves it open."""
+    sentry.answer = b'{"id":"1"}'
+    with open_reports(sentry) as reports:
+        for number in range(3):
+            logger.error("failed at %s", number)
+        sentry.wait_for(lambda: len(sentry.posts) == 3)
+        ((_, pool),) = [(key, reports._transport._pool.pools[key]) for key in reports._transport._pool.pools.keys()]
+        assert pool.num_connections == 1
+
+
 def test_reporting_does_not_report_itself(sentry: Receiver) -> None:
     """Errors of the SDK, of its HTTP client, and of exporters are no reports: they would never end."""
     with open_reports(sentry):

@@ -176,7 +176,8 @@ def list_references(items: Any, *others: Any) -> tuple[str, ...]:
 
 
 def _list_item_references(items: Any) -> Iterator[Any]:
-    for item in items if isinstance(items, list) else ():
+    # A single item without its list is no input for OpenAI; another server may take it.
+    for item in items if isinstance(items, list) else (items,):
         if not isinstance(item, dict):
             continue
         kind = item.get("type")
