@@ -163,8 +163,8 @@ def list_references(items: Any, *others: Any) -> tuple[str, ...]:
     """Return the ids of stored items and responses from which the upstream would take something: ``others`` as well.
 
     Items that have their content with them (messages, calls and their results) are not looked up there, whatever id
-    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`, and for more items than can be
-    looked at.
+    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`, and for more items than can
+    be looked at.
     """
     if isinstance(items, list) and len(items) > MAX_ITEMS:
         raise Refusal(400, f"input: at most {MAX_ITEMS} items are accepted, not {len(items)}", param="input")
