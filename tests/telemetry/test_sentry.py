@@ -266,7 +266,7 @@ def test_a_connection_is_used_again(sentry: Receiver) -> None:
         for number in range(3):
             logger.error("failed at %s", number)
         sentry.wait_for(lambda: len(sentry.posts) == 3)
-        ((_, pool),) = [(key, reports._transport._pool.pools[key]) for key in reports._transport._pool.pools.keys()]
+        ((_, pool),) = [(key, reports._transport._pool.pools[key]) for key in reports._transport._pool.pools.keys()]  # noqa: SIM118 - it has no iterator
         assert pool.num_connections == 1
 
 
