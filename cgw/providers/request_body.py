@@ -28,6 +28,9 @@ MAX_REPORTED_PROBLEMS = 10
 MAX_PARTS = 250_000
 """The most objects and lists of a body, at some 0.4 microseconds each. What stands in texts counts, too: a text of four
 megabytes that is nothing but JSON has half as many."""
+MAX_EXPLAINED = 2000
+"""The most items of lists that are looked at to explain what is wrong with a body: 60 microseconds and 3 KB for each
+that is wrong."""
 MAX_INTEGER = 2**63 - 1
 """The largest number in an integer field: that of an int64, as in the reference."""
 
@@ -206,16 +209,16 @@ def _make_reader(classes: Iterable[type], cls: type) -> Convert:
 
 @attrs.define
 class _ItemBudget:
-    """How many items of lists may still be explained: each may have a problem, which takes a kilobyte."""
+    """How many items of lists may still be explained."""
 
-    left: int = MAX_ITEMS
+    left: int = MAX_EXPLAINED
 
     def take(self, value: list[Any]) -> None:
         if len(value) > MAX_ITEMS:
             raise Mismatch(f"{len(value)} items, at most {MAX_ITEMS} are accepted")
         self.left -= len(value)
         if self.left < 0:
-            raise Mismatch(f"these items were not looked at, beyond {MAX_ITEMS} others")
+            raise Mismatch(f"these items were not looked at, beyond {MAX_EXPLAINED} others")
 
 
 def _make_converter(classes: Iterable[type], budget: _ItemBudget) -> cattrs.Converter:
@@ -286,7 +289,7 @@ class BodyReader(Generic[T]):
 
         ``read`` leaves to it all objects that ``structure`` does not accept.
         """
-        self._budget.left = MAX_ITEMS
+        self._budget.left = MAX_EXPLAINED
         try:
             return self._explainer.structure(raw, self._cls)
         # This converter collects all problems of a body in a group (detailed_validation).
@@ -349,6 +352,12 @@ class _Messages(msgspec.Struct, gc=False):
     messages: msgspec.Raw = msgspec.Raw()
 
 
+SMALL_BODY_BYTES = 64 * 1024
+"""Bodies up to this size are encoded once to see whether they are compact: in a twelfth of the time of finding where
+each field stands. A large one would be copied for it."""
+
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
 _messages_decoder = msgspec.json.Decoder(_Messages)
 
 
@@ -378,6 +387,8 @@ def change_fields(body: bytes, changes: Mapping[str, Any], checked: Collection[s
     the last. So is another field or one of ``checked`` in other letters, as in ``Model``: servers in Go take either.
     Raises :exc:`~cgw.errors.Refusal` (400).
     """
+    if len(body) < SMALL_BODY_BYTES and (changed := _change_compact(body, changes)) is not None:
+        return changed
     members = _find_members(body)
     if members is None:
         # The body was only decoded after they were replaced.
@@ -388,6 +399,26 @@ def change_fields(body: bytes, changes: Mapping[str, Any], checked: Collection[s
     _check_letters(members, checked)
     encoded = {name: None if value is None else _encoder.encode(value) for name, value in changes.items()}
     return replace_members(body, members, encoded)
+
+
+def _change_compact(body: bytes, changes: Mapping[str, Any]) -> bytes | None:
+    """Return what :func:`change_fields` does for a body without blanks between its fields, as most clients send it.
+
+    ``None`` for any other. Such a body is what its fields give when they are encoded as they stand there: then no field
+    occurs twice, and nothing stands between them.
+    """
+    try:
+        values: dict[str, Any] = {**_decode_raw(body)}
+        if _encoder.encode(values) != body:
+            return None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    for name, value in changes.items():
+        if value is None:
+            values.pop(name, None)
+        else:
+            values[name] = value
+    return _encoder.encode(values)
 
 
 def _find_members(body: bytes) -> dict[str, Member] | None:

@@ -26,7 +26,7 @@ from cgw.telemetry.error_events import (
     Event,
     Fingerprint,
     StormFilter,
-    describe_exchange,
+    build_exchange_report,
     find_cause,
     fingerprint_exception,
     fingerprint_exchange,
@@ -103,7 +103,7 @@ class ErrorReports:
         fingerprint = fingerprint_exchange(record) if bug is None else fingerprint_exception(bug)
         suppressed = self._admit(fingerprint)
         if suppressed is not None:
-            self._send(describe_exchange(record), fingerprint, suppressed, bug, record.trace, "exchange")
+            self._send(build_exchange_report(record), fingerprint, suppressed, bug, record.trace, "exchange")
 
     def report_log_record(self, record: logging.LogRecord) -> None:
         """Report a line of the log. Exchanges have a report of their own."""

@@ -258,6 +258,10 @@ class UpstreamPool:
     async def _open_transport(self, origin: Origin) -> Transport:
         try:
             stream = await trio.open_tcp_stream(origin.host, origin.port)
+        except BaseExceptionGroup:
+            # Trio races the addresses: cancelled from outside, that is a group. Callers expect a single Cancelled.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise
         except OSError as error:
             text = f"cannot connect to {origin.host}:{origin.port}: {explain_os_error(error)}"
             raise (OutOfDescriptors if is_out_of_descriptors(error) else UpstreamUnreachable)(text) from None

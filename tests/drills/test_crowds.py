@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 
@@ -23,7 +24,7 @@ from tests.support.waiting import wait_until
 CROWD = 1_000
 DESCRIPTORS_PER_STREAM = 4  # both ends of both connections are this process's
 
-SEQUENCE = 10_000
+SEQUENCE = 10_000 if "CGW_LONG_DRILLS" in os.environ else 3_000
 SEQUENCE_SECONDS = 90.0
 """The timeout of the sequence, for the slowest machine."""
 
@@ -63,7 +64,7 @@ async def test_a_thousand_streams_dropped_at_once() -> None:
                 assert count_descriptors() == before
 
 
-async def test_ten_thousand_streams_after_one_another() -> None:
+async def test_thousands_of_streams_after_one_another() -> None:
     """Short streams in sequence leak neither memory, nor objects, nor descriptors: the slopes are flat."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     first, *rest = split_events(ANTHROPIC)

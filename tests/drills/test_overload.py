@@ -232,6 +232,7 @@ def test_few_descriptors(tmp_path: Path) -> None:
         load.start()
         time.sleep(1.5)
         extra = open_connections(port, 300, stack)
+        load.join()  # by now, all that is to be refused has been
         refused = 0
         for connection in extra:
             connection.settimeout(0.02)
@@ -241,7 +242,6 @@ def test_few_descriptors(tmp_path: Path) -> None:
                 continue
             except ConnectionError:
                 refused += 1
-        load.join()
         report(f"{refused} of 300 more connections were turned away")
         log = stage.log.read_text()
     [beside] = reports
@@ -279,14 +279,18 @@ def test_slow_heads(tmp_path: Path) -> None:
         sender.join()
         dropped = 0
         for connection in slow:
-            connection.settimeout(5)
+            connection.settimeout(30)
             try:
                 dropped += connection.recv(4096).startswith(b"HTTP/1.1 408 ")
             except ConnectionError:
                 dropped += 1
         report(f"{dropped} of {count} slow heads were dropped")
+        after = stage.play(Phase("after", 2, 100))["after"]
     assert dropped == count
     assert not beside.errors
     assert not beside.failed_probes
-    assert len(beside.refused_ms) < 0.2 * len(beside.served_ms)  # opening that many is a short overload itself
-    assert quantile(beside.served_ms, 0.99) < 5 * quantile(without.served_ms, 0.99) + SLACK_MS
+    # Opening that many is a short overload itself, and other work on the machine looks like one.
+    noise = max(len(phase.refused_ms) for phase in (without, after))
+    assert len(beside.refused_ms) < 0.2 * len(beside.served_ms) + noise
+    slowest = max(quantile(phase.served_ms, 0.99) for phase in (without, after) if phase.served_ms)
+    assert quantile(beside.served_ms, 0.99) < 5 * slowest + SLACK_MS

@@ -55,7 +55,7 @@ def is_object(line: bytes) -> bool:
         return False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=damaged_segments(), chunk_bytes=st.sampled_from([1, 7, 100, 2**20]))
 def test_every_whole_line_is_read_once(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, chunk_bytes: int
@@ -73,7 +73,7 @@ def test_every_whole_line_is_read_once(
     summarise(folder)  # reads the same lines with another decoder
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=damaged_segments(), chunk_bytes=st.sampled_from([1, 64, 2**20]))
 def test_cursor_goes_on_where_a_chunk_ended(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, chunk_bytes: int

@@ -106,7 +106,7 @@ async def test_segment_of_a_process_that_dies_later_is_adopted_too(
     assert read_identifiers(folder) == ["acme"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(count=st.integers(0, 5), torn=st.binary(max_size=300))
 def test_whatever_a_segment_ends_in_no_whole_line_is_lost(
     tmp_path_factory: pytest.TempPathFactory, count: int, torn: bytes

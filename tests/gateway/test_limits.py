@@ -339,7 +339,7 @@ async def test_only_2xx_is_charged(tmp_path: Path, upstream: ScriptedUpstream, s
 # --- limits that change -----------------------------------------------------------------------------------------------
 
 
-async def ask_until(gateway: Service, status: int, seconds: float = 5) -> None:
+async def ask_until(gateway: Service, status: int, seconds: float = 20) -> None:
     """Send requests until a response has ``status``."""
     async with open_http(gateway) as client:
         with trio.fail_after(seconds):

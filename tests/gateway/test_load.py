@@ -129,7 +129,7 @@ async def test_timeouts_make_a_model_unavailable(tmp_path: Path) -> None:
 
     Otherwise one caller with ``X-Timeout-Ms: 1`` could take a model away from all others.
     """
-    more = {"CODY_GATEWAY_MODEL_UNAVAILABLE_AFTER": "1", "CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "100ms"}
+    more = {"CODY_GATEWAY_MODEL_UNAVAILABLE_AFTER": "1", "CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "1s"}
     async with open_bench(tmp_path, more) as bench:
         asked = 0
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -12,6 +13,7 @@ import trustme
 
 from tests.support.fault_bench import OK, PATH, WHOLE, Bench, Upstream, check_502
 from tests.support.gateway import open_gateway
+from tests.support.raw_client import ask
 from tests.support.raw_server import open_raw_server
 from tests.support.requests import build_request
 from tests.support.streams import ANTHROPIC
@@ -38,6 +40,23 @@ async def test_upstream_that_cannot_be_reached_is_502(tmp_path: Path) -> None:
             async with open_gateway(folder, url) as gateway:
                 await check_502(Bench(gateway, Upstream()), name, words)
                 assert gateway.gateway.pool.statistics().opened == 0
+
+
+async def test_time_that_ends_while_connecting_is_504(tmp_path: Path) -> None:
+    """The caller's time is over before a listener with a full queue has taken the connection: 504, and no charge."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        async with open_gateway(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}") as gateway:
+            data = build_request(PATH).replace(b"host:", b"x-timeout-ms: 100\r\nhost:", 1)
+            answer = await ask(gateway.port, data)
+            assert (answer.status, answer.json()["error"]) == (504, "request to upstream provider anthropic timed out")
+            await Bench(gateway, Upstream()).check("connecting", resolved=504, upstream=None)
 
 
 @asynccontextmanager

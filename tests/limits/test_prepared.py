@@ -80,7 +80,7 @@ def test_headers_of_huge_limits_are_clipped() -> None:
     st.sampled_from(["", "1", "100", "50 90 95 100", "7 33 66"]),
     st.lists(st.sampled_from(["admit", "charge", "charge", "refund", "advance"]), max_size=60),
 )
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_settling_what_can_be_forgotten_only_takes_the_record(
     store: LimitStore, size: int, thresholds: str, steps: list[str]
 ) -> None:
@@ -115,7 +115,7 @@ def test_settling_what_can_be_forgotten_only_takes_the_record(
 
 
 @given(st.integers(1, 2**51), st.integers(0, 2**51), st.integers(1, 100))
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_thresholds_are_compared_as_in_lua(client: redis.Redis, limit: int, used: int, threshold: int) -> None:
     """Whether a threshold is in reach is decided in Python exactly as in the script, also where division rounds."""
     near = min(limit, limit * threshold // 100 + used % 3 - 1)

@@ -17,7 +17,7 @@ from tests.support.limit_store import Answer, Limit, LimitStore, as_claim
 
 EXAMPLES = int(os.environ.get("CGW_EXAMPLES", "150"))
 """Sequences per property; 3,000 take about a minute in all."""
-quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 LIMITS = [
     Limit("{t}:quota", "bucket", 7, 86_400_000),

@@ -136,7 +136,7 @@ def test_lone_surrogates_are_replaced() -> None:
     "field", [b'"Model":"other"', b'"MODE\\u004c":"other"', b'"\\u017ftream":true', b'"Extra":2', b'"Background":true']
 )
 def test_a_field_in_other_letters_is_refused(path: str, field: bytes) -> None:
-    """Servers in Go take ``Model`` for ``model``, and a long s for an s: what is checked has one spelling."""
+    """Servers in Go take ``Model`` for ``model``, a long s for an s: so a field that is checked has one spelling."""
     body = b"{" + b",".join([*list_own_fields(DIALECTS[path]), b'"extra":1', field]) + b"}"
     with pytest.raises(Refusal, match="write it as") as refused:
         prepare(DIALECTS[path], body)

@@ -17,7 +17,7 @@ from cgw.providers.dialect import Caller
 from cgw.providers.google.settings import GoogleSettings
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import build_dialects
-from cgw.providers.request_body import MAX_PARTS, MAX_REPORTED_PROBLEMS
+from cgw.providers.request_body import MAX_EXPLAINED, MAX_PARTS, MAX_REPORTED_PROBLEMS
 from cgw.wire.json_members import MAX_MEMBERS
 from cgw.wire.messages import RequestHead
 from tests.providers.test_bodies_pass import DIALECTS as OPENAI_DIALECTS
@@ -95,12 +95,12 @@ def test_too_many_items(path: str, name: str, item: bytes) -> None:
 
 
 def test_few_of_many_problems_are_looked_at() -> None:
-    """An explanation takes a kilobyte for each problem, so the items of all lists together are bounded."""
-    turn = b'{"parts":[' + b",".join([b"1"] * (MAX_ITEMS // 2)) + b"]}"
+    """An explanation takes kilobytes for each problem, so the items of all lists together are bounded."""
+    turn = b'{"parts":[' + b",".join([b"1"] * (MAX_EXPLAINED // 2)) + b"]}"
     with pytest.raises(Refusal, match=r"and (\d+) more") as refused:
         prepare("/google/v1beta/models/{model}:generateContent", replace("contents", b"[%b]" % b",".join([turn] * 8)))
     count = int(refused.value.message.split(" more")[0].split()[-1]) + MAX_REPORTED_PROBLEMS
-    assert count <= MAX_ITEMS + 8
+    assert count <= MAX_EXPLAINED + 8
 
 
 @EVERY_ROUTE

@@ -20,6 +20,7 @@ from cgw.providers.request_body import (
     JsonList,
     JsonObject,
     StringOrStrings,
+    change_fields,
     decode_object,
     encode_object,
     encode_with_messages,
@@ -232,14 +233,12 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), json_values))
 def test_any_object_survives_reading_and_writing(value: dict[str, Any]) -> None:
     """A value that is decoded and encoded again is the same value."""
     assert json.loads(encode_object(decode_object(json.dumps(value).encode()))) == value
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["model", "messages", "stream", "stop", "tools", "max_tokens"]), json_values))
 def test_any_object_is_read_or_refused(value: dict[str, Any]) -> None:
     """Any object is read, or refused with a path."""
@@ -285,7 +284,7 @@ objects = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(objects | st.fixed_dictionaries({}, optional={"messages": turns}))
 def test_both_ways_to_structure_a_body_agree(value: dict[str, Any]) -> None:
     """The fast way accepts exactly the objects that cattrs does, and makes the same of them."""
@@ -299,7 +298,6 @@ def test_both_ways_to_structure_a_body_agree(value: dict[str, Any]) -> None:
     assert repr(found) == repr(expected)
 
 
-@settings(deadline=None)
 @given(st.binary())
 @example(b'{"model":"\\ud800')
 @example(b'{"model":"m","messages":[{"role":"user","content":[{"type":{}}]}]}')
@@ -337,3 +335,24 @@ def test_copied_messages_are_those_that_would_be_encoded(fields: list[tuple[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request_body, "LARGE_BODY_BYTES", 0)
         assert json.loads(encode_with_messages(outgoing, body)) == json.loads(encode_object(outgoing))
+
+
+NAMES_OF_FIELDS = st.sampled_from(["model", "user", "messages", "é", 'a"b', "x", ""])
+COMPACT = st.lists(
+    st.tuples(NAMES_OF_FIELDS, st.sampled_from([b"1", b'"\\u00e9"', b"[ 1 ]", b"null", b"1e5"])), max_size=5
+)
+
+
+@given(COMPACT, st.booleans(), st.dictionaries(NAMES_OF_FIELDS, st.sampled_from(["v", None, 1]), max_size=3))
+def test_compact_bodies_change_as_all_others_do(
+    fields: list[tuple[str, bytes]], is_escaped: bool, changes: dict[str, Any]
+) -> None:
+    """With blanks before it, which take the general path, a body changes to the same; a repeated field is refused."""
+    names = [json.dumps(name, ensure_ascii=is_escaped).encode() for name, _ in fields]
+    body = b"{" + b",".join(name + b":" + value for name, (_, value) in zip(names, fields, strict=True)) + b"}"
+    if len({name for name, _ in fields}) < len(fields):
+        for sent in (body, b" " + body):
+            with pytest.raises(Refusal, match="occurs twice"):
+                change_fields(sent, changes)
+        return
+    assert b" " + change_fields(body, changes) == change_fields(b" " + body, changes)

@@ -283,7 +283,6 @@ bodies = (
 )
 
 
-@settings(deadline=None)
 @given(bodies, st.integers(0, 40), st.integers(0, 40), st.booleans(), st.sampled_from([JSON, STREAM]))
 def test_no_response_makes_the_reader_raise(
     body: bytes, head_bytes: int, tail_bytes: int, is_complete: bool, response: ResponseHead
@@ -339,7 +338,7 @@ responses = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(responses)
 def test_both_ways_to_take_the_parts_of_an_object_agree(value: dict[str, Any]) -> None:
     """What the decoder takes from the bytes is what is taken from the decoded object."""

@@ -119,7 +119,7 @@ values = st.recursive(
 
 
 @EACH_CASE
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(value=values, is_complete=st.booleans(), stream=st.booleans(), size=st.integers(0, 300))
 def test_no_response_makes_the_reader_fail(
     case: RouteCase, value: object, is_complete: bool, stream: bool, size: int

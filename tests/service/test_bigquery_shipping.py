@@ -18,7 +18,11 @@ import trio
 
 import cgw
 from cgw.events.lines import render_line
+from cgw.events.shipping.cursor import SHIPPING_NAME
+from cgw.events.shipping.failed import FAILED_NAME
+from cgw.events.sinks.bigquery.client import TableClient
 from cgw.model import EventName, UsageEvent
+from cgw.service.settings import load_settings
 from cgw.testing.json_server import JsonAnswer
 from cgw.testing.script import Script
 from cgw.testing.scripted_bigquery import ScriptedBigQuery, build_error, build_row_errors, open_scripted_bigquery
@@ -73,6 +77,15 @@ async def run_cgw(environ: dict[str, str], *arguments: str) -> subprocess.Comple
         )
 
 
+async def create_table(environ: dict[str, str]) -> None:
+    """Create the table as the command does, without its process."""
+    client = TableClient(load_settings(environ).bigquery)
+    try:
+        await trio.to_thread.run_sync(client.create)
+    finally:
+        client.close()
+
+
 async def ask(gateway: GatewayProcess, count: int) -> None:
     """Make ``count`` requests, one after the other, each of which is answered."""
     async with httpx.AsyncClient(base_url=gateway.url, headers=HEADERS, timeout=30, trust_env=False) as client:
@@ -110,7 +123,7 @@ async def test_every_fault_of_bigquery_ends_in_every_event_there(
     tmp_path: Path, environ: dict[str, str], bigquery: ScriptedBigQuery
 ) -> None:
     """Quotas, failures, answers that are lost or garbage, and rows refused for now: everything arrives."""
-    await run_cgw(environ, "events", "create-table")
+    await create_table(environ)
     bigquery.faults.extend(
         [
             build_error(429, "rateLimitExceeded", "Exceeded rate limits", retry_after=1),
@@ -130,7 +143,7 @@ async def test_what_a_killed_process_has_not_shipped_ships_the_next(
     tmp_path: Path, environ: dict[str, str], bigquery: ScriptedBigQuery
 ) -> None:
     """``kill -9`` while BigQuery is down loses nothing, and what arrives twice has one id."""
-    await run_cgw(environ, "events", "create-table")
+    await create_table(environ)
     async with open_gateway(environ, tmp_path, "first") as gateway:
         await ask(gateway, 3)
         await wait_until(lambda: count_ids(bigquery) == 3, seconds=20)
@@ -147,7 +160,7 @@ async def test_an_event_that_bigquery_never_takes_is_set_aside(
     tmp_path: Path, environ: dict[str, str], bigquery: ScriptedBigQuery
 ) -> None:
     """It costs no other event; ``cgw events failed`` has it with BigQuery's words."""
-    await run_cgw(environ, "events", "create-table")
+    await create_table(environ)
     old = UsageEvent(EventName.ACCESS_DENIED, "static", "acme", created_at=datetime(1990, 1, 1, tzinfo=UTC))
     lines = tmp_path / "old.ndjson"
     lines.write_bytes(render_line(old))
@@ -155,13 +168,9 @@ async def test_an_event_that_bigquery_never_takes_is_set_aside(
         await run_cgw(environ, "events", "import", str(lines))
         await ask(gateway, 3)
         await wait_until(lambda: count_ids(bigquery) == 3, seconds=20)
-        with trio.fail_after(40):
-            while True:
-                failed = (await run_cgw(environ, "events", "failed")).stdout.splitlines()
-                if failed:
-                    break
-                await trio.sleep(0.2)
-    (line,) = failed
+        await wait_until((tmp_path / "events" / SHIPPING_NAME / "bigquery" / FAILED_NAME).exists, seconds=40)
+        failed = await run_cgw(environ, "events", "failed")
+    (line,) = failed.stdout.splitlines()
     found = json.loads(line)
     assert (found["sink"], found["event"]["id"]) == ("bigquery", old.id)
     assert "outside the allowed bounds" in found["reason"]
@@ -172,7 +181,7 @@ async def test_a_bigquery_that_hangs_does_not_hold_up_the_end(
     tmp_path: Path, environ: dict[str, str], bigquery: ScriptedBigQuery
 ) -> None:
     """SIGTERM ends the process within the drain's time, though a thread still waits for an answer."""
-    await run_cgw(environ, "events", "create-table")
+    await create_table(environ)
     environ["CODY_GATEWAY_EVENTS_DRAIN_TIMEOUT"] = "1s"
     async with open_gateway(environ, tmp_path) as gateway:
         bigquery.hang()
@@ -225,10 +234,10 @@ async def test_check_asks_bigquery(environ: dict[str, str], bigquery: ScriptedBi
     (line,) = completed.stdout.decode().splitlines()
     assert line.startswith("CODY_GATEWAY_BIGQUERY_PROJECT_ID: the table acme-events.cody_gateway.events is not there")
     assert line.endswith(": run `cgw events create-table`")
-    await run_cgw(environ, "events", "create-table")
+    await create_table(environ)
     del bigquery.tables[TABLE]["schema"]["fields"][-1]
     completed = await run_cgw(environ, "check")
     assert b": it has no column id: run `cgw events create-table`, which adds what is missing\n" in completed.stdout
-    await run_cgw(environ, "events", "create-table")
+    await create_table(environ)
     completed = await run_cgw(environ, "check")
     assert (completed.returncode, completed.stdout) == (0, b"")

@@ -118,11 +118,16 @@ def has_paths(receiver: Receiver, paths: set[str]) -> bool:
     return paths <= {post.path for post in receiver.posts}
 
 
-@pytest.mark.parametrize("kind", ["slow", "hangs", "refuses", "dead"])
-async def test_receivers_that_misbehave_do_not_keep_the_process(
-    tmp_path: Path, upstream: ScriptedUpstream, kind: str
-) -> None:
+async def test_receivers_that_misbehave_do_not_keep_the_process(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """With a slow, hanging, refusing or dead collector, Sentry and webhook all is served, and SIGTERM ends it."""
+    async with trio.open_nursery() as nursery:  # at the same time: they mostly wait
+        for kind in ("slow", "hangs", "refuses", "dead"):
+            (tmp_path / kind).mkdir()
+            nursery.start_soon(serve_beside_receiver, tmp_path / kind, upstream, kind)
+
+
+async def serve_beside_receiver(tmp_path: Path, upstream: ScriptedUpstream, kind: str) -> None:
+    """Run a process whose receivers misbehave in one way to its end."""
     with open_receiver() as receiver:
         receiver.hangs, receiver.status = kind == "hangs", 200 if kind == "slow" else 503
         receiver.delay_seconds = 1.0

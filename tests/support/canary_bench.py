@@ -30,10 +30,8 @@ from tests.support.redis_server import RedisServer, run_server_process
 
 CRASHING = Path(__file__).with_name("crashing_cgw.py")
 
-COMMANDS = (
-    *("config", "config --json", "config --changed", "check --running", "actors list"),
-    *("usage", "usage --json", "limits show", "limits show --json"),
-)
+SETTINGS_COMMANDS = ("config", "config --json", "config --changed", "check --running")
+STATE_COMMANDS = ("actors list", "usage", "usage --json", "limits show", "limits show --json")
 
 ACTORS = """
 [[actor]]
@@ -133,8 +131,11 @@ class CanaryBench:
     """All commands that Redis was sent."""
     replies: list[bytes] = field(factory=list, repr=False)
 
-    async def read_outputs(self) -> list[tuple[str, bytes]]:
-        """Return all that the process has left behind, by the output's name."""
+    async def read_outputs(self, *, with_settings: bool = False) -> list[tuple[str, bytes]]:
+        """Return all that the process has left behind, by the output's name.
+
+        ``with_settings`` adds the commands that show settings: what they print is the same whatever was asked before.
+        """
         contents = [("log", self.gateway.log_path.read_bytes()), ("redis", bytes(self.monitored))]
         contents += [("redis", part) for part in await self._dump_redis()]
         contents += self.read_posts()
@@ -149,7 +150,7 @@ class CanaryBench:
             printed[f"cgw {command}"] = await self.run_cgw(*command.split())
 
         async with trio.open_nursery() as command_nursery:
-            for command in COMMANDS:
+            for command in STATE_COMMANDS + (SETTINGS_COMMANDS if with_settings else ()):
                 command_nursery.start_soon(run, command)
         return [*contents, *printed.items()]
 

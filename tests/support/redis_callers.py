@@ -26,8 +26,9 @@ _PAUSE_SECONDS = 0.002
 class CallerDrill:
     """Callers of ``redis``, their replies and errors."""
 
-    def __init__(self, name: str, redis: Store, key: str) -> None:
+    def __init__(self, name: str, redis: Store, key: str, timeout_seconds: float) -> None:
         self.redis = redis
+        self.timeout_seconds = timeout_seconds
         self.answers = 0
         self.errors = 0
         self.longest_seconds = 0.0
@@ -93,20 +94,23 @@ class CallerDrill:
         """Print the figures and check them; ``stalled_seconds`` of the waits were stalls of this process."""
         statistics = self.redis.statistics()
         sys.stdout.write(
-            f"\n{self._name}: longest wait {self.longest_seconds * 1000:.1f} ms of {TIMEOUT * 1000:.0f} ms, "
-            f"back after {self.back_seconds * 1000:.0f} ms; {self.answers} answers, {self.errors} errors, "
+            f"\n{self._name}: longest wait {self.longest_seconds * 1000:.1f} ms "
+            f"of {self.timeout_seconds * 1000:.0f} ms, back after {self.back_seconds * 1000:.0f} ms; "
+            f"{self.answers} answers, {self.errors} errors, "
             f"{statistics.reconnects} reconnects, {statistics.timeouts} timeouts\n"
         )
         assert self._wrong == []
-        assert self.longest_seconds < TIMEOUT + GRACE + stalled_seconds
+        assert self.longest_seconds < self.timeout_seconds + GRACE + stalled_seconds
         assert self.back_seconds < BACK_SECONDS + GRACE + stalled_seconds
 
 
 @asynccontextmanager
-async def run_caller_drill(name: str, url: str, *, key: str = "drill") -> AsyncIterator[CallerDrill]:
-    """Open the store at ``url`` with the default deadline and call it while the block makes it fail and recover."""
-    async with watch_stalls() as stalls, open_redis(url, timeout_seconds=TIMEOUT) as redis:
-        drill = CallerDrill(name, redis, key)
+async def run_caller_drill(
+    name: str, url: str, *, key: str = "drill", timeout_seconds: float = TIMEOUT
+) -> AsyncIterator[CallerDrill]:
+    """Open the store at ``url`` with a short deadline and call it while the block makes it fail and recover."""
+    async with watch_stalls() as stalls, open_redis(url, timeout_seconds=timeout_seconds) as redis:
+        drill = CallerDrill(name, redis, key, timeout_seconds)
         async with trio.open_nursery() as callers_nursery:
             for caller in range(_CALLERS):
                 callers_nursery.start_soon(drill.call_repeatedly, caller)

@@ -38,3 +38,16 @@ def split_events(body: bytes) -> list[bytes]:
 def encode_chunked(pieces: list[bytes]) -> bytes:
     """Encode ``pieces`` as the chunks of a whole chunked body."""
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def pick_cuts(data: bytes, *, each_byte: bool) -> list[int]:
+    """Return where to cut ``data`` in two: at each byte, or where it matters.
+
+    That is beside line ends, which end events, fields and chunks, inside characters of several bytes, and in the end,
+    where a final marker is looked for; and at every eleventh byte, so that every kind of content is cut somewhere.
+    """
+    matters = {*range(0, len(data), 11), *range(len(data) - 60, len(data))}
+    for position, byte in enumerate(data):
+        if byte in b"\r\n" or byte >= 0x80:
+            matters.update(range(position - 1, position + 3))
+    return [cut for cut in range(1, len(data)) if each_byte or cut in matters]

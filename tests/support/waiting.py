@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 
-async def wait_until(is_true: Callable[[], bool], *, seconds: float = 5) -> None:
+async def wait_until(is_true: Callable[[], bool], *, seconds: float = 20) -> None:
     """Poll ``is_true()`` every millisecond. Raises :exc:`trio.TooSlowError` after ``seconds``."""
     with trio.fail_after(seconds):
         while not is_true():  # noqa: ASYNC110 - polling is the purpose of this function

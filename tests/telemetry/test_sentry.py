@@ -17,7 +17,6 @@ from cgw.telemetry.error_events import (
     ALL_REPORTS_PER_MINUTE,
     MAX_CAUSES,
     REPORTS_PER_MINUTE,
-    WITHHELD,
     StormFilter,
     fingerprint_exception,
     fingerprint_message,
@@ -25,6 +24,7 @@ from cgw.telemetry.error_events import (
 from cgw.telemetry.exchange_record import ExchangeRecord, Outcome, RequestKind, begin_times
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.sentry import FLUSH_SECONDS, MAX_PENDING, ErrorReports, open_error_reports
+from cgw.telemetry.stack_traces import WITHHELD
 from cgw.wire.trace_context import begin_trace
 from tests.support.collectors import Receiver, open_receiver
 

@@ -79,7 +79,7 @@ class Model:
         assert not self.waiting or min(self.waiting[0][0], MAXIMUM) > MAXIMUM - held
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(steps, max_size=25))
 def test_budget_is_kept_in_the_order_of_asking(script: list[tuple[str, int]]) -> None:
     """However bodies come, end and are cancelled, the bound holds, the first goes next, and all comes back."""

@@ -301,7 +301,7 @@ def plays(draw: st.DrawFn) -> Play:
     return play
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(plays())
 @example(Play(end="open"))
 @example(Play(framing="counted", chunks=((60_000, "plain"), (9, "plain")), reads=(100,), steps=(65_536,)))
@@ -314,7 +314,7 @@ def test_both_paths_come_to_the_same(play: Play) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(plays(), st.booleans())
 @example(Play(chunks=((3, "plain"),) * 5, steps=(100_000,)), True)
 @example(Play(chunks=((65_536, "plain"),) * 4, steps=(100_000,), reads=(3_000,)), True)

@@ -277,7 +277,7 @@ def encode(client: FrameClient, step: Headers) -> bytes:
 
 
 @given(steps=st.lists(STEPS, max_size=25), closes=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_frames_break_the_engine(steps: list[Headers | Raw | Pause], closes: bool) -> None:
     """For any frames: windows and stream states are obeyed, no exchange is left, no error is logged."""
     with watch_log() as records:
@@ -287,7 +287,7 @@ def test_no_frames_break_the_engine(steps: list[Headers | Raw | Pause], closes: 
 
 @example(data=frames.pack_settings({}), sizes=[1])
 @given(data=st.binary(max_size=200), sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_bytes_break_the_engine(data: bytes, sizes: list[int]) -> None:
     """Arbitrary bytes in pieces of any size leave no exchange and no error in the log."""
     steps: list[Headers | Raw | Pause] = []

@@ -286,11 +286,11 @@ async def test_refusals_share_a_line_of_log(tmp_path: Path, caplog: pytest.LogCa
 
 async def test_lagging_loop_sheds_and_recovers(tmp_path: Path) -> None:
     """While something keeps the loop busy, requests are refused; within a second after it has ended, none is."""
-    more = {"CODY_GATEWAY_SHED_TARGET": "5ms", "CODY_GATEWAY_SHED_INTERVAL": "100ms"}
+    more = {"CODY_GATEWAY_SHED_TARGET": "2ms", "CODY_GATEWAY_SHED_INTERVAL": "100ms"}
 
     async def keep_busy() -> None:
         while True:
-            work(0.03)
+            work(0.01)
             await trio.lowlevel.checkpoint()
 
     async with (

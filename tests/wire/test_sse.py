@@ -93,28 +93,24 @@ def test_a_window_in_mid_frame_begins_after_the_first_sure_blank_line(data: byte
     assert parse_frames(data, mid_frame=True) == frames
 
 
-@settings(deadline=None)
 @given(streams, st.lists(st.integers(min_value=0)))
 def test_any_pieces_give_the_same_frames(data: bytes, positions: list[int]) -> None:
     """The frames are the same wherever a stream is cut."""
     assert feed_all(FrameParser(), cut(data, positions)) == parse_frames(data)
 
 
-@settings(deadline=None)
 @given(streams, st.lists(st.integers(min_value=0)))
 def test_any_pieces_of_a_window_give_the_same_frames(data: bytes, positions: list[int]) -> None:
     """The frames of a window that begins in mid-frame are the same wherever it is cut."""
     assert feed_all(FrameParser(mid_frame=True), cut(data, positions)) == parse_frames(data, mid_frame=True)
 
 
-@settings(deadline=None)
 @given(st.binary(), st.booleans())
 def test_arbitrary_bytes_are_no_error(data: bytes, mid_frame: bool) -> None:
     """No bytes make the parser raise."""
     assert all(isinstance(frame, Frame) for frame in parse_frames(data, mid_frame=mid_frame))
 
 
-@settings(deadline=None)
 @given(streams, st.integers(min_value=0))
 def test_a_window_yields_only_frames_of_the_stream(data: bytes, position: int) -> None:
     """A window's frames are the last frames of the whole stream: no other ones, and all of them."""
@@ -124,7 +120,6 @@ def test_a_window_yields_only_frames_of_the_stream(data: bytes, position: int) -
     assert seen == whole[len(whole) - len(seen) :]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.from_regex(rb"[a-z_]*", fullmatch=True), st.from_regex(rb"[^\r\n]+", fullmatch=True))))
 def test_written_frames_are_read_back(events: list[tuple[bytes, bytes]]) -> None:
     """Frames written in the usual way come back as they were."""

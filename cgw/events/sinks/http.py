@@ -30,7 +30,7 @@ from cgw.config.kinds import Secret
 from cgw.errors import explain_os_error
 from cgw.events.settings import HttpSinkSettings
 from cgw.events.sinks.sink import RejectedEvent, SinkUnavailable
-from cgw.telemetry.slack import parse_retry_after
+from cgw.wire.retry_after import parse_retry_after
 
 if TYPE_CHECKING:
     import httpx  # imported at run time when the sink is opened, because that takes 100 ms

@@ -137,12 +137,9 @@ class OpenAIInputTokens(OpenAISdkRoute, FreeRoute):
         parsed, _ = self.read(self._reader, body, caller)
         _refuse_conversation(parsed.conversation)
         model = self.strip_prefix(parsed.model)
-        prepared = self.build_request(
+        prepared = self.build_free_request(
             set_model(body, parsed.model, model),
             model,
-            is_stream=False,
-            prompt_character_count=0,
-            max_completion_tokens=0,
             headers=select_headers(head, BETAS),
             query=query_of(head),
         )
@@ -166,8 +163,8 @@ def list_references(items: Any, *others: Any) -> tuple[str, ...]:
     """Return the ids of stored items and responses from which the upstream would take something: ``others`` as well.
 
     Items that have their content with them (messages, calls and their results) are not looked up there, whatever id
-    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`, and for more
-    than :data:`~cgw.providers.body_structure.MAX_ITEMS` items.
+    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`, and for more items than can
+    be looked at.
     """
     if isinstance(items, list) and len(items) > MAX_ITEMS:
         raise Refusal(400, f"input: at most {MAX_ITEMS} items are accepted, not {len(items)}", param="input")

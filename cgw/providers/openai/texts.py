@@ -20,7 +20,7 @@ from cgw.providers.upstream_requests import query_of, select_headers
 from cgw.wire.messages import RequestHead
 
 CHARACTERS_PER_TOKEN = 4
-"""What a token counts in prompts that are sent as tokens: the providers' rule of thumb for English text."""
+"""For prompts that are sent as tokens: the providers' rule of thumb for English text."""
 
 
 @define

@@ -64,7 +64,7 @@ async def send_until_taken(
 
 
 # The fixture of the folder only closes the way to the internet, for all examples alike.
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from(KINDS), min_size=1, max_size=9),
     st.lists(st.sampled_from(FAULTS), max_size=3),
