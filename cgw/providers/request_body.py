@@ -8,6 +8,7 @@ object, so that numbers and unknown parts are passed on unchanged.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NewType, NoReturn, TypeVar
@@ -200,7 +201,8 @@ def _make_reader(classes: Iterable[type], cls: type) -> Convert:
     return readers[cls]
 
 
-def _make_converter(classes: Iterable[type]) -> cattrs.Converter:
+@functools.lru_cache(maxsize=64)  # compiling the functions of a shape takes milliseconds
+def _make_converter(classes: tuple[type, ...]) -> cattrs.Converter:
     converter = cattrs.Converter()
     for kind, check in _CHECKS.items():
         converter.register_structure_hook(kind, check)
@@ -227,7 +229,7 @@ def _structure_list(cls: Any, converter: cattrs.BaseConverter) -> _Structure:
 
 
 class BodyReader(Generic[T]):
-    """Reads request bodies of one shape. Make one for each dialect: cattrs compiles functions here.
+    """Reads request bodies of one shape. Make one for each dialect: cattrs compiles functions here, once a shape.
 
     ``parts`` are the attrs classes inside ``cls``, innermost first.
     """
