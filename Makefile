@@ -4,6 +4,7 @@ PYTHON ?= $(shell .ci/find-python)
 DEMO_ARGS ?=
 TEST_ARGS ?=
 RUN_ARGS ?=
+COMPAT_ARGS ?=
 BENCH_ARGS ?= --rounds 2 --scenario steady,throughput,requests,first-byte,idle,cancel
 SUPPORTED = 3.11 3.12 3.13
 
@@ -18,7 +19,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml --group pyproject.toml:build
 
-.PHONY: help demo run test check drills test-all bench lock clean
+.PHONY: help demo run test check drills test-all bench compat lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -58,12 +59,15 @@ test-all:  ## the tests on every supported Python that is installed
 bench: $(VENV)/.dev  ## cgw beside the peers that are installed, under 10 minutes (BENCH_ARGS="--profile full")
 	@$(BIN)/python -m benchmarks run $(BENCH_ARGS)
 
+compat: $(VENV)/.dev  ## real clients, installed from their registries into .compat, against cgw; writes docs/clients.md (COMPAT_ARGS="codex")
+	@$(BIN)/python -m compat $(COMPAT_ARGS)
+
 lock: $(VENV)/.dev  ## write both lock files anew from pyproject.toml (UPGRADE=--upgrade takes newer versions)
 	@$(COMPILE) $(UPGRADE) --output-file requirements.lock
 	@$(COMPILE) $(UPGRADE) --group pyproject.toml:dev --constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## remove the virtual environments and caches
-	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist .compat
 
 # --- the virtual environment -------------------------------------------------------------------------------------------
 # Made without its own pip where the interpreter's pip can install into it: that saves seconds, and works where

@@ -12,7 +12,7 @@ import msgspec
 from attrs import evolve
 
 from cgw.events import records
-from cgw.events.kinds import KINDS, Key, Kind, list_keys
+from cgw.events.kinds import KINDS, EventKind, Key, list_keys
 from cgw.events.lines import EventLine, render_line
 from cgw.model import Actor, Feature, Usage, UsageEvent, UsageQuality
 
@@ -66,7 +66,7 @@ def build_examples() -> list[UsageEvent]:
             upstream_request_duration_ms=2620,
             metadata={"stream": True, "max_tokens": 4000},
             **_USER,
-            **_EXCHANGE,
+            exchange=records.build_exchanged(**_EXCHANGE),
         ),
         records.embeddings_finished(
             _ACTOR,
@@ -79,7 +79,7 @@ def build_examples() -> list[UsageEvent]:
             upstream_status=200,
             upstream_request_duration_ms=84,
             metadata={"batch_size": 3},
-            **_EXCHANGE | {"response_chunks": None},
+            exchange=records.build_exchanged(**_EXCHANGE | {"response_chunks": None}),
         ),
         records.rate_limited(
             _ACTOR,
@@ -119,7 +119,7 @@ def build_page() -> str:
     return "".join(parts)
 
 
-def _build_section(kind: Kind, example: UsageEvent) -> str:
+def _build_section(kind: EventKind, example: UsageEvent) -> str:
     fixed = evolve(
         example, id="019e0f6e-9d6e-7c3a-8a51-6f2b1c0d4e5f", created_at=datetime(2026, 11, 25, 12, 0, 1, 874210, UTC)
     )

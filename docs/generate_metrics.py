@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cgw.telemetry.metrics import MAX_SERIES, Kind, Metric
+from cgw.telemetry.metrics import MAX_SERIES, Metric, MetricKind
 from cgw.telemetry.metrics_catalogue import list_part_metrics
 from cgw.telemetry.metrics_exchanges import EXCHANGE_METRICS, MAX_MODELS
 from cgw.telemetry.metrics_workers import WORKERS
@@ -52,7 +52,7 @@ def _build_table(title: str, metrics: Iterable[Metric]) -> str:
 
 
 def _build_row(metric: Metric) -> str:
-    name = metric.sample_name if metric.kind is Kind.COUNTER else metric.name
+    name = metric.sample_name if metric.kind is MetricKind.COUNTER else metric.name
     labels = ", ".join(f"`{label}`" for label in metric.labels)
     meaning = metric.help.replace("|", r"\|")
     other_name = f"`{metric.otel_name}`" if metric.otel_name else ""

@@ -6,7 +6,6 @@ line of JSON. Each event is built as a gateway builds it, with as many of the ex
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 import time
@@ -20,7 +19,7 @@ import trio
 
 import cgw
 from cgw.events.event_log import EventLog, open_event_log
-from cgw.events.records import completions_finished
+from cgw.events.records import build_exchanged, completions_finished
 from cgw.model import Actor, Feature, Usage, UsageEvent, UsageQuality
 
 EVENTS_PER_TURN = 10
@@ -43,8 +42,6 @@ EXCHANGE: dict[str, Any] = {
 
 def build_builder() -> Callable[[], UsageEvent]:
     """Return a function that builds an event."""
-    known = inspect.signature(completions_finished).parameters
-    exchange = {name: value for name, value in EXCHANGE.items() if name in known}
     actor = Actor(id="benchmarks", name="Benchmarks", source="static", access_enabled=True)
     usage = Usage(1210, 342, 4711, 1288, UsageQuality.EXACT)
     metadata = {"stream": True, "max_tokens": 4000}
@@ -60,7 +57,7 @@ def build_builder() -> Callable[[], UsageEvent]:
             upstream_status=200,
             upstream_request_duration_ms=2620,
             metadata=metadata,
-            **exchange,
+            exchange=build_exchanged(**EXCHANGE),
         )
 
     return build

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from cgw.config.environment import Reading
+    from cgw.config.environment import ExaminedSettings
     from cgw.service.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,7 +43,7 @@ def data_dir_option(command: F) -> F:
     )(command)
 
 
-def examine_process_settings(env_file: Path | None = None) -> Reading[Settings]:
+def examine_process_settings(env_file: Path | None = None) -> ExaminedSettings[Settings]:
     """Return the settings from the process's environment and ``env_file``, and the problems of wrong variables.
 
     Raises :exc:`~cgw.errors.ConfigError` for a file that cannot be used.

@@ -39,14 +39,14 @@ _SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "WEBHOOK"}
 
 
 @frozen
-class Reading(Generic[T]):
+class ExaminedSettings(Generic[T]):
     """Settings, and the problem of each variable that is wrong; ``settings`` have the defaults of those."""
 
     settings: T
     problems: Mapping[str, str]
 
 
-def examine_environment(root: type[T], environ: Mapping[str, str]) -> Reading[T]:
+def examine_environment(root: type[T], environ: Mapping[str, str]) -> ExaminedSettings[T]:
     """Build an instance of the root class ``root`` from ``environ``, with the problems of all variables.
 
     A variable that is empty or blank counts as unset, as deployment files often leave it so.
@@ -76,7 +76,7 @@ def examine_environment(root: type[T], environ: Mapping[str, str]) -> Reading[T]
         return settings_class(**values)
 
     # A group with problems is built from its other values, so that the problems of all groups are found.
-    return Reading(build_root(root, read_group, partial(_find_named, environ, problems)), problems)
+    return ExaminedSettings(build_root(root, read_group, partial(_find_named, environ, problems)), problems)
 
 
 def _choose_names(variable: Variable, environ: Mapping[str, str]) -> list[str]:

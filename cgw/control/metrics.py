@@ -8,10 +8,10 @@ import trio
 from attrs import frozen
 
 from cgw.control.responses import ControlResponse
-from cgw.telemetry.metrics import Reading
+from cgw.telemetry.metrics import MetricReading
 
 FRESH_SECONDS = 1.0
-"""How long a scrape is answered again: a flood of them, or several scrapers, cost one rendering a second."""
+"""The time for which a scrape is answered again: a flood of them, or several scrapers, cost one rendering a second."""
 
 
 @frozen
@@ -23,7 +23,7 @@ class _Scrape:
 class MetricsRoute:
     """Answers scrapes. At most one of each format is rendered at a time, in a thread; others wait for it."""
 
-    def __init__(self, take_all: Callable[[], Awaitable[list[Reading]]]) -> None:
+    def __init__(self, take_all: Callable[[], Awaitable[list[MetricReading]]]) -> None:
         """``take_all`` returns the readings of what a scrape shows, and never raises."""
         self._take_all = take_all
         self._lock = trio.Lock()
@@ -61,7 +61,7 @@ def prefers_openmetrics(accept: str) -> bool:
     return False
 
 
-def _render(readings: list[Reading], is_openmetrics: bool) -> ControlResponse:
+def _render(readings: list[MetricReading], is_openmetrics: bool) -> ControlResponse:
     # Imported by the first scrape, here in its thread: prometheus_client takes 60 ms.
     from cgw.telemetry.metrics_text import OPENMETRICS_TYPE, TEXT_TYPE, render_metrics
 

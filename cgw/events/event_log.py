@@ -68,7 +68,7 @@ class EventLog:
         self._segment = segment  # none while failing
         self._retired: list[OpenSegment] = []  # to be sealed at the next check
         self.is_sealing = False
-        """Whether there are segments that nothing is appended to any more, and that are not sealed yet."""
+        """True if there are segments that nothing is appended to any more, and that are not sealed yet."""
         self._failure = ""
         self._is_over = False  # beyond the bound with events that sinks do not have, and the policy is to refuse
         self._deleted_unshipped = 0

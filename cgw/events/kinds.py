@@ -19,7 +19,7 @@ EARLIER = "an earlier version recorded it"
 
 @frozen
 class Key:
-    """What a key says. ``absent`` is when an event is without it, ``""`` for never; ``is_own``: not the reference's."""
+    """A key's meaning. ``absent`` is when an event is without it, ``""`` for never; ``is_own``: not the reference's."""
 
     meaning: str
     unit: str = ""
@@ -28,7 +28,7 @@ class Key:
 
 
 @frozen
-class Kind:
+class EventKind:
     """A kind of event, when it is recorded, and the typed dictionary of its metadata."""
 
     name: EventName
@@ -51,7 +51,7 @@ class SgActor(TypedDict, total=False):
 
 
 class FlaggingResult(TypedDict, total=False):
-    """What flagging found in a prompt."""
+    """The findings of flagging in a prompt."""
 
     reason: Annotated[list[str], Key("the names of the rules that the request meets")]
     should_block: Annotated[bool, Key("whether a rule refuses the request")]
@@ -120,14 +120,14 @@ class InstanceUser(SgActorKey, total=False):
 
 
 class Flagged(TypedDict, total=False):
-    """What flagging found."""
+    """A prompt that was flagged."""
 
     flagged: Annotated[bool, Key("true: the prompt is flagged", absent="it is not flagged")]
     flagging_result: Annotated[FlaggingResult, Key("the rules that it meets", absent="it is not flagged")]
 
 
 class Asked(TypedDict, total=False):
-    """What was asked for."""
+    """The part of the request that limits and prices depend on."""
 
     feature: Annotated[str, Key("`chat_completions`, `code_completions` or `embeddings`")]
     model: Annotated[str, Key("`provider/model`")]
@@ -315,22 +315,22 @@ class AccessDenied(Traced, CountedAgain, total=False):
 
 
 KINDS = (
-    Kind(
+    EventKind(
         EventName.COMPLETIONS_FINISHED,
         "A completion passed the check of its model, whatever became of it.",
         CompletionsFinished,
     ),
-    Kind(
+    EventKind(
         EventName.EMBEDDINGS_FINISHED,
         "Embeddings passed the check of their model, whatever became of them.",
         EmbeddingsFinished,
     ),
-    Kind(EventName.RATE_LIMITED, "A limit refused a request.", RateLimited),
-    Kind(EventName.REQUEST_BLOCKED, "A request was refused for its prompt.", RequestBlocked),
-    Kind(
+    EventKind(EventName.RATE_LIMITED, "A limit refused a request.", RateLimited),
+    EventKind(EventName.REQUEST_BLOCKED, "A request was refused for its prompt.", RequestBlocked),
+    EventKind(
         EventName.UNAUTHORIZED,
         "A source knows the token and denies it. The `identifier` is `unknown`.",
         Unauthorized,
     ),
-    Kind(EventName.ACCESS_DENIED, "The actor's access is switched off.", AccessDenied),
+    EventKind(EventName.ACCESS_DENIED, "The actor's access is switched off.", AccessDenied),
 )

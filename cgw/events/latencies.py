@@ -15,7 +15,7 @@ RELATIVE_ERROR = (GROWTH - 1) / (GROWTH + 1)
 
 SHORTEST_MS = 0.1
 LONGEST_MS = 3_600_000.0
-"""What is shorter or longer counts in the first or the last bucket."""
+"""Times that are shorter or longer count in the first or the last bucket."""
 
 _SCALE = 1 / log(GROWTH)
 FIRST_BUCKET = ceil(log(SHORTEST_MS) * _SCALE)

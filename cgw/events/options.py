@@ -20,9 +20,9 @@ class EventLogOptions:
     """A segment is sealed at the first check after it has reached this size, or this age."""
     segment_seconds: float = 3600.0
     check_seconds: float = 1.0
-    """How often the segment is looked after: whether it is in its place, and due to be synced or sealed."""
+    """The time between two looks at the segment: whether it is in its place, and due to be synced or sealed."""
     close_seconds: float = 10.0
-    """How long closing may wait for a slow disk."""
+    """The time for which closing may wait for a slow disk."""
 
 
 @frozen

@@ -39,23 +39,15 @@ def completions_finished(
     sg_actor_id: str | None = None,
     sg_actor_anonymous_uid: str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    trace_id: str | None = None,
-    outcome: str | None = None,
-    started_at: float | None = None,
-    ended_at: float | None = None,
-    request_bytes: int | None = None,
-    response_bytes: int | None = None,
-    response_chunks: int | None = None,
-    time_to_first_byte_ms: float | None = None,
-    overhead_ms: float | None = None,
+    exchange: Exchanged | None = None,
 ) -> UsageEvent:
     """The event of a completion that passed the model check, whatever became of it.
 
     ``model`` is ``provider/model``. ``metadata`` is what the dialect adds (``stream``, ``max_tokens``); it comes
     first, so that it cannot displace a key of ours. ``resolved_status`` is what the client was answered,
     ``upstream_status`` what the upstream answered (``None``: nothing). ``sg_actor_id`` and ``sg_actor_anonymous_uid``
-    are the request's ``X-Sourcegraph-Actor-UID`` and ``-Anonymous-UID``. ``started_at`` and ``ended_at`` are in Unix
-    seconds. Figures that are ``None`` are left out; the reference writes −1.
+    are the request's ``X-Sourcegraph-Actor-UID`` and ``-Anonymous-UID``. ``exchange`` is of
+    :func:`build_exchanged`. Figures that are ``None`` are left out; the reference writes −1.
     """
     # One dictionary, filled in the order of the keys: half the time of filling one and leaving out what is None.
     # Enums stand for their values, as they are strings: asking for the value takes 0.1 µs.
@@ -73,19 +65,8 @@ def completions_finished(
         _add_instance_user(fields, sg_actor_id, sg_actor_anonymous_uid)
     if actor_name := actor.name.strip():
         fields["actor_name"] = actor_name
-    # By position: half a microsecond less than by name.
-    _add_exchange(
-        fields,
-        trace_id,
-        outcome,
-        started_at,
-        ended_at,
-        request_bytes,
-        response_bytes,
-        response_chunks,
-        time_to_first_byte_ms,
-        overhead_ms,
-    )
+    if exchange is not None:
+        fields.update(exchange)  # type: ignore[typeddict-item]
     return UsageEvent(EventName.COMPLETIONS_FINISHED, actor.source, actor.id, fields)
 
 
@@ -107,8 +88,8 @@ def _add_usage(fields: CompletionsFinished, usage: Usage) -> None:
     fields["usage_quality"] = usage.quality
 
 
-def _add_exchange(
-    fields: Exchanged,
+def build_exchanged(
+    *,
     trace_id: str | None,
     outcome: str | None,
     started_at: float | None,
@@ -118,7 +99,12 @@ def _add_exchange(
     response_chunks: int | None,
     time_to_first_byte_ms: float | None,
     overhead_ms: float | None,
-) -> None:
+) -> Exchanged:
+    """Return what events of completions and embeddings tell of their exchange.
+
+    ``started_at`` and ``ended_at`` are in Unix seconds. Figures that are ``None`` are left out.
+    """
+    fields: Exchanged = {}
     if trace_id is not None:
         fields["trace_id"] = trace_id
     if outcome is not None:
@@ -138,6 +124,7 @@ def _add_exchange(
         fields["time_to_first_byte_ms"] = int(time_to_first_byte_ms * 1000) / 1000
     if overhead_ms is not None:
         fields["overhead_ms"] = int(overhead_ms * 1000) / 1000
+    return fields
 
 
 def _add_trace_id(fields: Traced, trace_id: str | None) -> None:
@@ -173,19 +160,11 @@ def embeddings_finished(
     upstream_status: int | None,
     upstream_request_duration_ms: int | None,
     metadata: Mapping[str, Any],
-    trace_id: str | None = None,
-    outcome: str | None = None,
-    started_at: float | None = None,
-    ended_at: float | None = None,
-    request_bytes: int | None = None,
-    response_bytes: int | None = None,
-    response_chunks: int | None = None,
-    time_to_first_byte_ms: float | None = None,
-    overhead_ms: float | None = None,
+    exchange: Exchanged | None = None,
 ) -> UsageEvent:
     """The event of embeddings that passed the model check, whatever became of them.
 
-    ``metadata`` has ``batch_size``; the exchange's figures are as for completions. The reference writes 0
+    ``metadata`` has ``batch_size``; ``exchange`` is as for completions. The reference writes 0
     ``tokens_used`` for a failure, which is left out here.
     """
     fields: EmbeddingsFinished = {**metadata}  # type: ignore[typeddict-item]
@@ -205,18 +184,8 @@ def embeddings_finished(
         fields["upstream_status_code"] = upstream_status
     if actor_name := actor.name.strip():
         fields["actor_name"] = actor_name
-    _add_exchange(
-        fields,
-        trace_id,
-        outcome,
-        started_at,
-        ended_at,
-        request_bytes,
-        response_bytes,
-        response_chunks,
-        time_to_first_byte_ms,
-        overhead_ms,
-    )
+    if exchange is not None:
+        fields.update(exchange)  # type: ignore[typeddict-item]
     return UsageEvent(EventName.EMBEDDINGS_FINISHED, actor.source, actor.id, fields)
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger("cgw.events")
 
 @frozen
 class Retention:
-    """How long, and in how many bytes, segments are kept. ``drops_unshipped`` is the policy at the bound."""
+    """The time for which, and the bytes in which, segments are kept. ``drops_unshipped`` is the policy at the bound."""
 
     seconds: float
     max_bytes: int

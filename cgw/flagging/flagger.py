@@ -28,7 +28,7 @@ _BYTES_PER_MESSAGE = 16
 _MAX_BYTES_PER_CHARACTER = 4
 
 
-class RequestBlocked(Refusal):
+class PromptBlocked(Refusal):
     """A request that is refused for its prompt. ``metadata`` is that of its usage event."""
 
     def __init__(self, found: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class Flagger:
         """Examine a request, and add what was found to ``prepared.metadata``, for its usage event.
 
         Large prompts are examined in slices, between which other tasks run, and counted in a thread. Raises
-        :exc:`RequestBlocked`. Cancel-safe.
+        :exc:`PromptBlocked`. Cancel-safe.
         """
         prompt = prepared.prompt
         if prompt is None:
@@ -141,7 +141,7 @@ class Flagger:
             self._flagged += 1
             if verdict.should_block:
                 self._blocked_count += 1
-                raise RequestBlocked(metadata, build_blocked_metadata(verdict, prepared, provider))
+                raise PromptBlocked(metadata, build_blocked_metadata(verdict, prepared, provider))
         if is_logged:
             metadata["full_prompt"] = join_text(slices, MAX_FULL_PROMPT_CHARACTERS)
         prepared.metadata = {**prepared.metadata, **metadata}

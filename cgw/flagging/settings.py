@@ -15,7 +15,7 @@ _SHARED = "For Anthropic, OpenAI, Google and compatible servers."
 
 @frozen
 class FlaggingSettings:
-    """Which requests are flagged in usage events, or refused. Variables have the reference's prefix, ANTHROPIC, also
+    """The requests that are flagged in usage events, or refused. Variables have the reference's prefix, ANTHROPIC, also
     where they are for other providers, too; Fireworks' requests are never flagged."""
 
     allowed_phrases: tuple[str, ...] = setting(

@@ -15,7 +15,7 @@ PHRASE_BYTES = 5
 
 
 class Reason(enum.StrEnum):
-    """Why a request is flagged, in the reference's order."""
+    """The reasons to flag a request, in the reference's order."""
 
     MODEL_USED = "model_used"
     UNKNOWN_PROMPT = "unknown_prompt"
@@ -38,7 +38,7 @@ class Facts:
 
 @frozen
 class Verdict:
-    """Why a request is flagged, and whether to refuse it."""
+    """The reasons to flag a request, and whether to refuse it."""
 
     reasons: tuple[Reason, ...]
     should_block: bool

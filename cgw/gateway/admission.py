@@ -12,11 +12,11 @@ from cgw.actors.authorization import build_denied, build_unauthorized, check_acc
 from cgw.actors.source import AccessTokenDenied, NotFromSource, SourceUnavailable, TooManyUnknownTokens
 from cgw.errors import Headers, Refusal, StoreUnavailable
 from cgw.events import records
-from cgw.flagging.flagger import RequestBlocked
+from cgw.flagging.flagger import PromptBlocked
 from cgw.gateway.answer import read_text
 from cgw.gateway.parts import SETTLE_SECONDS, Gateway, record_event
 from cgw.limits.admissions import Admission
-from cgw.limits.limiter import check_cut_off
+from cgw.limits.plans import check_cut_off
 from cgw.limits.refusals import build_limit_refusal, choose_wait_ms, describe_for_events
 from cgw.limits.states import LimitExceeded
 from cgw.limits.tokens import estimate_tokens
@@ -191,7 +191,7 @@ async def _examine(
 ) -> None:
     try:
         await gateway.flagger.check(actor, feature, prepared, dialect.provider, head.trace.trace_id)
-    except RequestBlocked as blocked:
+    except PromptBlocked as blocked:
         event = records.request_blocked(
             actor,
             feature,

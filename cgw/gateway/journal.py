@@ -9,6 +9,7 @@ from attrs import define
 
 from cgw.errors import OutOfDescriptors, Refusal, UpstreamError, UpstreamRefusal, UpstreamTimeout, UpstreamUnreachable
 from cgw.events import records
+from cgw.events.kinds import Exchanged
 from cgw.gateway.answer import describe_unread_timeout, read_text
 from cgw.gateway.phases import Phase
 from cgw.model import Actor, EventOutcome, Feature, Usage, UsageEvent, UsageQuality
@@ -147,8 +148,7 @@ class Journal:
         client is answered, ``None`` where it left before that was known.
         """
         prepared = self._require_prepared()
-        self._usage = usage
-        upstream_seconds, first_byte_seconds, overhead_seconds, ended_at = self._measure()
+        self._usage, self._chunks = usage, facts.chunks or None
         event = records.completions_finished(
             actor,
             feature=feature,
@@ -157,19 +157,11 @@ class Journal:
             usage=usage or Usage(prompt_character_count=prepared.prompt_character_count),
             resolved_status=status or CLIENT_CLOSED_REQUEST,
             upstream_status=None if self._upstream_head is None else self._upstream_head.status,
-            upstream_request_duration_ms=None if upstream_seconds is None else round(upstream_seconds * 1000),
+            upstream_request_duration_ms=self._measure_upstream_ms(),
             sg_actor_id=read_text(self._head, b"x-sourcegraph-actor-uid"),
             sg_actor_anonymous_uid=read_text(self._head, b"x-sourcegraph-actor-anonymous-uid"),
             metadata=prepared.metadata,
-            trace_id=self._head.trace.trace_id,
-            outcome=self._describe_outcome(facts),
-            started_at=self._started_at,
-            ended_at=ended_at,
-            request_bytes=self._request_bytes,
-            response_bytes=facts.body_bytes,
-            response_chunks=self._note_chunks(facts.chunks),
-            time_to_first_byte_ms=None if first_byte_seconds is None else first_byte_seconds * 1000,
-            overhead_ms=None if overhead_seconds is None else overhead_seconds * 1000,
+            exchange=self._build_exchanged(facts),
         )
         self._event_id = event.id
         return event
@@ -188,7 +180,6 @@ class Journal:
         prepared = self._require_prepared()
         if tokens is not None:
             self._usage = Usage(prompt_token_count=tokens, quality=quality)
-        upstream_seconds, first_byte_seconds, overhead_seconds, ended_at = self._measure()
         event = records.embeddings_finished(
             actor,
             model=prepared.model,
@@ -198,16 +189,9 @@ class Journal:
             quality=quality,
             resolved_status=status or CLIENT_CLOSED_REQUEST,
             upstream_status=None if self._upstream_head is None else self._upstream_head.status,
-            upstream_request_duration_ms=None if upstream_seconds is None else round(upstream_seconds * 1000),
+            upstream_request_duration_ms=self._measure_upstream_ms(),
             metadata=prepared.metadata,
-            trace_id=self._head.trace.trace_id,
-            outcome=self._describe_outcome(facts),
-            started_at=self._started_at,
-            ended_at=ended_at,
-            request_bytes=self._request_bytes,
-            response_bytes=facts.body_bytes,
-            time_to_first_byte_ms=None if first_byte_seconds is None else first_byte_seconds * 1000,
-            overhead_ms=None if overhead_seconds is None else overhead_seconds * 1000,
+            exchange=self._build_exchanged(facts),
         )
         self._event_id = event.id
         return event
@@ -217,23 +201,27 @@ class Journal:
             raise RuntimeError("an exchange that was not prepared has no usage event")
         return self._prepared
 
-    def _note_chunks(self, chunks: int) -> int | None:
-        self._chunks = chunks or None
-        return self._chunks
+    def _measure_upstream_ms(self) -> int | None:
+        asked, relayed = self.times[Moment.ADMITTED], self.times[Moment.RELAYED]
+        return None if asked is None or relayed is None else round((relayed - asked) * 1000)
 
-    def _measure(self) -> tuple[float | None, float | None, float | None, float]:
-        """Return the upstream's seconds, those to the first byte, cgw's own, and the time of day of the end."""
+    def _build_exchanged(self, facts: RelayFacts) -> Exchanged:
         times = self.times
-        started, asked, first, relayed = (
-            times[Moment.STARTED],
-            times[Moment.ADMITTED],
-            times[Moment.FIRST_CHUNK],
-            times[Moment.RELAYED],
-        )
+        started, asked, relayed = times[Moment.STARTED], times[Moment.ADMITTED], times[Moment.RELAYED]
         if started is None or relayed is None or asked is None:
             raise RuntimeError("an exchange whose upstream was not asked has no usage event")
-        to_first = None if first is None else first - started
-        return relayed - asked, to_first, asked - started, self._started_at + relayed - started
+        first = times[Moment.FIRST_CHUNK]
+        return records.build_exchanged(
+            trace_id=self._head.trace.trace_id,
+            outcome=self._describe_outcome(facts),
+            started_at=self._started_at,
+            ended_at=self._started_at + relayed - started,
+            request_bytes=self._request_bytes,
+            response_bytes=facts.body_bytes,
+            response_chunks=self._chunks,
+            time_to_first_byte_ms=None if first is None else (first - started) * 1000,
+            overhead_ms=(asked - started) * 1000,
+        )
 
     def _describe_outcome(self, facts: RelayFacts) -> EventOutcome:
         """Return what became of the exchange, as far as that is known when its event is recorded."""

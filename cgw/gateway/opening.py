@@ -26,7 +26,7 @@ MAX_ERROR_BYTES = 16 * 1024
 """The most that is read of the body of an error that cgw tells in its own words."""
 
 ERROR_BODY_SECONDS = 1.0
-"""How long that may take."""
+"""The time that it may take."""
 
 logger = logging.getLogger("cgw.upstream")
 

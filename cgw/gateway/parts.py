@@ -28,7 +28,7 @@ SETTLE_SECONDS = 10.0
 """The time that settling may take once nothing else can cancel it."""
 
 RECORD_SECONDS = 10.0
-"""How long the end of a response may wait for a slow disk."""
+"""The time for which the end of a response may wait for a slow disk."""
 
 
 @frozen

@@ -29,6 +29,7 @@ class Routes:
                 self._pass_routes.setdefault(dialect.provider.encode("ascii"), []).append(dialect)
             else:
                 self._dialects[dialect.path.encode("ascii")] = dialect
+        self._folded = {path.lower() for path in self._dialects}
         self._errors = errors
         self._sdk_errors = {provider.encode("ascii"): style for provider, style in sdk_errors.items()}
 
@@ -57,9 +58,14 @@ class Routes:
             return None
         # Another spelling of a route that is read must not pass unread.
         plain = b"/" + unquote_to_bytes(b"/".join(segments))
-        if self.find(plain) is not None or is_own(segments[1:]):
+        if self._is_read(plain) or is_own(segments[1:]):
             return None
         return next((route for route in routes if route.pattern.matches(head.method, segments[1:])), None)
+
+    def _is_read(self, path: bytes) -> bool:
+        # Whatever the case: some servers of open models do not tell it apart.
+        folded = path.lower()
+        return folded in self._folded or _with_any_model(folded) in self._folded
 
     def find_errors(self, path: bytes) -> ErrorStyle:
         """Return the shape of errors for a request to ``path``."""

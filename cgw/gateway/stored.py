@@ -20,7 +20,7 @@ from cgw.redis.lua import LuaScript, ScriptCall
 from cgw.redis.store import Store
 
 TTL_SECONDS = 30 * 24 * 3600
-"""How long an id is kept: OpenAI stores responses for 30 days."""
+"""The time for which an id is kept: OpenAI stores responses for 30 days."""
 
 MAX_IDS = 50_000
 """The most ids that are kept for an actor and a provider, some 5 MB; beyond that the oldest are forgotten."""

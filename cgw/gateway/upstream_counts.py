@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cgw.model import Feature
-from cgw.telemetry.metrics import CountSet, Reading
+from cgw.telemetry.metrics import CountSet, MetricReading
 from cgw.telemetry.metrics_exchanges import CONCURRENT, TRACED
 from cgw.wire.messages import RequestHead
 
@@ -26,7 +26,7 @@ class UpstreamCounts:
         if provider == "fireworks" and head.header(b"x-fireworks-genie") == b"true":
             self._traced += 1
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings."""
         yield from self.concurrent.read()
         yield TRACED.read(self._traced)

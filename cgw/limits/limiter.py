@@ -32,7 +32,7 @@ from cgw.limits.clock_steps import ClockSteps
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
 from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
-from cgw.limits.plans import LimitPlan, PlanCache
+from cgw.limits.plans import LimitPlan, PlanCache, check_cut_off
 from cgw.limits.posted import PostedSettlements
 from cgw.limits.prepared import PreparedGroup
 from cgw.limits.reservations import Reservation, ReservationIds
@@ -397,16 +397,3 @@ class Limiter:
     def _alert(self, actor: Actor, feature: Feature, threshold: int, states: Sequence[LimitState]) -> None:
         quota, now = states[0], datetime.now(UTC)  # the quota is the first claim of an actor
         self._on_alert(UsageAlert(actor, feature, threshold, quota.limit, quota.unit, quota.reset_ms, now))
-
-
-def check_cut_off(actor: Actor, rate_limit: RateLimit) -> None:
-    """Raise :exc:`LimitExceeded` for limits that mean "no access" by the policy of the actor's source."""
-    if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
-        raise _build_cut_off(rate_limit)
-
-
-def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:
-    interval_ms = rate_limit.interval_ms
-    # Shown as used up, although nothing is counted.
-    state = LimitState("quota", rate_limit.limit, 0, interval_ms, interval_ms, 0, rate_limit.unit)
-    return LimitExceeded(state, [state], None, is_cut_off=True)

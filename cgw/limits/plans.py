@@ -1,4 +1,4 @@
-"""The claims of one kind of request, built once, and a short memory of Redis's answers to them."""
+"""The claims of one kind of request, built once, and a short memory of Redis's answers to them; limits that forbid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attrs import define, field
 from cgw.limits.claims import Claim, ClaimGroup
 from cgw.limits.prepared import PreparedGroup
 from cgw.limits.scripts import FIELDS_PER_LIMIT, FIRST_LIMIT
-from cgw.limits.states import LimitExceeded
+from cgw.limits.states import LimitExceeded, LimitState
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 
 LONGEST_DENIAL_MS = 250
@@ -112,3 +112,16 @@ class PlanCache:
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
         return plan
+
+
+def check_cut_off(actor: Actor, rate_limit: RateLimit) -> None:
+    """Raise :exc:`LimitExceeded` for limits that mean "no access" by the policy of the actor's source."""
+    if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
+        raise _build_cut_off(rate_limit)
+
+
+def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:
+    interval_ms = rate_limit.interval_ms
+    # Shown as used up, although nothing is counted.
+    state = LimitState("quota", rate_limit.limit, 0, interval_ms, interval_ms, 0, rate_limit.unit)
+    return LimitExceeded(state, [state], None, is_cut_off=True)

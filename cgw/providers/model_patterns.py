@@ -37,7 +37,8 @@ class AllowList:
 
         It is in the list by its name or a pattern, with or without the date at its end: a model admits its snapshots.
         """
-        folded = model.lower() if len(model) <= MAX_NAME_CHARACTERS else ""
+        # The name is the value of a header field in the answer, so it must not break the line, for example.
+        folded = model.lower() if len(model) <= MAX_NAME_CHARACTERS and model.isprintable() else ""
         if not folded or folded in self.names or self.is_everything:
             return bool(folded)
         undated = _SNAPSHOT.sub("", folded)

@@ -18,11 +18,11 @@ PASS_HELP = (
 )
 
 _PATTERN = re.compile(r"(?:([A-Z]+) +)?(/[A-Za-z0-9._~:*/-]+)")
-_SEGMENT = re.compile(rb"[A-Za-z0-9._~!$&'()+,;=:@%-]+")
+_SEGMENT = re.compile(rb"[A-Za-z0-9._~!$&'()+,=:@%-]+")
 
 
 # What cgw answers itself, by what an actor may use or has stored: an unread path to it would be a way around.
-_OWN = re.compile(rb"v1(?:beta)?/models(?:/[^:]*)?|v1/responses(?:/.*)?", re.DOTALL)
+_OWN = re.compile(rb"v1(?:beta)?/models(?:/[^:]*)?|v1/responses(?:/.*)?", re.DOTALL | re.IGNORECASE)
 
 
 @frozen
@@ -86,8 +86,9 @@ PASS_ROUTES: Kind[tuple[PassPattern, ...]] = Kind(
 def split_path(path: bytes) -> tuple[bytes, ...] | None:
     """Return the segments of a path that every server reads alike; ``None`` for any other.
 
-    Refused are empty and dot segments, backslashes, and escapes of anything that has a meaning in paths: an upstream
-    that resolves them would serve another path than the one that was checked.
+    Refused are empty and dot segments, backslashes, semicolons (Java's servers cut a segment there, and ``..;`` is
+    ``..``), text that is not ASCII, and escapes of anything that has a meaning in paths: an upstream that resolves them
+    would serve another path than the one that was checked.
     """
     segments = tuple(path[1:].split(b"/"))
     for segment in segments:
@@ -95,6 +96,6 @@ def split_path(path: bytes) -> tuple[bytes, ...] | None:
             return None
         decoded = unquote_to_bytes(segment)
         # Escapes that are malformed or doubled stay in the decoded text.
-        if decoded in (b".", b"..") or any(byte < 0x20 or byte in b"/\\%?#\x7f" for byte in decoded):
+        if decoded in (b".", b"..") or any(not 0x20 <= byte < 0x7F or byte in b"/\\%?#;" for byte in decoded):
             return None
     return segments

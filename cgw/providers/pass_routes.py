@@ -61,7 +61,7 @@ class PassRoute:
 
     @property
     def model(self) -> str:
-        """What stands for the model."""
+        """The name that stands for the model."""
         return f"{self.provider}/{PASS_MODEL}"
 
     @property

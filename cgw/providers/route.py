@@ -96,6 +96,21 @@ class FreeRoute(Route):
     read_whole: ClassVar[ReadBody] = lambda body: Reading()
     read_stream: ClassVar[ReadBody] = lambda body: Reading()
 
+    def build_free_request(
+        self, encoded: bytes, model: str, *, suffix: bytes = b"", query: bytes = b"", headers: Headers = ()
+    ) -> PreparedRequest:
+        """Return the request to send, as :meth:`build_request` does: one answer, and nothing to charge."""
+        return self.build_request(
+            encoded,
+            model,
+            is_stream=False,
+            prompt_character_count=0,
+            max_completion_tokens=0,
+            suffix=suffix,
+            query=query,
+            headers=headers,
+        )
+
 
 def multiply_choices(most: int | None, choices: int | None) -> int | None:
     """Return the largest number of tokens of all choices together; ``None`` if one of them is not limited.

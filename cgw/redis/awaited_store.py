@@ -16,7 +16,7 @@ from cgw.redis.linked_store import MAX_KEPT_CALLS, LinkedStore
 from cgw.redis.lua import LuaScript, ScriptCall
 from cgw.redis.posted_call import PostedCall
 from cgw.redis.store import RedisStatistics
-from cgw.telemetry.metrics import Reading
+from cgw.telemetry.metrics import MetricReading
 
 _FIRST_BACKOFF_SECONDS = 0.01
 _LONGEST_BACKOFF_SECONDS = 0.25
@@ -161,6 +161,6 @@ class AwaitedStore:
             retries=0,
         )
 
-    def read_latency(self) -> Iterable[Reading]:
+    def read_latency(self) -> Iterable[MetricReading]:
         """Return the latency of commands; none before the store is there."""
         return () if self._store is None else self._store.read_latency()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cgw.telemetry.metrics import Distribution, Histogram, Reading
+from cgw.telemetry.metrics import Distribution, Histogram, MetricReading
 from cgw.telemetry.metrics_catalogue import REDIS_LATENCY
 
 HEAD_BYTES = 64
@@ -29,7 +29,7 @@ class CommandLatency:
         known = self._known.get(head) or self._find(head)
         known[is_error].observe(seconds * 1000)
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings."""
         return self._histogram.read()
 

@@ -22,7 +22,7 @@ from cgw.redis.replies import ServerReadOnly
 from cgw.redis.retried_call import RetriedCall
 from cgw.redis.store import RedisStatistics
 from cgw.redis.supervised_link import Connect, SupervisedLink
-from cgw.telemetry.metrics import Reading
+from cgw.telemetry.metrics import MetricReading
 
 MAX_KEPT_CALLS = 1_000
 """The number of posted calls that are kept for an unavailable server; the oldest are dropped first."""
@@ -306,6 +306,6 @@ class LinkedStore(ABC):
             retries=counters.retries,
         )
 
-    def read_latency(self) -> Iterator[Reading]:
+    def read_latency(self) -> Iterator[MetricReading]:
         """Return the latency of commands. See :meth:`cgw.redis.store.Store.read_latency`."""
         return self._counters.latency.read()

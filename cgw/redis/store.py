@@ -10,7 +10,7 @@ from attrs import frozen
 from cgw.redis.commands import StoreCommands
 from cgw.redis.lua import LuaScript, ScriptCall
 from cgw.redis.posted_call import PostedCall
-from cgw.telemetry.metrics import Reading
+from cgw.telemetry.metrics import MetricReading
 
 
 @frozen
@@ -138,6 +138,6 @@ class Store(Protocol):
         """Return a snapshot of the counters."""
         ...
 
-    def read_latency(self) -> Iterable[Reading]:
+    def read_latency(self) -> Iterable[MetricReading]:
         """Return the latency of commands as histograms, by command and error (the reference's ``redis_latency``)."""
         ...

@@ -26,7 +26,7 @@ from cgw.service.settings import Settings
 from cgw.telemetry import metrics_catalogue as catalogue
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
-from cgw.telemetry.metrics import Metric, Metrics, Reading, read_fields
+from cgw.telemetry.metrics import Metric, MetricReading, Metrics, read_fields
 from cgw.telemetry.metrics_exchanges import EXCHANGE_METRICS, ExchangeMetrics
 from cgw.telemetry.metrics_push import MetricsPush, open_metrics_push
 from cgw.telemetry.metrics_workers import WORKERS, open_workers
@@ -50,7 +50,7 @@ def list_all_metrics() -> list[Metric]:
 
 async def open_scrapes(
     stack: AsyncExitStack, settings: Settings, metrics: Metrics
-) -> Callable[[], Awaitable[list[Reading]]]:
+) -> Callable[[], Awaitable[list[MetricReading]]]:
     """Return what reads the metrics of a scrape: of all processes that share the port, where it may be shared."""
     workers = None
     if settings.server.reuse_port:
@@ -67,7 +67,7 @@ def open_push(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManag
 
 @frozen
 class Exporters:
-    """What sends telemetry elsewhere; ``None`` where it is off."""
+    """The parts that send telemetry elsewhere; ``None`` where they are off."""
 
     traces: Tracing | None
     metrics: MetricsPush | None
@@ -127,7 +127,7 @@ def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
     metrics.add_blocking(read_process, partial(_read_disk, gateway.event_log.folder, parts.events_max_bytes))
 
 
-def _read_service(parts: ServiceParts) -> Iterator[Reading]:
+def _read_service(parts: ServiceParts) -> Iterator[MetricReading]:
     limiter = parts.gateway.limiter
     yield catalogue.BUILD_INFO.read(1, __version__)
     for phase in Phase:
@@ -136,19 +136,19 @@ def _read_service(parts: ServiceParts) -> Iterator[Reading]:
     yield catalogue.HEALTH.read(serves)
 
 
-def _read_models(gateway: Gateway) -> Iterator[Reading]:
+def _read_models(gateway: Gateway) -> Iterator[MetricReading]:
     for model in gateway.load.list_unavailable()[:MAX_MODELS]:
         yield catalogue.MODEL_UNAVAILABLE.read(1, model)
 
 
-def _read_limiter(gateway: Gateway) -> Iterator[Reading]:
+def _read_limiter(gateway: Gateway) -> Iterator[MetricReading]:
     statistics = gateway.limiter.statistics()
     yield from read_fields(catalogue.LIMITER, statistics)
     for cause, count in statistics.refused.items():
         yield catalogue.LIMITS_REFUSED.read(count, cause)
 
 
-def _read_event_log(event_log: EventLog) -> Iterator[Reading]:
+def _read_event_log(event_log: EventLog) -> Iterator[MetricReading]:
     statistics = event_log.statistics()
     yield from read_fields(catalogue.EVENT_LOG, statistics)
     yield catalogue.BUFFER_SIZE.read(statistics.waiting)
@@ -156,13 +156,13 @@ def _read_event_log(event_log: EventLog) -> Iterator[Reading]:
     yield catalogue.EVENTS_FAILING.read(event_log.describe() is not None)
 
 
-def _read_sinks(shipping: Shipping) -> Iterator[Reading]:
+def _read_sinks(shipping: Shipping) -> Iterator[MetricReading]:
     for sink in shipping.statistics():
         yield from read_fields(catalogue.SINK, sink, sink.name)
         yield catalogue.SINK_UP.read(sink.trouble is None, sink.name)
 
 
-def _read_sources(gateway: Gateway) -> Iterator[Reading]:
+def _read_sources(gateway: Gateway) -> Iterator[MetricReading]:
     # Others are files and constants, of which there is nothing to count.
     for source in gateway.sources.all:
         if isinstance(source, CachedSource):
@@ -170,20 +170,20 @@ def _read_sources(gateway: Gateway) -> Iterator[Reading]:
             yield catalogue.SOURCE_UP.read(source.describe() is None, source.name)
 
 
-def _read_sync(worker: SyncWorker | None) -> Iterable[Reading]:
+def _read_sync(worker: SyncWorker | None) -> Iterable[MetricReading]:
     return () if worker is None else read_fields(catalogue.SYNC, worker.statistics())
 
 
-def _read_logs(logs: Logs | None) -> Iterable[Reading]:
+def _read_logs(logs: Logs | None) -> Iterable[MetricReading]:
     return () if logs is None else read_fields(catalogue.LOG, logs.statistics())
 
 
-def _read_collapsed(parts: ServiceParts) -> Iterator[Reading]:
+def _read_collapsed(parts: ServiceParts) -> Iterator[MetricReading]:
     for metric, count in parts.exchanges.count_collapsed():
         yield catalogue.COLLAPSED.read(count, metric.name)
 
 
-def _read_exporters(exporters: Exporters) -> Iterator[Reading]:
+def _read_exporters(exporters: Exporters) -> Iterator[MetricReading]:
     if exporters.traces is not None:
         yield from read_fields(catalogue.EXPORT, exporters.traces.statistics(), "traces")
     if exporters.metrics is not None:
@@ -192,7 +192,7 @@ def _read_exporters(exporters: Exporters) -> Iterator[Reading]:
         yield from read_fields(catalogue.ERROR_REPORTS, exporters.errors.statistics())
 
 
-def _read_disk(folder: Path, max_bytes: int) -> Iterator[Reading]:
+def _read_disk(folder: Path, max_bytes: int) -> Iterator[MetricReading]:
     """Return what the event segments take, of all processes that share the folder. Blocks."""
     segments, total_bytes = list_segments(folder), 0
     for segment in segments:

@@ -26,8 +26,9 @@ from cgw.service.telemetry import ProcessReports
 from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs, open_logging
 from cgw.telemetry.masking import SecretMask
+from cgw.telemetry.otlp_receivers import find_project
 from cgw.telemetry.sentry import ErrorReports, open_error_reports
-from cgw.telemetry.traces import build_is_traced, find_project
+from cgw.telemetry.traces import build_is_traced
 
 EXIT_OK = 0
 

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 
 from cgw.actors.settings import ActorSettings, DotcomSettings, PortalSettings, SamsSettings
 from cgw.config.declare import group, named_groups, setting
-from cgw.config.environment import Reading, examine_environment, find_unknown_variables
+from cgw.config.environment import ExaminedSettings, examine_environment, find_unknown_variables
 from cgw.config.kinds import PATH
 from cgw.errors import ConfigError
 from cgw.events.settings import EventSettings, HttpSinkSettings, ShippingSettings
@@ -84,7 +84,7 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
 
-def examine_settings(environ: Mapping[str, str]) -> Reading[Settings]:
+def examine_settings(environ: Mapping[str, str]) -> ExaminedSettings[Settings]:
     """Return the settings that ``environ`` describes, with their warnings, and the problems of wrong variables.
 
     Unknown ``CODY_GATEWAY_*`` names, and what other tools call a setting, are ignored, with a warning each.

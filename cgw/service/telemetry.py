@@ -16,7 +16,7 @@ from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
 from cgw.telemetry.masking import SecretMask
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import MetricReading, Metrics
 from cgw.telemetry.metrics_exchanges import ExchangeMetrics
 from cgw.telemetry.metrics_push import MetricsPush
 from cgw.telemetry.readers import Readers
@@ -26,7 +26,7 @@ from cgw.telemetry.traces import Tracing, open_tracing
 
 @frozen
 class ProcessReports:
-    """What reports of the process, and so outlives the service: it reports its start, and its crash, too.
+    """The reports of the process. They outlive the service, because they tell of its start and its crash, too.
 
     ``log_level`` is what ``/-/log-level`` shows and sets, ``log`` the open log, for its metrics; ``errors`` get the
     exchanges that failed.
@@ -39,14 +39,14 @@ class ProcessReports:
 
 @frozen
 class Telemetry:
-    """What reports of the service. ``tracing`` and ``push`` are ``None`` where they are off.
+    """The reports of the service. ``tracing`` and ``push`` are ``None`` where they are off.
 
     ``take_scrape`` reads all metrics; ``metrics`` is where the service's parts are added to them.
     """
 
     process: ProcessReports
     metrics: Metrics
-    take_scrape: Callable[[], Awaitable[list[Reading]]]
+    take_scrape: Callable[[], Awaitable[list[MetricReading]]]
     push: MetricsPush | None
     tracing: Tracing | None
     exchanges: ExchangeMetrics = field(factory=ExchangeMetrics)
@@ -54,16 +54,17 @@ class Telemetry:
 
     @property
     def tracer(self) -> CallTracer | None:
-        """What makes spans of cgw's own calls."""
+        """The tracer of cgw's own calls; ``None`` where tracing is off."""
         return None if self.tracing is None else self.tracing.calls
 
     @property
     def exporters(self) -> Exporters:
-        """What sends telemetry elsewhere."""
+        """The parts that send telemetry elsewhere, for their own metrics."""
         return Exporters(self.tracing, self.push, self.process.errors)
 
     def build_readers(self) -> Readers:
         """Return what reports each exchange: the log and the metrics, traces and error reports where they are on."""
+        # The log first: it has the line even if a later reader has a bug.
         optional = (self.tracing, self.process.errors)
         return Readers([log_exchange, self.exchanges.note, *(reader for reader in optional if reader is not None)])
 

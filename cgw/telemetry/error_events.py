@@ -1,7 +1,7 @@
 """Error reports in Sentry's form: what they are grouped by, what they may hold, how many of a kind are sent. Pure.
 
 A report holds nothing that is not listed here: no request, no header, no local variable. Texts of exceptions can quote
-what a client sent, so they are left out unless cgw or the interpreter wrote them.
+what a client sent, so they are left out as in stack traces (:mod:`cgw.telemetry.stack_traces`).
 https://develop.sentry.dev/sdk/data-model/event-payloads/
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 
 from attrs import define
 
-from cgw.errors import CgwError, explain_os_error
+from cgw.errors import explain_os_error
 from cgw.telemetry.exchange_record import ExchangeRecord, Outcome
+from cgw.telemetry.stack_traces import WITHHELD, may_quote_caller
 
 Event = dict[str, Any]
 Fingerprint = tuple[str, ...]
@@ -30,20 +31,7 @@ ALL_REPORTS_PER_MINUTE = 60
 MAX_CAUSES = 500
 """Causes that are counted apart. They are made of places in the code, so there are few."""
 
-WITHHELD = "(not sent: it may quote a request; see the log line with this trace)"
-
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,}\b|\d+")
-
-# Texts that name code, not data.
-_INTERPRETER_ERRORS = (
-    TypeError,
-    AttributeError,
-    NameError,
-    ImportError,
-    ZeroDivisionError,
-    RecursionError,
-    MemoryError,
-)
 
 _EVENT_KEYS = (
     *("event_id", "timestamp", "level", "platform", "logger", "release", "environment", "server_name", "sdk"),
@@ -97,7 +85,7 @@ def fingerprint_exchange(record: ExchangeRecord) -> Fingerprint:
     return ("exchange", record.outcome.value, record.provider or record.route or "-", *statuses)
 
 
-def describe_exchange(record: ExchangeRecord) -> Event:
+def build_exchange_report(record: ExchangeRecord) -> Event:
     """Return the event of an exchange that was answered 5xx, or ended by a fault."""
     where = record.route or "a route that does not exist"
     message = f"{record.method} {where}: {record.status or 'no status'} {record.outcome}"
@@ -129,8 +117,9 @@ def select_text(error: BaseException | None, text: str) -> str:
     """Return the text of an exception that may be sent."""
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os_error(error)
-    is_known = isinstance(error, (CgwError, *_INTERPRETER_ERRORS))
-    return text if is_known or not text else WITHHELD
+    if not text:
+        return text
+    return WITHHELD if error is None or may_quote_caller(error) else text
 
 
 def scrub(event: Mapping[str, Any], mask: Callable[[str], str], errors: Mapping[str, BaseException]) -> Event:

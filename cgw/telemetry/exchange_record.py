@@ -142,37 +142,12 @@ class ExchangeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The id that the client was told: that of the trace."""
         return self.trace.trace_id
 
-    def seconds_to(self, moment: Moment) -> float | None:
-        """Return the seconds from the start to ``moment``, ``None`` where it was not reached."""
-        start, at = self.times[Moment.STARTED], self.times[moment]
-        return None if at is None or start is None else at - start
-
-    @property
-    def duration_seconds(self) -> float:
-        """The length of the whole exchange."""
-        start, end = self.times[0], self.times[Moment.ENDED]
-        return 0.0 if start is None or end is None else end - start
-
-    @property
-    def first_byte_seconds(self) -> float | None:
-        """The time from the request to the first byte of the response's body."""
-        start, first = self.times[0], self.times[Moment.FIRST_CHUNK]
-        return None if start is None or first is None else first - start
-
-    @property
-    def upstream_seconds(self) -> float | None:
-        """The time from asking the upstream to the end of its response; ``None`` where it was not asked."""
-        start, end = self.times[Moment.ADMITTED], self.times[Moment.RELAYED]
-        return None if start is None or end is None else end - start
-
-    @property
-    def overhead_seconds(self) -> float | None:
-        """The part of the duration that is not the upstream's; ``None`` where it was not asked."""
-        upstream = self.upstream_seconds
-        return None if upstream is None else self.duration_seconds - upstream
-
     def measure(self) -> tuple[float, float | None, float | None, float | None]:
-        """Return the seconds of the whole, to the first byte, of the upstream, and of cgw: the properties at once."""
+        """Return the seconds of the whole, to the first byte of the body, of the upstream, and of cgw.
+
+        The upstream's are those from asking it to the end of its response, cgw's are all others. ``None`` where that
+        was not reached.
+        """
         times = self.times
         start, asked, relayed = times[0], times[Moment.ADMITTED], times[Moment.RELAYED]
         first, end = times[Moment.FIRST_CHUNK], times[Moment.ENDED]

@@ -24,7 +24,7 @@ MAX_STACK_TRACE_CHARACTERS = 100_000
 
 
 class SourceLocation(msgspec.Struct, rename="camel", frozen=True, gc=False):
-    """Where a line was logged, as in Error Reporting's ``reportLocation``."""
+    """The place that a line was logged at, as in Error Reporting's ``reportLocation``."""
 
     file_path: str
     line_number: int

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import trio
 
-from cgw.telemetry.metrics import Histogram, Reading
+from cgw.telemetry.metrics import Histogram, MetricReading
 from cgw.telemetry.metrics_catalogue import LOOP_LAG
 
 SAMPLE_SECONDS = 0.25
@@ -27,6 +27,6 @@ class LoopLag:
             await trio.sleep_until(due)
             self._observe(trio.current_time() - due)
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings."""
         return self._histogram.read()

@@ -35,7 +35,7 @@ BLOCKING_SECONDS = 1.0
 logger = logging.getLogger("cgw.metrics")
 
 
-class Kind(enum.StrEnum):
+class MetricKind(enum.StrEnum):
     """The type of a metric, in Prometheus' words."""
 
     COUNTER = "counter"
@@ -53,7 +53,7 @@ class Metric:
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     unit: str = ""
@@ -61,14 +61,14 @@ class Metric:
     otel_name: str = ""
     otel_labels: tuple[str, ...] = ()
 
-    def read(self, value: float, *labels: str) -> Reading:
+    def read(self, value: float, *labels: str) -> MetricReading:
         """Return a reading of this metric, with a value for each of its labels."""
-        return Reading(self, labels, value)
+        return MetricReading(self, labels, value)
 
     @property
     def sample_name(self) -> str:
         """The name that queries use; a histogram's without ``_bucket``, ``_sum`` and ``_count``."""
-        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
+        return f"{self.name}_total" if self.kind is MetricKind.COUNTER else self.name
 
 
 class Exemplar(NamedTuple):
@@ -88,7 +88,7 @@ class HistogramValue:
     exemplars: tuple[Exemplar | None, ...] = ()
 
 
-class Reading(NamedTuple):
+class MetricReading(NamedTuple):
     """The value of one metric for one set of labels, now; ``worker`` is the process, where a scrape has several."""
 
     metric: Metric
@@ -97,17 +97,17 @@ class Reading(NamedTuple):
     worker: str = ""
 
 
-Collect = Callable[[], Iterable[Reading]]
+Collect = Callable[[], Iterable[MetricReading]]
 
 
 def counter(name: str, help: str, *labels: str, otel_name: str = "", unit: str = "") -> Metric:
     """Declare a counter; ``name`` is without ``_total``."""
-    return Metric(name, Kind.COUNTER, help, labels, unit=unit, otel_name=otel_name)
+    return Metric(name, MetricKind.COUNTER, help, labels, unit=unit, otel_name=otel_name)
 
 
 def gauge(name: str, help: str, *labels: str, otel_name: str = "", unit: str = "") -> Metric:
     """Declare a gauge."""
-    return Metric(name, Kind.GAUGE, help, labels, unit=unit, otel_name=otel_name)
+    return Metric(name, MetricKind.GAUGE, help, labels, unit=unit, otel_name=otel_name)
 
 
 class Distribution:
@@ -159,10 +159,10 @@ class Histogram:
             labels = (OTHER,) * len(labels)
         return self._children.setdefault(labels, Distribution(self.metric.bounds))
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings of all sets of labels."""
         for labels, child in self._children.items():
-            yield Reading(self.metric, labels, child.read())
+            yield MetricReading(self.metric, labels, child.read())
 
 
 class Count:
@@ -193,13 +193,13 @@ class CountSet:
             labels = (OTHER,) * len(labels)
         return self._children.setdefault(labels, Count())
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings of all sets of labels."""
         for labels, child in self._children.items():
-            yield Reading(self.metric, labels, child.value)
+            yield MetricReading(self.metric, labels, child.value)
 
 
-def read_fields(metrics: Mapping[str, Metric], statistics: object, *labels: str) -> Iterator[Reading]:
+def read_fields(metrics: Mapping[str, Metric], statistics: object, *labels: str) -> Iterator[MetricReading]:
     """Return the readings of a ``statistics()`` snapshot, whose fields ``metrics`` names."""
     for name, metric in metrics.items():
         yield metric.read(float(getattr(statistics, name)), *labels)
@@ -213,7 +213,7 @@ class Metrics:
         self._blocking: list[Collect] = []
         self._failed: set[Collect] = set()
         self._limiter = trio.CapacityLimiter(1)
-        self._last_blocking: list[Reading] = []
+        self._last_blocking: list[MetricReading] = []
 
     def add(self, *collectors: Collect) -> None:
         """Have ``collectors`` called in the Trio thread; each must be quick: it may copy numbers, and must not wait."""
@@ -223,11 +223,11 @@ class Metrics:
         """Have ``collectors`` called in some thread, where they may read files; they must be safe to call there."""
         self._blocking.extend(collectors)
 
-    def take(self) -> list[Reading]:
+    def take(self) -> list[MetricReading]:
         """Return a reading of everything that the Trio thread owns. Never raises."""
         return self._take(self._collectors)
 
-    async def take_all(self) -> list[Reading]:
+    async def take_all(self) -> list[MetricReading]:
         """Return a reading of everything. Never raises; cancel-safe.
 
         What has to be read from files is as it was last where the disk takes more than :data:`BLOCKING_SECONDS`: the
@@ -239,10 +239,10 @@ class Metrics:
             )
         return [*self.take(), *self._last_blocking]
 
-    def _take(self, collectors: Iterable[Collect]) -> list[Reading]:
+    def _take(self, collectors: Iterable[Collect]) -> list[MetricReading]:
         return list(chain.from_iterable(map(self._collect, collectors)))
 
-    def _collect(self, collect: Collect) -> list[Reading]:
+    def _collect(self, collect: Collect) -> list[MetricReading]:
         try:
             return list(collect())
         except Exception:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cgw.telemetry.metrics import Kind, Metric, counter, gauge
+from cgw.telemetry.metrics import Metric, MetricKind, counter, gauge
 
 Fields = Mapping[str, Metric]
 
@@ -21,7 +21,7 @@ COLLAPSED = counter(
 )
 LOOP_LAG = Metric(
     "cgw_loop_lag_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "How late the event loop runs a task that is due, sampled four times a second.",
     unit="s",
     bounds=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
@@ -174,7 +174,7 @@ ERROR_REPORTS: Fields = {
 }
 REDIS_LATENCY = Metric(
     "cody_gateway_redis_latency",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "Milliseconds from sending a command to its reply, error replies included; a script is named by EVALSHA.",
     ("command", "error"),
     unit="ms",

@@ -1,8 +1,9 @@
 """Metrics of exchanges: a reader of their records, called after each answer is out.
 
 Everything that depends on labels is looked up once per set of labels; an exchange then costs one look-up and the
-additions, 3 µs in all. Names and labels are those of OpenTelemetry's semantic conventions for generative AI, and the
-reference's, where these have any.
+additions, 3 µs in all. They are counted some at a time: one by one, with the processor's caches full of what serves
+requests, each would take 25 µs. Names and labels are those of OpenTelemetry's semantic conventions for generative AI,
+and the reference's, where these have any.
 """
 
 from __future__ import annotations
@@ -13,7 +14,19 @@ from itertools import chain
 from attrs import define
 
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome
-from cgw.telemetry.metrics import OTHER, Count, CountSet, Distribution, Histogram, Kind, Metric, Reading, counter, gauge
+from cgw.telemetry.genai_names import OPERATIONS, name_provider
+from cgw.telemetry.metrics import (
+    OTHER,
+    Count,
+    CountSet,
+    Distribution,
+    Histogram,
+    Metric,
+    MetricKind,
+    MetricReading,
+    counter,
+    gauge,
+)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 # Those below are the conventions' own.
@@ -33,7 +46,7 @@ INTERNAL_ERRORS = counter(
 )
 DURATION = Metric(
     "cgw_exchange_duration_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "The time from a request's head to the end of its response.",
     ("route", "outcome"),
     unit="s",
@@ -41,7 +54,7 @@ DURATION = Metric(
 )
 FIRST_BYTE = Metric(
     "cgw_first_byte_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "The time from a request's head to the first byte of its response's body, the upstream's time included.",
     ("route",),
     unit="s",
@@ -60,7 +73,7 @@ UPSTREAM_RESPONSES = counter(
 )
 OVERHEAD = Metric(
     "cody_gateway_latency_overhead",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "Milliseconds of an exchange that are cgw's own: its duration without the time that the upstream took.",
     ("provider", "feature", "stream"),
     unit="ms",
@@ -81,7 +94,7 @@ TRACED = counter(
 )
 OPERATION = Metric(
     "gen_ai_client_operation_duration_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "The time from asking the upstream to the end of its response.",
     (*_GENAI_LABELS, "error_type"),
     unit="s",
@@ -91,7 +104,7 @@ OPERATION = Metric(
 )
 FIRST_TOKEN = Metric(
     "gen_ai_server_time_to_first_token_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "The time from asking the upstream to the first bytes of a streamed response.",
     _GENAI_LABELS,
     unit="s",
@@ -101,7 +114,7 @@ FIRST_TOKEN = Metric(
 )
 PER_TOKEN = Metric(
     "gen_ai_server_time_per_output_token_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "The time from the first to the last bytes of a streamed response, per token after the first.",
     _GENAI_LABELS,
     unit="s",
@@ -111,7 +124,7 @@ PER_TOKEN = Metric(
 )
 TOKENS = Metric(
     "gen_ai_client_token_usage",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "Tokens of exchanges whose usage is known, by whether they went in or came out.",
     (*_GENAI_LABELS, "gen_ai_token_type"),
     unit="{token}",
@@ -128,11 +141,12 @@ EXCHANGE_METRICS = (
 MAX_MODELS = 50
 """Models with a label of their own; actors with patterns may ask for any name, so only those that answered get one."""
 
+GATHERED = 64
+"""Exchanges that are counted at once, in some 0.3 ms."""
+
 MAX_KINDS = 4096
 """Kinds of exchange whose series are remembered; a look-up of all labels takes 10 µs."""
 
-_OPERATIONS = {"chat_completions": "chat", "code_completions": "text_completion", "embeddings": "embeddings"}
-_PROVIDER_NAMES = {"google": "gcp.gemini"}
 _ERROR_TYPES = {
     Outcome.TIMEOUT: "timeout",
     Outcome.UPSTREAM_UNREACHABLE: "upstream_unreachable",
@@ -164,11 +178,24 @@ class ExchangeMetrics:
         self._per_token = Histogram(PER_TOKEN)
         self._tokens = Histogram(TOKENS)
         self._internal_errors = 0
+        self._gathered: list[ExchangeRecord] = []
         self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._models: set[str] = set()
 
     def note(self, record: ExchangeRecord) -> None:
-        """Count one exchange."""
+        """Have one exchange counted: with :data:`GATHERED` others, or by the next reading."""
+        gathered = self._gathered
+        gathered.append(record)
+        # A traceback keeps bodies of requests alive.
+        if len(gathered) >= GATHERED or record.bug is not None:
+            self._count_gathered()
+
+    def _count_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        for record in gathered:
+            self._count(record)
+
+    def _count(self, record: ExchangeRecord) -> None:
         status, upstream_status = record.status, record.upstream_status
         key = (
             record.route, record.outcome, status and status // 100, record.provider, record.feature, record.model,
@@ -183,13 +210,15 @@ class ExchangeMetrics:
         if record.bug is not None:
             self._internal_errors += 1
 
-    def read(self) -> Iterator[Reading]:
+    def read(self) -> Iterator[MetricReading]:
         """Return the readings of all metrics."""
+        self._count_gathered()
         yield INTERNAL_ERRORS.read(self._internal_errors)
         yield from chain.from_iterable(one.read() for one in self._list_all())
 
     def count_collapsed(self) -> Iterator[tuple[Metric, int]]:
         """Return, for each metric that has too many sets of labels, how many became one."""
+        self._count_gathered()
         for one in self._list_all():
             if one.collapsed:
                 yield one.metric, one.collapsed
@@ -222,15 +251,15 @@ class ExchangeMetrics:
     def _build_upstream(self, record: ExchangeRecord, route: str, provider: str) -> _UpstreamKind:
         feature = record.feature or OTHER
         labels = (
-            _OPERATIONS.get(feature, feature),
-            _PROVIDER_NAMES.get(provider, provider),
+            OPERATIONS.get(feature, feature),
+            name_provider(provider),
             self._choose_model(record.model, record.upstream_status),
         )
         return _UpstreamKind(
             responses=self._upstream_responses.find(provider, describe_code(record)),
             first_byte=self._first_byte.find(route),
             overhead=self._overhead.find(provider, feature, "true" if record.stream else "false"),
-            operation=self._operation.find(*labels, describe_error(record)),
+            operation=self._operation.find(*labels, choose_error_type(record)),
             input_tokens=self._tokens.find(*labels, "input"),
             output_tokens=self._tokens.find(*labels, "output"),
             stream=(self._first_token.find(*labels), self._per_token.find(*labels)) if record.stream else None,
@@ -313,7 +342,7 @@ def describe_code(record: ExchangeRecord) -> str:
     return "429" if status == 429 else f"{status // 100}xx"
 
 
-def describe_error(record: ExchangeRecord) -> str:
+def choose_error_type(record: ExchangeRecord) -> str:
     """Return OpenTelemetry's ``error.type``: the upstream's status, or the outcome; nothing where there is no error."""
     if record.upstream_status is not None and record.upstream_status >= 400:
         return str(record.upstream_status)

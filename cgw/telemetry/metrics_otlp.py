@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from cgw.telemetry.metrics import Exemplar, HistogramValue, Kind, Metric, Reading
+from cgw.telemetry.metrics import Exemplar, HistogramValue, Metric, MetricKind, MetricReading
 from cgw.telemetry.otlp_wire import encode_attributes, encode_bytes, encode_text, encode_varint
 
 _NANOSECONDS = 10**9
@@ -21,7 +21,7 @@ _FIXED64 = 1  # the wire type, of fixed64 and double
 
 
 def encode_metrics(
-    readings: Iterable[Reading], *, resource: bytes, scope: bytes, started_at: float, taken_at: float
+    readings: Iterable[MetricReading], *, resource: bytes, scope: bytes, started_at: float, taken_at: float
 ) -> bytes:
     """Return the request for ``readings``, which count since ``started_at``; times are in Unix seconds.
 
@@ -41,15 +41,15 @@ def _encode_metric(metric: Metric, points: Sequence[bytes]) -> bytes:
     head = encode_text(1, metric.otel_name or metric.name) + encode_text(2, metric.help) + encode_text(3, metric.unit)
     data = b"".join(encode_bytes(1, point) for point in points)
     temporality = encode_varint(2 << 3) + encode_varint(_CUMULATIVE)
-    if metric.kind is Kind.GAUGE:
+    if metric.kind is MetricKind.GAUGE:
         return head + encode_bytes(5, data)
-    if metric.kind is Kind.COUNTER:
+    if metric.kind is MetricKind.COUNTER:
         is_monotonic = encode_varint(3 << 3) + encode_varint(1)
         return head + encode_bytes(7, data + temporality + is_monotonic)
     return head + encode_bytes(9, data + temporality)
 
 
-def _encode_point(reading: Reading, times: bytes) -> bytes:
+def _encode_point(reading: MetricReading, times: bytes) -> bytes:
     metric, value = reading.metric, reading.value
     names = metric.otel_labels or metric.labels
     # An empty label is no label, as in Prometheus.

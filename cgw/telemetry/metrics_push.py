@@ -7,10 +7,6 @@ Google Cloud takes OTLP (its Telemetry API); its own exporter for Python is depr
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,17 +14,14 @@ from contextlib import asynccontextmanager
 import trio
 from attrs import frozen
 
-from cgw import __version__
-from cgw.errors import ConfigError
 from cgw.lifetime import open_background_task
 from cgw.telemetry.export_thread import ExportStatistics, ExportThread
-from cgw.telemetry.google_credentials import build_google_authorization, has_google_auth
-from cgw.telemetry.metrics import Metrics, Reading
+from cgw.telemetry.metrics import MetricReading, Metrics
 from cgw.telemetry.metrics_otlp import encode_metrics
 from cgw.telemetry.metrics_settings import MetricsPushSettings
 from cgw.telemetry.otlp_http import OtlpCollector
-from cgw.telemetry.otlp_wire import encode_attributes, encode_text
-from cgw.telemetry.settings import OtlpSettings, TraceSettings, parse_pairs
+from cgw.telemetry.otlp_receivers import SCOPE, Signal, build_resource, open_collector
+from cgw.telemetry.settings import OtlpSettings, TraceSettings
 
 FLUSH_SECONDS = 3.0
 """The time that the last push may take at the end of the process."""
@@ -40,12 +33,10 @@ earlier one has."""
 GOOGLE_URL = "https://telemetry.googleapis.com/v1/metrics"
 GOOGLE_SCOPE = "https://www.googleapis.com/auth/monitoring.write"
 
-logger = logging.getLogger("cgw.metrics")
-
 
 @frozen
 class _Snapshot:
-    readings: Sequence[Reading]
+    readings: Sequence[MetricReading]
     taken_at: float
 
 
@@ -87,14 +78,17 @@ async def open_metrics_push(
     ``environment`` is an attribute of the process. At the end the last numbers are sent, for up to
     :data:`FLUSH_SECONDS`, whatever cancels the block. Raises :exc:`~cgw.errors.ConfigError`.
     """
-    collector = None if settings.exporter == "none" else _open_collector(settings, traces, otlp, google_url)
+    signal = Signal(
+        "metrics", settings.endpoint, settings.headers, google_url, GOOGLE_SCOPE, off="OTEL_METRICS_EXPORTER=none"
+    )
+    collector = None if settings.exporter == "none" else open_collector(signal, traces, otlp)
     if collector is None:
         yield None
         return
     with collector:
         thread: ExportThread[_Snapshot] = ExportThread(
             f"metrics to {collector.name}",
-            _build_export(collector, _build_resource(traces, otlp, environment)),
+            _build_export(collector, build_resource(traces, otlp, environment)),
             max_batch=1,
             max_pending=MAX_PENDING,
             gather_seconds=0,
@@ -104,75 +98,21 @@ async def open_metrics_push(
             async with open_background_task(push.run):
                 yield push
         finally:
+            # Shielded, or what the drain counted would be lost: nothing else carries it. Bounded by the thread's close.
             with trio.CancelScope(shield=True):
                 await push.push()
                 await trio.to_thread.run_sync(thread.close, FLUSH_SECONDS)
 
 
 def _build_export(collector: OtlpCollector, resource: bytes) -> Callable[[Sequence[_Snapshot], float], None]:
-    scope, started_at = encode_text(1, "cgw") + encode_text(2, __version__), time.time()
+    # Opened before anything counts, so that no count is older than the start that receivers are told.
+    started_at = time.time()
 
     def export(batch: Sequence[_Snapshot], deadline: float) -> None:
         for snapshot in batch:
             body = encode_metrics(
-                snapshot.readings, resource=resource, scope=scope, started_at=started_at, taken_at=snapshot.taken_at
+                snapshot.readings, resource=resource, scope=SCOPE, started_at=started_at, taken_at=snapshot.taken_at
             )
             collector.post(body, deadline)
 
     return export
-
-
-def _open_collector(
-    settings: MetricsPushSettings, traces: TraceSettings, otlp: OtlpSettings, google_url: str
-) -> OtlpCollector | None:
-    """Return the receiver that the settings name, in the order in which traces look for theirs."""
-    if settings.endpoint is None and traces.gcp_project_id is not None:
-        if not has_google_auth():
-            raise ConfigError(
-                [
-                    "CODY_GATEWAY_OTEL_GCP_PROJECT_ID: metrics for Google Cloud need the extra `gcp`: "
-                    "install cgw[gcp], or set OTEL_METRICS_EXPORTER=none"
-                ]
-            )
-        return _open_google(traces.gcp_project_id, otlp, google_url)
-    url = settings.endpoint or (otlp.endpoint and f"{otlp.endpoint}/v1/metrics")
-    if url:
-        headers = otlp.headers if settings.headers is None else settings.headers
-        return OtlpCollector(
-            url,
-            headers={} if headers is None else parse_pairs(headers.reveal()),
-            timeout_seconds=otlp.timeout_seconds,
-            tls_context=_build_tls(otlp),
-            compresses=otlp.compression == "gzip",
-        )
-    if traces.google_cloud_project is not None and has_google_auth():
-        return _open_google(traces.google_cloud_project, otlp, google_url)
-    return None
-
-
-def _open_google(project_id: str, otlp: OtlpSettings, url: str) -> OtlpCollector:
-    return OtlpCollector(
-        url,
-        headers={"x-goog-user-project": project_id},
-        timeout_seconds=otlp.timeout_seconds,
-        tls_context=_build_tls(otlp),
-        compresses=True,
-        authorize=build_google_authorization(GOOGLE_SCOPE),
-    )
-
-
-def _build_tls(otlp: OtlpSettings) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=None if otlp.ca_file is None else str(otlp.ca_file))
-
-
-def _build_resource(traces: TraceSettings, otlp: OtlpSettings, environment: str) -> bytes:
-    attributes: dict[str, str | bool | int | float | tuple[str, ...] | None] = {
-        "service.name": otlp.service_name,
-        "service.version": __version__,
-        "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
-        "deployment.environment.name": environment,
-        "host.name": socket.gethostname(),
-        "gcp.project_id": traces.gcp_project_id or traces.google_cloud_project,
-    }
-    attributes.update(otlp.resource_attributes)
-    return encode_attributes(1, attributes)

@@ -26,7 +26,7 @@ class MetricsPushSettings:
         "OTEL_METRICS_EXPORTER",
         choice("otlp", "none"),
         "otlp",
-        "otlp pushes metrics where OTEL_EXPORTER_OTLP_ENDPOINT or CODY_GATEWAY_OTEL_GCP_PROJECT_ID is set.",
+        "otlp pushes metrics wherever a receiver is set: a collector, or a project of Google Cloud.",
     )
     endpoint: str | None = setting(
         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", API_URL, None, "The whole URL for metrics, instead of the base URL."

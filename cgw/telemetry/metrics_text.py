@@ -15,13 +15,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as FamilyExemplar
 
-from cgw.telemetry.metrics import Exemplar, HistogramValue, Metric, Reading
+from cgw.telemetry.metrics import Exemplar, HistogramValue, Metric, MetricReading
 
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
-def render_metrics(readings: Iterable[Reading], *, is_openmetrics: bool) -> bytes:
+def render_metrics(readings: Iterable[MetricReading], *, is_openmetrics: bool) -> bytes:
     """Return the exposition of ``readings``; exemplars only in OpenMetrics, as the text format has none."""
     families = _Families(readings)
     # prometheus_client's own types leave this encoder out.
@@ -32,12 +32,12 @@ def render_metrics(readings: Iterable[Reading], *, is_openmetrics: bool) -> byte
 class _Families(Collector):
     """The registry that prometheus_client's encoders ask: one family per metric, in the order of the readings."""
 
-    def __init__(self, readings: Iterable[Reading]) -> None:
+    def __init__(self, readings: Iterable[MetricReading]) -> None:
         self._families: dict[Metric, Family] = {}
         for reading in readings:
             self._add(reading)
 
-    def _add(self, reading: Reading) -> None:
+    def _add(self, reading: MetricReading) -> None:
         metric = reading.metric
         family = self._families.get(metric)
         if family is None:

@@ -25,12 +25,12 @@ import trio
 
 from cgw.errors import explain_os_error
 from cgw.lifetime import open_background_task
-from cgw.telemetry.metrics import Exemplar, HistogramValue, Metric, Metrics, Reading, gauge
+from cgw.telemetry.metrics import Exemplar, HistogramValue, Metric, MetricReading, Metrics, gauge
 
 WORKERS = gauge("cgw_workers", "Processes whose metrics are in this scrape, where several share a port.")
 
 ANSWER_SECONDS = 2.0
-"""How long another process may take: a little more than its disk may keep it."""
+"""The time that another process may take: a little more than its disk may keep it."""
 
 MAX_ANSWER_BYTES = 32 * 2**20
 MAX_WORKERS = 256
@@ -68,7 +68,7 @@ class Workers:
         self._declared: Mapping[str, Metric] = {metric.name: metric for metric in declared}
         self.name = f"{os.getpid()}-{secrets.token_hex(2)}"
 
-    async def take_all(self) -> list[Reading]:
+    async def take_all(self) -> list[MetricReading]:
         """Return the readings of all processes, each with its worker. Never raises; takes two seconds at most."""
         found = {self.name: await self._metrics.take_all()}
         async with trio.open_nursery() as nursery:
@@ -94,7 +94,7 @@ class Workers:
         stems = sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
         return [stem for stem in stems if stem != self.name][:MAX_WORKERS]
 
-    async def _ask(self, name: str, found: dict[str, list[Reading]]) -> None:
+    async def _ask(self, name: str, found: dict[str, list[MetricReading]]) -> None:
         with trio.move_on_after(ANSWER_SECONDS):
             try:
                 answer = await self._fetch(name)
@@ -115,16 +115,16 @@ class Workers:
                     raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
             return bytes(answer)
 
-    def _decode(self, answer: bytes) -> Iterable[Reading]:
+    def _decode(self, answer: bytes) -> Iterable[MetricReading]:
         for sent in _decoder.decode(answer):
             metric = self._declared.get(sent.name)
             if metric is None or len(metric.labels) != len(sent.labels):
                 continue  # of another version
             if not isinstance(sent.value, _SentHistogram):
-                yield Reading(metric, sent.labels, sent.value)
+                yield MetricReading(metric, sent.labels, sent.value)
             elif len(sent.value.counts) == len(metric.bounds) + 1:
                 value = HistogramValue(sent.value.counts, sent.value.sum, sent.value.exemplars)
-                yield Reading(metric, sent.labels, value)
+                yield MetricReading(metric, sent.labels, value)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{_SUFFIX}"
@@ -152,7 +152,7 @@ def _open_short(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def encode_readings(readings: Iterable[Reading]) -> bytes:
+def encode_readings(readings: Iterable[MetricReading]) -> bytes:
     """Return readings as one process sends them to another."""
     return msgspec.msgpack.encode([_Sent(one.metric.name, one.labels, _pack(one.value)) for one in readings])
 

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Self
 from cgw import __version__
 from cgw.errors import explain_os_error
 from cgw.telemetry.export_thread import ExportFailed
+from cgw.wire.retry_after import parse_retry_after
 
 if TYPE_CHECKING:
-    import httpx  # imported at run time when a collector is opened, because that takes 100 ms
+    pass  # imported at run time when a collector is opened, because that takes 100 ms
 
 FIRST_BACKOFF_SECONDS = 0.5
 """The pause before the second attempt; each further one is twice as long, and varies by up to a quarter."""
 
 MAX_BACKOFF_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
+MAX_RETRY_AFTER_SECONDS = 600.0
+"""Longer than any batch has: one that is asked to wait as long fails at once."""
 
 _RETRIED_STATUSES = frozenset([429, 502, 503, 504])
 
@@ -127,10 +130,7 @@ class OtlpCollector:
             return None, "had no time left to answer"
         if response.is_success:
             return None, None
-        is_retried = response.status_code in _RETRIED_STATUSES
-        return _read_retry_after(response) if is_retried else None, f"answered {response.status_code}"
-
-
-def _read_retry_after(response: httpx.Response) -> float:
-    text = response.headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0.0
+        reason = f"answered {response.status_code}"
+        if response.status_code not in _RETRIED_STATUSES:
+            return None, reason
+        return parse_retry_after(response.headers.get("retry-after", ""), MAX_RETRY_AFTER_SECONDS), reason

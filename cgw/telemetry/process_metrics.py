@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cgw.telemetry.metrics import Reading, counter, gauge
+from cgw.telemetry.metrics import MetricReading, counter, gauge
 
 PROCESS_METRICS = (
     CPU := counter("process_cpu_seconds", "CPU time of the process, user and system.", unit="s"),
@@ -27,7 +27,7 @@ PROCESS_METRICS = (
 _CLOCK_TICKS_FIELD = 19  # of /proc/self/stat, counted after the name, which may hold spaces: "starttime"
 
 
-def read_process() -> Iterator[Reading]:
+def read_process() -> Iterator[MetricReading]:
     """Return the readings. Blocks for a moment: it reads ``/proc``."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     yield CPU.read(usage.ru_utime + usage.ru_stime)

@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ from cgw.telemetry.error_events import (
     Event,
     Fingerprint,
     StormFilter,
-    describe_exchange,
+    build_exchange_report,
     find_cause,
     fingerprint_exception,
     fingerprint_exchange,
@@ -46,6 +46,9 @@ FLUSH_SECONDS = 2.0
 MAX_PENDING = 100
 """Reports that wait for Sentry, of some 10 KB each; further ones are dropped and counted."""
 
+MAX_ANSWER_BYTES = 16 * 1024
+"""The part of Sentry's answer that is read: the SDK itself would hold all of it, however long it is."""
+
 SILENCE_SECONDS = 600.0
 """The time between two lines about reports that do not arrive."""
 
@@ -58,6 +61,18 @@ _QUIET_LOGGERS = ("sentry_sdk.errors", "urllib3.connectionpool")
 logger = logging.getLogger("cgw.telemetry")
 
 Mask = Callable[[str], str]
+
+
+@frozen
+class _Answer:
+    """What the SDK looks at of Sentry's answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+    def close(self) -> None:
+        """Do nothing: the connection was given back when the answer was read."""
 
 
 @frozen
@@ -88,7 +103,7 @@ class ErrorReports:
         fingerprint = fingerprint_exchange(record) if bug is None else fingerprint_exception(bug)
         suppressed = self._admit(fingerprint)
         if suppressed is not None:
-            self._send(describe_exchange(record), fingerprint, suppressed, bug, record.trace, "exchange")
+            self._send(build_exchange_report(record), fingerprint, suppressed, bug, record.trace, "exchange")
 
     def report_log_record(self, record: logging.LogRecord) -> None:
         """Report a line of the log. Exchanges have a report of their own."""
@@ -191,6 +206,24 @@ def _build_reports(dsn: str, environment: str, mask: Mask, release: str) -> Erro
 
         dropped = 0
         _said_at = -SILENCE_SECONDS
+
+        def _request(self, method: str, endpoint_type: Any, body: Any, headers: Mapping[str, str]) -> Any:
+            # No redirects: the key would go along. The answer is read to its end, so that the connection can be kept.
+            ends_at = time.monotonic() + self.TIMEOUT
+            url, data = self._auth.get_api_url(endpoint_type), b""
+            response = self._pool.request(
+                method, url, body=body, headers=headers, redirect=False, preload_content=False, decode_content=False
+            )
+            try:
+                while len(data) < MAX_ANSWER_BYTES and time.monotonic() < ends_at:
+                    piece = response.read1(MAX_ANSWER_BYTES, decode_content=False)
+                    if not piece:
+                        response.release_conn()
+                        break
+                    data += piece
+            finally:
+                response.close()
+            return _Answer(response.status, response.headers, data[:MAX_ANSWER_BYTES])
 
         def on_dropped_event(self, reason: str) -> None:
             self._drop(reason)

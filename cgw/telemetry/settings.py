@@ -98,7 +98,7 @@ class OtlpSettings:
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         API_URL,
         None,
-        "The base URL of a collector, such as http://localhost:4318; /v1/traces is appended.",
+        "The base URL of a collector, such as http://localhost:4318; /v1/traces and /v1/metrics are appended.",
     )
     traces_endpoint: str | None = setting(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", API_URL, None, "The whole URL for traces, instead of the base URL."
@@ -157,13 +157,13 @@ class TraceSettings:
         "CODY_GATEWAY_OTEL_GCP_PROJECT_ID",
         VISIBLE_TEXT,
         None,
-        "Send traces to this project of Google Cloud instead of a collector; needs the extra gcp.",
+        "Send traces and metrics to this project of Google Cloud instead of a collector; needs the extra gcp.",
     )
     google_cloud_project: str | None = setting(
         "GOOGLE_CLOUD_PROJECT",
         VISIBLE_TEXT,
         None,
-        "Google's own variable: the project for traces where neither the one above nor a collector is set.",
+        "Google's own variable: the project for traces and metrics where neither the one above nor a collector is set.",
     )
     propagates: bool = setting(
         "CODY_GATEWAY_PROPAGATE_TRACES",

@@ -11,8 +11,6 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -20,6 +18,7 @@ from attrs import frozen
 
 from cgw.errors import CgwError, ConfigError, explain_os_error
 from cgw.telemetry.call_spans import CallTracer, trace_call
+from cgw.wire.retry_after import parse_retry_after
 
 if TYPE_CHECKING:
     import httpx  # imported at run time when a webhook is opened, because that takes 100 ms
@@ -112,7 +111,8 @@ class SlackWebhook:
             # The URL or the message is wrong: a retry would fail in the same way.
             if status != 429 and status < 500:
                 return _Failure(reason, is_final=True)
-            return _Failure(reason, retry_after_seconds=parse_retry_after(response.headers.get("retry-after", "")))
+            pause_seconds = parse_retry_after(response.headers.get("retry-after", ""), MAX_RETRY_AFTER_SECONDS)
+            return _Failure(reason, retry_after_seconds=pause_seconds)
 
     def _quote(self, answer: bytes) -> str:
         """Return Slack's error code (``no_service``), or nothing where the answer is something else."""
@@ -128,22 +128,6 @@ async def _read_some(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_raw():
         answer = (answer + chunk)[:MAX_ANSWER_BYTES]
     return answer
-
-
-def parse_retry_after(text: str, most_seconds: float = MAX_RETRY_AFTER_SECONDS) -> float:
-    """Return the seconds that a ``retry-after`` asks for (RFC 9110 §10.2.3), 0 to ``most_seconds``; 0 if not valid."""
-    text = text.strip()
-    if re.fullmatch("[0-9]{1,9}", text):
-        seconds = float(text)
-    else:
-        try:
-            at = parsedate_to_datetime(text)
-        except ValueError:
-            return 0.0
-        # The parser returns a time without a zone for the zone -0000.
-        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-        seconds = (at - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), most_seconds)
 
 
 @asynccontextmanager

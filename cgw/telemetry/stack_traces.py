@@ -38,6 +38,11 @@ def unwrap(error: BaseException) -> BaseException:
     return error
 
 
+def may_quote_caller(error: BaseException) -> bool:
+    """Return whether the text of ``error`` may hold a caller's data: then it goes into no log and no report."""
+    return not isinstance(error, _TEXTS_WITHOUT_DATA)
+
+
 def describe_error(error: BaseException) -> str:
     """Return type and text, as in the last line of a stack trace; the text only where it holds no caller's data."""
     kind = type(error)
@@ -47,7 +52,7 @@ def describe_error(error: BaseException) -> str:
     text = str(error)
     if not text:
         return name
-    return f"{name}: {text}" if isinstance(error, _TEXTS_WITHOUT_DATA) else f"{name}: {WITHHELD}"
+    return f"{name}: {WITHHELD if may_quote_caller(error) else text}"
 
 
 def format_stack_trace(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from cgw.telemetry.error_events import select_reason
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind
+from cgw.telemetry.genai_names import OPERATIONS, name_provider
 from cgw.telemetry.otlp_wire import (
     AttributeValue,
     build_double_encoder,
@@ -38,8 +39,6 @@ _FAILED = b"\x18\x02"  # Status.code = ERROR
 _OWN_FLAGS = b"\x85\x01" + struct.pack("<I", 0x101)
 _ATTRIBUTES = 9
 
-_OPERATIONS = {"chat_completions": "chat", "code_completions": "text_completion", "embeddings": "embeddings"}
-_PROVIDERS = {"google": "gcp.gemini", "sourcegraph": "sourcegraph"}
 _FAULTS = frozenset(
     [
         Outcome.INTERNAL_ERROR,
@@ -211,9 +210,10 @@ class TraceEncoder:
             parts.append(_OUTPUT_TOKENS(number))
         if number := record.cache_read_tokens:
             parts.append(_CACHED_TOKENS(number))
-        if (first_byte := record.first_byte_seconds) is not None:
+        _, first_byte, _, overhead = record.measure()
+        if first_byte is not None:
             parts.append(_FIRST_BYTE(first_byte))
-        if (overhead := record.overhead_seconds) is not None:
+        if overhead is not None:
             parts.append(_OVERHEAD(overhead))
         if record.trace.caller is not None:
             parts.append(_encode_link(record.trace.caller))
@@ -297,9 +297,8 @@ class TraceEncoder:
             attributes["error.type"] = outcome.value if outcome in _FAULTS else str(status)
         if record.provider is not None:
             # gen_ai.system is the older name, which many tools still read.
-            provider = _PROVIDERS.get(record.provider, record.provider)
-            attributes["gen_ai.provider.name"] = attributes["gen_ai.system"] = provider
-            attributes["gen_ai.operation.name"] = _OPERATIONS.get(record.feature or "")
+            attributes["gen_ai.provider.name"] = attributes["gen_ai.system"] = name_provider(record.provider)
+            attributes["gen_ai.operation.name"] = OPERATIONS.get(record.feature or "")
         if model is not None:
             attributes["gen_ai.request.model"] = self._mask(model.partition("/")[2] or model)
         # A name may have few values, so a path that no route has is not in it.

@@ -9,24 +9,20 @@ Google's own exporter for Python is deprecated in favour of that.
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
 import trio
 
-from cgw import __version__
-from cgw.errors import ConfigError
 from cgw.telemetry.call_spans import CallTracer
 from cgw.telemetry.exchange_record import ExchangeRecord, Outcome, RequestKind
 from cgw.telemetry.export_thread import ExportStatistics, ExportThread
-from cgw.telemetry.google_credentials import build_google_authorization, has_google_auth
+from cgw.telemetry.google_credentials import has_google_auth
 from cgw.telemetry.otlp_http import OtlpCollector
-from cgw.telemetry.otlp_wire import MAX_TEXT_CHARACTERS, build_request, encode_attributes, encode_text
-from cgw.telemetry.settings import OtlpSettings, TraceSettings, parse_pairs
+from cgw.telemetry.otlp_receivers import SCOPE, Signal, build_resource, open_collector
+from cgw.telemetry.otlp_wire import MAX_TEXT_CHARACTERS, build_request
+from cgw.telemetry.settings import OtlpSettings, TraceSettings
 from cgw.telemetry.trace_encoding import CallSpan, Mask, TraceEncoder
 from cgw.wire.trace_context import RequestTrace
 
@@ -88,11 +84,19 @@ async def open_tracing(
     ``environment`` is an attribute of the process. At the end the last spans are sent, for up to
     :data:`FLUSH_SECONDS`, whatever cancels the block. Raises :exc:`~cgw.errors.ConfigError`.
     """
-    collector = None if settings.policy == "none" else _open_collector(settings, otlp, google_url)
+    signal = Signal(
+        "traces",
+        otlp.traces_endpoint,
+        otlp.traces_headers,
+        google_url,
+        GOOGLE_SCOPE,
+        off="CODY_GATEWAY_TRACE_POLICY=none",
+    )
+    collector = None if settings.policy == "none" else open_collector(signal, settings, otlp)
     if collector is None:
         yield None
         return
-    resource = _build_resource(settings, otlp, environment)
+    resource = build_resource(settings, otlp, environment)
     with collector:
         thread: ExportThread[_Item] = ExportThread(
             f"traces to {collector.name}", _build_export(collector, resource), prepare=TraceEncoder(mask).encode
@@ -107,13 +111,7 @@ async def open_tracing(
 
 
 def _build_export(collector: OtlpCollector, resource: bytes) -> Callable[[Sequence[bytes], float], None]:
-    scope = encode_text(1, "cgw") + encode_text(2, __version__)
-    return lambda batch, deadline: collector.post(build_request(resource, scope, batch), deadline)
-
-
-def find_project(settings: TraceSettings) -> str | None:
-    """Return the Google Cloud project of this deployment, where it is known."""
-    return settings.gcp_project_id or settings.google_cloud_project
+    return lambda batch, deadline: collector.post(build_request(resource, SCOPE, batch), deadline)
 
 
 def build_is_traced(settings: TraceSettings, otlp: OtlpSettings) -> Callable[[RequestTrace], bool]:
@@ -122,66 +120,3 @@ def build_is_traced(settings: TraceSettings, otlp: OtlpSettings) -> Callable[[Re
     if settings.policy == "none" or not (has_google or otlp.traces_endpoint or otlp.endpoint):
         return lambda trace: False
     return (lambda trace: trace.is_wanted) if settings.policy == "selective" else lambda trace: True
-
-
-def _open_collector(settings: TraceSettings, otlp: OtlpSettings, google_url: str) -> OtlpCollector | None:
-    """Return the receiver that the settings name; what is set for cgw alone comes first."""
-    if settings.gcp_project_id is not None:
-        if not has_google_auth():
-            raise ConfigError(
-                [
-                    "CODY_GATEWAY_OTEL_GCP_PROJECT_ID: traces to Google Cloud need the extra `gcp`: "
-                    "install cgw[gcp], or set OTEL_EXPORTER_OTLP_ENDPOINT instead"
-                ]
-            )
-        return _open_google(settings.gcp_project_id, otlp, google_url)
-    url = otlp.traces_endpoint or (otlp.endpoint and f"{otlp.endpoint}/v1/traces")
-    if url:
-        headers = otlp.headers if otlp.traces_headers is None else otlp.traces_headers
-        return OtlpCollector(
-            url,
-            headers={} if headers is None else parse_pairs(headers.reveal()),
-            timeout_seconds=otlp.timeout_seconds,
-            tls_context=_build_tls(otlp),
-            compresses=otlp.compression == "gzip",
-        )
-    if settings.google_cloud_project is None:
-        return None
-    if has_google_auth():
-        return _open_google(settings.google_cloud_project, otlp, google_url)
-    # No error: the variable may be there for other programs.
-    logger.warning("GOOGLE_CLOUD_PROJECT: no traces are sent there, because cgw[gcp] is not installed")
-    return None
-
-
-def _open_google(project_id: str, otlp: OtlpSettings, url: str) -> OtlpCollector:
-    return OtlpCollector(
-        url,
-        headers={"x-goog-user-project": project_id},
-        timeout_seconds=otlp.timeout_seconds,
-        tls_context=_build_tls(otlp),
-        compresses=True,
-        authorize=build_google_authorization(GOOGLE_SCOPE),
-    )
-
-
-def _build_tls(otlp: OtlpSettings) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=None if otlp.ca_file is None else str(otlp.ca_file))
-
-
-def _build_resource(settings: TraceSettings, otlp: OtlpSettings, environment: str) -> bytes:
-    attributes: dict[str, str | bool | int | float | tuple[str, ...] | None] = {
-        "service.name": otlp.service_name,
-        "service.version": __version__,
-        "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
-        "deployment.environment.name": environment,
-        "host.name": socket.gethostname(),
-        "process.pid": os.getpid(),
-        "telemetry.sdk.language": "python",
-        "telemetry.sdk.name": "cgw",
-        "telemetry.sdk.version": __version__,
-        # What Google's Telemetry API finds the project by.
-        "gcp.project_id": settings.gcp_project_id or settings.google_cloud_project,
-    }
-    attributes.update(otlp.resource_attributes)
-    return encode_attributes(1, attributes)

@@ -14,7 +14,16 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from cgw.errors import Headers
-from cgw.testing.script import BodyPiece, Script, ScriptedAnswer, split_tokens
+from cgw.testing.script import BodyPiece, Script, ScriptedAnswer, ScriptedCall, split_tokens
+from cgw.testing.scripted_calls import (
+    build_tool_calls,
+    build_tool_use,
+    count_call_tokens,
+    count_chat_results,
+    count_message_results,
+    list_tool_call_deltas,
+    list_tool_use_events,
+)
 
 JSON_TYPE = (b"content-type", b"application/json")
 EVENT_STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -95,7 +104,22 @@ class ScriptedMessages:
     def render_answer(self, script: Script, body: Mapping[str, Any], serial: int) -> ScriptedAnswer:
         # check() has made sure that it is there.
         tokens, is_cut = cut_answer(script, body["max_tokens"])
-        message: dict[str, Any] = {
+        calls = script.choose_calls(count_message_results(body), has_tools=bool(body.get("tools")))
+        if calls:
+            return self._render_calls(script, body, calls, serial)
+        message = self._build_message(body, serial, len(tokens))
+        stop: dict[str, Any] = {"stop_reason": "max_tokens" if is_cut else "end_turn", "stop_sequence": None}
+        headers = self._headers(serial)
+        # `message_start` carries the message without content; without streaming it is completed here.
+        if body.get("stream") is True:
+            return build_stream(script, headers, tuple(self._events(script, message, stop, tokens)))
+        message |= {"content": [{"type": "text", "text": "".join(tokens)}], **stop}
+        message["usage"]["output_tokens"] = len(tokens)
+        return build_whole(script, headers, message, len(tokens))
+
+    def _build_message(self, body: Mapping[str, Any], serial: int, output_tokens: int) -> dict[str, Any]:
+        """Return the message as it is at its start."""
+        return {
             "id": f"msg_scripted_{serial:06d}",
             "type": "message",
             "role": "assistant",
@@ -107,18 +131,29 @@ class ScriptedMessages:
                 "input_tokens": count_prompt_tokens(body),
                 "cache_creation_input_tokens": 0,
                 "cache_read_input_tokens": 0,
-                "output_tokens": min(1, len(tokens)),  # the API counts the first token here, all in message_delta
+                "output_tokens": min(1, output_tokens),  # the API counts the first token here, all in message_delta
                 "service_tier": "standard",
             },
         }
-        stop: dict[str, Any] = {"stop_reason": "max_tokens" if is_cut else "end_turn", "stop_sequence": None}
-        headers = self._headers(serial)
-        # `message_start` carries the message without content; without streaming it is completed here.
+
+    def _render_calls(
+        self, script: Script, body: Mapping[str, Any], calls: tuple[ScriptedCall, ...], serial: int
+    ) -> ScriptedAnswer:
+        output_tokens = count_call_tokens(calls)
+        message = self._build_message(body, serial, output_tokens)
+        stop: dict[str, Any] = {"stop_reason": "tool_use", "stop_sequence": None}
         if body.get("stream") is True:
-            return build_stream(script, headers, tuple(self._events(script, message, stop, tokens)))
-        message |= {"content": [{"type": "text", "text": "".join(tokens)}], **stop}
-        message["usage"]["output_tokens"] = len(tokens)
-        return build_whole(script, headers, message, len(tokens))
+            events = [
+                {"type": "message_start", "message": message},
+                *list_tool_use_events(calls, serial),
+                {"type": "message_delta", "delta": stop, "usage": {"output_tokens": output_tokens}},
+                {"type": "message_stop"},
+            ]
+            pieces = tuple(BodyPiece(script.head_delay_seconds, _event(event)) for event in events)
+            return build_stream(script, self._headers(serial), pieces)
+        message |= {"content": [build_tool_use(call, serial, index) for index, call in enumerate(calls)], **stop}
+        message["usage"]["output_tokens"] = output_tokens
+        return build_whole(script, self._headers(serial), message, 0)
 
     def _events(
         self, script: Script, message: dict[str, Any], stop: dict[str, Any], tokens: tuple[str, ...]
@@ -206,22 +241,31 @@ class ScriptedChat:
             "service_tier": "default",
             "system_fingerprint": "fp_scripted",
         }
+        calls = script.choose_calls(count_chat_results(body), has_tools=bool(body.get("tools")))
         prompt_tokens = count_prompt_tokens(body)
+        output_tokens = count_call_tokens(calls) if calls else len(tokens)
         usage = {
             "prompt_tokens": prompt_tokens,
-            "completion_tokens": len(tokens),
-            "total_tokens": prompt_tokens + len(tokens),
+            "completion_tokens": output_tokens,
+            "total_tokens": prompt_tokens + output_tokens,
             "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
         }
-        finish_reason = "length" if is_cut else "stop"
+        finish_reason = "tool_calls" if calls else "length" if is_cut else "stop"
         if body.get("stream") is True:
             frame["object"] = "chat.completion.chunk"
             options = body.get("stream_options")
             has_usage = isinstance(options, dict) and options.get("include_usage") is True
-            events = self._events(script, frame, finish_reason, tokens, usage if has_usage else None)
+            deltas = (
+                [(0.0, delta) for delta in list_tool_call_deltas(calls, serial)]
+                if calls
+                else [(script.token_at_seconds(index), {"content": token}) for index, token in enumerate(tokens)]
+            )
+            events = self._events(script, frame, finish_reason, deltas, usage if has_usage else None)
             return build_stream(script, self._headers(serial), tuple(events))
         message: dict[str, Any] = {"role": "assistant", "content": "".join(tokens), "refusal": None}
+        if calls:
+            message |= {"content": None, "tool_calls": build_tool_calls(calls, serial)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
         whole = frame | {"choices": [choice], "usage": usage}
         return build_whole(script, self._headers(serial), whole, len(tokens))
@@ -231,7 +275,7 @@ class ScriptedChat:
         script: Script,
         frame: dict[str, Any],
         finish_reason: str,
-        tokens: tuple[str, ...],
+        deltas: list[tuple[float, dict[str, Any]]],
         usage: dict[str, Any] | None,
     ) -> Iterator[BodyPiece]:
         # With `include_usage`, every chunk but the last has `"usage": null`.
@@ -243,10 +287,11 @@ class ScriptedChat:
 
         # As in the API, the first chunk has the role and no text, and the last one the finish reason and no text.
         first_delta = {"role": "assistant", "content": "", "refusal": None}
-        yield BodyPiece(script.head_delay_seconds, chunk(first_delta))
-        for index, token in enumerate(tokens):
-            yield BodyPiece(script.token_at_seconds(index), chunk({"content": token}))
-        end = script.token_at_seconds(max(0, len(tokens) - 1))
+        end = script.head_delay_seconds
+        yield BodyPiece(end, chunk(first_delta))
+        for at_seconds, delta in deltas:
+            end = max(end, at_seconds)
+            yield BodyPiece(end, chunk(delta))
         yield BodyPiece(end, chunk({}, finish_reason))
         if usage is not None:
             # The usage has a chunk of its own, without choices, after the one with the finish reason.

@@ -17,6 +17,7 @@ from attrs import evolve, frozen
 
 from cgw.errors import Headers
 from cgw.testing.script import BodyPiece, Script, ScriptedAnswer
+from cgw.testing.scripted_calls import build_function_calls, count_call_tokens, count_function_responses
 from cgw.testing.scripted_dialects import (
     JSON_TYPE,
     RequestError,
@@ -66,9 +67,17 @@ class ScriptedGemini:
             return build_json(200, self._headers(), _embed(body))
         most = body.get("generationConfig", {}).get("maxOutputTokens")
         tokens, is_cut = cut_answer(script, most if isinstance(most, int) else None)
+        calls = script.choose_calls(count_function_responses(body), has_tools=bool(body.get("tools")))
         reason = "MAX_TOKENS" if is_cut else "STOP"
         prompt_tokens = _count_words(body)
         frame = {"modelVersion": body["model"], "responseId": f"scripted{serial:06d}"}
+        if calls:
+            candidate = {"content": {"parts": build_function_calls(calls), "role": "model"}, "index": 0}
+            usage = _count(prompt_tokens, count_call_tokens(calls))
+            whole = {"candidates": [candidate | {"finishReason": "STOP"}], "usageMetadata": usage} | frame
+            if body["method"] == "streamGenerateContent" and body["is_sse"]:
+                return build_stream(script, self._headers(), (BodyPiece(0.0, encode_data(whole, b"\r\n")),))
+            return build_json(200, self._headers(), whole)
         if body["method"] == "streamGenerateContent":
             pieces = tuple(_list_chunks(script, frame, reason, tokens, prompt_tokens, is_sse=body["is_sse"]))
             stream = build_stream(script, self._headers(), pieces)

@@ -13,6 +13,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from cgw.testing.script import BodyPiece, Script, ScriptedAnswer, ScriptedCall
+from cgw.testing.scripted_calls import count_call_tokens
 from cgw.testing.scripted_dialects import RequestError, ScriptedChat, build_json, build_stream, build_whole, cut_answer
 
 MAX_STORED = 1000
@@ -59,7 +60,7 @@ class ScriptedResponses(ScriptedChat):
         if not calls:
             output = [_build_message("".join(tokens), serial, "incomplete" if is_cut else "completed")]
         prompt_tokens = count_input_tokens(body)
-        output_tokens = len(tokens) + sum(len(call.arguments.split()) for call in calls)
+        output_tokens = len(tokens) + count_call_tokens(calls)
         final = response | {
             "status": "incomplete" if is_cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,

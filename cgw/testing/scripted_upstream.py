@@ -44,8 +44,8 @@ class SeenRequest:
 
     Times are :func:`trio.current_time` seconds, ``None`` until they are known. ``peer_closed_at`` is set only if the
     peer closed the connection before the whole answer was sent. ``connection`` numbers connections from 1: equal
-    numbers mean that a connection was reused. ``headers`` have names in lower case and contain API keys; neither they
-    nor the body are in ``repr``.
+    numbers mean that a connection was reused. ``answer`` is the whole one, sent or not. ``headers`` have names in lower
+    case and contain API keys; neither they nor the body are in ``repr``.
     """
 
     connection: int
@@ -56,6 +56,7 @@ class SeenRequest:
     http_version: str
     received_at: float
     status: int | None = None
+    answer: ScriptedAnswer | None = field(default=None, repr=False)
     events_sent: int = 0
     answered_at: float | None = None
     peer_closed_at: float | None = None
@@ -237,7 +238,8 @@ class _ScriptedConnection:
                 return
             self._upstream.record_request(request)
             try:
-                await self._play(self._upstream.answer(request), request)
+                request.answer = self._upstream.answer(request)
+                await self._play(request.answer, request)
             finally:
                 # Also when the peer is gone or the upstream is cancelled: tests wait for it.
                 request.is_over = True

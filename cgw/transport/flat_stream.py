@@ -38,7 +38,7 @@ class Writer(Protocol):
 
 
 class StreamEnd(enum.Enum):
-    """Why the flat relay gave a stream back to its exchange."""
+    """The reason for which the flat relay gave a stream back to its exchange."""
 
     COMPLETE = "complete"
     """The upstream ended the body properly; ``held`` is still to be sent."""

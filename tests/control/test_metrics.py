@@ -10,7 +10,7 @@ import trio
 from attrs import evolve
 
 from cgw.control.metrics import FRESH_SECONDS, MetricsRoute, prefers_openmetrics
-from cgw.telemetry.metrics import Metrics, Reading, counter
+from cgw.telemetry.metrics import MetricReading, Metrics, counter
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from tests.support.gateway import OPENAI_MODEL, open_gateway
 from tests.support.prometheus import (
@@ -158,7 +158,7 @@ def build_counting_route() -> tuple[MetricsRoute, list[float]]:
     """A route, and the times at which its metrics were taken."""
     taken: list[float] = []
 
-    def collect() -> list[Reading]:
+    def collect() -> list[MetricReading]:
         taken.append(trio.current_time())
         return [TAKEN.read(len(taken))]
 

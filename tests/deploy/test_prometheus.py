@@ -11,7 +11,7 @@ import httpx
 
 from cgw.service.lifecycle import Service
 from cgw.service.metrics import list_all_metrics
-from cgw.telemetry.metrics import Kind
+from cgw.telemetry.metrics import MetricKind
 from cgw.testing.scripted_upstream import ScriptedUpstream
 from docs.generate_dashboard import PAGE as DASHBOARD
 from docs.generate_dashboard import build_dashboard, list_panels
@@ -102,7 +102,7 @@ def test_every_metric_of_the_rules_and_the_dashboard_is_declared() -> None:
     """A name that is misspelt, or of a metric that was renamed, would never fire and draw nothing."""
     declared = set()
     for metric in list_all_metrics():
-        suffixes = ("_bucket", "_sum", "_count") if metric.kind is Kind.HISTOGRAM else ("",)
+        suffixes = ("_bucket", "_sum", "_count") if metric.kind is MetricKind.HISTOGRAM else ("",)
         declared |= {metric.sample_name + suffix for suffix in suffixes}
     queries = [*list_rule_queries(), *(query for panel in list_panels() for query, _ in panel.queries)]
     named = [list_names(query) for query in queries]

@@ -8,6 +8,7 @@ from attrs import evolve
 
 from cgw.events.records import (
     access_denied,
+    build_exchanged,
     completions_finished,
     embeddings_finished,
     rate_limited,
@@ -33,7 +34,7 @@ def test_completion_carries_the_reference_keys() -> None:
         sg_actor_id="7",
         sg_actor_anonymous_uid="anon",
         metadata={"stream": True, "max_tokens": 1000},
-        trace_id="0af7651916cd43dd8448eb211c80319c",
+        exchange={"trace_id": "0af7651916cd43dd8448eb211c80319c"},
     )
     assert (event.name, event.source, event.identifier) == (EventName.COMPLETIONS_FINISHED, "static", "acme")
     assert event.metadata == {
@@ -74,7 +75,7 @@ EXCHANGE: dict[str, Any] = {
 
 def test_exchange_is_described() -> None:
     """Completions and embeddings say what became of their exchange, when, and how large; times are to the µs."""
-    precise = EXCHANGE | {"time_to_first_byte_ms": 312.3456789, "overhead_ms": 0.23456}
+    precise = build_exchanged(**EXCHANGE | {"time_to_first_byte_ms": 312.3456789, "overhead_ms": 0.23456})
     completion = completions_finished(
         ACTOR,
         feature=Feature.CHAT_COMPLETIONS,
@@ -82,7 +83,7 @@ def test_exchange_is_described() -> None:
         provider="openai",
         usage=Usage(),
         resolved_status=200,
-        **precise,
+        exchange=precise,
     )
     embeddings = embeddings_finished(
         ACTOR,
@@ -95,7 +96,7 @@ def test_exchange_is_described() -> None:
         upstream_status=200,
         upstream_request_duration_ms=5,
         metadata={"batch_size": 1},
-        **precise,
+        exchange=precise,
     )
     for event in (completion, embeddings):
         assert {key: event.metadata[key] for key in EXCHANGE} == EXCHANGE

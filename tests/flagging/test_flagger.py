@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from cgw.flagging.flagger import Flagger, RequestBlocked
+from cgw.flagging.flagger import Flagger, PromptBlocked
 from cgw.flagging.recorder import PromptRecorder
 from cgw.flagging.settings import FlaggingSettings
 from cgw.flagging.tokens import Tokenizer
@@ -68,7 +68,7 @@ async def test_s9_2_the_tokenizer_decides_where_there_is_one() -> None:
 
 async def test_s9_2_a_blocked_request_tells_its_tokens() -> None:
     """Also where the limits of tokens had nothing to do with it."""
-    with pytest.raises(RequestBlocked) as caught:
+    with pytest.raises(PromptBlocked) as caught:
         await examine(FlaggingSettings(blocked_phrases=("bad",), is_blocking=True), "so bad")
     assert caught.value.metadata["prompt_token_count"] == -(-len("Human: so bad\n\n") // 3)
     assert caught.value.message.endswith(f"reference this ID: {caught.value.metadata['trace_id']}")

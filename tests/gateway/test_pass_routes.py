@@ -213,6 +213,8 @@ async def test_methods_and_other_providers(bench: Bench) -> None:
         ("POST", "/openai/v1/files/%2e%2e/chat/completions"),
         ("POST", "/openai/v1/files/a%2F..%2Fb"),
         ("POST", "/openai/v1/chat/completion%73"),
+        ("POST", "/openai/v1/chat/Completions"),
+        ("POST", "/openai/v1/chat/completions;a"),
         ("POST", "/openai/v1/chat/completions/"),
         ("POST", "/anthropic/v1/messages/batches"),
         ("GET", "/fireworks/v1/files/a"),

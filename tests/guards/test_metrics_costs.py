@@ -8,7 +8,8 @@ from cgw.telemetry.metrics_exchanges import ExchangeMetrics
 from tests.support.counting import CallCounter
 from tests.telemetry.test_metrics_exchanges import build_record
 
-EXCHANGES = 1000
+EXCHANGES = 1024
+"""A multiple of how many are counted at once."""
 
 
 def test_calls_of_an_exchange() -> None:

@@ -129,3 +129,22 @@ def test_lone_surrogates_are_replaced() -> None:
     body = start + b'\\ud83d \\ud83d\\ude00"}],"a":1.50}'
     sent = prepare(DIALECTS["/openai/v1/chat/completions"], body)
     assert sent == start + b'\\ufffd \\ud83d\\ude00"}],"a":1.50,"user":"acme:7"}'
+
+
+@pytest.mark.parametrize("path", sorted(DIALECTS))
+@pytest.mark.parametrize(
+    "field", [b'"Model":"other"', b'"MODE\\u004c":"other"', b'"\\u017ftream":true', b'"Extra":2', b'"Background":true']
+)
+def test_a_field_in_other_letters_is_refused(path: str, field: bytes) -> None:
+    """Servers in Go take ``Model`` for ``model``, a long s for an s: so a field that is checked has one spelling."""
+    body = b"{" + b",".join([*list_own_fields(DIALECTS[path]), b'"extra":1', field]) + b"}"
+    with pytest.raises(Refusal, match="write it as") as refused:
+        prepare(DIALECTS[path], body)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("path", sorted(DIALECTS))
+def test_other_fields_may_have_any_letters(path: str) -> None:
+    """Only what is checked, or there in other letters, has to be written as the API does."""
+    body = b"{" + b",".join([*list_own_fields(DIALECTS[path]), b'"topK":1', b'"top_k":2']) + b"}"
+    assert b'"topK":1' in prepare(DIALECTS[path], body)

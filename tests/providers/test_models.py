@@ -166,6 +166,14 @@ def test_an_endless_name_is_in_no_list() -> None:
     assert not compile_allow_list(("*",)).admits("p/" + "a" * 1_000_000)
 
 
+@pytest.mark.parametrize("entry", ["*", "p/*", "p/a*"])
+@pytest.mark.parametrize("name", ["p/a\r\nset-cookie: b", "p/a\x00", "p/a\x7f", "p/a\u2028", "p/a\ud83d"])
+def test_a_name_with_control_characters_is_in_no_list(entry: str, name: str) -> None:
+    """It comes back as a header field, whose line it would break."""
+    assert not compile_allow_list((entry,)).admits(name)
+    assert compile_allow_list((entry,)).admits("p/a b-\u00e9")
+
+
 def test_a_model_that_is_not_allowed_is_refused_with_those_that_are() -> None:
     """The text is the reference's and names the list; parameter and code are OpenAI's."""
     refusal = refuse("openai/gpt-9", ("openai/gpt-4", "openai/gpt-5"))

@@ -75,6 +75,7 @@ def test_the_prompts_text_is_counted_and_found() -> None:
         ({"previous_response_id": None}, ()),
         ({"prompt_cache_options": {"comparison_response_id": "resp_2"}}, ("resp_2",)),
         ({"input": [{"type": "item_reference", "id": "msg_1"}, {"id": "msg_2"}]}, ("msg_1", "msg_2")),
+        ({"input": {"type": "item_reference", "id": "msg_1"}}, ("msg_1",)),
         ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, ("rs_1",)),
         ({"input": [{"type": "reasoning", "id": "rs_1", "encrypted_content": "e"}]}, ()),
         ({"input": [{"type": "image_generation_call", "id": "ig_1"}]}, ("ig_1",)),

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from cgw.errors import Refusal
 from cgw.providers import request_body
 from cgw.providers.request_body import (
+    MAX_PARTS,
     BodyReader,
     Content,
     JsonList,
     JsonObject,
     StringOrStrings,
+    change_fields,
     decode_object,
     encode_object,
     encode_with_messages,
@@ -178,7 +180,7 @@ def test_invalid_json_is_refused_with_the_position(body: bytes, problem: str) ->
     assert refuse(body).message == f"failed to parse request body: {problem}"
 
 
-@pytest.mark.parametrize("depth", [100_000, 1_000_000])
+@pytest.mark.parametrize("depth", [100_000, MAX_PARTS - 2])
 @pytest.mark.parametrize(("start", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_deep_nesting_is_refused(depth: int, start: bytes, end: bytes) -> None:
     """No depth crashes the reader, whether the nesting is closed or not."""
@@ -333,3 +335,24 @@ def test_copied_messages_are_those_that_would_be_encoded(fields: list[tuple[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request_body, "LARGE_BODY_BYTES", 0)
         assert json.loads(encode_with_messages(outgoing, body)) == json.loads(encode_object(outgoing))
+
+
+NAMES_OF_FIELDS = st.sampled_from(["model", "user", "messages", "é", 'a"b', "x", ""])
+COMPACT = st.lists(
+    st.tuples(NAMES_OF_FIELDS, st.sampled_from([b"1", b'"\\u00e9"', b"[ 1 ]", b"null", b"1e5"])), max_size=5
+)
+
+
+@given(COMPACT, st.booleans(), st.dictionaries(NAMES_OF_FIELDS, st.sampled_from(["v", None, 1]), max_size=3))
+def test_compact_bodies_change_as_all_others_do(
+    fields: list[tuple[str, bytes]], is_escaped: bool, changes: dict[str, Any]
+) -> None:
+    """With blanks before it, which take the general path, a body changes to the same; a repeated field is refused."""
+    names = [json.dumps(name, ensure_ascii=is_escaped).encode() for name, _ in fields]
+    body = b"{" + b",".join(name + b":" + value for name, (_, value) in zip(names, fields, strict=True)) + b"}"
+    if len({name for name, _ in fields}) < len(fields):
+        for sent in (body, b" " + body):
+            with pytest.raises(Refusal, match="occurs twice"):
+                change_fields(sent, changes)
+        return
+    assert b" " + change_fields(body, changes) == change_fields(b" " + body, changes)

@@ -20,7 +20,7 @@ from cgw.service.metrics import list_all_metrics
 from cgw.telemetry import metrics_catalogue as catalogue
 from cgw.telemetry.export_thread import ExportStatistics
 from cgw.telemetry.line_writer import LogStatistics
-from cgw.telemetry.metrics import Kind
+from cgw.telemetry.metrics import MetricKind
 from cgw.telemetry.sentry import ReportStatistics
 from cgw.transport.flat_relay import RelayStatistics
 from cgw.transport.server import ServerStatistics
@@ -65,5 +65,5 @@ def test_names_and_labels_are_by_the_rules() -> None:
     assert not labels & {"actor", "actor_id", "token", "key", "address", "client", "user", "path"}
     for metric in metrics:
         assert list(metric.bounds) == sorted(set(metric.bounds))
-        assert bool(metric.bounds) == (metric.kind is Kind.HISTOGRAM)
+        assert bool(metric.bounds) == (metric.kind is MetricKind.HISTOGRAM)
         assert len(metric.otel_labels) in (0, len(metric.labels))

@@ -28,7 +28,10 @@ class Posted:
 
 @define
 class Receiver:
-    """An open server. ``status`` and ``delay_seconds`` are of its answers; ``headers`` are sent with them."""
+    """An open server. ``status`` and ``delay_seconds`` are of its answers; ``headers`` are sent with them.
+
+    Without an end an answer goes on as fast as it is taken; ``sent_bytes`` counts it.
+    """
 
     url: str
     status: int = 200
@@ -37,6 +40,8 @@ class Receiver:
     answer: bytes = b""
     posts: list[Posted] = field(factory=list)
     hangs: bool = False
+    has_end: bool = True
+    sent_bytes: int = 0
     _released: threading.Event = field(factory=threading.Event)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -115,6 +120,11 @@ def open_receiver() -> Iterator[Receiver]:
             self.send_response(receiver.status)
             for name, value in receiver.headers.items():
                 self.send_header(name, value)
+            if not receiver.has_end:
+                self.end_headers()
+                self.close_connection = True
+                while self.wfile.write(bytes(65536)):
+                    receiver.sent_bytes += 65536
             self.send_header("content-length", str(len(receiver.answer)))
             self.end_headers()
             self.wfile.write(receiver.answer)

@@ -104,6 +104,7 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
 
     record = mask_record(record, mask)
     message = shorten(mask(describe_exchange(record, has_figures=False)), MAX_MESSAGE_CHARACTERS)
+    seconds, first_byte, upstream, overhead = record.measure()
     request = known(
         requestMethod=record.method,
         requestUrl=record.path,
@@ -111,7 +112,7 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
         responseSize=None if record.response_bytes is None else str(record.response_bytes),
         userAgent=record.user_agent,
         remoteIp=record.remote_ip,
-        latency=f"{record.duration_seconds:.6f}s",
+        latency=f"{seconds:.6f}s",
         protocol=record.protocol,
     )
     exchange = known(
@@ -124,10 +125,10 @@ def render_plainly(mask: SecretMask, entry: LogEntry, record: ExchangeRecord) ->
         model=record.model,
         stream=record.stream,
         upstream_status=record.upstream_status,
-        duration_ms=round(record.duration_seconds * 1000, 3),
-        first_byte_ms=round_ms(record.first_byte_seconds),
-        upstream_ms=round_ms(record.upstream_seconds),
-        overhead_ms=round_ms(record.overhead_seconds),
+        duration_ms=round(seconds * 1000, 3),
+        first_byte_ms=round_ms(first_byte),
+        upstream_ms=round_ms(upstream),
+        overhead_ms=round_ms(overhead),
         connection_reused=record.is_reused,
         request_bytes=record.request_bytes,
         response_bytes=record.response_bytes,

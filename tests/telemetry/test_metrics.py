@@ -17,17 +17,17 @@ from cgw.telemetry.metrics import (
     Distribution,
     Histogram,
     HistogramValue,
-    Kind,
     Metric,
+    MetricKind,
+    MetricReading,
     Metrics,
-    Reading,
     counter,
     gauge,
 )
 from cgw.telemetry.metrics_text import render_metrics
 from tests.support.prometheus import parse_openmetrics
 
-SECONDS = Metric("test_seconds", Kind.HISTOGRAM, "Seconds.", ("route",), bounds=(1.0, 2.0, 5.0))
+SECONDS = Metric("test_seconds", MetricKind.HISTOGRAM, "Seconds.", ("route",), bounds=(1.0, 2.0, 5.0))
 THINGS = counter("test_things", 'Things, "quoted" and \\ escaped.', "kind")
 LEVEL = gauge("test_level", "A level.")
 
@@ -59,7 +59,7 @@ def test_label_sets_are_bounded_and_counted() -> None:
     assert histogram.collapsed == counts.collapsed == 7
 
 
-def build_readings() -> list[Reading]:
+def build_readings() -> list[MetricReading]:
     """One reading of each kind, with an exemplar, and labels that need escaping."""
     distribution = Distribution(SECONDS.bounds)
     distribution.observe(0.5)
@@ -104,7 +104,7 @@ def test_openmetrics_has_exemplars() -> None:
 async def test_a_bug_in_one_part_hides_only_its_own_numbers(caplog: pytest.LogCaptureFixture) -> None:
     """The other parts are read, and the bug is logged once, however many scrapes follow."""
 
-    def fail() -> Iterable[Reading]:
+    def fail() -> Iterable[MetricReading]:
         yield LEVEL.read(1)
         raise RuntimeError("a bug")
 
@@ -121,7 +121,7 @@ async def test_a_disk_that_hangs_hides_only_what_is_on_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "BLOCKING_SECONDS", 0.05)
     hangs, is_over, calls = threading.Event(), threading.Event(), []
 
-    def read_disk() -> Iterable[Reading]:
+    def read_disk() -> Iterable[MetricReading]:
         calls.append(threading.get_ident())
         if hangs.is_set():
             is_over.wait(10)

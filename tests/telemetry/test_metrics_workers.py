@@ -12,7 +12,17 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from cgw.telemetry import metrics_workers
-from cgw.telemetry.metrics import Distribution, Exemplar, HistogramValue, Kind, Metric, Metrics, Reading, counter, gauge
+from cgw.telemetry.metrics import (
+    Distribution,
+    Exemplar,
+    HistogramValue,
+    Metric,
+    MetricKind,
+    MetricReading,
+    Metrics,
+    counter,
+    gauge,
+)
 from cgw.telemetry.metrics_text import render_metrics
 from cgw.telemetry.metrics_workers import WORKERS, encode_readings, open_workers
 from cgw.testing.scripted_upstream import ScriptedUpstream
@@ -26,12 +36,12 @@ from tests.support.redis_server import run_redis_server
 __all__ = ["upstream"]
 
 THINGS = counter("test_things", "Things.", "kind")
-SECONDS = Metric("test_seconds", Kind.HISTOGRAM, "Seconds.", bounds=(1.0, 2.0))
+SECONDS = Metric("test_seconds", MetricKind.HISTOGRAM, "Seconds.", bounds=(1.0, 2.0))
 NEWER = gauge("test_newer", "A metric that only a newer version has.")
 DECLARED = (THINGS, SECONDS)
 
 
-def build_metrics(number: int, *more: Reading) -> Metrics:
+def build_metrics(number: int, *more: MetricReading) -> Metrics:
     """The metrics of one process: a count, and a histogram with an exemplar."""
     distribution = Distribution(SECONDS.bounds)
     distribution.observe_traced(number, "a" * 32, 1.5)
@@ -40,7 +50,7 @@ def build_metrics(number: int, *more: Reading) -> Metrics:
     return metrics
 
 
-def find(readings: Sequence[Reading], metric: Metric) -> list[float | HistogramValue]:
+def find(readings: Sequence[MetricReading], metric: Metric) -> list[float | HistogramValue]:
     """Return the values of one metric, of all workers, in ascending order if they are numbers."""
     values = [reading.value for reading in readings if reading.metric is metric]
     return sorted(values, key=str)

@@ -17,7 +17,6 @@ from cgw.telemetry.error_events import (
     ALL_REPORTS_PER_MINUTE,
     MAX_CAUSES,
     REPORTS_PER_MINUTE,
-    WITHHELD,
     StormFilter,
     fingerprint_exception,
     fingerprint_message,
@@ -25,6 +24,7 @@ from cgw.telemetry.error_events import (
 from cgw.telemetry.exchange_record import ExchangeRecord, Outcome, RequestKind, begin_times
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.sentry import FLUSH_SECONDS, MAX_PENDING, ErrorReports, open_error_reports
+from cgw.telemetry.stack_traces import WITHHELD
 from cgw.wire.trace_context import begin_trace
 from tests.support.collectors import Receiver, open_receiver
 
@@ -236,6 +236,38 @@ def test_a_sentry_that_does_not_take_reports_costs_a_bounded_queue(kind: str) ->
         # Generous, because the machine may be busy: what counts is that it is no longer than the SDK's own timeouts.
         assert time.monotonic() - started < FLUSH_SECONDS + 10
         assert reports.statistics().sent == 3 * MAX_PENDING
+
+
+def test_an_answer_without_an_end_is_not_read_into_memory(sentry: Receiver) -> None:
+    """The next report goes out after a little of it."""
+    sentry.has_end = False
+    with open_reports(sentry):
+        for number in range(3):
+            logger.error("failed at %s", number)
+        sentry.wait_for(lambda: len(sentry.posts) >= 3)
+    assert sentry.sent_bytes < 3 * 32 * 2**20  # the kernel's buffers
+
+
+def test_a_redirect_gets_no_report(sentry: Receiver) -> None:
+    """The key of the DSN would go where the redirect points."""
+    with open_receiver() as other:
+        sentry.status, sentry.headers = 307, {"location": f"{other.url}/api/42/envelope/"}
+        with open_reports(sentry) as reports:
+            logger.error("failed")
+            sentry.wait_for(lambda: reports.statistics().dropped == 1)
+        assert sentry.posts
+        assert not other.posts
+
+
+def test_a_connection_is_used_again(sentry: Receiver) -> None:
+    """An answer that was read to its end leaves it open."""
+    sentry.answer = b'{"id":"1"}'
+    with open_reports(sentry) as reports:
+        for number in range(3):
+            logger.error("failed at %s", number)
+        sentry.wait_for(lambda: len(sentry.posts) == 3)
+        ((_, pool),) = [(key, reports._transport._pool.pools[key]) for key in reports._transport._pool.pools.keys()]  # noqa: SIM118 - it has no iterator
+        assert pool.num_connections == 1
 
 
 def test_reporting_does_not_report_itself(sentry: Receiver) -> None:

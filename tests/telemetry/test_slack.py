@@ -11,25 +11,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
-from functools import partial
 
 import pytest
 import trio
 import trio.testing
 from attrs import define, field
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cgw.errors import CgwError, ConfigError
 from cgw.telemetry.logs import open_logging
 from cgw.telemetry.slack import (
-    MAX_RETRY_AFTER_SECONDS,
     SlackPostFailed,
     SlackWebhook,
     open_slack_webhook,
-    parse_retry_after,
 )
 from tests.support.raw_server import open_raw_server, read_request
 from tests.support.tls_peer import HOST, TlsAuthority
@@ -278,19 +271,6 @@ async def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="the URL of the Slack webhook is not valid"):
         async with open_slack_webhook(url):
             pass
-
-
-@given(st.text() | st.integers().map(str) | st.datetimes(timezones=st.just(UTC)).map(partial(format_datetime)))
-def test_any_retry_after_is_a_bounded_pause(text: str) -> None:
-    """The pause is from 0 to 60 seconds, whatever a server sends."""
-    assert 0 <= parse_retry_after(text) <= MAX_RETRY_AFTER_SECONDS
-
-
-def test_retry_after_may_be_a_date() -> None:
-    """A date gives the time until then, and nothing if it is in the past (RFC 9110 §10.2.3)."""
-    soon = datetime.now(UTC) + timedelta(seconds=40)
-    assert 35 <= parse_retry_after(format_datetime(soon, usegmt=True)) <= 40
-    assert parse_retry_after(format_datetime(soon - timedelta(days=1), usegmt=True)) == 0
 
 
 def test_httpx_is_not_imported_before_a_webhook_is_opened() -> None:

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from cgw.config.kinds import Secret
@@ -33,6 +31,7 @@ from cgw.telemetry.traces import FLUSH_SECONDS, Tracing, open_tracing
 from cgw.wire.trace_context import CallerContext
 from tests.support.collectors import open_receiver, read_attributes
 from tests.support.exchange_records import CALLER, build_exchange, build_trace
+from tests.support.google_account import write_account
 
 NEVER_SAMPLED = CallerContext(CALLER.trace_id, CALLER.span_id, is_sampled=False)
 
@@ -195,16 +194,7 @@ async def test_google_cloud_gets_otlp_with_a_token_of_the_default_credentials(
     with open_receiver() as token_server, open_receiver() as google:
         token_server.answer = json.dumps({"access_token": "ya29.x", "expires_in": 3600}).encode()
         token_server.headers = {"content-type": "application/json"}
-        key = rsa.generate_private_key(65537, 2048)
-        account = {
-            "type": "service_account",
-            "client_email": "cgw@example.com",
-            "token_uri": f"{token_server.url}/token",
-            "private_key": key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ).decode(),
-        }
-        (tmp_path / "account.json").write_text(json.dumps(account))
+        write_account(tmp_path / "account.json", f"{token_server.url}/token")
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
         settings = TraceSettings(gcp_project_id="my-project")
         url = f"{google.url}/v1/traces"
@@ -232,6 +222,20 @@ async def test_without_the_extra_google_cloud_is_one_clear_error(monkeypatch: py
     settings = evolve(settings, gcp_project_id=None, google_cloud_project="p")
     async with open_tracing(settings, OtlpSettings(), environment="test", mask=SecretMask()) as tracing:
         assert tracing is None
+
+
+async def test_a_signals_own_url_comes_before_google_cloud() -> None:
+    """The more special setting wins: spans go to a URL that is set for traces alone, although a project is set, too."""
+    with open_receiver() as collector, open_receiver() as google:
+        settings = TraceSettings(gcp_project_id="my-project")
+        otlp = OtlpSettings(endpoint="http://127.0.0.1:1", traces_endpoint=f"{collector.url}/spans")
+        async with open_tracing(
+            settings, otlp, environment="test", mask=SecretMask(), google_url=google.url
+        ) as tracing:
+            assert tracing is not None
+            tracing(build_exchange())
+        assert [post.path for post in collector.posts] == ["/spans"]
+        assert google.posts == []
 
 
 def test_vendors_code_is_not_imported_before_it_is_used() -> None:

@@ -13,16 +13,16 @@ class ShipperOptions:
     batch_bytes: int = 2**20
     """A batch has at most so many events, and bytes, and no more than its sink takes."""
     age_seconds: float = 1.0
-    """How long events may wait in the log for others to be sent with."""
+    """The time for which events may wait in the log for others to be sent with."""
     max_in_flight: int = 4
     """Batches that are sent at once."""
     scan_seconds: float = 15.0
-    """How often the folder is searched for segments that another process left."""
+    """The time between two searches of the folder for segments that another process left."""
     first_backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
     """The pauses between attempts to reach a sink that is down: the first, doubled up to the last, less up to half."""
     cursor_seconds: float = 0.1
-    """How long the cursor may be behind the sink's answers, to be written once for several."""
+    """The time by which the cursor may be behind the sink's answers, to be written once for several."""
 
 
 @frozen

@@ -34,7 +34,7 @@ class Progress:
 
     @property
     def is_done(self) -> bool:
-        """Whether the sink has everything that will be read of the segment."""
+        """True if the sink has everything that will be read of the segment."""
         return self.is_read and not self._sent
 
     @property

@@ -20,7 +20,7 @@ AGAIN_SECONDS = 30.0
 """The pause after a bug."""
 
 CLOSE_SECONDS = 2.0
-"""How long writing the cursors may take after draining."""
+"""The time that writing the cursors may take after draining."""
 
 logger = logging.getLogger("cgw.events")
 

@@ -30,13 +30,19 @@ from cgw.config.kinds import Secret
 from cgw.errors import explain_os_error
 from cgw.events.settings import HttpSinkSettings
 from cgw.events.sinks.sink import RejectedEvent, SinkUnavailable
-from cgw.telemetry.slack import parse_retry_after
+from cgw.wire.retry_after import parse_retry_after
 
 if TYPE_CHECKING:
     import httpx  # imported at run time when the sink is opened, because that takes 100 ms
 
 MAX_ANSWER_BYTES = 4096
-"""The part of an answer that is read."""
+"""The part of an answer that is kept."""
+
+MAX_READ_BYTES = 64 * 1024
+"""The part of an answer that is read so that its connection can be used again; of a longer one it is closed."""
+
+READ_SECONDS = 2.0
+"""How long the body of an answer may take, whose status has told everything already."""
 
 MAX_RETRY_AFTER_SECONDS = 900.0
 
@@ -140,10 +146,14 @@ def sign(secret: str, timestamp: str, batch_id: str, body: bytes) -> str:
 
 
 async def _read_some(response: httpx.Response) -> bytes:
-    answer = b""
-    # Read to the end, within the timeout, so that the connection can be used again.
-    async for chunk in response.aiter_raw():
-        answer = (answer + chunk)[:MAX_ANSWER_BYTES]
+    answer, read_bytes = b"", 0
+    # What was taken is not sent again because the rest of the answer drips, or does not end.
+    with trio.move_on_after(READ_SECONDS):
+        async for chunk in response.aiter_raw():
+            answer = (answer + chunk[:MAX_ANSWER_BYTES])[:MAX_ANSWER_BYTES]
+            read_bytes += len(chunk)
+            if read_bytes > MAX_READ_BYTES:
+                break
     return answer
 
 

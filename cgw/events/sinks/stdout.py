@@ -22,7 +22,7 @@ from cgw.errors import explain_os_error
 from cgw.events.sinks.sink import RejectedEvent, SinkUnavailable
 
 SEND_SECONDS = 10.0
-"""How long a reader that does not read is waited for before the batch counts as failed."""
+"""The time for which a reader that does not read is waited for, before the batch counts as failed."""
 
 PIPE_BYTES = select.PIPE_BUF
 """To a pipe that poll(2) calls writable, so many bytes can be written without waiting (pipe(7))."""

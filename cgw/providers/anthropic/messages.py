@@ -236,12 +236,9 @@ class AnthropicCountTokens(_MessagesRoute, FreeRoute):
         model = outgoing["model"] = self.strip_prefix(parsed.model)
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         encoded = encode_with_messages(outgoing, body)
-        return self.build_request(
+        return self.build_free_request(
             encoded,
             model,
-            is_stream=False,
-            prompt_character_count=0,
-            max_completion_tokens=0,
             suffix=b"/count_tokens",
             headers=headers,
             query=query_of(head),

@@ -51,15 +51,15 @@ def _build_reading(usage: _Figures) -> Reading:
 
 
 @define
-class EmbeddingsBody:
+class SdkEmbeddingsBody:
     """The fields that are checked; all others pass."""
 
     model: str
     input: Any
 
 
-def _build_reader() -> BodyReader[EmbeddingsBody]:
-    return BodyReader(EmbeddingsBody)
+def _build_reader() -> BodyReader[SdkEmbeddingsBody]:
+    return BodyReader(SdkEmbeddingsBody)
 
 
 @frozen
@@ -69,7 +69,7 @@ class SdkEmbeddings(OpenAISdkRoute):
     path: str = field(default="/openai/v1/embeddings", kw_only=True)
     models_setting: str = field(default="CODY_GATEWAY_ALLOWED_EMBEDDINGS_MODELS", kw_only=True)
     # Built with the route, because cattrs takes milliseconds to compile its functions.
-    _reader: BodyReader[EmbeddingsBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
+    _reader: BodyReader[SdkEmbeddingsBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
     default_feature: ClassVar[Feature | None] = Feature.EMBEDDINGS
     read_whole: ClassVar[ReadBody] = read_embeddings

@@ -174,11 +174,8 @@ class GoogleSdkCountTokens(GoogleSdkRoute, FreeRoute):
                 read_generation(self._reader, normalise(inner), model, f"{name}.")
             elif inner is not None:
                 raise Refusal(400, f"{name}: expected an object", param=name)
-        return self.build_request(
+        return self.build_free_request(
             change_fields(body, {}),  # refuses fields that are there twice: the API might take the other one
             model,
             suffix=self.build_suffix(model),
-            is_stream=False,
-            prompt_character_count=0,
-            max_completion_tokens=0,
         )

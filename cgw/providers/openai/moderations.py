@@ -47,12 +47,9 @@ class OpenAIModerations(OpenAISdkRoute, FreeRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, _ = self.read(self._reader, body, caller)
         model = self.strip_prefix(parsed.model)
-        return self.build_request(
+        return self.build_free_request(
             set_model(body, parsed.model, model),
             model,
-            is_stream=False,
-            prompt_character_count=0,
-            max_completion_tokens=0,
             headers=select_headers(head, BETAS),
             query=query_of(head),
         )

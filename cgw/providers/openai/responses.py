@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from attrs import define, evolve, field, frozen
 
 from cgw.errors import Refusal
+from cgw.providers.body_structure import MAX_ITEMS
 from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.openai.responses_usage import FINAL_MARKERS, list_ids, read_response, read_response_stream
 from cgw.providers.openai.sdk_body import BETAS, set_caller, set_model
@@ -64,6 +65,9 @@ class OpenAIResponses(OpenAISdkRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, raw = self.read(self._reader, body, caller)
         _check_supported(parsed)
+        options: dict[str, Any] = parsed.prompt_cache_options or {}
+        compared = options.get("comparison_response_id")
+        references = list_references(parsed.input, parsed.previous_response_id, compared)
         model = self.strip_prefix(parsed.model)
         prepared = self.build_request(
             self._encode(body, parsed.model, model, caller),
@@ -75,9 +79,6 @@ class OpenAIResponses(OpenAISdkRoute):
             query=query_of(head),
             prompt=Prompt(raw, "instructions", "input"),
         )
-        options: dict[str, Any] = parsed.prompt_cache_options or {}
-        compared = options.get("comparison_response_id")
-        references = list_references(parsed.input, parsed.previous_response_id, compared)
         # OpenAI stores a response unless it is asked not to.
         return evolve(prepared, references=references, find_stored_ids=None if parsed.store is False else list_ids)
 
@@ -136,12 +137,9 @@ class OpenAIInputTokens(OpenAISdkRoute, FreeRoute):
         parsed, _ = self.read(self._reader, body, caller)
         _refuse_conversation(parsed.conversation)
         model = self.strip_prefix(parsed.model)
-        prepared = self.build_request(
+        prepared = self.build_free_request(
             set_model(body, parsed.model, model),
             model,
-            is_stream=False,
-            prompt_character_count=0,
-            max_completion_tokens=0,
             headers=select_headers(head, BETAS),
             query=query_of(head),
         )
@@ -165,8 +163,11 @@ def list_references(items: Any, *others: Any) -> tuple[str, ...]:
     """Return the ids of stored items and responses from which the upstream would take something: ``others`` as well.
 
     Items that have their content with them (messages, calls and their results) are not looked up there, whatever id
-    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`.
+    they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`, and for more items than can
+    be looked at.
     """
+    if isinstance(items, list) and len(items) > MAX_ITEMS:
+        raise Refusal(400, f"input: at most {MAX_ITEMS} items are accepted, not {len(items)}", param="input")
     found = [id_ for id_ in (*others, *_list_item_references(items)) if isinstance(id_, str)]
     if len(found) > MAX_REFERENCES:
         text = f"input: at most {MAX_REFERENCES} references to stored items are accepted, not {len(found)}"
@@ -175,7 +176,8 @@ def list_references(items: Any, *others: Any) -> tuple[str, ...]:
 
 
 def _list_item_references(items: Any) -> Iterator[Any]:
-    for item in items if isinstance(items, list) else ():
+    # A single item without its list is no input for OpenAI; another server may take it.
+    for item in items if isinstance(items, list) else (items,):
         if not isinstance(item, dict):
             continue
         kind = item.get("type")

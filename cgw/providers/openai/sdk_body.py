@@ -10,6 +10,15 @@ from cgw.providers.request_body import change_fields
 BETAS = frozenset({b"openai-beta"})
 """The header fields of a client that go to the provider. No others do: its key is for cgw."""
 
+_CHECKED = frozenset(
+    [
+        "model", "messages", "prompt", "input", "instructions", "stream", "store", "n", "best_of", "max_tokens",
+        "max_completion_tokens", "max_output_tokens", "user", "safety_identifier", "background", "conversation",
+        "previous_response_id", "prompt_cache_options", "models", "fallbacks",
+    ]
+)  # fmt: skip
+"""The fields that a route checks, refuses or sets: a server must not find one of them that cgw has not seen."""
+
 
 def set_caller(body: bytes, asked: str, model: str, caller: Caller) -> bytes:
     """Return the client's bytes with the caller's identifier as ``user``, and ``model`` where the client ``asked``
@@ -28,4 +37,4 @@ def set_model(body: bytes, asked: str, model: str, changes: dict[str, Any] | Non
     changes = changes or {}
     if model != asked:
         changes["model"] = model
-    return change_fields(body, changes)
+    return change_fields(body, changes, _CHECKED)

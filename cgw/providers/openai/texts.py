@@ -20,7 +20,7 @@ from cgw.providers.upstream_requests import query_of, select_headers
 from cgw.wire.messages import RequestHead
 
 CHARACTERS_PER_TOKEN = 4
-"""What a token counts in prompts that are sent as tokens: the providers' rule of thumb for English text."""
+"""For prompts that are sent as tokens: the providers' rule of thumb for English text."""
 
 
 @define
@@ -77,7 +77,14 @@ def count_inputs(value: Any) -> tuple[int, int]:
         return 0, 1
     if all(isinstance(item, int) for item in value):
         return len(value) * CHARACTERS_PER_TOKEN, 1
-    return sum(count_inputs(item)[0] for item in value if isinstance(item, str | list)), len(value)
+    # The API has no lists any deeper, which may be as deep as JSON can be: they are not looked into.
+    return sum(_count_text(item) for item in value), len(value)
+
+
+def _count_text(text: Any) -> int:
+    if isinstance(text, str):
+        return len(text)
+    return len(text) * CHARACTERS_PER_TOKEN if isinstance(text, list) else 0
 
 
 def join_inputs(value: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import trio
 
 from cgw.config.kinds import Secret
 from cgw.events.lines import render_line
@@ -16,6 +17,7 @@ from cgw.events.sinks.http import HttpSink, open_http_sink, sign
 from cgw.events.sinks.sink import SinkUnavailable
 from tests.events.conftest import build_event
 from tests.support.collector import OK, Answer, Collector, Received, open_collector
+from tests.support.raw_server import open_raw_server, read_request
 
 LINES = [render_line(build_event(f"e{number}")) for number in range(20)]
 
@@ -116,3 +118,45 @@ async def test_an_outage_amid_halving_is_an_outage() -> None:
         collector.decide = decide
         with pytest.raises(SinkUnavailable, match="answered 503"):
             await sink.send(LINES, "id")
+
+
+@pytest.mark.parametrize("is_dripping", [False, True], ids=["flood", "drip"])
+async def test_a_batch_that_was_taken_is_not_sent_again(is_dripping: bool) -> None:
+    """The status says so; a body that does not end is neither read for ever, nor makes it a failure."""
+    sent_bytes = received = 0
+
+    async def answer(stream: trio.SocketStream) -> None:
+        nonlocal sent_bytes, received
+        await read_request(stream)
+        received += 1
+        await stream.send_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        piece = b"1\r\nx\r\n" if is_dripping else b"10000\r\n" + bytes(0x10000) + b"\r\n"
+        try:
+            while True:
+                await stream.send_all(piece)
+                sent_bytes += len(piece)
+                await trio.sleep(0.1 if is_dripping else 0)
+        except trio.BrokenResourceError:
+            return
+
+    async with open_raw_server(answer) as port:
+        settings = HttpSinkSettings(url=Secret(f"http://127.0.0.1:{port}"), secret=None, timeout_seconds=5)
+        async with open_http_sink(settings, ssl.create_default_context()) as sink:
+            assert await sink.send(LINES, "id") == ()
+            assert received == 1
+            assert sent_bytes < 32 * 2**20  # little more than the kernel's buffers
+
+
+async def test_the_words_of_an_endless_refusal_are_kept() -> None:
+    """The part of it that was there."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 422 No\r\ncontent-length: 100\r\n\r\nno such column")
+        await trio.sleep_forever()
+
+    async with open_raw_server(answer) as port:
+        settings = HttpSinkSettings(url=Secret(f"http://127.0.0.1:{port}"), secret=None, timeout_seconds=5)
+        async with open_http_sink(settings, ssl.create_default_context()) as sink:
+            (rejected,) = await sink.send(LINES[:1], "id")
+    assert rejected.reason == "127.0.0.1 answered 422: no such column"

@@ -56,7 +56,7 @@ class RowError(msgspec.Struct):
 
 
 class RowErrors(msgspec.Struct):
-    """What BigQuery says of one row of a request that it did not insert; ``index`` is the row's position there."""
+    """BigQuery's reasons for one row of a request that it did not insert; ``index`` is the row's position there."""
 
     index: int
     errors: list[RowError]

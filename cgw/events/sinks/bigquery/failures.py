@@ -1,4 +1,4 @@
-"""What failed calls of Google's client mean, in an operator's words.
+"""The meaning of failed calls of Google's client, in an operator's words.
 
 Every failure of a call is a reason to send the batch again later: what BigQuery will not take of an event it says in
 its answer to a call that succeeded. Texts are cut, and those of failed logins are not repeated, so that no credential
@@ -16,6 +16,7 @@ from cgw.errors import explain_os_error
 from cgw.events.sinks.bigquery.settings import BigQuerySettings
 from cgw.events.sinks.bigquery.table import CREATE_COMMAND
 from cgw.events.sinks.sink import SinkUnavailable
+from cgw.wire.retry_after import parse_retry_after
 
 MAX_TEXT = 300
 MAX_RETRY_AFTER_SECONDS = 300.0
@@ -112,7 +113,8 @@ def _explain_answer(error: Any, settings: BigQuerySettings) -> SinkUnavailable:
     # The client's own text begins with the method and the URL.
     message = message or re.sub(r"^[A-Z]+ \S+: ", "", str(error.message))
     told = f"{status} {shorten(message)}"
-    name, pause = settings.table_name, _read_retry_after(error)
+    headers = getattr(error.response, "headers", {})
+    name, pause = settings.table_name, parse_retry_after(str(headers.get("retry-after", "")), MAX_RETRY_AFTER_SECONDS)
     if status == 429 or _QUOTA_REASONS & reasons:
         text = f"a quota of BigQuery is used up ({told}): {_LATER}; raise the quota if that goes on"
         return SinkUnavailable(text, retry_after_seconds=pause or QUOTA_RETRY_SECONDS)
@@ -133,9 +135,3 @@ def _explain_answer(error: Any, settings: BigQuerySettings) -> SinkUnavailable:
         return SinkUnavailable(f"BigQuery has a failure ({told}): {_LATER}", retry_after_seconds=pause)
     kind = RequestRefused if status in (400, 413) else SinkUnavailable
     return kind(f"BigQuery refuses to insert into {name} ({told}): look that up in Google's list of BigQuery errors")
-
-
-def _read_retry_after(error: Any) -> float:
-    """Return the seconds of the answer's ``Retry-After``; 0 without one. A date, which Google never sends, is none."""
-    text = str(getattr(error.response, "headers", {}).get("retry-after", "")).strip()
-    return min(float(text), MAX_RETRY_AFTER_SECONDS) if re.fullmatch("[0-9]{1,9}", text) else 0.0

@@ -23,13 +23,13 @@ SEND_SECONDS = 30.0
 """The deadline of a batch, with all its calls."""
 
 CLOSE_SECONDS = 1.0
-"""How long closing waits for calls that are still running; they end later, in threads that keep no process alive."""
+"""The time that calls which are still running get at the end; they end later, in threads that keep no process alive."""
 
 MAX_THREADS = 10
 """As many as the client keeps connections for."""
 
 MAX_BATCH_EVENTS = 500
-"""What Google recommends for ``insertAll``; its limit is 50,000."""
+"""Google's recommendation for ``insertAll``; its limit is 50,000."""
 
 MAX_BATCH_BYTES = 2**20
 """Lines grow up to 3 times in the request (escaped text in text, in ASCII), whose limit is 10 MB. It could be more, but

@@ -15,7 +15,7 @@ CREATE_COMMAND = "cgw events create-table"
 
 
 @frozen
-class Column:
+class TableColumn:
     """A column. ``types`` are those that take its values; the first one is that of a table that cgw creates."""
 
     name: str
@@ -27,13 +27,13 @@ class Column:
 # The reference's columns (§13.1) and their order, and `id`, which comes last because tables that the reference has
 # filled get it added.
 COLUMNS = (
-    Column("name", ("STRING",), True, "The kind of event, such as CompletionsFinished."),
-    Column("source", ("STRING",), True, "The source of the actor."),
-    Column("identifier", ("STRING",), True, "The id of the actor."),
-    Column("created_at", ("TIMESTAMP",), True, "When the event was recorded."),
+    TableColumn("name", ("STRING",), True, "The kind of event, such as CompletionsFinished."),
+    TableColumn("source", ("STRING",), True, "The source of the actor."),
+    TableColumn("identifier", ("STRING",), True, "The id of the actor."),
+    TableColumn("created_at", ("TIMESTAMP",), True, "When the event was recorded."),
     # Written as text, which both types take. With JSON, a query pays for the keys that it reads only.
-    Column("metadata", ("JSON", "STRING"), False, "Everything else; its keys depend on the kind of event."),
-    Column("id", ("STRING",), True, "The id of the event: rows with the same one are duplicates."),
+    TableColumn("metadata", ("JSON", "STRING"), False, "Everything else; its keys depend on the kind of event."),
+    TableColumn("id", ("STRING",), True, "The id of the event: rows with the same one are duplicates."),
 )
 
 PARTITION_COLUMN = "created_at"
@@ -111,7 +111,7 @@ def build_table_resource(settings: BigQuerySettings) -> dict[str, Any]:
     }
 
 
-def build_field(column: Column, *, is_required: bool) -> dict[str, str]:
+def build_field(column: TableColumn, *, is_required: bool) -> dict[str, str]:
     """Return a column as the REST API describes it. Only a table without rows can get a required one."""
     mode = "REQUIRED" if is_required else "NULLABLE"
     return {"name": column.name, "type": column.types[0], "mode": mode, "description": column.description}
@@ -132,7 +132,7 @@ def build_ddl(table_name: str) -> str:
     )
 
 
-def find_missing_columns(resource: Mapping[str, Any]) -> list[Column]:
+def find_missing_columns(resource: Mapping[str, Any]) -> list[TableColumn]:
     """Return the columns that a table, as the REST API describes it, does not have."""
     names = {str(field.get("name", "")).casefold() for field in _list_fields(resource)}
     return [column for column in COLUMNS if column.name not in names]
@@ -161,7 +161,7 @@ def find_table_problems(resource: Mapping[str, Any]) -> list[TableProblem]:
     return problems
 
 
-def _find_column_problems(column: Column, field: Mapping[str, Any]) -> list[TableProblem]:
+def _find_column_problems(column: TableColumn, field: Mapping[str, Any]) -> list[TableProblem]:
     kind = str(field.get("type", ""))
     if field.get("mode") == "REPEATED":
         kind = f"ARRAY<{kind}>"

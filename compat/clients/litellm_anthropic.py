@@ -1,0 +1,5 @@
+"""litellm with Anthropic's API."""
+
+import litellm_chat
+
+litellm_chat.run("anthropic", max_tokens=1000)
