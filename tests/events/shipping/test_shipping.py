@@ -391,6 +391,7 @@ async def test_rejected_events_are_set_aside_and_the_rest_goes_on(
         for name in name_events(30):
             event_log.record(build_event(name))
         await wait_until(lambda: len(sink.identifiers) == 28 and len(other.identifiers) == 30)
+        await wait_until(lambda: len(list(read_failed(sink_folder))) == 2)  # each is written after its batch was taken
         failed = list(read_failed(sink_folder))
         assert sorted((event.event.identifier, event.reason) for event in failed) == [
             ("e17", "bad row 7"),
