@@ -158,8 +158,11 @@ async def test_a_sink_decides_when_it_is_asked_again(folder: Path, autojump_cloc
 
     async with open_shipped_log(folder, MemorySink(decide=decide), drain_seconds=1000) as (event_log, _):
         event_log.record(build_event())
-        await trio.sleep(200)
-    assert times[1] - times[0] == pytest.approx(100, abs=1)
+        for _ in range(1000):  # the clock runs ahead of the threads that read the disk
+            await trio.sleep(10)
+            if len(times) == 2:
+                break
+    assert 100 <= times[1] - times[0] <= 130
 
 
 async def test_a_bug_in_a_sink_is_an_outage(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -259,7 +262,7 @@ async def test_a_rotation_loses_nothing_and_sends_nothing_twice(folder: Path) ->
     """Over many segments, each sealed while it is shipped."""
     sink = MemorySink()
     options = EventLogOptions(segment_bytes=1, check_seconds=0.005)
-    async with open_shipped_log(folder, sink, log_options=options) as (event_log, _):
+    async with open_shipped_log(folder, sink, log_options=options, drain_seconds=60) as (event_log, _):
         for name in name_events(300):
             event_log.record(build_event(name))
             await trio.sleep(0.001)
