@@ -9,8 +9,8 @@ To add one, create a package beside this file and add a line to :data:`PROVIDERS
     <name>/errors.py     an ErrorStyle for the routes of SDKs
     <name>/provider.py   a Provider that names all of it
 
-``docs/providers.md`` goes through them. ``route``, ``request_body``, ``upstream_requests`` and ``usage_reading`` have
-the steps that dialects share. The list of settings (``docs/settings.md``) is generated:
+``docs/providers.md`` goes through them. ``route``, ``request_body``, ``json_body``, ``upstream_requests`` and
+``usage_reading`` have the steps that dialects share. The list of settings (``docs/settings.md``) is generated:
 ``python -m docs.generate_settings``.
 """
 

@@ -39,6 +39,7 @@ from cgw.wire.trace_context import RequestTrace
 
 if TYPE_CHECKING:
     import sentry_sdk  # imported at run time when reports are opened, because that takes 200 ms
+    from sentry_sdk.transport import HttpTransport
 
 FLUSH_SECONDS = 2.0
 """The time that the last reports may take at the end of the process, or at a crash."""
@@ -197,11 +198,11 @@ def open_error_reports(
         reports.close()
 
 
-def _build_reports(dsn: str, environment: str, mask: Mask, release: str) -> ErrorReports:
-    import sentry_sdk
-    from sentry_sdk.transport import HttpTransport
+def _build_transport_class() -> type[HttpTransport]:
+    """Return the SDK's transport with bounds of ours; the SDK is imported only where reports are sent."""
+    from sentry_sdk.transport import HttpTransport as BaseTransport
 
-    class CountingTransport(HttpTransport):
+    class CountingTransport(BaseTransport):
         """Counts what did not arrive, and says so now and then. It has a bounded queue, a thread, and a timeout."""
 
         dropped = 0
@@ -240,6 +241,12 @@ def _build_reports(dsn: str, environment: str, mask: Mask, release: str) -> Erro
                 self._said_at = now
                 logger.warning("error reports do not reach Sentry (%s); %d are lost so far", reason, self.dropped)
 
+    return CountingTransport
+
+
+def _build_reports(dsn: str, environment: str, mask: Mask, release: str) -> ErrorReports:
+    import sentry_sdk
+
     def before_send(event: Any, hint: dict[str, Any]) -> Any:
         exc_info = hint.get("exc_info")
         errors = list_errors(exc_info[1]) if exc_info and exc_info[1] is not None else ()
@@ -249,7 +256,7 @@ def _build_reports(dsn: str, environment: str, mask: Mask, release: str) -> Erro
         dsn=dsn,
         release=f"cgw@{release}",
         environment=environment,
-        transport=CountingTransport,
+        transport=_build_transport_class(),
         transport_queue_size=MAX_PENDING,
         before_send=before_send,
         default_integrations=False,

@@ -15,9 +15,10 @@ from cgw.providers.anthropic.settings import AnthropicSettings
 from cgw.providers.body_structure import MAX_ITEMS
 from cgw.providers.dialect import Caller
 from cgw.providers.google.settings import GoogleSettings
+from cgw.providers.json_body import MAX_PARTS
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import build_dialects
-from cgw.providers.request_body import MAX_EXPLAINED, MAX_PARTS, MAX_REPORTED_PROBLEMS
+from cgw.providers.request_body import MAX_EXPLAINED, MAX_REPORTED_PROBLEMS
 from cgw.wire.json_members import MAX_MEMBERS
 from cgw.wire.messages import RequestHead
 from tests.providers.test_bodies_pass import DIALECTS as OPENAI_DIALECTS

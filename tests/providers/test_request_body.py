@@ -12,19 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cgw.errors import Refusal
-from cgw.providers import request_body
-from cgw.providers.request_body import (
-    MAX_PARTS,
-    BodyReader,
-    Content,
-    JsonList,
-    JsonObject,
-    StringOrStrings,
-    change_fields,
-    decode_object,
-    encode_object,
-    encode_with_messages,
-)
+from cgw.providers import json_body
+from cgw.providers.json_body import MAX_PARTS, change_fields, decode_object, encode_object, encode_with_messages
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
 
 
 @frozen
@@ -333,7 +323,7 @@ def test_copied_messages_are_those_that_would_be_encoded(fields: list[tuple[str,
     body = b"{" + b", ".join(b'"%b": %b' % (key.encode(), value) for key, value in fields) + b"}"
     outgoing = {**decode_object(body), "model": "set"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_body, "LARGE_BODY_BYTES", 0)
+        patch.setattr(json_body, "LARGE_BODY_BYTES", 0)
         assert json.loads(encode_with_messages(outgoing, body)) == json.loads(encode_object(outgoing))
 
 

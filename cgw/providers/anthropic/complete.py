@@ -17,8 +17,9 @@ from cgw.model import BodyWindow, Feature
 from cgw.providers.anthropic.messages import PROVIDER, check_max_tokens
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.json_body import encode_object, keep_fields
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import BodyReader, JsonObject, StringOrStrings, encode_object, keep_fields
+from cgw.providers.request_body import BodyReader, JsonObject, StringOrStrings
 from cgw.providers.route import ReadBody, Route
 from cgw.providers.upstream_requests import Endpoint, secret_value
 from cgw.providers.usage_reading import PartsDecoder, Reading

@@ -16,18 +16,9 @@ from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.usage import read_message, read_message_stream
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import (
-    BodyReader,
-    Content,
-    JsonList,
-    JsonObject,
-    StringOrStrings,
-    encode_object,
-    encode_with_messages,
-    keep_fields,
-    keep_fields_of_each,
-)
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
 from cgw.providers.route import FreeRoute, ReadBody, Route
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.wire.messages import RequestHead

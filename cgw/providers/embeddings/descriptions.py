@@ -7,8 +7,8 @@ from attrs import frozen
 
 from cgw.errors import Headers
 from cgw.providers.embeddings.embedder import broken
+from cgw.providers.json_body import encode_object
 from cgw.providers.provider import ProviderSettings, reveal_access_token
-from cgw.providers.request_body import encode_object
 from cgw.providers.upstream_requests import Endpoint, secret_value
 from cgw.providers.usage_reading import Figure
 from cgw.wire.messages import UpstreamRequest

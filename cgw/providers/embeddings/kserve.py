@@ -16,7 +16,7 @@ from cgw.errors import Headers
 from cgw.providers.embeddings.embedder import Describer, RawAnswer, broken
 from cgw.providers.embeddings.models import MODELS, SOURCEGRAPH_MODEL
 from cgw.providers.embeddings.vectors import HollowBody, Span, build_row_splitter
-from cgw.providers.request_body import encode_object
+from cgw.providers.json_body import encode_object
 from cgw.providers.upstream_requests import Endpoint, secret_value
 from cgw.wire.messages import UpstreamRequest
 

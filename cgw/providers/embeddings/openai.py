@@ -12,9 +12,9 @@ from cgw.errors import Headers
 from cgw.providers.embeddings.embedder import Describer, RawAnswer, broken, refuse_empty
 from cgw.providers.embeddings.models import MODELS, OPENAI_MODEL
 from cgw.providers.embeddings.vectors import HollowBody
+from cgw.providers.json_body import encode_object
 from cgw.providers.openai.settings import OpenAISettings
 from cgw.providers.provider import reveal_access_token
-from cgw.providers.request_body import encode_object
 from cgw.providers.upstream_requests import Endpoint, secret_value
 from cgw.providers.usage_reading import Figure
 from cgw.wire.messages import UpstreamRequest

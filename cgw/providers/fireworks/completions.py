@@ -16,18 +16,10 @@ from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.fireworks.models import VirtualModels, list_other_names
+from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
 from cgw.providers.openai.chat import MESSAGE_FIELDS, ChatMessage, count_characters
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
-from cgw.providers.request_body import (
-    BodyReader,
-    JsonList,
-    JsonObject,
-    StringOrStrings,
-    encode_object,
-    encode_with_messages,
-    keep_fields,
-    keep_fields_of_each,
-)
+from cgw.providers.request_body import BodyReader, JsonList, JsonObject, StringOrStrings
 from cgw.providers.route import ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import Endpoint, secret_value
 from cgw.wire.messages import RequestHead

@@ -15,7 +15,8 @@ from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.google.generate import Part, Turn, count_text
 from cgw.providers.google.sdk import GoogleSdkRoute, check_same_model
 from cgw.providers.google.usage import FIGURES
-from cgw.providers.request_body import BodyReader, change_fields
+from cgw.providers.json_body import change_fields
+from cgw.providers.request_body import BodyReader
 from cgw.providers.route import ReadBody
 from cgw.providers.usage_reading import Reading, find_usage
 from cgw.wire.messages import RequestHead

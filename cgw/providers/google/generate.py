@@ -17,15 +17,9 @@ from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.google.usage import read_response, read_response_stream
+from cgw.providers.json_body import decode_object, encode_object, keep_fields
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import (
-    BodyReader,
-    JsonList,
-    JsonObject,
-    decode_object,
-    encode_object,
-    keep_fields,
-)
+from cgw.providers.request_body import BodyReader, JsonList, JsonObject
 from cgw.providers.route import ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import Endpoint, secret_value
 from cgw.wire.messages import RequestHead

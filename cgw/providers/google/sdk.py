@@ -17,8 +17,9 @@ from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.google.errors import GoogleErrors
 from cgw.providers.google.generate import PROVIDER, GenerationConfig, Part, Turn, count_text, normalise
 from cgw.providers.google.usage import read_response, read_response_array, read_response_stream
+from cgw.providers.json_body import change_fields, decode_object
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import BodyReader, change_fields, decode_object
+from cgw.providers.request_body import BodyReader
 from cgw.providers.route import FreeRoute, ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import query_of
 from cgw.wire.messages import RequestHead

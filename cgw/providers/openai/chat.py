@@ -15,21 +15,12 @@ from cgw.errors import Headers, Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
+from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
 from cgw.providers.openai.errors import OpenAIErrors
 from cgw.providers.openai.sdk_body import BETAS, set_caller
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import (
-    BodyReader,
-    Content,
-    JsonList,
-    JsonObject,
-    StringOrStrings,
-    encode_object,
-    encode_with_messages,
-    keep_fields,
-    keep_fields_of_each,
-)
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
 from cgw.providers.route import ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.wire.messages import RequestHead

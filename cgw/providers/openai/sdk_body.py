@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cgw.providers.dialect import Caller
-from cgw.providers.request_body import change_fields
+from cgw.providers.json_body import change_fields
 
 BETAS = frozenset({b"openai-beta"})
 """The header fields of a client that go to the provider. No others do: its key is for cgw."""
@@ -26,7 +26,7 @@ def set_caller(body: bytes, asked: str, model: str, caller: Caller) -> bytes:
 
     OpenAI's abuse handling is about the gateway's callers, so a ``user`` of the client's is replaced, and a
     ``safety_identifier``, which would name another one, is removed. Raises :exc:`~cgw.errors.Refusal` as
-    :func:`~cgw.providers.request_body.change_fields` does.
+    :func:`~cgw.providers.json_body.change_fields` does.
     """
     changes: dict[str, Any] = {"user": caller.identifier, "safety_identifier": None}
     return set_model(body, asked, model, changes)
