@@ -76,6 +76,7 @@ BY_SCENARIO = {
         *("cpu_us_per_request", "first_byte_us.p50", "first_byte_us.p99", "latency_us.p50", "latency_us.p99"),
         "requests_per_second",
     ),
+    "telemetry": ("cpu_us_per_request", "cpu_us_per_event", "first_byte_us.p50", "first_byte_us.p99"),
     "limits": (
         *("pairs_per_second", "cpu_us_per_pair", "store_cpu_us_per_pair"),
         *(f"{what}_us.{percentile}" for what in ("pair", "call") for percentile in ("p50", "p99")),
