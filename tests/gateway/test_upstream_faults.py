@@ -140,7 +140,7 @@ async def wait_peer(stream: trio.SocketStream) -> None:
 
 async def test_silence_has_a_timeout(tmp_path: Path) -> None:
     """A silent upstream is closed: 504 in the route's shape before the head, a truncated response in mid-stream."""
-    more = {"CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "60ms", "CODY_GATEWAY_UPSTREAM_SILENCE_TIMEOUT": "60ms"}
+    more = {"CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "250ms", "CODY_GATEWAY_UPSTREAM_SILENCE_TIMEOUT": "250ms"}
     closed = 0
 
     async def stay_silent(stream: trio.SocketStream) -> None:

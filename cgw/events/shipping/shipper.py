@@ -141,12 +141,14 @@ class SinkShipper:
         while True:
             # Read first: all that it covers was recorded before. A segment that is being sealed cannot be found yet.
             is_last = self._is_draining and not self._event_log.is_sealing
+            open_segment = self._event_log.open_segment
             grown = self._event_log.watch()  # likewise
             if self._next_scan <= trio.current_time():
                 self._next_scan = trio.current_time() + self._options.scan_seconds
                 await self._report(self._ship_found, "event segments cannot be read")
             await self._report(self._ship_own, "the open event segment cannot be read")
-            if is_last:
+            # One that was replaced in this turn may be neither found, as it is being sealed, nor this process's own.
+            if is_last and self._event_log.open_segment is open_segment:
                 return
             if self._is_draining:
                 await trio.sleep(SEALING_SECONDS)
