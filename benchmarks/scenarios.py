@@ -316,7 +316,7 @@ def _autocomplete(profile: Profile) -> Iterator[GatewayCase]:
 
 
 def _telemetry(profile: Profile) -> Iterator[GatewayCase]:
-    """What telemetry costs an exchange, and an event: compare `cgw-traced` with `cgw-silent`."""
+    """Yield cases for the cost of telemetry per exchange and event: compare `cgw-traced` with `cgw-silent`."""
     for case in _requests(profile):
         yield evolve(case, scenario="telemetry")
     streams = min(200, profile.streams[-1])

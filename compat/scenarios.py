@@ -44,7 +44,7 @@ CUT = {"answer": "word " * 40, "break_after_events": 9, "breakage": Breakage.CLO
 
 @frozen
 class Scenario:
-    """What the client is to do, in front of which upstream, and what must come of it.
+    """One scenario: the client's action, the upstream in front of it, and what must come of it.
 
     ``status`` is that of the error which the client must show; ``None`` for none, and 0 for an error without one.
     ``words`` are in its message. ``event`` and ``outcome`` are what cgw must have recorded.
@@ -77,7 +77,7 @@ class Failed(Exception):
 
 @frozen
 class Passed:
-    """What a client showed in a scenario that it passed: its error, and how often it asked."""
+    """The outcome of a scenario that a client passed: the error that it showed, and how often it asked."""
 
     error: str = ""
     attempts: int = 0

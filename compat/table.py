@@ -20,7 +20,7 @@ ABSENT = "–"
 
 @frozen
 class Cell:
-    """How a client did in one scenario.
+    """The result of a client in one scenario.
 
     ``result`` is ``ok``, ``–`` for a scenario that it has not, or what went wrong. ``error`` is what the client showed
     of an error that was due, after ``attempts`` requests. ``note`` is the reason of a ``–``.
@@ -34,7 +34,7 @@ class Cell:
 
 @frozen
 class Result:
-    """How one client did, by scenario. ``outside`` are hosts that it asked for besides the gateway."""
+    """The results of one client, by scenario. ``outside`` are hosts that it asked for besides the gateway."""
 
     version: str
     date: str

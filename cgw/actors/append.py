@@ -84,7 +84,7 @@ def _replace(target: Path, content: bytes, old: os.stat_result | None) -> None:
             os.fsync(descriptor)
         _check_unchanged(target, old)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException:  # whatever ended it: the file as it was stays, and nothing beside it
         with suppress(OSError):
             temporary.unlink()
         raise

@@ -176,7 +176,7 @@ def _make_reader(classes: Iterable[type], cls: type) -> Convert:
 
 @attrs.define
 class _ItemBudget:
-    """How many items of lists may still be explained."""
+    """The number of items of lists that may still be explained."""
 
     left: int = MAX_EXPLAINED
 

@@ -66,7 +66,7 @@ Mask = Callable[[str], str]
 
 @frozen
 class _Answer:
-    """What the SDK looks at of Sentry's answer."""
+    """The parts of Sentry's answer that the SDK looks at."""
 
     status: int
     headers: Mapping[str, str]

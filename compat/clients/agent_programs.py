@@ -1,4 +1,4 @@
-"""What the scripts for agents' programs share: running one, and saying what its user saw."""
+"""Shared by the scripts for agents' programs: running one, and saying what its user saw."""
 
 import json
 import os

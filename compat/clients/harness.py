@@ -1,4 +1,4 @@
-"""What the Python scripts share: run the action that is asked for, and print one line of JSON about it."""
+"""Shared by the Python scripts: run the action that is asked for, and print one line of JSON about it."""
 
 import json
 import os

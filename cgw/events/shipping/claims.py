@@ -110,7 +110,7 @@ def _lock_file(path: Path) -> int | None:
             return descriptor
     except BlockingIOError:
         pass
-    except BaseException:
+    except BaseException:  # the descriptor belongs to nobody yet
         os.close(descriptor)
         raise
     os.close(descriptor)

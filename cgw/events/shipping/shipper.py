@@ -261,7 +261,7 @@ class SinkShipper:
         # Read after the segment was claimed: whoever had it before has written its offset, if it could.
         try:
             state = await run_in_thread(self._cursor.read)
-        except BaseException:
+        except BaseException:  # also when cancelled: nothing else knows of this claim yet
             self._claims.release(segment.name)
             raise
         offset = max(state.segments.get(segment.name, 0), self._offsets.get(segment.name, 0))

@@ -24,7 +24,7 @@ from cgw.wire.messages import RequestHead
 
 @define
 class EmbedBody:
-    """What is read of one text's request."""
+    """The fields that are read of one text's request."""
 
     content: Turn
     model: str | None = None
@@ -32,7 +32,7 @@ class EmbedBody:
 
 @define
 class BatchEmbedBody:
-    """What is read of a request for several texts."""
+    """The fields that are read of a request for several texts."""
 
     requests: list[EmbedBody]
 

@@ -30,7 +30,7 @@ VERSIONS = ("v1beta", "v1")
 
 @define
 class SdkBody:
-    """What is read of a request: all of the body passes."""
+    """The fields that are read of a request. All of the body passes, with those that are not read."""
 
     contents: list[Turn] | None = None
     systemInstruction: Turn | None = None
