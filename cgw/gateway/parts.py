@@ -9,6 +9,7 @@ from attrs import Factory, frozen
 
 from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
+from cgw.clock import read_clock
 from cgw.errors import Refusal
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
@@ -37,6 +38,7 @@ class Gateway:
 
     ``readers`` report each exchange; ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header
     fields of the provider's account. ``build_traceparent`` is ``None`` where providers are not told the trace.
+    ``clock`` is that of the Trio run that the gateway is made in.
     """
 
     sources: Sources
@@ -56,6 +58,7 @@ class Gateway:
     fallbacks: Mapping[str, Fallback] = Factory(dict)
     passes_account_fields: bool = False
     build_traceparent: Callable[[RequestTrace], bytes] | None = None
+    clock: Callable[[], float] = Factory(read_clock)
 
 
 def check_recording(gateway: Gateway) -> None:
