@@ -74,7 +74,7 @@ class Exchange:
         self._refusal: Refusal | None = None
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
-        self.state = ExchangeState(client, dialect.path, gateway.clock)
+        self.state = ExchangeState(client, dialect.path, gateway.read_time)
 
     async def run(self) -> None:
         """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
