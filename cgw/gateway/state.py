@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.events import records
-from cgw.events.kinds import Exchanged
 from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.answer import answer_status
 from cgw.gateway.journal import Journal
@@ -151,7 +150,7 @@ class ExchangeState:
         record.event_id = event.id
         return event
 
-    def _describe_exchange(self) -> tuple[Exchanged, int]:
+    def _describe_exchange(self) -> tuple[records.ExchangeFigures, int]:
         """Return what a usage event tells of the exchange, and the milliseconds that the upstream took."""
         record = self.journal.record
         # The order of Moment, up to the one that has come.
@@ -169,7 +168,7 @@ class ExchangeState:
             outcome,
             record.started_at,
             record.started_at + relayed - started,
-            record.request_bytes or 0,
+            record.request_bytes,
             self.window.total_bytes,
             record.chunks,
             None if first is None else (first - started) * 1000,
