@@ -7,7 +7,6 @@ usage event and the settlement, cancellation included.
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import trio
@@ -29,100 +28,118 @@ from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
+from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
 from cgw.wire.messages import RequestHead, add_field
 
 
-async def run_exchange(
-    gateway: Gateway, dialect: Dialect, client: ClientSide, kind: type[Exchange] | None = None
-) -> None:
-    """Run one exchange from its head to its settlement, in the task of its connection, and log it.
-
-    Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer: a 503 if its response had
-    not begun. An admitted exchange is recorded and settled either way.
-    """
-    exchange = (kind or Exchange)(gateway, dialect, client)
-    state = exchange.state
-    try:
-        await exchange.run()
-    except* Exception as bugs:  # noqa: BLE001 - the boundary between one exchange and all others
-        # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
-        state.journal.crashed(bugs)
-        await exchange.fail()
-    finally:
-        client.call_when_gone(None)
-        if state.is_cut:
-            state.status = CUT.status
-            await send_cut(client, dialect.errors)
-        gateway.readers(state.journal.close(state.status, client.bytes_sent))
-
-
 class Exchange:
-    """One exchange at work, in one scope. A subclass may read, ask and record in another way.
+    """One exchange at work in ``scope``, its client's. A subclass may read, ask and record in another way.
 
     The scope carries the deadline (of the response's head first, then of the whole), and the client's hang-up cancels
     it. There is no nursery: nothing runs beside the exchange, and leaving even an empty one costs a turn of the loop.
     """
 
-    def __init__(self, gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
+    def __init__(self, gateway: Gateway, dialect: Dialect, client: ClientSide, scope: ServingScope) -> None:
         self._gateway = gateway
         self._dialect = dialect
         self._client = client
+        self._scope = scope
+        self._read_time = gateway.read_time
         self._deadline = math.inf
         self._head_seconds = math.inf
-        self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
+        self._has_ended = False  # by itself: not by being cancelled
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
         self.state = ExchangeState(client, dialect.path)
 
     async def run(self) -> None:
-        """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
-        has_ended = False
-        try:
-            with self._scope:
-                try:
-                    await self._serve()
-                except Refusal as error:
-                    self._refusal = error
-                except ClientGone:
-                    self.state.note_client_gone()
-                has_ended = True
-            if self.state.gone_in is not None and (self._refusal is not None or not has_ended):
-                self.state.note_client_gone()
-            elif self._refusal is not None:
-                await self._refuse(self._refusal)
-            elif not has_ended:
-                self._client.break_off()  # time was over with the response begun
-        except ClientGone:
-            self.state.note_client_gone()
-        finally:
-            self._give_back()
+        """Serve the request, from its head to its settlement, and log it.
 
-    async def _serve(self) -> None:
-        """Serve the request up to the end of its answer; refusals are raised."""
-        head, gateway, dialect = self._client.head, self._gateway, self._dialect
+        Raises nothing but :exc:`trio.Cancelled`. When it is cancelled, in the last moment too, :meth:`conclude` is left
+        to the owner of the scope. An admitted exchange is recorded and settled either way.
+        """
+        self._scope.conclude = self.conclude
+        self._gateway.in_flight.count += 1
+        try:
+            try:
+                await self._serve_admitted(await self._admit_request())
+            except Refusal as refusal:
+                self._refusal = refusal
+            except ClientGone:
+                self.state.note_client_gone()
+        except* Exception as bugs:  # noqa: BLE001 - the boundary between one exchange and all others
+            # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
+            self.state.journal.crashed(bugs)
+            self._refusal = Refusal(500, "internal error")
+        self._has_ended = True
+        if self._scope.cause is None:
+            await self.conclude()
+
+    async def conclude(self) -> None:
+        """Answer what is not answered yet, outside of the scope if that was cancelled, and log the exchange.
+
+        A client whose exchange is cancelled from further out gets a 503 if its response had not begun.
+        """
+        state, client, scope = self.state, self._client, self._scope
+        # Neither time nor a client that leaves cancels what follows: it has bounds of its own.
+        scope.deadline = math.inf
+        client.call_when_gone(None)
+        try:
+            if self._refusal is not None or not self._has_ended:
+                await self._answer_rest()
+        finally:
+            scope.conclude = None
+            self._give_back()
+            self._gateway.in_flight.count -= 1
+            if state.is_cut:
+                state.status = CUT.status
+                await send_cut(client, self._dialect.errors)
+            self._gateway.readers(state.journal.close(state.status, client.bytes_sent))
+
+    async def _answer_rest(self) -> None:
+        """Send the refusal that is due, or have the response break off visibly."""
+        state, client, refusal = self.state, self._client, self._refusal
+        try:
+            try:
+                if state.gone_in is not None:
+                    state.note_client_gone()
+                elif refusal is not None and not client.is_response_started:
+                    await self._refuse(refusal)
+                elif refusal is not None or self._scope.cause is not None:
+                    client.break_off()
+            except ClientGone:
+                state.note_client_gone()
+        except* Exception as bugs:  # noqa: BLE001 - as in run()
+            state.journal.crashed(bugs)
+            client.break_off()
+
+    async def _admit_request(self) -> AdmittedRequest:
+        """Receive and check the request, and claim it from its limits; what is not admitted raises its refusal."""
+        head, gateway, dialect, state = self._client.head, self._gateway, self._dialect, self.state
+        journal = state.journal
         check_recording(gateway)  # first: before the request costs anything
         actor = await authenticate(gateway, head, self._client.peer, dialect.errors)
-        self.state.journal.authenticated(actor)
+        journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
         timeout_seconds, head_seconds = read_timeouts(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         self._head_seconds = head_seconds or gateway.pool.deadlines.head_seconds
         body = await self._receive_body()
-        self._deadline = trio.current_time() + timeout_seconds
+        self._deadline = self._read_time() + timeout_seconds
         self._await_head()
         # Not before: until the body is there, reading it is what notices that the client left.
         self._client.call_when_gone(self._client_has_gone)
-        self.state.journal.received(feature, len(body))
-        self.state.move(Phase.PREPARING)
+        journal.received(feature, len(body))
+        state.move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
         prepared = self._prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
         rate_limit = self._check_access(actor, feature, prepared)
-        self.state.journal.prepared(prepared, self._dialect.provider)
+        journal.prepared(prepared, self._dialect.provider)
         if self._is_debugging:
             debug_lines.log_routed(feature, prepared, len(body))
-        self.state.move(Phase.ADMITTING)
+        state.move(Phase.ADMITTING)
         try:
             if prepared.references:
                 await gateway.stored.check_references(actor, dialect.provider, prepared.references)
@@ -133,14 +150,14 @@ class Exchange:
             raise
         if self._is_debugging:
             debug_lines.log_admitted(admission)
-        await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
+        return AdmittedRequest(actor, feature, prepared, admission)
 
     async def _receive_body(self) -> bytes:
         return await self._client.receive_body()
 
     def _await_head(self) -> None:
         """Let the head of the upstream's response have its time from now on."""
-        self._scope.deadline = min(self._deadline, trio.current_time() + self._head_seconds)
+        self._scope.set_deadline(min(self._deadline, self._read_time() + self._head_seconds))
 
     def _check_access(self, actor: Actor, feature: Feature, prepared: PreparedRequest) -> RateLimit:
         return check_model_access(actor, feature, prepared, self._dialect)
@@ -211,7 +228,7 @@ class Exchange:
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
-        return self.state.gone_in is None and trio.current_time() >= self._scope.deadline
+        return self.state.gone_in is None and self._scope.cause is Cause.LATE
 
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Send the response's head to the client, then relay its body up to what completes it."""
@@ -229,7 +246,7 @@ class Exchange:
         state.move(Phase.RELAYING)
         length = 0 if head.status in (204, 304) else content_length_of(head)
         if length is None or response.connection.unread_bytes < length:
-            self._scope.deadline = self._deadline  # the silence between chunks has a timeout of its own
+            self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(state.status, headers, is_stream=False)
         relay, note_first, client = self._choose_relay(), journal.first_chunk, self._client
@@ -289,12 +306,4 @@ class Exchange:
     def _client_has_gone(self) -> None:
         if self.state.gone_in is None:
             self.state.gone_in = self.state.phase
-            self._scope.cancel()
-
-    async def fail(self) -> None:
-        """Answer 500 if the response has not begun; break it off otherwise."""
-        if self._client.is_response_started:
-            self._client.break_off()
-            return
-        with contextlib.suppress(ClientGone):
-            await self._refuse(Refusal(500, "internal error"))
+            self._scope.cancel(Cause.CLIENT_GONE)

@@ -9,6 +9,7 @@ from attrs import Factory, frozen
 
 from cgw.actors.refresh import Refresher
 from cgw.actors.source import Sources
+from cgw.clock import read_clock
 from cgw.errors import Refusal
 from cgw.events.event_log import EventLog
 from cgw.events.repeats import RepeatedEvents
@@ -29,6 +30,15 @@ SETTLE_SECONDS = 10.0
 
 RECORD_SECONDS = 10.0
 """The time for which the end of a response may wait for a slow disk."""
+
+
+class InFlight:
+    """The number of exchanges under way, from their heads to their log lines."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 @frozen
@@ -53,6 +63,8 @@ class Gateway:
     max_timeout_seconds: float = 600
     load: LoadTracker = Factory(LoadTracker)
     upstream_counts: UpstreamCounts = Factory(UpstreamCounts)
+    in_flight: InFlight = Factory(InFlight)
+    read_time: Callable[[], float] = Factory(read_clock)
     fallbacks: Mapping[str, Fallback] = Factory(dict)
     passes_account_fields: bool = False
     build_traceparent: Callable[[RequestTrace], bytes] | None = None

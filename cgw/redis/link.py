@@ -38,8 +38,8 @@ import outcome
 import trio
 from redis.exceptions import InvalidResponse, NoScriptError
 
+from cgw.alarm import Alarm
 from cgw.errors import StoreUnavailable, explain_os_error
-from cgw.redis.alarm import Alarm
 from cgw.redis.command_latency import HEAD_BYTES
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
 from cgw.redis.link_owner import LinkCounters, LinkOwner

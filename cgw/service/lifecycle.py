@@ -249,6 +249,7 @@ async def _start_background(
         overload.run,
         telemetry.loop_lag.run,
         http_engine.hangups.run,
+        http_engine.deadlines.run,
         http_engine.refusals.run,
     ):
         await stack.enter_async_context(open_background_task(run))
