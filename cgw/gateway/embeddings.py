@@ -102,7 +102,7 @@ class EmbeddingsExchange(Exchange):
             upstream = embedder.build_request(inputs, request.identifier)
             response = await self._fetch(upstream, most)
             vectors = await _read_vectors(embedder, response.body, len(inputs))
-            self.state.upstream_head = response.head  # from here on the request is charged
+            self.state.is_charged = True
             return vectors
 
         return await _retry(attempt, embedder.attempts)
@@ -129,14 +129,8 @@ class EmbeddingsExchange(Exchange):
         return response
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
-        return self.state.journal.build_embeddings_event(
-            admitted.actor,
-            self._dialect.provider,
-            tokens=self._tokens if self.state.is_charged else None,
-            quality=self._quality,
-            status=self.state.status,
-            facts=self.state.list_facts(),
-        )
+        tokens = self._tokens if self.state.is_charged else None
+        return self.state.build_embeddings_event(admitted, self._dialect.provider, tokens, self._quality)
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Refuse; a failure always says when to come back: instances retry silently after shorter waits."""

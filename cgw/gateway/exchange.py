@@ -15,7 +15,7 @@ from attrs import evolve
 from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
-from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeouts, select_feature
+from cgw.gateway.answer import content_length_of, is_event_stream, read_timeouts, select_feature
 from cgw.gateway.ending import cut_off, relay_rest, send_end
 from cgw.gateway.opening import explain_overload, open_upstream
 from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
@@ -52,7 +52,7 @@ class Exchange:
         self._has_ended = False  # by itself: not by being cancelled
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
-        self.state = ExchangeState(client, dialect.path)
+        self.state = ExchangeState(client, dialect.path, gateway.clock)
 
     async def run(self) -> None:
         """Serve the request, from its head to its settlement, and log it.
@@ -196,9 +196,7 @@ class Exchange:
         """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
         self.state.move(Phase.OPENING)
         state, provider = self.state, self._dialect.provider
-        counts = self._gateway.upstream_counts
-        counts.note_traced(provider, self._client.head)
-        counts.change(provider, admitted.feature, 1)
+        count = self._gateway.upstream_counts.begin(provider, admitted.feature, self._client.head)
         try:
             return await self._ask_upstream(admitted)
         except UpstreamError as error:
@@ -211,7 +209,7 @@ class Exchange:
                 self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
             raise
         finally:
-            counts.change(provider, admitted.feature, -1)
+            count.value -= 1
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
@@ -233,12 +231,10 @@ class Exchange:
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Send the response's head to the client, then relay its body up to what completes it."""
         state, journal = self.state, self.state.journal
-        head = state.upstream_head = response.head
-        state.status = answer_status(head.status)
-        journal.answered(head)
-        journal.connected(response.connected_at)
+        head = response.head
+        status = state.note_head(head, response.connected_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
-        if state.status == 503:
+        if status == 503:
             prepared, provider = admitted.prepared, self._dialect.provider
             refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
@@ -248,7 +244,7 @@ class Exchange:
         if length is None or response.connection.unread_bytes < length:
             self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
-        await self._client.send_head(state.status, headers, is_stream=False)
+        await self._client.send_head(status, headers, is_stream=False)
         relay, note_first, client = self._choose_relay(), journal.first_chunk, self._client
         if is_stream := is_event_stream(head) and length != 0:
             state.window.look_for(self._dialect.final_markers)
@@ -279,10 +275,7 @@ class Exchange:
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
-        usage = state.read_usage(dialect, admitted.prepared)
-        return state.journal.build_event(
-            admitted.actor, admitted.feature, dialect.provider, usage, state.status, state.list_facts()
-        )
+        return state.build_event(admitted, dialect.provider, state.read_usage(dialect, admitted.prepared))
 
     async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
         """Send the part of the answer that completes it, or make sure that it does not look complete."""

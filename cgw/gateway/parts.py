@@ -47,6 +47,7 @@ class Gateway:
 
     ``readers`` report each exchange; ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header
     fields of the provider's account. ``build_traceparent`` is ``None`` where providers are not told the trace.
+    ``clock`` is that of the Trio run that the gateway is made in.
     """
 
     sources: Sources
@@ -68,6 +69,7 @@ class Gateway:
     fallbacks: Mapping[str, Fallback] = Factory(dict)
     passes_account_fields: bool = False
     build_traceparent: Callable[[RequestTrace], bytes] | None = None
+    clock: Callable[[], float] = Factory(read_clock)
 
 
 def check_recording(gateway: Gateway) -> None:
