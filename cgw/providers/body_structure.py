@@ -39,7 +39,7 @@ def _build_struct(cls: type, types: Mapping[Any, Any]) -> type[msgspec.Struct]:
     hints = get_type_hints(cls)
     fields: list[Any] = []
     for attribute in attrs.fields(cls):
-        kind = _find_type(_strip_none(hints[attribute.name]), types)
+        kind: Any = _find_type(_strip_none(hints[attribute.name]), types)
         fields.append((attribute.name, kind | None, None) if attribute.default is None else (attribute.name, kind))
     # Without gc: what was decoded from JSON has no cycles.
     return msgspec.defstruct(cls.__name__, fields, gc=False)
@@ -53,5 +53,6 @@ def _strip_none(hint: Any) -> Any:
 
 def _find_type(hint: Any, types: Mapping[Any, Any]) -> Any:
     if get_origin(hint) is list:
-        return Annotated[list[types[get_args(hint)[0]]], msgspec.Meta(max_length=MAX_ITEMS)]
+        item: Any = types[get_args(hint)[0]]
+        return Annotated[list[item], msgspec.Meta(max_length=MAX_ITEMS)]
     return Any if hint is Any else types[hint]

@@ -12,7 +12,6 @@ from cgw.model import BodyWindow, Feature, Usage
 from cgw.providers.prompts import Prompt
 from cgw.wire.messages import RequestHead, ResponseHead, UpstreamRequest
 
-
 # Structs, because each exchange makes one: no line of Python runs for it.
 
 

@@ -142,13 +142,12 @@ def _expected_string_in(part: dict[str, Any], name: str, index: int) -> NoReturn
     _expected("a string", part[name], path)
 
 
-def count_content(content: Content | None) -> int:
-    """Return the length of all text of a content, in code points."""
+def count_content(content: Any) -> int:
+    """Return the length of all text of a :data:`Content`, in code points; ``None`` has none."""
     if isinstance(content, str):
         return len(content)
-    parts: list[ContentPart] = content or []  # type: ignore[assignment]
     count = 0
-    for part in parts:
+    for part in content or ():
         if part.type == "text":
             count += len(part.text)
         # Anthropic's; with OpenAI, the result of a tool is a message of its own.

@@ -142,7 +142,7 @@ class _MessagesRoute(Route):
         # A system prompt among the messages is counted as one of them.
         count = 0 if parsed.system is None else count_content(parsed.system)
         for message in parsed.messages or ():
-            content = message.content
+            content: Any = message.content
             count += len(content) if isinstance(content, str) else count_content(content)
         return self.build_request(
             encoded,
@@ -251,7 +251,8 @@ def check_max_tokens(name: str, wanted: int | None, cap: int | None) -> None:
 def _set_system(outgoing: dict[str, Any], message: RawContent, *, has_text: bool) -> None:
     """Set the top-level ``system`` to the client's own one and the text of a system message.
 
-    Both are as they were decoded. The result is a string if that loses nothing, otherwise (cache marks, for example) a list of text parts.
+    Both are as they were decoded. The result is a string if that loses nothing, otherwise (cache marks, for example) a
+    list of text parts.
     """
     if isinstance(message, list):
         for index, part in enumerate(message):

@@ -220,7 +220,7 @@ def count_characters(messages: Iterable[ChatMessage] | None) -> int:
     """Return the length of all text in ``messages``, in code points."""
     count = 0
     for message in messages or ():
-        content = message.content
+        content: Any = message.content
         # Content is null in an assistant's message that only calls tools.
         count += len(content) if isinstance(content, str) else count_content(content)
     return count
