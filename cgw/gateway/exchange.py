@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import trio
-from attrs import evolve
 
 from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway import debug_lines
@@ -215,7 +214,7 @@ class Exchange:
         gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
         if gateway.build_traceparent is not None:
             traceparent = gateway.build_traceparent(self._client.head.trace)
-            prepared = evolve(prepared, upstream=add_field(prepared.upstream, b"traceparent", traceparent))
+            prepared.upstream = add_field(prepared.upstream, b"traceparent", traceparent)
         response = self._response = await open_upstream(
             gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, journal
         )

@@ -8,7 +8,7 @@ unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -23,8 +23,8 @@ megabytes that is nothing but JSON has half as many."""
 LARGE_BODY_BYTES = 16 * 1024
 """From this size on, messages that are passed on unchanged are copied instead of encoded."""
 
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder()
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_PARTS and body.count(b"{") + body.count(b"[") > MAX_PARTS:
         raise _refuse_json(f"more than {MAX_PARTS} objects and lists")
     try:
-        value = _decoder.decode(body)
+        value = _decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         value = _decode_again(body, error)
     if not isinstance(value, dict):
@@ -48,7 +48,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
 def encode_object(value: dict[str, Any]) -> bytes:
     """Encode a body for the upstream. Raises :exc:`~cgw.errors.Refusal` (400) if it is nested too deeply."""
     try:
-        return _encoder.encode(value)
+        return _encode(value)
     except RecursionError:
         raise _refuse_json("nested too deeply") from None
 
@@ -61,7 +61,8 @@ SMALL_BODY_BYTES = 64 * 1024
 """Bodies up to this size are encoded once to see whether they are compact: in a twelfth of the time of finding where
 each field stands. A large one would be copied for it."""
 
-_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# Any, as other values are put beside those that were decoded.
+_decode_raw: Callable[[bytes], dict[str, Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 _messages_decoder = msgspec.json.Decoder(_Messages)
 
@@ -92,7 +93,7 @@ def change_fields(body: bytes, changes: Mapping[str, Any], checked: Collection[s
     the last. So is another field or one of ``checked`` in other letters, as in ``Model``: servers in Go take either.
     Raises :exc:`~cgw.errors.Refusal` (400).
     """
-    if len(body) < SMALL_BODY_BYTES and (changed := _change_compact(body, changes)) is not None:
+    if len(body) < SMALL_BODY_BYTES and (changed := _change_compact(body, changes, checked)) is not None:
         return changed
     members = _find_members(body)
     if members is None:
@@ -102,28 +103,32 @@ def change_fields(body: bytes, changes: Mapping[str, Any], checked: Collection[s
     if members is None:
         raise _refuse_json("its fields cannot be told apart")
     _check_letters(members, checked)
-    encoded = {name: None if value is None else _encoder.encode(value) for name, value in changes.items()}
+    encoded = {name: None if value is None else _encode(value) for name, value in changes.items()}
     return replace_members(body, members, encoded)
 
 
-def _change_compact(body: bytes, changes: Mapping[str, Any]) -> bytes | None:
+def _change_compact(body: bytes, changes: Mapping[str, Any], checked: Collection[str]) -> bytes | None:
     """Return what :func:`change_fields` does for a body without blanks between its fields, as most clients send it.
 
     ``None`` for any other. Such a body is what its fields give when they are encoded as they stand there: then no field
     occurs twice, and nothing stands between them.
     """
     try:
-        values: dict[str, Any] = {**_decode_raw(body)}
-        if _encoder.encode(values) != body:
+        values = _decode_raw(body)
+        if _encode(values) != body:
             return None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+    letters = "".join(values)
+    # The names of most APIs: nothing to fold in them.
+    if not (letters.islower() and letters.isascii()):
+        _check_letters(values, checked)
     for name, value in changes.items():
         if value is None:
             values.pop(name, None)
         else:
             values[name] = value
-    return _encoder.encode(values)
+    return _encode(values)
 
 
 def _find_members(body: bytes) -> dict[str, Member] | None:
@@ -175,7 +180,7 @@ def _decode_again(body: bytes, error: Exception) -> Any:
     replaced = _replace_lone_surrogates(body)
     if replaced != body:
         try:
-            return _decoder.decode(replaced)
+            return _decode(replaced)
         except RecursionError:
             raise _refuse_json("nested too deeply") from None
         except (msgspec.DecodeError, ValueError) as another:

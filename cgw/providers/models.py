@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from cgw.errors import Refusal
 from cgw.model import ANY_MODEL
-from cgw.providers.model_patterns import SNAPSHOT, add_prefix, compile_allow_list
+from cgw.providers.model_patterns import MAX_NAME_CHARACTERS, SNAPSHOT, add_prefix, compile_allow_list
 
 NEAREST = 3
 """Names that a refusal suggests: a list of all of them hides the one that was meant."""
@@ -63,8 +63,10 @@ def check_model(
     ``names`` are those that the model has, as ``provider/model``, the one to tell the caller first; any of them will
     do. ``variable`` is the setting of ``master``: the refusal says which of the two lists it is about.
     """
-    is_served = any(map(compile_allow_list(tuple(master)).admits, names))
-    if is_served and any(map(compile_allow_list(tuple(actor_models), provider).admits, names)):
+    # Names that no list can have, as long as a body perhaps, are not remembered.
+    judge = _judge if max(map(len, names)) <= MAX_NAME_CHARACTERS else _judge.__wrapped__
+    is_served, is_admitted = judge(tuple(names), tuple(actor_models), tuple(master), provider)
+    if is_served and is_admitted:
         return
     model = names[0]
     allowed = evaluate_allowed_models(actor_models, master, provider)
@@ -74,6 +76,16 @@ def check_model(
     source = "by the caller's own list" if is_served else f"by the gateway's list, {variable}"
     text = f'model "{shown}" is not allowed, allowed: [{nearest}] ({count}{source})'
     raise Refusal(400, text, param="model", code="model_not_found")
+
+
+# Bounded; an actor asks for the same few models again and again.
+@lru_cache(maxsize=4096)
+def _judge(
+    names: tuple[str, ...], actor_models: tuple[str, ...], master: tuple[str, ...], provider: str
+) -> tuple[bool, bool]:
+    """Return whether any of ``names`` is in the gateway's list, and whether any is in the actor's."""
+    served, admitted = compile_allow_list(master), compile_allow_list(actor_models, provider)
+    return any(map(served.admits, names)), any(map(admitted.admits, names))
 
 
 def find_nearest(model: str, allowed: Sequence[str]) -> list[str]:

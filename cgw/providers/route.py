@@ -68,16 +68,16 @@ class Route:
         ``suffix`` continues the path of ``endpoint``, which is the route's own if it is not given.
         """
         return PreparedRequest(
-            upstream=(endpoint or self.endpoint).build_request(
+            (endpoint or self.endpoint).build_request(
                 encoded, is_stream=is_stream, suffix=suffix, query=query, headers=headers
             ),
-            model=f"{self.provider}/{model}",
-            is_stream=is_stream,
-            prompt_character_count=prompt_character_count,
-            metadata={"stream": is_stream, **(metadata or {})},
-            max_completion_tokens=max_completion_tokens,
-            other_names=tuple(f"{self.provider}/{name}" for name in other_names),
-            prompt=prompt,
+            f"{self.provider}/{model}",
+            is_stream,
+            prompt_character_count,
+            {"stream": is_stream, **metadata} if metadata else {"stream": is_stream},
+            max_completion_tokens,
+            tuple([f"{self.provider}/{name}" for name in other_names]) if other_names else (),
+            prompt,
         )
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:

@@ -89,13 +89,16 @@ class Endpoint:
         if headers:
             fields = (*fields, *headers)
             start += encode_fields(headers)
-        return UpstreamRequest(self.origin, target, fields, body, head_start=start)
+        return UpstreamRequest(self.origin, target, fields, body, b"POST", start)
 
 
 def select_headers(head: RequestHead, names: frozenset[bytes], defaults: Headers = ()) -> Headers:
     """Return a client's header fields that are in ``names``, and those of ``defaults`` that it did not send."""
     # The usual case: a few look-ups instead of a pass over all fields.
-    if all(head.header(name) is None for name in names):
+    for name in names:
+        if head.header(name) is not None:
+            break
+    else:
         return defaults
     chosen = tuple(item for item in head.headers if item[0] in names)
     return (*chosen, *(item for item in defaults if find_header(chosen, item[0]) is None))

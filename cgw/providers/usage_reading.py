@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
-from attrs import define
 
 from cgw.model import BodyWindow, Usage, UsageQuality
 from cgw.providers.dialect import PreparedRequest
@@ -21,6 +20,9 @@ MAX_FIGURE = 2**53
 """Token counts from here on are not plausible, and count as unknown."""
 # Bounds the work for a text that is full of them: each candidate is parsed up to the end of the window.
 _MAX_USAGE_CANDIDATES = 8
+
+_JSON = b"application/json"
+"""The usual content type, which needs no parsing."""
 
 SCAN_BYTES = 8 * 1024
 """The bytes at each end of a long event stream that are parsed."""
@@ -34,8 +36,8 @@ Figure = Annotated[int, msgspec.Meta(ge=0, lt=MAX_FIGURE)]
 """The type of a token count in a struct."""
 
 
-@define
-class Reading:
+# A Struct, because each exchange makes one.
+class Reading(msgspec.Struct, gc=False):
     """The figures that were read from one response, named as in :class:`~cgw.model.Usage`.
 
     ``is_final`` is true if the API's end marker was seen.
@@ -63,41 +65,39 @@ def read_usage(
     For a response that is not 2xx, or that has a content coding (which cgw never asks for), only the prompt's length is
     known.
     """
-    unknown = Usage(prompt_character_count=request.prompt_character_count)
-    if not 200 <= response.status < 300 or not _is_identity(response):
-        return unknown
+    characters = request.prompt_character_count
     content_type = response.header(b"content-type")
-    is_stream = request.is_stream
+    if not 200 <= response.status < 300 or not _is_identity(response.header(b"content-encoding")):
+        return Usage(prompt_character_count=characters)
     # An API may answer a streaming request with JSON, so the response decides, if it says anything.
-    if content_type is not None:
-        is_stream = content_type.strip().lower().startswith(b"text/event-stream")
+    if content_type is None:
+        is_stream = request.is_stream
+    else:
+        is_stream = content_type != _JSON and content_type.strip().lower().startswith(b"text/event-stream")
     reading = read_stream(body) if is_stream else read_whole(body)
+    prompt, completion = reading.prompt_token_count, reading.completion_token_count
+    # Of an incomplete response the figures may have been lost, so it counts as partial. An API may also end a stream
+    # by an error: HTTP's end is there then, and the API's own end marker is not.
+    quality = UsageQuality.PARTIAL
+    if body.is_complete:
+        if prompt is None and completion is None:
+            quality = UsageQuality.ESTIMATED
+        elif prompt is not None and completion is not None and reading.is_final:
+            quality = UsageQuality.EXACT
     return Usage(
-        prompt_token_count=reading.prompt_token_count,
-        completion_token_count=reading.completion_token_count,
-        prompt_character_count=request.prompt_character_count,
-        completion_character_count=reading.completion_character_count,
-        quality=_judge(reading, is_complete=body.is_complete),
-        cache_read_token_count=reading.cache_read_token_count,
-        cache_write_token_count=reading.cache_write_token_count,
-        prompt_quota_token_count=reading.prompt_quota_token_count,
-        reasoning_token_count=reading.reasoning_token_count,
+        prompt,
+        completion,
+        characters,
+        reading.completion_character_count,
+        quality,
+        reading.cache_read_token_count,
+        reading.cache_write_token_count,
+        reading.prompt_quota_token_count,
+        reading.reasoning_token_count,
     )
 
 
-def _judge(reading: Reading, *, is_complete: bool) -> UsageQuality:
-    figures = (reading.prompt_token_count, reading.completion_token_count)
-    # An API may end a stream by an error: HTTP's end is there then, and the API's own end marker is not.
-    if None not in figures and is_complete and reading.is_final:
-        return UsageQuality.EXACT
-    # Of an incomplete response the figures may have been lost, so it counts as partial.
-    if figures == (None, None) and is_complete:
-        return UsageQuality.ESTIMATED
-    return UsageQuality.PARTIAL
-
-
-def _is_identity(response: ResponseHead) -> bool:
-    encoding = response.header(b"content-encoding")
+def _is_identity(encoding: bytes | None) -> bool:
     return encoding is None or encoding.strip().lower() in (b"", b"identity")
 
 
@@ -173,9 +173,10 @@ def read_object(
     ``read_whole`` reads the whole body, ``read_figures`` the object alone: without the body's middle, the length of the
     completion's text is unknown.
     """
-    if body.is_whole:
-        # Both parts are the whole body, as nothing between them was dropped.
-        return read_whole(body.head + body.tail)
+    head, tail = body.head, body.tail
+    # Both parts are the whole body if nothing between them was dropped: `is_whole`, without the call.
+    if len(head) + len(tail) == body.total_bytes:
+        return read_whole(head + tail)
     usage = find_usage(body, key)
     if usage is None:
         return Reading()

@@ -6,6 +6,7 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from attrs import frozen
 from hypothesis import example, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from cgw.errors import Refusal
 from cgw.providers import json_body
 from cgw.providers.json_body import MAX_PARTS, change_fields, decode_object, encode_object, encode_with_messages
-from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 
 
 @frozen
@@ -52,7 +53,7 @@ def test_a_valid_body_is_structured_and_decoded() -> None:
     """The structured body has the declared types; the decoded object is as it was sent."""
     sent = {"model": "m", "messages": [{"role": "user", "content": "hé", "x": 1}], "temperature": 1, "unknown": {}}
     parsed, raw = READER.read(json.dumps(sent).encode())
-    assert parsed == Body("m", [Turn("user", Content("hé", 2))], temperature=1)
+    assert repr(parsed) == repr(Body("m", [Turn("user", Content("hé"))], temperature=1))
     assert raw == sent
 
 
@@ -120,7 +121,7 @@ def test_the_text_of_a_content_is_counted(content: object, count: int) -> None:
     """All text counts, in code points: strings, text parts, and the text of tool results."""
     parsed, _ = READER.read(json.dumps({"model": "m", "messages": [{"role": "user", "content": content}]}).encode())
     assert parsed.messages is not None
-    assert parsed.messages[0].content.character_count == count
+    assert count_content(parsed.messages[0].content) == count
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -282,7 +283,7 @@ def test_both_ways_to_structure_a_body_agree(value: dict[str, Any]) -> None:
     with contextlib.suppress(Refusal):
         expected = READER.structure_or_explain(value)
     found: Body | None = None
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(msgspec.ValidationError):
         found = READER.structure(value)
     # As text: 1, 1.0 and True are equal.
     assert repr(found) == repr(expected)

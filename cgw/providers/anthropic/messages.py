@@ -18,7 +18,7 @@ from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 from cgw.providers.route import FreeRoute, ReadBody, Route
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.wire.messages import RequestHead
@@ -34,6 +34,10 @@ _BETAS = frozenset({b"anthropic-beta"})
 # The reference flattens prompts so for flagging (§9.5), and phrases of its operators may have them.
 _LABELS = {"user": "Human: ", "assistant": "Assistant: ", "system": "System: "}
 _SDK_HEADERS = frozenset({b"anthropic-version", *_BETAS})
+
+
+RawContent = str | list[dict[str, Any]] | None
+"""A content as it was decoded, once it is checked."""
 
 
 @define
@@ -135,10 +139,11 @@ class _MessagesRoute(Route):
         query: bytes = b"",
     ) -> PreparedRequest:
         """``outgoing`` is the upstream's body, ``model`` its model, without prefix."""
-        count = sum(message.content.character_count for message in parsed.messages or ())
-        # A system prompt among the messages is counted above.
-        if parsed.system is not None:
-            count += parsed.system.character_count
+        # A system prompt among the messages is counted as one of them.
+        count = 0 if parsed.system is None else count_content(parsed.system)
+        for message in parsed.messages or ():
+            content: Any = message.content
+            count += len(content) if isinstance(content, str) else count_content(content)
         return self.build_request(
             encoded,
             model,
@@ -175,7 +180,7 @@ class AnthropicMessages(_MessagesRoute):
         # Older clients send the system prompt as the first message, which that API does not accept.
         if messages[0].role == "system":
             outgoing["messages"] = outgoing["messages"][1:]
-            _set_system(outgoing, parsed.system, messages[0].content)
+            _set_system(outgoing, raw["messages"][0]["content"], has_text=count_content(messages[0].content) > 0)
         model = outgoing["model"] = self.strip_prefix(parsed.model)
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
@@ -243,38 +248,40 @@ def check_max_tokens(name: str, wanted: int | None, cap: int | None) -> None:
         raise Refusal(400, f"{name} exceeds maximum allowed value of {cap}: {wanted}", param=name)
 
 
-def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content) -> None:
+def _set_system(outgoing: dict[str, Any], message: RawContent, *, has_text: bool) -> None:
     """Set the top-level ``system`` to the client's own one and the text of a system message.
 
-    The result is a string if that loses nothing, otherwise (cache marks, for example) a list of text parts.
+    Both are as they were decoded. The result is a string if that loses nothing, otherwise (cache marks, for example) a
+    list of text parts.
     """
-    if isinstance(message.raw, list):
-        for index, part in enumerate(message.raw):
+    if isinstance(message, list):
+        for index, part in enumerate(message):
             if part.get("type") != "text":
                 path = f"messages[0].content[{index}]"
                 raise Refusal(400, f"{path}: a system message may hold text only", param=path)
     # An empty text block is an error for the API.
-    if not message.character_count:
+    if not has_text:
         return
     # The client's own one first, as it stands before all messages.
-    contents = [message] if own is None or not own.raw else [own, message]
+    own: RawContent = outgoing.get("system")
+    contents = [own, message] if own else [message]
     if all(_is_plain(content) for content in contents):
         outgoing["system"] = "\n\n".join(_join_text(content) for content in contents)
     else:
         outgoing["system"] = [part for content in contents for part in _parts_of(content)]
 
 
-def _is_plain(content: Content) -> bool:
+def _is_plain(content: RawContent) -> bool:
     # A part with more fields than "type" and "text" would lose them in a string.
-    return not isinstance(content.raw, list) or all(part["type"] == "text" and len(part) == 2 for part in content.raw)
+    return not isinstance(content, list) or all(part["type"] == "text" and len(part) == 2 for part in content)
 
 
-def _join_text(content: Content) -> str:
+def _join_text(content: RawContent) -> str:
     return "".join(part["text"] for part in _parts_of(content))
 
 
-def _parts_of(content: Content) -> list[dict[str, Any]]:
-    return content.raw if isinstance(content.raw, list) else [{"type": "text", "text": content.raw}]
+def _parts_of(content: RawContent) -> list[dict[str, Any]]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _refuse_further_models(body: MessagesBody, raw: dict[str, Any]) -> None:

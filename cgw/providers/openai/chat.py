@@ -20,7 +20,7 @@ from cgw.providers.openai.errors import OpenAIErrors
 from cgw.providers.openai.sdk_body import BETAS, set_caller
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 from cgw.providers.route import ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.wire.messages import RequestHead
@@ -218,5 +218,9 @@ class OpenAISdkChat(_ChatRoute):
 
 def count_characters(messages: Iterable[ChatMessage] | None) -> int:
     """Return the length of all text in ``messages``, in code points."""
-    # Content is null in an assistant's message that only calls tools.
-    return sum(message.content.character_count for message in messages or () if message.content is not None)
+    count = 0
+    for message in messages or ():
+        content: Any = message.content
+        # Content is null in an assistant's message that only calls tools.
+        count += len(content) if isinstance(content, str) else count_content(content)
+    return count

@@ -80,7 +80,9 @@ class OpenAIResponses(OpenAISdkRoute):
             prompt=Prompt(raw, "instructions", "input"),
         )
         # OpenAI stores a response unless it is asked not to.
-        return evolve(prepared, references=references, find_stored_ids=None if parsed.store is False else list_ids)
+        prepared.references = references
+        prepared.find_stored_ids = None if parsed.store is False else list_ids
+        return prepared
 
     def _encode(self, body: bytes, asked: str, model: str, caller: Caller) -> bytes:
         return set_caller(body, asked, model, caller)
@@ -143,7 +145,8 @@ class OpenAIInputTokens(OpenAISdkRoute, FreeRoute):
             headers=select_headers(head, BETAS),
             query=query_of(head),
         )
-        return evolve(prepared, references=list_references(parsed.input, parsed.previous_response_id))
+        prepared.references = list_references(parsed.input, parsed.previous_response_id)
+        return prepared
 
 
 def _check_supported(body: ResponsesBody) -> None:

@@ -29,12 +29,11 @@ def set_caller(body: bytes, asked: str, model: str, caller: Caller) -> bytes:
     :func:`~cgw.providers.json_body.change_fields` does.
     """
     changes: dict[str, Any] = {"user": caller.identifier, "safety_identifier": None}
-    return set_model(body, asked, model, changes)
-
-
-def set_model(body: bytes, asked: str, model: str, changes: dict[str, Any] | None = None) -> bytes:
-    """Return the client's bytes with ``changes``, and with ``model`` where that is not what it ``asked`` for."""
-    changes = changes or {}
     if model != asked:
         changes["model"] = model
     return change_fields(body, changes, _CHECKED)
+
+
+def set_model(body: bytes, asked: str, model: str) -> bytes:
+    """Return the client's bytes with ``model`` where that is not what it ``asked`` for."""
+    return change_fields(body, {} if model == asked else {"model": model}, _CHECKED)

@@ -69,6 +69,8 @@ class _Completion(msgspec.Struct, gc=False):
     usage: _Figures | None = None  # null in all chunks but the last
 
 
+_NO_FIGURES = _Figures()
+
 COMPLETIONS = PartsDecoder(_Completion)
 FIGURES = PartsDecoder(_Figures)
 
@@ -82,8 +84,10 @@ def _read_whole(data: bytes) -> Reading:
     completion = COMPLETIONS.decode(data)
     if completion is None:
         return Reading()
-    length = sum([_count_characters(choice) for choice in completion.choices])
-    return _build_reading(completion.usage or _Figures(), length, is_final=True)
+    length = 0
+    for choice in completion.choices:
+        length += _count_characters(choice)
+    return _build_reading(completion.usage or _NO_FIGURES, length, is_final=True)
 
 
 def _read_figures(usage: dict[str, Any]) -> Reading:
@@ -109,16 +113,13 @@ def read_completion_stream(body: BodyWindow) -> Reading:
 
 
 def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = False) -> Reading:
-    details = usage.prompt_tokens_details or _Details()
-    return Reading(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        length,
-        is_final,
-        cache_read_token_count=details.cached_tokens,
-        cache_write_token_count=details.cache_write_tokens,
-        reasoning_token_count=(usage.completion_tokens_details or _CompletionDetails()).reasoning_tokens,
-    )
+    reading = Reading(usage.prompt_tokens, usage.completion_tokens, length, is_final)
+    if (prompt := usage.prompt_tokens_details) is not None:
+        reading.cache_read_token_count = prompt.cached_tokens
+        reading.cache_write_token_count = prompt.cache_write_tokens
+    if (completion := usage.completion_tokens_details) is not None:
+        reading.reasoning_token_count = completion.reasoning_tokens
+    return reading
 
 
 def _count_characters(choice: _Choice) -> int:
@@ -127,10 +128,15 @@ def _count_characters(choice: _Choice) -> int:
     text = choice.delta or choice.message
     if text is None:
         return count
-    for part in (text.content, text.reasoning_content, text.reasoning):
-        if part is not None:
-            count += len(part)
-    for call in text.tool_calls or ():
-        if call.function is not None and call.function.arguments is not None:
-            count += len(call.function.arguments)
+    # One by one: most texts have content alone, and a loop would cost as much as all of this.
+    if text.content is not None:
+        count += len(text.content)
+    if text.reasoning_content is not None:
+        count += len(text.reasoning_content)
+    if text.reasoning is not None:
+        count += len(text.reasoning)
+    if text.tool_calls is not None:
+        for call in text.tool_calls:
+            if call.function is not None and call.function.arguments is not None:
+                count += len(call.function.arguments)
     return count
