@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Protocol
 
@@ -82,6 +84,10 @@ class LineFormat(Protocol):
         """Return the entry as UTF-8, with its line ending."""
         ...
 
+    def render_exchanges(self, records: Sequence[ExchangeRecord]) -> list[bytes | None]:
+        """Return the lines of ``records``; ``None`` for one that has to be rendered as an entry."""
+        ...
+
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -93,6 +99,10 @@ class TerminalLines:
 
     mask: SecretMask
     has_colour: bool
+
+    def render_exchanges(self, records: Sequence[ExchangeRecord]) -> list[bytes | None]:
+        """Return ``None`` for each: text is for people, who do not read what would be worth a fast path."""
+        return [None] * len(records)
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as text, with control characters escaped."""
@@ -149,3 +159,19 @@ def shorten(text: str, limit: int) -> str:
 @lru_cache(maxsize=4)
 def _format_local_second(seconds: int) -> str:
     return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
+def format_time(seconds: float) -> str:
+    """Return a time in seconds since the epoch as UTC, to the microsecond: ``2026-01-31T23:59:59.123456+00:00``."""
+    whole = int(seconds)
+    # Exact, and rounded half to even, as datetime does it.
+    microseconds = round((seconds - whole) * 1_000_000)
+    if not 0 <= microseconds < 1_000_000:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    return f"{_format_second(whole)}.{microseconds:06d}+00:00"
+
+
+# Many lines have the same second.
+@lru_cache(maxsize=4)
+def _format_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
