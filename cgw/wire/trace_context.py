@@ -58,7 +58,7 @@ def begin_trace(find_header: FindHeader | None = None) -> RequestTrace:
 
     The ids are random, not secret: whoever knows one can do nothing with it.
     """
-    ids = f"{random.getrandbits(192):048x}"
+    ids = random.getrandbits(192).to_bytes(24).hex()
     if find_header is None:
         return RequestTrace(ids[:32], ids[32:])
     caller = read_caller(find_header)
