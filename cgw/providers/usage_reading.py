@@ -6,7 +6,7 @@ unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
@@ -119,7 +119,9 @@ class PartsDecoder(Generic[T]):
 
     def __init__(self, kind: type[T]) -> None:
         self._kind = kind
-        self._decode = msgspec.json.Decoder(kind).decode
+        decoder = msgspec.json.Decoder(kind)
+        self._decode = decoder.decode
+        self._decode_lines = decoder.decode_lines
 
     def decode(self, data: bytes) -> T | None:
         """Return the parts of an object; ``None`` for anything else."""
@@ -129,6 +131,20 @@ class PartsDecoder(Generic[T]):
         except (msgspec.MsgspecError, ValueError, RecursionError):
             value = decode_json(data)
             return self.take_parts(value) if isinstance(value, dict) else None
+
+    def decode_all(self, contents: list[bytes]) -> list[T]:
+        """Return the parts of the objects among ``contents``, in order: those of a stream, in one call into C.
+
+        Where that fails, each is decoded by itself.
+        """
+        try:
+            parts = self._decode_lines(b"\n".join(contents))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            parts = []
+        # A line may hold several objects; then the stream isn't one that the API sends.
+        if len(parts) == len(contents):
+            return parts
+        return [value for data in contents if (value := self.decode(data)) is not None]
 
     def take_parts(self, value: dict[str, Any]) -> T:
         """Return the parts of a decoded object of any shape."""
@@ -214,6 +230,15 @@ def list_data(body: BodyWindow, scan_bytes: int = SCAN_BYTES) -> list[bytes]:
     # is incomplete anyway.
     # The tail begins within a frame, whose rest is skipped.
     return [*parse_data(body.head[:scan_bytes]), *parse_data(body.tail[-scan_bytes:], mid_frame=True)]
+
+
+def sum_lengths(texts: Iterable[str | None]) -> int:
+    """Return the number of characters of all ``texts``; ``None`` has none.
+
+    The pieces of a stream are counted by iterators that are written in C, such as a ``map`` of an ``attrgetter``: a loop
+    in Python takes several times as long, and one core counts the text of all streams.
+    """
+    return sum(map(len, filter(None, texts)))
 
 
 def choose_length(

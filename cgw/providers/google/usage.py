@@ -106,10 +106,7 @@ def _read_stream(body: BodyWindow, scan_bytes: int) -> Reading:
     usage = _Figures()
     length = 0
     is_final = False
-    for data in list_data(body, scan_bytes):
-        chunk = RESPONSES.decode(data)
-        if chunk is None:
-            continue
+    for chunk in RESPONSES.decode_all(list_data(body, scan_bytes)):
         length += _count_characters(chunk)
         # The reason may come with the last text, and the last figures after it.
         is_final = is_final or _has_ended(chunk)
