@@ -95,7 +95,10 @@ def _read_whole(data: bytes) -> Reading:
     completion = COMPLETIONS.decode(data)
     if completion is None:
         return Reading()
-    return _build_reading(completion.usage or _NO_FIGURES, _count_characters([completion]), is_final=True)
+    length = 0
+    for choice in completion.choices:
+        length += _measure_choice(choice)
+    return _build_reading(completion.usage or _NO_FIGURES, length, is_final=True)
 
 
 def _read_figures(usage: dict[str, Any]) -> Reading:
@@ -128,6 +131,26 @@ def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = Fals
     return reading
 
 
+def _measure_choice(choice: _Choice) -> int:
+    """Return what :func:`_count_characters` does, for one choice: a tenth of the time of its calls into C."""
+    count = 0 if choice.text is None else len(choice.text)
+    text = choice.delta or choice.message
+    if text is None:
+        return count
+    # One by one: most texts have content alone, and a loop would cost as much as all of this.
+    if text.content is not None:
+        count += len(text.content)
+    if text.reasoning_content is not None:
+        count += len(text.reasoning_content)
+    if text.reasoning is not None:
+        count += len(text.reasoning)
+    if text.tool_calls is not None:
+        for call in text.tool_calls:
+            if call.function is not None and call.function.arguments is not None:
+                count += len(call.function.arguments)
+    return count
+
+
 _get_usage = attrgetter("usage")
 _get_choices = attrgetter("choices")
 _get_tool_calls = attrgetter("tool_calls")
@@ -136,7 +159,7 @@ _TEXT_PARTS = tuple(map(attrgetter, ("content", "reasoning_content", "reasoning"
 
 
 def _count_characters(chunks: Iterable[_Completion]) -> int:
-    """Return the length of what completions, or chunks of one, have of text, thinking and arguments of tools."""
+    """Return the length of what the chunks of a stream have of text, thinking and arguments of tools."""
     choices: list[_Choice] = list(chain.from_iterable(map(_get_choices, chunks)))
     texts = [text for choice in choices if (text := choice.delta or choice.message) is not None]
     count = sum_lengths(map(_get_choice_text, choices))
