@@ -148,6 +148,7 @@ class _RawRelay:
             self._client.break_off()
 
     def _count_passed(self) -> int:
+        self._window.fold()
         return self._window.total_bytes - self._framer.final_payload_bytes
 
     async def _conclude(self, outcome: StreamOutcome) -> RelayOutcome:

@@ -144,5 +144,5 @@ def _parse_named_data(data: bytes) -> list[bytes] | None:
 
 
 def _split_starting(data: bytes, start: bytes, separator: bytes) -> list[bytes] | None:
-    """Split ``data`` where ``separator`` is followed by ``start``, which each part loses; ``None`` without the first."""
+    """Split ``data`` at each ``separator`` with ``start`` behind it; ``None`` unless ``data`` begins with ``start``."""
     return data[len(start) :].split(separator + start) if data.startswith(start) else None
