@@ -7,6 +7,7 @@ unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
@@ -110,6 +111,10 @@ def decode_json(data: bytes) -> Any:
         return None
 
 
+_get_first, _get_last = itemgetter(0), itemgetter(-1)
+_OPENING, _CLOSING = {*b"{"}, {*b"}"}
+
+
 class PartsDecoder(Generic[T]):
     """Decodes JSON objects into a struct of the few parts that are of use, at half the cost of decoding all of them.
 
@@ -137,13 +142,17 @@ class PartsDecoder(Generic[T]):
 
         Where that fails, each is decoded by itself.
         """
+        # Where each content begins and ends with a brace, and is one line, no object goes on from one to the next: then
+        # as many objects as lines are one in each.
         try:
-            parts = self._decode_lines(b"\n".join(contents))
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            parts = []
-        # A line may hold several objects; then the stream isn't one that the API sends.
-        if len(parts) == len(contents):
-            return parts
+            are_closed = {*map(_get_first, contents)} == _OPENING and {*map(_get_last, contents)} == _CLOSING
+            lines = b"\n".join(contents)
+            if are_closed and lines.count(b"\n") == len(contents) - 1:
+                parts = self._decode_lines(lines)
+                if len(parts) == len(contents):
+                    return parts
+        except (msgspec.MsgspecError, ValueError, RecursionError, IndexError):  # IndexError is an empty content
+            pass
         return [value for data in contents if (value := self.decode(data)) is not None]
 
     def take_parts(self, value: dict[str, Any]) -> T:
