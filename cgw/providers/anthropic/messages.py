@@ -95,7 +95,16 @@ def build_endpoint(api_url: str, access_token: str) -> Endpoint:
 
 
 def _build_reader() -> BodyReader[MessagesBody]:
-    return BodyReader(MessagesBody, Message)
+    return BodyReader(MessagesBody, Message, count=_count_characters)
+
+
+def _count_characters(body: MessagesBody) -> int:
+    # A system prompt among the messages is counted as one of them.
+    count = 0 if body.system is None else count_content(body.system)
+    for message in body.messages or ():
+        content: Any = message.content
+        count += len(content) if isinstance(content, str) else count_content(content)
+    return count
 
 
 @frozen
@@ -116,17 +125,18 @@ class _MessagesRoute(Route):
     # From the reference (§6.1): below the 3 s up to which Sourcegraph's clients retry by themselves.
     retry_after_seconds: ClassVar[int] = 2
 
-    def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message]]:
-        """Return the checked body, the decoded object and the messages, of which there is at least one.
+    def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message], int]:
+        """Return the checked body, the decoded object, the messages, of which there is at least one, and the characters
+        of the prompt.
 
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
-        parsed, raw = self._reader.read(body)
+        parsed, raw, characters = self._reader.read_counted(body)
         # A missing field, null and an empty list get the same text, which is the reference's.
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         check_max_tokens("max_tokens", parsed.max_tokens, self.max_tokens_cap)
-        return parsed, raw, parsed.messages
+        return parsed, raw, parsed.messages, characters
 
     def _build_request(
         self,
@@ -135,20 +145,16 @@ class _MessagesRoute(Route):
         encoded: bytes,
         model: str,
         *,
+        characters: int,
         headers: Headers,
         query: bytes = b"",
     ) -> PreparedRequest:
         """``outgoing`` is the upstream's body, ``model`` its model, without prefix."""
-        # A system prompt among the messages is counted as one of them.
-        count = 0 if parsed.system is None else count_content(parsed.system)
-        for message in parsed.messages or ():
-            content: Any = message.content
-            count += len(content) if isinstance(content, str) else count_content(content)
         return self.build_request(
             encoded,
             model,
             is_stream=parsed.stream is True,
-            prompt_character_count=count,
+            prompt_character_count=characters,
             max_completion_tokens=parsed.max_tokens,
             metadata=None if parsed.max_tokens is None else {"max_tokens": parsed.max_tokens},
             headers=headers,
@@ -173,7 +179,7 @@ class AnthropicMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw, messages = self._read(body)
+        parsed, raw, messages, characters = self._read(body)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
@@ -186,7 +192,9 @@ class AnthropicMessages(_MessagesRoute):
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
         encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
-        return self._build_request(parsed, outgoing, encoded, model, headers=(*VERSION, *select_headers(head, _BETAS)))
+        betas = select_headers(head, _BETAS)
+        headers = (*VERSION, *betas) if betas else VERSION
+        return self._build_request(parsed, outgoing, encoded, model, characters=characters, headers=headers)
 
 
 @frozen
@@ -204,14 +212,16 @@ class AnthropicSdkMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, _ = self._read(body)
+        parsed, outgoing, _, characters = self._read(body)
         _refuse_further_models(parsed, outgoing)
         model = outgoing["model"] = self.strip_prefix(parsed.model)
         # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         encoded = encode_with_messages(outgoing, body)
-        return self._build_request(parsed, outgoing, encoded, model, headers=headers, query=query_of(head))
+        return self._build_request(
+            parsed, outgoing, encoded, model, characters=characters, headers=headers, query=query_of(head)
+        )
 
 
 @frozen
@@ -227,7 +237,7 @@ class AnthropicCountTokens(_MessagesRoute, FreeRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, _ = self._read(body)
+        parsed, outgoing, *_ = self._read(body)
         _refuse_further_models(parsed, outgoing)
         model = outgoing["model"] = self.strip_prefix(parsed.model)
         headers = select_headers(head, _SDK_HEADERS, VERSION)

@@ -105,7 +105,7 @@ def build_endpoints(api_url: str, access_token: str) -> tuple[Endpoint, Endpoint
 
 
 def _build_reader() -> BodyReader[FireworksBody]:
-    return BodyReader(FireworksBody, ChatMessage)
+    return BodyReader(FireworksBody, ChatMessage, count=count_characters)
 
 
 @frozen
@@ -133,7 +133,7 @@ class FireworksCompletions(Route):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw = self._reader.read(body)
+        parsed, raw, characters = self._reader.read_counted(body)
         is_chat = _is_for_chat(parsed, caller.feature)
         asked = self.strip_prefix(parsed.model)
         model = self.virtual_models.resolve(asked, parsed.languageId)
@@ -148,7 +148,7 @@ class FireworksCompletions(Route):
             outgoing["n"] = 1
         is_unchanged = is_chat and outgoing["messages"] is raw["messages"]
         most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
-        prompt_count, prompts = (count_characters(parsed.messages), 1) if is_chat else _measure(parsed.prompt)
+        prompt_count, prompts = (characters, 1) if is_chat else _measure(parsed.prompt)
         return self.build_request(
             encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing),
             model,

@@ -37,7 +37,7 @@ class _ChatBody:
 
 
 def _build_chat_reader() -> BodyReader[_ChatBody]:
-    return BodyReader(_ChatBody, ChatMessage)
+    return BodyReader(_ChatBody, ChatMessage, count=count_characters)
 
 
 def _build_text_reader() -> BodyReader[TextBody]:
@@ -92,7 +92,7 @@ class FireworksSdkChat(_FireworksSdkRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw = self.read(self._reader, body, caller)
+        parsed, raw, characters = self.read_counted(self._reader, body, caller)
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
@@ -101,7 +101,7 @@ class FireworksSdkChat(_FireworksSdkRoute):
             body,
             parsed.model,
             is_stream=parsed.stream is True,
-            characters=count_characters(parsed.messages),
+            characters=characters,
             most=multiply_choices(most, parsed.n),
             prompt=Prompt(raw, "system", "messages"),
         )

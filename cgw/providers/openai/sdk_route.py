@@ -32,11 +32,21 @@ class OpenAISdkRoute(Route):
 
     def read(self, reader: BodyReader[T], body: bytes, caller: Caller) -> tuple[T, dict[str, Any]]:
         """Return the checked body and the decoded object. Raises :exc:`~cgw.errors.Refusal` (400)."""
-        if caller.feature is Feature.CODE_COMPLETIONS and not self.takes_code:
-            raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
+        self._check_feature(caller)
         parsed, raw = reader.read(body)
         self.check(raw)
         return parsed, raw
+
+    def read_counted(self, reader: BodyReader[T], body: bytes, caller: Caller) -> tuple[T, dict[str, Any], int]:
+        """Return what :meth:`read` does, and the characters of the prompt."""
+        self._check_feature(caller)
+        parsed, raw, characters = reader.read_counted(body)
+        self.check(raw)
+        return parsed, raw, characters
+
+    def _check_feature(self, caller: Caller) -> None:
+        if caller.feature is Feature.CODE_COMPLETIONS and not self.takes_code:
+            raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
 
     def check(self, raw: dict[str, Any]) -> None:
         """Raise :exc:`~cgw.errors.Refusal` (400) for what a provider does not accept, besides the fields' types."""

@@ -97,10 +97,10 @@ class CompatibleSdkChat(OpenAISdkChat):
         """See :meth:`cgw.providers.dialect.Dialect.models_variable`."""
         return f"{_name_variables(self.provider)}_ALLOWED_MODELS"
 
-    def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
-        parsed, raw = super()._read(body, caller)
+    def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any], int]:
+        parsed, raw, characters = super()._read(body, caller)
         _refuse_further_models(raw)
-        return parsed, raw
+        return parsed, raw, characters
 
 
 def _build_dialects(name: str, settings: OpenAICompatibleSettings) -> tuple[Dialect, ...]:
