@@ -18,7 +18,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from cgw.errors import Refusal
 from cgw.providers.body_structure import MAX_ITEMS, build_converter
-from cgw.providers.json_body import decode_object, name_of_type
+from cgw.providers.json_body import ClientBody, decode_object, name_of_type
 
 # Bounds the response: each of a thousand messages may have a problem.
 MAX_REPORTED_PROBLEMS = 10
@@ -252,7 +252,7 @@ class BodyReader(Generic[T]):
         self._budget = _ItemBudget()
         self._explainer = _make_converter((*parts, cls), self._budget)
 
-    def read(self, body: bytes) -> tuple[T, dict[str, Any]]:
+    def read(self, body: ClientBody) -> tuple[T, dict[str, Any]]:
         """Return the structured body, and the decoded object that it was made from.
 
         Raises :exc:`~cgw.errors.Refusal` (400) for anything but one JSON object (RFC 8259, with nothing after it)
@@ -265,7 +265,7 @@ class BodyReader(Generic[T]):
         except msgspec.ValidationError:
             return self.structure_or_explain(raw), raw
 
-    def read_counted(self, body: bytes) -> tuple[T, dict[str, Any], int]:
+    def read_counted(self, body: ClientBody) -> tuple[T, dict[str, Any], int]:
         """Return what :meth:`read` does, and the number of characters of the body's text, in code points.
 
         Counting completes the check of a body with :data:`Content`.

@@ -16,7 +16,14 @@ from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.usage import read_message, read_message_stream
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
+from cgw.providers.json_body import (
+    ClientBody,
+    encode_object,
+    encode_with_messages,
+    keep_fields,
+    keep_fields_of_each,
+    split_large,
+)
 from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 from cgw.providers.route import FreeRoute, ReadBody, Route
@@ -125,7 +132,7 @@ class _MessagesRoute(Route):
     # From the reference (§6.1): below the 3 s up to which Sourcegraph's clients retry by themselves.
     retry_after_seconds: ClassVar[int] = 2
 
-    def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message], int]:
+    def _read(self, body: ClientBody) -> tuple[MessagesBody, dict[str, Any], list[Message], int]:
         """Return the checked body, the decoded object, the messages, of which there is at least one, and the characters
         of the prompt.
 
@@ -179,7 +186,8 @@ class AnthropicMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw, messages, characters = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, raw, messages, characters = self._read(client_body)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
@@ -191,7 +199,7 @@ class AnthropicMessages(_MessagesRoute):
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
-        encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
+        encoded = encode_with_messages(outgoing, client_body) if is_unchanged else encode_object(outgoing)
         betas = select_headers(head, _BETAS)
         headers = (*VERSION, *betas) if betas else VERSION
         return self._build_request(parsed, outgoing, encoded, model, characters=characters, headers=headers)
@@ -212,13 +220,14 @@ class AnthropicSdkMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, _, characters = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, outgoing, _, characters = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
         model = outgoing["model"] = self.strip_prefix(parsed.model)
         # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
-        encoded = encode_with_messages(outgoing, body)
+        encoded = encode_with_messages(outgoing, client_body)
         return self._build_request(
             parsed, outgoing, encoded, model, characters=characters, headers=headers, query=query_of(head)
         )
@@ -237,11 +246,12 @@ class AnthropicCountTokens(_MessagesRoute, FreeRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, *_ = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, outgoing, *_ = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
         model = outgoing["model"] = self.strip_prefix(parsed.model)
         headers = select_headers(head, _SDK_HEADERS, VERSION)
-        encoded = encode_with_messages(outgoing, body)
+        encoded = encode_with_messages(outgoing, client_body)
         return self.build_free_request(
             encoded,
             model,

@@ -16,7 +16,7 @@ from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.fireworks.models import VirtualModels, list_other_names
-from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
+from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each, split_large
 from cgw.providers.openai.chat import MESSAGE_FIELDS, ChatMessage, count_characters
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
 from cgw.providers.request_body import BodyReader, JsonList, JsonObject, StringOrStrings
@@ -133,7 +133,8 @@ class FireworksCompletions(Route):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw, characters = self._reader.read_counted(body)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self._reader.read_counted(client_body)
         is_chat = _is_for_chat(parsed, caller.feature)
         asked = self.strip_prefix(parsed.model)
         model = self.virtual_models.resolve(asked, parsed.languageId)
@@ -150,7 +151,7 @@ class FireworksCompletions(Route):
         most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
         prompt_count, prompts = (characters, 1) if is_chat else _measure(parsed.prompt)
         return self.build_request(
-            encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing),
+            encode_with_messages(outgoing, client_body) if is_unchanged else encode_object(outgoing),
             model,
             endpoint=self.endpoint if is_chat else self.text_endpoint,
             is_stream=parsed.stream is True,

@@ -14,6 +14,7 @@ from cgw.errors import Headers, Refusal
 from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.fireworks.completions import GENIE, PROVIDER
 from cgw.providers.fireworks.models import VirtualModels, list_other_names
+from cgw.providers.json_body import ClientBody, split_large
 from cgw.providers.openai.chat import ChatMessage, count_characters
 from cgw.providers.openai.sdk_body import set_model
 from cgw.providers.openai.sdk_route import OpenAISdkRoute
@@ -59,7 +60,7 @@ class _FireworksSdkRoute(OpenAISdkRoute):
     def _build(
         self,
         head: RequestHead,
-        body: bytes,
+        body: ClientBody,
         asked: str,
         *,
         is_stream: bool,
@@ -92,13 +93,14 @@ class FireworksSdkChat(_FireworksSdkRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw, characters = self.read_counted(self._reader, body, caller)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self.read_counted(self._reader, client_body, caller)
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
         return self._build(
             head,
-            body,
+            client_body,
             parsed.model,
             is_stream=parsed.stream is True,
             characters=characters,

@@ -14,7 +14,14 @@ from cgw.errors import Headers, Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
+from cgw.providers.json_body import (
+    ClientBody,
+    encode_object,
+    encode_with_messages,
+    keep_fields,
+    keep_fields_of_each,
+    split_large,
+)
 from cgw.providers.openai.errors import OpenAIErrors
 from cgw.providers.openai.sdk_body import BETAS, set_caller
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
@@ -124,7 +131,7 @@ class _ChatRoute(Route):
     # From the reference (§6.1): above the 3 s up to which Sourcegraph's clients retry by themselves, so they do not.
     retry_after_seconds: ClassVar[int] = 30
 
-    def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any], int]:
+    def _read(self, body: ClientBody, caller: Caller) -> tuple[ChatBody, dict[str, Any], int]:
         """Return the checked body, the decoded object and the characters of the prompt.
 
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
@@ -178,7 +185,8 @@ class OpenAIChat(_ChatRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw, characters = self._read(body, caller)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self._read(client_body, caller)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, self.body_fields)
         messages = outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
@@ -188,7 +196,9 @@ class OpenAIChat(_ChatRoute):
         # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
-        encoded = encode_with_messages(outgoing, body) if messages is raw["messages"] else encode_object(outgoing)
+        encoded = (
+            encode_with_messages(outgoing, client_body) if messages is raw["messages"] else encode_object(outgoing)
+        )
         headers = select_headers(head, BETAS)
         return self._build_request(parsed, outgoing, encoded, characters=characters, choices=1, headers=headers)
 
@@ -209,9 +219,10 @@ class OpenAISdkChat(_ChatRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw, characters = self._read(body, caller)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self._read(client_body, caller)
         raw["model"] = self.strip_prefix(parsed.model)
-        encoded = set_caller(body, parsed.model, raw["model"], caller)
+        encoded = set_caller(client_body, parsed.model, raw["model"], caller)
         headers = select_headers(head, BETAS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
         return self._build_request(

@@ -9,6 +9,7 @@ from attrs import field, frozen
 from cgw.errors import Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle
+from cgw.providers.json_body import ClientBody
 from cgw.providers.openai.chat import PROVIDER
 from cgw.providers.openai.errors import OpenAIErrors
 from cgw.providers.request_body import BodyReader
@@ -37,7 +38,7 @@ class OpenAISdkRoute(Route):
         self.check(raw)
         return parsed, raw
 
-    def read_counted(self, reader: BodyReader[T], body: bytes, caller: Caller) -> tuple[T, dict[str, Any], int]:
+    def read_counted(self, reader: BodyReader[T], body: ClientBody, caller: Caller) -> tuple[T, dict[str, Any], int]:
         """Return what :meth:`read` does, and the characters of the prompt."""
         self._check_feature(caller)
         parsed, raw, characters = reader.read_counted(body)
