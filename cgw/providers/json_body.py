@@ -192,12 +192,15 @@ def _check_letters(names: Collection[str], checked: Collection[str]) -> None:
 
 def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Return a copy of ``value`` with the fields in ``names`` only, without those that are ``null``."""
+    if value.keys() <= names and None not in value.values():
+        return value.copy()
     return {name: item for name, item in value.items() if name in names and item is not None}
 
 
 def keep_fields_of_each(values: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
     """Return the objects with the fields in ``names`` only; ``values`` itself if they have no others."""
-    if all(value.keys() <= names for value in values):
+    # One union of all keys: no line of Python for each of a thousand messages.
+    if names.union(*values) == names:
         return values
     return [{name: item for name, item in value.items() if name in names} for value in values]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.model import Feature
@@ -123,6 +123,13 @@ class _MessagesRoute(Route):
 
     provider: str = field(default=PROVIDER, kw_only=True)
     max_tokens_cap: int | None = None
+    # Most clients leave the version to cgw: then it need not be encoded again.
+    _versioned: Endpoint = field(
+        default=Factory(lambda self: self.endpoint.add_fields(VERSION), takes_self=True),
+        init=False,
+        repr=False,
+        eq=False,
+    )
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[MessagesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
@@ -164,7 +171,8 @@ class _MessagesRoute(Route):
             prompt_character_count=characters,
             max_completion_tokens=parsed.max_tokens,
             metadata=None if parsed.max_tokens is None else {"max_tokens": parsed.max_tokens},
-            headers=headers,
+            endpoint=self._versioned if headers is VERSION else self.endpoint,
+            headers=() if headers is VERSION else headers,
             query=query,
             prompt=Prompt(outgoing, "system", "messages", labels=_LABELS, has_token_limits=True),
         )
@@ -195,7 +203,7 @@ class AnthropicMessages(_MessagesRoute):
         if messages[0].role == "system":
             outgoing["messages"] = outgoing["messages"][1:]
             _set_system(outgoing, raw["messages"][0]["content"], has_text=count_content(messages[0].content) > 0)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
@@ -223,7 +231,7 @@ class AnthropicSdkMessages(_MessagesRoute):
         client_body = split_large(body, "messages")
         parsed, outgoing, _, characters = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
@@ -249,7 +257,7 @@ class AnthropicCountTokens(_MessagesRoute, FreeRoute):
         client_body = split_large(body, "messages")
         parsed, outgoing, *_ = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         headers = select_headers(head, _SDK_HEADERS, VERSION)
         encoded = encode_with_messages(outgoing, client_body)
         return self.build_free_request(
@@ -305,6 +313,8 @@ def _parts_of(content: RawContent) -> list[dict[str, Any]]:
 
 
 def _refuse_further_models(body: MessagesBody, raw: dict[str, Any]) -> None:
+    if body.tools is None and "fallbacks" not in raw:
+        return
     # From the decoded object: MessagesBody leaves this field out.
     paths = ["fallbacks"] if raw.get("fallbacks") is not None else []
     paths += [

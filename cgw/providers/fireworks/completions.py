@@ -136,7 +136,7 @@ class FireworksCompletions(Route):
         client_body = split_large(body, "messages")
         parsed, raw, characters = self._reader.read_counted(client_body)
         is_chat = _is_for_chat(parsed, caller.feature)
-        asked = self.strip_prefix(parsed.model)
+        asked = parsed.model.removeprefix(self.prefix)
         model = self.virtual_models.resolve(asked, parsed.languageId)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)

@@ -68,7 +68,7 @@ class _FireworksSdkRoute(OpenAISdkRoute):
         most: int | None,
         prompt: Prompt,
     ) -> PreparedRequest:
-        name = self.strip_prefix(asked)
+        name = asked.removeprefix(self.prefix)
         model = self.virtual_models.resolve(name, None)
         headers: Headers = GENIE if head.header(b"x-fireworks-genie") == b"true" else ()
         return self.build_request(

@@ -190,7 +190,7 @@ class OpenAIChat(_ChatRoute):
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, self.body_fields)
         messages = outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
-        outgoing["model"] = self.strip_prefix(parsed.model)
+        outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
         outgoing["user"] = caller.identifier
         # As in the reference: one choice for each request, which is also the number that is reserved.
@@ -221,7 +221,7 @@ class OpenAISdkChat(_ChatRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         client_body = split_large(body, "messages")
         parsed, raw, characters = self._read(client_body, caller)
-        raw["model"] = self.strip_prefix(parsed.model)
+        raw["model"] = parsed.model.removeprefix(self.prefix)
         encoded = set_caller(client_body, parsed.model, raw["model"], caller)
         headers = select_headers(head, BETAS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.

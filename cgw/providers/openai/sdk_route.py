@@ -31,7 +31,7 @@ class OpenAISdkRoute(Route):
     # From the reference (§6.1): above the 3 s up to which Sourcegraph's clients retry by themselves, so they do not.
     retry_after_seconds: ClassVar[int] = 30
 
-    def read(self, reader: BodyReader[T], body: bytes, caller: Caller) -> tuple[T, dict[str, Any]]:
+    def read(self, reader: BodyReader[T], body: ClientBody, caller: Caller) -> tuple[T, dict[str, Any]]:
         """Return the checked body and the decoded object. Raises :exc:`~cgw.errors.Refusal` (400)."""
         self._check_feature(caller)
         parsed, raw = reader.read(body)
