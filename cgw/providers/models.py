@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 from cgw.errors import Refusal
 from cgw.model import ANY_MODEL
@@ -55,25 +56,42 @@ def evaluate_allowed_models(
     )
 
 
-def check_model(
-    names: Sequence[str], actor_models: Sequence[str], master: Sequence[str], provider: str, variable: str
-) -> None:
-    """Raise :exc:`~cgw.errors.Refusal` (400) unless the gateway's list, ``master``, and the actor's admit a model.
+class ServedModels(Protocol):
+    """The models of a route, see :class:`cgw.providers.dialect.Dialect`."""
+
+    @property
+    def provider(self) -> str:
+        """The provider's name."""
+        ...
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The gateway's own list."""
+        ...
+
+    @property
+    def models_variable(self) -> str:
+        """The setting of the list."""
+        ...
+
+
+def check_model(names: tuple[str, ...], actor_models: tuple[str, ...], served: ServedModels) -> None:
+    """Raise :exc:`~cgw.errors.Refusal` (400) unless the gateway's list and the actor's admit a model.
 
     ``names`` are those that the model has, as ``provider/model``, the one to tell the caller first; any of them will
-    do. ``variable`` is the setting of ``master``: the refusal says which of the two lists it is about.
+    do. The refusal says which of the two lists it is about.
     """
     # Names that no list can have, as long as a body perhaps, are not remembered.
     judge = _judge if max(map(len, names)) <= MAX_NAME_CHARACTERS else _judge.__wrapped__
-    is_served, is_admitted = judge(tuple(names), tuple(actor_models), tuple(master), provider)
+    is_served, is_admitted = judge(names, actor_models, served.models, served.provider)
     if is_served and is_admitted:
         return
-    model = names[0]
+    model, master, provider = names[0], served.models, served.provider
     allowed = evaluate_allowed_models(actor_models, master, provider)
     shown = model if len(model) <= MAX_SHOWN_CHARACTERS else f"{model[:MAX_SHOWN_CHARACTERS]}…"
     nearest = ", ".join(find_nearest(shown, allowed))
     count = f"the nearest of {len(allowed)}, " if len(allowed) > NEAREST else ""
-    source = "by the caller's own list" if is_served else f"by the gateway's list, {variable}"
+    source = "by the caller's own list" if is_served else f"by the gateway's list, {served.models_variable}"
     text = f'model "{shown}" is not allowed, allowed: [{nearest}] ({count}{source})'
     raise Refusal(400, text, param="model", code="model_not_found")
 

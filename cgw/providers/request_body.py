@@ -18,7 +18,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from cgw.errors import Refusal
 from cgw.providers.body_structure import MAX_ITEMS, build_converter
-from cgw.providers.json_body import decode_object, name_of_type
+from cgw.providers.json_body import ClientBody, decode_object, name_of_type
 
 # Bounds the response: each of a thousand messages may have a problem.
 MAX_REPORTED_PROBLEMS = 10
@@ -49,12 +49,8 @@ class ContentPart(msgspec.Struct, gc=False):
 
     type: str
     text: Any = None
+    """A string where the ``type`` is ``text``, which :func:`count_content` makes sure of."""
     content: Any = None
-
-    def __post_init__(self) -> None:
-        # Where msgspec builds it, an error that names no path; the explanation does.
-        if self.type == "text" and not isinstance(self.text, str):
-            raise TypeError
 
 
 class Mismatch(ValueError):
@@ -143,12 +139,17 @@ def _expected_string_in(part: dict[str, Any], name: str, index: int) -> NoReturn
 
 
 def count_content(content: Any) -> int:
-    """Return the length of all text of a :data:`Content`, in code points; ``None`` has none."""
+    """Return the length of all text of a :data:`Content`, in code points; ``None`` has none.
+
+    Raises :exc:`TypeError` for a part of the type ``text`` without a text.
+    """
     if isinstance(content, str):
         return len(content)
     count = 0
     for part in content or ():
         if part.type == "text":
+            if not isinstance(part.text, str):
+                raise TypeError("a part of the type text has no text")
             count += len(part.text)
         # Anthropic's; with OpenAI, the result of a tool is a message of its own.
         elif part.type == "tool_result":
@@ -237,11 +238,13 @@ def _structure_list(budget: _ItemBudget, cls: Any, converter: cattrs.BaseConvert
 class BodyReader(Generic[T]):
     """Reads request bodies of one shape. Make one for each dialect: cattrs compiles functions here.
 
-    ``parts`` are the attrs classes inside ``cls``, innermost first.
+    ``parts`` are the attrs classes inside ``cls``, innermost first. ``count`` returns the characters of a body's text,
+    see :meth:`read_counted`.
     """
 
-    def __init__(self, cls: type[T], *parts: type) -> None:
+    def __init__(self, cls: type[T], *parts: type, count: Callable[[T], int] | None = None) -> None:
         self._cls = cls
+        self._count: Callable[[T], int] = count or (lambda _: 0)
         self.structure: Callable[[dict[str, Any]], T] = build_converter(cls, parts, _TYPES)
         """Structures a decoded object: into a struct with the attributes of ``cls``, which is made without a line of
         Python. Raises :exc:`msgspec.ValidationError`, without a reason."""
@@ -249,7 +252,7 @@ class BodyReader(Generic[T]):
         self._budget = _ItemBudget()
         self._explainer = _make_converter((*parts, cls), self._budget)
 
-    def read(self, body: bytes) -> tuple[T, dict[str, Any]]:
+    def read(self, body: ClientBody) -> tuple[T, dict[str, Any]]:
         """Return the structured body, and the decoded object that it was made from.
 
         Raises :exc:`~cgw.errors.Refusal` (400) for anything but one JSON object (RFC 8259, with nothing after it)
@@ -261,6 +264,19 @@ class BodyReader(Generic[T]):
             return self.structure(raw), raw
         except msgspec.ValidationError:
             return self.structure_or_explain(raw), raw
+
+    def read_counted(self, body: ClientBody) -> tuple[T, dict[str, Any], int]:
+        """Return what :meth:`read` does, and the number of characters of the body's text, in code points.
+
+        Counting completes the check of a body with :data:`Content`.
+        """
+        raw = decode_object(body)
+        try:
+            parsed = self.structure(raw)
+            return parsed, raw, self._count(parsed)
+        except (msgspec.ValidationError, TypeError):
+            parsed = self.structure_or_explain(raw)
+            return parsed, raw, self._count(parsed)
 
     def read_object(self, raw: dict[str, Any]) -> T:
         """Return the structured body of a decoded object, as :meth:`read` does."""

@@ -12,18 +12,13 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 
-from cgw.model import BodyWindow, Usage, UsageQuality
-from cgw.providers.dialect import PreparedRequest
-from cgw.wire.messages import ResponseHead
+from cgw.model import BodyWindow
 from cgw.wire.sse import parse_data
 
 MAX_FIGURE = 2**53
 """Token counts from here on are not plausible, and count as unknown."""
 # Bounds the work for a text that is full of them: each candidate is parsed up to the end of the window.
 _MAX_USAGE_CANDIDATES = 8
-
-_JSON = b"application/json"
-"""The usual content type, which needs no parsing."""
 
 SCAN_BYTES = 8 * 1024
 """The bytes at each end of a long event stream that are parsed."""
@@ -52,54 +47,6 @@ class Reading(msgspec.Struct, gc=False):
     cache_write_token_count: int | None = None
     prompt_quota_token_count: int | None = None
     reasoning_token_count: int | None = None
-
-
-def read_usage(
-    request: PreparedRequest,
-    response: ResponseHead,
-    body: BodyWindow,
-    read_whole: Callable[[BodyWindow], Reading],
-    read_stream: Callable[[BodyWindow], Reading],
-) -> Usage:
-    """Return the usage of one response, read by the reader for its content type.
-
-    For a response that is not 2xx, or that has a content coding (which cgw never asks for), only the prompt's length is
-    known.
-    """
-    characters = request.prompt_character_count
-    content_type = response.header(b"content-type")
-    if not 200 <= response.status < 300 or not _is_identity(response.header(b"content-encoding")):
-        return Usage(prompt_character_count=characters)
-    # An API may answer a streaming request with JSON, so the response decides, if it says anything.
-    if content_type is None:
-        is_stream = request.is_stream
-    else:
-        is_stream = content_type != _JSON and content_type.strip().lower().startswith(b"text/event-stream")
-    reading = read_stream(body) if is_stream else read_whole(body)
-    prompt, completion = reading.prompt_token_count, reading.completion_token_count
-    # Of an incomplete response the figures may have been lost, so it counts as partial. An API may also end a stream
-    # by an error: HTTP's end is there then, and the API's own end marker is not.
-    quality = UsageQuality.PARTIAL
-    if body.is_complete:
-        if prompt is None and completion is None:
-            quality = UsageQuality.ESTIMATED
-        elif prompt is not None and completion is not None and reading.is_final:
-            quality = UsageQuality.EXACT
-    return Usage(
-        prompt,
-        completion,
-        characters,
-        reading.completion_character_count,
-        quality,
-        reading.cache_read_token_count,
-        reading.cache_write_token_count,
-        reading.prompt_quota_token_count,
-        reading.reasoning_token_count,
-    )
-
-
-def _is_identity(encoding: bytes | None) -> bool:
-    return encoding is None or encoding.strip().lower() in (b"", b"identity")
 
 
 def decode_json(data: bytes) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.model import Feature
@@ -16,7 +16,14 @@ from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.usage import read_message, read_message_stream
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
+from cgw.providers.json_body import (
+    ClientBody,
+    encode_object,
+    encode_with_messages,
+    keep_fields,
+    keep_fields_of_each,
+    split_large,
+)
 from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 from cgw.providers.route import FreeRoute, ReadBody, Route
@@ -95,7 +102,16 @@ def build_endpoint(api_url: str, access_token: str) -> Endpoint:
 
 
 def _build_reader() -> BodyReader[MessagesBody]:
-    return BodyReader(MessagesBody, Message)
+    return BodyReader(MessagesBody, Message, count=_count_characters)
+
+
+def _count_characters(body: MessagesBody) -> int:
+    # A system prompt among the messages is counted as one of them.
+    count = 0 if body.system is None else count_content(body.system)
+    for message in body.messages or ():
+        content: Any = message.content
+        count += len(content) if isinstance(content, str) else count_content(content)
+    return count
 
 
 @frozen
@@ -107,6 +123,13 @@ class _MessagesRoute(Route):
 
     provider: str = field(default=PROVIDER, kw_only=True)
     max_tokens_cap: int | None = None
+    # Most clients leave the version to cgw: then it need not be encoded again.
+    _versioned: Endpoint = field(
+        default=Factory(lambda self: self.endpoint.add_fields(VERSION), takes_self=True),
+        init=False,
+        repr=False,
+        eq=False,
+    )
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[MessagesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
@@ -116,17 +139,18 @@ class _MessagesRoute(Route):
     # From the reference (§6.1): below the 3 s up to which Sourcegraph's clients retry by themselves.
     retry_after_seconds: ClassVar[int] = 2
 
-    def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message]]:
-        """Return the checked body, the decoded object and the messages, of which there is at least one.
+    def _read(self, body: ClientBody) -> tuple[MessagesBody, dict[str, Any], list[Message], int]:
+        """Return the checked body, the decoded object, the messages, of which there is at least one, and the characters
+        of the prompt.
 
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
-        parsed, raw = self._reader.read(body)
+        parsed, raw, characters = self._reader.read_counted(body)
         # A missing field, null and an empty list get the same text, which is the reference's.
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         check_max_tokens("max_tokens", parsed.max_tokens, self.max_tokens_cap)
-        return parsed, raw, parsed.messages
+        return parsed, raw, parsed.messages, characters
 
     def _build_request(
         self,
@@ -135,23 +159,20 @@ class _MessagesRoute(Route):
         encoded: bytes,
         model: str,
         *,
+        characters: int,
         headers: Headers,
         query: bytes = b"",
     ) -> PreparedRequest:
         """``outgoing`` is the upstream's body, ``model`` its model, without prefix."""
-        # A system prompt among the messages is counted as one of them.
-        count = 0 if parsed.system is None else count_content(parsed.system)
-        for message in parsed.messages or ():
-            content: Any = message.content
-            count += len(content) if isinstance(content, str) else count_content(content)
         return self.build_request(
             encoded,
             model,
             is_stream=parsed.stream is True,
-            prompt_character_count=count,
+            prompt_character_count=characters,
             max_completion_tokens=parsed.max_tokens,
             metadata=None if parsed.max_tokens is None else {"max_tokens": parsed.max_tokens},
-            headers=headers,
+            endpoint=self._versioned if headers is VERSION else self.endpoint,
+            headers=() if headers is VERSION else headers,
             query=query,
             prompt=Prompt(outgoing, "system", "messages", labels=_LABELS, has_token_limits=True),
         )
@@ -173,7 +194,8 @@ class AnthropicMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw, messages = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, raw, messages, characters = self._read(client_body)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
@@ -181,12 +203,14 @@ class AnthropicMessages(_MessagesRoute):
         if messages[0].role == "system":
             outgoing["messages"] = outgoing["messages"][1:]
             _set_system(outgoing, raw["messages"][0]["content"], has_text=count_content(messages[0].content) > 0)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
-        encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
-        return self._build_request(parsed, outgoing, encoded, model, headers=(*VERSION, *select_headers(head, _BETAS)))
+        encoded = encode_with_messages(outgoing, client_body) if is_unchanged else encode_object(outgoing)
+        betas = select_headers(head, _BETAS)
+        headers = (*VERSION, *betas) if betas else VERSION
+        return self._build_request(parsed, outgoing, encoded, model, characters=characters, headers=headers)
 
 
 @frozen
@@ -204,14 +228,17 @@ class AnthropicSdkMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, _ = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, outgoing, _, characters = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
-        encoded = encode_with_messages(outgoing, body)
-        return self._build_request(parsed, outgoing, encoded, model, headers=headers, query=query_of(head))
+        encoded = encode_with_messages(outgoing, client_body)
+        return self._build_request(
+            parsed, outgoing, encoded, model, characters=characters, headers=headers, query=query_of(head)
+        )
 
 
 @frozen
@@ -227,11 +254,12 @@ class AnthropicCountTokens(_MessagesRoute, FreeRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, _ = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, outgoing, *_ = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         headers = select_headers(head, _SDK_HEADERS, VERSION)
-        encoded = encode_with_messages(outgoing, body)
+        encoded = encode_with_messages(outgoing, client_body)
         return self.build_free_request(
             encoded,
             model,
@@ -285,6 +313,8 @@ def _parts_of(content: RawContent) -> list[dict[str, Any]]:
 
 
 def _refuse_further_models(body: MessagesBody, raw: dict[str, Any]) -> None:
+    if body.tools is None and "fallbacks" not in raw:
+        return
     # From the decoded object: MessagesBody leaves this field out.
     paths = ["fallbacks"] if raw.get("fallbacks") is not None else []
     paths += [
