@@ -12,28 +12,21 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 from redis.exceptions import ResponseError
 
 from cgw.clock import read_clock
 from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission, GeneralAdmission, PreparedAdmission
 from cgw.limits.alert_messages import UsageAlert
-from cgw.limits.claims import (
-    MINUTE_MS,
-    Claim,
-    ClaimGroup,
-    bound_in_flight,
-    build_actor_group,
-    build_free_group,
-    build_provider_claim,
-    group_claims,
-)
+from cgw.limits.claims import Claim, ClaimGroup
 from cgw.limits.clock_steps import ClockSteps
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
-from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
-from cgw.limits.plans import LimitPlan, PlanCache, check_cut_off, is_cut_off
+from cgw.limits.offline.outage import BrokenLimit, Outage, build_broken_limit
+from cgw.limits.options import LimiterOptions
+from cgw.limits.planner import Planner
+from cgw.limits.plans import LimitPlan, check_cut_off
 from cgw.limits.posted import PostedSettlements
 from cgw.limits.prepared import PreparedGroup
 from cgw.limits.reservations import Reservation, ReservationIds
@@ -42,31 +35,6 @@ from cgw.limits.states import LimitCause, LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import ScriptCall, Store
-
-# A gateway keeps its slots if it misses two heartbeats, and loses them after three: it has died, or is cut off.
-HEARTBEATS_PER_LEASE = 3
-
-
-@frozen
-class LimiterOptions:
-    """The settings of a :class:`Limiter`; the numbers of the limits come with the actors.
-
-    ``max_in_flight`` bounds actors that bring no bound; ``provider_max_in_flight`` bounds the requests in flight to a
-    provider, over all replicas. ``free_per_minute`` bounds each actor's requests that cost nothing upstream.
-    ``notify_thresholds`` are percentages of a quota, in ascending order.
-    """
-
-    when_down: WhenDown = "local"
-    max_in_flight: int | None = None
-    provider_max_in_flight: Mapping[str, int] = field(factory=dict)
-    free_per_minute: int = 600
-    heartbeat_seconds: float = 10.0
-    notify_thresholds: tuple[int, ...] = ()
-
-    @property
-    def lease_ms(self) -> int:
-        """The time that a slot is held without a heartbeat."""
-        return round(self.heartbeat_seconds * 1000) * HEARTBEATS_PER_LEASE
 
 
 @frozen
@@ -109,16 +77,8 @@ class Limiter:
         self._on_alert = on_alert
         self._scripts = load_scripts()
         redis.preload(self._scripts.list_all())
-        self._is_cluster = redis.is_cluster
-        # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
-        self._thresholds = " ".join(map(str, self._options.notify_thresholds))
-        self._plans = PlanCache(self._build_plan)
-        self._free_plans = PlanCache(self._build_free_plan)
-        # In the form of a rate limit, which all plans have; only its short-term rate is claimed.
-        self._free_rate = RateLimit(
-            self._options.free_per_minute, MINUTE_MS, (), self._options.free_per_minute, MINUTE_MS
-        )
         self._ids = ReservationIds()
+        self._planner = Planner(redis, self._options, self._scripts, self._ids)
         self._read_clock = read_clock()
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
@@ -169,7 +129,7 @@ class Limiter:
         :exc:`~cgw.errors.StoreUnavailable` when Redis gave no answer and requests are to be refused then. Cancel-safe:
         a reservation whose answer is not waited for any more is given back.
         """
-        plan = self._plans.find(actor, feature, rate_limit, provider)
+        plan = self._planner.find(actor, feature, rate_limit, provider)
         # Not a coroutine around the one that waits, which would cost a frame whenever it waits.
         if plan.prepared is not None and plan.refusal is None:
             return self._admit_prepared(actor, feature, plan, plan.prepared, tokens)
@@ -213,19 +173,11 @@ class Limiter:
         It also takes one of the slots of ``provider``, if it goes there and they are bounded. Settle it as any other.
         Raises as :meth:`admit` does; cancel-safe in the same way.
         """
-        self._follow_cluster()
-        plan = self._free_plans.find(actor, feature, self._free_rate, provider)
+        self._planner.follow_cluster()
+        plan = self._planner.find_free(actor, feature, provider)
         if plan.prepared is not None and plan.refusal is None:
             return await self._admit_prepared(actor, feature, plan, plan.prepared, 1)
         return await self._admit_plan(actor, feature, plan, 1)
-
-    def _follow_cluster(self) -> None:
-        # Prepared plans are of one group, which they are in either case: so the fast path does not ask.
-        if self._redis.is_cluster != self._is_cluster:
-            # Redis was away at start, and has turned out to be a single server: all claims fit into one call.
-            self._is_cluster = self._redis.is_cluster
-            self._plans.clear()
-            self._free_plans.clear()
 
     async def _admit(
         self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str, tokens: int
@@ -235,8 +187,8 @@ class Limiter:
         except LimitExceeded as exceeded:
             self._refused[exceeded.cause] += 1
             raise
-        self._follow_cluster()
-        return await self._admit_plan(actor, feature, self._plans.find(actor, feature, rate_limit, provider), tokens)
+        self._planner.follow_cluster()
+        return await self._admit_plan(actor, feature, self._planner.find(actor, feature, rate_limit, provider), tokens)
 
     async def _admit_plan(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
         """Admit a request of any kind."""
@@ -372,7 +324,7 @@ class Limiter:
         """
         quotas = {
             # Without a provider: only the quota, the first claim, is read.
-            feature: self._plans.find(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
+            feature: self._planner.find(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
             for feature in Feature
             if feature in actor.rate_limits
         }
@@ -401,26 +353,6 @@ class Limiter:
             return self._fallback.peek(claims)
         # The outage is not over with this answer: a server that is full or read-only answers reads, too.
         return answer
-
-    def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
-        options = self._options
-        bounded = bound_in_flight(rate_limit, options.max_in_flight)
-        thresholds = self._thresholds if actor.policy.has_usage_alerts else ""
-        group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
-        return self._plan_groups(rate_limit, group, provider, is_cut_off=is_cut_off(actor, rate_limit))
-
-    def _build_free_plan(self, actor: Actor, _: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
-        return self._plan_groups(rate_limit, build_free_group(actor, rate_limit.concurrent_requests), provider)
-
-    def _plan_groups(
-        self, rate_limit: RateLimit, group: ClaimGroup, provider: str, *, is_cut_off: bool = False
-    ) -> LimitPlan:
-        """Return the plan of an actor's claims and, where the provider's slots are bounded, of one of those."""
-        most = self._options.provider_max_in_flight.get(provider)
-        claim = None if most is None else build_provider_claim(provider, most, self._options.lease_ms)
-        groups = group_claims(group, provider, claim, is_cluster=self._redis.is_cluster)
-        is_usual = len(groups) == 1 and not is_cut_off and rate_limit.unit is LimitUnit.REQUESTS
-        return LimitPlan(rate_limit, groups, PreparedGroup(groups[0], self._scripts, self._ids) if is_usual else None)
 
     async def _claim(self, groups: Sequence[ClaimGroup]) -> tuple[Reservation, ...]:
         """Claim all groups, or none: what the first ones gave is given back when a later one refuses."""

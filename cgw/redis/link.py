@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -40,8 +40,8 @@ from redis.exceptions import InvalidResponse, NoScriptError
 from cgw.clock import read_clock
 from cgw.errors import StoreUnavailable, explain_os_error
 from cgw.redis.alarm import Alarm
-from cgw.redis.command_latency import ReplyTimes
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
+from cgw.redis.link_call import LinkCall
 from cgw.redis.link_owner import LinkCounters, LinkOwner
 from cgw.redis.lua import ScriptCall
 from cgw.redis.posted_call import KeptCall, PostedCall
@@ -66,55 +66,6 @@ STALL_SECONDS = 0.01
 
 _CLOSE_SECONDS = 1.0
 _ASKING = pack_command(("ASKING",))
-
-
-class _Call(outcome.Outcome[Any]):
-    """An entry in the queue of calls that have no reply yet.
-
-    ``task`` is the waiting caller, and ``undo`` builds what undoes its call; both are ``None`` once the caller is
-    cancelled or timed out. ``posted`` is a posted call, which has neither. ``times`` count the time to its reply.
-
-    It is also the outcome that wakes its caller with ``reply``: an :class:`outcome.Value` per reply, which guards
-    against being used twice, would cost as much as all else that the reader does for it.
-    """
-
-    __slots__ = ("_link", "posted", "reply", "sent_at", "task", "times", "undo")
-
-    def __init__(
-        self,
-        link: Link,
-        task: trio.lowlevel.Task | None,
-        sent_at: float,
-        times: ReplyTimes,
-        undo: Callable[[], ScriptCall] | None = None,
-        posted: PostedCall | None = None,
-    ) -> None:
-        self._link = link
-        self.task = task
-        self.sent_at = sent_at
-        self.times = times
-        self.undo = undo
-        self.posted = posted
-        self.reply: Any = None
-
-    def abort(self, _: object) -> trio.lowlevel.Abort:
-        """Stop waiting, because the caller is cancelled."""
-        self._link.cancel(self)
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def unwrap(self) -> Any:
-        """Return the reply: Trio calls this in the caller's task."""
-        return self.reply
-
-    # Required of an outcome, for use without Trio.
-
-    def send(self, gen: Generator[Any, Any, object]) -> Any:
-        """Send the reply into a generator."""
-        return gen.send(self.reply)
-
-    async def asend(self, agen: AsyncGenerator[Any, Any]) -> Any:
-        """Send the reply into an asynchronous generator."""
-        return await agen.asend(self.reply)
 
 
 class Link:
@@ -142,7 +93,7 @@ class Link:
         self._owner = owner
         self._read_clock = read_clock()
         # Always the same object, because the reader keeps it.
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[LinkCall] = deque()
         # Packed commands that the kernel does not have yet, in the order of `_calls`.
         self._unsent: list[bytes] = []
         # Posted calls that nothing waits for, and that are not in `_calls` yet.
@@ -237,10 +188,10 @@ class Link:
         if is_asking:
             # ASKING counts for the next command of the connection only. There is no checkpoint between the two
             # lines, so that no other task's command comes in between.
-            self._enqueue(_Call(self, None, now, self._latency.find(_ASKING)), _ASKING)
+            self._enqueue(LinkCall(self, None, now, self._latency.find(_ASKING)), _ASKING)
         # Scripts, which are nearly all calls, are not looked up by their packed command each time.
         times = self._latency.find(data) if build_call is None else self._latency.of_scripts
-        call = _Call(self, trio.lowlevel.current_task(), now, times, undo)
+        call = LinkCall(self, trio.lowlevel.current_task(), now, times, undo)
         self._enqueue(call, data)
         # The reader, the watchdog or kill() reschedules this task; Trio does not call abort after that.
         reply = await trio.lowlevel.wait_task_rescheduled(call.abort)
@@ -257,7 +208,7 @@ class Link:
         if not is_asking:
             self._enqueue_posted(posted, posted.pack(), now)
             return
-        self._enqueue(_Call(self, None, now, self._latency.find(_ASKING)), _ASKING)
+        self._enqueue(LinkCall(self, None, now, self._latency.find(_ASKING)), _ASKING)
         # EVAL, not EVALSHA: after a NOSCRIPT the permission that ASKING gave would be used up.
         call = posted.build_call()
         self._enqueue_posted(posted, posted.pack() if call is None else call.pack_eval(), now)
@@ -265,7 +216,7 @@ class Link:
     def load_scripts(self, packed: Sequence[bytes]) -> None:
         """Send packed ``SCRIPT LOAD`` commands, whose replies don't matter: a server that refuses gets the texts."""
         for data in packed:
-            self._enqueue(_Call(self, None, self._read_clock(), self._latency.find(data)), data)
+            self._enqueue(LinkCall(self, None, self._read_clock(), self._latency.find(data)), data)
 
     def postpone(self, posted: PostedCall) -> None:
         """Send a call together with the next one, but at most :data:`POSTPONE_SECONDS` later. It is packed then."""
@@ -289,7 +240,7 @@ class Link:
             await self._postpone_alarm.wait()
             self.send_postponed()
 
-    def _enqueue(self, call: _Call, data: bytes) -> None:
+    def _enqueue(self, call: LinkCall, data: bytes) -> None:
         calls = self._calls
         is_idle = not calls
         if self._postponed:
@@ -304,14 +255,14 @@ class Link:
             self._hand_over(is_idle=is_idle)
 
     def _enqueue_posted(self, posted: PostedCall, data: bytes, now: float) -> None:
-        self._enqueue(_Call(self, None, now, self._latency.find(data), posted=posted), data)
+        self._enqueue(LinkCall(self, None, now, self._latency.find(data), posted=posted), data)
 
     def _take_postponed(self, now: float) -> None:
         postponed, self._postponed = self._postponed, []
         for posted in postponed:
             data = posted.pack()
             # Their deadlines count from now on, so that the queue stays sorted by deadline.
-            self._calls.append(_Call(self, None, now, self._latency.find(data), posted=posted))
+            self._calls.append(LinkCall(self, None, now, self._latency.find(data), posted=posted))
             self._unsent.append(data)
         self._counters.calls += len(postponed)
 
@@ -330,12 +281,12 @@ class Link:
         if is_idle:
             self._deadline_alarm.set(self._calls[0].sent_at + self._timeout_seconds)
 
-    def cancel(self, call: _Call) -> None:
+    def cancel(self, call: LinkCall) -> None:
         """Drop the reply of a call, whose caller is cancelled, when it comes, and undo the call."""
         self._counters.cancelled += 1
         self._abandon(call)
 
-    def _abandon(self, call: _Call) -> None:
+    def _abandon(self, call: LinkCall) -> None:
         """Drop the reply of a call when it comes, and undo the call."""
         call.task = None
         undo, call.undo = call.undo, None
