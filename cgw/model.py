@@ -234,13 +234,14 @@ class EventOutcome(enum.StrEnum):
 class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     """One usage fact. Sinks deduplicate by ``id``, as an event may be shipped twice.
 
-    ``metadata`` holds JSON values under the reference's keys; ``created_at`` is in UTC. Ids sort by time.
+    ``metadata`` holds JSON values under the reference's keys (of a Struct, all that are not ``None``); ``created_at``
+    is in UTC. Ids sort by time.
     """
 
     name: EventName
     source: str
     identifier: str
-    metadata: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    metadata: Mapping[str, Any] | msgspec.Struct = msgspec.field(default_factory=dict)
     # Chosen when the event is made: one that is written or shipped twice keeps its id.
     id: str = msgspec.field(default_factory=build_event_id)
     created_at: datetime = msgspec.field(default_factory=partial(datetime.now, UTC))

@@ -43,10 +43,17 @@ class _Line(msgspec.Struct, gc=False):
     source: str
     identifier: str
     created_at: datetime | str
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] | msgspec.Struct
 
 
-encode = msgspec.json.Encoder().encode
+def _copy_mapping(value: Any) -> Any:
+    """Return a dictionary for a mapping of another type, which msgspec does not take."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not a type of JSON")
+
+
+encode = msgspec.json.Encoder(enc_hook=_copy_mapping).encode
 
 
 def render_line(event: UsageEvent) -> bytes:
@@ -56,14 +63,11 @@ def render_line(event: UsageEvent) -> bytes:
     metadata that makes the line longer than 1 MiB is left out, each with an error in the log. A usage event without
     all of its metadata is worth more than none.
     """
-    metadata, created_at = event.metadata, event.created_at
-    # msgspec takes any mapping type that is a dict; the others are copied.
-    if type(metadata) is not dict:
-        metadata = dict(metadata)
+    created_at = event.created_at
     # msgspec writes a time in UTC as isoformat() does, in a twentieth of its time; but it leaves out a fraction of 0.
     is_usual = created_at.tzinfo is UTC and created_at.microsecond
     moment = created_at if is_usual else _format_time(created_at)
-    stored = _Line(event.id, event.name, event.source, event.identifier, moment, metadata)
+    stored = _Line(event.id, event.name, event.source, event.identifier, moment, event.metadata)
     try:
         line = encode(stored)
     except UnicodeEncodeError:  # half a surrogate pair, from a client's JSON
@@ -84,12 +88,15 @@ def _format_time(moment: datetime) -> str:
 
 def _encode_cleaned(stored: _Line) -> bytes:
     names = _clean(stored.name), _clean(stored.source), _clean(stored.identifier)
-    return encode(_Line(_clean(stored.id), *names, stored.created_at, _clean(stored.metadata)))
+    metadata = stored.metadata
+    if isinstance(metadata, msgspec.Struct):
+        metadata = msgspec.to_builtins(metadata, enc_hook=str)
+    return encode(_Line(_clean(stored.id), *names, stored.created_at, _clean(metadata)))
 
 
 def _clean(value: Any, depth: int = 0) -> Any:
     """Return ``value`` with everything that JSON in UTF-8 cannot hold as text."""
-    if isinstance(value, dict) and depth < _MAX_DEPTH:
+    if isinstance(value, Mapping) and depth < _MAX_DEPTH:
         return {_clean(str(key)): _clean(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
         return [_clean(item, depth + 1) for item in value]

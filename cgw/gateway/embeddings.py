@@ -122,7 +122,7 @@ class EmbeddingsExchange(Exchange):
     async def _fetch(self, request: UpstreamRequest, max_body_bytes: int) -> WholeResponse:
         """Return a response with status 200. Raises :exc:`~cgw.errors.UpstreamError` for any other."""
         response = await fetch_whole(self._gateway.pool, request, self._deadline, max_body_bytes, self._head_seconds)
-        self.state.journal.answered(response.head)
+        self.state.journal.answered(response.head.status)
         self.state.journal.first_chunk(trio.current_time())
         if response.head.status != 200:
             raise explain_status(response.head.status, response.body, self._dialect.provider, request.body)

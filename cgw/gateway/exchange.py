@@ -51,7 +51,7 @@ class Exchange:
         self._has_ended = False  # by itself: not by being cancelled
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
-        self.state = ExchangeState(client, dialect.path, gateway.clock)
+        self.state = ExchangeState(client, dialect.path, gateway.read_time)
 
     async def run(self) -> None:
         """Serve the request, from its head to its settlement, and log it.

@@ -12,7 +12,7 @@ from cgw.model import Actor, Feature, Usage, UsageQuality
 from cgw.providers.dialect import PreparedRequest
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind, begin_times
 from cgw.telemetry.stack_traces import unwrap
-from cgw.wire.messages import RequestHead, ResponseHead
+from cgw.wire.messages import RequestHead
 
 # Looking a value up is quicker than asking an enum's member for it, which calls a function.
 _VALUES: dict[Feature | UsageQuality, str] = {member: member.value for member in (*Feature, *UsageQuality)}
@@ -21,15 +21,15 @@ _VALUES: dict[Feature | UsageQuality, str] = {member: member.value for member in
 class Journal:
     """Notes of one exchange, each taken once, in the order of its phases, in the record that readers get in the end.
 
-    ``times`` are those of its moments, by ``clock``, Trio's. ``peer`` is the client's address, ``route`` the path that
-    its dialect serves.
+    ``times`` are those of its moments, by ``read_time``, which reads Trio's clock. ``peer`` is the client's address,
+    ``route`` the path that its dialect serves.
     """
 
-    __slots__ = ("_clock", "record", "times")
+    __slots__ = ("_read_time", "record", "times")
 
-    def __init__(self, head: RequestHead, peer: str, route: str, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.times = begin_times(clock())
+    def __init__(self, head: RequestHead, peer: str, route: str, read_time: Callable[[], float]) -> None:
+        self._read_time = read_time
+        times = self.times = begin_times(read_time())
         find = head.header
         agent = find(b"user-agent")
         self.record = ExchangeRecord(
@@ -39,7 +39,7 @@ class Journal:
             head.path.decode("latin-1"),
             Outcome.SHUTDOWN,  # until another is noted: that cuts exchanges off, and notes nothing
             time.time(),
-            self.times,
+            times,
             route,
             protocol="HTTP/" + head.http_version.decode("latin-1"),
             remote_ip=peer,
@@ -54,7 +54,7 @@ class Journal:
         record.actor, record.source = actor.id, actor.source
         if actor.is_stale:
             record.stale = True
-        self.times[Moment.AUTHENTICATED] = self._clock()
+        self.times[Moment.AUTHENTICATED] = self._read_time()
 
     def received(self, feature: Feature, body_bytes: int) -> None:
         """The request's body is whole."""
@@ -66,13 +66,14 @@ class Journal:
         record = self.record
         record.provider, record.model, record.stream = provider, prepared.model, prepared.is_stream
 
-    def connected(self, at: float | None) -> None:
-        """The upstream answered on a connection that was opened at time ``at``, ``None`` for one that was kept."""
-        self.record.is_reused, self.times[Moment.CONNECTED] = at is None, at
-
-    def answered(self, head: ResponseHead) -> None:
+    def answered(self, status: int) -> None:
         """The head of the upstream's response has come."""
-        self.record.upstream_status = head.status
+        self.record.upstream_status = status
+
+    def connected(self, at: float | None) -> None:
+        """It came on a connection that was opened at time ``at``, ``None`` for one that was kept."""
+        self.record.is_reused = at is None
+        self.times[Moment.CONNECTED] = at
 
     def first_chunk(self, at: float) -> None:
         """The first bytes of the response's body came at time ``at``."""
@@ -86,7 +87,7 @@ class Journal:
 
     def settled(self) -> None:
         """The limits know what was used, or will."""
-        self.times[Moment.SETTLED] = self._clock()
+        self.times[Moment.SETTLED] = self._read_time()
 
     def upstream_failed(self, error: UpstreamError) -> None:
         """The upstream could not be reached, took too long, or broke its response off."""
@@ -130,5 +131,5 @@ class Journal:
         """Return the record of the exchange, which ends now. Without an outcome, the service was cut off under it."""
         record = self.record
         record.status, record.response_bytes = status, bytes_sent
-        self.times[Moment.ENDED] = self._clock()
+        self.times[Moment.ENDED] = self._read_time()
         return record

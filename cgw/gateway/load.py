@@ -41,7 +41,7 @@ class LoadTracker:
 
     def __init__(self, least: int = 10) -> None:
         self._least = least
-        self._clock = read_clock()
+        self._read_time = read_clock()
         self._loads: dict[str, _ModelLoad] = {}
         self._unavailable: set[str] = set()
 
@@ -49,7 +49,7 @@ class LoadTracker:
         """Return whether a request to ``model`` may be sent. It may be a probe: :meth:`record` must follow."""
         if model not in self._unavailable:
             return True
-        load, now = self._loads[model], self._clock()
+        load, now = self._loads[model], self._read_time()
         if load.probe_at is not None and now < load.probe_at:
             return False
         load.probe_at = now + PROBE_TIMEOUT_SECONDS
@@ -59,16 +59,19 @@ class LoadTracker:
         """Record the status of a response; 504 for a timeout, ``None`` where the model did not decide the outcome."""
         if not self._least:
             return
-        load = self._loads.get(model) or self._add(model)
-        now = self._clock()
-        # 429 and all of 5xx. The reference counts 429, 500 and 504; today's APIs say 503 and 529 when overloaded, too.
-        is_failure = status is not None and (status == 429 or status >= 500)
-        load.outcomes.append((now, is_failure))
-        if is_failure:
+        load = self._loads.get(model)
+        if load is None:
+            load = self._add(model)
+        now = self._read_time()
+        # The reference counts 429, 500 and 504; today's APIs say 503 and 529 when they are overloaded, too.
+        if status is not None and (status == 429 or status >= 500):
+            load.outcomes.append((now, True))
             if self._is_failing(load, now):
                 load.probe_at = now + PROBE_SECONDS
                 self._unavailable.add(model)
-        elif load.probe_at is not None:
+            return
+        load.outcomes.append((now, False))
+        if load.probe_at is not None:
             if status is None:
                 load.probe_at = now  # a client that left has proved nothing: the next request probes
             else:

@@ -47,7 +47,7 @@ class Gateway:
 
     ``readers`` report each exchange; ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header
     fields of the provider's account. ``build_traceparent`` is ``None`` where providers are not told the trace.
-    ``clock`` is that of the Trio run that the gateway is made in.
+    ``read_time`` reads the clock of the Trio run that the gateway is made in.
     """
 
     sources: Sources
@@ -69,7 +69,6 @@ class Gateway:
     fallbacks: Mapping[str, Fallback] = Factory(dict)
     passes_account_fields: bool = False
     build_traceparent: Callable[[RequestTrace], bytes] | None = None
-    clock: Callable[[], float] = Factory(read_clock)
 
 
 def check_recording(gateway: Gateway) -> None:
@@ -88,4 +87,4 @@ async def record_event(gateway: Gateway, event: UsageEvent) -> None:
     event_log.record(event)
     if event_log.must_wait:
         with trio.CancelScope(shield=True):
-            await event_log.wait_durable(trio.current_time() + RECORD_SECONDS)
+            await event_log.wait_durable(gateway.read_time() + RECORD_SECONDS)

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.events import records
-from cgw.events.kinds import Exchanged
 from cgw.gateway.admission import AdmittedRequest
-from cgw.gateway.answer import answer_status, read_text
+from cgw.gateway.answer import answer_status
 from cgw.gateway.journal import Journal
 from cgw.gateway.own_answers import CUT, build_failure_headers, explain_failure, explain_late_upstream
 from cgw.gateway.parts import Gateway
@@ -16,7 +15,7 @@ from cgw.gateway.phases import FOLLOWING, Phase
 from cgw.limits.tokens import count_tokens
 from cgw.model import BodyWindow, EventOutcome, Usage, UsageEvent, UsageQuality
 from cgw.providers.dialect import Dialect, PreparedRequest
-from cgw.telemetry.exchange_record import Moment, Outcome
+from cgw.telemetry.exchange_record import Outcome
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome
 from cgw.wire.messages import ResponseHead
@@ -45,42 +44,48 @@ class ExchangeState:
     that.
     """
 
-    def __init__(self, client: ClientSide, route: str, clock: Callable[[], float]) -> None:
-        self.journal = Journal(client.head, client.peer, route, clock)
-        self.status: int | None = None
-        self.phase = Phase.RECEIVING
-        self.gone_in: Phase | None = None
-        self.window = BodyWindowCollector()
-        self.body: BodyWindow | None = None  # once it is recorded
-        self.upstream_head: ResponseHead | None = None
-        self.is_charged = self.is_upstream_complete = False
-        self.used_tokens: int | None = None
+    # On the class, as most exchanges change a few of them only.
+    phase = Phase.RECEIVING
+    status: int | None = None
+    gone_in: Phase | None = None
+    upstream_head: ResponseHead | None = None
+    is_charged = False
+    is_upstream_complete = False
+    body: BodyWindow | None = None  # once it is recorded
+    used_tokens: int | None = None
+
+    def __init__(self, client: ClientSide, route: str, read_time: Callable[[], float]) -> None:
+        self.journal = Journal(client.head, client.peer, route, read_time)
+        self._times = self.journal.times
+        self._read_time = read_time
         self._client = client
-        self._clock = clock
+        self.window = BodyWindowCollector()
 
     @property
     def is_cut(self) -> bool:
         """True if cgw ends the exchange before its response has begun: it was answered by nobody, and nobody left."""
         return self.status in _UNANSWERED and self.gone_in is None and not self._client.is_response_started
 
-    def move(self, phase: Phase) -> float:
-        """Enter ``phase``; return the time of that. An illegal move is a bug: :exc:`RuntimeError`."""
+    def move(self, phase: Phase) -> None:
+        """Enter ``phase``, and note the moment. An illegal move is a bug, and raises :exc:`RuntimeError`."""
         if phase not in FOLLOWING[self.phase]:
             raise RuntimeError(f"an exchange cannot go from {self.phase.name} to {phase.name}")
         self.phase = phase
-        now = self.journal.times[phase] = self._clock()
-        return now
+        self._times[phase] = self._read_time()
 
     def note_head(self, head: ResponseHead, connected_at: float | None) -> int:
         """Note the head of the upstream's response; return the status that the client is answered.
 
         ``connected_at`` is when its connection was opened, ``None`` for one that was kept.
         """
-        self.upstream_head, self.is_charged = head, 200 <= head.status < 300
-        self.journal.answered(head)
-        self.journal.connected(connected_at)
-        status = self.status = answer_status(head.status)
-        return status
+        status, journal = head.status, self.journal
+        journal.answered(status)
+        journal.connected(connected_at)
+        self.upstream_head = head
+        self.is_charged = 200 <= status < 300
+        # 429 and 529, most of all; looked up only for errors.
+        self.status = status if status < 400 else answer_status(status)
+        return self.status
 
     def read_usage(self, dialect: Dialect, prepared: PreparedRequest) -> Usage | None:
         """Return the usage that the relayed body tells, and note its tokens; ``None`` if no answer came."""
@@ -96,7 +101,8 @@ class ExchangeState:
 
         ``usage`` is ``None`` where no answer came: then only the prompt's length is known.
         """
-        prepared, record, head = admitted.prepared, self.journal.record, self._client.head
+        prepared, record, find = admitted.prepared, self.journal.record, self._client.head.header
+        uid, anonymous_uid = find(b"x-sourcegraph-actor-uid"), find(b"x-sourcegraph-actor-anonymous-uid")
         record.chunks = self.window.chunks or None
         if usage is None:
             usage = Usage(prompt_character_count=prepared.prompt_character_count)
@@ -112,8 +118,8 @@ class ExchangeState:
             resolved_status=self.status or CLIENT_CLOSED_REQUEST,
             upstream_status=record.upstream_status,
             upstream_request_duration_ms=upstream_ms,
-            sg_actor_id=read_text(head, b"x-sourcegraph-actor-uid"),
-            sg_actor_anonymous_uid=read_text(head, b"x-sourcegraph-actor-anonymous-uid"),
+            sg_actor_id=None if uid is None else uid.decode("utf-8", "replace"),
+            sg_actor_anonymous_uid=None if anonymous_uid is None else anonymous_uid.decode("utf-8", "replace"),
             metadata=prepared.metadata,
             exchange=exchange,
         )
@@ -144,11 +150,11 @@ class ExchangeState:
         record.event_id = event.id
         return event
 
-    def _describe_exchange(self) -> tuple[Exchanged, int]:
+    def _describe_exchange(self) -> tuple[records.ExchangeFigures, int]:
         """Return what a usage event tells of the exchange, and the milliseconds that the upstream took."""
-        record, times = self.journal.record, self.journal.times
-        started, asked, first = times[0], times[Moment.ADMITTED], times[Moment.FIRST_CHUNK]
-        relayed = times[Moment.RELAYED]
+        record = self.journal.record
+        # The order of Moment, up to the one that has come.
+        started, _, _, _, asked, _, _, first, relayed, _, _, _ = self._times
         if started is None or asked is None or relayed is None:
             raise RuntimeError("an exchange whose upstream was not asked has no usage event")
         if record.outcome is not Outcome.SHUTDOWN:
@@ -162,7 +168,7 @@ class ExchangeState:
             outcome,
             record.started_at,
             record.started_at + relayed - started,
-            record.request_bytes or 0,
+            record.request_bytes,
             self.window.total_bytes,
             record.chunks,
             None if first is None else (first - started) * 1000,

@@ -23,6 +23,7 @@ from cgw.events.records import embeddings_finished
 from cgw.events.report import summarise
 from cgw.events.sums import KEYS, UsageRow
 from cgw.model import Actor, EventName, UsageEvent, UsageQuality
+from tests.events.conftest import read_metadata
 
 
 def finished(actor: str = "acme", day: int = 23, **metadata: Any) -> UsageEvent:
@@ -86,7 +87,7 @@ async def test_embeddings_are_summed_too(folder: Path) -> None:
         upstream_request_duration_ms=5,
         metadata={"batch_size": 2},
     )
-    assert done.metadata.items() >= figures.items()
+    assert read_metadata(done).items() >= figures.items()
     await record(folder, done, structs.replace(done, id=build_event_id()))
     (row,) = summarise(folder)
     assert (row.feature, row.model, row.requests, row.errors) == ("embeddings", "sourcegraph/st", 2, 0)
