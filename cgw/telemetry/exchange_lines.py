@@ -20,7 +20,7 @@ import msgspec
 
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, RequestKind
 from cgw.telemetry.exchange_text import describe_actor, describe_request, describe_target
-from cgw.telemetry.log_lines import format_time, name_severity
+from cgw.telemetry.log_lines import format_time, name_severity, render_each
 from cgw.telemetry.masking import SecretMask
 from cgw.wire.trace_context import RequestTrace
 
@@ -82,7 +82,7 @@ class ExchangeLines:
         labels: str | None,
         trace_prefix: str,
         is_traced: Callable[[RequestTrace], bool] | None,
-        render_any: Callable[[ExchangeRecord], bytes],
+        render_any: Callable[[ExchangeRecord], bytes | None],
     ) -> None:
         self._mask = mask
         self._constants = f'"logger":"cgw.exchange","serviceContext":{service_context}'
@@ -96,13 +96,7 @@ class ExchangeLines:
 
     def render(self, records: Sequence[ExchangeRecord]) -> list[bytes | None]:
         """Return the lines; ``None`` for requests that are no exchanges, for errors, and for what cannot be encoded."""
-        lines: list[bytes | None] = []
-        for record in records:
-            try:
-                lines.append(self._render(record))
-            except Exception:  # noqa: BLE001 - one bad record (bytes for text, say); log_exchange() says why
-                lines.append(None)
-        return lines
+        return render_each(records, self._render)
 
     def _render(self, record: ExchangeRecord) -> bytes | None:
         shape = self._shapes.get(_read_shape(record)) or self._add_shape(record)
@@ -110,8 +104,7 @@ class ExchangeLines:
         start, asked, first, relayed, end = _read_moments(record.times)
         size = record.response_bytes
         if shape is None or caller is None or start is None or end is None or size is None:
-            is_line = record.kind is RequestKind.EXCHANGE and record.bug is None and record.level < logging.ERROR
-            return self._render_any(record) if is_line else None
+            return self._render_any(record)
         actor_text, client_fields, actor_fields = caller
         trace, seconds = record.trace, end - start
         trace_id = trace.trace_id
@@ -181,7 +174,9 @@ class ExchangeLines:
     def _may_keep(self, *texts: str) -> bool:
         # Texts that may hold a secret are never kept. No secret lies in two of them: each is a value of its own.
         text = "\n".join(texts)
-        return len(text) <= MAX_CACHED_CHARACTERS and not self._mask.may_change(text)
+        if len(text) > MAX_CACHED_CHARACTERS or self._mask.may_change(text):
+            return False
+        return text.isascii() or text == text.encode("utf-8", "replace").decode()  # no lone surrogates
 
 
 def _keep(cache: dict[tuple[object, ...], T], key: tuple[object, ...], value: T) -> T:

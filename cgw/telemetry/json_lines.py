@@ -22,6 +22,7 @@ from cgw.telemetry.log_lines import (
     format_time,
     mask_record,
     name_severity,
+    render_exchange,
     shorten,
 )
 from cgw.telemetry.masking import SecretMask
@@ -142,11 +143,8 @@ class JsonLines:
             labels=msgspec.json.encode(labels).decode() if labels else None,
             trace_prefix=self._trace_prefix,
             is_traced=is_traced,
-            render_any=self._render_exchange,
+            render_any=lambda record: render_exchange(record, self.render),
         ).render
-
-    def _render_exchange(self, record: ExchangeRecord) -> bytes:
-        return self.render(LogEntry(record.level, record.ended_at, "cgw.exchange", record))
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as one line of JSON."""

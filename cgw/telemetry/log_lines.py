@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 from attrs import frozen
 
-from cgw.telemetry.exchange_record import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord, RequestKind
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.stack_traces import format_stack_trace
 from cgw.wire.trace_context import RequestTrace
@@ -89,6 +89,27 @@ class LineFormat(Protocol):
         ...
 
 
+def render_exchange(record: ExchangeRecord, render: Callable[[LogEntry], bytes]) -> bytes | None:
+    """Return the line of an exchange; ``None`` for other requests, and for errors."""
+    level = record.level
+    if record.kind is not RequestKind.EXCHANGE or record.bug is not None or level >= logging.ERROR:
+        return None
+    return render(LogEntry(level, record.ended_at, "cgw.exchange", record))
+
+
+def render_each(
+    records: Sequence[ExchangeRecord], render: Callable[[ExchangeRecord], bytes | None]
+) -> list[bytes | None]:
+    """Return what ``render`` makes of each of ``records``; ``None`` where it raises, as for bytes in place of text."""
+    lines: list[bytes | None] = []
+    for record in records:
+        try:
+            lines.append(render(record))
+        except Exception:  # noqa: BLE001 - one bad record must not cost the others; as an entry, its line says why
+            lines.append(None)
+    return lines
+
+
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
@@ -101,8 +122,8 @@ class TerminalLines:
     has_colour: bool
 
     def render_exchanges(self, records: Sequence[ExchangeRecord]) -> list[bytes | None]:
-        """Return ``None`` for each: text is for people, who do not read what would be worth a fast path."""
-        return [None] * len(records)
+        """Return the lines of ``records``, see :class:`LineFormat`."""
+        return render_each(records, lambda record: render_exchange(record, self.render))
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as text, with control characters escaped."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, itemgetter
 
-from attrs import define, field
+from attrs import define
 
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome
 from cgw.telemetry.genai_names import OPERATIONS, name_provider
@@ -159,7 +159,7 @@ _read_kind = attrgetter(
 )
 _read_moments = itemgetter(Moment.STARTED, Moment.ADMITTED, Moment.FIRST_CHUNK, Moment.RELAYED, Moment.ENDED)
 
-_Moments = tuple[float | None, float | None, float | None, float | None, float | None]
+_STARTED, _ADMITTED, _ENDED = int(Moment.STARTED), int(Moment.ADMITTED), int(Moment.ENDED)
 
 
 class ExchangeMetrics:
@@ -184,21 +184,21 @@ class ExchangeMetrics:
 
     def note(self, records: Sequence[ExchangeRecord]) -> None:
         """Count a batch of exchanges."""
+        groups: dict[_Kind, list[ExchangeRecord]] = {}
         kinds = self._kinds
-        noted: set[_Kind] = set()
         for record in records:
-            moments = _read_moments(record.times)
-            key = _read_kind(record), moments[1] is None
+            key = _read_kind(record), record.times[_ADMITTED] is None
             kind = kinds.get(key) or self._add(key, record)
-            noted.add(kind)
-            kind.note(record, moments)
+            if kind in groups:
+                groups[kind].append(record)
+            else:
+                groups[kind] = [record]
             if record.stale:
                 self._stale.find(record.source or OTHER).value += 1
             if record.bug is not None:
                 self._internal_errors += 1
-        for kind in noted:
-            for distribution in kind.distributions:
-                distribution.count_gathered()
+        for kind, group in groups.items():
+            kind.count(group)
 
     def read(self) -> Iterator[MetricReading]:
         """Return the readings of all metrics."""
@@ -227,7 +227,7 @@ class ExchangeMetrics:
     def _build(self, record: ExchangeRecord) -> _Kind:
         route = record.route or record.kind.value  # a path of a client's is no label
         code = "none" if record.status is None else f"{record.status // 100}xx"
-        is_upstream = record.provider is not None and record.times[Moment.ADMITTED] is not None
+        is_upstream = record.provider is not None and record.times[_ADMITTED] is not None
         return _Kind(
             exchanges=self._exchanges.find(route, record.outcome.value, code),
             duration=self._duration.find(route, record.outcome.value),
@@ -275,57 +275,62 @@ class _UpstreamKind:
     output_tokens: Distribution
     stream: tuple[Distribution, Distribution] | None
 
-    def list_distributions(self) -> list[Distribution]:
-        return [
-            self.first_byte, self.overhead, self.operation, self.input_tokens, self.output_tokens,
-            *(self.stream or ()),
-        ]  # fmt: skip
-
-    def note(self, record: ExchangeRecord, moments: _Moments, seconds: float, at: float) -> None:
-        start, asked, first, relayed, _ = moments
-        self.responses.value += 1
-        if asked is None or relayed is None:
-            return
-        trace_id, upstream = record.trace.trace_id, relayed - asked
-        self.operation.gathered.append(upstream)
-        self.overhead.gathered_traced.append((trace_id, (seconds - upstream) * 1000, at))
-        tokens = record.completion_tokens
-        if first is not None:
-            self.first_byte.gathered_traced.append((trace_id, first - (start or 0.0), at))
-            if self.stream is not None:
-                self.stream[0].gathered.append(first - asked)
-                if tokens is not None and tokens > 1:
-                    self.stream[1].gathered.append((relayed - first) / (tokens - 1))
-        if tokens is not None:
-            self.output_tokens.gathered.append(tokens)
-        if record.prompt_tokens is not None:
-            self.input_tokens.gathered.append(record.prompt_tokens)
+    def count(self, records: Sequence[ExchangeRecord]) -> None:
+        self.responses.value += len(records)
+        # Looked up once for all records.
+        operations, overheads, first_bytes = self.operation.gathered, self.overhead.traced, self.first_byte.traced
+        outputs, inputs, stream = self.output_tokens.gathered, self.input_tokens.gathered, self.stream
+        for record in records:
+            start, asked, first, relayed, end = _read_moments(record.times)
+            if start is None or asked is None or relayed is None or end is None:
+                continue
+            upstream, seconds = relayed - asked, end - start
+            at, trace_id = record.started_at + seconds, record.trace.trace_id
+            tokens = record.completion_tokens
+            operations.append(upstream)
+            overheads.append((trace_id, (seconds - upstream) * 1000, at))
+            if first is not None:
+                first_bytes.append((trace_id, first - start, at))
+                if stream is not None:
+                    stream[0].gathered.append(first - asked)
+                    if tokens is not None and tokens > 1:
+                        stream[1].gathered.append((relayed - first) / (tokens - 1))
+            if tokens is not None:
+                outputs.append(tokens)
+            if record.prompt_tokens is not None:
+                inputs.append(record.prompt_tokens)
+        for one in (self.first_byte, self.overhead, self.operation, self.input_tokens, self.output_tokens):
+            one.count_gathered()
+        for one in stream or ():
+            one.count_gathered()
 
 
 @define(eq=False)
 class _Kind:
-    """The series of exchanges that have all labels in common. ``distributions`` are those that have to be counted."""
+    """The series of exchanges that have all labels in common."""
 
     exchanges: Count
     duration: Distribution
     received: Count
     sent: Count
     upstream: _UpstreamKind | None
-    distributions: list[Distribution] = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self.distributions = [self.duration, *(() if self.upstream is None else self.upstream.list_distributions())]
-
-    def note(self, record: ExchangeRecord, moments: _Moments) -> None:
-        """Count what is one number, and gather what is a distribution."""
-        seconds = (moments[4] or 0.0) - (moments[0] or 0.0)
-        at = record.started_at + seconds
-        self.exchanges.value += 1
-        self.duration.gathered_traced.append((record.trace.trace_id, seconds, at))
-        self.received.value += record.request_bytes or 0
-        self.sent.value += record.response_bytes or 0
+    def count(self, records: Sequence[ExchangeRecord]) -> None:
+        """Count exchanges of this kind."""
+        received = sent = 0
+        durations = self.duration.traced
+        for record in records:
+            times = record.times
+            seconds = (times[_ENDED] or 0.0) - (times[_STARTED] or 0.0)
+            durations.append((record.trace.trace_id, seconds, record.started_at + seconds))
+            received += record.request_bytes or 0
+            sent += record.response_bytes or 0
+        self.duration.count_gathered()
+        self.exchanges.value += len(records)
+        self.received.value += received
+        self.sent.value += sent
         if self.upstream is not None:
-            self.upstream.note(record, moments, seconds, at)
+            self.upstream.count(records)
 
 
 def describe_code(record: ExchangeRecord) -> str:
