@@ -20,7 +20,7 @@ import trio
 from cgw.errors import UpstreamProtocolError
 from cgw.transport.sockets import Transport
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
-from cgw.wire.fast_heads import has_connection_close, parse_fast_response
+from cgw.wire.fast_heads import PERSISTENT, has_connection_close, parse_fast_response
 from cgw.wire.heads import check_response_head, describe_violation, find_head_end
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest, encode_head, encode_upload_head
 
@@ -115,28 +115,29 @@ class UpstreamConnection:
         a new one does, or when the data is not a response.
         """
         for _ in range(MAX_INFORMATIONAL + 1):
-            end = find_head_end(self._unread) if self._unread else -1
+            unread = self._unread
+            end = find_head_end(unread) if unread else -1
             # Read here and not in a method below: while an upstream thinks, each coroutine costs a frame per wake-up.
             while end < 0:
-                if len(self._unread) > MAX_HEAD_BYTES:
+                if len(unread) > MAX_HEAD_BYTES:
                     raise UpstreamProtocolError(f"the upstream's response head is larger than {MAX_HEAD_BYTES} bytes")
                 try:
                     size = await self.transport.receive_some(self._buffer)
                 except OSError:
                     raise self._explain_reset() from None
                 if not size:
-                    self._has_upstream_ended, end = True, len(self._unread)
+                    self._has_upstream_ended, end = True, len(unread)
                     break
                 self._has_received = True
-                self._unread += memoryview(self._buffer)[:size]
-                end = find_head_end(self._unread)
-            data, self._unread = self._unread[:end], self._unread[end:]
+                unread += memoryview(self._buffer)[:size]
+                end = find_head_end(unread)
+            data, self._unread = unread[:end], unread[end:]
             # After a 1xx response h11 has to see the final one, too.
             head = parse_fast_response(data) if self._h11 is None else None
             if head is not None:
                 self._fast_head = data
                 self._fast_body_is_chunked = head.header(b"transfer-encoding") is not None
-                self._may_be_kept = not has_connection_close(head)
+                self._may_be_kept = head.header(b"connection") in PERSISTENT or not has_connection_close(head)
                 return head
             if (head := self._parse_head(data)) is not None:
                 return head

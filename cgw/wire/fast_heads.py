@@ -14,6 +14,9 @@ from cgw.wire.messages import RequestHead, ResponseHead, index_headers, path_of
 MAX_FIELDS = 100
 """The most header fields; more are left to h11, and to the limit in :mod:`cgw.wire.heads`."""
 
+PERSISTENT = (None, b"keep-alive")
+"""Usual values of ``Connection`` that don't close it. Of a head that was read here, that field is the only one."""
+
 MAX_KNOWN_LINES = 1024
 """The most lines of each kind that are remembered, in about half a megabyte."""
 
@@ -129,7 +132,7 @@ def parse_fast_request(data: bytes) -> RequestHead | None:
         headers, index = _parse_fields(lines)
     except _Unusual:
         return None
-    if b"host" not in index or not _NEEDS_H11.isdisjoint(index):
+    if b"host" not in index or not index.keys().isdisjoint(_NEEDS_H11):
         return None
     return RequestHead(method, target, headers, index=index, path=path)
 
@@ -177,6 +180,4 @@ def has_connection_close(head: RequestHead | ResponseHead) -> bool:
     if head.header(b"connection") is None:
         return False
     values = [value for name, value in head.headers if name == b"connection"]
-    if values == [b"keep-alive"]:
-        return False
     return any(token.strip().lower() == b"close" for value in values for token in value.split(b","))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from cgw.errors import Headers
 from cgw.wire.trace_context import FindHeader, RequestTrace, begin_trace
@@ -111,9 +111,11 @@ class RequestHead:
         self.headers = headers
         self.http_version = http_version
         self.path = path_of(target) if path is None else path
+        if index is None:
+            index = index_headers(headers)
         # The dictionary's own method: a look-up costs no call of a Python function.
-        self.header = header = (index_headers(headers) if index is None else index).get
-        self.trace = begin_trace(header) if trace is None else trace
+        self.header = index.get
+        self.trace = begin_trace(index) if trace is None else trace
 
 
 @define(init=False)
@@ -161,11 +163,9 @@ class UpstreamRequest:
 def add_field(request: UpstreamRequest, name: bytes, value: bytes) -> UpstreamRequest:
     """Return ``request`` with one more field. Raises :exc:`ValueError` if it contains a line feed."""
     added, start = ((name, value),), request.head_start
-    return evolve(
-        request,
-        headers=(*request.headers, *added),
-        head_start=None if start is None else start + encode_fields(added),
-    )
+    start = None if start is None else start + encode_fields(added)
+    headers = (*request.headers, *added)
+    return UpstreamRequest(request.origin, request.target, headers, request.body, request.method, start)
 
 
 def encode_fields(headers: Headers) -> bytes:

@@ -13,7 +13,7 @@ import h11
 
 from cgw.errors import CgwError, Headers, Refusal
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
-from cgw.wire.fast_heads import has_connection_close, parse_fast_request
+from cgw.wire.fast_heads import PERSISTENT, has_connection_close, parse_fast_request
 from cgw.wire.heads import describe_violation, parse_request_head, status_phrase
 from cgw.wire.messages import RequestHead
 
@@ -134,7 +134,7 @@ class FastCodec:
         # Bytes of the request's body still to come.
         self._need = self.body_bytes = need = int(head.header(b"content-length") or 0)
         self.is_request_complete = not need
-        self._keeps_alive = not has_connection_close(head)
+        self._keeps_alive = head.header(b"connection") in PERSISTENT or not has_connection_close(head)
 
     def feed(self, data: bytes) -> None:
         """See :class:`ServerCodec`."""
