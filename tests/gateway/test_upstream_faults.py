@@ -239,7 +239,8 @@ async def test_late_head_in_http_2_costs_its_stream_only(tmp_path: Path) -> None
         open_client(bench.gateway.port) as client,
     ):
         bench.upstream.handler = answer_late
-        http2, answers = Http2Client(client.stream), {}
+        http2 = Http2Client(client.stream)
+        answers: dict[int, bytes] = {}
         texts = ("slow", "quick", "slow", "quick")
         ids = [
             await http2.post(PATH, json.dumps(build_body(PATH, messages=[{"role": "user", "content": text}])).encode())

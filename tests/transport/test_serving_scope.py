@@ -63,7 +63,7 @@ async def test_who_is_late_answers_outside_of_the_scope(autojump_clock: trio.tes
 @pytest.mark.parametrize("has_left_something", [False, True])
 async def test_a_cancellation_in_the_last_moment_hurts_no_other_request(cause: Cause, has_left_something: bool) -> None:
     """When the scope is cancelled as its request ends, the next ones are served, pipelined ones too."""
-    concluded = []
+    concluded: list[Cause | None] = []
 
     async def play(client: ClientSide) -> None:
         scope = scope_of(engine)
@@ -120,7 +120,7 @@ async def test_a_head_that_is_complete_as_its_time_is_over_is_served(autojump_cl
 
 async def test_what_is_cut_from_outside_is_concluded_too() -> None:
     """When the server is cut, each request is concluded while it is cancelled, and without a cause."""
-    concluded = []
+    concluded: list[Cause | None] = []
 
     async def play(client: ClientSide) -> None:
         scope = scope_of(engine)
