@@ -57,8 +57,8 @@ class Exchange:
     async def run(self) -> None:
         """Serve the request, from its head to its settlement, and log it.
 
-        Raises nothing but :exc:`trio.Cancelled`. If it is cancelled, in the last moment too, :meth:`conclude` is left to
-        the owner of the scope. An admitted exchange is recorded and settled either way.
+        Raises nothing but :exc:`trio.Cancelled`. If it is cancelled, in the last moment too, :meth:`conclude` is left
+        to the owner of the scope. An admitted exchange is recorded and settled either way.
         """
         self._scope.conclude = self.conclude
         self._gateway.in_flight.count += 1
