@@ -8,6 +8,7 @@ usage event and the settlement, cancellation included.
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
@@ -15,18 +16,18 @@ from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
 from cgw.gateway.answer import content_length_of, is_event_stream, read_timeouts, select_feature
-from cgw.gateway.ending import cut_off, relay_rest, send_end
+from cgw.gateway.ending import relay_rest, release
 from cgw.gateway.opening import explain_overload, open_upstream
 from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
-from cgw.gateway.parts import Gateway, check_recording, record_event
+from cgw.gateway.parts import Gateway, check_recording, wait_recorded
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
 from cgw.limits.admissions import Admission
-from cgw.model import Actor, Feature, RateLimit, UsageEvent
+from cgw.model import Actor, BodyWindow, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.flat_relay import FlatRelay
-from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
+from cgw.transport.relay import RelayOutcome, relay_response
 from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
 from cgw.wire.messages import RequestHead, add_field
@@ -48,7 +49,6 @@ class Exchange:
         self._deadline = math.inf
         self._head_seconds = math.inf
         self._refusal: Refusal | None = None
-        self._has_ended = False  # by itself: not by being cancelled
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
         self.state = ExchangeState(client, dialect.path, gateway.read_time)
@@ -56,7 +56,7 @@ class Exchange:
     async def run(self) -> None:
         """Serve the request, from its head to its settlement, and log it.
 
-        Raises nothing but :exc:`trio.Cancelled`. When it is cancelled, in the last moment too, :meth:`conclude` is left
+        Raises nothing but :exc:`trio.Cancelled`. If it is cancelled, in the last moment too, :meth:`conclude` is left
         to the owner of the scope. An admitted exchange is recorded and settled either way.
         """
         self._scope.conclude = self.conclude
@@ -72,47 +72,47 @@ class Exchange:
             # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
             self.state.journal.crashed(bugs)
             self._refusal = Refusal(500, "internal error")
-        self._has_ended = True
-        if self._scope.cause is None:
+        if self._refusal is None:
+            self._end()
+        elif self._scope.cause is None:
             await self.conclude()
 
     async def conclude(self) -> None:
-        """Answer what is not answered yet, outside of the scope if that was cancelled, and log the exchange.
+        """Answer what was refused or cancelled, and log the exchange; outside of the scope if that was cancelled.
 
         A client whose exchange is cancelled from further out gets a 503 if its response had not begun.
         """
-        state, client, scope = self.state, self._client, self._scope
-        # Neither time nor a client that leaves cancels what follows: it has bounds of its own.
+        state, client, scope, refusal = self.state, self._client, self._scope, self._refusal
+        # Neither time nor a client that leaves cancels the answer: to send it has bounds of its own.
         scope.deadline = math.inf
         client.call_when_gone(None)
-        try:
-            if self._refusal is not None or not self._has_ended:
-                await self._answer_rest()
-        finally:
-            scope.conclude = None
-            self._give_back()
-            self._gateway.in_flight.count -= 1
-            if state.is_cut:
-                state.status = CUT.status
-                await send_cut(client, self._dialect.errors)
-            self._gateway.readers(state.journal.close(state.status, client.bytes_sent))
-
-    async def _answer_rest(self) -> None:
-        """Send the refusal that is due, or have the response break off visibly."""
-        state, client, refusal = self.state, self._client, self._refusal
         try:
             try:
                 if state.gone_in is not None:
                     state.note_client_gone()
                 elif refusal is not None and not client.is_response_started:
                     await self._refuse(refusal)
-                elif refusal is not None or self._scope.cause is not None:
-                    client.break_off()
+                elif refusal is not None or scope.cause is not None:
+                    client.break_off()  # too late for another answer
+                elif state.is_cut:
+                    state.status = CUT.status
+                    await send_cut(client, self._dialect.errors)
             except ClientGone:
                 state.note_client_gone()
         except* Exception as bugs:  # noqa: BLE001 - as in run()
             state.journal.crashed(bugs)
             client.break_off()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Give back what the exchange has, and log it."""
+        state, client, gateway = self.state, self._client, self._gateway
+        self._scope.conclude = None
+        client.call_when_gone(None)
+        self._give_back()
+        gateway.in_flight.count -= 1
+        gateway.readers(state.journal.close(state.status, client.bytes_sent))
 
     async def _admit_request(self) -> AdmittedRequest:
         """Receive and check the request, and claim it from its limits; what is not admitted raises its refusal."""
@@ -151,8 +151,8 @@ class Exchange:
             debug_lines.log_admitted(admission)
         return AdmittedRequest(actor, feature, prepared, admission)
 
-    async def _receive_body(self) -> bytes:
-        return await self._client.receive_body()
+    def _receive_body(self) -> Awaitable[bytes]:
+        return self._client.receive_body()
 
     def _await_head(self) -> None:
         """Let the head of the upstream's response have its time from now on."""
@@ -164,51 +164,54 @@ class Exchange:
     def _prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         return self._dialect.prepare(head, body, caller)
 
-    async def _admit(
+    def _admit(
         self, actor: Actor, feature: Feature, rate_limit: RateLimit, prepared: PreparedRequest
-    ) -> Admission:
+    ) -> Awaitable[Admission]:
         head, dialect = self._client.head, self._dialect
-        return await admit(self._gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
+        return admit(self._gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
-        state, answer = self.state, None
+        state, gateway, client, provider = self.state, self._gateway, self._client, self._dialect.provider
+        answer: RelayOutcome | Refusal | None = None
         try:
+            state.move(Phase.OPENING)
+            count = gateway.upstream_counts.begin(provider, admitted.feature, client.head)
             try:
-                answer = await self._forward(admitted)
-                self._scope.deadline = math.inf  # what follows has bounds of its own
+                answer = await self._ask_upstream(admitted)
+            except UpstreamError as error:
+                answer = state.note_failure(error, provider, admitted)
+            except BaseException as error:
+                self._note_interruption(error, admitted)
+                raise
             finally:
-                await self._record_usage(admitted)
+                self._scope.deadline = math.inf  # what follows has bounds of its own
+                count.value -= 1
+                if self._record_usage(admitted):
+                    await wait_recorded(gateway)
             if state.is_charged:
-                await self._release(answer)  # before settling: the client need not wait for Redis
+                await release(client, answer, state.journal)  # before settling: the client need not wait for Redis
         finally:
             state.move(Phase.SETTLING)
-            await settle(self._gateway, admitted.admission, state.is_charged, state.used_tokens)
+            is_charged = state.is_charged
+            await settle(gateway, admitted.admission, is_charged, state.used_tokens)
             state.journal.settled()
             if self._is_debugging:
-                debug_lines.log_settled(admitted.admission, state.is_charged, state.used_tokens)
-        if not state.is_charged:
-            await self._release(answer)  # after settling: what was refunded is there when the client asks again
-        await relay_rest(self._client, answer)
+                debug_lines.log_settled(admitted.admission, is_charged, state.used_tokens)
+        if not is_charged:
+            # After settling: what was refunded is there when the client asks again.
+            await release(client, answer, state.journal)
+        if isinstance(answer, RelayOutcome) and answer.resume is not None:
+            await relay_rest(client, answer.resume)
 
-    async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
-        """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
-        self.state.move(Phase.OPENING)
-        state, provider = self.state, self._dialect.provider
-        count = self._gateway.upstream_counts.begin(provider, admitted.feature, self._client.head)
-        try:
-            return await self._ask_upstream(admitted)
-        except UpstreamError as error:
-            return state.note_failure(error, provider, admitted)
-        except BaseException as error:
-            if isinstance(error, ClientGone):
-                state.note_client_gone()  # now: the usage event tells it
-            self._give_back()  # at once: this is what stops an upstream that is still generating
-            if isinstance(error, trio.Cancelled) and self._is_late():
-                self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
-            raise
-        finally:
-            count.value -= 1
+    def _note_interruption(self, error: BaseException, admitted: AdmittedRequest) -> None:
+        """Stop the upstream, and note why. When time is over, that is what :meth:`conclude` answers."""
+        state = self.state
+        if isinstance(error, ClientGone):
+            state.note_client_gone()  # now: the usage event tells it
+        self._give_back()  # at once: this is what stops an upstream that is still generating
+        if isinstance(error, trio.Cancelled) and self._is_late():
+            self._refusal = state.note_late(self._gateway, self._deadline, self._dialect.provider, admitted)
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
@@ -257,34 +260,27 @@ class Exchange:
         """Return the relay of the fast path; ``None`` where a response cannot take it."""
         return self._gateway.relay
 
-    async def _record_usage(self, admitted: AdmittedRequest) -> None:
-        """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""
-        self.state.move(Phase.RECORDING)
-        if self.state.is_cut:
-            self.state.status = CUT.status
+    def _record_usage(self, admitted: AdmittedRequest) -> bool:
+        """Record the exchange's usage event, and return whether that has to be waited for."""
+        state, event_log = self.state, self._gateway.event_log
+        state.move(Phase.RECORDING)
+        if state.is_cut:
+            state.status = CUT.status
         event = self._build_event(admitted)
-        self._keep_stored(admitted)
-        await record_event(self._gateway, event)
+        if admitted.prepared.find_stored_ids is not None:
+            self._keep_stored(admitted, admitted.prepared.find_stored_ids)
+        event_log.record(event)
+        return event_log.must_wait
 
-    def _keep_stored(self, admitted: AdmittedRequest) -> None:
+    def _keep_stored(self, admitted: AdmittedRequest, find_ids: Callable[[BodyWindow], Collection[str]]) -> None:
         """Note whose the stored response is, before the client has the end of it: its next request may refer to it."""
-        state, find_ids = self.state, admitted.prepared.find_stored_ids
-        if find_ids is not None and state.is_charged and state.body is not None:
+        state = self.state
+        if state.is_charged and state.body is not None:
             self._gateway.stored.keep_later(admitted.actor, self._dialect.provider, find_ids(state.body))
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
         return state.build_event(admitted, dialect.provider, state.read_usage(dialect, admitted.prepared))
-
-    async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
-        """Send the part of the answer that completes it, or make sure that it does not look complete."""
-        if isinstance(answer, Refusal):
-            raise answer
-        if answer is None or answer.end is not RelayEnd.COMPLETE:
-            await cut_off(self._client, answer)
-        else:
-            await send_end(self._client, answer)
-            self.state.journal.finished()
 
     def _give_back(self) -> None:
         if self._response is not None:

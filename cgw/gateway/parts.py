@@ -79,12 +79,13 @@ def check_recording(gateway: Gateway) -> None:
 
 
 async def record_event(gateway: Gateway, event: UsageEvent) -> None:
-    """Record ``event``; wait for the disk only where it is slow, or where each event is to be synced.
+    """Record ``event``; wait for the disk only where it is slow, or where each event is to be synced."""
+    gateway.event_log.record(event)
+    if gateway.event_log.must_wait:
+        await wait_recorded(gateway)
 
-    The client may be gone, the usage is not: only time ends the waiting.
-    """
-    event_log = gateway.event_log
-    event_log.record(event)
-    if event_log.must_wait:
-        with trio.CancelScope(shield=True):
-            await event_log.wait_durable(gateway.read_time() + RECORD_SECONDS)
+
+async def wait_recorded(gateway: Gateway) -> None:
+    """Wait until what was recorded is on disk. The client may be gone, the usage is not: only time ends the waiting."""
+    with trio.CancelScope(shield=True):
+        await gateway.event_log.wait_durable(gateway.read_time() + RECORD_SECONDS)

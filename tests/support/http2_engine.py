@@ -58,6 +58,7 @@ class Http2Engine:
     connections: list[Http2Connection] = field(factory=list)
     running: int = 0
     handled: int = 0
+    scope: ServingScope | None = None  # of the last request
     is_draining: bool = False
     deadlines: DeadlineKeeper = field(factory=DeadlineKeeper)
     callbacks: Http2Callbacks = field(init=False)
@@ -84,6 +85,7 @@ class Http2Engine:
     async def handle(self, client: Http2Client, scope: ServingScope) -> None:
         self.handled += 1
         self.running += 1
+        self.scope = scope
         try:
             await self.handler(client)
         finally:

@@ -53,6 +53,7 @@ class Engine:
     hangups: HangupWatch = field(factory=HangupWatch)
     deadlines: DeadlineKeeper = field(factory=DeadlineKeeper)
     handled: int = 0
+    scope: ServingScope | None = None  # of the last request
     is_draining: bool = False
 
     @property
@@ -75,6 +76,7 @@ class Engine:
 
     async def handle(self, client: ClientSide, scope: ServingScope) -> None:
         self.handled += 1
+        self.scope = scope
         await self.handler(client)
 
     def drain(self) -> None:
