@@ -217,7 +217,8 @@ def test_parts_of_lines_are_kept_within_bounds() -> None:
     assert len(lines._shapes) <= MAX_CACHED
     assert len(lines._callers) <= MAX_CACHED
     texts = ("x" * MAX_CACHED_CHARACTERS + "y", *SECRETS, "Bearer abcdefgh")
-    odd = [build_record(response_bytes=1, **{name: text}  # type: ignore[arg-type]) for name in ("path", "actor", "user_agent") for text in texts]
+    fields: list[dict[str, Any]] = [{name: text} for name in ("path", "actor", "user_agent") for text in texts]
+    odd = [build_record(response_bytes=1, **field) for field in fields]
     assert lines.render(odd) == [b"another\n"] * len(odd)
     assert not [key for key in (*lines._shapes, *lines._callers) if {*texts} & {*key}]
 
