@@ -181,8 +181,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     reasoning_token_count: int | None = None
 
 
-@frozen
-class BodyWindow:
+class BodyWindow(msgspec.Struct, frozen=True, gc=False):
     """The first and last bytes of a relayed response body, and its size.
 
     ``head`` and ``tail`` never overlap; together they are the whole body exactly if ``is_whole``. ``total_bytes``

@@ -64,7 +64,7 @@ class EmbeddingsExchange(Exchange):
         return prepared
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
-        self._scope.deadline = self._deadline  # each request to an upstream has a deadline of its own
+        self._scope.set_deadline(self._deadline)  # each request to an upstream has a deadline of its own
         request = _narrow(admitted.prepared)
         inputs, described = request.inputs, 0
         if request.embedder.describer is not None:

@@ -45,7 +45,7 @@ class PassExchange(Exchange):
 
     def _await_head(self) -> None:
         if self._is_upload:
-            self._scope.deadline = self._deadline  # the head has its time from the end of the upload on
+            self._scope.set_deadline(self._deadline)  # the head has its time from the end of the upload on
         else:
             super()._await_head()
 

@@ -146,6 +146,11 @@ class ExchangeRecord(msgspec.Struct):
         """The id that the client was told: that of the trace."""
         return self.trace.trace_id
 
+    @property
+    def ended_at(self) -> float:
+        """The end, in seconds since the epoch."""
+        return self.started_at + self.measure()[0]
+
     def measure(self) -> tuple[float, float | None, float | None, float | None]:
         """Return the seconds of the whole, to the first byte of the body, of the upstream, and of cgw.
 

@@ -16,7 +16,9 @@ from __future__ import annotations
 import enum
 import logging
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -110,34 +112,55 @@ def gauge(name: str, help: str, *labels: str, otel_name: str = "", unit: str = "
     return Metric(name, MetricKind.GAUGE, help, labels, unit=unit, otel_name=otel_name)
 
 
-class Distribution:
-    """A histogram for one set of labels. An observation takes 0.3 µs: prometheus_client's takes 1, for its lock."""
+TracedValue = tuple[str, float, float]
+"""A value with its trace: the fields of an :class:`Exemplar`, which is made of it when somebody asks."""
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_sum")
+
+class Distribution:
+    """A histogram for one set of labels. An observation takes 0.3 µs: prometheus_client's takes 1, for its lock.
+
+    Values that come in batches are appended to ``gathered``, or to ``traced``, and counted at once: in a fifth of the
+    time. The last traced value of a bucket is its exemplar.
+    """
+
+    __slots__ = ("_counts", "_exemplars", "_find_bucket", "_size", "_sum", "gathered", "traced")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._exemplars: list[Exemplar | None] | None = None
+        self._find_bucket = partial(bisect_left, bounds)
+        self._size = len(bounds) + 1
+        self._counts: Counter[int] = Counter()
+        self._exemplars: dict[int, TracedValue] = {}
         self._sum = 0.0
+        self.gathered: list[float] = []
+        self.traced: list[TracedValue] = []
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+        self._counts[self._find_bucket(value)] += 1
         self._sum += value
 
-    def observe_traced(self, value: float, trace_id: str, at: float) -> None:
-        """Count one value, and keep its trace as the exemplar of its bucket; ``at`` is in Unix seconds."""
-        index = bisect_left(self._bounds, value)
-        self._counts[index] += 1
-        self._sum += value
-        if self._exemplars is None:
-            self._exemplars = [None] * len(self._counts)
-        self._exemplars[index] = Exemplar(trace_id, value, at)
+    def count_gathered(self) -> None:
+        """Count the values that have gathered."""
+        # No step of Python for each value: map(), Counter and sum() are in C.
+        if self.gathered:
+            self._counts.update(map(self._find_bucket, self.gathered))
+            self._sum += sum(self.gathered)
+            self.gathered.clear()
+        if self.traced:
+            values = [value for _, value, _ in self.traced]
+            buckets = list(map(self._find_bucket, values))
+            self._counts.update(buckets)
+            self._sum += sum(values)
+            self._exemplars.update(zip(buckets, self.traced, strict=True))
+            self.traced.clear()
 
     def read(self) -> HistogramValue:
         """Return a copy of the state."""
-        return HistogramValue(tuple(self._counts), self._sum, tuple(self._exemplars or ()))
+        exemplars, buckets = self._exemplars, range(self._size)
+        found = (Exemplar(*exemplars[bucket]) if bucket in exemplars else None for bucket in buckets)
+        return HistogramValue(
+            tuple([self._counts[bucket] for bucket in buckets]), self._sum, tuple(found) if exemplars else ()
+        )
 
 
 class Histogram:

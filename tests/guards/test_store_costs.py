@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from cgw.actors.policies import POLICIES
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.limiter import Limiter
+from cgw.limits.options import LimiterOptions
 from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import LuaScript, Store, open_redis
 from tests.support.counting import CallCounter, StepCounter

@@ -15,7 +15,8 @@ from cgw.errors import StoreUnavailable
 from cgw.limits.admissions import Admission
 from cgw.limits.alert_messages import UsageAlert
 from cgw.limits.claims import build_key_prefix
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.limiter import Limiter
+from cgw.limits.options import LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import Store, open_redis

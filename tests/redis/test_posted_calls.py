@@ -47,6 +47,10 @@ class Posted:
         self._repeats = repeats
         self.outcomes: list[Any] = []
 
+    def pack(self) -> bytes:
+        """Return the packed call."""
+        return self._call.pack_evalsha()
+
     def build_call(self) -> ScriptCall:
         """Return the call."""
         return self._call
@@ -59,7 +63,7 @@ class Posted:
 
     def post(self, *, may_wait: bool = False) -> None:
         """Send the call."""
-        self._redis.post_script(self, self._call.pack_evalsha(), self._call.keys[0], may_wait=may_wait)
+        self._redis.post_script(self, self._call.keys[0], may_wait=may_wait)
 
 
 def _push(redis: Store, text: str) -> Posted:

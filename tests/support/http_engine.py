@@ -12,10 +12,12 @@ from attrs import define, field
 from cgw.errors import Refusal
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.server import AcceptedConnection, Server
+from cgw.transport.serving_scope import ServingScope
 from tests.support.raw_client import RawClient
 from tests.support.waiting import wait_until
 
@@ -49,7 +51,9 @@ class Engine:
     server: Server = field(init=False)
     connections: list[Http1Connection] = field(factory=list)
     hangups: HangupWatch = field(factory=HangupWatch)
+    deadlines: DeadlineKeeper = field(factory=DeadlineKeeper)
     handled: int = 0
+    scope: ServingScope | None = None  # of the last request
     is_draining: bool = False
 
     @property
@@ -62,6 +66,7 @@ class Engine:
             handle=self.handle,
             render_refusal=lambda refusal, path, request_id: ERRORS.render(refusal, request_id),
             is_draining=lambda: self.is_draining,
+            deadlines=self.deadlines,
             hangups=self.hangups,
             **self.options,
         )
@@ -69,8 +74,9 @@ class Engine:
         self.connections.append(connection)
         await connection.serve()
 
-    async def handle(self, client: ClientSide) -> None:
+    async def handle(self, client: ClientSide, scope: ServingScope) -> None:
         self.handled += 1
+        self.scope = scope
         await self.handler(client)
 
     def drain(self) -> None:
@@ -93,6 +99,7 @@ async def open_engine(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.server.run, engine.serve_connection)
         nursery.start_soon(engine.hangups.run)
+        nursery.start_soon(engine.deadlines.run)
         try:
             yield engine
             await wait_until(lambda: engine.server.connection_count == 0)
