@@ -28,7 +28,7 @@ class PostedSettlements:
         post() ──reply──► done (``alert`` is called if a threshold was reached)
           └──lost, or refused for now──► backlog
 
-        forget() ──► _forgotten ──an admission, 50 ms, or enough of them──► one DEL ──► as above
+        forget() ──► _forgotten ──an admission, 100 ms, or enough of them──► one DEL ──► as above
 
     A settlement may be executed although its reply is lost; repeated by the backlog it has the same reservation id, and
     so counts once.

@@ -58,10 +58,10 @@ Otherwise the server would idle while the callers run, and the callers while the
 callers: 12,000 pairs of calls a second without, 22,000 with (benchmark ``limits``, 2026-11-23).
 """
 
-POSTPONE_SECONDS = 0.05
+POSTPONE_SECONDS = 0.1
 """The time for which a postponed call may wait for another one to leave with."""
 
-GATHER_SECONDS = 0.03
+GATHER_SECONDS = 0.05
 """The time in which postponed calls gather first: what they have in common they then pay for once."""
 
 MAX_POSTPONED = 100
