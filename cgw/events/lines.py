@@ -63,11 +63,12 @@ def render_line(event: UsageEvent) -> bytes:
     metadata that makes the line longer than 1 MiB is left out, each with an error in the log. A usage event without
     all of its metadata is worth more than none.
     """
-    created_at = event.created_at
+    moment = event.created_at
+    created_at: datetime | str = moment
     # msgspec writes a time in UTC as isoformat() does, in a twentieth of its time; but it leaves out a fraction of 0.
-    is_usual = created_at.tzinfo is UTC and created_at.microsecond
-    moment = created_at if is_usual else _format_time(created_at)
-    stored = _Line(event.id, event.name, event.source, event.identifier, moment, event.metadata)
+    if moment.tzinfo is not UTC or not moment.microsecond:
+        created_at = moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    stored = _Line(event.id, event.name, event.source, event.identifier, created_at, event.metadata)
     try:
         line = encode(stored)
     except UnicodeEncodeError:  # half a surrogate pair, from a client's JSON
@@ -80,10 +81,6 @@ def render_line(event: UsageEvent) -> bytes:
         stored.metadata = {"omitted_bytes": len(line)}
         line = _encode_cleaned(stored)
     return line + b"\n"
-
-
-def _format_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def _encode_cleaned(stored: _Line) -> bytes:

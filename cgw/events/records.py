@@ -131,12 +131,15 @@ def completions_finished(
         upstream_request_duration_ms,
         upstream_status,
         resolved_status,
-        sg_actor_id or None,
-        sg_actor_anonymous_uid or None,
-        _describe_user(sg_actor_id, sg_actor_anonymous_uid) if sg_actor_id or sg_actor_anonymous_uid else None,
+        None,
+        None,
+        None,
         actor.name.strip() or None,
         *exchange,
     )
+    if sg_actor_id or sg_actor_anonymous_uid:
+        fields.sg_actor_id, fields.sg_actor_anonymous_uid = sg_actor_id or None, sg_actor_anonymous_uid or None
+        fields.sg_actor = _describe_user(sg_actor_id, sg_actor_anonymous_uid)
     return UsageEvent(EventName.COMPLETIONS_FINISHED, actor.source, actor.id, fields)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
-from cgw.events import records
+from cgw.events.records import ExchangeFigures, build_exchanged, completions_finished, embeddings_finished
 from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.answer import answer_status
 from cgw.gateway.journal import Journal
@@ -78,14 +78,12 @@ class ExchangeState:
 
         ``connected_at`` is when its connection was opened, ``None`` for one that was kept.
         """
-        status, journal = head.status, self.journal
-        journal.answered(status)
-        journal.connected(connected_at)
+        status = head.status
+        self.journal.answered_on(status, connected_at)
         self.upstream_head = head
         self.is_charged = 200 <= status < 300
-        # 429 and 529, most of all; looked up only for errors.
-        self.status = status if status < 400 else answer_status(status)
-        return self.status
+        answered = self.status = answer_status(status)
+        return answered
 
     def read_usage(self, dialect: Dialect, prepared: PreparedRequest) -> Usage | None:
         """Return the usage that the relayed body tells, and note its tokens; ``None`` if no answer came."""
@@ -109,7 +107,7 @@ class ExchangeState:
         else:
             self.journal.used(usage)
         exchange, upstream_ms = self._describe_exchange()
-        event = records.completions_finished(
+        event = completions_finished(
             admitted.actor,
             feature=admitted.feature,
             model=prepared.model,
@@ -134,7 +132,7 @@ class ExchangeState:
         if tokens is not None:
             self.journal.used(Usage(prompt_token_count=tokens, quality=quality))
         exchange, upstream_ms = self._describe_exchange()
-        event = records.embeddings_finished(
+        event = embeddings_finished(
             admitted.actor,
             model=prepared.model,
             provider=provider,
@@ -150,7 +148,7 @@ class ExchangeState:
         record.event_id = event.id
         return event
 
-    def _describe_exchange(self) -> tuple[records.ExchangeFigures, int]:
+    def _describe_exchange(self) -> tuple[ExchangeFigures, int]:
         """Return what a usage event tells of the exchange, and the milliseconds that the upstream took."""
         record = self.journal.record
         # The order of Moment, up to the one that has come.
@@ -163,7 +161,7 @@ class ExchangeState:
             outcome = EventOutcome.CLIENT_GONE
         else:  # nothing was noted: it goes well so far, or was cut off
             outcome = EventOutcome.COMPLETED if self.is_upstream_complete else EventOutcome.SHUTDOWN
-        exchange = records.build_exchanged(
+        exchange = build_exchanged(
             record.trace.trace_id,
             outcome,
             record.started_at,
