@@ -73,13 +73,10 @@ class BodyWindowCollector:
 
     def fold(self) -> None:
         """Put ``pieces`` into the windows."""
-        if self.pieces:
-            self.keep(self.pieces)
-            self.pieces.clear()
-
-    def keep(self, pieces: list[bytes]) -> None:
-        """Put ``pieces``, such as might be appended to :attr:`pieces`, into the windows."""
-        self._keep(b"".join(pieces), len(pieces))
+        pieces = self.pieces
+        if pieces:
+            self._keep(b"".join(pieces), len(pieces))
+            pieces.clear()
 
     def feed(self, chunk: bytes | bytearray) -> None:
         """Take the next bytes of the body."""
