@@ -144,7 +144,7 @@ class ChunkedFramer:
     def __init__(self, collector: BodyWindowCollector, sizes: ChunkSizes) -> None:
         self._collector = collector
         self._sizes = sizes
-        # What ``take`` needs. In the middle of a chunk, or of a line, it finds no size, and so takes nothing.
+        # What ``take`` needs. Before the first payload, and within a chunk, it finds no size, and so takes nothing.
         self._small = _NO_SMALL
         self._pieces, self._needle = collector.pieces, collector.needle
         self._need = 0  # bytes of the current chunk that are still to come, its CR LF included
@@ -177,21 +177,26 @@ class ChunkedFramer:
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """See :meth:`Framer.feed`. ``held`` is at most one chunk-size line, or the end of the body."""
         collector, pieces, position = self._collector, self._pieces, 0
-        if self._small is not _NO_SMALL and self._needle not in data:
-            # Several chunks, a large one or an unknown one, in which nothing is to be seen either.
-            position = self._walk_chunks(data, 0, size, pieces.append, b"\n\r\n")
-            if len(pieces) >= MAX_PIECES or size > SMALL_BYTES:
-                collector.fold()
-            if position == size:
-                self._sizes.note_small(data, size)
-                return size, FramerState.OPEN
-        collector.fold()
-        before = collector.total_bytes
+        taken, could_take = len(pieces), self._small is not _NO_SMALL
         self.held, self._small = b"", _NO_SMALL
+        if could_take or (not self._need and collector.takes_pieces):
+            # Several chunks, a large one or an unknown one, in which nothing is to be seen either, up to a marker.
+            needle_at = data.find(self._needle)
+            position = self._walk_chunks(data, 0, size if needle_at < 0 else needle_at, pieces.append, b"\n\r\n")
+            if size and position == size:
+                if size > SMALL_BYTES or len(pieces) >= MAX_PIECES or not collector.total_bytes:
+                    collector.fold()
+                self._sizes.note_small(data, size)
+                self._small = self._sizes.small
+                return size, FramerState.OPEN
+        before = collector.total_bytes + sum(map(len, pieces[:taken]))
+        collector.fold()
         if not self._need:
             position = self._walk_chunks(data, position, size, collector.feed, b"\r\n")
         passable, state = self._feed_pieces(data, position, size)
-        if state is FramerState.OPEN and not self._need and not self.held and collector.takes_pieces:
+        # In the middle of a chunk, or of its line, ``take`` would have to see both parts.
+        is_between_chunks = state is FramerState.OPEN and not self._need and not self.held
+        if is_between_chunks and collector.total_bytes and collector.takes_pieces:
             self._small = self._sizes.small
         if not collector.is_ending or self._has_been_final:
             return passable, state
