@@ -176,7 +176,13 @@ class PlainTransport(Transport):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See :meth:`Transport.send_all`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._send_raw(data)
+        # Nearly always the kernel takes all of it at once.
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            await self._send_raw(memoryview(data)[sent:])
 
 
 def send_reset_on_close(sock: socket.socket | trio.socket.SocketType) -> None:
