@@ -131,8 +131,9 @@ class Journal:
         self._outcome = Outcome.OK
 
     def client_gone(self, phase: Phase) -> None:
-        """The client left in ``phase``, before its answer was complete."""
-        self._outcome, self._error = Outcome.CLIENT_GONE, f"the client left while {phase.text}"
+        """The client left in ``phase``, before its answer was complete. A bug stays the outcome."""
+        if self._bug is None:
+            self._outcome, self._error = Outcome.CLIENT_GONE, f"the client left while {phase.text}"
 
     def crashed(self, bug: BaseException) -> None:
         """cgw itself has a bug."""

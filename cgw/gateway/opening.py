@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import trio
+from attrs import evolve
 
 from cgw.errors import (
     ConnectTimeout,
@@ -22,6 +23,7 @@ from cgw.providers.fallback import Fallback
 from cgw.providers.upstream_words import describe_words
 from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
+from cgw.wire.messages import add_field
 
 MAX_ERROR_BYTES = 16 * 1024
 """The most that is read of the body of an error that cgw tells in its own words."""
@@ -32,6 +34,11 @@ ERROR_BODY_SECONDS = 1.0
 logger = logging.getLogger("cgw.upstream")
 
 _ENTITY_FIELDS = frozenset([b"content-type", b"content-length", b"content-encoding", b"x-accel-buffering"])
+
+
+def add_traceparent(prepared: PreparedRequest, traceparent: bytes) -> PreparedRequest:
+    """Return ``prepared`` with the header field that tells the upstream our trace."""
+    return evolve(prepared, upstream=add_field(prepared.upstream, b"traceparent", traceparent))
 
 
 async def open_upstream(
