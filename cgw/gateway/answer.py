@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import compress
-from operator import itemgetter
 
 from cgw.errors import Headers, Refusal
 from cgw.model import Feature
@@ -20,7 +18,6 @@ COMPLETION_FEATURES = (Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS)
 _COMPLETION_FEATURES = {feature.encode("ascii"): feature for feature in COMPLETION_FEATURES}
 _EVENT_STREAM = b"text/event-stream"
 _MODEL_FIELD = b"x-cody-resolved-model"
-_NAME = itemgetter(0)  # of a field
 _OVERLOADED = (429, 503, 529)
 """The statuses for which clients get a 503."""
 _UNBUFFERED = (b"x-accel-buffering", b"no")
@@ -135,15 +132,14 @@ def build_answer_headers(
         added.append(_UNBUFFERED)  # or nginx in front would gather events before sending them
     if head.status in _OVERLOADED and header(b"retry-after") is None:
         added.append((b"retry-after", b"%d" % retry_after_seconds))
-    replaced = (*map(_NAME, added),)
+    replaced = tuple([name for name, _ in added])
     if header(b"transfer-encoding") is not None or head.status == 204:
         replaced += (b"content-length",)  # beside a coding, or in a 204, a second framing (RFC 9110 §8.6)
     fields = head.headers
     if header(b"connection") is not None:
         fields = _drop_named(fields, replaced)
-    # In C, as far as possible: the look-up of each name yields whether its field is kept.
-    is_kept = _list_kept(replaced, passes_account_fields).__getitem__
-    return [*compress(fields, map(is_kept, map(_NAME, fields))), *added]
+    kept = _list_kept(replaced, passes_account_fields)
+    return [field for field in fields if kept[field[0]]] + added
 
 
 def _drop_named(fields: Headers, replaced: tuple[bytes, ...]) -> Headers:

@@ -17,6 +17,7 @@ import trio
 from cgw.errors import Headers, Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.exchange import Exchange
+from cgw.gateway.opening import tell_trace
 from cgw.gateway.own_answers import build_failure_headers
 from cgw.gateway.phases import Phase
 from cgw.limits.tokens import estimate_tokens
@@ -121,6 +122,7 @@ class EmbeddingsExchange(Exchange):
 
     async def _fetch(self, request: UpstreamRequest, max_body_bytes: int) -> WholeResponse:
         """Return a response with status 200. Raises :exc:`~cgw.errors.UpstreamError` for any other."""
+        request = tell_trace(self._gateway, self._client.head.trace, request)
         response = await fetch_whole(self._gateway.pool, request, self._deadline, max_body_bytes, self._head_seconds)
         self.state.journal.answered(response.head.status)
         self.state.journal.first_chunk(trio.current_time())

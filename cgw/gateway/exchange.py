@@ -17,7 +17,7 @@ from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
 from cgw.gateway.answer import content_length_of, is_event_stream, read_timeouts, select_feature
 from cgw.gateway.ending import relay_rest, release
-from cgw.gateway.opening import explain_overload, open_upstream
+from cgw.gateway.opening import explain_overload, open_upstream, tell_trace
 from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import Gateway, check_recording, wait_recorded
 from cgw.gateway.phases import Phase
@@ -30,7 +30,7 @@ from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.relay import RelayOutcome, relay_response
 from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
-from cgw.wire.messages import RequestHead, add_field
+from cgw.wire.messages import RequestHead
 
 
 class Exchange:
@@ -45,7 +45,6 @@ class Exchange:
         self._dialect = dialect
         self._client = client
         self._scope = scope
-        self._read_time = gateway.read_time
         self._deadline = math.inf
         self._head_seconds = math.inf
         self._refusal: Refusal | None = None
@@ -126,7 +125,7 @@ class Exchange:
         timeout_seconds, head_seconds = read_timeouts(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         self._head_seconds = head_seconds or gateway.pool.deadlines.head_seconds
         body = await self._receive_body()
-        self._deadline = self._read_time() + timeout_seconds
+        self._deadline = gateway.read_time() + timeout_seconds
         self._await_head()
         # Not before: until the body is there, reading it is what notices that the client left.
         self._client.call_when_gone(self._client_has_gone)
@@ -156,7 +155,7 @@ class Exchange:
 
     def _await_head(self) -> None:
         """Let the head of the upstream's response have its time from now on."""
-        self._scope.set_deadline(min(self._deadline, self._read_time() + self._head_seconds))
+        self._scope.set_deadline(min(self._deadline, self._gateway.read_time() + self._head_seconds))
 
     def _check_access(self, actor: Actor, feature: Feature, prepared: PreparedRequest) -> RateLimit:
         return check_model_access(actor, feature, prepared, self._dialect)
@@ -199,8 +198,7 @@ class Exchange:
             if self._is_debugging:
                 debug_lines.log_settled(admitted.admission, is_charged, state.used_tokens)
         if not is_charged:
-            # After settling: what was refunded is there when the client asks again.
-            await release(client, answer, state.journal)
+            await release(client, answer, state.journal)  # after settling: a refund is there when the client asks again
         if isinstance(answer, RelayOutcome) and answer.resume is not None:
             await relay_rest(client, answer.resume)
 
@@ -214,12 +212,11 @@ class Exchange:
             self._refusal = state.note_late(self._gateway, self._deadline, self._dialect.provider, admitted)
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
-        gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
+        gateway, prepared = self._gateway, admitted.prepared
         if gateway.build_traceparent is not None:
-            traceparent = gateway.build_traceparent(self._client.head.trace)
-            prepared.upstream = add_field(prepared.upstream, b"traceparent", traceparent)
+            prepared.upstream = tell_trace(gateway, self._client.head.trace, prepared.upstream)
         response = self._response = await open_upstream(
-            gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, journal
+            gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, self.state.journal
         )
         answer = await self._pass_on(response, admitted)
         if isinstance(answer, Refusal) or answer.resume is None:

@@ -31,9 +31,10 @@ from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
 from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.overload import REFUSAL, OverloadControl
 from cgw.transport.server import AcceptedConnection

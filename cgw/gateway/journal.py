@@ -114,8 +114,9 @@ class Journal:
         self.record.outcome = Outcome.OK
 
     def client_gone(self, phase: Phase) -> None:
-        """The client left in ``phase``, before its answer was complete."""
-        self.record.outcome, self.record.error = Outcome.CLIENT_GONE, f"the client left while {phase.text}"
+        """The client left in ``phase``, before its answer was complete. A bug stays the outcome."""
+        if self.record.bug is None:
+            self.record.outcome, self.record.error = Outcome.CLIENT_GONE, f"the client left while {phase.text}"
 
     def crashed(self, bug: BaseException) -> None:
         """cgw itself has a bug."""

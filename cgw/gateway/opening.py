@@ -22,6 +22,8 @@ from cgw.providers.fallback import Fallback
 from cgw.providers.upstream_words import describe_words
 from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
+from cgw.wire.messages import UpstreamRequest, add_field
+from cgw.wire.trace_context import RequestTrace
 
 MAX_ERROR_BYTES = 16 * 1024
 """The most that is read of the body of an error that cgw tells in its own words."""
@@ -32,6 +34,13 @@ ERROR_BODY_SECONDS = 1.0
 logger = logging.getLogger("cgw.upstream")
 
 _ENTITY_FIELDS = frozenset([b"content-type", b"content-length", b"content-encoding", b"x-accel-buffering"])
+
+
+def tell_trace(gateway: Gateway, trace: RequestTrace, request: UpstreamRequest) -> UpstreamRequest:
+    """Return ``request`` with the header field that tells the provider our trace, where the operator wants that."""
+    if gateway.build_traceparent is None:
+        return request
+    return add_field(request, b"traceparent", gateway.build_traceparent(trace))
 
 
 async def open_upstream(

@@ -269,7 +269,7 @@ class Limiter:
     def settle_later(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
         """Settle as :meth:`settle` does, without waiting for Redis. Never blocks, raises nothing.
 
-        A charge of what was reserved leaves with the next admission, at most 50 ms later: it changes no count. Refunds,
+        A charge of what was reserved leaves with a later admission, at most 100 ms later: it changes no count. Refunds,
         freed slots and token usage leave at once, before this replica's next admission, but another replica's may come
         first, and so may any admission if the server has to be sent the script's text. What Redis does not take is
         retried; :meth:`run` waits at its end for what is under way.

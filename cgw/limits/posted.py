@@ -1,4 +1,4 @@
-"""Settlements that no task waits for: sent with the next admission, or at once, and retried through the backlog."""
+"""Settlements that no task waits for: sent with a later admission, or at once, and retried through the backlog."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PostedSettlements:
         post() ──reply──► done (``alert`` is called if a threshold was reached)
           └──lost, or refused for now──► backlog
 
-        forget() ──► _forgotten ──the next admission──► one DEL for all ──► as above
+        forget() ──► _forgotten ──an admission, 100 ms, or enough of them──► one DEL ──► as above
 
     A settlement may be executed although its reply is lost; repeated by the backlog it has the same reservation id, and
     so counts once.
@@ -50,7 +50,7 @@ class PostedSettlements:
         self._count = 0
         # Charges that come to deleting their records, and whose command has not left yet.
         self._forgotten: list[PreparedAdmission] = []
-        # Set when the gateway stops: then nothing may wait for a next admission.
+        # Set when the gateway stops: then nothing may wait for an admission.
         self._all_done: trio.Event | None = None
 
     def __len__(self) -> int:
@@ -67,12 +67,12 @@ class PostedSettlements:
     def forget(self, admission: PreparedAdmission) -> None:
         """Delete the record of one reservation, whose charge comes to that, as :meth:`post` settles. Never blocks.
 
-        Those of all admissions since the last command leave in one, which costs both sides a fraction of many.
+        Many leave in one command, which costs both sides a fraction of a command for each.
         """
         forgotten = self._forgotten
         forgotten.append(admission)
         count = len(forgotten)
-        # In between, the command of those before is waiting already, and takes this one along.
+        # In between, the command of those before is waiting, and takes this one along.
         if count == 1 or count >= MAX_DELETED_AT_ONCE:
             self._send_deletion(admission, count)
 

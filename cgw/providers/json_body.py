@@ -9,30 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from cgw.errors import Refusal
+from cgw.providers.body_density import MAX_UNCOUNTED_BYTES, check_density
 from cgw.providers.split_body import SplitBody, split_body
 from cgw.wire.json_members import MAX_MEMBERS, Member, UnusualObject, find_members, replace_members
-
-MAX_UNCOUNTED_BYTES = 1_250_000
-"""Parts and texts are counted in larger bodies: whatever one of this size holds, decoding takes some 60 ms at most."""
-
-MAX_PARTS = 250_000
-"""The most objects and lists of a body. What stands in texts counts, too: a text of four megabytes that is nothing but
-JSON has half as many."""
-
-MAX_QUOTES = 400_000
-"""The most quotation marks around names of fields and texts, two for each. Those inside of texts are escaped, and don't
-count. At 0.2 to 0.6 microseconds for each text, this is what bounds the time in which no other task runs."""
 
 LARGE_BODY_BYTES = 16 * 1024
 """From this size on, messages that are passed on unchanged are copied instead of encoded."""
 
 _encode = msgspec.json.Encoder().encode
-_decode: Callable[[Any], Any] = msgspec.json.Decoder().decode
+_decode = msgspec.json.Decoder().decode
 
 
 ClientBody = bytes | SplitBody
@@ -44,42 +34,29 @@ def split_large(body: bytes, name: str) -> ClientBody:
 
     Raises :exc:`~cgw.errors.Refusal` as :func:`decode_object` does.
     """
-    if len(body) < SMALL_BODY_BYTES:
-        return body
-    _check_density(body)
-    return split_body(body, name) or body
+    return body if len(body) < SMALL_BODY_BYTES else split_body(body, name) or body
 
 
 def decode_object(body: ClientBody) -> dict[str, Any]:
     """Decode a JSON object from UTF-8. Raises :exc:`~cgw.errors.Refusal` (400) with the problem and its position.
 
-    So are bodies with more parts and texts than :data:`MAX_PARTS` and :data:`MAX_QUOTES` allow, and with more than a
+    So are bodies with more parts than :func:`~cgw.providers.body_density.check_density` allows, and with more than a
     thousand fields, which would hold up all other requests.
     """
-    if len(body) >= SMALL_BODY_BYTES:
-        if isinstance(body, SplitBody):
-            return body.raw
-        _check_density(body)
-    try:
-        value = _decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        value = _decode_again(cast(bytes, body), error)
+    if isinstance(body, SplitBody):
+        value: Any = body.raw
+    else:
+        if len(body) > MAX_UNCOUNTED_BYTES:
+            check_density(body)
+        try:
+            value = _decode(body)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            value = _decode_again(body, error)
     if not isinstance(value, dict):
         raise Refusal(400, f"failed to parse request body: expected a JSON object, got {name_of_type(value)}")
     if len(value) > MAX_MEMBERS:
         raise _refuse_json(f"it has {len(value)} fields, at most {MAX_MEMBERS} are accepted")
     return value
-
-
-def _check_density(body: bytes) -> None:
-    """Raise :exc:`~cgw.errors.Refusal` (400) for a large body of so many parts that decoding it takes too long."""
-    if len(body) <= MAX_UNCOUNTED_BYTES:
-        return
-    if body.count(b"{") + body.count(b"[") > MAX_PARTS:
-        raise _refuse_json(f"more than {MAX_PARTS} objects and lists")
-    # A text that ends with a backslash hides its last quotation mark behind it, but not its first.
-    if (quotes := body.count(b'"')) > MAX_QUOTES and quotes - body.count(b'\\"') > MAX_QUOTES:
-        raise _refuse_json(f"more than {MAX_QUOTES // 2} names and texts")
 
 
 def encode_object(value: dict[str, Any]) -> bytes:

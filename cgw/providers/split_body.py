@@ -15,14 +15,17 @@ from typing import Any
 
 import msgspec
 
+from cgw.providers.body_density import check_density
+
 WINDOW_BYTES = 64 * 1024
 """The bytes at the start in which the list has to begin, and those at the end in which it has to end."""
 
 MAX_ENDS = 8
 """The most places that are tried as the list's end. Those inside a text or deeper inside leave no valid skeleton."""
 
-_MARK = "cgw: the list"
-_PLACEHOLDER = b'"%b"' % _MARK.encode()
+# With a character that no caller's identifier has, so that it cannot get into a skeleton later.
+_MARK = "\0cgw: the list"
+_PLACEHOLDER = msgspec.json.encode(_MARK)
 
 # A list's end with another field, or the object's end, behind it.
 _END = re.compile(rb'\](?=[ \t\r\n]*(?:,[ \t\r\n]*"|\}[ \t\r\n]*\Z))')
@@ -51,6 +54,7 @@ def split_body(body: bytes, name: str) -> SplitBody | None:
     """Decode a body and split it around the list in its field ``name``; ``None`` where that cannot be done.
 
     The reason may be as harmless as a skeleton that is longer than :data:`WINDOW_BYTES` allow: nothing follows from it.
+    Raises :exc:`~cgw.errors.Refusal` as :func:`~cgw.providers.body_density.check_density` does.
     """
     key = _compile_key(name).search(body, 0, WINDOW_BYTES)
     if key is None:
@@ -66,6 +70,7 @@ def split_body(body: bytes, name: str) -> SplitBody | None:
         # With the placeholder as another value, or twice, the skeleton could not be filled again.
         if not isinstance(raw, dict) or raw.get(name) != _MARK or skeleton.count(_PLACEHOLDER) != 1:
             return None
+        check_density(body)
         value = memoryview(body)[start : found.end()]
         try:
             raw[name] = _decode(value)

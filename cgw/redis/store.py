@@ -95,7 +95,7 @@ class Store(Protocol):
     def post_script(self, posted: PostedCall, key: bytes | str, *, may_wait: bool = False) -> None:
         """Send ``posted``, which is about ``key``, without waiting; it gets the reply, or an exception.
 
-        With ``may_wait``, it leaves with the next call to the same server, but at most
+        With ``may_wait``, it leaves with another call to the same server, but at most
         :data:`~cgw.redis.link.POSTPONE_SECONDS` later, and is packed when it leaves. If there is no link, ``posted``
         has the exception before this returns.
         """

@@ -20,7 +20,7 @@ import msgspec
 
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, RequestKind
 from cgw.telemetry.exchange_text import describe_actor, describe_request, describe_target
-from cgw.telemetry.log_lines import format_time, name_severity, render_each
+from cgw.telemetry.log_lines import format_second, name_severity, render_each
 from cgw.telemetry.masking import SecretMask
 from cgw.wire.trace_context import RequestTrace
 
@@ -91,6 +91,7 @@ class ExchangeLines:
         self._constants += f',"logging.googleapis.com/trace":"{_quote(trace_prefix)}'
         self._is_traced = is_traced
         self._render_any = render_any
+        self._second = 0, format_second(0)  # most lines have that of the one before
         self._shapes: dict[tuple[object, ...], str] = {}
         self._callers: dict[tuple[object, ...], tuple[str, str, str]] = {}
 
@@ -107,10 +108,16 @@ class ExchangeLines:
             return self._render_any(record)
         actor_text, client_fields, actor_fields = caller
         trace, seconds = record.trace, end - start
-        trace_id = trace.trace_id
-        time = format_time(record.started_at + seconds)
+        trace_id, ended_at = trace.trace_id, record.started_at + seconds
+        second, second_text = self._second
+        if not 0 <= ended_at - second < 1:
+            second, second_text = self._second = int(ended_at), format_second(int(ended_at))
+        microseconds = round((ended_at - second) * 1_000_000)
+        if not 0 <= microseconds < 1_000_000:
+            return self._render_any(record)
         line = shape % (
-            time, actor_text, trace_id, trace.span_id, trace_id, size, client_fields, seconds, actor_fields
+            second_text, microseconds, actor_text, trace_id, trace.span_id, trace_id, size, client_fields, seconds,
+            actor_fields,
         )  # fmt: skip
         upstream = None if asked is None or relayed is None else relayed - asked
         end_fields = _Figures(
@@ -156,7 +163,7 @@ class ExchangeLines:
             f's"{_encode_fields({"protocol": record.protocol})}}},"exchange":{{{_encode_fields(head)[1:]}',
             f"{_encode_fields(target)},",
         )
-        values = ("%s", "%s", "%s", "%s", "%s", "%d", "%s", "%.6f", "%s", "")
+        values = ("%s.%06d+00:00", "%s", "%s", "%s", "%s", "%d", "%s", "%.6f", "%s", "")
         shape = "".join(text.replace("%", "%%") + value for text, value in zip(texts, values, strict=True))
         return _keep(self._shapes, _read_shape(record), shape)
 

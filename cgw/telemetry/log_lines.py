@@ -189,10 +189,11 @@ def format_time(seconds: float) -> str:
     microseconds = round((seconds - whole) * 1_000_000)
     if not 0 <= microseconds < 1_000_000:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
-    return f"{_format_second(whole)}.{microseconds:06d}+00:00"
+    return f"{format_second(whole)}.{microseconds:06d}+00:00"
 
 
 # Many lines have the same second.
 @lru_cache(maxsize=4)
-def _format_second(seconds: int) -> str:
+def format_second(seconds: int) -> str:
+    """Return the same without microseconds and zone."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]

@@ -16,9 +16,7 @@ from __future__ import annotations
 import enum
 import logging
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -119,16 +117,15 @@ TracedValue = tuple[str, float, float]
 class Distribution:
     """A histogram for one set of labels. An observation takes 0.3 µs: prometheus_client's takes 1, for its lock.
 
-    Values that come in batches are appended to ``gathered``, or to ``traced``, and counted at once: in a fifth of the
+    Values that come in batches are appended to ``gathered``, or to ``traced``, and counted at once, in a third of the
     time. The last traced value of a bucket is its exemplar.
     """
 
-    __slots__ = ("_counts", "_exemplars", "_find_bucket", "_size", "_sum", "gathered", "traced")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_sum", "gathered", "traced")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._find_bucket = partial(bisect_left, bounds)
-        self._size = len(bounds) + 1
-        self._counts: Counter[int] = Counter()
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._exemplars: dict[int, TracedValue] = {}
         self._sum = 0.0
         self.gathered: list[float] = []
@@ -136,31 +133,34 @@ class Distribution:
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self._counts[self._find_bucket(value)] += 1
+        self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def count_gathered(self) -> None:
         """Count the values that have gathered."""
-        # No step of Python for each value: map(), Counter and sum() are in C.
+        # Loops, because map() over bisect_left and a Counter take longer.
+        bounds, counts = self._bounds, self._counts
         if self.gathered:
-            self._counts.update(map(self._find_bucket, self.gathered))
+            for value in self.gathered:
+                counts[bisect_left(bounds, value)] += 1
             self._sum += sum(self.gathered)
             self.gathered.clear()
         if self.traced:
-            values = [value for _, value, _ in self.traced]
-            buckets = list(map(self._find_bucket, values))
-            self._counts.update(buckets)
-            self._sum += sum(values)
-            self._exemplars.update(zip(buckets, self.traced, strict=True))
+            total, exemplars = 0.0, self._exemplars
+            for traced in self.traced:
+                value = traced[1]
+                bucket = bisect_left(bounds, value)
+                counts[bucket] += 1
+                exemplars[bucket] = traced
+                total += value
+            self._sum += total
             self.traced.clear()
 
     def read(self) -> HistogramValue:
         """Return a copy of the state."""
-        exemplars, buckets = self._exemplars, range(self._size)
-        found = (Exemplar(*exemplars[bucket]) if bucket in exemplars else None for bucket in buckets)
-        return HistogramValue(
-            tuple([self._counts[bucket] for bucket in buckets]), self._sum, tuple(found) if exemplars else ()
-        )
+        exemplars = self._exemplars
+        found = [Exemplar(*exemplars[bucket]) if bucket in exemplars else None for bucket in range(len(self._counts))]
+        return HistogramValue(tuple(self._counts), self._sum, tuple(found) if exemplars else ())
 
 
 class Histogram:

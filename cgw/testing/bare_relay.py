@@ -15,10 +15,11 @@ from attrs import define, field
 from cgw.allocator import keep_freed_memory
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
 from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
 from cgw.transport.server import AcceptedConnection, Server

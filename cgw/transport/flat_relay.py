@@ -106,7 +106,9 @@ class FlatRelay:
         self._lock = threading.RLock()
         self._scratch = Scratch()  # the relay thread's own
         self._is_stopping = False
-        self._clock: Callable[[], float] = trio.current_time
+        # Trio's clock can only be read in Trio's thread: another one reads perf_counter, as both advance alike.
+        self._read_clock: Callable[[], float] = trio.current_time
+        self._clock_offset = 0.0
         self._call_trio: Callable[..., object] = _call
 
     def choose_framer(
@@ -172,9 +174,7 @@ class FlatRelay:
 
     async def run(self) -> None:
         """Relay until cancelled, in a thread, which has ended when this returns."""
-        # The loop reads perf_counter(), as Trio's clock can only be read in Trio's thread; both advance alike.
-        offset = trio.current_time() - time.perf_counter()
-        self._clock = lambda: time.perf_counter() + offset
+        self._read_clock, self._clock_offset = time.perf_counter, trio.current_time() - time.perf_counter()
         self._call_trio = trio.lowlevel.current_trio_token().run_sync_soon
         self._is_stopping = False
         # The thread may be in epoll_wait without a timeout; this descriptor wakes it up to stop.
@@ -218,7 +218,7 @@ class FlatRelay:
 
     async def run_without_thread(self) -> None:
         """Relay until cancelled, in this task: slower, but in step with Trio's clock and scheduler, for tests."""
-        self._clock, self._call_trio = trio.current_time, _call
+        self._read_clock, self._clock_offset, self._call_trio = trio.current_time, 0.0, _call
         self._begin_rate_window()
         async with trio.open_nursery() as relay_nursery:
             relay_nursery.start_soon(self._sweep_forever)
@@ -236,7 +236,7 @@ class FlatRelay:
                 self._adapt_to_rate()
 
     def _begin_rate_window(self) -> None:
-        self._window_began, self._window_events = self._clock(), self._events
+        self._window_began, self._window_events = self._read_clock() + self._clock_offset, self._events
 
     def _adapt_to_rate(self) -> None:
         """Switch coalescing on or off by the rate of events. Two limits, so that it does not switch all the time."""
@@ -251,11 +251,12 @@ class FlatRelay:
         """Make one pass: wait at most this long (−1: without limit), serve what is ready, return how many sockets."""
         ready = self._epoll.poll(timeout_seconds, MAX_EVENTS)
         self._passes += 1
-        self._now = self._clock()
+        began_at = self._read_clock()
+        self._now = began_at + self._clock_offset
         for start in range(0, len(ready), EVENTS_PER_LOCK):
             with self._lock:
                 self._serve_events(ready[start : start + EVENTS_PER_LOCK])
-        self._busy_seconds += self._clock() - self._now
+        self._busy_seconds += self._read_clock() - began_at
         return len(ready)
 
     def _serve_events(self, ready: list[tuple[int, int]]) -> None:

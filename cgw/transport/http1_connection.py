@@ -20,24 +20,19 @@ from __future__ import annotations
 
 import math
 import re
-import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import trio
-from attrs import field, frozen
 
 from cgw.clock import read_clock
 from cgw.errors import ClientGone, Refusal
-from cgw.transport.body_budget import BodyBudget
-from cgw.transport.client_address import AddressBound, TrustedProxies
-from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead, RenderRefusal, ignore_refused
-from cgw.transport.deadlines import DeadlineKeeper
-from cgw.transport.hangup_watch import HangupWatch, WatchedClient
+from cgw.transport.client_side import RefusedHead
+from cgw.transport.connection_callbacks import ConnectionCallbacks
+from cgw.transport.hangup_watch import WatchedClient
 from cgw.transport.http1_client import Http1Client, build_own_fields
-from cgw.transport.pace import Pace
 from cgw.transport.server import RETRY_AFTER_SECONDS, AcceptedConnection
 from cgw.transport.serving_scope import Cause, ServingScope
-from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
+from cgw.transport.sockets import PlainTransport, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.wire.fast_heads import has_connection_close
 from cgw.wire.heads import HTTP2_PREFACE, find_head_end, find_request_line, status_phrase
@@ -54,50 +49,6 @@ GRACE_SECONDS = 0.5
 and may not retry."""
 
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
-
-ServeHttp2 = Callable[[Transport, bytes, str], Awaitable[None]]
-
-
-def _let_in(head: RequestHead) -> Refusal | None:
-    return None
-
-
-@frozen
-class ConnectionCallbacks:
-    """Functions that a connection calls, and what all connections of a process share.
-
-    ``handle`` serves one request in the scope that it is given, as :class:`ServingScope` says; ``check_load`` returns a
-    refusal for a request that is not to be served now, and ``encode_shed`` the same as a whole response (``None``: each
-    is rendered for itself); ``render_refusal`` returns header fields and body for a request that was refused before it
-    was served, by its path where that is known (``b""`` otherwise) and its id, and ``note_refused`` logs it if its head
-    was refused; ``is_draining`` says whether connections have to close, and is asked once by each, as later on it gets
-    :meth:`Http1Connection.drain`; ``serve_http2`` serves the rest of a connection that begins with HTTP/2's preface
-    (``None``: it is refused), given the transport, the data that was read, and the client's address.
-    ``budget`` bounds the memory of request bodies. ``trusted`` proxies may tell the client's address, and ``addresses``
-    bounds the connections of each that a PROXY header tells. ``tls_context`` returns the context to terminate TLS
-    with, or ``None`` where the port is plain.
-    """
-
-    limits: ClientLimits
-    handle: Callable[[ClientSide, ServingScope], Awaitable[None]]
-    render_refusal: RenderRefusal
-    is_draining: Callable[[], bool]
-    hangups: HangupWatch
-    deadlines: DeadlineKeeper
-    check_load: Callable[[RequestHead], Refusal | None] = _let_in
-    encode_shed: Callable[[RequestHead], bytes] | None = None
-    serve_http2: ServeHttp2 | None = None
-    budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
-    trusted: TrustedProxies = field(factory=TrustedProxies)
-    addresses: AddressBound = field(factory=lambda: AddressBound(None))
-    tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
-    note_refused: Callable[[RefusedHead], None] = ignore_refused
-    pace: Pace = field(factory=Pace)
-    buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
-    """Scratch for reading; no data stays in it across an ``await``."""
-    scratch: Scratch = field(factory=Scratch, repr=False)
-    connections: set[Http1Connection] = field(factory=set, repr=False)
-    """Those that are open."""
 
 
 class Http1Connection:
@@ -308,23 +259,21 @@ class Http1Connection:
 
     def _find_head(self, scanned_to: int) -> int:
         """Return the size of the head, or HTTP/2 preface, at the start of the buffer; 0 while it is incomplete."""
-        if self._buffer.startswith(b"\r"):
-            self._skip_blank_lines()
         buffer = self._buffer
+        if buffer.startswith(b"\r"):
+            buffer = self._skip_blank_lines(buffer)
         # A lone CR may be the first half of a blank line, which does not begin a request.
-        self.is_idle = not buffer or buffer == b"\r"
-        if self.is_idle:
+        self.is_idle = is_idle = not buffer or buffer == b"\r"
+        if buffer.startswith(HTTP2_PREFACE):
+            return len(HTTP2_PREFACE)
+        if is_idle or (buffer.startswith(b"PR") and HTTP2_PREFACE.startswith(buffer)):
             return 0
-        if buffer.startswith(b"PR"):
-            if buffer.startswith(HTTP2_PREFACE):
-                return len(HTTP2_PREFACE)
-            if HTTP2_PREFACE.startswith(buffer):
-                return 0
         # Methods begin with a letter. Anything else is refused at once: a TLS client waits for a reply to its hello.
         if not buffer[:1].isalpha():
             spoken = "TLS" if buffer[0] == 0x16 else "something else"
             raise Refusal(400, f"malformed request: this port speaks plain HTTP, not {spoken}", must_close=True)
-        start = max(0, scanned_to - 3)  # the end of a head may be cut, and is at most 4 bytes long
+        # The end of a head is at most 4 bytes long, and may be cut.
+        start = scanned_to - 3 if scanned_to > 3 else 0
         end = find_head_end(buffer[start:])
         size = len(buffer) if end < 0 else start + end
         maximum = self._callbacks.limits.max_head_bytes
@@ -334,14 +283,15 @@ class Http1Connection:
             raise Refusal(status, f"the request {what} is larger than {maximum} bytes", must_close=True)
         return 0 if end < 0 else size
 
-    def _skip_blank_lines(self) -> None:
+    def _skip_blank_lines(self, buffer: bytes) -> bytes:
         """Discard empty lines before a request, so many of them at most. Raises :exc:`~cgw.errors.Refusal` 400."""
-        blank = _BLANK_LINES.match(self._buffer)
+        blank = _BLANK_LINES.match(buffer)
         if blank is not None:
-            self._buffer = self._buffer[blank.end() :]
+            self._buffer = buffer = buffer[blank.end() :]
             self._blank_lines += blank.end() // 2
             if self._blank_lines > MAX_BLANK_LINES:
                 raise Refusal(400, "malformed request: too many empty lines before it", must_close=True)
+        return buffer
 
     def _begin_request(self) -> Awaitable[None] | None:
         """Return what serves the request whose head has come, ``None`` if it was shed and is answered already.

@@ -134,7 +134,8 @@ def parse_fast_request(data: bytes) -> RequestHead | None:
         return None
     if b"host" not in index or not index.keys().isdisjoint(_NEEDS_H11):
         return None
-    return RequestHead(method, target, headers, index=index, path=path)
+    # By position, here and below: with keywords, making an object takes a longer way through the interpreter.
+    return RequestHead(method, target, headers, b"1.1", index, path)
 
 
 def parse_fast_response(data: bytes) -> ResponseHead | None:
@@ -155,7 +156,7 @@ def parse_fast_response(data: bytes) -> ResponseHead | None:
             return None
     elif b"content-length" in index or coding.lower() != b"chunked":
         return None
-    return ResponseHead(status, headers, index=index)
+    return ResponseHead(status, headers, b"1.1", b"", index)
 
 
 def _parse_fields(lines: list[bytes]) -> tuple[tuple[Field, ...], dict[bytes, bytes]]:

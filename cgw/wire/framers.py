@@ -12,6 +12,7 @@ stop at a boundary between chunks, where h11 can continue.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Protocol
 
 from cgw.wire.windows import MAX_PIECES, BodyWindowCollector
@@ -111,6 +112,8 @@ class ChunkSizes:
 
     def note_small(self, chunks: bytes, size: int) -> None:
         """Remember a small chunk, if ``chunks``, of ``size`` bytes, is only one, and its size was noted."""
+        if size > SMALL_BYTES:
+            return
         line_end = chunks.find(b"\n") + 1
         # The first five bytes have the whole line, of two or three digits, which alone decides of the size.
         if 4 <= line_end <= 5 and self.sizes.get(chunks[:line_end]) == size and len(self.small) < MAX_SIZES:
@@ -141,7 +144,7 @@ class ChunkedFramer:
     def __init__(self, collector: BodyWindowCollector, sizes: ChunkSizes) -> None:
         self._collector = collector
         self._sizes = sizes
-        # What ``take`` needs. In the middle of a chunk, or of a line, it finds no size, and so takes nothing.
+        # What ``take`` needs. Before the first payload, and within a chunk, it finds no size, and so takes nothing.
         self._small = _NO_SMALL
         self._pieces, self._needle = collector.pieces, collector.needle
         self._need = 0  # bytes of the current chunk that are still to come, its CR LF included
@@ -173,28 +176,40 @@ class ChunkedFramer:
 
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """See :meth:`Framer.feed`. ``held`` is at most one chunk-size line, or the end of the body."""
-        collector = self._collector
-        # The same look as in ``take``, at all chunks at once.
-        shows_nothing = self._small is not _NO_SMALL and self._needle not in data
-        collector.fold()
-        before = collector.total_bytes
+        collector, pieces, position = self._collector, self._pieces, 0
+        taken, could_take = len(pieces), self._small is not _NO_SMALL
         self.held, self._small = b"", _NO_SMALL
-        position = 0 if self._need else self._feed_chunks(data, size, shows_nothing=shows_nothing)
+        if could_take or (not self._need and collector.takes_pieces):
+            # Several chunks, a large one or an unknown one, in which nothing is to be seen either, up to a marker.
+            needle_at = data.find(self._needle)
+            position = self._walk_chunks(data, 0, size if needle_at < 0 else needle_at, pieces.append, b"\n\r\n")
+            if size and position == size:
+                if size > SMALL_BYTES or len(pieces) >= MAX_PIECES or not collector.total_bytes:
+                    collector.fold()
+                self._sizes.note_small(data, size)
+                self._small = self._sizes.small
+                return size, FramerState.OPEN
+        before = collector.total_bytes + sum(map(len, pieces[:taken]))
+        collector.fold()
+        if not self._need:
+            position = self._walk_chunks(data, position, size, collector.feed, b"\r\n")
         passable, state = self._feed_pieces(data, position, size)
-        if state is FramerState.OPEN and not self._need and not self.held and collector.takes_pieces:
+        # In the middle of a chunk, or of its line, ``take`` would have to see both parts.
+        is_between_chunks = state is FramerState.OPEN and not self._need and not self.held
+        if is_between_chunks and collector.total_bytes and collector.takes_pieces:
             self._small = self._sizes.small
         if not collector.is_ending or self._has_been_final:
             return passable, state
         return 0, self._hold(data[:passable], collector.total_bytes - before, state)
 
-    def _feed_chunks(self, data: bytes, size: int, *, shows_nothing: bool) -> int:
-        """Take chunks that are whole, and of sizes seen before: nearly always that is all of ``data``.
+    def _walk_chunks(
+        self, data: bytes, position: int, size: int, collect: Callable[[bytes], None], end_of_chunk: bytes
+    ) -> int:
+        """Collect chunks from ``position`` on while they are whole and of sizes seen before: nearly always all of them.
 
-        Return the position behind them. With ``shows_nothing`` the collector need not look at each of them.
+        Return the position behind them.
         """
-        collector, sizes, position = self._collector, self._sizes.sizes, 0
-        payloads: list[bytes] = []
-        collect, end_of_chunk = (payloads.append, b"\n\r\n") if shows_nothing else (collector.feed, b"\r\n")
+        sizes = self._sizes.sizes
         while line_end := data.find(b"\n", position) + 1:
             # An unknown size line counts as longer than the data, which leaves it to _feed_pieces.
             end = position + sizes.get(data[position:line_end], size + 1)
@@ -202,10 +217,6 @@ class ChunkedFramer:
                 break
             collect(data[line_end : end - 2])
             position = end
-        if payloads:
-            collector.keep(payloads)
-        if position == size <= SMALL_BYTES:
-            self._sizes.note_small(data, size)
         return position
 
     def _hold(self, data: bytes, payload_bytes: int, state: FramerState) -> FramerState:

@@ -101,7 +101,6 @@ class RequestHead:
         target: bytes,
         headers: Headers,
         http_version: bytes = b"1.1",
-        *,
         index: dict[bytes, bytes] | None = None,
         path: bytes | None = None,
         trace: RequestTrace | None = None,
@@ -135,7 +134,6 @@ class ResponseHead:
         headers: Headers,
         http_version: bytes = b"1.1",
         reason: bytes = b"",
-        *,
         index: dict[bytes, bytes] | None = None,
     ) -> None:
         self.status = status

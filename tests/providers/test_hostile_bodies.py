@@ -12,10 +12,10 @@ from cgw.config.kinds import Secret
 from cgw.errors import Refusal
 from cgw.model import Feature
 from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.providers.body_density import MAX_PARTS, MAX_QUOTES, MAX_UNCOUNTED_BYTES
 from cgw.providers.body_structure import MAX_ITEMS
 from cgw.providers.dialect import Caller
 from cgw.providers.google.settings import GoogleSettings
-from cgw.providers.json_body import MAX_PARTS, MAX_QUOTES, MAX_UNCOUNTED_BYTES
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import build_dialects
 from cgw.providers.request_body import MAX_EXPLAINED, MAX_REPORTED_PROBLEMS

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from cgw.errors import Refusal
 from cgw.providers import json_body
-from cgw.providers.json_body import MAX_QUOTES, change_fields, decode_object, encode_object, encode_with_messages
+from cgw.providers.body_density import MAX_QUOTES
+from cgw.providers.json_body import change_fields, decode_object, encode_object, encode_with_messages
 from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 
 

@@ -12,9 +12,10 @@ from attrs import define, field
 from cgw.errors import Refusal
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
 from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.server import AcceptedConnection, Server
 from cgw.transport.serving_scope import ServingScope
@@ -92,7 +93,7 @@ async def open_engine(
 ) -> AsyncIterator[Engine]:
     """Serve connections on a free port. At the end every client must have left, and no connection may remain.
 
-    ``options`` are more arguments of :class:`~cgw.transport.http1_connection.ConnectionCallbacks`.
+    ``options`` are more arguments of :class:`~cgw.transport.connection_callbacks.ConnectionCallbacks`.
     """
     engine = Engine(handler, limits or ClientLimits(), options)
     engine.server = Server(await open_listeners("127.0.0.1", 0))

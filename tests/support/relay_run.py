@@ -18,11 +18,12 @@ from attrs import define, field, frozen
 from cgw.errors import ClientGone
 from cgw.model import BodyWindow
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
 from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_client import Http1Client
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body, relay_response
 from cgw.transport.server import AcceptedConnection
 from cgw.transport.serving_scope import ServingScope

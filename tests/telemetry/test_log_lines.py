@@ -184,14 +184,19 @@ def test_fast_and_general_renderer_agree(record: ExchangeRecord, created: float,
 CALLS = st.lists(RECORDS | st.sampled_from([build_record(actor="50 %", path="/%s", response_bytes=5)]), max_size=4)
 
 
-@given(records=CALLS, has_secrets=st.booleans(), has_project=st.booleans())
-@example([build_record(response_bytes=1, user_agent="x" * 2000), build_record(response_bytes=1)], True, True)
-@example([build_record(response_bytes=1, stale=True, actor="a", error=SECRETS[0])] * 2, True, True)
-@example([build_record(response_bytes=1, actor=SECRETS[2]), build_record(response_bytes=1, model="")], True, False)
+@given(records=CALLS, started_at=MOMENTS | st.floats(-1e9, 0), has_secrets=st.booleans(), has_project=st.booleans())
+@example([build_record(response_bytes=1, user_agent="x" * 2000), build_record(response_bytes=1)], 1.0, True, True)
+@example([build_record(response_bytes=1, stale=True, actor="a", error=SECRETS[0])] * 2, 1.0, True, True)
+@example([build_record(response_bytes=1, actor=SECRETS[2]), build_record(response_bytes=1, model="")], 1.0, True, False)
+@example([build_record(response_bytes=1, duration_ms=0)] * 2, 0.9999999, False, False)
+@example(
+    [build_record(response_bytes=1, path="/\ud800"), build_record(response_bytes=1, actor="\ud800")], 1, False, False
+)
 def test_lines_of_a_batch_are_those_of_entries(
-    records: list[ExchangeRecord], has_secrets: bool, has_project: bool
+    records: list[ExchangeRecord], started_at: float, has_secrets: bool, has_project: bool
 ) -> None:
     """A batch has the bytes that each record has by itself, with the time of its end, seen before or not."""
+    records = [msgspec.structs.replace(record, started_at=started_at + n) for n, record in enumerate(records)]
     mask = SecretMask(SECRETS if has_secrets else ())
     project, labels = ("a-project", {"environment": "50 %"}) if has_project else (None, None)
     lines = JsonLines(mask, VERSION, project_id=project, labels=labels, is_traced=lambda trace: trace.is_wanted)

@@ -153,6 +153,7 @@ def _measure_choice(choice: _Choice) -> int:
 
 _get_usage = attrgetter("usage")
 _get_choices = attrgetter("choices")
+_get_delta = attrgetter("delta")
 _get_tool_calls = attrgetter("tool_calls")
 _get_choice_text = attrgetter("text")
 _TEXT_PARTS = tuple(map(attrgetter, ("content", "reasoning_content", "reasoning")))
@@ -161,7 +162,9 @@ _TEXT_PARTS = tuple(map(attrgetter, ("content", "reasoning_content", "reasoning"
 def _count_characters(chunks: Iterable[_Completion]) -> int:
     """Return the length of what the chunks of a stream have of text, thinking and arguments of tools."""
     choices: list[_Choice] = list(chain.from_iterable(map(_get_choices, chunks)))
-    texts = [text for choice in choices if (text := choice.delta or choice.message) is not None]
+    texts: list[_Text] = list(filter(None, map(_get_delta, choices)))
+    if len(texts) < len(choices):  # not the chunks of a chat
+        texts = [text for choice in choices if (text := choice.delta or choice.message) is not None]
     count = sum_lengths(map(_get_choice_text, choices))
     for part in _TEXT_PARTS:
         count += sum_lengths(map(part, texts))
