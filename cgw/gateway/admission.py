@@ -111,7 +111,7 @@ def check_model_access(actor: Actor, feature: Feature, prepared: PreparedRequest
     """
     rate_limit = actor.rate_limits.get(feature) or check_feature(actor, feature)
     names = (prepared.model, *prepared.other_names)
-    check_model(names, rate_limit.allowed_models, dialect.models, dialect.provider, dialect.models_variable)
+    check_model(names, rate_limit.allowed_models, dialect)
     return rate_limit
 
 

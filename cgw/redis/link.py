@@ -37,9 +37,9 @@ import outcome
 import trio
 from redis.exceptions import InvalidResponse, NoScriptError
 
+from cgw.alarm import Alarm
 from cgw.clock import read_clock
 from cgw.errors import StoreUnavailable, explain_os_error
-from cgw.redis.alarm import Alarm
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
 from cgw.redis.link_call import LinkCall
 from cgw.redis.link_owner import LinkCounters, LinkOwner

@@ -91,7 +91,7 @@ def build_gateway(
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
-        readers=telemetry.build_readers(),
+        readers=telemetry.readers,
         stored=StoredObjects(redis),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,
