@@ -15,9 +15,9 @@ import trio
 from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
-from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeouts, select_feature
+from cgw.gateway.answer import content_length_of, is_event_stream, read_timeouts, select_feature
 from cgw.gateway.ending import relay_rest, release
-from cgw.gateway.opening import add_traceparent, explain_overload, open_upstream
+from cgw.gateway.opening import explain_overload, open_upstream, tell_trace
 from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import Gateway, check_recording, wait_recorded
 from cgw.gateway.phases import Phase
@@ -50,7 +50,7 @@ class Exchange:
         self._refusal: Refusal | None = None
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
-        self.state = ExchangeState(client, dialect.path)
+        self.state = ExchangeState(client, dialect.path, gateway.read_time)
 
     async def run(self) -> None:
         """Serve the request, from its head to its settlement, and log it.
@@ -175,8 +175,7 @@ class Exchange:
         answer: RelayOutcome | Refusal | None = None
         try:
             state.move(Phase.OPENING)
-            gateway.upstream_counts.note_traced(provider, client.head)
-            gateway.upstream_counts.change(provider, admitted.feature, 1)
+            count = gateway.upstream_counts.begin(provider, admitted.feature, client.head)
             try:
                 answer = await self._ask_upstream(admitted)
             except UpstreamError as error:
@@ -186,7 +185,7 @@ class Exchange:
                 raise
             finally:
                 self._scope.deadline = math.inf  # what follows has bounds of its own
-                gateway.upstream_counts.change(provider, admitted.feature, -1)
+                count.value -= 1
                 if self._record_usage(admitted):
                     await wait_recorded(gateway)
             if state.is_charged:
@@ -215,7 +214,7 @@ class Exchange:
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         gateway, prepared = self._gateway, admitted.prepared
         if gateway.build_traceparent is not None:
-            prepared = add_traceparent(prepared, gateway.build_traceparent(self._client.head.trace))
+            prepared.upstream = tell_trace(gateway, self._client.head.trace, prepared.upstream)
         response = self._response = await open_upstream(
             gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, self.state.journal
         )
@@ -231,12 +230,10 @@ class Exchange:
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Send the response's head to the client, then relay its body up to what completes it."""
         state, journal = self.state, self.state.journal
-        head = state.upstream_head = response.head
-        state.status = answer_status(head.status)
-        journal.answered(head)
-        journal.connected(response.connected_at)
+        head = response.head
+        status = state.note_head(head, response.connected_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
-        if state.status == 503:
+        if status == 503:
             prepared, provider = admitted.prepared, self._dialect.provider
             refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
@@ -246,7 +243,7 @@ class Exchange:
         if length is None or response.connection.unread_bytes < length:
             self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
-        await self._client.send_head(state.status, headers, is_stream=False)
+        await self._client.send_head(status, headers, is_stream=False)
         relay, note_first, client = self._choose_relay(), journal.first_chunk, self._client
         if is_stream := is_event_stream(head) and length != 0:
             state.window.look_for(self._dialect.final_markers)
@@ -280,10 +277,7 @@ class Exchange:
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
-        usage = state.read_usage(dialect, admitted.prepared)
-        return state.journal.build_event(
-            admitted.actor, admitted.feature, dialect.provider, usage, state.status, state.list_facts()
-        )
+        return state.build_event(admitted, dialect.provider, state.read_usage(dialect, admitted.prepared))
 
     def _give_back(self) -> None:
         if self._response is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import trio
-from attrs import evolve
 
 from cgw.errors import (
     ConnectTimeout,
@@ -23,7 +22,8 @@ from cgw.providers.fallback import Fallback
 from cgw.providers.upstream_words import describe_words
 from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
-from cgw.wire.messages import add_field
+from cgw.wire.messages import UpstreamRequest, add_field
+from cgw.wire.trace_context import RequestTrace
 
 MAX_ERROR_BYTES = 16 * 1024
 """The most that is read of the body of an error that cgw tells in its own words."""
@@ -36,9 +36,11 @@ logger = logging.getLogger("cgw.upstream")
 _ENTITY_FIELDS = frozenset([b"content-type", b"content-length", b"content-encoding", b"x-accel-buffering"])
 
 
-def add_traceparent(prepared: PreparedRequest, traceparent: bytes) -> PreparedRequest:
-    """Return ``prepared`` with the header field that tells the upstream our trace."""
-    return evolve(prepared, upstream=add_field(prepared.upstream, b"traceparent", traceparent))
+def tell_trace(gateway: Gateway, trace: RequestTrace, request: UpstreamRequest) -> UpstreamRequest:
+    """Return ``request`` with the header field that tells the provider our trace, where the operator wants that."""
+    if gateway.build_traceparent is None:
+        return request
+    return add_field(request, b"traceparent", gateway.build_traceparent(trace))
 
 
 async def open_upstream(

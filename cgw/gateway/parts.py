@@ -47,6 +47,7 @@ class Gateway:
 
     ``readers`` report each exchange; ``fallbacks`` are by provider. ``passes_account_fields``: clients see the header
     fields of the provider's account. ``build_traceparent`` is ``None`` where providers are not told the trace.
+    ``read_time`` reads the clock of the Trio run that the gateway is made in.
     """
 
     sources: Sources
@@ -87,4 +88,4 @@ async def record_event(gateway: Gateway, event: UsageEvent) -> None:
 async def wait_recorded(gateway: Gateway) -> None:
     """Wait until what was recorded is on disk. The client may be gone, the usage is not: only time ends the waiting."""
     with trio.CancelScope(shield=True):
-        await gateway.event_log.wait_durable(trio.current_time() + RECORD_SECONDS)
+        await gateway.event_log.wait_durable(gateway.read_time() + RECORD_SECONDS)

@@ -237,6 +237,7 @@ async def _start_background(
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
         telemetry.process.log_level.run,
+        telemetry.readers.run,
         alerts.run,
         gateway.limiter.run,
         *(source.run for source in gateway.sources.runners),

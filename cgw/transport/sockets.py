@@ -178,7 +178,7 @@ class PlainTransport(Transport):
         await trio.lowlevel.checkpoint_if_cancelled()
         # Nearly always the kernel takes all of it at once.
         try:
-            sent = self.sock.send(data)
+            sent = self.sock.send(data) if data else 0
         except BlockingIOError:
             sent = 0
         if sent < len(data):
