@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import trio
 
 from cgw.service.lifecycle import Service
 from cgw.telemetry.logs import open_logging
-from tests.support.counting import CallCounter
+from tests.support.counting import CallCounter, StepCounter
 from tests.support.gateway import open_gateway
 from tests.support.raw_client import open_client
 from tests.support.raw_server import open_raw_server, read_request
@@ -134,3 +136,31 @@ async def test_debug_lines_that_are_off(tmp_path: Path, is_stream: bool) -> None
     assert not [name for name in counter.calls if name.startswith("cgw.gateway.debug_lines:log_")]
     # The request's id for all lines that are logged while it is served.
     assert counter.calls["_contextvars.ContextVar.set"] <= 1.5 * EXCHANGES
+
+
+class ScopeCounter(CallCounter):
+    """Counts the cancel scopes that are entered, by the task that enters them."""
+
+    def note(self, frame: FrameType, event: str, argument: Any) -> None:
+        """Count one scope; a profile function for :func:`sys.setprofile`."""
+        if event == "call" and frame.f_code is trio.CancelScope.__enter__.__code__:
+            self.calls[trio.lowlevel.current_task().name] += 1
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
+async def test_scopes_and_turns_of_a_connection(tmp_path: Path, is_stream: bool) -> None:
+    """Exchanges of a kept connection enter no cancel scope, and take as many turns of its task as they wait times."""
+    scopes, turns = ScopeCounter(), StepCounter()
+    async with open_warm_gateway(tmp_path) as gateway, open_client(gateway.port) as client:
+        request = build_request(PATH, stream=is_stream)
+        await client.ask(request)
+        trio.lowlevel.add_instrument(turns)
+        turns.is_on = True
+        with scopes.count():
+            for _ in range(EXCHANGES):
+                assert (await client.ask(request)).status == 200
+        trio.lowlevel.remove_instrument(turns)
+    assert scopes.calls["cgw.transport.server.Server._serve"] == 0
+    # For the request, for Redis, for the head of the response, and for the rest of a stream; and where requests follow
+    # each other closely, one in which others have their turn.
+    assert turns.steps["_serve"] <= (5 if is_stream else 4) * EXCHANGES
