@@ -7,6 +7,7 @@ unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
@@ -135,15 +136,13 @@ class PartsDecoder(Generic[T]):
     def decode_all(self, contents: list[bytes]) -> list[T]:
         """Return the parts of the objects among ``contents``, in order: those of a stream, in one call into C.
 
-        Where that fails, each is decoded by itself.
+        Where one of them is no object, each is decoded by itself. Of a stream that no API sends, with several objects in
+        one content and none in another, these count, too.
         """
-        try:
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
             parts = self._decode_lines(b"\n".join(contents))
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            parts = []
-        # A line may hold several objects; then the stream isn't one that the API sends.
-        if len(parts) == len(contents):
-            return parts
+            if len(parts) == len(contents):
+                return parts
         return [value for data in contents if (value := self.decode(data)) is not None]
 
     def take_parts(self, value: dict[str, Any]) -> T:

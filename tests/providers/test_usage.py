@@ -356,9 +356,7 @@ def test_both_ways_to_take_the_parts_of_an_object_agree(value: dict[str, Any]) -
             assert repr(decoder.decode(data)) == repr(decoder.take_parts(whole_object))
 
 
-CONTENTS = responses.map(json.dumps).map(str.encode) | st.sampled_from(
-    [b"", b"[DONE]", b"[]", b"{} {}", b"{", b" {}\n"]
-)
+CONTENTS = responses.map(json.dumps).map(str.encode) | st.sampled_from([b"", b"[DONE]", b"[]", b"{", b" {}\n"])
 
 
 @given(st.lists(CONTENTS, max_size=5))
