@@ -70,6 +70,8 @@ class _Event(msgspec.Struct, gc=False):
     usage: _Figures | None = None  # of message_delta
 
 
+_NO_FIGURES = _Figures()
+
 MESSAGES = PartsDecoder(_Message)
 EVENTS = PartsDecoder(_Event)
 FIGURES = PartsDecoder(_Figures)
@@ -86,10 +88,13 @@ def _read_whole(data: bytes) -> Reading:
         return Reading()
     length = 0
     for block in message.content:
-        length += len(block.text or "") + len(block.thinking or "")
+        if block.text is not None:
+            length += len(block.text)
+        if block.thinking is not None:
+            length += len(block.thinking)
         if block.input is not None:
             length += count_json(block.input)
-    return _build_reading(message.usage or _Figures(), length, is_final=True)
+    return _build_reading(message.usage or _NO_FIGURES, length, is_final=True)
 
 
 def _read_figures(usage: dict[str, Any]) -> Reading:
@@ -135,12 +140,4 @@ def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = Fals
     if usage.input_tokens is not None and (read or written):
         # Rounded up, so that nothing is free.
         charged = usage.input_tokens + -(-(read or 0) // 10) + -(-5 * (written or 0) // 4)
-    return Reading(
-        usage.input_tokens,
-        usage.output_tokens,
-        length,
-        is_final,
-        cache_read_token_count=read,
-        cache_write_token_count=written,
-        prompt_quota_token_count=charged,
-    )
+    return Reading(usage.input_tokens, usage.output_tokens, length, is_final, read, written, charged)

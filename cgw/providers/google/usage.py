@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from attrs import evolve
+from msgspec.structs import replace
 
 from cgw.model import BodyWindow
 from cgw.providers.usage_reading import (
@@ -127,7 +127,7 @@ def read_response_array(body: BodyWindow) -> Reading:
     if not body.is_whole:
         # The last chunk is at the end of the window, and the array's own end behind it.
         tail = body.tail.rstrip().removesuffix(b"]").rstrip()
-        return read_object(evolve(body, tail=tail), _read_whole, _read_figures, _KEY)
+        return read_object(replace(body, tail=tail), _read_whole, _read_figures, _KEY)
     usage, length, is_final = _Figures(), 0, False
     for value in _list_items(body.head + body.tail):
         chunk = RESPONSES.take_parts(value)

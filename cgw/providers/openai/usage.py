@@ -80,6 +80,8 @@ class _Completion(msgspec.Struct, gc=False):
     usage: _Figures | None = None  # null in all chunks but the last
 
 
+_NO_FIGURES = _Figures()
+
 COMPLETIONS = PartsDecoder(_Completion)
 FIGURES = PartsDecoder(_Figures)
 
@@ -93,7 +95,10 @@ def _read_whole(data: bytes) -> Reading:
     completion = COMPLETIONS.decode(data)
     if completion is None:
         return Reading()
-    return _build_reading(completion.usage or _Figures(), _count_characters([completion]), is_final=True)
+    length = 0
+    for choice in completion.choices:
+        length += _measure_choice(choice)
+    return _build_reading(completion.usage or _NO_FIGURES, length, is_final=True)
 
 
 def _read_figures(usage: dict[str, Any]) -> Reading:
@@ -117,16 +122,33 @@ def read_completion_stream(body: BodyWindow) -> Reading:
 
 
 def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = False) -> Reading:
-    details = usage.prompt_tokens_details or _Details()
-    return Reading(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        length,
-        is_final,
-        cache_read_token_count=details.cached_tokens,
-        cache_write_token_count=details.cache_write_tokens,
-        reasoning_token_count=(usage.completion_tokens_details or _CompletionDetails()).reasoning_tokens,
-    )
+    reading = Reading(usage.prompt_tokens, usage.completion_tokens, length, is_final)
+    if (prompt := usage.prompt_tokens_details) is not None:
+        reading.cache_read_token_count = prompt.cached_tokens
+        reading.cache_write_token_count = prompt.cache_write_tokens
+    if (completion := usage.completion_tokens_details) is not None:
+        reading.reasoning_token_count = completion.reasoning_tokens
+    return reading
+
+
+def _measure_choice(choice: _Choice) -> int:
+    """Return what :func:`_count_characters` does, for one choice: a tenth of the time of its calls into C."""
+    count = 0 if choice.text is None else len(choice.text)
+    text = choice.delta or choice.message
+    if text is None:
+        return count
+    # One by one: most texts have content alone, and a loop would cost as much as all of this.
+    if text.content is not None:
+        count += len(text.content)
+    if text.reasoning_content is not None:
+        count += len(text.reasoning_content)
+    if text.reasoning is not None:
+        count += len(text.reasoning)
+    if text.tool_calls is not None:
+        for call in text.tool_calls:
+            if call.function is not None and call.function.arguments is not None:
+                count += len(call.function.arguments)
+    return count
 
 
 _get_usage = attrgetter("usage")
@@ -138,7 +160,7 @@ _TEXT_PARTS = tuple(map(attrgetter, ("content", "reasoning_content", "reasoning"
 
 
 def _count_characters(chunks: Iterable[_Completion]) -> int:
-    """Return the length of what completions, or chunks of one, have of text, thinking and arguments of tools."""
+    """Return the length of what the chunks of a stream have of text, thinking and arguments of tools."""
     choices: list[_Choice] = list(chain.from_iterable(map(_get_choices, chunks)))
     texts: list[_Text] = list(filter(None, map(_get_delta, choices)))
     if len(texts) < len(choices):  # not the chunks of a chat
