@@ -219,14 +219,14 @@ class Exchange:
         head = state.upstream_head = response.head
         state.status = answer_status(head.status)
         journal.answered(head)
-        journal.connected(response.connected_at)
+        journal.connected(response.connected_at, response.connection.asked_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
         if state.status == 503:
             prepared, provider = admitted.prepared, self._dialect.provider
             refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
             return refusal
-        state.move(Phase.RELAYING)
+        state.move(Phase.RELAYING, response.arrived_at)
         length = 0 if head.status in (204, 304) else content_length_of(head)
         if length is None or response.connection.unread_bytes < length:
             self._scope.deadline = self._deadline  # the silence between chunks has a timeout of its own
@@ -247,7 +247,7 @@ class Exchange:
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
         """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""
-        self.state.move(Phase.RECORDING)
+        self.state.move(Phase.RECORDING, self.state.relayed_at)
         if self.state.is_cut:
             self.state.status = CUT.status
         event = self._build_event(admitted)

@@ -30,6 +30,6 @@ class FreeExchange(Exchange):
 
     async def _record_usage(self, admitted: AdmittedRequest) -> None:
         state = self.state
-        state.move(Phase.RECORDING)
+        state.move(Phase.RECORDING, state.relayed_at)
         if state.is_cut:
             state.status = CUT.status

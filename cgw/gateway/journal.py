@@ -16,6 +16,7 @@ from cgw.model import Actor, EventOutcome, Feature, Usage, UsageEvent, UsageQual
 from cgw.providers.dialect import PreparedRequest
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind, begin_times
 from cgw.telemetry.stack_traces import unwrap
+from cgw.transport.arrival import measure_wait
 from cgw.wire.messages import RequestHead, ResponseHead
 
 CLIENT_CLOSED_REQUEST = 499
@@ -55,8 +56,10 @@ class Journal:
         self._head = head
         self._peer = peer
         self._route = route
-        self._started_at = time.time()
-        self.times = begin_times(trio.current_time())
+        now = time.time()
+        waited = measure_wait(head.arrived_at, now)
+        self._started_at = now - waited
+        self.times = begin_times(trio.current_time() - waited)
         self._actor: Actor | None = None
         self._feature: Feature | None = None
         self._provider: str | None = None
@@ -85,9 +88,15 @@ class Journal:
         """The body is checked, and may be sent to ``provider``."""
         self._prepared, self._provider = prepared, provider
 
-    def connected(self, at: float | None) -> None:
-        """The upstream answered on a connection that was opened at time ``at``, ``None`` for one that was kept."""
+    def connected(self, at: float | None, asked_at: float) -> None:
+        """The upstream answered on a connection that was opened at time ``at``, ``None`` for one that was kept.
+
+        ``asked_at`` is when the request was sent.
+        """
         self._is_reused, self.times[Moment.CONNECTED] = at is None, at
+        if at is None and self._warning is None:
+            # Finding the connection and encoding the request are cgw's part; connecting, and a first upstream, are not.
+            self.times[Moment.ADMITTED] = asked_at
 
     def answered(self, head: ResponseHead) -> None:
         """The head of the upstream's response has come."""

@@ -31,6 +31,7 @@ class ExchangeState:
         self.body: BodyWindow | None = None  # once it is recorded
         self.upstream_head: ResponseHead | None = None
         self.is_upstream_complete = False
+        self.relayed_at: float | None = None  # if known: when the last of the upstream's answer came
         self.used_tokens: int | None = None
         self._client = client
 
@@ -44,10 +45,10 @@ class ExchangeState:
         """True if cgw ends the exchange before its response has begun: it was answered by nobody, and nobody left."""
         return self.status in (None, CUT.status) and self.gone_in is None and not self._client.is_response_started
 
-    def move(self, phase: Phase) -> None:
-        """Enter ``phase``."""
+    def move(self, phase: Phase, at: float | None = None) -> None:
+        """Enter ``phase``, which began at time ``at``, by default now."""
         self.phase = move(self.phase, phase)
-        self.journal.times[phase] = trio.current_time()
+        self.journal.times[phase] = trio.current_time() if at is None else at
 
     def read_usage(self, dialect: Dialect, prepared: PreparedRequest) -> Usage | None:
         """Return the usage that the relayed body tells, and note its tokens; ``None`` if no answer came."""
@@ -84,7 +85,7 @@ class ExchangeState:
 
     def note_relayed(self, outcome: RelayOutcome) -> None:
         """Note how the upstream's answer ended."""
-        self.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
+        self.is_upstream_complete, self.relayed_at = outcome.end is RelayEnd.COMPLETE, outcome.ended_at
         if outcome.error is not None:
             kind = UpstreamTimeout if outcome.end is RelayEnd.TIMED_OUT else UpstreamError
             self.journal.upstream_failed(kind(outcome.error))

@@ -331,7 +331,7 @@ class FlatRelay:
                 self._wait_for_client(stream, data[sent:])
                 return
         if state is not FramerState.OPEN:
-            self._end(stream, StreamOutcome.from_framer(state, stream.framer))
+            self._end(stream, StreamOutcome.from_framer(state, stream.framer, self._now))
 
     def _wait_for_client(self, stream: FlatStream, unsent: bytes) -> None:
         """Keep ``unsent``, at most one read, until the client reads on; do not read the upstream meanwhile."""
@@ -357,7 +357,7 @@ class FlatRelay:
         if stream.framer_state is FramerState.OPEN:
             self._register(stream, stream.reader_fd, _READ)
         else:
-            self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer))
+            self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer, self._now))
 
     async def _sweep_forever(self) -> None:
         shortest = min(self.silence_seconds, self.stall_seconds)

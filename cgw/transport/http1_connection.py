@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import re
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 
 import trio
 from attrs import field, frozen
 
 from cgw.errors import ClientGone, Refusal
+from cgw.transport.arrival import read_arrival
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead, RenderRefusal, ignore_refused
@@ -102,6 +104,8 @@ class Http1Connection:
         self._callbacks = callbacks
         self._buffer = b""  # received, but not part of a request yet
         self._blank_lines = 0
+        self._arrived_at = 0.0  # Unix time: of the request that is being received; 0.0 where that is unknown
+        self._free_at = 0.0  # Unix time: when the request before was done with
         self._client: Http1Client | None = None
         # A client that connects and sends nothing is not yet an idle keep-alive connection.
         self._first_wait_seconds = callbacks.limits.header_timeout_seconds
@@ -179,6 +183,8 @@ class Http1Connection:
         # Between requests there is nothing yet, as a rule: asking the kernel first would be a wasted system call.
         must_wait = self.is_idle and self._has_served
         size = await self._transport.receive_some(self._callbacks.buffer, waits_first=must_wait)
+        if self.is_idle:
+            self._arrived_at = read_arrival(self._transport.ancillary)
         self._buffer += memoryview(self._callbacks.buffer)[:size]
         return size
 
@@ -213,6 +219,7 @@ class Http1Connection:
         Data behind the head stays in the buffer. Raises :exc:`~cgw.errors.Refusal` 400, 408, 414 or 431.
         """
         self._blank_lines = 0
+        self._arrived_at = 0.0  # what came together with the request before counts from now on
         self._skip_blank_lines()
         self.is_idle = not self._buffer
         if self.is_idle and self._has_served and self._callbacks.pace.note_end():
@@ -273,6 +280,8 @@ class Http1Connection:
             size = self._transport.receive_nowait(self._callbacks.buffer)
         except BlockingIOError:
             return 0
+        if self.is_idle:
+            self._arrived_at = read_arrival(self._transport.ancillary)
         self._buffer += memoryview(self._callbacks.buffer)[:size]
         return size
 
@@ -338,6 +347,8 @@ class Http1Connection:
     async def _serve_request(self, head: RequestHead, codec: ServerCodec, refusal: Refusal | None) -> bool:
         """Serve one request, or answer it with ``refusal``; return whether the connection can carry another one."""
         callbacks = self._callbacks
+        # While the request before was served, this one waited for that, and not for us.
+        head.arrived_at = max(self._arrived_at, self._free_at) if self._arrived_at else 0.0
         self._client = client = Http1Client(
             self._transport,
             head,
@@ -361,6 +372,7 @@ class Http1Connection:
                 await self._shed(client, refusal)
         finally:
             client.release_body()
+        self._free_at = time.time()
         self._buffer = client.unread  # pipelined data is the start of the next request
         if client.is_reusable:
             return not callbacks.is_draining()

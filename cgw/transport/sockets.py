@@ -16,6 +16,8 @@ from typing import ClassVar
 
 import trio
 
+from cgw.transport.arrival import CONTROL_BYTES, Ancillary, ask_for_arrivals
+
 RECEIVE_BYTES = 64 * 1024
 """The most that is read from a socket at once."""
 
@@ -51,7 +53,9 @@ class Transport(abc.ABC):
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        ask_for_arrivals(sock)
         self.sock = sock
+        self.ancillary: Ancillary = []  # of the last read by :meth:`receive_nowait`: tells when its data came
         self._reads_without_wait = 0
 
     @abc.abstractmethod
@@ -166,7 +170,8 @@ class PlainTransport(Transport):
 
     def receive_nowait(self, buffer: bytearray) -> int:
         """See :meth:`Transport.receive_nowait`."""
-        return self.sock.recv_into(buffer, RECEIVE_BYTES)
+        size, self.ancillary, _, _ = self.sock.recvmsg_into((memoryview(buffer)[:RECEIVE_BYTES],), CONTROL_BYTES)
+        return size
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Write as much of ``data`` as the kernel takes; return how much. Raises as :meth:`receive_nowait`."""

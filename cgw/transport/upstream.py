@@ -81,7 +81,8 @@ class UpstreamResponse:
     """The response to one request, valid until it is given back.
 
     ``secrets`` are masked in the bodies of errors. With a ``decoder``, ``head`` is that of the decoded body.
-    ``connected_at`` is when its connection was opened (Trio's clock), ``None`` for one that was kept.
+    ``connected_at`` is when its connection was opened (Trio's clock), ``None`` for one that was kept; ``arrived_at`` is
+    when the head came, and what of the body was read together with it.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class UpstreamResponse:
         self._filter = None if secrets is None or head.status < FIRST_ERROR_STATUS else secrets.open_filter()
         self.connection = connection
         self.connected_at = connected_at
+        self.arrived_at = connection.find_arrival()
         self._silence_seconds = silence_seconds
         self.is_complete = False
 

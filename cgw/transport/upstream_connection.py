@@ -18,6 +18,7 @@ import h11
 import trio
 
 from cgw.errors import UpstreamProtocolError
+from cgw.transport.arrival import find_arrival
 from cgw.transport.sockets import Transport
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
 from cgw.wire.fast_heads import has_connection_close, parse_fast_response
@@ -61,6 +62,7 @@ class UpstreamConnection:
         self.transport = transport
         self.origin = origin
         self.idle_since = 0.0
+        self.asked_at = 0.0  # when the request was sent (Trio's clock)
         self.was_used = False
 
     def is_usable(self) -> bool:
@@ -76,6 +78,7 @@ class UpstreamConnection:
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
         head = encode_head(request)
+        self.asked_at = trio.current_time()
         try:
             await self.transport.send_all(head + request.body)
         except (OSError, trio.ClosedResourceError):
@@ -91,6 +94,7 @@ class UpstreamConnection:
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
         self._is_upload_chunked = body_bytes is None
+        self.asked_at = trio.current_time()
         await self._send_upload(encode_upload_head(request, body_bytes))
 
     async def send_piece(self, data: bytes) -> bool:
@@ -238,6 +242,11 @@ class UpstreamConnection:
             raise UpstreamProtocolError("the upstream reset the connection") from None
         self._has_received = self._has_received or bool(size)
         return bytes(memoryview(self._buffer)[:size])
+
+    def find_arrival(self) -> float:
+        """Return the time (Trio's clock) at which the kernel received the data that was read last."""
+        # A wall clock that is set meanwhile must not have the answer come before the question.
+        return max(find_arrival(self.transport.ancillary, trio.current_time()), self.asked_at)
 
     @property
     def unread_bytes(self) -> int:

@@ -83,6 +83,8 @@ class RequestHead:
     header: FindHeader = field(repr=False, eq=False)
     """Returns the value of the first field of a name (lower case), or ``None``."""
     _trace: RequestTrace | None = field(repr=False, eq=False)
+    arrived_at: float = field(repr=False, eq=False)
+    """The Unix time at which its first bytes came, 0.0 where that is unknown. Set by the connection."""
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class RequestHead:
         # The dictionary's own method: a look-up costs no call of a Python function.
         self.header = (index_headers(headers) if index is None else index).get
         self._trace = trace
+        self.arrived_at = 0.0
 
     @property
     def trace(self) -> RequestTrace:
