@@ -18,6 +18,7 @@ PACKAGE = Path(cgw.__file__).parent
 LEVELS = {
     "__init__": 0,  # the version
     "allocator": 0,
+    "clock": 0,
     "event_ids": 0,
     "errors": 1,
     "model": 1,

@@ -46,6 +46,12 @@ READ_SECONDS = 2.0
 
 MAX_RETRY_AFTER_SECONDS = 900.0
 
+MAX_HALVINGS = 250
+"""Refused ranges of one batch that are halved, with two posts each: enough to find 20 bad events among 10,000."""
+
+HALVING_SECONDS = 120.0
+"""How long halving may take in all, well below the time that a delivery may take."""
+
 TRANSIENT_STATUSES = {408, 409, 425, 429}
 """Of the client errors, those that pass."""
 
@@ -70,18 +76,29 @@ class HttpSink:
         return f"<HttpSink at {self._url.host}>"
 
     async def send(self, lines: Sequence[bytes], batch_id: str) -> Sequence[RejectedEvent]:
-        """Post events. A batch that is refused for good is halved until the events that are refused are alone."""
+        """Post events. A batch that is refused for good is halved until the events that are refused are alone.
+
+        After :data:`MAX_HALVINGS` or :data:`HALVING_SECONDS`, the rest of a refused range counts as refused.
+        """
         refusal = await self._post(lines, batch_id)
         if refusal is None:
             return ()
         rejected: list[RejectedEvent] = []
         # Each refused range, and its refusal; the earlier half is tried first.
         ranges = [(0, len(lines), refusal)]
+        halvings, deadline = 0, trio.current_time() + HALVING_SECONDS
         while ranges:
             start, end, refusal = ranges.pop()
             if end - start == 1:
                 rejected.append(RejectedEvent(start, refusal))
                 continue
+            if halvings == MAX_HALVINGS or trio.current_time() >= deadline:
+                # A receiver that refuses everything: asking for each of 10,000 events would hold up all others, and
+                # those set aside can be sent again by `cgw events retry`.
+                reason = f"{refusal} (to {end - start} events together; too many were refused to try each alone)"
+                rejected += [RejectedEvent(index, reason) for index in range(start, end)]
+                continue
+            halvings += 1
             middle = (start + end) // 2
             for first, last in ((middle, end), (start, middle)):
                 answer = await self._post(lines[first:last], f"{batch_id}.{first}-{last}")

@@ -13,7 +13,7 @@ import trio
 from cgw.config.kinds import Secret
 from cgw.events.lines import render_line
 from cgw.events.settings import HttpSinkSettings
-from cgw.events.sinks.http import HttpSink, open_http_sink, sign
+from cgw.events.sinks.http import MAX_HALVINGS, HttpSink, open_http_sink, sign
 from cgw.events.sinks.sink import SinkUnavailable
 from tests.events.conftest import build_event
 from tests.support.collector import OK, Answer, Collector, Received, open_collector
@@ -106,6 +106,17 @@ async def test_events_that_are_refused_for_good_are_found(wrong: set[int]) -> No
             f"e{number}" for number in range(20) if number not in wrong
         )
         assert len({request.headers["idempotency-key"] for request in collector.requests}) == len(collector.requests)
+
+
+async def test_halving_has_a_bound() -> None:
+    """A receiver that refuses every event is asked so many times per batch at most; all are set aside."""
+    lines = [render_line(build_event(f"e{number}")) for number in range(1000)]
+    async with open_sink() as (sink, collector):
+        collector.decide = lambda received: Answer(400, b"no")
+        rejected = await sink.send(lines, "id")
+        assert len(collector.requests) == 1 + 2 * MAX_HALVINGS
+        assert sorted(event.index for event in rejected) == list(range(1000))
+        assert any("events together" in event.reason for event in rejected)
 
 
 async def test_an_outage_amid_halving_is_an_outage() -> None:
