@@ -30,7 +30,7 @@ _TIMESPEC = struct.Struct("@ll")
 
 
 def ask_for_arrivals(sock: socket.socket) -> None:
-    """Have the kernel tell when data came, where it can."""
+    """Have the kernel tell when data of ``sock`` comes, where it can; sockets that a listener accepts inherit it."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from email.utils import formatdate
 
@@ -64,6 +65,7 @@ class Http1Client:
         self.bytes_sent = 0
         self.is_response_started = False
         self.is_response_complete = False
+        self.completed_at = 0.0  # Unix time
         self.is_broken_off = False
 
     @property
@@ -279,6 +281,7 @@ class Http1Client:
             return
         await self._flush()
         self.is_response_complete = True
+        self.completed_at = time.time()
         self.bytes_sent += len(last)
 
     def break_off(self) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -105,7 +104,7 @@ class Http1Connection:
         self._buffer = b""  # received, but not part of a request yet
         self._blank_lines = 0
         self._arrived_at = 0.0  # Unix time: of the request that is being received; 0.0 where that is unknown
-        self._free_at = 0.0  # Unix time: when the request before was done with
+        self._free_at = 0.0  # Unix time: when the response before was complete
         self._client: Http1Client | None = None
         # A client that connects and sends nothing is not yet an idle keep-alive connection.
         self._first_wait_seconds = callbacks.limits.header_timeout_seconds
@@ -347,7 +346,7 @@ class Http1Connection:
     async def _serve_request(self, head: RequestHead, codec: ServerCodec, refusal: Refusal | None) -> bool:
         """Serve one request, or answer it with ``refusal``; return whether the connection can carry another one."""
         callbacks = self._callbacks
-        # While the request before was served, this one waited for that, and not for us.
+        # What comes before the response to the request before waits for that, and not for us.
         head.arrived_at = max(self._arrived_at, self._free_at) if self._arrived_at else 0.0
         self._client = client = Http1Client(
             self._transport,
@@ -372,7 +371,7 @@ class Http1Connection:
                 await self._shed(client, refusal)
         finally:
             client.release_body()
-        self._free_at = time.time()
+        self._free_at = client.completed_at
         self._buffer = client.unread  # pipelined data is the start of the next request
         if client.is_reusable:
             return not callbacks.is_draining()

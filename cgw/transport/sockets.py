@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import trio
 
-from cgw.transport.arrival import CONTROL_BYTES, Ancillary, ask_for_arrivals
+from cgw.transport.arrival import CONTROL_BYTES, Ancillary
 
 RECEIVE_BYTES = 64 * 1024
 """The most that is read from a socket at once."""
@@ -53,7 +53,6 @@ class Transport(abc.ABC):
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        ask_for_arrivals(sock)
         self.sock = sock
         self.ancillary: Ancillary = []  # of the last read by :meth:`receive_nowait`: tells when its data came
         self._reads_without_wait = 0

@@ -33,6 +33,7 @@ from cgw.errors import (
     explain_os_error,
     is_out_of_descriptors,
 )
+from cgw.transport.arrival import ask_for_arrivals
 from cgw.transport.sockets import PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
@@ -341,4 +342,6 @@ def _take_socket(stream: trio.SocketStream) -> socket.socket:
     trio_socket = stream.socket
     # Given explicitly: otherwise Python asks the kernel, with three system calls per connection.
     family, kind, protocol = trio_socket.family, trio_socket.type, trio_socket.proto
-    return socket.socket(family, kind, protocol, fileno=trio_socket.detach())
+    sock = socket.socket(family, kind, protocol, fileno=trio_socket.detach())
+    ask_for_arrivals(sock)
+    return sock
