@@ -14,6 +14,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 CONTROL_BYTES = socket.CMSG_SPACE(16)
@@ -26,7 +27,7 @@ Ancillary = list[tuple[int, int, bytes]]
 """What ``recvmsg_into`` returns besides the data."""
 
 _SO_TIMESTAMPNS = 35  # of Linux, for nearly all architectures; Python has no name for it
-_TIMESPEC = struct.Struct("@ll")
+_unpack_timespec: Callable[[bytes], tuple[int, int]] = struct.Struct("@ll").unpack
 
 
 def ask_for_arrivals(sock: socket.socket) -> None:
@@ -40,11 +41,14 @@ def read_arrival(ancillary: Ancillary) -> float:
 
     Segments that come while nobody reads are merged by the kernel, so one read has more than one for large data only.
     """
-    for level, kind, data in ancillary:
-        if kind == _SO_TIMESTAMPNS and level == socket.SOL_SOCKET and len(data) == _TIMESPEC.size:
-            seconds, nanoseconds = _TIMESPEC.unpack(data)
-            return float(seconds + nanoseconds * 1e-9)
-    return 0.0
+    if not ancillary:
+        return 0.0
+    # It is the only message that is asked for. Its kind has the option's number.
+    _, kind, data = ancillary[0]
+    if kind != _SO_TIMESTAMPNS:
+        return 0.0
+    seconds, nanoseconds = _unpack_timespec(data)
+    return seconds + nanoseconds * 1e-9
 
 
 def measure_wait(arrived_at: float, now: float) -> float:

@@ -19,7 +19,7 @@ import trio
 from cgw.transport.arrival import CONTROL_BYTES, Ancillary
 
 RECEIVE_BYTES = 64 * 1024
-"""The most that is read from a socket at once."""
+"""The most that the relay and TLS read from a socket at once."""
 
 BUFFER_BYTES = RECEIVE_BYTES + 32 * 1024
 """The size of a buffer for one read. TLS may yield more than was read: up to one record (16 KiB of payload), most of
@@ -169,7 +169,7 @@ class PlainTransport(Transport):
 
     def receive_nowait(self, buffer: bytearray) -> int:
         """See :meth:`Transport.receive_nowait`."""
-        size, self.ancillary, _, _ = self.sock.recvmsg_into((memoryview(buffer)[:RECEIVE_BYTES],), CONTROL_BYTES)
+        size, self.ancillary, _, _ = self.sock.recvmsg_into((buffer,), CONTROL_BYTES)
         return size
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
