@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 from rich.console import Console
@@ -12,7 +13,10 @@ from rich.table import Table
 
 from benchmarks.results import Measurement, Results, read_metric
 
-__all__ = ["COLUMNS", "MetricColumn", "columns_of", "print_results", "show_progress"]
+if TYPE_CHECKING:
+    from benchmarks.bytecodes.measure import Counts
+
+__all__ = ["COLUMNS", "MetricColumn", "columns_of", "print_bytecodes", "print_results", "show_progress"]
 
 
 @frozen
@@ -155,6 +159,15 @@ def describe_problems(results: Results, scenario: str, case: str, subject: str) 
     if any((m.metrics.store_share or 0) > 0.9 for m in measured):
         notes.append("the store's core was full")
     return "; ".join(notes)
+
+
+def print_bytecodes(counts: Counts, by: Literal["file", "function"], top: int) -> None:
+    """Print the totals of one exchange, and the ``top`` rows with the most bytecodes. Lines that a script can read."""
+    rows = counts.group(by)
+    print(f"{counts.bytecodes:.0f} bytecodes in {counts.frames:.0f} frames for each of {counts.exchanges} exchanges")
+    for row in rows[:top]:
+        name = row.file if by == "file" else f"{row.file}:{row.line} {row.function}"
+        print(f"{row.bytecodes:8.1f} {row.frames:6.1f}  {name}")
 
 
 @contextlib.contextmanager
