@@ -8,10 +8,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
-from attrs import Factory, define, field, frozen
+from attrs import field, frozen
 
 from cgw.event_ids import build_event_id
 
@@ -180,8 +181,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     reasoning_token_count: int | None = None
 
 
-@frozen
-class BodyWindow:
+class BodyWindow(msgspec.Struct, frozen=True, gc=False):
     """The first and last bytes of a relayed response body, and its size.
 
     ``head`` and ``tail`` never overlap; together they are the whole body exactly if ``is_whole``. ``total_bytes``
@@ -230,22 +230,18 @@ class EventOutcome(enum.StrEnum):
     """A bug in cgw."""
 
 
-def _read_clock() -> datetime:
-    return datetime.now(UTC)
-
-
-# Not frozen, like the other records, because each exchange makes one: 0.5 instead of 0.9 µs. It is not changed.
-@define
-class UsageEvent:
+# A Struct, because each exchange makes one: 0.3 µs less than an attrs class.
+class UsageEvent(msgspec.Struct, frozen=True, gc=False):
     """One usage fact. Sinks deduplicate by ``id``, as an event may be shipped twice.
 
-    ``metadata`` holds JSON values under the reference's keys; ``created_at`` is in UTC. Ids sort by time.
+    ``metadata`` holds JSON values under the reference's keys (of a Struct, all that are not ``None``); ``created_at``
+    is in UTC. Ids sort by time.
     """
 
     name: EventName
     source: str
     identifier: str
-    metadata: Mapping[str, Any] = field(factory=dict)
+    metadata: Mapping[str, Any] | msgspec.Struct = msgspec.field(default_factory=dict)
     # Chosen when the event is made: one that is written or shipped twice keeps its id.
-    id: str = Factory(build_event_id)
-    created_at: datetime = Factory(_read_clock)
+    id: str = msgspec.field(default_factory=build_event_id)
+    created_at: datetime = msgspec.field(default_factory=partial(datetime.now, UTC))

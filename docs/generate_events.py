@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from attrs import evolve
 
 from cgw.events import records
 from cgw.events.kinds import KINDS, EventKind, Key, list_keys
@@ -120,7 +119,7 @@ def build_page() -> str:
 
 
 def _build_section(kind: EventKind, example: UsageEvent) -> str:
-    fixed = evolve(
+    fixed = msgspec.structs.replace(
         example, id="019e0f6e-9d6e-7c3a-8a51-6f2b1c0d4e5f", created_at=datetime(2026, 11, 25, 12, 0, 1, 874210, UTC)
     )
     line = msgspec.json.format(render_line(fixed), indent=2).decode()

@@ -22,6 +22,7 @@ LEVELS = {
     "event_ids": 0,
     "errors": 1,
     "model": 1,
+    "alarm": 1,
     "durations": 1,
     "file_lock": 1,
     "lifetime": 1,

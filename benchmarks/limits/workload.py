@@ -15,7 +15,7 @@ from msgspec import Struct
 from benchmarks.histogram import Histogram
 from benchmarks.machine import read_cpu
 from cgw.limits.claims import ClaimGroup, build_actor_group
-from cgw.limits.limiter import LimiterOptions
+from cgw.limits.options import LimiterOptions
 from cgw.limits.reservations import Reservation, ReservationIds
 from cgw.model import MAX_TOKEN_MS, Actor, Feature, RateLimit
 

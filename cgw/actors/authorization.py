@@ -27,6 +27,8 @@ def extract_token(header: FindHeader, query: bytes = b"") -> str:
     # Authorization wins: it is the reference's header, Sourcegraph's clients send an empty x-api-key beside it, and
     # SDKs that send both mean a gateway in front by Authorization and the provider by x-api-key.
     authorization = (header(b"authorization") or b"").strip()
+    if authorization.startswith(b"Bearer "):
+        return _decode(authorization[7:].strip())  # as nearly all clients spell it, and not empty
     if not authorization:
         own = (header(b"x-api-key") or b"").strip() or (header(b"x-goog-api-key") or b"").strip()
         return _decode(own or _find_key(query))

@@ -206,7 +206,7 @@ class Sources:
         """The sources that need a background task, in order."""
         self.listers: Sequence[Lister] = [source for source in self._sources if isinstance(source, Lister)]
         """The sources whose actors can be listed, in order."""
-        self._recallers = [source for source in self._sources if isinstance(source, Recaller)]
+        self._recalls = tuple(source.recall for source in self._sources if isinstance(source, Recaller))
 
     @property
     def all(self) -> Sequence[Source]:
@@ -225,19 +225,30 @@ class Sources:
     async def get(self, token: str, client: str = "") -> Actor:
         """Return the actor of ``token`` from the first source that knows it; ``client`` is the caller's address.
 
-        If no source does, raises :exc:`NotFromSource` with the reason ``no token provided`` or ``no source found for
-        token``. Any other error of a source ends the search; it gets a note that names the source.
+        Raises as :meth:`look_up` does.
         """
-        # The usual case first, for all sources: one hash, and a look-up in each. Asking one after the other costs three
-        # times as much, most of it for the exceptions.
+        # The usual case first, for all sources: asking one after the other costs three times as much, most of it for
+        # the exceptions.
+        return self.recall(token) or await self.look_up(token, client)
+
+    def recall(self, token: str) -> Actor | None:
+        """Return the actor of ``token`` if a source knows it without asking anyone: one hash, and a look-up in each."""
         if token:
             token_hash = hash_token(token)
-            for recaller in self._recallers:
-                actor = recaller.recall(token_hash)
+            for recall in self._recalls:
+                actor = recall(token_hash)
                 if actor is not None:
                     if logger.isEnabledFor(logging.DEBUG):
                         logger.debug("the token is actor %s's of source %s, known here", actor.id, actor.source)
                     return actor
+        return None
+
+    async def look_up(self, token: str, client: str) -> Actor:
+        """Return what :meth:`get` does for a token that :meth:`recall` does not know.
+
+        If no source knows it, raises :exc:`NotFromSource` with the reason ``no token provided`` or ``no source found
+        for token``. Any other error of a source ends the search; it gets a note that names the source.
+        """
         for source in self._sources:
             try:
                 actor = await source.get(token, client)

@@ -78,7 +78,7 @@ class EventLog:
         self._is_closing = False
         self._closed = trio.Event()
         self._recorded = self._dropped = self._blank = 0
-        self._grown = trio.Event()
+        self._grown: trio.Event | None = None  # while somebody watches: setting one for nobody costs each event
 
     @property
     def open_segment(self) -> OpenSegment | None:
@@ -87,9 +87,14 @@ class EventLog:
 
     def watch(self) -> trio.Event:
         """Return an event that is set when something was written after this call. Any number of callers may wait."""
-        if self._grown.is_set():
+        if self._grown is None:
             self._grown = trio.Event()
         return self._grown
+
+    def _note_grown(self) -> None:
+        if self._grown is not None:
+            self._grown.set()
+            self._grown = None
 
     def record(self, event: UsageEvent) -> None:
         """Append ``event``; never raises, whatever the disk does. One system call in the normal case.
@@ -117,7 +122,8 @@ class EventLog:
             self._give_up([line], explain_os_error(error))
             return
         self._recorded += 1
-        self._grown.set()
+        if self._grown is not None:
+            self._note_grown()
         if seconds > SLOW_SECONDS:
             self.must_wait = True
             self._last_slow = trio.current_time()
@@ -231,7 +237,7 @@ class EventLog:
             self._give_up(lines, self._failure)
             return
         self._recorded += len(lines)
-        self._grown.set()
+        self._note_grown()
         now = trio.current_time()
         if seconds > SLOW_SECONDS:
             self._last_slow = now

@@ -1,7 +1,8 @@
 """The kinds of usage event, with every key of their metadata: its type, unit and meaning.
 
-Declared as typed dictionaries, because completions build one each: mypy checks that :mod:`cgw.events.records` writes
-only these keys, with values of these types, and at run time they are plain dictionaries, which cost nothing more.
+Declared as typed dictionaries: mypy checks that :mod:`cgw.events.records` writes only these keys, with values of these
+types, and at run time they are plain dictionaries. Completions are built as a Struct with the same keys and types; a
+test compares the two.
 ``docs/events.md`` is generated from them by ``python -m docs.generate_events``.
 """
 

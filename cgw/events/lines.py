@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -34,7 +35,25 @@ class EventLine(msgspec.Struct):
     metadata: Annotated[dict[str, Any], Key("what the kinds below list")]
 
 
-encode = msgspec.json.Encoder().encode
+class _Line(msgspec.Struct, gc=False):
+    """An event as it is encoded: the keys of :class:`EventLine`, in the same order."""
+
+    id: str
+    name: str
+    source: str
+    identifier: str
+    created_at: datetime | str
+    metadata: Mapping[str, Any] | msgspec.Struct
+
+
+def _copy_mapping(value: Any) -> Any:
+    """Return a dictionary for a mapping of another type, which msgspec does not take."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not a type of JSON")
+
+
+encode = msgspec.json.Encoder(enc_hook=_copy_mapping).encode
 
 
 def render_line(event: UsageEvent) -> bytes:
@@ -44,11 +63,12 @@ def render_line(event: UsageEvent) -> bytes:
     metadata that makes the line longer than 1 MiB is left out, each with an error in the log. A usage event without
     all of its metadata is worth more than none.
     """
-    created_at = event.created_at if event.created_at.tzinfo is UTC else event.created_at.astimezone(UTC)
-    moment = created_at.isoformat(timespec="microseconds")[:-6] + "Z"
-    # msgspec takes any mapping type that is a dict; the others are copied.
-    metadata = event.metadata if type(event.metadata) is dict else dict(event.metadata)
-    stored = EventLine(event.id, event.name, event.source, event.identifier, moment, metadata)
+    moment = event.created_at
+    created_at: datetime | str = moment
+    # msgspec writes a time in UTC as isoformat() does, in a twentieth of its time; but it leaves out a fraction of 0.
+    if moment.tzinfo is not UTC or not moment.microsecond:
+        created_at = moment.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    stored = _Line(event.id, event.name, event.source, event.identifier, created_at, event.metadata)
     try:
         line = encode(stored)
     except UnicodeEncodeError:  # half a surrogate pair, from a client's JSON
@@ -63,14 +83,17 @@ def render_line(event: UsageEvent) -> bytes:
     return line + b"\n"
 
 
-def _encode_cleaned(stored: EventLine) -> bytes:
-    cleaned = EventLine(*(_clean(value) for value in msgspec.structs.astuple(stored)))
-    return encode(cleaned)
+def _encode_cleaned(stored: _Line) -> bytes:
+    names = _clean(stored.name), _clean(stored.source), _clean(stored.identifier)
+    metadata = stored.metadata
+    if isinstance(metadata, msgspec.Struct):
+        metadata = msgspec.to_builtins(metadata, enc_hook=str)
+    return encode(_Line(_clean(stored.id), *names, stored.created_at, _clean(metadata)))
 
 
 def _clean(value: Any, depth: int = 0) -> Any:
     """Return ``value`` with everything that JSON in UTF-8 cannot hold as text."""
-    if isinstance(value, dict) and depth < _MAX_DEPTH:
+    if isinstance(value, Mapping) and depth < _MAX_DEPTH:
         return {_clean(str(key)): _clean(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
         return [_clean(item, depth + 1) for item in value]

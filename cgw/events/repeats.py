@@ -14,10 +14,12 @@ So the death of the process loses the counts of the second under way at most, an
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import trio
 from attrs import define
+from msgspec import Struct
 
 from cgw.events.event_log import EventLog
 from cgw.model import UsageEvent
@@ -38,6 +40,7 @@ WINDOWS_PER_TURN = 100
 class _Window:
     ends_at: float
     latest: UsageEvent
+    metadata: Mapping[str, Any]  # of the latest
     count: int = 0  # of refusals since the last event
 
 
@@ -59,15 +62,17 @@ class RepeatedEvents:
         if not self._is_running:
             return False
         metadata = event.metadata
+        if isinstance(metadata, Struct):  # a completion, and no two are the same
+            return False
         details = metadata.get("feature"), metadata.get("cause"), metadata.get("reason")
         key = event.name, event.source, event.identifier, details
         window = self._windows.get(key)
         if window is not None:
-            window.latest = event
+            window.latest, window.metadata = event, metadata
             window.count += 1
             return True
         if len(self._windows) < MAX_WINDOWS:
-            self._windows[key] = _Window(trio.current_time() + WINDOW_SECONDS, event)
+            self._windows[key] = _Window(trio.current_time() + WINDOW_SECONDS, event, metadata)
             self._begun.set()
         return False
 
@@ -108,5 +113,5 @@ class RepeatedEvents:
         if window.count:
             latest, count, window.count = window.latest, window.count, 0
             # A new event, with an id and a time of its own.
-            metadata = {**latest.metadata, "count": count}
+            metadata = {**window.metadata, "count": count}
             self._event_log.record(UsageEvent(latest.name, latest.source, latest.identifier, metadata))

@@ -68,6 +68,7 @@ class Flagger:
         self._has_phrases = bool(self._allowed or self._blocked)
         self._slice_characters = choose_slice_characters(self._allowed, self._blocked)
         self._models = frozenset(fold(name) for name in rules.flagged_models)
+        self._has_further_rules = bool(self._has_phrases or self._models or rules.logged_identifiers)
         self._least_tokens = min(rules.prompt_flagging_tokens, rules.prompt_blocking_tokens)
         self._examined = self._flagged = self._blocked_count = 0
         self._most_tokens = max(rules.prompt_flagging_tokens, rules.prompt_blocking_tokens)
@@ -89,13 +90,15 @@ class Flagger:
     def must_examine(self, actor: Actor, prepared: PreparedRequest) -> bool:
         """Return whether a rule may apply to a request. Takes a microsecond or so; looks at no text."""
         prompt = prepared.prompt
-        return prompt is not None and (
-            self._has_phrases
-            or (prepared.max_completion_tokens or 0) > self._least_max_tokens
-            or self._may_exceed(prompt, prepared.prompt_character_count)
-            or self._is_listed(prepared)
-            or self._is_logged(actor)
-        )
+        if prompt is None:
+            return False
+        # By the settings alone, most gateways have none of the rules that look closer.
+        if self._has_further_rules and (self._has_phrases or self._is_listed(prepared) or self._is_logged(actor)):
+            return True
+        max_tokens = prepared.max_completion_tokens
+        if max_tokens is not None and max_tokens > self._least_max_tokens:
+            return True
+        return prompt.has_token_limits and self._may_exceed(prompt, prepared.prompt_character_count)
 
     def _may_exceed(self, prompt: Prompt, characters: int) -> bool:
         # No token is shorter than a byte: a short prompt is below the limits, whatever it says.

@@ -15,6 +15,11 @@ from cgw.wire.messages import RequestHead, ResponseHead
 COMPLETION_FEATURES = (Feature.CHAT_COMPLETIONS, Feature.CODE_COMPLETIONS)
 """The values of ``X-Sourcegraph-Feature`` that the completions routes accept."""
 
+_COMPLETION_FEATURES = {feature.encode("ascii"): feature for feature in COMPLETION_FEATURES}
+_EVENT_STREAM = b"text/event-stream"
+_MODEL_FIELD = b"x-cody-resolved-model"
+_OVERLOADED = (429, 503, 529)
+"""The statuses for which clients get a 503."""
 _UNBUFFERED = (b"x-accel-buffering", b"no")
 _NUMBER = re.compile(rb"(-?)\+?([0-9]+)")
 
@@ -37,6 +42,8 @@ def select_feature(head: RequestHead, dialect: Dialect) -> Feature:
         if dialect.default_feature is None:
             raise Refusal(400, "X-Sourcegraph-Feature header is required")
         return dialect.default_feature
+    if (known := _COMPLETION_FEATURES.get(value)) is not None:
+        return known
     text = value.decode("latin-1").strip()
     for feature in COMPLETION_FEATURES:
         if text == feature:
@@ -71,9 +78,11 @@ def read_timeouts(head: RequestHead, default_seconds: float, maximum_seconds: fl
     That is all of what the client asks for, because who sends ``X-Timeout-Ms`` wants to wait that long, as in the
     reference; ``None`` is the default.
     """
-    seconds = read_timeout_seconds(head, default_seconds, maximum_seconds)
     value = head.header(b"x-timeout-ms")
-    return seconds, None if value is None or _NUMBER.fullmatch(value) is None else seconds
+    if value is None:
+        return min(default_seconds, maximum_seconds), None
+    seconds = read_timeout_seconds(head, default_seconds, maximum_seconds)
+    return seconds, None if _NUMBER.fullmatch(value) is None else seconds
 
 
 def describe_unread_timeout(head: RequestHead) -> str | None:
@@ -89,8 +98,8 @@ def describe_unread_timeout(head: RequestHead) -> str | None:
 
 def is_event_stream(head: ResponseHead) -> bool:
     """Return whether a response is a stream of server-sent events."""
-    content_type = head.header(b"content-type") or b""
-    return content_type.lower().startswith(b"text/event-stream")
+    content_type = head.header(b"content-type")
+    return content_type is not None and content_type.lower().startswith(_EVENT_STREAM)
 
 
 def content_length_of(head: ResponseHead) -> int | None:
@@ -117,20 +126,31 @@ def build_answer_headers(
     ``own`` replace fields of the same name. ``retry_after_seconds`` is for a 503 without a ``retry-after``. Fields of
     the provider's account (:func:`is_account_field`) pass only if asked for.
     """
-    added: list[tuple[bytes, bytes]] = [*own, build_model_header(model)]
+    header = head.header
+    added: list[tuple[bytes, bytes]] = [*own, (_MODEL_FIELD, model.encode("utf-8", "replace"))]
     if is_event_stream(head):
         added.append(_UNBUFFERED)  # or nginx in front would gather events before sending them
-    if answer_status(head.status) == 503 and head.header(b"retry-after") is None:
+    if head.status in _OVERLOADED and header(b"retry-after") is None:
         added.append((b"retry-after", b"%d" % retry_after_seconds))
-    replaced = [name for name, _ in added]
-    if head.header(b"transfer-encoding") is not None or head.status == 204:
-        replaced.append(b"content-length")  # beside a coding, or in a 204, it would be a second framing (RFC 9110 §8.6)
-    return [*_select_fields(head, tuple(replaced), passes_account_fields=passes_account_fields), *added]
+    replaced = tuple([name for name, _ in added])
+    if header(b"transfer-encoding") is not None or head.status == 204:
+        replaced += (b"content-length",)  # beside a coding, or in a 204, a second framing (RFC 9110 §8.6)
+    fields = head.headers
+    if header(b"connection") is not None:
+        fields = _drop_named(fields, replaced)
+    kept = _list_kept(replaced, passes_account_fields)
+    return [field for field in fields if kept[field[0]]] + added
+
+
+def _drop_named(fields: Headers, replaced: tuple[bytes, ...]) -> Headers:
+    """Return ``fields`` without those that ``Connection`` names, in usual heads none."""
+    named = {value for name, value in fields if name == b"connection"}
+    return fields if named == {b"keep-alive"} else select_response_headers(fields, replaced)
 
 
 def build_model_header(model: str) -> tuple[bytes, bytes]:
     """Return the field that names the ``provider/model`` that was asked."""
-    return b"x-cody-resolved-model", model.encode("utf-8", "replace")
+    return _MODEL_FIELD, model.encode("utf-8", "replace")
 
 
 _ACCOUNT_FIELD = re.compile(rb".*ratelimit.*|.+-(organization|project)(-id)?")
@@ -146,44 +166,29 @@ def is_account_field(name: bytes) -> bool:
 
 
 MAX_REMEMBERED_FIELDS = 2048
-"""Names of fields of which it is remembered whether they are dropped: upstreams choose them."""
+"""Names of fields of which it is remembered whether they are kept: upstreams choose them."""
 
 
-class _Dropped(dict[bytes, bool]):
-    """Tells of each name whether the field is dropped: a look-up, instead of a match for each field of each head."""
+class _Kept(dict[bytes, bool]):
+    """Tells of each name whether the field is kept: a look-up, instead of a match for each field of each head."""
 
-    def __init__(self, names: Iterable[bytes], *, passes_account_fields: bool) -> None:
+    def __init__(self, dropped: Iterable[bytes], *, passes_account_fields: bool) -> None:
         super().__init__()
-        self._names = frozenset(names)
+        self._dropped = frozenset(dropped)
         self._passes_account_fields = passes_account_fields
 
     def __missing__(self, name: bytes) -> bool:
         if len(self) >= MAX_REMEMBERED_FIELDS:
             self.clear()
         about_account = not self._passes_account_fields and is_account_field(name)
-        answer = self[name] = name in self._names or about_account
-        return answer
-
-
-def _select_fields(
-    head: ResponseHead, replaced: tuple[bytes, ...], *, passes_account_fields: bool
-) -> list[tuple[bytes, bytes]]:
-    """Return what :func:`~cgw.wire.heads.select_response_headers` does, by one pass over the fields of usual heads.
-
-    Less the fields about the provider's account.
-    """
-    dropped, fields = _list_dropped(replaced, passes_account_fields), head.headers
-    if head.header(b"connection") is not None:
-        named = {value for name, value in fields if name == b"connection"}
-        if named != {b"keep-alive"}:
-            fields = select_response_headers(fields, replaced)
-    return [field for field in fields if not dropped[field[0]]]
+        is_kept = self[name] = name not in self._dropped and not about_account
+        return is_kept
 
 
 @lru_cache(maxsize=64)
-def _list_dropped(replaced: tuple[bytes, ...], passes_account_fields: bool) -> _Dropped:
+def _list_kept(replaced: tuple[bytes, ...], passes_account_fields: bool) -> _Kept:
     # The names are cgw's own, so there are a few combinations only.
-    return _Dropped(NOT_PASSED_ON.union(replaced), passes_account_fields=passes_account_fields)
+    return _Kept(NOT_PASSED_ON.union(replaced), passes_account_fields=passes_account_fields)
 
 
 def allowed_methods(methods: Sequence[str]) -> Headers:

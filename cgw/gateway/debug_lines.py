@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from cgw.limits.admissions import Admission
 from cgw.model import Feature
@@ -11,9 +13,8 @@ from cgw.providers.dialect import PreparedRequest
 logger = logging.getLogger("cgw.gateway")
 
 
-def are_on() -> bool:
-    """Return whether debug lines are logged."""
-    return logger.isEnabledFor(logging.DEBUG)
+are_on: Callable[[], bool] = partial(logger.isEnabledFor, logging.DEBUG)
+"""Tells whether debug lines are logged."""
 
 
 def log_routed(feature: Feature, prepared: PreparedRequest, body_bytes: int) -> None:

@@ -17,6 +17,7 @@ import trio
 from cgw.errors import Headers, Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest
 from cgw.gateway.exchange import Exchange
+from cgw.gateway.opening import tell_trace
 from cgw.gateway.own_answers import build_failure_headers
 from cgw.gateway.phases import Phase
 from cgw.limits.tokens import estimate_tokens
@@ -64,7 +65,7 @@ class EmbeddingsExchange(Exchange):
         return prepared
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
-        self._scope.deadline = self._deadline  # each request to an upstream has a deadline of its own
+        self._scope.set_deadline(self._deadline)  # each request to an upstream has a deadline of its own
         request = _narrow(admitted.prepared)
         inputs, described = request.inputs, 0
         if request.embedder.describer is not None:
@@ -102,7 +103,7 @@ class EmbeddingsExchange(Exchange):
             upstream = embedder.build_request(inputs, request.identifier)
             response = await self._fetch(upstream, most)
             vectors = await _read_vectors(embedder, response.body, len(inputs))
-            self.state.upstream_head = response.head  # from here on the request is charged
+            self.state.is_charged = True
             return vectors
 
         return await _retry(attempt, embedder.attempts)
@@ -121,22 +122,17 @@ class EmbeddingsExchange(Exchange):
 
     async def _fetch(self, request: UpstreamRequest, max_body_bytes: int) -> WholeResponse:
         """Return a response with status 200. Raises :exc:`~cgw.errors.UpstreamError` for any other."""
+        request = tell_trace(self._gateway, self._client.head.trace, request)
         response = await fetch_whole(self._gateway.pool, request, self._deadline, max_body_bytes, self._head_seconds)
-        self.state.journal.answered(response.head)
+        self.state.journal.answered(response.head.status)
         self.state.journal.first_chunk(trio.current_time())
         if response.head.status != 200:
             raise explain_status(response.head.status, response.body, self._dialect.provider, request.body)
         return response
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
-        return self.state.journal.build_embeddings_event(
-            admitted.actor,
-            self._dialect.provider,
-            tokens=self._tokens if self.state.is_charged else None,
-            quality=self._quality,
-            status=self.state.status,
-            facts=self.state.list_facts(),
-        )
+        tokens = self._tokens if self.state.is_charged else None
+        return self.state.build_embeddings_event(admitted, self._dialect.provider, tokens, self._quality)
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Refuse; a failure always says when to come back: instances retry silently after shorter waits."""

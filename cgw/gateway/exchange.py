@@ -7,122 +7,137 @@ usage event and the settlement, cancellation included.
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
-from attrs import evolve
 
 from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
-from cgw.gateway.answer import answer_status, content_length_of, is_event_stream, read_timeouts, select_feature
-from cgw.gateway.ending import cut_off, relay_rest, send_end
-from cgw.gateway.opening import explain_overload, open_upstream
+from cgw.gateway.answer import content_length_of, is_event_stream, read_timeouts, select_feature
+from cgw.gateway.ending import relay_rest, release
+from cgw.gateway.opening import explain_overload, open_upstream, tell_trace
 from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
-from cgw.gateway.parts import Gateway, check_recording, record_event
+from cgw.gateway.parts import Gateway, check_recording, wait_recorded
 from cgw.gateway.phases import Phase
 from cgw.gateway.state import ExchangeState
 from cgw.limits.admissions import Admission
-from cgw.model import Actor, Feature, RateLimit, UsageEvent
+from cgw.model import Actor, BodyWindow, Feature, RateLimit, UsageEvent
 from cgw.providers.dialect import Caller, Dialect, PreparedRequest
 from cgw.transport.client_side import ClientSide
 from cgw.transport.flat_relay import FlatRelay
-from cgw.transport.relay import RelayEnd, RelayOutcome, relay_response
+from cgw.transport.relay import RelayOutcome, relay_response
+from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
-from cgw.wire.messages import RequestHead, add_field
-
-
-async def run_exchange(
-    gateway: Gateway, dialect: Dialect, client: ClientSide, kind: type[Exchange] | None = None
-) -> None:
-    """Run one exchange from its head to its settlement, in the task of its connection, and log it.
-
-    Raises nothing but :exc:`trio.Cancelled`, after which the client got no complete answer: a 503 if its response had
-    not begun. An admitted exchange is recorded and settled either way.
-    """
-    exchange = (kind or Exchange)(gateway, dialect, client)
-    state = exchange.state
-    try:
-        await exchange.run()
-    except* Exception as bugs:  # noqa: BLE001 - the boundary between one exchange and all others
-        # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
-        state.journal.crashed(bugs)
-        await exchange.fail()
-    finally:
-        client.call_when_gone(None)
-        if state.is_cut:
-            state.status = CUT.status
-            await send_cut(client, dialect.errors)
-        gateway.readers(state.journal.close(state.status, client.bytes_sent))
+from cgw.wire.messages import RequestHead
 
 
 class Exchange:
-    """One exchange at work, in one scope. A subclass may read, ask and record in another way.
+    """One exchange at work in ``scope``, its client's. A subclass may read, ask and record in another way.
 
     The scope carries the deadline (of the response's head first, then of the whole), and the client's hang-up cancels
     it. There is no nursery: nothing runs beside the exchange, and leaving even an empty one costs a turn of the loop.
     """
 
-    def __init__(self, gateway: Gateway, dialect: Dialect, client: ClientSide) -> None:
+    def __init__(self, gateway: Gateway, dialect: Dialect, client: ClientSide, scope: ServingScope) -> None:
         self._gateway = gateway
         self._dialect = dialect
         self._client = client
+        self._scope = scope
         self._deadline = math.inf
         self._head_seconds = math.inf
-        self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
-        self.state = ExchangeState(client, dialect.path)
+        self.state = ExchangeState(client, dialect.path, gateway.read_time)
 
     async def run(self) -> None:
-        """Serve the request. A refusal is sent once nothing of the exchange runs any more."""
-        has_ended = False
-        try:
-            with self._scope:
-                try:
-                    await self._serve()
-                except Refusal as error:
-                    self._refusal = error
-                except ClientGone:
-                    self.state.note_client_gone()
-                has_ended = True
-            if self.state.gone_in is not None and (self._refusal is not None or not has_ended):
-                self.state.note_client_gone()
-            elif self._refusal is not None:
-                await self._refuse(self._refusal)
-            elif not has_ended:
-                self._client.break_off()  # time was over with the response begun
-        except ClientGone:
-            self.state.note_client_gone()
-        finally:
-            self._give_back()
+        """Serve the request, from its head to its settlement, and log it.
 
-    async def _serve(self) -> None:
-        """Serve the request up to the end of its answer; refusals are raised."""
-        head, gateway, dialect = self._client.head, self._gateway, self._dialect
+        Raises nothing but :exc:`trio.Cancelled`. If it is cancelled, in the last moment too, :meth:`conclude` is left
+        to the owner of the scope. An admitted exchange is recorded and settled either way.
+        """
+        self._scope.conclude = self.conclude
+        self._gateway.in_flight.count += 1
+        try:
+            try:
+                await self._serve_admitted(await self._admit_request())
+            except Refusal as refusal:
+                self._refusal = refusal
+            except ClientGone:
+                self.state.note_client_gone()
+        except* Exception as bugs:  # noqa: BLE001 - the boundary between one exchange and all others
+            # A bug costs one exchange, never the process; the client gets a 500, or sees its answer break off.
+            self.state.journal.crashed(bugs)
+            self._refusal = Refusal(500, "internal error")
+        if self._refusal is None:
+            self._end()
+        elif self._scope.cause is None:
+            await self.conclude()
+
+    async def conclude(self) -> None:
+        """Answer what was refused or cancelled, and log the exchange; outside of the scope if that was cancelled.
+
+        A client whose exchange is cancelled from further out gets a 503 if its response had not begun.
+        """
+        state, client, scope, refusal = self.state, self._client, self._scope, self._refusal
+        # Neither time nor a client that leaves cancels the answer: to send it has bounds of its own.
+        scope.deadline = math.inf
+        client.call_when_gone(None)
+        try:
+            try:
+                if state.gone_in is not None:
+                    state.note_client_gone()
+                elif refusal is not None and not client.is_response_started:
+                    await self._refuse(refusal)
+                elif refusal is not None or scope.cause is not None:
+                    client.break_off()  # too late for another answer
+                elif state.is_cut:
+                    state.status = CUT.status
+                    await send_cut(client, self._dialect.errors)
+            except ClientGone:
+                state.note_client_gone()
+        except* Exception as bugs:  # noqa: BLE001 - as in run()
+            state.journal.crashed(bugs)
+            client.break_off()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Give back what the exchange has, and log it."""
+        state, client, gateway = self.state, self._client, self._gateway
+        self._scope.conclude = None
+        client.call_when_gone(None)
+        self._give_back()
+        gateway.in_flight.count -= 1
+        gateway.readers(state.journal.close(state.status, client.bytes_sent))
+
+    async def _admit_request(self) -> AdmittedRequest:
+        """Receive and check the request, and claim it from its limits; what is not admitted raises its refusal."""
+        head, gateway, dialect, state = self._client.head, self._gateway, self._dialect, self.state
+        journal = state.journal
         check_recording(gateway)  # first: before the request costs anything
         actor = await authenticate(gateway, head, self._client.peer, dialect.errors)
-        self.state.journal.authenticated(actor)
+        journal.authenticated(actor)
         await check_actor(gateway, actor, head)
         feature = select_feature(head, dialect)
         timeout_seconds, head_seconds = read_timeouts(head, gateway.timeout_seconds, gateway.max_timeout_seconds)
         self._head_seconds = head_seconds or gateway.pool.deadlines.head_seconds
         body = await self._receive_body()
-        self._deadline = trio.current_time() + timeout_seconds
+        self._deadline = gateway.read_time() + timeout_seconds
         self._await_head()
         # Not before: until the body is there, reading it is what notices that the client left.
         self._client.call_when_gone(self._client_has_gone)
-        self.state.journal.received(feature, len(body))
-        self.state.move(Phase.PREPARING)
+        journal.received(feature, len(body))
+        state.move(Phase.PREPARING)
         actor_uid = (head.header(b"x-sourcegraph-actor-uid") or b"").decode("latin-1")
         prepared = self._prepare(head, body, Caller(f"{actor.id}:{actor_uid}", feature))
         rate_limit = self._check_access(actor, feature, prepared)
-        self.state.journal.prepared(prepared, self._dialect.provider)
+        journal.prepared(prepared, self._dialect.provider)
         if self._is_debugging:
             debug_lines.log_routed(feature, prepared, len(body))
-        self.state.move(Phase.ADMITTING)
+        state.move(Phase.ADMITTING)
         try:
             if prepared.references:
                 await gateway.stored.check_references(actor, dialect.provider, prepared.references)
@@ -133,14 +148,14 @@ class Exchange:
             raise
         if self._is_debugging:
             debug_lines.log_admitted(admission)
-        await self._serve_admitted(AdmittedRequest(actor, feature, prepared, admission))
+        return AdmittedRequest(actor, feature, prepared, admission)
 
-    async def _receive_body(self) -> bytes:
-        return await self._client.receive_body()
+    def _receive_body(self) -> Awaitable[bytes]:
+        return self._client.receive_body()
 
     def _await_head(self) -> None:
         """Let the head of the upstream's response have its time from now on."""
-        self._scope.deadline = min(self._deadline, trio.current_time() + self._head_seconds)
+        self._scope.set_deadline(min(self._deadline, self._gateway.read_time() + self._head_seconds))
 
     def _check_access(self, actor: Actor, feature: Feature, prepared: PreparedRequest) -> RateLimit:
         return check_model_access(actor, feature, prepared, self._dialect)
@@ -148,61 +163,60 @@ class Exchange:
     def _prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         return self._dialect.prepare(head, body, caller)
 
-    async def _admit(
+    def _admit(
         self, actor: Actor, feature: Feature, rate_limit: RateLimit, prepared: PreparedRequest
-    ) -> Admission:
+    ) -> Awaitable[Admission]:
         head, dialect = self._client.head, self._dialect
-        return await admit(self._gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
+        return admit(self._gateway, actor, feature, rate_limit, prepared, dialect=dialect, head=head)
 
     async def _serve_admitted(self, admitted: AdmittedRequest) -> None:
         """Ask the upstream and pass its answer on; whatever happens, leave an event and a settled admission."""
-        state, answer = self.state, None
+        state, gateway, client, provider = self.state, self._gateway, self._client, self._dialect.provider
+        answer: RelayOutcome | Refusal | None = None
         try:
+            state.move(Phase.OPENING)
+            count = gateway.upstream_counts.begin(provider, admitted.feature, client.head)
             try:
-                answer = await self._forward(admitted)
-                self._scope.deadline = math.inf  # what follows has bounds of its own
+                answer = await self._ask_upstream(admitted)
+            except UpstreamError as error:
+                answer = state.note_failure(error, provider, admitted)
+            except BaseException as error:
+                self._note_interruption(error, admitted)
+                raise
             finally:
-                await self._record_usage(admitted)
+                self._scope.deadline = math.inf  # what follows has bounds of its own
+                count.value -= 1
+                if self._record_usage(admitted):
+                    await wait_recorded(gateway)
             if state.is_charged:
-                await self._release(answer)  # before settling: the client need not wait for Redis
+                await release(client, answer, state.journal)  # before settling: the client need not wait for Redis
         finally:
             state.move(Phase.SETTLING)
-            await settle(self._gateway, admitted.admission, state.is_charged, state.used_tokens)
+            is_charged = state.is_charged
+            await settle(gateway, admitted.admission, is_charged, state.used_tokens)
             state.journal.settled()
             if self._is_debugging:
-                debug_lines.log_settled(admitted.admission, state.is_charged, state.used_tokens)
-        if not state.is_charged:
-            await self._release(answer)  # after settling: what was refunded is there when the client asks again
-        await relay_rest(self._client, answer)
+                debug_lines.log_settled(admitted.admission, is_charged, state.used_tokens)
+        if not is_charged:
+            await release(client, answer, state.journal)  # after settling: a refund is there when the client asks again
+        if isinstance(answer, RelayOutcome) and answer.resume is not None:
+            await relay_rest(client, answer.resume)
 
-    async def _forward(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal | None:
-        """Return how the relay ended, or what to refuse with. When time is over, that is noted for :meth:`run`."""
-        self.state.move(Phase.OPENING)
-        state, provider = self.state, self._dialect.provider
-        counts = self._gateway.upstream_counts
-        counts.note_traced(provider, self._client.head)
-        counts.change(provider, admitted.feature, 1)
-        try:
-            return await self._ask_upstream(admitted)
-        except UpstreamError as error:
-            return state.note_failure(error, provider, admitted)
-        except BaseException as error:
-            if isinstance(error, ClientGone):
-                state.note_client_gone()  # now: the usage event tells it
-            self._give_back()  # at once: this is what stops an upstream that is still generating
-            if isinstance(error, trio.Cancelled) and self._is_late():
-                self._refusal = state.note_late(self._gateway, self._deadline, provider, admitted)
-            raise
-        finally:
-            counts.change(provider, admitted.feature, -1)
+    def _note_interruption(self, error: BaseException, admitted: AdmittedRequest) -> None:
+        """Stop the upstream, and note why. When time is over, that is what :meth:`conclude` answers."""
+        state = self.state
+        if isinstance(error, ClientGone):
+            state.note_client_gone()  # now: the usage event tells it
+        self._give_back()  # at once: this is what stops an upstream that is still generating
+        if isinstance(error, trio.Cancelled) and self._is_late():
+            self._refusal = state.note_late(self._gateway, self._deadline, self._dialect.provider, admitted)
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
-        gateway, journal, prepared = self._gateway, self.state.journal, admitted.prepared
+        gateway, prepared = self._gateway, admitted.prepared
         if gateway.build_traceparent is not None:
-            traceparent = gateway.build_traceparent(self._client.head.trace)
-            prepared = evolve(prepared, upstream=add_field(prepared.upstream, b"traceparent", traceparent))
+            prepared.upstream = tell_trace(gateway, self._client.head.trace, prepared.upstream)
         response = self._response = await open_upstream(
-            gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, journal
+            gateway, self._dialect, prepared, self._scope, self._deadline, self._head_seconds, self.state.journal
         )
         answer = await self._pass_on(response, admitted)
         if isinstance(answer, Refusal) or answer.resume is None:
@@ -211,17 +225,15 @@ class Exchange:
 
     def _is_late(self) -> bool:
         """True if the scope was cancelled by its deadline: neither by the client, nor from outside."""
-        return self.state.gone_in is None and trio.current_time() >= self._scope.deadline
+        return self.state.gone_in is None and self._scope.cause is Cause.LATE
 
     async def _pass_on(self, response: UpstreamResponse, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         """Send the response's head to the client, then relay its body up to what completes it."""
         state, journal = self.state, self.state.journal
-        head = state.upstream_head = response.head
-        state.status = answer_status(head.status)
-        journal.answered(head)
-        journal.connected(response.connected_at, response.connection.asked_at)
+        head = response.head
+        status = state.note_head(head, response.connected_at, response.asked_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
-        if state.status == 503:
+        if status == 503:
             prepared, provider = admitted.prepared, self._dialect.provider
             refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
@@ -229,9 +241,9 @@ class Exchange:
         state.move(Phase.RELAYING, response.arrived_at)
         length = 0 if head.status in (204, 304) else content_length_of(head)
         if length is None or response.connection.unread_bytes < length:
-            self._scope.deadline = self._deadline  # the silence between chunks has a timeout of its own
+            self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
-        await self._client.send_head(state.status, headers, is_stream=False)
+        await self._client.send_head(status, headers, is_stream=False)
         relay, note_first, client = self._choose_relay(), journal.first_chunk, self._client
         if is_stream := is_event_stream(head) and length != 0:
             state.window.look_for(self._dialect.final_markers)
@@ -245,37 +257,27 @@ class Exchange:
         """Return the relay of the fast path; ``None`` where a response cannot take it."""
         return self._gateway.relay
 
-    async def _record_usage(self, admitted: AdmittedRequest) -> None:
-        """Record the exchange's usage event. The client may be gone, the usage is not: only time cancels this."""
-        self.state.move(Phase.RECORDING, self.state.relayed_at)
-        if self.state.is_cut:
-            self.state.status = CUT.status
+    def _record_usage(self, admitted: AdmittedRequest) -> bool:
+        """Record the exchange's usage event, and return whether that has to be waited for."""
+        state, event_log = self.state, self._gateway.event_log
+        state.move(Phase.RECORDING, state.relayed_at)
+        if state.is_cut:
+            state.status = CUT.status
         event = self._build_event(admitted)
-        self._keep_stored(admitted)
-        await record_event(self._gateway, event)
+        if admitted.prepared.find_stored_ids is not None:
+            self._keep_stored(admitted, admitted.prepared.find_stored_ids)
+        event_log.record(event)
+        return event_log.must_wait
 
-    def _keep_stored(self, admitted: AdmittedRequest) -> None:
+    def _keep_stored(self, admitted: AdmittedRequest, find_ids: Callable[[BodyWindow], Collection[str]]) -> None:
         """Note whose the stored response is, before the client has the end of it: its next request may refer to it."""
-        state, find_ids = self.state, admitted.prepared.find_stored_ids
-        if find_ids is not None and state.is_charged and state.body is not None:
+        state = self.state
+        if state.is_charged and state.body is not None:
             self._gateway.stored.keep_later(admitted.actor, self._dialect.provider, find_ids(state.body))
 
     def _build_event(self, admitted: AdmittedRequest) -> UsageEvent:
         state, dialect = self.state, self._dialect
-        usage = state.read_usage(dialect, admitted.prepared)
-        return state.journal.build_event(
-            admitted.actor, admitted.feature, dialect.provider, usage, state.status, state.list_facts()
-        )
-
-    async def _release(self, answer: RelayOutcome | Refusal | None) -> None:
-        """Send the part of the answer that completes it, or make sure that it does not look complete."""
-        if isinstance(answer, Refusal):
-            raise answer
-        if answer is None or answer.end is not RelayEnd.COMPLETE:
-            await cut_off(self._client, answer)
-        else:
-            await send_end(self._client, answer)
-            self.state.journal.finished()
+        return state.build_event(admitted, dialect.provider, state.read_usage(dialect, admitted.prepared))
 
     def _give_back(self) -> None:
         if self._response is not None:
@@ -289,12 +291,4 @@ class Exchange:
     def _client_has_gone(self) -> None:
         if self.state.gone_in is None:
             self.state.gone_in = self.state.phase
-            self._scope.cancel()
-
-    async def fail(self) -> None:
-        """Answer 500 if the response has not begun; break it off otherwise."""
-        if self._client.is_response_started:
-            self._client.break_off()
-            return
-        with contextlib.suppress(ClientGone):
-            await self._refuse(Refusal(500, "internal error"))
+            self._scope.cancel(Cause.CLIENT_GONE)

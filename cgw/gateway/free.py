@@ -6,6 +6,8 @@ They leave no usage event, as there is nothing to bill: the log has a line for e
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from cgw.gateway.admission import AdmittedRequest, admit_free
 from cgw.gateway.exchange import Exchange
 from cgw.gateway.own_answers import CUT
@@ -18,18 +20,19 @@ from cgw.providers.dialect import PreparedRequest
 class FreeExchange(Exchange):
     """An exchange whose dialect is a :class:`~cgw.providers.route.FreeRoute`."""
 
-    async def _admit(
+    def _admit(
         self, actor: Actor, feature: Feature, rate_limit: RateLimit, prepared: PreparedRequest
-    ) -> Admission:
+    ) -> Awaitable[Admission]:
         # Not flagged: no model sees the prompt.
         prepared.prompt = None
         dialect, head = self._dialect, self._client.head
-        return await admit_free(
+        return admit_free(
             self._gateway, actor, feature, dialect.errors, head, provider=dialect.provider, rate_limit=rate_limit
         )
 
-    async def _record_usage(self, admitted: AdmittedRequest) -> None:
+    def _record_usage(self, admitted: AdmittedRequest) -> bool:
         state = self.state
         state.move(Phase.RECORDING, state.relayed_at)
         if state.is_cut:
             state.status = CUT.status
+        return False

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from cgw.errors import Refusal
 from cgw.gateway.embeddings import EmbeddingsExchange
-from cgw.gateway.exchange import Exchange, run_exchange
+from cgw.gateway.exchange import Exchange
 from cgw.gateway.free import FreeExchange
 from cgw.gateway.parts import Gateway
 from cgw.gateway.passing import PassExchange
@@ -31,11 +31,14 @@ from cgw.telemetry.exchange_record import Outcome, begin_times
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import AddressBound, TrustedProxies
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.overload import REFUSAL, OverloadControl
 from cgw.transport.server import AcceptedConnection
+from cgw.transport.serving_scope import ServingScope
 from cgw.transport.sockets import Transport
 from cgw.wire.heads import encode_kept_response
 from cgw.wire.messages import RequestHead
@@ -66,7 +69,7 @@ class EngineStatistics:
 
 
 class HttpEngine:
-    """Serves clients' connections while ``hangups.run`` and ``refusals.run`` run.
+    """Serves clients' connections while ``hangups.run``, ``deadlines.run`` and ``refusals.run`` run.
 
     At most ``max_exchanges`` at once (``None``: all).
     """
@@ -93,12 +96,14 @@ class HttpEngine:
         self._overload = overload
         self._budget = budget
         self._max_exchanges = max_exchanges
-        self._connections: set[Http1Connection] = set()
         self._http2_connections: set[Http2Connection] = set()
-        self._in_flight = self._shed = 0
+        self._in_flight = gateway.in_flight
+        self._shed = 0
+        self._kinds: dict[int, type[Exchange]] = {}  # by the id of the dialect, which lives as long as its route
         self._encoded_shed: dict[ErrorStyle, tuple[bytes, bytes]] = {}  # what precedes the id, and what follows it
         self.is_draining = False
         self.hangups = HangupWatch()
+        self.deadlines = DeadlineKeeper()
         self.refusals = RefusalLog(gateway.readers)
         self._callbacks = ConnectionCallbacks(
             limits=limits,
@@ -110,6 +115,7 @@ class HttpEngine:
             encode_shed=self.encode_shed,
             serve_http2=self._serve_http2 if has_http2 else None,
             hangups=self.hangups,
+            deadlines=self.deadlines,
             trusted=trusted,
             addresses=addresses or AddressBound(None),
             tls_context=tls_context,
@@ -120,19 +126,15 @@ class HttpEngine:
             handle=self._handle_http2,
             render_refusal=routes.render_refusal,
             is_draining=lambda: self.is_draining,
+            deadlines=self.deadlines,
             note_refused=self.refusals.note,
             trusted=trusted,
             budget=budget,
         )
 
-    async def serve_connection(self, accepted: AcceptedConnection) -> None:
+    def serve_connection(self, accepted: AcceptedConnection) -> Awaitable[None]:
         """Serve one connection to its end. Cancel-safe; the socket is closed in any case."""
-        connection = Http1Connection(accepted, self._callbacks)
-        self._connections.add(connection)
-        try:
-            await connection.serve()
-        finally:
-            self._connections.discard(connection)
+        return Http1Connection(accepted, self._callbacks).serve()
 
     async def _serve_http2(self, transport: Transport, data: bytes, peer: str) -> None:
         connection = Http2Connection(transport, data, peer, self._http2_callbacks)
@@ -142,26 +144,31 @@ class HttpEngine:
         finally:
             self._http2_connections.discard(connection)
 
-    async def _handle_http2(self, client: ClientSide) -> None:
+    async def _handle_http2(self, client: ClientSide, scope: ServingScope) -> None:
         refusal = self.check_load(client.head)
         if refusal is None:
-            await self.handle(client)
+            await self.handle(client, scope)
         else:
             headers, body = self._routes.render_refusal(refusal, client.head.path, client.head.trace.trace_id)
             await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
-    async def handle(self, client: ClientSide) -> None:
-        """Serve one request."""
-        served_trace.set(client.head.trace)
-        dialect = self._routes.find_exchange(client.head)
+    def handle(self, client: ClientSide, scope: ServingScope) -> Awaitable[None]:
+        """Serve one request, in ``scope``."""
+        head = client.head
+        served_trace.set(head.trace)
+        dialect = self._routes.find_exchange(head)
         if dialect is None:
-            await self._serve_and_log(client)
-            return
-        self._in_flight += 1
-        try:
-            await run_exchange(self._gateway, dialect, client, _choose_kind(dialect))
-        finally:
-            self._in_flight -= 1
+            return self._serve_and_log(client)
+        kind = self._kinds.get(id(dialect)) or self._choose_kind(dialect)
+        return kind(self._gateway, dialect, client, scope).run()
+
+    def _choose_kind(self, dialect: Dialect) -> type[Exchange]:
+        kind = RelayedEmbeddingsExchange if dialect.default_feature is Feature.EMBEDDINGS else Exchange
+        for kind_of_route, own_kind in _KINDS:
+            if isinstance(dialect, kind_of_route):
+                kind = own_kind
+        self._kinds[id(dialect)] = kind
+        return kind
 
     async def _serve_and_log(self, client: ClientSide) -> None:
         times, outcome, status = begin_times(trio.current_time()), Outcome.SHUTDOWN, None
@@ -176,7 +183,7 @@ class HttpEngine:
         """Return the refusal of a request that is not to be served now, before anything else of it is looked at."""
         if head.path.startswith(CONTROL_PREFIX):  # the target may be in absolute form (RFC 9112 §3.2.2)
             return None
-        is_full = self._max_exchanges is not None and self._in_flight >= self._max_exchanges
+        is_full = self._max_exchanges is not None and self._in_flight.count >= self._max_exchanges
         if not is_full and not self._overload.must_shed():
             return None
         self._shed += 1
@@ -199,19 +206,14 @@ class HttpEngine:
 
     def statistics(self) -> EngineStatistics:
         """Return a snapshot of the counters."""
-        return EngineStatistics(self._in_flight, self._shed, len(self._http2_connections), self._budget.used_bytes)
+        return EngineStatistics(
+            self._in_flight.count, self._shed, len(self._http2_connections), self._budget.used_bytes
+        )
 
     def drain(self) -> None:
         """End connections that wait for a request, and let each of the others end after its present one."""
         self.is_draining = True
-        for connection in list(self._connections):
+        for connection in list(self._callbacks.connections):
             connection.drain()
         for http2_connection in list(self._http2_connections):
             http2_connection.drain()
-
-
-def _choose_kind(dialect: Dialect) -> type[Exchange]:
-    for kind_of_route, kind in _KINDS:
-        if isinstance(dialect, kind_of_route):
-            return kind
-    return RelayedEmbeddingsExchange if dialect.default_feature is Feature.EMBEDDINGS else Exchange

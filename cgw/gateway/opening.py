@@ -20,7 +20,10 @@ from cgw.gateway.parts import Gateway
 from cgw.providers.dialect import Dialect, PreparedRequest
 from cgw.providers.fallback import Fallback
 from cgw.providers.upstream_words import describe_words
+from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.upstream import UpstreamResponse
+from cgw.wire.messages import UpstreamRequest, add_field
+from cgw.wire.trace_context import RequestTrace
 
 MAX_ERROR_BYTES = 16 * 1024
 """The most that is read of the body of an error that cgw tells in its own words."""
@@ -33,11 +36,18 @@ logger = logging.getLogger("cgw.upstream")
 _ENTITY_FIELDS = frozenset([b"content-type", b"content-length", b"content-encoding", b"x-accel-buffering"])
 
 
+def tell_trace(gateway: Gateway, trace: RequestTrace, request: UpstreamRequest) -> UpstreamRequest:
+    """Return ``request`` with the header field that tells the provider our trace, where the operator wants that."""
+    if gateway.build_traceparent is None:
+        return request
+    return add_field(request, b"traceparent", gateway.build_traceparent(trace))
+
+
 async def open_upstream(
     gateway: Gateway,
     dialect: Dialect,
     prepared: PreparedRequest,
-    scope: trio.CancelScope,
+    scope: ServingScope,
     deadline: float,
     head_seconds: float,
     journal: Journal,
@@ -67,7 +77,7 @@ async def open_upstream(
     except trio.Cancelled:
         # By the deadline of the head. Not by the exchange's own, which the client may have chosen: one caller must not
         # be able to make a model unavailable for all. Nor by a client that left.
-        is_late = scope.deadline < deadline and trio.current_time() >= scope.deadline
+        is_late = scope.cause is Cause.LATE and scope.deadline < deadline
         status = 504 if is_late else None
         raise
     finally:
@@ -78,7 +88,7 @@ async def _open_either(
     gateway: Gateway,
     fallback: Fallback,
     prepared: PreparedRequest,
-    scope: trio.CancelScope,
+    scope: ServingScope,
     deadline: float,
     head_seconds: float,
     journal: Journal,
@@ -96,8 +106,10 @@ async def _open_either(
         reason = str(error)
     logger.debug("asking the fallback of %s: %s", request.origin, reason)
     journal.fell_back(f"the fallback was asked instead of {request.origin.host}: {reason}")
-    scope.deadline = min(deadline, trio.current_time() + head_seconds)
-    return await pool.open(fallback.redirect(request))
+    scope.set_deadline(min(deadline, trio.current_time() + head_seconds))
+    response = await pool.open(fallback.redirect(request))
+    response.asked_at = None  # the first upstream's time is not cgw's own
+    return response
 
 
 async def read_error_body(response: UpstreamResponse) -> bytes:

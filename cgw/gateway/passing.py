@@ -15,6 +15,7 @@ import trio
 from cgw.errors import ClientGone, Refusal, UpstreamError, UpstreamTimeout
 from cgw.gateway.admission import AdmittedRequest, check_feature
 from cgw.gateway.exchange import Exchange
+from cgw.gateway.opening import tell_trace
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.providers.dialect import PreparedRequest
 from cgw.providers.model_patterns import compile_allow_list
@@ -45,7 +46,7 @@ class PassExchange(Exchange):
 
     def _await_head(self) -> None:
         if self._is_upload:
-            self._scope.deadline = self._deadline  # the head has its time from the end of the upload on
+            self._scope.set_deadline(self._deadline)  # the head has its time from the end of the upload on
         else:
             super()._await_head()
 
@@ -63,7 +64,10 @@ class PassExchange(Exchange):
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         # Neither fallback nor load tracking: those are about models.
-        pool, request = self._gateway.pool, admitted.prepared.upstream
+        pool, request = (
+            self._gateway.pool,
+            tell_trace(self._gateway, self._client.head.trace, admitted.prepared.upstream),
+        )
         if not self._is_upload:
             self._response = await pool.open(request)
             return await self._pass_on_and_keep(admitted)

@@ -23,11 +23,4 @@ class RelayedEmbeddingsExchange(Exchange):
                 # Some models tell no tokens: an estimate is charged, instead of the size of the vectors.
                 tokens, quality = estimate_tokens(prepared.prompt_character_count, 0), UsageQuality.ESTIMATED
             state.used_tokens = tokens
-        return state.journal.build_embeddings_event(
-            admitted.actor,
-            self._dialect.provider,
-            tokens=tokens,
-            quality=quality,
-            status=state.status,
-            facts=state.list_facts(),
-        )
+        return state.build_embeddings_event(admitted, self._dialect.provider, tokens, quality)

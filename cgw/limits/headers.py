@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 
 from cgw.errors import Headers
 from cgw.limits.claims import Claim
@@ -25,44 +24,47 @@ def build_limit_headers(states: Sequence[LimitState]) -> Headers:
     return build_fields(states, quota)
 
 
+# The positions in admit's answer of what LimitHeaderTemplate shows, with the claims in the order of build_claims.
+_QUOTA, _RATE, _SLOTS = range(FIRST_LIMIT, FIRST_LIMIT + 3 * FIELDS_PER_LIMIT, FIELDS_PER_LIMIT)
+_QUOTA_MORE, _RATE_MORE = _QUOTA + MORE_FIELD, _RATE + MORE_FIELD
+
+
 class LimitHeaderTemplate:
     """The rate-limit fields of admissions of the same claims: :func:`build_limit_headers`, built once but for numbers.
 
-    For an actor's claims, the quota first.
+    For the claims of an actor's requests, which are a quota, a short-term rate, and slots if these are bounded.
     """
 
-    __slots__ = ("_first", "_format", "_numbers", "_policy")
+    __slots__ = ("_first", "_format", "_has_slots", "_policy")
 
     def __init__(self, claims: Sequence[Claim]) -> None:
         # Any figures will do: neither the limits nor the policies depend on them.
         states = [build_state(claim, claim.limit, 0, 0) for claim in claims]
         self._first, _, self._policy, _ = build_limit_headers(states)
-        formats: list[bytes] = []
-        # Positions in admit's answer, and whether the number there is a time.
-        self._numbers: list[tuple[int, bool]] = []
-        for at, state in zip(count(FIRST_LIMIT, FIELDS_PER_LIMIT), states, strict=False):
-            if state.name == "provider":
-                continue
-            has_time = state.name != "in_flight"
-            formats.append(b'"%b";r=%%d' % state.name.encode("ascii") + (b";t=%d" if has_time else b""))
-            self._numbers.append((at, False))
-            if has_time:
-                self._numbers.append((at + MORE_FIELD, True))
-        self._format = b", ".join(formats)
+        self._has_slots = len(claims) > 2 and claims[2].name == "in_flight"
+        self._format = b'"quota";r=%d;t=%d, "concurrency";r=%d;t=%d' + (
+            b', "in_flight";r=%d' if self._has_slots else b""
+        )
 
     @staticmethod
     def is_possible(claims: Sequence[Claim]) -> bool:
-        """Return whether no number has to be clipped (:func:`_clip`) and the quota comes first."""
-        return claims[0].name == "quota" and all(claim.limit <= _LARGEST_STRUCTURED_INTEGER for claim in claims)
+        """Return whether these are an actor's claims, and no number has to be clipped (:func:`_clip`)."""
+        return [claim.name for claim in claims[:2]] == ["quota", "concurrency"] and all(
+            claim.limit <= _LARGEST_STRUCTURED_INTEGER for claim in claims
+        )
 
     def fill(self, answer: Sequence[int]) -> Headers:
         """Build the fields from an answer of ``admit``."""
-        numbers = [-(-answer[at] // 1000) if is_time else answer[at] for at, is_time in self._numbers]
+        remaining = answer[_QUOTA]
+        # The times in whole seconds, rounded up as by _whole_seconds.
+        numbers = remaining, -(-answer[_QUOTA_MORE] // 1000), answer[_RATE], -(-answer[_RATE_MORE] // 1000)
+        if self._has_slots:
+            numbers += (answer[_SLOTS],)  # type: ignore[assignment]
         return [
             self._first,
-            (b"x-ratelimit-remaining", b"%d" % numbers[0]),
+            (b"x-ratelimit-remaining", b"%d" % remaining),
             self._policy,
-            (b"ratelimit", self._format % (*numbers,)),
+            (b"ratelimit", self._format % numbers),
         ]
 
 

@@ -7,65 +7,34 @@ follows from the answers, and what happens without them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 from redis.exceptions import ResponseError
 
+from cgw.clock import read_clock
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission
+from cgw.limits.admissions import Admission, GeneralAdmission, PreparedAdmission
 from cgw.limits.alert_messages import UsageAlert
-from cgw.limits.claims import (
-    MINUTE_MS,
-    Claim,
-    ClaimGroup,
-    bound_in_flight,
-    build_actor_group,
-    build_free_group,
-    build_provider_claim,
-    group_claims,
-)
+from cgw.limits.claims import Claim, ClaimGroup
 from cgw.limits.clock_steps import ClockSteps
 from cgw.limits.offline.backlog import Backlog
 from cgw.limits.offline.fallback import Fallback
-from cgw.limits.offline.outage import BrokenLimit, Outage, WhenDown, build_broken_limit
-from cgw.limits.plans import LimitPlan, PlanCache, check_cut_off
+from cgw.limits.offline.outage import BrokenLimit, Outage, build_broken_limit
+from cgw.limits.options import LimiterOptions
+from cgw.limits.planner import Planner
+from cgw.limits.plans import LimitPlan, check_cut_off
 from cgw.limits.posted import PostedSettlements
 from cgw.limits.prepared import PreparedGroup
 from cgw.limits.reservations import Reservation, ReservationIds
-from cgw.limits.scripts import PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
+from cgw.limits.scripts import FIRST_LIMIT, PEEKED_PER_LIMIT, build_exceeded, build_state, load_scripts
 from cgw.limits.states import LimitCause, LimitExceeded, LimitState
 from cgw.limits.upkeep import Upkeep
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import ScriptCall, Store
-
-# A gateway keeps its slots if it misses two heartbeats, and loses them after three: it has died, or is cut off.
-HEARTBEATS_PER_LEASE = 3
-
-
-@frozen
-class LimiterOptions:
-    """The settings of a :class:`Limiter`; the numbers of the limits come with the actors.
-
-    ``max_in_flight`` bounds actors that bring no bound; ``provider_max_in_flight`` bounds the requests in flight to a
-    provider, over all replicas. ``free_per_minute`` bounds each actor's requests that cost nothing upstream.
-    ``notify_thresholds`` are percentages of a quota, in ascending order.
-    """
-
-    when_down: WhenDown = "local"
-    max_in_flight: int | None = None
-    provider_max_in_flight: Mapping[str, int] = field(factory=dict)
-    free_per_minute: int = 600
-    heartbeat_seconds: float = 10.0
-    notify_thresholds: tuple[int, ...] = ()
-
-    @property
-    def lease_ms(self) -> int:
-        """The time that a slot is held without a heartbeat."""
-        return round(self.heartbeat_seconds * 1000) * HEARTBEATS_PER_LEASE
 
 
 @frozen
@@ -108,16 +77,9 @@ class Limiter:
         self._on_alert = on_alert
         self._scripts = load_scripts()
         redis.preload(self._scripts.list_all())
-        self._is_cluster = redis.is_cluster
-        # As the scripts take them: ARGV[3] of admit.lua and settle.lua.
-        self._thresholds = " ".join(map(str, self._options.notify_thresholds))
-        self._plans = PlanCache(self._build_plan)
-        self._free_plans = PlanCache(self._build_free_plan)
-        # In the form of a rate limit, which all plans have; only its short-term rate is claimed.
-        self._free_rate = RateLimit(
-            self._options.free_per_minute, MINUTE_MS, (), self._options.free_per_minute, MINUTE_MS
-        )
         self._ids = ReservationIds()
+        self._planner = Planner(redis, self._options, self._scripts, self._ids)
+        self._read_clock = read_clock()
         self.outage = Outage(self._options.when_down)
         self._backlog = Backlog(redis, self._scripts, self.outage)
         self._fallback = Fallback(self._options.when_down, self._backlog)
@@ -158,22 +120,52 @@ class Limiter:
             options.lease_ms,
         ).run()
 
-    async def admit(
+    def admit(
         self, actor: Actor, feature: Feature, rate_limit: RateLimit, *, provider: str = "", tokens: int = 1
-    ) -> Admission:
-        """Claim a request from all limits of ``feature`` and ``provider``, or from none.
+    ) -> Coroutine[Any, Any, Admission]:
+        """Claim a request from all limits of ``feature`` and ``provider``, or from none. To be awaited at once.
 
         ``tokens`` is the estimate to reserve where tokens are counted. Raises :exc:`LimitExceeded`, or
         :exc:`~cgw.errors.StoreUnavailable` when Redis gave no answer and requests are to be refused then. Cancel-safe:
         a reservation whose answer is not waited for any more is given back.
         """
+        plan = self._planner.find(actor, feature, rate_limit, provider)
+        # Not a coroutine around the one that waits, which would cost a frame whenever it waits.
+        if plan.prepared is not None and plan.refusal is None:
+            return self._admit_prepared(actor, feature, plan, plan.prepared, tokens)
+        return self._admit(actor, feature, rate_limit, provider, tokens)
+
+    async def _admit_prepared(
+        self, actor: Actor, feature: Feature, plan: LimitPlan, prepared: PreparedGroup, tokens: int
+    ) -> Admission:
+        """Admit a request of the usual kind: the fast path, with the outcomes of :meth:`_admit_plan`."""
+        number = self._ids.next_number()
+        admission = PreparedAdmission(actor, feature, plan, prepared, number)
         try:
-            check_cut_off(actor, rate_limit)  # before the claims: nothing is counted for an actor that is cut off
-        except LimitExceeded as exceeded:
-            self._refused[exceeded.cause] += 1
-            raise
-        self._follow_cluster()
-        return await self._admit(actor, feature, self._plans.find(actor, feature, rate_limit, provider), tokens)
+            # See _claim_group.
+            answer = await self._redis.run_packed(
+                prepared.admit_format % (number, number),
+                prepared.first_key,
+                admission.build_admit,
+                admission.build_undo,
+            )
+        except ResponseError as error:
+            return self._admit_locally(actor, feature, plan, plan.groups, build_broken_limit(error))
+        except StoreUnavailable as error:
+            return self._admit_locally(actor, feature, plan, plan.groups, error)
+        # No checkpoint from here on: a cancellation between the answer and the Admission would leak the reservation.
+        if answer[0] != 1:
+            exceeded = build_exceeded(prepared.group.claims, answer)
+            self._note_refusal(actor, feature, plan, tokens, exceeded)
+            raise exceeded
+        admission.answer = answer
+        plan.answer = self._read_clock(), answer
+        if self.outage.is_on:
+            self.outage.succeeded()
+        if prepared.group.has_lease:
+            self._hold(admission.reservations[0])
+        self._admitted += 1
+        return admission
 
     async def admit_free(self, actor: Actor, feature: Feature, *, provider: str = "") -> Admission:
         """Claim a request that costs nothing upstream: from the actor's rate of such requests, not from any quota.
@@ -181,50 +173,73 @@ class Limiter:
         It also takes one of the slots of ``provider``, if it goes there and they are bounded. Settle it as any other.
         Raises as :meth:`admit` does; cancel-safe in the same way.
         """
-        self._follow_cluster()
-        return await self._admit(actor, feature, self._free_plans.find(actor, feature, self._free_rate, provider), 1)
+        self._planner.follow_cluster()
+        plan = self._planner.find_free(actor, feature, provider)
+        if plan.prepared is not None and plan.refusal is None:
+            return await self._admit_prepared(actor, feature, plan, plan.prepared, 1)
+        return await self._admit_plan(actor, feature, plan, 1)
 
-    def _follow_cluster(self) -> None:
-        if self._redis.is_cluster != self._is_cluster:
-            # Redis was away at start, and has turned out to be a single server: all claims fit into one call.
-            self._is_cluster = self._redis.is_cluster
-            self._plans.clear()
-            self._free_plans.clear()
-
-    async def _admit(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
+    async def _admit(
+        self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str, tokens: int
+    ) -> Admission:
         try:
-            admission = await self._ask(actor, feature, plan, tokens)
+            check_cut_off(actor, rate_limit)  # before the claims: nothing is counted for an actor that is cut off
         except LimitExceeded as exceeded:
             self._refused[exceeded.cause] += 1
             raise
-        # No checkpoint from here on, as there is none in _ask after the answer.
-        self._admitted += 1
-        self._admitted_locally += admission.is_local
-        return admission
+        self._planner.follow_cluster()
+        return await self._admit_plan(actor, feature, self._planner.find(actor, feature, rate_limit, provider), tokens)
 
-    async def _ask(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
-        # Answered without Redis, so that an actor that hammers does not load the store that all others need.
-        plan.check_recent_refusal(tokens)
+    async def _admit_plan(self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int) -> Admission:
+        """Admit a request of any kind."""
+        try:
+            # Answered without Redis, so that an actor that hammers does not load the store that all others need.
+            plan.check_recent_refusal(tokens)
+        except LimitExceeded as exceeded:
+            self._refused[exceeded.cause] += 1
+            raise
         groups = plan.price(tokens)
         try:
-            reservations = await self._claim(groups, plan.prepared)
+            reservations = await self._claim(groups)
         except LimitExceeded as exceeded:
-            plan.note_refusal(exceeded, tokens)
-            if exceeded.threshold:
-                self._alert(actor, feature, exceeded.threshold, exceeded.states)
+            self._note_refusal(actor, feature, plan, tokens, exceeded)
             raise
         except StoreUnavailable as error:
-            # Not known whether Redis admitted it: the undo that went along gives that back, so it counts only locally.
-            self.outage.failed(error)
-            return self._fallback.admit(actor, feature, plan, groups, error)
-        # No checkpoint from here on: a cancellation between the answer and the Admission would leak the reservation.
+            return self._admit_locally(actor, feature, plan, groups, error)
+        # No checkpoint from here on, as in _admit_prepared.
         self.outage.succeeded()
-        plan.note_answer(reservations[0].answer)
+        plan.answer = self._read_clock(), reservations[0].answer
         for reservation in reservations:
             if reservation.group.has_lease:
-                self._fallback.hold(reservation)
-                self._steps.note(reservation.answer[1])
-        return Admission(actor, feature, plan, reservations)
+                self._hold(reservation)
+        self._admitted += 1
+        return GeneralAdmission(actor, feature, plan, reservations)
+
+    def _note_refusal(
+        self, actor: Actor, feature: Feature, plan: LimitPlan, tokens: int, exceeded: LimitExceeded
+    ) -> None:
+        self._refused[exceeded.cause] += 1
+        plan.note_refusal(exceeded, tokens)
+        if exceeded.threshold:
+            self._alert(actor, feature, exceeded.threshold, exceeded.states)
+
+    def _admit_locally(
+        self, actor: Actor, feature: Feature, plan: LimitPlan, groups: Sequence[ClaimGroup], error: StoreUnavailable
+    ) -> Admission:
+        # Not known whether Redis admitted it: the undo that went along gives that back, so it counts only locally.
+        self.outage.failed(error)
+        try:
+            admission = self._fallback.admit(actor, feature, plan, groups, error)
+        except LimitExceeded as exceeded:
+            self._refused[exceeded.cause] += 1
+            raise
+        self._admitted += 1
+        self._admitted_locally += 1
+        return admission
+
+    def _hold(self, reservation: Reservation) -> None:
+        self._fallback.hold(reservation)
+        self._steps.note(reservation.answer[1])
 
     async def settle(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
         """Charge what ``admission`` reserved, or give it back. Only responses with status 2xx are charged.
@@ -254,13 +269,34 @@ class Limiter:
     def settle_later(self, admission: Admission, *, is_charged: bool, tokens: int | None = None) -> None:
         """Settle as :meth:`settle` does, without waiting for Redis. Never blocks, raises nothing.
 
-        A charge of what was reserved leaves with the next admission, at most 50 ms later: it changes no count. Refunds,
+        A charge of what was reserved leaves with a later admission, at most 100 ms later: it changes no count. Refunds,
         freed slots and token usage leave at once, before this replica's next admission, but another replica's may come
         first, and so may any admission if the server has to be sent the script's text. What Redis does not take is
         retried; :meth:`run` waits at its end for what is under way.
         """
+        if is_charged and self.charge_later(admission, tokens):
+            return
         for reservation in self._begin_settling(admission, is_charged=is_charged, tokens=tokens):
             self._posted.post(admission, reservation, is_charged=is_charged, tokens=tokens)
+
+    def charge_later(self, admission: Admission, tokens: int | None) -> bool:
+        """Charge as :meth:`settle_later` does, if Redis counts the same before and after; return whether that is so.
+
+        Otherwise nothing is done.
+        """
+        if isinstance(admission, PreparedAdmission) and (
+            admission.answer[FIRST_LIMIT] >= admission.prepared.least_forgotten
+        ):
+            # The fast path: without slots, tokens and thresholds there is nothing to settle but the record.
+            if not admission.is_settled:
+                admission.is_settled = True
+                self._posted.forget(admission)
+            return True
+        if not admission.is_charge_final(tokens):
+            return False
+        for reservation in self._begin_settling(admission, is_charged=True, tokens=tokens):
+            self._posted.post(admission, reservation, is_charged=True, tokens=tokens)
+        return True
 
     def _begin_settling(self, admission: Admission, *, is_charged: bool, tokens: int | None) -> Sequence[Reservation]:
         """Return the reservations that are to be settled in Redis; none if ``admission`` was settled before."""
@@ -288,7 +324,7 @@ class Limiter:
         """
         quotas = {
             # Without a provider: only the quota, the first claim, is read.
-            feature: self._plans.find(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
+            feature: self._planner.find(actor, feature, actor.rate_limits[feature], "").groups[0].claims[0]
             for feature in Feature
             if feature in actor.rate_limits
         }
@@ -318,28 +354,8 @@ class Limiter:
         # The outage is not over with this answer: a server that is full or read-only answers reads, too.
         return answer
 
-    def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
-        options = self._options
-        bounded = bound_in_flight(rate_limit, options.max_in_flight)
-        thresholds = self._thresholds if actor.policy.has_usage_alerts else ""
-        group = build_actor_group(actor, feature, bounded, lease_ms=options.lease_ms, thresholds=thresholds)
-        return self._plan_groups(rate_limit, group, provider)
-
-    def _build_free_plan(self, actor: Actor, _: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
-        return self._plan_groups(rate_limit, build_free_group(actor, rate_limit.concurrent_requests), provider)
-
-    def _plan_groups(self, rate_limit: RateLimit, group: ClaimGroup, provider: str) -> LimitPlan:
-        """Return the plan of an actor's claims and, where the provider's slots are bounded, of one of those."""
-        most = self._options.provider_max_in_flight.get(provider)
-        claim = None if most is None else build_provider_claim(provider, most, self._options.lease_ms)
-        groups = group_claims(group, provider, claim, is_cluster=self._redis.is_cluster)
-        is_usual = len(groups) == 1 and rate_limit.unit is LimitUnit.REQUESTS
-        return LimitPlan(rate_limit, groups, PreparedGroup(groups[0], self._scripts) if is_usual else None)
-
-    async def _claim(self, groups: Sequence[ClaimGroup], prepared: PreparedGroup | None) -> tuple[Reservation, ...]:
+    async def _claim(self, groups: Sequence[ClaimGroup]) -> tuple[Reservation, ...]:
         """Claim all groups, or none: what the first ones gave is given back when a later one refuses."""
-        if prepared is not None:
-            return (await self._claim_group(prepared.group, prepared),)
         reservations: list[Reservation] = []
         try:
             # One after the other, the actor's first: its refusals are the usual ones, and need no undo then.
@@ -352,15 +368,14 @@ class Limiter:
             raise
         return tuple(reservations)
 
-    async def _claim_group(self, group: ClaimGroup, prepared: PreparedGroup | None = None) -> Reservation:
+    async def _claim_group(self, group: ClaimGroup) -> Reservation:
         reservation = Reservation(group, (), self._ids.next())
         build_admit = partial(reservation.build_admit, self._scripts)
         # The link sends this if the answer does not reach us (cancelled, timed out, connection lost). It may arrive
         # before the admission, over another connection: then it leaves a `void` record, and admit fails on that.
         build_undo = partial(reservation.build_undo, self._scripts)
-        data = build_admit().pack_evalsha() if prepared is None else prepared.pack_admit(reservation.id)
         try:
-            answer = await self._redis.run_packed(data, group.keys[0], build_admit, build_undo)
+            answer = await self._redis.run_packed(build_admit().pack_evalsha(), group.keys[0], build_admit, build_undo)
         except ResponseError as error:
             raise build_broken_limit(error) from error
         if answer[0] != 1:

@@ -32,10 +32,11 @@ class LimitPlan:
     groups: Sequence[ClaimGroup]
     prepared: PreparedGroup | None = None
     """The only group, if its costs are always the same."""
-    _refusal: tuple[float, int, LimitExceeded] | None = field(default=None, init=False)
+    refusal: tuple[float, int, LimitExceeded] | None = field(default=None, init=False)
     """The last refusal: its time, the tokens that the request asked for, and the error."""
-    _answer: tuple[float, Sequence[int]] | None = field(default=None, init=False)
-    """The last answer of ``admit`` for the first group, with its time."""
+    answer: tuple[float, Sequence[int]] | None = field(default=None, init=False)
+    """The last answer of ``admit`` for the first group, with its time. Only that group has buckets: a second one, in a
+    cluster, holds the provider's lease."""
 
     def price(self, tokens: int) -> Sequence[ClaimGroup]:
         """Return the groups for a request that reserves ``tokens``, if its quota counts tokens."""
@@ -45,13 +46,13 @@ class LimitPlan:
 
     def check_recent_refusal(self, tokens: int) -> None:
         """Raise the last refusal again if it is recent and holds for a request of ``tokens`` too."""
-        if self._refusal is None:
+        if self.refusal is None:
             return
-        refused_at, refused_tokens, exceeded = self._refusal
+        refused_at, refused_tokens, exceeded = self.refusal
         elapsed_ms = (trio.current_time() - refused_at) * 1000
         # Not longer than the wait itself: after it the request may fit.
         if elapsed_ms >= min(LONGEST_DENIAL_MS, exceeded.retry_after_ms or LONGEST_DENIAL_MS):
-            self._refusal = None
+            self.refusal = None
         elif tokens >= refused_tokens or self.rate_limit.unit is LimitUnit.REQUESTS:
             # A request for fewer tokens than the refused one may still fit, so that one goes to Redis.
             raise exceeded.after(int(elapsed_ms))
@@ -60,17 +61,12 @@ class LimitPlan:
         """Remember a refusal that only time can lift."""
         # Not one of an in-flight limit: a slot may be freed at any moment, by any replica.
         if exceeded.cause in ("quota", "concurrency", "free"):
-            self._refusal = trio.current_time(), tokens, exceeded
+            self.refusal = trio.current_time(), tokens, exceeded
 
     def forget_refusal(self) -> None:
         """Ask Redis again for the next request: something was given back."""
         # Other replicas' refunds are not known here; they are noticed when the refusal is too old to be repeated.
-        self._refusal = None
-
-    def note_answer(self, answer: Sequence[int]) -> None:
-        """Remember how the first group's limits stood."""
-        # Only the first group has buckets: a second one, in a cluster, holds the provider's lease.
-        self._answer = trio.current_time(), answer
+        self.refusal = None
 
     def recall_debts(self) -> Iterator[tuple[Claim, int]]:
         """Yield each bucket of the first group with its debt now, in tokens × ms, by Redis's last answer.
@@ -78,9 +74,9 @@ class LimitPlan:
         For counting on without Redis. Never too low, and too high by the refill of 2 ms at most: times are whole
         milliseconds, rounded so.
         """
-        if self._answer is None:
+        if self.answer is None:
             return
-        answered_at, answer = self._answer
+        answered_at, answer = self.answer
         elapsed_ms = int((trio.current_time() - answered_at) * 1000)
         for claim, at in zip(self.groups[0].claims, range(FIRST_LIMIT, len(answer), FIELDS_PER_LIMIT), strict=True):
             # The second field of a limit is the time until it is unused, which is its debt in milliseconds of refill.
@@ -116,8 +112,13 @@ class PlanCache:
 
 def check_cut_off(actor: Actor, rate_limit: RateLimit) -> None:
     """Raise :exc:`LimitExceeded` for limits that mean "no access" by the policy of the actor's source."""
-    if rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one:
+    if is_cut_off(actor, rate_limit):
         raise _build_cut_off(rate_limit)
+
+
+def is_cut_off(actor: Actor, rate_limit: RateLimit) -> bool:
+    """Return whether these limits mean "no access"."""
+    return rate_limit.limit <= 1 and actor.policy.is_cut_off_at_one
 
 
 def _build_cut_off(rate_limit: RateLimit) -> LimitExceeded:

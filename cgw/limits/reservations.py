@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 
 from attrs import define
 
@@ -20,8 +21,6 @@ UNDO_TTL_MS = 600_000
 """The time for which Redis remembers an admission that was given up: longer than a broken connection delays a call."""
 
 
-ID_CHARACTERS = 28
-"""The length of a reservation's id; all characters are hexadecimal digits."""
 _RANDOM_BYTES = 8
 
 
@@ -31,13 +30,23 @@ class ReservationIds:
     def __init__(self) -> None:
         # Random once, then a count: a random id for each request would cost a system call.
         self._beginning = secrets.token_hex(_RANDOM_BYTES)
-        self._count = 0
+        self.next_number: Callable[[], int] = count(1).__next__
+        """Return the number of a new id."""
+
+    def build(self, number: int) -> str:
+        """Return the id with this number."""
+        # Of a fixed length (2**48 requests are enough), for calls that are packed already except for the id.
+        return f"{self._beginning}{number:012x}"
 
     def next(self) -> str:
         """Return a new id."""
-        self._count += 1
-        # Of a fixed length (2**48 requests are enough), for calls that are packed already except for the id.
-        return f"{self._beginning}{self._count:012x}"
+        return self.build(self.next_number())
+
+    def build_format(self, data: bytes) -> bytes:
+        """Return a format for bytes as ``data``, in which the id with number 0 is: it takes the number instead."""
+        sample = self.build(0).encode("ascii")
+        # Percent signs: keys are percent-encoded.
+        return data.replace(b"%", b"%%").replace(sample, b"%b%%012x" % self._beginning.encode("ascii"))
 
 
 @define(eq=False)  # not frozen, which makes creating one three times as expensive

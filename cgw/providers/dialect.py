@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
-from attrs import define
+import msgspec
 
 from cgw.errors import Headers, Refusal
 from cgw.model import BodyWindow, Feature, Usage
 from cgw.providers.prompts import Prompt
 from cgw.wire.messages import RequestHead, ResponseHead, UpstreamRequest
 
+# Structs, because each exchange makes one: no line of Python runs for it.
 
-@define
-class Caller:
+
+class Caller(msgspec.Struct, gc=False):
     """The caller, as far as a dialect needs to know it.
 
     ``identifier`` is ``<actor id>:<X-Sourcegraph-Actor-UID>`` (the second part may be empty). Providers get it as the
@@ -25,8 +26,7 @@ class Caller:
     feature: Feature
 
 
-@define
-class PreparedRequest:
+class PreparedRequest(msgspec.Struct, gc=False):
     """A checked request, ready to be sent.
 
     ``model`` is ``provider/model`` after the dialect's rewrites. ``metadata`` is added to the usage event (``stream``,
@@ -50,6 +50,10 @@ class PreparedRequest:
     prompt: Prompt | None = None
     references: tuple[str, ...] = ()
     find_stored_ids: Callable[[BodyWindow], Collection[str]] | None = None
+
+    def __repr__(self) -> str:
+        # Not all fields: some have the prompt.
+        return f"PreparedRequest({self.upstream!r}, {self.model!r}, is_stream={self.is_stream!r})"
 
 
 class ErrorStyle(Protocol):

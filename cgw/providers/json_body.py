@@ -8,36 +8,50 @@ unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from cgw.errors import Refusal
+from cgw.providers.body_density import MAX_UNCOUNTED_BYTES, check_density
+from cgw.providers.split_body import SplitBody, split_body
 from cgw.wire.json_members import MAX_MEMBERS, Member, UnusualObject, find_members, replace_members
-
-MAX_PARTS = 250_000
-"""The most objects and lists of a body, at some 0.4 microseconds each. What stands in texts counts, too: a text of four
-megabytes that is nothing but JSON has half as many."""
 
 LARGE_BODY_BYTES = 16 * 1024
 """From this size on, messages that are passed on unchanged are copied instead of encoded."""
 
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder()
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
-def decode_object(body: bytes) -> dict[str, Any]:
+ClientBody = bytes | SplitBody
+"""A client's body: as it came, or large and split, which makes a difference to the time that it takes only."""
+
+
+def split_large(body: bytes, name: str) -> ClientBody:
+    """Return a large body split around the list in its field ``name`` if that can be done, and any other as it is.
+
+    Raises :exc:`~cgw.errors.Refusal` as :func:`decode_object` does.
+    """
+    return body if len(body) < SMALL_BODY_BYTES else split_body(body, name) or body
+
+
+def decode_object(body: ClientBody) -> dict[str, Any]:
     """Decode a JSON object from UTF-8. Raises :exc:`~cgw.errors.Refusal` (400) with the problem and its position.
 
-    So are bodies with more than :data:`MAX_PARTS` or a thousand fields, which would hold up all other requests.
+    So are bodies with more parts than :func:`~cgw.providers.body_density.check_density` allows, and with more than a
+    thousand fields, which would hold up all other requests.
     """
-    if len(body) > MAX_PARTS and body.count(b"{") + body.count(b"[") > MAX_PARTS:
-        raise _refuse_json(f"more than {MAX_PARTS} objects and lists")
-    try:
-        value = _decoder.decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        value = _decode_again(body, error)
+    if isinstance(body, SplitBody):
+        value: Any = body.raw
+    else:
+        if len(body) > MAX_UNCOUNTED_BYTES:
+            check_density(body)
+        try:
+            value = _decode(body)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            value = _decode_again(body, error)
     if not isinstance(value, dict):
         raise Refusal(400, f"failed to parse request body: expected a JSON object, got {name_of_type(value)}")
     if len(value) > MAX_MEMBERS:
@@ -48,7 +62,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
 def encode_object(value: dict[str, Any]) -> bytes:
     """Encode a body for the upstream. Raises :exc:`~cgw.errors.Refusal` (400) if it is nested too deeply."""
     try:
-        return _encoder.encode(value)
+        return _encode(value)
     except RecursionError:
         raise _refuse_json("nested too deeply") from None
 
@@ -61,18 +75,21 @@ SMALL_BODY_BYTES = 64 * 1024
 """Bodies up to this size are encoded once to see whether they are compact: in a twelfth of the time of finding where
 each field stands. A large one would be copied for it."""
 
-_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# Any, as other values are put beside those that were decoded.
+_decode_raw: Callable[[Any], dict[str, Any]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 _messages_decoder = msgspec.json.Decoder(_Messages)
 
 
-def encode_with_messages(value: dict[str, Any], body: bytes) -> bytes:
+def encode_with_messages(value: dict[str, Any], body: ClientBody) -> bytes:
     """Encode a body for the upstream, as :func:`encode_object`; its ``messages`` are those of the client's ``body``.
 
     Those of a large body are copied, as they came, which takes a tenth to a half of the time that encoding them takes.
     All other fields are encoded, so that no key occurs twice beside them: parsers differ in which one counts.
     """
     if len(body) >= LARGE_BODY_BYTES:
+        if isinstance(body, SplitBody):
+            return encode_object({**value, "messages": msgspec.Raw(body.value)})
         try:
             messages = _messages_decoder.decode(body).messages
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -83,7 +100,7 @@ def encode_with_messages(value: dict[str, Any], body: bytes) -> bytes:
     return encode_object(value)
 
 
-def change_fields(body: bytes, changes: Mapping[str, Any], checked: Collection[str] = ()) -> bytes:
+def change_fields(body: ClientBody, changes: Mapping[str, Any], checked: Collection[str] = ()) -> bytes:
     """Return a client's body with the top-level fields of ``changes`` set, or removed where the value is ``None``.
 
     ``body`` was decoded by a :class:`BodyReader`. All other bytes are the client's, a large body is copied once and
@@ -92,7 +109,9 @@ def change_fields(body: bytes, changes: Mapping[str, Any], checked: Collection[s
     the last. So is another field or one of ``checked`` in other letters, as in ``Model``: servers in Go take either.
     Raises :exc:`~cgw.errors.Refusal` (400).
     """
-    if len(body) < SMALL_BODY_BYTES and (changed := _change_compact(body, changes)) is not None:
+    if isinstance(body, SplitBody):
+        return body.fill(change_fields(body.skeleton, changes, checked))
+    if len(body) < SMALL_BODY_BYTES and (changed := _change_compact(body, changes, checked)) is not None:
         return changed
     members = _find_members(body)
     if members is None:
@@ -102,28 +121,32 @@ def change_fields(body: bytes, changes: Mapping[str, Any], checked: Collection[s
     if members is None:
         raise _refuse_json("its fields cannot be told apart")
     _check_letters(members, checked)
-    encoded = {name: None if value is None else _encoder.encode(value) for name, value in changes.items()}
+    encoded = {name: None if value is None else _encode(value) for name, value in changes.items()}
     return replace_members(body, members, encoded)
 
 
-def _change_compact(body: bytes, changes: Mapping[str, Any]) -> bytes | None:
+def _change_compact(body: bytes, changes: Mapping[str, Any], checked: Collection[str]) -> bytes | None:
     """Return what :func:`change_fields` does for a body without blanks between its fields, as most clients send it.
 
     ``None`` for any other. Such a body is what its fields give when they are encoded as they stand there: then no field
     occurs twice, and nothing stands between them.
     """
     try:
-        values: dict[str, Any] = {**_decode_raw(body)}
-        if _encoder.encode(values) != body:
+        values = _decode_raw(body)
+        if _encode(values) != body:
             return None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+    letters = "".join(values)
+    # The names of most APIs: nothing to fold in them.
+    if not (letters.islower() and letters.isascii()):
+        _check_letters(values, checked)
     for name, value in changes.items():
         if value is None:
             values.pop(name, None)
         else:
             values[name] = value
-    return _encoder.encode(values)
+    return _encode(values)
 
 
 def _find_members(body: bytes) -> dict[str, Member] | None:
@@ -146,12 +169,15 @@ def _check_letters(names: Collection[str], checked: Collection[str]) -> None:
 
 def keep_fields(value: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Return a copy of ``value`` with the fields in ``names`` only, without those that are ``null``."""
+    if value.keys() <= names and None not in value.values():
+        return value.copy()
     return {name: item for name, item in value.items() if name in names and item is not None}
 
 
 def keep_fields_of_each(values: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
     """Return the objects with the fields in ``names`` only; ``values`` itself if they have no others."""
-    if all(value.keys() <= names for value in values):
+    # One union of all keys: no line of Python for each of a thousand messages.
+    if names.union(*values) == names:
         return values
     return [{name: item for name, item in value.items() if name in names} for value in values]
 
@@ -175,7 +201,7 @@ def _decode_again(body: bytes, error: Exception) -> Any:
     replaced = _replace_lone_surrogates(body)
     if replaced != body:
         try:
-            return _decoder.decode(replaced)
+            return _decode(replaced)
         except RecursionError:
             raise _refuse_json("nested too deeply") from None
         except (msgspec.DecodeError, ValueError) as another:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 from cgw.errors import Refusal
 from cgw.model import ANY_MODEL
-from cgw.providers.model_patterns import SNAPSHOT, add_prefix, compile_allow_list
+from cgw.providers.model_patterns import MAX_NAME_CHARACTERS, SNAPSHOT, add_prefix, compile_allow_list
 
 NEAREST = 3
 """Names that a refusal suggests: a list of all of them hides the one that was meant."""
@@ -55,25 +56,54 @@ def evaluate_allowed_models(
     )
 
 
-def check_model(
-    names: Sequence[str], actor_models: Sequence[str], master: Sequence[str], provider: str, variable: str
-) -> None:
-    """Raise :exc:`~cgw.errors.Refusal` (400) unless the gateway's list, ``master``, and the actor's admit a model.
+class ServedModels(Protocol):
+    """The models of a route, see :class:`cgw.providers.dialect.Dialect`."""
+
+    @property
+    def provider(self) -> str:
+        """The provider's name."""
+        ...
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The gateway's own list."""
+        ...
+
+    @property
+    def models_variable(self) -> str:
+        """The setting of the list."""
+        ...
+
+
+def check_model(names: tuple[str, ...], actor_models: tuple[str, ...], served: ServedModels) -> None:
+    """Raise :exc:`~cgw.errors.Refusal` (400) unless the gateway's list and the actor's admit a model.
 
     ``names`` are those that the model has, as ``provider/model``, the one to tell the caller first; any of them will
-    do. ``variable`` is the setting of ``master``: the refusal says which of the two lists it is about.
+    do. The refusal says which of the two lists it is about.
     """
-    is_served = any(map(compile_allow_list(tuple(master)).admits, names))
-    if is_served and any(map(compile_allow_list(tuple(actor_models), provider).admits, names)):
+    # Names that no list can have, as long as a body perhaps, are not remembered.
+    judge = _judge if max(map(len, names)) <= MAX_NAME_CHARACTERS else _judge.__wrapped__
+    is_served, is_admitted = judge(names, actor_models, served.models, served.provider)
+    if is_served and is_admitted:
         return
-    model = names[0]
+    model, master, provider = names[0], served.models, served.provider
     allowed = evaluate_allowed_models(actor_models, master, provider)
     shown = model if len(model) <= MAX_SHOWN_CHARACTERS else f"{model[:MAX_SHOWN_CHARACTERS]}…"
     nearest = ", ".join(find_nearest(shown, allowed))
     count = f"the nearest of {len(allowed)}, " if len(allowed) > NEAREST else ""
-    source = "by the caller's own list" if is_served else f"by the gateway's list, {variable}"
+    source = "by the caller's own list" if is_served else f"by the gateway's list, {served.models_variable}"
     text = f'model "{shown}" is not allowed, allowed: [{nearest}] ({count}{source})'
     raise Refusal(400, text, param="model", code="model_not_found")
+
+
+# Bounded; an actor asks for the same few models again and again.
+@lru_cache(maxsize=4096)
+def _judge(
+    names: tuple[str, ...], actor_models: tuple[str, ...], master: tuple[str, ...], provider: str
+) -> tuple[bool, bool]:
+    """Return whether any of ``names`` is in the gateway's list, and whether any is in the actor's."""
+    served, admitted = compile_allow_list(master), compile_allow_list(actor_models, provider)
+    return any(map(served.admits, names)), any(map(admitted.admits, names))
 
 
 def find_nearest(model: str, allowed: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attrs import field, frozen
+import msgspec
 
 # Bytes of images, audio and documents, and what only the provider can read.
 _OPAQUE = frozenset({"data", "file_data", "url", "signature", "thoughtSignature", "encrypted_content"})
@@ -20,8 +20,8 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 _NO_LABELS: Mapping[str, str] = {}
 
 
-@frozen
-class Prompt:
+# A Struct, because each exchange makes one.
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """The prompt of a request whose decoded body is ``body``.
 
     Its text is in the fields ``system`` and ``messages``; ``content`` is the field of a message that has it. ``labels``
@@ -29,7 +29,7 @@ class Prompt:
     tokens of prompts apply: for Anthropic, as in the reference.
     """
 
-    body: Mapping[str, Any] = field(repr=False)
+    body: Mapping[str, Any]
     system: str
     messages: str
     content: str = "content"
@@ -40,6 +40,9 @@ class Prompt:
     def of_text(cls, text: str) -> Prompt:
         """Return a prompt of Anthropic's Text Completions API, which is a text."""
         return cls({"prompt": text}, "prompt", "messages", has_token_limits=True)
+
+    def __repr__(self) -> str:
+        return f"Prompt({self.message_count} messages)"  # not the text
 
     @property
     def message_count(self) -> int:

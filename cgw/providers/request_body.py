@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Generic, NewType, NoReturn, TypeVar
+from typing import Annotated, Any, Generic, NewType, NoReturn, TypeVar
 
 import attrs
 import cattrs
+import msgspec
 from cattrs.cols import is_sequence, list_structure_factory
 from cattrs.gen import make_dict_structure_fn
 
 from cgw.errors import Refusal
-from cgw.providers.body_structure import MAX_ITEMS, Convert, build_reader
-from cgw.providers.json_body import decode_object, name_of_type
+from cgw.providers.body_structure import MAX_ITEMS, build_converter
+from cgw.providers.json_body import ClientBody, decode_object, name_of_type
 
 # Bounds the response: each of a thousand messages may have a problem.
 MAX_REPORTED_PROBLEMS = 10
@@ -35,18 +36,21 @@ JsonList = NewType("JsonList", list[Any])
 StringOrStrings = NewType("StringOrStrings", object)
 """A string, or a list of strings."""
 
+Content = NewType("Content", object)
+"""The content of a message: a string, or a list of :class:`ContentPart`. :func:`count_content` measures it."""
+
 T = TypeVar("T")
 
 _Structure = Callable[[Any, Any], Any]
 
 
-@attrs.define
-class Content:
-    """The checked content of a message. ``raw`` is a string, a list of objects that have a ``type``, or ``None``."""
+class ContentPart(msgspec.Struct, gc=False):
+    """A part of a content. Only texts and the results of tools are read; the provider checks all others."""
 
-    raw: str | list[dict[str, Any]] | None
-    character_count: int
-    """The length of all its text, in code points."""
+    type: str
+    text: Any = None
+    """A string where the ``type`` is ``text``, which :func:`count_content` makes sure of."""
+    content: Any = None
 
 
 class Mismatch(ValueError):
@@ -110,24 +114,21 @@ def _check_string_or_strings(value: object, _: object = None) -> StringOrStrings
 
 def _check_content(value: object, _: object = None) -> Content:
     if isinstance(value, str):
-        return Content(value, len(value))
+        return Content(value)
     if not isinstance(value, list):
         _expected("a string or a list of parts", value)
-    count = 0
-    for index, part in enumerate(value):
-        if not isinstance(part, dict):
-            _expected("an object", part, f"[{index}]")
-        kind = part.get("type")
-        if kind == "text":
-            text = part.get("text")
-            count += len(text) if isinstance(text, str) else _expected_string_in(part, "text", index)
-        # Anthropic's; with OpenAI, the result of a tool is a message of its own.
-        elif kind == "tool_result":
-            count += _count_tool_result(part.get("content"))
-        elif not isinstance(kind, str):
-            _expected_string_in(part, "type", index)
-        # Parts of other kinds (images, audio, tool calls) are passed on; the provider checks them.
-    return Content(value, count)
+    return Content([_check_part(part, index) for index, part in enumerate(value)])
+
+
+def _check_part(part: object, index: int) -> ContentPart:
+    if not isinstance(part, dict):
+        _expected("an object", part, f"[{index}]")
+    kind, text = part.get("type"), part.get("text")
+    if not isinstance(kind, str):
+        _expected_string_in(part, "type", index)
+    if kind == "text" and not isinstance(text, str):
+        _expected_string_in(part, "text", index)
+    return ContentPart(kind, text, part.get("content"))
 
 
 def _expected_string_in(part: dict[str, Any], name: str, index: int) -> NoReturn:
@@ -135,6 +136,25 @@ def _expected_string_in(part: dict[str, Any], name: str, index: int) -> NoReturn
     if name not in part:
         raise Mismatch("required field is missing", path)
     _expected("a string", part[name], path)
+
+
+def count_content(content: Any) -> int:
+    """Return the length of all text of a :data:`Content`, in code points; ``None`` has none.
+
+    Raises :exc:`TypeError` for a part of the type ``text`` without a text.
+    """
+    if isinstance(content, str):
+        return len(content)
+    count = 0
+    for part in content or ():
+        if part.type == "text":
+            if not isinstance(part.text, str):
+                raise TypeError("a part of the type text has no text")
+            count += len(part.text)
+        # Anthropic's; with OpenAI, the result of a tool is a message of its own.
+        elif part.type == "tool_result":
+            count += _count_tool_result(part.content)
+    return count
 
 
 def _count_tool_result(content: object) -> int:
@@ -156,22 +176,17 @@ _CHECKS: dict[Any, Callable[..., Any]] = {
     Content: _check_content,
 }
 
-_EXACT_KINDS: dict[Any, type] = {
+_TYPES: dict[Any, Any] = {
     str: str,
     bool: bool,
-    float: float,
-    JsonObject: dict,
-    JsonList: list,
-    StringOrStrings: str,
+    int: Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)],
+    float: int | float,  # not float alone: see _check_number
+    JsonObject: dict[str, Any],
+    JsonList: list[Any],
+    StringOrStrings: str | list[str],
+    Content: str | list[ContentPart],
 }
-"""The class of values that the checks above return as they are."""
-
-
-def _make_reader(classes: Iterable[type], cls: type) -> Convert:
-    readers: dict[Any, Convert] = {}
-    for part in (*classes, cls):
-        readers[part] = build_reader(part, _EXACT_KINDS, _CHECKS, readers)
-    return readers[cls]
+"""The same checks, as types for msgspec."""
 
 
 @attrs.define
@@ -223,18 +238,21 @@ def _structure_list(budget: _ItemBudget, cls: Any, converter: cattrs.BaseConvert
 class BodyReader(Generic[T]):
     """Reads request bodies of one shape. Make one for each dialect: cattrs compiles functions here.
 
-    ``parts`` are the attrs classes inside ``cls``, innermost first.
+    ``parts`` are the attrs classes inside ``cls``, innermost first. ``count`` returns the characters of a body's text,
+    see :meth:`read_counted`.
     """
 
-    def __init__(self, cls: type[T], *parts: type) -> None:
+    def __init__(self, cls: type[T], *parts: type, count: Callable[[T], int] | None = None) -> None:
         self._cls = cls
-        self.structure: Callable[[dict[str, Any]], T] = _make_reader(parts, cls)
-        """Structures a decoded object. Raises :exc:`TypeError` or :exc:`ValueError`, without a reason."""
+        self._count: Callable[[T], int] = count or (lambda _: 0)
+        self.structure: Callable[[dict[str, Any]], T] = build_converter(cls, parts, _TYPES)
+        """Structures a decoded object: into a struct with the attributes of ``cls``, which is made without a line of
+        Python. Raises :exc:`msgspec.ValidationError`, without a reason."""
         # cattrs records the path of each problem, which is slow; so it gets the bodies that are not valid only.
         self._budget = _ItemBudget()
         self._explainer = _make_converter((*parts, cls), self._budget)
 
-    def read(self, body: bytes) -> tuple[T, dict[str, Any]]:
+    def read(self, body: ClientBody) -> tuple[T, dict[str, Any]]:
         """Return the structured body, and the decoded object that it was made from.
 
         Raises :exc:`~cgw.errors.Refusal` (400) for anything but one JSON object (RFC 8259, with nothing after it)
@@ -242,13 +260,29 @@ class BodyReader(Generic[T]):
         the field is optional.
         """
         raw = decode_object(body)
-        return self.read_object(raw), raw
+        try:
+            return self.structure(raw), raw
+        except msgspec.ValidationError:
+            return self.structure_or_explain(raw), raw
+
+    def read_counted(self, body: ClientBody) -> tuple[T, dict[str, Any], int]:
+        """Return what :meth:`read` does, and the number of characters of the body's text, in code points.
+
+        Counting completes the check of a body with :data:`Content`.
+        """
+        raw = decode_object(body)
+        try:
+            parsed = self.structure(raw)
+            return parsed, raw, self._count(parsed)
+        except (msgspec.ValidationError, TypeError):
+            parsed = self.structure_or_explain(raw)
+            return parsed, raw, self._count(parsed)
 
     def read_object(self, raw: dict[str, Any]) -> T:
         """Return the structured body of a decoded object, as :meth:`read` does."""
         try:
             return self.structure(raw)
-        except (TypeError, ValueError):
+        except msgspec.ValidationError:
             return self.structure_or_explain(raw)
 
     def structure_or_explain(self, raw: dict[str, Any]) -> T:

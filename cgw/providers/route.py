@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 
 from cgw.errors import Headers
-from cgw.model import BodyWindow, Usage
+from cgw.model import BodyWindow, Usage, UsageQuality
 from cgw.providers.dialect import PreparedRequest
 from cgw.providers.prompts import Prompt
 from cgw.providers.upstream_requests import Endpoint
-from cgw.providers.usage_reading import Reading, read_usage
+from cgw.providers.usage_reading import Reading
 from cgw.wire.messages import ResponseHead
+
+_IDENTITY = (b"", b"identity")
+_JSON = b"application/json"  # the usual content type, which needs no parsing
 
 ReadBody = Callable[[BodyWindow], Reading]
 
@@ -28,6 +31,8 @@ class Route:
     endpoint: Endpoint
     models: tuple[str, ...]
     provider: str = field(kw_only=True)
+    prefix: str = field(init=False, repr=False, eq=False)
+    """What the provider's model names begin with, inside cgw; clients may leave it out."""
 
     final_markers: ClassVar[tuple[bytes, ...]] = ()
     """See :meth:`cgw.providers.dialect.Dialect.final_markers`; empty where only HTTP's end ends a stream."""
@@ -41,9 +46,8 @@ class Route:
         """See :meth:`cgw.providers.dialect.Dialect.models_variable`."""
         return f"CODY_GATEWAY_{self.provider.upper()}_ALLOWED_MODELS"
 
-    def strip_prefix(self, model: str) -> str:
-        """Return a model's name as the API knows it: clients may send it with the provider's prefix."""
-        return model.removeprefix(f"{self.provider}/")
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "prefix", f"{self.provider}/")  # once, not for each request
 
     def build_request(
         self,
@@ -68,22 +72,52 @@ class Route:
         ``suffix`` continues the path of ``endpoint``, which is the route's own if it is not given.
         """
         return PreparedRequest(
-            upstream=(endpoint or self.endpoint).build_request(
+            (endpoint or self.endpoint).build_request(
                 encoded, is_stream=is_stream, suffix=suffix, query=query, headers=headers
             ),
-            model=f"{self.provider}/{model}",
-            is_stream=is_stream,
-            prompt_character_count=prompt_character_count,
-            metadata={"stream": is_stream, **(metadata or {})},
-            max_completion_tokens=max_completion_tokens,
-            other_names=tuple(f"{self.provider}/{name}" for name in other_names),
-            prompt=prompt,
+            self.prefix + model,
+            is_stream,
+            prompt_character_count,
+            {"stream": is_stream, **metadata} if metadata else {"stream": is_stream},
+            max_completion_tokens,
+            tuple([self.prefix + name for name in other_names]) if other_names else (),
+            prompt,
         )
 
     def read_usage(self, request: PreparedRequest, response: ResponseHead, body: BodyWindow) -> Usage:
         """See :meth:`cgw.providers.dialect.Dialect.read_usage`."""
+        encoding, content_type = response.header(b"content-encoding"), response.header(b"content-type")
+        if not 200 <= response.status < 300 or not (encoding is None or encoding.strip().lower() in _IDENTITY):
+            # An error, or in a coding that cgw never asks for: only the prompt's length is known.
+            return Usage(prompt_character_count=request.prompt_character_count)
+        # An API may answer a streaming request with JSON, so the response decides, if it says anything.
+        if content_type is None:
+            is_stream = request.is_stream
+        else:
+            is_stream = content_type != _JSON and content_type.strip().lower().startswith(b"text/event-stream")
         kind = type(self)
-        return read_usage(request, response, body, kind.read_whole, kind.read_stream)
+        reading = kind.read_stream(body) if is_stream else kind.read_whole(body)
+        prompt, completion = reading.prompt_token_count, reading.completion_token_count
+        # Of an incomplete response the figures may have been lost, so it counts as partial. An API may also end a
+        # stream by an error: HTTP's end is there then, and the API's own end marker is not.
+        quality = UsageQuality.PARTIAL
+        if body.is_complete:
+            if prompt is not None and completion is not None:
+                if reading.is_final:
+                    quality = UsageQuality.EXACT
+            elif prompt is None and completion is None:
+                quality = UsageQuality.ESTIMATED
+        return Usage(
+            prompt,
+            completion,
+            request.prompt_character_count,
+            reading.completion_character_count,
+            quality,
+            reading.cache_read_token_count,
+            reading.cache_write_token_count,
+            reading.prompt_quota_token_count,
+            reading.reasoning_token_count,
+        )
 
 
 @frozen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from cgw import __version__
 from cgw.errors import Headers
@@ -39,11 +39,12 @@ def secret_value(secret: str, what: str) -> bytes:
 
 @frozen
 class _ConstantFields:
-    """Header fields that every request of one kind has, also encoded, with and without what precedes them."""
+    """Header fields that every request of one kind has. ``head_start`` is the encoded head up to ``content-length``,
+    ``after_target`` the part of it behind the target."""
 
     headers: Headers
-    encoded: bytes
     head_start: bytes
+    after_target: bytes
 
 
 @frozen
@@ -68,10 +69,19 @@ class Endpoint:
 
         def encode(accept: bytes) -> _ConstantFields:
             fields = (*_COMMON, (b"accept", accept), *headers)
-            encoded = encode_fields(fields)
-            return _ConstantFields(fields, encoded, encode_head_start(b"POST", target, origin, encoded))
+            start = encode_head_start(b"POST", target, origin, encode_fields(fields))
+            return _ConstantFields(fields, start, start.removeprefix(b"POST " + target))
 
         return cls(origin, target, headers, encode(b"application/json"), encode(b"text/event-stream"))
+
+    def add_fields(self, headers: Headers) -> Endpoint:
+        """Return the endpoint with ``headers`` behind those of its requests, encoded once."""
+
+        def add(own: _ConstantFields) -> _ConstantFields:
+            encoded = encode_fields(headers)
+            return _ConstantFields((*own.headers, *headers), own.head_start + encoded, own.after_target + encoded)
+
+        return evolve(self, json_fields=add(self._json_fields), stream_fields=add(self._stream_fields))
 
     def build_request(
         self, body: bytes, *, is_stream: bool, suffix: bytes = b"", query: bytes = b"", headers: Headers = ()
@@ -85,17 +95,22 @@ class Endpoint:
         fields, target, start = own.headers, self.target, own.head_start
         if suffix or query:
             target += suffix + (b"?" + query if query else b"")
-            start = encode_head_start(b"POST", target, self.origin, own.encoded)
+            if b"\n" in target:
+                raise ValueError("the target of the upstream request contains a line feed")
+            start = b"POST %b%b" % (target, own.after_target)
         if headers:
             fields = (*fields, *headers)
             start += encode_fields(headers)
-        return UpstreamRequest(self.origin, target, fields, body, head_start=start)
+        return UpstreamRequest(self.origin, target, fields, body, b"POST", start)
 
 
 def select_headers(head: RequestHead, names: frozenset[bytes], defaults: Headers = ()) -> Headers:
     """Return a client's header fields that are in ``names``, and those of ``defaults`` that it did not send."""
     # The usual case: a few look-ups instead of a pass over all fields.
-    if all(head.header(name) is None for name in names):
+    for name in names:
+        if head.header(name) is not None:
+            break
+    else:
         return defaults
     chosen = tuple(item for item in head.headers if item[0] in names)
     return (*chosen, *(item for item in defaults if find_header(chosen, item[0]) is None))

@@ -123,14 +123,14 @@ class AwaitedStore:
         else:
             self._store.send_later(call)
 
-    def post_script(self, posted: PostedCall, data: bytes, key: bytes | str, *, may_wait: bool = False) -> None:
+    def post_script(self, posted: PostedCall, key: bytes | str, *, may_wait: bool = False) -> None:
         """See :meth:`cgw.redis.store.Store.post_script`."""
         try:
             store = self._get_store()
         except StoreUnavailable as error:
             posted.handle_reply(error)
         else:
-            store.post_script(posted, data, key, may_wait=may_wait)
+            store.post_script(posted, key, may_wait=may_wait)
 
     def send_postponed(self) -> None:
         """See :meth:`cgw.redis.store.Store.send_postponed`."""

@@ -148,7 +148,7 @@ class ClusterStore(LinkedStore):
         async def ping(link: Link) -> None:
             # Not by execute_command: PING has no key, so it would go to any one of the nodes.
             try:
-                reply = await link.request(_PACKED_PING, None, trio.current_time())
+                reply = await link.request(_PACKED_PING)
             except StoreUnavailable as error:
                 errors.append(error)
             else:
@@ -300,7 +300,7 @@ class ClusterStore(LinkedStore):
         random.shuffle(links)
         for link in links:
             try:
-                reply = await link.request(_PACKED_COMMAND, None, trio.current_time())
+                reply = await link.request(_PACKED_COMMAND)
             except StoreUnavailable:
                 continue
             # An error reply has no ranges: then the next node is asked.

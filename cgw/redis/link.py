@@ -6,7 +6,7 @@ to match replies to callers::
     request(), post() ──► _unsent ──► _send_now() or _write() ──► server
       ▲    │                                                          │
       │    └──────────► _calls, in the same order ◄── _read(): the next reply belongs to the first call
-      └─the next of these, or POSTPONE_SECONDS── _postponed ◄── postpone()
+      └─one of these, or POSTPONE_SECONDS── _postponed ◄── postpone()
 
 A call's entry stays in the queue until its reply comes, whatever happens to the caller, so that the later replies
 still find their callers::
@@ -19,9 +19,8 @@ still find their callers::
     posted ──reply──► done, its handler has the reply  (NOSCRIPT: posted again as EVAL; other errors: by the owner)
 
 When the link goes down, waiting and posted calls fail, and undos are handed to the owner, to be sent on another link.
-Nothing is allocated per call except the entry and the closure that abandons it. A call on an idle link costs two
-turns of tasks, the reader's and the caller's: the command is written in the caller's own turn, and one alarm per link
-keeps all deadlines.
+Nothing is allocated per call except the entry. A call on an idle link costs two turns of tasks, the reader's and the
+caller's: the command is written in the caller's own turn, and one alarm per link keeps all deadlines.
 """
 
 from __future__ import annotations
@@ -38,10 +37,11 @@ import outcome
 import trio
 from redis.exceptions import InvalidResponse, NoScriptError
 
+from cgw.alarm import Alarm
+from cgw.clock import read_clock
 from cgw.errors import StoreUnavailable, explain_os_error
-from cgw.redis.alarm import Alarm
-from cgw.redis.command_latency import HEAD_BYTES
 from cgw.redis.handshake import NEED_DATA, RedisConnection, pack_command
+from cgw.redis.link_call import LinkCall
 from cgw.redis.link_owner import LinkCounters, LinkOwner
 from cgw.redis.lua import ScriptCall
 from cgw.redis.posted_call import KeptCall, PostedCall
@@ -58,37 +58,20 @@ Otherwise the server would idle while the callers run, and the callers while the
 callers: 12,000 pairs of calls a second without, 22,000 with (benchmark ``limits``, 2026-11-23).
 """
 
-POSTPONE_SECONDS = 0.05
+POSTPONE_SECONDS = 0.1
 """The time for which a postponed call may wait for another one to leave with."""
+
+GATHER_SECONDS = 0.05
+"""The time in which postponed calls gather first: what they have in common they then pay for once."""
+
+MAX_POSTPONED = 100
+"""As many postponed calls leave with the next call, however short they have waited."""
 
 STALL_SECONDS = 0.01
 """When the watchdog wakes up later than this, this process was stalled: replies get that much time to be read."""
 
 _CLOSE_SECONDS = 1.0
 _ASKING = pack_command(("ASKING",))
-
-
-class _Call:
-    """An entry in the queue of calls that have no reply yet.
-
-    ``task`` is the waiting caller, and ``undo`` builds what undoes its call; both are ``None`` once the caller is
-    cancelled or timed out. ``posted`` is a posted call, which has neither. ``head`` is the begin of its packed command.
-    """
-
-    __slots__ = ("head", "posted", "sent_at", "task", "undo")
-
-    def __init__(
-        self,
-        task: trio.lowlevel.Task | None,
-        sent_at: float,
-        undo: Callable[[], ScriptCall] | None = None,
-        posted: PostedCall | None = None,
-    ) -> None:
-        self.head = b""
-        self.task = task
-        self.sent_at = sent_at
-        self.undo = undo
-        self.posted = posted
 
 
 class Link:
@@ -112,12 +95,16 @@ class Link:
         self._replies = connection.reader
         self._timeout_seconds = timeout_seconds
         self._counters = counters
+        self._latency = counters.latency
         self._owner = owner
-        self._calls: deque[_Call] = deque()
+        self._read_clock = read_clock()
+        # Always the same object, because the reader keeps it.
+        self._calls: deque[LinkCall] = deque()
         # Packed commands that the kernel does not have yet, in the order of `_calls`.
         self._unsent: list[bytes] = []
-        # Packed commands of posted calls that nothing waits for, and that are not in `_calls` yet.
-        self._postponed: list[tuple[PostedCall, bytes]] = []
+        # Posted calls that nothing waits for, and that are not in `_calls` yet.
+        self._postponed: list[PostedCall] = []
+        self._take_from = math.inf  # a call after this time takes them along
         self._postpone_alarm = Alarm()
         self._is_sending = False
         self._descriptor = _get_descriptor(connection.stream)
@@ -165,7 +152,8 @@ class Link:
         self.error = reason
         self._scope.cancel()
         self._unsent.clear()
-        calls, self._calls = self._calls, deque()
+        calls = tuple(self._calls)
+        self._calls.clear()
         postponed, self._postponed = self._postponed, []
         for call in calls:
             if call.undo is not None:
@@ -175,7 +163,7 @@ class Link:
                 trio.lowlevel.reschedule(call.task, outcome.Error(self._build_unavailable()))
             elif call.posted is not None:
                 call.posted.handle_reply(self._build_unavailable())
-        for posted, _ in postponed:
+        for posted in postponed:
             posted.handle_reply(self._build_unavailable())
 
     def _build_unavailable(self) -> StoreUnavailable:
@@ -184,12 +172,18 @@ class Link:
     # --- calls --------------------------------------------------------------------------------------------------------
 
     async def request(
-        self, data: bytes, undo: Callable[[], ScriptCall] | None, now: float, *, is_asking: bool = False
+        self,
+        data: bytes,
+        undo: Callable[[], ScriptCall] | None = None,
+        build_call: Callable[[], ScriptCall] | None = None,
+        *,
+        is_asking: bool = False,
     ) -> Any:
-        """Send one packed command and wait for its reply; an error reply is returned as an exception.
+        """Send one packed command and wait for its reply.
 
-        ``now`` is the current time, from which the deadline counts. Set ``is_asking`` when an ASK of a cluster has
-        redirected the command here. Raises :exc:`StoreUnavailable` when the link goes down or no reply comes within
+        An error reply is returned as an exception; for a script, whose general form ``build_call`` builds, it goes to
+        :meth:`LinkOwner.retry_script`, and what comes of that is returned. Set ``is_asking`` when an ASK of a cluster
+        has redirected the command here. Raises :exc:`StoreUnavailable` when the link goes down or no reply comes within
         the deadline. Cancel-safe: the command may still be executed, and its reply is dropped. When the caller stops
         waiting, for whatever reason, the call that ``undo`` builds is sent behind the command.
         """
@@ -197,83 +191,99 @@ class Link:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.error is not None:
             raise self._build_unavailable()
+        now = self._read_clock()
         if is_asking:
             # ASKING counts for the next command of the connection only. There is no checkpoint between the two
             # lines, so that no other task's command comes in between.
-            self._enqueue(_Call(None, now), _ASKING)
-        call = _Call(trio.lowlevel.current_task(), now, undo)
+            self._enqueue(LinkCall(self, None, now, self._latency.find(_ASKING)), _ASKING)
+        # Scripts, which are nearly all calls, are not looked up by their packed command each time.
+        times = self._latency.find(data) if build_call is None else self._latency.of_scripts
+        call = LinkCall(self, trio.lowlevel.current_task(), now, times, undo)
         self._enqueue(call, data)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._counters.cancelled += 1
-            self._abandon(call)
-            return trio.lowlevel.Abort.SUCCEEDED
-
         # The reader, the watchdog or kill() reschedules this task; Trio does not call abort after that.
-        return await trio.lowlevel.wait_task_rescheduled(abort)
+        reply = await trio.lowlevel.wait_task_rescheduled(call.abort)
+        if build_call is not None and isinstance(reply, Exception):
+            return await self._owner.retry_script(self, reply, now, data, build_call, undo)
+        return reply
 
-    def post(self, posted: PostedCall, data: bytes | None = None, *, is_asking: bool = False) -> None:
-        """Send a call without waiting for its reply; ``data`` is its packed command, if the caller has it."""
+    def post(self, posted: PostedCall, *, is_asking: bool = False) -> None:
+        """Send a call without waiting for its reply."""
         if self.error is not None:
             posted.handle_reply(self._build_unavailable())
             return
-        now = trio.current_time()
+        now = self._read_clock()
         if not is_asking:
-            self._enqueue(_Call(None, now, posted=posted), data or posted.build_call().pack_evalsha())
+            self._enqueue_posted(posted, posted.pack(), now)
             return
-        self._enqueue(_Call(None, now), _ASKING)
+        self._enqueue(LinkCall(self, None, now, self._latency.find(_ASKING)), _ASKING)
         # EVAL, not EVALSHA: after a NOSCRIPT the permission that ASKING gave would be used up.
-        self._enqueue(_Call(None, now, posted=posted), posted.build_call().pack_eval())
+        call = posted.build_call()
+        self._enqueue_posted(posted, posted.pack() if call is None else call.pack_eval(), now)
 
     def load_scripts(self, packed: Sequence[bytes]) -> None:
         """Send packed ``SCRIPT LOAD`` commands, whose replies don't matter: a server that refuses gets the texts."""
         for data in packed:
-            self._enqueue(_Call(None, trio.current_time()), data)
+            self._enqueue(LinkCall(self, None, self._read_clock(), self._latency.find(data)), data)
 
-    def postpone(self, posted: PostedCall, data: bytes) -> None:
-        """Send a packed call together with the next one, but at most :data:`POSTPONE_SECONDS` later."""
+    def postpone(self, posted: PostedCall) -> None:
+        """Send a call together with another one, but at most :data:`POSTPONE_SECONDS` later. It is packed then."""
         if self.error is not None:
             posted.handle_reply(self._build_unavailable())
             return
-        self._postponed.append((posted, data))
-        # An alarm that is set already rings early enough.
-        if self._postpone_alarm.at == math.inf:
-            self._postpone_alarm.set(trio.current_time() + POSTPONE_SECONDS)
+        self._postponed.append(posted)
+        if len(self._postponed) == 1:
+            now = self._read_clock()
+            self._take_from = now + GATHER_SECONDS
+            # An alarm that is set already rings earlier, and is set again then.
+            self._postpone_alarm.set(now + POSTPONE_SECONDS)
+        elif len(self._postponed) >= MAX_POSTPONED:
+            self._take_from = 0.0
 
     def send_postponed(self) -> None:
         """Send the postponed calls now."""
         if self._postponed:
-            is_idle, now = not self._calls, trio.current_time()
-            self._take_postponed(now)
-            self._hand_over(now, is_idle=is_idle)
+            is_idle = not self._calls
+            self._take_postponed(self._read_clock())
+            self._hand_over(is_idle=is_idle)
 
     async def _keep_sending_postponed(self) -> None:
         while True:
             await self._postpone_alarm.wait()
-            self.send_postponed()
+            due_at = self._take_from - GATHER_SECONDS + POSTPONE_SECONDS
+            if due_at <= self._read_clock():
+                self.send_postponed()
+            elif self._postponed:
+                # It was set for calls that have left with another one since.
+                self._postpone_alarm.set(due_at)
 
-    def _enqueue(self, call: _Call, data: bytes) -> None:
-        is_idle = not self._calls
-        if self._postponed:
+    def _enqueue(self, call: LinkCall, data: bytes) -> None:
+        calls = self._calls
+        is_idle = not calls
+        if call.sent_at >= self._take_from:
             self._take_postponed(call.sent_at)
         self._counters.calls += 1
-        call.head = data[:HEAD_BYTES]
         # Before the command can be sent, so that the reply always finds its call.
-        self._calls.append(call)
-        self._unsent.append(data)
-        self._hand_over(call.sent_at, is_idle=is_idle)
+        calls.append(call)
+        unsent = self._unsent
+        unsent.append(data)
+        # Otherwise the writer has been woken already, and sends this with the rest.
+        if is_idle or self._parked_writer is not None or len(unsent) >= SEND_EARLY_COUNT:
+            self._hand_over(is_idle=is_idle)
+
+    def _enqueue_posted(self, posted: PostedCall, data: bytes, now: float) -> None:
+        self._enqueue(LinkCall(self, None, now, self._latency.find(data), posted=posted), data)
 
     def _take_postponed(self, now: float) -> None:
-        # Their deadlines count from now on, so that the queue stays sorted by deadline.
-        for posted, data in self._postponed:
-            call = _Call(None, now, posted=posted)
-            call.head = data[:HEAD_BYTES]
-            self._calls.append(call)
+        postponed, self._postponed = self._postponed, []
+        self._take_from = math.inf
+        for posted in postponed:
+            data = posted.pack()
+            # Their deadlines count from now on, so that the queue stays sorted by deadline.
+            self._calls.append(LinkCall(self, None, now, self._latency.find(data), posted=posted))
             self._unsent.append(data)
-        self._counters.calls += len(self._postponed)
-        self._postponed.clear()
+        self._counters.calls += len(postponed)
 
-    def _hand_over(self, now: float, *, is_idle: bool) -> None:
+    def _hand_over(self, *, is_idle: bool) -> None:
         """Send the unsent commands, or have the writer send them; ``is_idle``: there were no calls before them."""
         # With calls in flight, commands gather instead: the callers that the next replies wake up, and those that run
         # in this turn, share one write.
@@ -284,9 +294,16 @@ class Link:
         if self._unsent and self._parked_writer is not None:
             trio.lowlevel.reschedule(self._parked_writer)
             self._parked_writer = None
-        self._deadline_alarm.set(now + self._timeout_seconds)
+        # While there are calls, the deadline of the first is set, or _keep_deadlines is about to set it.
+        if is_idle:
+            self._deadline_alarm.set(self._calls[0].sent_at + self._timeout_seconds)
 
-    def _abandon(self, call: _Call) -> None:
+    def cancel(self, call: LinkCall) -> None:
+        """Drop the reply of a call, whose caller is cancelled, when it comes, and undo the call."""
+        self._counters.cancelled += 1
+        self._abandon(call)
+
+    def _abandon(self, call: LinkCall) -> None:
         """Drop the reply of a call when it comes, and undo the call."""
         call.task = None
         undo, call.undo = call.undo, None
@@ -346,33 +363,40 @@ class Link:
 
     async def _read(self) -> None:
         # Local names: these are looked up for each reply.
-        feed, next_reply, reschedule = self._replies.feed, self._replies.gets, trio.lowlevel.reschedule
-        note_latency = self._counters.latency.note
+        feed, next_reply, need_data, reschedule = (
+            self._replies.feed,
+            self._replies.gets,
+            NEED_DATA,
+            trio.lowlevel.reschedule,
+        )
+        calls = self._calls
         while True:
             data = await self._receive()
             if not data:
                 self.kill("was closed by the server")
                 return
-            self._received_at = trio.current_time()
+            received_at = self._received_at = self._read_clock()
             feed(data)
-            while (reply := next_reply()) is not NEED_DATA:
+            while (reply := next_reply()) is not need_data:
                 if isinstance(reply, hiredis.PushNotification):
                     continue  # RESP3: not a reply to a command
-                if not self._calls:
+                if not calls:
                     raise InvalidResponse("a reply without a command")
-                call = self._calls.popleft()
-                note_latency(call.head, self._received_at - call.sent_at, isinstance(reply, Exception))
-                if call.task is not None:
+                call = calls.popleft()
+                call.times[isinstance(reply, Exception)].observe((received_at - call.sent_at) * 1000)
+                task = call.task
+                if task is not None:
                     self._timeouts_in_a_row = 0  # only by replies in time: late ones find no task
-                    reschedule(call.task, outcome.Value(reply))
+                    call.reply = reply
+                    reschedule(task, call)
                 elif call.posted is not None:
                     self._finish_posted(call.posted, reply)
 
     def _finish_posted(self, posted: PostedCall, reply: Any) -> None:
         if not isinstance(reply, Exception):
             posted.handle_reply(reply)
-        elif isinstance(reply, NoScriptError):
-            self._enqueue(_Call(None, trio.current_time(), posted=posted), posted.build_call().pack_eval())
+        elif isinstance(reply, NoScriptError) and (call := posted.build_call()) is not None:
+            self._enqueue_posted(posted, call.pack_eval(), self._read_clock())
         else:
             self._owner.handle_posted_error(self, posted, reply)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
 
@@ -29,10 +30,26 @@ class LinkCounters:
 
 
 class LinkOwner(Protocol):
-    """The store that a link belongs to. Its methods are called from the link's tasks and must not block."""
+    """The store that a link belongs to. Its plain methods are called from the link's tasks and must not block."""
 
     def keep_call(self, call: ScriptCall) -> None:
         """Keep an undo, to be sent when there is a link that can run it."""
+        ...
+
+    async def retry_script(
+        self,
+        link: Link,
+        error: Exception,
+        sent_at: float,
+        data: bytes,
+        build_call: Callable[[], ScriptCall],
+        undo: Callable[[], ScriptCall] | None,
+    ) -> Any:
+        """Return the reply to a script that was sent at ``sent_at`` and got ``error``: send it again if that helps.
+
+        Unlike the other methods it waits, in the caller's task. Raises ``error`` if it would not help, and
+        :exc:`~cgw.errors.StoreUnavailable` at the deadline. Cancel-safe.
+        """
         ...
 
     def handle_posted_error(self, link: Link, posted: PostedCall, error: Exception) -> None:

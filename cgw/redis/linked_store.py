@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import trio
@@ -39,6 +39,8 @@ class LinkedStore(ABC):
 
     A call takes one round trip in the usual case, which is the fast path of every request of the gateway: it must
     not await or allocate more than it does. An error reply leads to :meth:`_retry`, which may send the call again.
+    Where a method only chooses a link, it returns the link's coroutine: one of its own would cost the caller a frame
+    each time that it waits.
     """
 
     def __init__(self, timeout_seconds: float, connect_timeout_seconds: float) -> None:
@@ -103,21 +105,28 @@ class LinkedStore(ABC):
         # All keys share a slot, so the first one is enough to find the node.
         return await self.run_packed(call.pack_evalsha(), keys[0] if keys else None, lambda: call, build_undo)
 
-    async def run_packed(
+    def run_packed(
         self,
         data: bytes,
         key: bytes | str | None,
         build_call: Callable[[], ScriptCall],
         build_undo: Callable[[], ScriptCall] | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Run a script by its packed EVALSHA. See :meth:`cgw.redis.store.Store.run_packed`."""
-        now = trio.current_time()
-        link = self._route(key).get_link()
-        reply = await link.request(data, build_undo, now)
-        if isinstance(reply, Exception):
-            retried = RetriedCall(data, now + self._timeout_seconds, script_call=build_call(), undo=build_undo)
-            return await self._retry(retried, link, reply)
-        return reply
+        return self._route(key).get_link().request(data, build_undo, build_call)
+
+    async def retry_script(
+        self,
+        link: Link,
+        error: Exception,
+        sent_at: float,
+        data: bytes,
+        build_call: Callable[[], ScriptCall],
+        undo: Callable[[], ScriptCall] | None,
+    ) -> Any:
+        """Send a script again after an error reply. See :meth:`cgw.redis.link_owner.LinkOwner.retry_script`."""
+        retried = RetriedCall(data, sent_at + self._timeout_seconds, script_call=build_call(), undo=undo)
+        return await self._retry(retried, link, error)
 
     async def execute_command(self, *args: Any) -> Any:
         """Run one command, given as words (``"CLIENT INFO"`` counts as two, as in redis-py).
@@ -129,12 +138,12 @@ class LinkedStore(ABC):
             args = (*args[0].split(), *args[1:])
         if str(args[0]).upper() in NOT_ON_SHARED_LINKS:
             raise ValueError(f"{args[0]} needs a connection of its own: it can't run on a link that is shared")
-        now = trio.current_time()
+        deadline = trio.current_time() + self._timeout_seconds
         link = self._route_command(args).get_link()
         data = pack_command(args)
-        reply = await link.request(data, None, now)
+        reply = await link.request(data)
         if isinstance(reply, Exception):
-            return await self._retry(RetriedCall(data, now + self._timeout_seconds, command=args), link, reply)
+            return await self._retry(RetriedCall(data, deadline, command=args), link, reply)
         return reply
 
     async def scan(self, pattern: str) -> AsyncGenerator[Sequence[bytes], None]:
@@ -145,7 +154,7 @@ class LinkedStore(ABC):
             while True:
                 data = pack_command(("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE))
                 # Not by execute_command: SCAN has no key, so it would go to any one of the nodes, each time.
-                reply = await server.get_link().request(data, None, trio.current_time())
+                reply = await server.get_link().request(data)
                 if isinstance(reply, Exception):
                     raise reply
                 cursor, keys = reply
@@ -164,7 +173,7 @@ class LinkedStore(ABC):
             while True:
                 link = await self._find_next_link(call, link, error)
                 call.is_waiting = True
-                reply = await link.request(call.data, call.undo, trio.current_time(), is_asking=call.is_asking)
+                reply = await link.request(call.data, call.undo, is_asking=call.is_asking)
                 call.is_waiting = False
                 if not isinstance(reply, Exception):
                     return reply
@@ -215,17 +224,17 @@ class LinkedStore(ABC):
         else:
             link.post(KeptCall(call, self.keep_call))
 
-    def post_script(self, posted: PostedCall, data: bytes, key: bytes | str, *, may_wait: bool = False) -> None:
-        """Send a packed call without waiting for its reply. See :meth:`cgw.redis.store.Store.post_script`."""
+    def post_script(self, posted: PostedCall, key: bytes | str, *, may_wait: bool = False) -> None:
+        """Send a call without waiting for its reply. See :meth:`cgw.redis.store.Store.post_script`."""
         try:
             link = self._route(key).get_link()
         except StoreUnavailable as error:
             posted.handle_reply(error)
             return
         if may_wait:
-            link.postpone(posted, data)
+            link.postpone(posted)
         else:
-            link.post(posted, data)
+            link.post(posted)
 
     def send_postponed(self) -> None:
         """Send the calls that were to wait for others."""

@@ -17,8 +17,12 @@ class PostedCall(Protocol):
     The call must be safe to repeat: when its reply is lost, whether it was executed is unknown.
     """
 
-    def build_call(self) -> ScriptCall:
-        """Return the call in its general form, to be sent again to another node, or with the script's text."""
+    def pack(self) -> bytes:
+        """Return the packed command: called when it is about to be sent, which may be a while after it was posted."""
+        ...
+
+    def build_call(self) -> ScriptCall | None:
+        """Return a script's call in its general form, to be sent with the text; ``None`` for another command."""
         ...
 
     def handle_reply(self, reply: Any) -> None:
@@ -36,6 +40,10 @@ class KeptCall:
 
     call: ScriptCall
     keep: Callable[[ScriptCall], None]
+
+    def pack(self) -> bytes:
+        """Return the packed ``EVALSHA``."""
+        return self.call.pack_evalsha()
 
     def build_call(self) -> ScriptCall:
         """Return the call."""

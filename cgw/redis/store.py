@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -70,17 +70,17 @@ class Store(Protocol):
         """
         ...
 
-    async def run_packed(
+    def run_packed(
         self,
         data: bytes,
         key: bytes | str | None,
         build_call: Callable[[], ScriptCall],
         build_undo: Callable[[], ScriptCall] | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Run a script as :meth:`run_script` does, by its packed ``EVALSHA`` about ``key``.
 
         ``build_call`` builds the same call in its general form, and ``build_undo`` what undoes it: both are needed
-        rarely.
+        rarely. To be awaited at once; it raises as a call does, before or while it is awaited.
         """
         ...
 
@@ -92,12 +92,12 @@ class Store(Protocol):
         """
         ...
 
-    def post_script(self, posted: PostedCall, data: bytes, key: bytes | str, *, may_wait: bool = False) -> None:
-        """Send ``data``, one packed command about ``key``, without waiting; ``posted`` gets the reply, or an exception.
+    def post_script(self, posted: PostedCall, key: bytes | str, *, may_wait: bool = False) -> None:
+        """Send ``posted``, which is about ``key``, without waiting; it gets the reply, or an exception.
 
-        With ``may_wait``, it leaves with the next call to the same server, but at most
-        :data:`~cgw.redis.link.POSTPONE_SECONDS` later. If there is no link, ``posted`` has the exception before this
-        returns.
+        With ``may_wait``, it leaves with another call to the same server, but at most
+        :data:`~cgw.redis.link.POSTPONE_SECONDS` later, and is packed when it leaves. If there is no link, ``posted``
+        has the exception before this returns.
         """
         ...
 

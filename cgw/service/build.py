@@ -37,8 +37,9 @@ from cgw.gateway.parts import Gateway
 from cgw.gateway.routes import Routes
 from cgw.gateway.stored import StoredObjects
 from cgw.limits.alerts import AlertQueue
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.limiter import Limiter
 from cgw.limits.offline.outage import WhenDown
+from cgw.limits.options import LimiterOptions
 from cgw.providers.dialect import Dialect
 from cgw.providers.embeddings.build import build_embeddings_route, build_sdk_embeddings
 from cgw.providers.error_styles import ReferenceErrors
@@ -90,7 +91,7 @@ def build_gateway(
         event_log=event_log,
         repeats=RepeatedEvents(event_log),
         flagger=flagger,
-        readers=telemetry.build_readers(),
+        readers=telemetry.readers,
         stored=StoredObjects(redis),
         timeout_seconds=settings.upstream.request_timeout_seconds,
         max_timeout_seconds=settings.upstream.max_timeout_seconds,

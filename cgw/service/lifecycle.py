@@ -237,6 +237,7 @@ async def _start_background(
     """Start what runs beside the connections, each in a nursery of its own. They end in reverse, with ``stack``."""
     for run in (
         telemetry.process.log_level.run,
+        telemetry.readers.run,
         alerts.run,
         gateway.limiter.run,
         *(source.run for source in gateway.sources.runners),
@@ -249,6 +250,7 @@ async def _start_background(
         overload.run,
         telemetry.loop_lag.run,
         http_engine.hangups.run,
+        http_engine.deadlines.run,
         http_engine.refusals.run,
     ):
         await stack.enter_async_context(open_background_task(run))

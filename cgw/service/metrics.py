@@ -100,7 +100,7 @@ def add_collectors(metrics: Metrics, parts: ServiceParts) -> None:
     gateway = parts.gateway
     metrics.add(
         partial(_read_service, parts),
-        parts.exchanges.read,
+        partial(_read_exchanges, parts),
         gateway.upstream_counts.read,
         parts.loop_lag.read,
         lambda: read_fields(catalogue.SERVER, parts.server.statistics()),
@@ -134,6 +134,11 @@ def _read_service(parts: ServiceParts) -> Iterator[MetricReading]:
         yield catalogue.PHASE.read(phase is parts.status.phase, phase.value)
     serves = parts.gateway.event_log.is_accepting and (not limiter.outage.is_on or limiter.serves_without_redis)
     yield catalogue.HEALTH.read(serves)
+
+
+def _read_exchanges(parts: ServiceParts) -> Iterator[MetricReading]:
+    parts.gateway.readers.flush()  # those that have ended, but are not counted yet
+    return parts.exchanges.read()
 
 
 def _read_models(gateway: Gateway) -> Iterator[MetricReading]:

@@ -11,7 +11,7 @@ from cgw.config.describe import list_secrets
 from cgw.service.metrics import Exporters, open_push, open_scrapes
 from cgw.service.settings import Settings
 from cgw.telemetry.call_spans import CallTracer
-from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.exchange_log import log_exchanges
 from cgw.telemetry.log_level import LogLevel
 from cgw.telemetry.logs import Logs
 from cgw.telemetry.loop_lag import LoopLag
@@ -41,7 +41,8 @@ class ProcessReports:
 class Telemetry:
     """The reports of the service. ``tracing`` and ``push`` are ``None`` where they are off.
 
-    ``take_scrape`` reads all metrics; ``metrics`` is where the service's parts are added to them.
+    ``take_scrape`` reads all metrics; ``metrics`` is where the service's parts are added to them. ``readers`` report
+    exchanges: to the log, to ``exchanges``, which are their metrics, and where they are on as traces and error reports.
     """
 
     process: ProcessReports
@@ -49,7 +50,8 @@ class Telemetry:
     take_scrape: Callable[[], Awaitable[list[MetricReading]]]
     push: MetricsPush | None
     tracing: Tracing | None
-    exchanges: ExchangeMetrics = field(factory=ExchangeMetrics)
+    exchanges: ExchangeMetrics
+    readers: Readers
     loop_lag: LoopLag = field(factory=LoopLag)
 
     @property
@@ -61,12 +63,6 @@ class Telemetry:
     def exporters(self) -> Exporters:
         """The parts that send telemetry elsewhere, for their own metrics."""
         return Exporters(self.tracing, self.push, self.process.errors)
-
-    def build_readers(self) -> Readers:
-        """Return what reports each exchange: the log and the metrics, traces and error reports where they are on."""
-        # The log first: it has the line even if a later reader has a bug.
-        optional = (self.tracing, self.process.errors)
-        return Readers([log_exchange, self.exchanges.note, *(reader for reader in optional if reader is not None)])
 
 
 async def open_telemetry(stack: AsyncExitStack, settings: Settings, process: ProcessReports) -> Telemetry:
@@ -81,4 +77,9 @@ async def open_telemetry(stack: AsyncExitStack, settings: Settings, process: Pro
     tracing = await stack.enter_async_context(
         open_tracing(settings.traces, settings.otlp, environment=environment, mask=mask)
     )
-    return Telemetry(process, metrics, take_scrape, push, tracing)
+    exchanges = ExchangeMetrics()
+    # The log first: it has the lines even if a later reader has a bug.
+    optional = (tracing, process.errors)
+    readers = Readers([log_exchanges, exchanges.note, *(reader for reader in optional if reader is not None)])
+    stack.enter_context(readers.precede_log())
+    return Telemetry(process, metrics, take_scrape, push, tracing, exchanges, readers)

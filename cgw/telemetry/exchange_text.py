@@ -23,35 +23,35 @@ def describe_exchange(record: ExchangeRecord, *, has_figures: bool = True) -> st
 
     ``status`` is what the client got, ``upstream_status`` what the provider answered. Times are in milliseconds.
     """
-    path, actor, model = record.path, record.actor, record.model
-    # One look at all of them: nearly always none has to be quoted.
-    if _ODD.search(f"{path}{actor}{model}{record.method}") is not None:
-        path = quote_value(path)
-        actor = quote_value(actor) if actor else None
-        model = quote_value(model) if model else None
-        method = quote_value(record.method)
-    else:
-        method = record.method
-    # Appended to one text, and not joined from a list: half the time. Joining two texts with + raises TypeError for
-    # anything else, which keeps bytes out of the log.
-    line = method + " " + path + f" status={record.status or '–'} outcome={record.outcome}"
-    if record.upstream_status is not None:
-        line += f" upstream_status={record.upstream_status}"
-    if actor:
-        line += " actor=" + actor
-        if record.stale:
-            line += " stale=true"
-    if record.feature:
-        line += " feature=" + record.feature
-    if model:
-        line += " model=" + model
-    if record.stream:
-        line += " stream=true"
+    line = describe_request(record) + describe_actor(record) + describe_target(record)
     if has_figures:
         line += _describe_figures(record) + " request_id=" + record.trace.trace_id
     if record.warning:
         line += " warning=" + quote_value(record.warning)
     return line + " error=" + quote_value(record.error) if record.error else line
+
+
+def describe_request(record: ExchangeRecord) -> str:
+    """Return the beginning of the text: what was asked, and what came of it."""
+    # Joining two texts with + raises TypeError for anything else, which keeps bytes out of the log.
+    line = quote_value(record.method) + " " + quote_value(record.path)
+    line += f" status={record.status or '–'} outcome={record.outcome}"
+    return line if record.upstream_status is None else line + f" upstream_status={record.upstream_status}"
+
+
+def describe_actor(record: ExchangeRecord) -> str:
+    """Return what follows: who asked."""
+    if not record.actor:
+        return ""
+    return " actor=" + quote_value(record.actor) + (" stale=true" if record.stale else "")
+
+
+def describe_target(record: ExchangeRecord) -> str:
+    """Return what follows: for what."""
+    line = " feature=" + record.feature if record.feature else ""
+    if record.model:
+        line += " model=" + quote_value(record.model)
+    return line + " stream=true" if record.stream else line
 
 
 def _describe_figures(record: ExchangeRecord) -> str:

@@ -113,6 +113,17 @@ class ExportThread(Generic[T]):
             self._is_idle = False
             self._bell.put(None)
 
+    def put_all(self, items: Sequence[T]) -> None:
+        """Have ``items`` exported, as :meth:`put` does; wakes the thread once."""
+        gathered = self._gathered
+        before = len(gathered)
+        room = max(0, self._max_pending - before - len(self._batch))
+        self._dropped += max(0, len(items) - room)
+        gathered += items[:room]
+        if (self._is_idle and gathered) or before < self._ring_at <= len(gathered):
+            self._is_idle = False
+            self._bell.put(None)
+
     def statistics(self) -> ExportStatistics:
         """Return the counts since the start."""
         return ExportStatistics(self._exported, self._dropped, self._failed, self._count_pending())

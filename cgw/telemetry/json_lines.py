@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
 
 import msgspec
 
+from cgw.telemetry.exchange_lines import ExchangeLines
 from cgw.telemetry.exchange_record import ExchangeRecord
 from cgw.telemetry.exchange_text import describe_exchange
 from cgw.telemetry.log_lines import (
@@ -20,8 +19,10 @@ from cgw.telemetry.log_lines import (
     MAX_STACK_TRACE_CHARACTERS,
     LogEntry,
     SourceLocation,
+    format_time,
     mask_record,
     name_severity,
+    render_exchange,
     shorten,
 )
 from cgw.telemetry.masking import SecretMask
@@ -136,6 +137,14 @@ class JsonLines:
         # Without a project Cloud Logging takes the id alone for a trace of the project that the line is written to.
         self._trace_prefix = "" if project_id is None else f"projects/{project_id}/traces/"
         self._encode = msgspec.json.Encoder().encode
+        self.render_exchanges = ExchangeLines(
+            mask,
+            service_context=bytes(self._service_context).decode(),
+            labels=msgspec.json.encode(labels).decode() if labels else None,
+            trace_prefix=self._trace_prefix,
+            is_traced=is_traced,
+            render_any=lambda record: render_exchange(record, self.render),
+        ).render
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as one line of JSON."""
@@ -174,7 +183,7 @@ class JsonLines:
     def _build_line(self, entry: LogEntry, message: str, record: ExchangeRecord | None) -> _JsonLine:
         line = _JsonLine(
             name_severity(entry.level),
-            _format_time(entry.created),
+            format_time(entry.created),
             message,
             entry.logger,
             self._service_context,
@@ -257,19 +266,3 @@ def _list_texts(record: ExchangeRecord) -> str:
         f"{record.method}\n{record.path}\n{record.actor}\n{record.model}\n{record.error}\n{record.warning}\n"
         f"{record.user_agent}\n{record.remote_ip}\n{record.protocol}\n{record.source}"
     )
-
-
-def _format_time(seconds: float) -> str:
-    """Return the time in UTC, to the microsecond: ``2026-01-31T23:59:59.123456+00:00``."""
-    whole = int(seconds)
-    # Exact, and rounded half to even, as datetime does it.
-    microseconds = round((seconds - whole) * 1_000_000)
-    if not 0 <= microseconds < 1_000_000:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
-    return f"{_format_second(whole)}.{microseconds:06d}+00:00"
-
-
-# Many lines have the same second.
-@lru_cache(maxsize=4)
-def _format_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]

@@ -82,4 +82,6 @@ class LogLevel:
         if root.level != level:
             # Logged as a warning, so that the change is seen whichever level holds before and after.
             logger.warning("the log level is %s now", logging.getLevelName(level))
+            for handler in root.handlers:
+                handler.flush()  # what has gathered is of before the change
             root.setLevel(level)

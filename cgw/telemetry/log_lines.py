@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Protocol
 
 import msgspec
 from attrs import frozen
 
-from cgw.telemetry.exchange_record import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord, RequestKind
 from cgw.telemetry.masking import SecretMask
 from cgw.telemetry.stack_traces import format_stack_trace
 from cgw.wire.trace_context import RequestTrace
@@ -82,6 +84,31 @@ class LineFormat(Protocol):
         """Return the entry as UTF-8, with its line ending."""
         ...
 
+    def render_exchanges(self, records: Sequence[ExchangeRecord]) -> list[bytes | None]:
+        """Return the lines of ``records``; ``None`` for one that has to be rendered as an entry."""
+        ...
+
+
+def render_exchange(record: ExchangeRecord, render: Callable[[LogEntry], bytes]) -> bytes | None:
+    """Return the line of an exchange; ``None`` for other requests, and for errors."""
+    level = record.level
+    if record.kind is not RequestKind.EXCHANGE or record.bug is not None or level >= logging.ERROR:
+        return None
+    return render(LogEntry(level, record.ended_at, "cgw.exchange", record))
+
+
+def render_each(
+    records: Sequence[ExchangeRecord], render: Callable[[ExchangeRecord], bytes | None]
+) -> list[bytes | None]:
+    """Return what ``render`` makes of each of ``records``; ``None`` where it raises, as for bytes in place of text."""
+    lines: list[bytes | None] = []
+    for record in records:
+        try:
+            lines.append(render(record))
+        except Exception:  # noqa: BLE001 - one bad record must not cost the others; as an entry, its line says why
+            lines.append(None)
+    return lines
+
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -93,6 +120,10 @@ class TerminalLines:
 
     mask: SecretMask
     has_colour: bool
+
+    def render_exchanges(self, records: Sequence[ExchangeRecord]) -> list[bytes | None]:
+        """Return the lines of ``records``, see :class:`LineFormat`."""
+        return render_each(records, lambda record: render_exchange(record, self.render))
 
     def render(self, entry: LogEntry) -> bytes:
         """Return the entry as text, with control characters escaped."""
@@ -149,3 +180,20 @@ def shorten(text: str, limit: int) -> str:
 @lru_cache(maxsize=4)
 def _format_local_second(seconds: int) -> str:
     return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
+def format_time(seconds: float) -> str:
+    """Return a time in seconds since the epoch as UTC, to the microsecond: ``2026-01-31T23:59:59.123456+00:00``."""
+    whole = int(seconds)
+    # Exact, and rounded half to even, as datetime does it.
+    microseconds = round((seconds - whole) * 1_000_000)
+    if not 0 <= microseconds < 1_000_000:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    return f"{format_second(whole)}.{microseconds:06d}+00:00"
+
+
+# Many lines have the same second.
+@lru_cache(maxsize=4)
+def format_second(seconds: int) -> str:
+    """Return the same without microseconds and zone."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]

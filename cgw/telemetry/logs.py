@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -133,8 +133,11 @@ class _LineHandler(ExchangeHandler):
             entry = LogEntry(logging.ERROR, record.created, record.name, message)
         self._write(entry)
 
-    def emit_exchange(self, record: ExchangeRecord, level: int) -> None:
-        self._write(LogEntry(level, time.time(), "cgw.exchange", record))
+    def render_exchanges(self, records: Sequence[ExchangeRecord]) -> list[bytes | None]:
+        return self._lines.render_exchanges(records)
+
+    def write_lines(self, lines: Sequence[bytes]) -> None:
+        self._writer.put_all(lines)
 
     def _write(self, entry: LogEntry) -> None:
         try:

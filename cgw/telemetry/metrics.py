@@ -110,34 +110,57 @@ def gauge(name: str, help: str, *labels: str, otel_name: str = "", unit: str = "
     return Metric(name, MetricKind.GAUGE, help, labels, unit=unit, otel_name=otel_name)
 
 
-class Distribution:
-    """A histogram for one set of labels. An observation takes 0.3 µs: prometheus_client's takes 1, for its lock."""
+TracedValue = tuple[str, float, float]
+"""A value with its trace: the fields of an :class:`Exemplar`, which is made of it when somebody asks."""
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_sum")
+
+class Distribution:
+    """A histogram for one set of labels. An observation takes 0.3 µs: prometheus_client's takes 1, for its lock.
+
+    Values that come in batches are appended to ``gathered``, or to ``traced``, and counted at once, in a third of the
+    time. The last traced value of a bucket is its exemplar.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_sum", "gathered", "traced")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._exemplars: list[Exemplar | None] | None = None
+        self._exemplars: dict[int, TracedValue] = {}
         self._sum = 0.0
+        self.gathered: list[float] = []
+        self.traced: list[TracedValue] = []
 
     def observe(self, value: float) -> None:
         """Count one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def observe_traced(self, value: float, trace_id: str, at: float) -> None:
-        """Count one value, and keep its trace as the exemplar of its bucket; ``at`` is in Unix seconds."""
-        index = bisect_left(self._bounds, value)
-        self._counts[index] += 1
-        self._sum += value
-        if self._exemplars is None:
-            self._exemplars = [None] * len(self._counts)
-        self._exemplars[index] = Exemplar(trace_id, value, at)
+    def count_gathered(self) -> None:
+        """Count the values that have gathered."""
+        # Loops, because map() over bisect_left and a Counter take longer.
+        bounds, counts = self._bounds, self._counts
+        if self.gathered:
+            for value in self.gathered:
+                counts[bisect_left(bounds, value)] += 1
+            self._sum += sum(self.gathered)
+            self.gathered.clear()
+        if self.traced:
+            total, exemplars = 0.0, self._exemplars
+            for traced in self.traced:
+                value = traced[1]
+                bucket = bisect_left(bounds, value)
+                counts[bucket] += 1
+                exemplars[bucket] = traced
+                total += value
+            self._sum += total
+            self.traced.clear()
 
     def read(self) -> HistogramValue:
         """Return a copy of the state."""
-        return HistogramValue(tuple(self._counts), self._sum, tuple(self._exemplars or ()))
+        exemplars = self._exemplars
+        found = [Exemplar(*exemplars[bucket]) if bucket in exemplars else None for bucket in range(len(self._counts))]
+        return HistogramValue(tuple(self._counts), self._sum, tuple(found) if exemplars else ())
 
 
 class Histogram:

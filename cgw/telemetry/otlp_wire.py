@@ -83,7 +83,14 @@ def build_integer_encoder(field: int, name: str) -> Callable[[int], bytes]:
         for size in range(11)
     ]
 
+    small = [starts[1] + number for number in _ONE_BYTE]
+
     def encode(value: int) -> bytes:
+        # Most numbers are small: without the call of encode_varint() they take half the time.
+        if value < 128:
+            return small[value]
+        if value < 0x4000:
+            return starts[2] + bytes((value & 127 | 128, value >> 7))
         number = encode_varint(value)
         return starts[len(number)] + number
 
@@ -92,12 +99,15 @@ def build_integer_encoder(field: int, name: str) -> Callable[[int], bytes]:
 
 def build_text_encoder(field: int, name: str) -> Callable[[str], bytes]:
     """Return the function that encodes the attribute ``name`` for short texts, such as ids."""
-    key, tag = encode_text(1, name), encode_varint(field << 3 | 2)
+    starts: dict[int, bytes] = {}  # by the length of the text in UTF-8, of which there are few
 
     def encode(text: str) -> bytes:
-        value = encode_text(1, text)
-        pair = key + b"\x12" + encode_varint(len(value)) + value
-        return tag + encode_varint(len(pair)) + pair
+        value = text[:MAX_TEXT_CHARACTERS].encode("utf-8", "replace")
+        start = starts.get(len(value))
+        if start is None:
+            whole = encode_attributes(field, {name: text})
+            start = starts[len(value)] = whole[: len(whole) - len(value)]
+        return start + value
 
     return encode
 

@@ -96,10 +96,13 @@ class ErrorReports:
         self._storms = StormFilter()
         self._sent = 0
 
-    def __call__(self, record: ExchangeRecord) -> None:
-        """Report an exchange that was answered 5xx, or that cgw failed. Takes 0.1 µs for all others."""
-        if (record.status or 0) < 500 and record.outcome is not Outcome.INTERNAL_ERROR:
-            return
+    def __call__(self, records: Sequence[ExchangeRecord]) -> None:
+        """Report the exchanges that were answered 5xx, or that cgw failed. Takes 0.1 µs for each of the others."""
+        for record in records:
+            if (record.status or 0) >= 500 or record.outcome is Outcome.INTERNAL_ERROR:
+                self._report_exchange(record)
+
+    def _report_exchange(self, record: ExchangeRecord) -> None:
         bug = record.bug
         fingerprint = fingerprint_exchange(record) if bug is None else fingerprint_exception(bug)
         suppressed = self._admit(fingerprint)

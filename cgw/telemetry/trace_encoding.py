@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
 from attrs import frozen
 
 from cgw.telemetry.error_events import select_reason
-from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind
+from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind, Times
 from cgw.telemetry.genai_names import OPERATIONS, name_provider
 from cgw.telemetry.otlp_wire import (
     AttributeValue,
@@ -51,6 +51,7 @@ _FAULTS = frozenset(
 
 _pack_times = struct.Struct("<BQBQ").pack
 _START_TAG, _END_TAG = 7 << 3 | 1, 8 << 3 | 1
+_STARTED, _ENDED = int(Moment.STARTED), int(Moment.ENDED)
 
 Mask = Callable[[str], str]
 
@@ -128,6 +129,10 @@ class _Plan:
     """
 
     def __init__(self, children: Sequence[_Child], id_offset: int) -> None:
+        moments = sorted({moment for child in children for moment in (child.start, child.end)})
+        # The places of what is filled in: the times, then what all children have in common, then what each has.
+        at = {moment: index for index, moment in enumerate(moments)}
+        id_at, common_at, constants_at = (len(moments) + index for index in range(3))
         form, constants, order = "<", list[bytes](), list[int]()
         for child in children:
             fixed = encode_text(5, child.name) + _INTERNAL + _OWN_FLAGS
@@ -137,23 +142,22 @@ class _Plan:
             begin = b"\x12" + encode_varint(length) + fixed + b"\x12\x08"
             between = bytes([id_offset + child.number, _START_TAG])
             form += f"{len(begin)}s7s2sQ29sQ"
-            first = _CONSTANTS_AT + len(constants)
-            order += [first, _ID_AT, first + 1, child.start, _COMMON_AT, child.end]
+            first = constants_at + len(constants)
+            order += [first, id_at, first + 1, at[child.start], common_at, at[child.end]]
             constants += [begin, between]
         self._constants = constants
         self._pack = struct.Struct(form).pack
-        self._pick = itemgetter(*order) if order else None
+        self._order = itemgetter(*order) if order else None
+        self._moments = moments
 
-    def encode(self, trace: bytes, span_id: bytes, times_ns: list[Any]) -> bytes:
-        """Return the children as fields ``spans``. ``trace`` is the field ``trace_id``; ``times_ns`` is used up."""
-        if self._pick is None:
+    def encode(self, trace: bytes, span_id: bytes, times: Times, zero_ns: int) -> bytes:
+        """Return the children as fields ``spans``. ``trace`` is the field ``trace_id``; ``zero_ns`` is the clock's."""
+        if self._order is None:
             return b""
-        # In the order of _ID_AT, _COMMON_AT and _CONSTANTS_AT.
-        times_ns += (span_id[:7], b"\x22\x08" + span_id + trace + b"\x41", *self._constants)
-        return self._pack(*self._pick(times_ns))
+        filled: list[Any] = [zero_ns + int(times[moment] * 1e9) for moment in self._moments]  # type: ignore[operator]
+        filled += (span_id[:7], b"\x22\x08" + span_id + trace + b"\x41", *self._constants)
+        return self._pack(*self._order(filled))
 
-
-_ID_AT, _COMMON_AT, _CONSTANTS_AT = (len(Moment) + index for index in range(3))
 
 _REQUEST_BYTES = build_integer_encoder(_ATTRIBUTES, "http.request.body.size")
 _RESPONSE_BYTES = build_integer_encoder(_ATTRIBUTES, "http.response.size")
@@ -165,6 +169,15 @@ _EVENT_ID = build_text_encoder(_ATTRIBUTES, "cgw.event.id")
 _FIRST_BYTE = build_double_encoder(_ATTRIBUTES, "cgw.time_to_first_byte")
 _OVERHEAD = build_double_encoder(_ATTRIBUTES, "cgw.overhead")
 
+# What decides about the attributes with few values.
+_read_shape = attrgetter(
+    "method", "route", "path", "protocol", "status", "outcome", "feature", "model", "provider", "stream",
+    "upstream_status", "is_reused", "source", "usage_quality",
+)  # fmt: skip
+_read_numbers = attrgetter(
+    "request_bytes", "response_bytes", "chunks", "prompt_tokens", "completion_tokens", "cache_read_tokens"
+)
+
 
 class TraceEncoder:
     """Encodes records, each as fields ``spans`` of ``ScopeSpans``. ``mask`` hides credentials. For one thread."""
@@ -172,8 +185,8 @@ class TraceEncoder:
     def __init__(self, mask: Mask) -> None:
         self._mask = mask
         # Attributes by the values that they are made of, encoded and masked.
-        self._cache: dict[tuple[AttributeValue | None, ...], bytes] = {}
-        self._plans: dict[tuple[bool, bool, int, tuple[bool, ...]], _Plan] = {}
+        self._cache: dict[tuple[object, ...], bytes] = {}
+        self._plans: dict[tuple[object, ...], _Plan] = {}
 
     def encode(self, item: ExchangeRecord | CallSpan) -> bytes:
         """Return the spans of ``item``."""
@@ -182,14 +195,13 @@ class TraceEncoder:
     def encode_exchange(self, record: ExchangeRecord) -> bytes:
         """Return the spans of one exchange: the root first."""
         times = record.times
-        started = times[Moment.STARTED] or 0.0
-        ended = times[Moment.ENDED]
+        started, ended = times[_STARTED] or 0.0, times[_ENDED]
         start_ns = int(record.started_at * 1e9)
         # Added to each of the times: one rounding for all, so that no child ends after the root.
         zero_ns = start_ns - int(started * 1e9)
         end_ns = zero_ns + int((started if ended is None else ended) * 1e9)
-        trace = b"\x0a\x10" + bytes.fromhex(record.trace.trace_id)
-        span_id = bytes.fromhex(record.trace.span_id)
+        trace_id, span_id = bytes.fromhex(record.trace.trace_id), bytes.fromhex(record.trace.span_id)
+        trace = b"\x0a\x10" + trace_id
         parts = [
             trace,
             b"\x12\x08",
@@ -198,18 +210,19 @@ class TraceEncoder:
             self._encode_shape(record),
             self._encode_texts(record),
         ]
-        if (number := record.request_bytes) is not None:
-            parts.append(_REQUEST_BYTES(number))
-        if (number := record.response_bytes) is not None:
-            parts.append(_RESPONSE_BYTES(number))
-        if (number := record.chunks) is not None:
-            parts.append(_CHUNKS(number))
-        if (number := record.prompt_tokens) is not None:
-            parts.append(_INPUT_TOKENS(number))
-        if (number := record.completion_tokens) is not None:
-            parts.append(_OUTPUT_TOKENS(number))
-        if number := record.cache_read_tokens:
-            parts.append(_CACHED_TOKENS(number))
+        request_bytes, response_bytes, chunks, input_tokens, output_tokens, cached_tokens = _read_numbers(record)
+        if request_bytes is not None:
+            parts.append(_REQUEST_BYTES(request_bytes))
+        if response_bytes is not None:
+            parts.append(_RESPONSE_BYTES(response_bytes))
+        if chunks is not None:
+            parts.append(_CHUNKS(chunks))
+        if input_tokens is not None:
+            parts.append(_INPUT_TOKENS(input_tokens))
+        if output_tokens is not None:
+            parts.append(_OUTPUT_TOKENS(output_tokens))
+        if cached_tokens:
+            parts.append(_CACHED_TOKENS(cached_tokens))
         _, first_byte, _, overhead = record.measure()
         if first_byte is not None:
             parts.append(_FIRST_BYTE(first_byte))
@@ -222,8 +235,7 @@ class TraceEncoder:
         root = b"".join(parts)
         spans = b"\x12" + encode_varint(len(root)) + root
         if record.kind is RequestKind.EXCHANGE:
-            times_ns = [None if time is None else zero_ns + int(time * 1e9) for time in times]
-            spans += self._find_plan(record, span_id, times_ns).encode(trace, span_id, times_ns)
+            spans += self._find_plan(record, span_id).encode(trace, span_id, times, zero_ns)
         return spans
 
     def encode_call(self, call: CallSpan) -> bytes:
@@ -240,16 +252,16 @@ class TraceEncoder:
             parts.append(encode_bytes(15, _FAILED + encode_text(2, self._mask(call.error))))
         return encode_bytes(2, b"".join(parts))
 
-    def _find_plan(self, record: ExchangeRecord, span_id: bytes, times_ns: list[Any]) -> _Plan:
-        outcome = record.outcome
-        has_failed, never_connected = outcome is not Outcome.OK, outcome is Outcome.UPSTREAM_UNREACHABLE
+    def _find_plan(self, record: ExchangeRecord, span_id: bytes) -> _Plan:
         # Children have the root's id but for the last byte, of which they take small values, or the next larger ones.
         id_offset = len(_PHASES) if span_id[7] <= len(_PHASES) else 0
-        reached = tuple([time is not None for time in times_ns])
-        key = has_failed, never_connected, id_offset, reached
+        # Types tell which of the times are None, in one step.
+        key = record.outcome, id_offset, *map(type, record.times)
         plan = self._plans.get(key)
         if plan is None:
-            moments = {moment for moment in Moment if reached[moment]}
+            outcome = record.outcome
+            has_failed, never_connected = outcome is not Outcome.OK, outcome is Outcome.UPSTREAM_UNREACHABLE
+            moments = {moment for moment in Moment if record.times[moment] is not None}
             children = _plan_children(moments, has_failed=has_failed, never_connected=never_connected)
             # There are few: moments are reached in their order.
             plan = self._plans[key] = _Plan(children, id_offset)
@@ -257,23 +269,7 @@ class TraceEncoder:
 
     def _encode_shape(self, record: ExchangeRecord) -> bytes:
         """Return name, kind, status, and the attributes with few values together, which most exchanges share."""
-        key = (
-            record.method,
-            record.route,
-            record.path,
-            record.protocol,
-            record.status,
-            record.outcome,
-            record.feature,
-            record.model,
-            record.provider,
-            record.stream,
-            record.upstream_status,
-            record.is_reused,
-            record.source,
-            record.usage_quality,
-            record.error is None,
-        )
+        key = _read_shape(record), record.error is None
         return self._cache.get(key) or self._keep(key, self._build_shape(record))
 
     def _build_shape(self, record: ExchangeRecord) -> bytes:
@@ -327,7 +323,7 @@ class TraceEncoder:
         # A refusal is no error of the server's (semantic conventions for HTTP), but its reason is worth knowing.
         return encode_attributes(_ATTRIBUTES, {"cgw.refusal": message})
 
-    def _keep(self, key: tuple[AttributeValue | None, ...], encoded: bytes) -> bytes:
+    def _keep(self, key: tuple[object, ...], encoded: bytes) -> bytes:
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()  # a flood of different values; the usual ones are back at once
         self._cache[key] = encoded

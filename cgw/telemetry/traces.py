@@ -45,18 +45,24 @@ class Tracing:
         self._thread = thread
         self.calls = CallTracer(thread.put, self.wants)
 
-    def __call__(self, record: ExchangeRecord) -> None:
-        """Have the spans of one exchange sent. Takes about 1 µs, and never blocks."""
-        if self._is_selective and not self.wants(record.trace):
-            return
-        # Probes and scrapes, of which there are some each second, would hide what is worth looking at.
-        if record.kind is RequestKind.CONTROL and record.outcome is Outcome.OK and record.path.startswith("/-/"):
-            return
-        # What waits must be small: a path may be as long as a head, and a traceback keeps request bodies alive.
-        text_characters = len(record.method) + len(record.path) + len(record.user_agent or "")
-        if record.bug is not None or text_characters > MAX_TEXT_CHARACTERS:
-            record = _shorten(record)
-        self._thread.put(record)
+    def __call__(self, records: Sequence[ExchangeRecord]) -> None:
+        """Have the spans of some exchanges sent. Takes less than 1 µs for each, and never blocks."""
+        chosen: list[_Item] = []
+        for record in records:
+            if self._is_selective and not record.trace.is_wanted:
+                continue
+            # Probes and scrapes, of which there are some each second, would hide what is worth looking at.
+            if (
+                record.kind is not RequestKind.EXCHANGE
+                and record.outcome is Outcome.OK
+                and record.path.startswith("/-/")
+            ):
+                continue
+            # What waits must be small: a path may be as long as a head, and a traceback keeps request bodies alive.
+            text_characters = len(record.method) + len(record.path) + len(record.user_agent or "")
+            is_small = record.bug is None and text_characters <= MAX_TEXT_CHARACTERS
+            chosen.append(record if is_small else _shorten(record))
+        self._thread.put_all(chosen)
 
     def wants(self, trace: RequestTrace | None) -> bool:
         """Return whether the policy has this trace sent; ``None`` is one that belongs to no request."""

@@ -15,12 +15,15 @@ from attrs import define, field
 from cgw.allocator import keep_freed_memory
 from cgw.errors import Refusal, UpstreamError, UpstreamTimeout
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.relay import RelayEnd, relay_body, relay_response
 from cgw.transport.server import AcceptedConnection, Server
+from cgw.transport.serving_scope import ServingScope
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, UpstreamResponse, build_tls_context
 from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import Origin, UpstreamRequest
@@ -55,7 +58,7 @@ async def open_bare_gateway(
     pool = pool or UpstreamPool(build_tls_context(None), deadlines or UpstreamDeadlines())
     limits = limits or ClientLimits()
 
-    async def handle(client: ClientSide) -> None:
+    async def handle(client: ClientSide, scope: ServingScope) -> None:
         try:
             body = await client.receive_body()
             request = UpstreamRequest(origin, client.head.target, (), body)
@@ -70,12 +73,13 @@ async def open_bare_gateway(
     async def serve_connection(accepted: AcceptedConnection) -> None:
         await Http1Connection(accepted, callbacks).serve()
 
-    hangups = HangupWatch()
+    hangups, keeper = HangupWatch(), DeadlineKeeper()
     callbacks = ConnectionCallbacks(
         limits=limits,
         handle=handle,
         render_refusal=lambda refusal, path, request_id: ((), refusal.message.encode()),
         is_draining=lambda: False,
+        deadlines=keeper,
         hangups=hangups,
     )
     server = Server(await open_listeners("127.0.0.1", port))
@@ -84,6 +88,7 @@ async def open_bare_gateway(
         service_nursery.start_soon(server.run, serve_connection)
         service_nursery.start_soon(pool.run)
         service_nursery.start_soon(hangups.run)
+        service_nursery.start_soon(keeper.run)
         if flat is not None:
             service_nursery.start_soon(flat.run)
         try:

@@ -33,7 +33,7 @@ from attrs import frozen
 
 from cgw.transport.flat_stream import FlatStream, Reader, StreamEnd, StreamOutcome, Writer
 from cgw.transport.sockets import RECEIVE_BYTES, Scratch
-from cgw.wire.framers import ChunkedFramer, Framer, FramerState, LengthFramer
+from cgw.wire.framers import ChunkedFramer, ChunkSizes, Framer, FramerState, LengthFramer
 from cgw.wire.heads import FIRST_ERROR_STATUS
 from cgw.wire.messages import ResponseHead
 from cgw.wire.windows import BodyWindowCollector
@@ -93,8 +93,10 @@ class FlatRelay:
         self.silence_seconds = silence_seconds
         self.stall_seconds = stall_seconds
         self._epoll = select.epoll()
-        self._streams: dict[int, FlatStream] = {}  # by the descriptor that is registered
-        self._chunk_sizes: dict[bytes, int] = {}  # the cache of all chunked framers
+        # By the descriptor that is registered: the upstream's of a stream that is read, or its client's.
+        self._readers: dict[int, FlatStream] = {}
+        self._writers: dict[int, FlatStream] = {}
+        self._chunk_sizes = ChunkSizes()  # the cache of all chunked framers
         self._passes = self._events = self._ticks = 0
         self._registrations = 0
         self._busy_seconds = 0.0
@@ -104,7 +106,9 @@ class FlatRelay:
         self._lock = threading.RLock()
         self._scratch = Scratch()  # the relay thread's own
         self._is_stopping = False
-        self._clock: Callable[[], float] = trio.current_time
+        # Trio's clock can only be read in Trio's thread: another one reads perf_counter, as both advance alike.
+        self._read_clock: Callable[[], float] = trio.current_time
+        self._clock_offset = 0.0
         self._call_trio: Callable[..., object] = _call
 
     def choose_framer(
@@ -122,7 +126,7 @@ class FlatRelay:
     def statistics(self) -> RelayStatistics:
         """Return a snapshot of the counters."""
         with self._lock:
-            streams = len(self._streams)  # each has one descriptor registered at a time
+            streams = len(self._readers) + len(self._writers)  # each has one descriptor registered at a time
         return RelayStatistics(
             streams,
             self._passes,
@@ -153,7 +157,7 @@ class FlatRelay:
         stream.task = trio.lowlevel.current_task()
         # No checkpoint between here and wait_task_rescheduled: _deliver can't run before the task is suspended.
         with self._lock:
-            self._register(stream, stream.reader_fd, _READ)
+            self._begin_reading(stream)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             with self._lock:
@@ -170,9 +174,7 @@ class FlatRelay:
 
     async def run(self) -> None:
         """Relay until cancelled, in a thread, which has ended when this returns."""
-        # The loop reads perf_counter(), as Trio's clock can only be read in Trio's thread; both advance alike.
-        offset = trio.current_time() - time.perf_counter()
-        self._clock = lambda: time.perf_counter() + offset
+        self._read_clock, self._clock_offset = time.perf_counter, trio.current_time() - time.perf_counter()
         self._call_trio = trio.lowlevel.current_trio_token().run_sync_soon
         self._is_stopping = False
         # The thread may be in epoll_wait without a timeout; this descriptor wakes it up to stop.
@@ -216,7 +218,7 @@ class FlatRelay:
 
     async def run_without_thread(self) -> None:
         """Relay until cancelled, in this task: slower, but in step with Trio's clock and scheduler, for tests."""
-        self._clock, self._call_trio = trio.current_time, _call
+        self._read_clock, self._clock_offset, self._call_trio = trio.current_time, 0.0, _call
         self._begin_rate_window()
         async with trio.open_nursery() as relay_nursery:
             relay_nursery.start_soon(self._sweep_forever)
@@ -234,7 +236,7 @@ class FlatRelay:
                 self._adapt_to_rate()
 
     def _begin_rate_window(self) -> None:
-        self._window_began, self._window_events = self._clock(), self._events
+        self._window_began, self._window_events = self._read_clock() + self._clock_offset, self._events
 
     def _adapt_to_rate(self) -> None:
         """Switch coalescing on or off by the rate of events. Two limits, so that it does not switch all the time."""
@@ -249,51 +251,43 @@ class FlatRelay:
         """Make one pass: wait at most this long (−1: without limit), serve what is ready, return how many sockets."""
         ready = self._epoll.poll(timeout_seconds, MAX_EVENTS)
         self._passes += 1
-        self._now = self._clock()
+        began_at = self._read_clock()
+        self._now = began_at + self._clock_offset
         for start in range(0, len(ready), EVENTS_PER_LOCK):
             with self._lock:
                 self._serve_events(ready[start : start + EVENTS_PER_LOCK])
-        self._busy_seconds += self._clock() - self._now
+        self._busy_seconds += self._read_clock() - began_at
         return len(ready)
 
     def _serve_events(self, ready: list[tuple[int, int]]) -> None:
         """Read and forward for each ready socket. This loop is what every event costs.
 
-        The usual event (read, all of it may be forwarded, the client takes all) is handled here without a call of a
+        The usual event (small, all of it may be forwarded, the client takes all) is handled here without a call of a
         method of ours besides the framer's; ``tests/guards/test_relay_costs.py`` counts. The rest is in methods.
         """
-        streams, now, still_open = self._streams, self._now, FramerState.OPEN
+        readers, now, others = self._readers, self._now, 0
         for descriptor, _ in ready:
-            stream = streams.get(descriptor)
+            stream = readers.get(descriptor)
             if stream is None:
-                # Removed since epoll reported it, or the descriptor that stops the loop. If another stream has the
-                # number by now, nothing is lost: its socket is tried without blocking.
+                others += 1
+                self._serve_writer(descriptor)
                 continue
             try:
-                if descriptor != stream.reader_fd:
-                    self._write(stream)
-                    continue
                 try:
                     # Once per pass, even if there is more: epoll is level-triggered, and will report it again.
                     data = stream.receive(RECEIVE_BYTES)
                 except BlockingIOError:
+                    others += 1
                     continue
                 except OSError as error:
+                    others += 1
                     reason = f"the upstream reset the connection: {error.strerror or error}"
                     self._fail(stream, StreamEnd.BROKEN, reason)
                     continue
-                if not data:
-                    reason = "the upstream closed the connection before the end of the body"
-                    self._fail(stream, StreamEnd.BROKEN, reason)
-                    continue
-                self._events += 1
                 stream.active_at = now
-                framer = stream.framer
-                data = framer.held + data  # as a rule nothing is held, and nothing is copied
                 size = len(data)
-                passable, state = framer.feed(data, size)
-                if passable != size or state is not still_open or stream.on_first_chunk is not None:
-                    self._forward_part(stream, data[:passable], state)
+                if not stream.take(data, size):
+                    self._feed(stream, data)
                     continue
                 try:
                     sent = stream.send(data)
@@ -306,6 +300,18 @@ class FlatRelay:
                     self._wait_for_client(stream, data[sent:])
             except Exception as bug:  # noqa: BLE001 - a bug costs one stream, not the relay with all the others
                 self._end_by_bug(stream, bug)
+        self._events += len(ready) - others
+
+    def _serve_writer(self, descriptor: int) -> None:
+        stream = self._writers.get(descriptor)
+        if stream is None:
+            # Removed since epoll reported it, or the descriptor that stops the loop. If another stream has the
+            # number by now, nothing is lost: its socket is tried without blocking.
+            return
+        try:
+            self._write(stream)
+        except Exception as bug:  # noqa: BLE001 - as above
+            self._end_by_bug(stream, bug)
 
     def _end_by_bug(self, stream: FlatStream, bug: Exception) -> None:
         _logger.error("the relay failed at one stream, which is broken off", exc_info=bug)
@@ -313,13 +319,20 @@ class FlatRelay:
             self._remove(stream)
         self._call_trio(_deliver, stream, StreamOutcome(StreamEnd.BROKEN, b"", f"a bug in cgw: {type(bug).__name__}"))
 
-    def _forward_part(self, stream: FlatStream, data: bytes, state: FramerState) -> None:
-        """Send ``data``, the part of a piece that may be forwarded, and end the stream if ``state`` is final."""
-        if stream.on_first_chunk is not None and stream.framer.has_begun:
+    def _feed(self, stream: FlatStream, data: bytes) -> None:
+        """Forward what may be forwarded of a piece that is not as usual, and end the stream if that was its last."""
+        if not data:
+            self._fail(stream, StreamEnd.BROKEN, "the upstream closed the connection before the end of the body")
+            return
+        framer = stream.framer
+        data = framer.held + data
+        passable, state = framer.feed(data, len(data))
+        if stream.on_first_chunk is not None and framer.has_begun:
             stream.on_first_chunk(self._now)
             stream.on_first_chunk = None
         stream.framer_state = state
-        if data:
+        if passable:
+            data = data[:passable]
             try:
                 sent = stream.send(data)
             except BlockingIOError:
@@ -327,17 +340,24 @@ class FlatRelay:
             except OSError:
                 self._fail(stream, StreamEnd.CLIENT_GONE)
                 return
-            if sent < len(data):
+            if sent < passable:
                 self._wait_for_client(stream, data[sent:])
                 return
         if state is not FramerState.OPEN:
-            self._end(stream, StreamOutcome.from_framer(state, stream.framer, self._now))
+            self._end(stream, StreamOutcome.from_framer(state, framer, self._now))
 
     def _wait_for_client(self, stream: FlatStream, unsent: bytes) -> None:
         """Keep ``unsent``, at most one read, until the client reads on; do not read the upstream meanwhile."""
         stream.unsent = unsent
-        self._unregister(stream.reader_fd)
-        self._register(stream, stream.writer_fd, _WRITE)
+        self._remove(stream)
+        self._epoll.register(stream.writer_fd, _WRITE)
+        self._registrations += 1
+        self._writers[stream.writer_fd] = stream
+
+    def _begin_reading(self, stream: FlatStream) -> None:
+        self._epoll.register(stream.reader_fd, _READ)
+        self._registrations += 1
+        self._readers[stream.reader_fd] = stream
 
     def _write(self, stream: FlatStream) -> None:
         """Send what was kept for a client whose socket takes data again."""
@@ -353,9 +373,9 @@ class FlatRelay:
         stream.unsent = stream.unsent[sent:]
         if stream.unsent:
             return
-        self._unregister(stream.writer_fd)
         if stream.framer_state is FramerState.OPEN:
-            self._register(stream, stream.reader_fd, _READ)
+            self._remove(stream)
+            self._begin_reading(stream)
         else:
             self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer, self._now))
 
@@ -373,7 +393,7 @@ class FlatRelay:
         now = trio.current_time()
         silent_since, stalled_since = now - self.silence_seconds, now - self.stall_seconds
         with self._lock:
-            streams = list(self._streams.values())
+            streams = [*self._readers.values(), *self._writers.values()]
         # The lock is taken again for each stream, so that the relay's thread never waits for the whole sweep.
         for stream in streams:
             with self._lock:
@@ -398,20 +418,14 @@ class FlatRelay:
         self._remove(stream)
         self._call_trio(_deliver, stream, stream_outcome)
 
-    def _register(self, stream: FlatStream, descriptor: int, events: int) -> None:
-        self._epoll.register(descriptor, events)
-        self._registrations += 1
-        self._streams[descriptor] = stream
-
-    def _unregister(self, descriptor: int) -> None:
-        del self._streams[descriptor]
-        self._epoll.unregister(descriptor)
-
     def _remove(self, stream: FlatStream) -> None:
-        for descriptor in (stream.reader_fd, stream.writer_fd):
-            # Compared because the stream may have ended, and the number may have been given to another one since.
-            if self._streams.get(descriptor) is stream:
-                self._unregister(descriptor)
+        # Compared because the stream may have ended, and the number may have been given to another one since.
+        if self._readers.get(stream.reader_fd) is stream:
+            del self._readers[stream.reader_fd]
+            self._epoll.unregister(stream.reader_fd)
+        elif self._writers.get(stream.writer_fd) is stream:
+            del self._writers[stream.writer_fd]
+            self._epoll.unregister(stream.writer_fd)
 
     def close(self) -> None:
         """Close the epoll instance. No stream may be forwarded after that."""

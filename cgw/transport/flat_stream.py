@@ -102,6 +102,7 @@ class FlatStream:
         "reader_fd",
         "receive",
         "send",
+        "take",
         "task",
         "unsent",
         "writer_fd",
@@ -121,6 +122,7 @@ class FlatStream:
         self.receive = receive
         self.send = writer.send
         self.framer = framer
+        self.take = framer.take
         self.on_first_chunk = on_first_chunk
         self.task: trio.lowlevel.Task | None = None  # only used in Trio's thread; None once it was rescheduled
         self.unsent = b""  # while this is not empty, the upstream is not read

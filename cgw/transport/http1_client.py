@@ -16,7 +16,6 @@ from cgw.transport.hangup_watch import WatchedClient
 from cgw.transport.sockets import PlainTransport, Transport
 from cgw.wire.messages import RequestHead
 from cgw.wire.server_codec import BodyMismatch, ServerCodec
-from cgw.wire.trace_context import add_trace
 
 CHUNKED_SLICE_BYTES = 4096
 """How much of a chunked body is read before other tasks get their turn: some 700 chunks of one byte, in about 5 ms."""
@@ -32,6 +31,20 @@ class Http1Client:
     ``buffer`` is scratch, shared by all connections of a process. ``is_draining`` is asked when the response begins: if
     true, the response says ``Connection: close``.
     """
+
+    # The start values, of the class: most exchanges change few of them, and setting all of them for each costs more.
+    bytes_sent = 0
+    is_response_started = False
+    is_response_complete = False
+    is_broken_off = False
+    completed_at = 0.0  # Unix time
+    _reserved_bytes = 0  # of the budget, for this request's body
+    _received = b""  # came together with the head; not given to the codec yet
+    _unsent = b""  # encoded, but kept to go out in one write with what follows
+    _kept_bytes = 0  # of payload, in what is unsent of a raw body
+    _is_stalled = False
+    _is_last = False
+    _is_raw_with_length = False
 
     def __init__(
         self,
@@ -53,20 +66,8 @@ class Http1Client:
         self._is_draining = is_draining
         self._budget = budget
         self._watched = watched
-        self._reserved_bytes = 0  # of the budget, for this request's body
-        self._received = b""  # came together with the head; not given to the codec yet
-        self._unsent = b""  # encoded, but kept to go out in one write with what follows
-        self._kept_bytes = 0  # of payload, in what is unsent of a raw body
-        self._is_stalled = False
-        self._is_last = False
-        self._is_raw_with_length = False
         self.head = head
         self.peer = peer
-        self.bytes_sent = 0
-        self.is_response_started = False
-        self.is_response_complete = False
-        self.completed_at = 0.0  # Unix time
-        self.is_broken_off = False
 
     @property
     def is_reusable(self) -> bool:
@@ -98,21 +99,28 @@ class Http1Client:
 
     async def receive_body(self) -> bytes:
         """See :meth:`~cgw.transport.client_side.ClientSide.receive_body`."""
-        # Before anything is read: a content length over the limit is refused without waiting for the body.
-        self._check_size()
-        if not self._codec.is_chunked_request:
-            await self._reserve(self._codec.body_bytes)
+        codec = self._codec
         received, self._received = self._received, b""
-        if received:
-            await self._feed(received)
-        if not self._codec.is_request_complete:
+        if codec.is_chunked_request:
+            await self._feed_slices(received)
+        else:
+            # Before anything is read: a content length over the limit is refused without waiting for the body.
+            size, maximum = codec.body_bytes, self._limits.max_body_bytes
+            if size > maximum:
+                raise _build_too_large(maximum)
+            if size > FREE_BYTES:
+                await self._reserve(size)
+            if received:
+                codec.feed(received)
+        if not codec.is_request_complete:
             with trio.move_on_after(self._limits.body_timeout_seconds) as body_scope:
                 await self._receive_rest()
             if body_scope.cancelled_caught:
                 seconds = self._limits.body_timeout_seconds
                 raise Refusal(408, f"the request body did not arrive within {seconds:g} seconds", must_close=True)
-        self._check_size()
-        return self._codec.take_body()
+        if codec.is_chunked_request:
+            self._check_size()
+        return codec.take_body()
 
     async def receive_chunk(self) -> bytes | None:
         """See :meth:`~cgw.transport.client_side.ClientSide.receive_chunk`."""
@@ -182,11 +190,13 @@ class Http1Client:
 
     def release_body(self) -> None:
         """Give the body's memory back. To be called once the request is over."""
+        if not self._reserved_bytes:
+            return  # a small body, as most are
         reserved, self._reserved_bytes = self._reserved_bytes, 0
         if self._codec.is_chunked_request:
             for _ in range(reserved // CHUNKED_RESERVE_BYTES):
                 self._budget.release(CHUNKED_RESERVE_BYTES)
-        elif reserved:
+        else:
             self._budget.release(reserved)
 
     async def _receive_rest(self) -> None:
@@ -206,10 +216,14 @@ class Http1Client:
             await self._feed(bytes(view[:size]))
 
     async def _feed(self, data: bytes) -> None:
-        """Give received data to the codec; of a chunked body in slices, as tiny chunks cost more than their bytes."""
-        if not self._codec.is_chunked_request:
+        """Give received data to the codec."""
+        if self._codec.is_chunked_request:
+            await self._feed_slices(data)
+        else:
             self._codec.feed(data)
-            return
+
+    async def _feed_slices(self, data: bytes) -> None:
+        """Give data of a chunked body to the codec in slices, as tiny chunks cost more than their bytes."""
         for start in range(0, len(data), CHUNKED_SLICE_BYTES):
             if start:
                 await trio.lowlevel.checkpoint()
@@ -229,21 +243,25 @@ class Http1Client:
 
     async def send_head(self, status: int, headers: Headers, *, is_stream: bool) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.send_head`."""
-        fields = add_trace(headers, self.head.trace)
-        self._unsent += self._codec.begin(status, fields, is_last=self._is_last or self._is_draining())
+        fields = [*headers, *self.head.trace.build_fields()]
+        self._unsent = self._codec.begin(status, fields, is_last=self._is_last or self._is_draining())
         self.is_response_started = True
         # Otherwise head and body go out in one write, and in one segment if they are small.
         if is_stream:
-            await self._flush()
+            await self.flush()
 
     async def flush(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.flush`."""
-        await self._flush()
+        data, kept_bytes = self._unsent, self._kept_bytes
+        if data:
+            self._unsent, self._kept_bytes = b"", 0
+            await self._write(data)
+            self.bytes_sent += kept_bytes
 
     async def send_chunk(self, data: bytes) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.send_chunk`."""
         self._unsent += self._codec.encode(data)
-        await self._flush()
+        await self.flush()
         self.bytes_sent += len(data)
 
     def begin_raw_body(self, content_length: int | None) -> RawBody | None:
@@ -256,7 +274,7 @@ class Http1Client:
     async def send_raw(self, data: bytes, body_bytes: int) -> None:
         """Send ``data`` without the codec; used by the raw body only."""
         self._unsent += data
-        await self._flush()
+        await self.flush()
         self.bytes_sent = body_bytes
 
     def keep_raw(self, data: bytes, body_bytes: int) -> None:
@@ -264,25 +282,29 @@ class Http1Client:
         self._unsent += data
         self._kept_bytes += body_bytes
 
-    def note_raw_sent(self, body_bytes: int, *, is_stalled: bool) -> None:
+    def note_raw_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
         """Note what was written to the socket; used by the raw body only."""
         self.bytes_sent = body_bytes
         self._is_stalled = is_stalled
 
     async def finish(self, last: bytes = b"") -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.finish`."""
+        codec = self._codec
         try:
-            # The codec does not count a raw body with a length, so it would find ``last`` too long.
-            self._unsent += last if self._is_raw_with_length else self._codec.encode(last)
-            self._unsent += self._codec.end()
+            if last:
+                # The codec does not count a raw body with a length, so it would find ``last`` too long.
+                self._unsent += last if self._is_raw_with_length else codec.encode(last)
+            data = self._unsent + codec.end()
         except BodyMismatch:
             # The upstream sent another length than it announced: the response must not look complete.
             self.break_off()
             return
-        await self._flush()
+        sent_bytes, self._unsent, self._kept_bytes = self._kept_bytes + len(last), b"", 0
+        if data:
+            await self._write(data)
         self.is_response_complete = True
         self.completed_at = time.time()
-        self.bytes_sent += len(last)
+        self.bytes_sent += sent_bytes
 
     def break_off(self) -> None:
         """See :meth:`~cgw.transport.client_side.ClientSide.break_off`."""
@@ -299,18 +321,12 @@ class Http1Client:
         """See :meth:`~cgw.transport.client_side.ClientSide.wait_gone`."""
         await self._watched.wait_gone()
 
-    async def _flush(self) -> None:
-        data, self._unsent = self._unsent, b""
-        kept_bytes, self._kept_bytes = self._kept_bytes, 0
-        if data:
-            await self._write(data)
-            self.bytes_sent += kept_bytes
-
     async def _write(self, data: bytes) -> None:
         try:
             # Nearly always the kernel takes all of it at once. Only the rest needs a cancel scope with a deadline.
             await trio.lowlevel.checkpoint_if_cancelled()
-            sent = self._transport.send_nowait(data) if isinstance(self._transport, PlainTransport) else 0
+            transport = self._transport
+            sent = transport.sock.send(data) if isinstance(transport, PlainTransport) else 0
         except BlockingIOError:
             sent = 0
         except (OSError, trio.ClosedResourceError):
@@ -337,25 +353,15 @@ class Http1Client:
 
 
 class _Http1RawBody:
-    """See :class:`~cgw.transport.client_side.RawBody`."""
+    """See :class:`~cgw.transport.client_side.RawBody`. Its methods are the client's, so no call passes through two."""
 
-    __slots__ = ("_client", "sock")
+    __slots__ = ("keep", "note_sent", "send", "sock")
 
     def __init__(self, client: Http1Client, sock: socket.socket) -> None:
-        self._client = client
+        self.send = client.send_raw
+        self.keep = client.keep_raw
+        self.note_sent = client.note_raw_sent
         self.sock = sock
-
-    async def send(self, data: bytes, body_bytes: int) -> None:
-        """See :meth:`~cgw.transport.client_side.RawBody.send`."""
-        await self._client.send_raw(data, body_bytes)
-
-    def keep(self, data: bytes, body_bytes: int) -> None:
-        """See :meth:`~cgw.transport.client_side.RawBody.keep`."""
-        self._client.keep_raw(data, body_bytes)
-
-    def note_sent(self, body_bytes: int, *, is_stalled: bool = False) -> None:
-        """See :meth:`~cgw.transport.client_side.RawBody.note_sent`."""
-        self._client.note_raw_sent(body_bytes, is_stalled=is_stalled)
 
 
 def _build_too_large(maximum: int) -> Refusal:

@@ -18,23 +18,22 @@ that sends many of them is slowed down by TCP.
 
 from __future__ import annotations
 
+import math
 import re
-import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import trio
-from attrs import field, frozen
 
+from cgw.clock import read_clock
 from cgw.errors import ClientGone, Refusal
 from cgw.transport.arrival import read_arrival
-from cgw.transport.body_budget import BodyBudget
-from cgw.transport.client_address import AddressBound, TrustedProxies
-from cgw.transport.client_side import ClientLimits, ClientSide, RefusedHead, RenderRefusal, ignore_refused
-from cgw.transport.hangup_watch import HangupWatch, WatchedClient
+from cgw.transport.client_side import RefusedHead
+from cgw.transport.connection_callbacks import ConnectionCallbacks
+from cgw.transport.hangup_watch import WatchedClient
 from cgw.transport.http1_client import Http1Client, build_own_fields
-from cgw.transport.pace import Pace
 from cgw.transport.server import RETRY_AFTER_SECONDS, AcceptedConnection
-from cgw.transport.sockets import BUFFER_BYTES, PlainTransport, Scratch, Transport
+from cgw.transport.serving_scope import Cause, ServingScope
+from cgw.transport.sockets import PlainTransport, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.wire.fast_heads import has_connection_close
 from cgw.wire.heads import HTTP2_PREFACE, find_head_end, find_request_line, status_phrase
@@ -52,47 +51,6 @@ and may not retry."""
 
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
 
-ServeHttp2 = Callable[[Transport, bytes, str], Awaitable[None]]
-
-
-def _let_in(head: RequestHead) -> Refusal | None:
-    return None
-
-
-@frozen
-class ConnectionCallbacks:
-    """Functions that a connection calls, and what all connections of a process share.
-
-    ``handle`` serves one request; ``check_load`` returns a refusal for a request that is not to be served now, and
-    ``encode_shed`` the same as a whole response (``None``: each is rendered for itself);
-    ``render_refusal`` returns header fields and body for a request that was refused before it was served, by its path
-    where that is known (``b""`` otherwise) and its id, and ``note_refused`` logs it if its head was refused;
-    ``is_draining`` says whether connections have to close; ``serve_http2`` serves the rest of a connection that begins
-    with HTTP/2's preface (``None``: it is refused), given the transport, the data that was read, and the client's
-    address.
-    ``budget`` bounds the memory of request bodies. ``trusted`` proxies may tell the client's address, and ``addresses``
-    bounds the connections of each that a PROXY header tells. ``tls_context`` returns the context to terminate TLS
-    with, or ``None`` where the port is plain.
-    """
-
-    limits: ClientLimits
-    handle: Callable[[ClientSide], Awaitable[None]]
-    render_refusal: RenderRefusal
-    is_draining: Callable[[], bool]
-    hangups: HangupWatch
-    check_load: Callable[[RequestHead], Refusal | None] = _let_in
-    encode_shed: Callable[[RequestHead], bytes] | None = None
-    serve_http2: ServeHttp2 | None = None
-    budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
-    trusted: TrustedProxies = field(factory=TrustedProxies)
-    addresses: AddressBound = field(factory=lambda: AddressBound(None))
-    tls_context: Callable[[], ssl.SSLContext | None] = lambda: None
-    note_refused: Callable[[RefusedHead], None] = ignore_refused
-    pace: Pace = field(factory=Pace)
-    buffer: bytearray = field(factory=lambda: bytearray(BUFFER_BYTES), repr=False)
-    """Scratch for reading; no data stays in it across an ``await``."""
-    scratch: Scratch = field(factory=Scratch, repr=False)
-
 
 class Http1Connection:
     """Serves one accepted connection. ``is_idle`` is true while nothing of a request has come."""
@@ -102,55 +60,85 @@ class Http1Connection:
         self._transport: Transport = PlainTransport(accepted.sock)
         self._callbacks = callbacks
         self._buffer = b""  # received, but not part of a request yet
+        self._head = b""  # received, but not served yet
         self._blank_lines = 0
         self._arrived_at = 0.0  # Unix time: of the request that is being received; 0.0 where that is unknown
-        self._free_at = 0.0  # Unix time: when the response before was complete
-        self._client: Http1Client | None = None
-        # A client that connects and sends nothing is not yet an idle keep-alive connection.
-        self._first_wait_seconds = callbacks.limits.header_timeout_seconds
-        self._wait_scope = trio.CancelScope()  # of the present or last wait for a head, or for what precedes it
+        self._scope = ServingScope(callbacks.deadlines)
+        self._read_time = read_clock()
+        self._client: Http1Client | None = None  # of the present or last request
+        self._is_proxied = False  # its requests may tell the client's address
+        self._is_serving = False  # a request, or HTTP/2
         self._has_served = False
+        # It may be accepted from the backlog of a port that is closed.
+        self._is_draining = callbacks.is_draining()
+        self._was_looked_at_last = False  # whether a request was there when a drain began
         self._watched: WatchedClient | None = None  # from the first request on
         self._counted_address: str | None = None  # told by a PROXY header
         self.is_idle = True
 
     async def serve(self) -> None:
         """Serve until either side closes the connection; the socket is closed in any case. Cancel-safe."""
+        connections = self._callbacks.connections
+        connections.add(self)
         try:
-            if await self._prepare():
-                await self._serve_requests()
+            try:
+                if await self._prepare():
+                    while await self._serve_requests():
+                        pass
+            except Refusal as refusal:  # of a head: an exchange answers its own
+                await self._refuse(refusal, self._head or self._buffer)
         except (ClientGone, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left; a request that was served has taken note of that itself
         finally:
+            connections.discard(self)
+            self._scope.close()
             # Decided here, after everything that may cancel or break a request.
             if self._watched is not None:
                 self._callbacks.hangups.forget(self._transport.sock)
-            if self._client is not None and self._client.needs_reset:
-                self._transport.reset()
+            if self._client is not None:
+                self._client.release_body()
+                if self._client.needs_reset:
+                    self._transport.reset()
             self._transport.close()
             if self._counted_address is not None:
                 self._callbacks.addresses.release(self._counted_address)
 
     def drain(self) -> None:
-        """End the wait for a request: at once after an earlier one, otherwise after a moment. The callbacks say so."""
-        is_between_requests = self.is_idle and self._has_served
-        deadline = trio.current_time() + (0.0 if is_between_requests else GRACE_SECONDS)
-        self._wait_scope.deadline = min(self._wait_scope.deadline, deadline)
+        """Have the connection end: at once between two requests, after a moment before a first one or its head.
+
+        A request that is served is the last one.
+        """
+        self._is_draining = True
+        if not self._is_serving:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Shorten the wait for a request, or for what precedes it, because of a drain."""
+        scope = self._scope
+        if self.is_idle and self._has_served:
+            scope.cancel(Cause.LATE)
+        else:
+            scope.set_deadline(min(scope.deadline, self._read_time() + GRACE_SECONDS))
+
+    def _wait_at_most(self, seconds: float) -> None:
+        self._scope.set_deadline(self._read_time() + seconds)
+        if self._is_draining:
+            self._hurry()
 
     async def _prepare(self) -> bool:
         """Read a PROXY header and agree on TLS, where configured; return whether HTTP can begin."""
-        with trio.move_on_after(self._callbacks.limits.header_timeout_seconds) as self._wait_scope:
-            if self._callbacks.is_draining():  # it was accepted from the backlog of a port that is closed
-                self.drain()
-            if self._callbacks.trusted.trusts(self._peer):
-                try:
-                    await self._read_proxy_header()
-                except Refusal as refusal:
-                    await self._refuse(refusal, b"")
-                    return False
-            context = self._callbacks.tls_context()
+        callbacks = self._callbacks
+        self._is_proxied = callbacks.trusted.trusts(self._peer)
+        context = callbacks.tls_context()
+        if context is None and not self._is_proxied:
+            return True
+        with self._scope.enter():
+            self._wait_at_most(callbacks.limits.header_timeout_seconds)
+            if self._is_proxied:
+                await self._read_proxy_header()
+                self._is_proxied = callbacks.trusted.trusts(self._peer)  # one proxy may have told another's address
             if context is not None:
-                transport = TlsTransport(self._transport.sock, context, None, self._callbacks.scratch, self._buffer)
+                transport = TlsTransport(self._transport.sock, context, None, callbacks.scratch, self._buffer)
                 self._transport, self._buffer = transport, b""
                 await transport.do_handshake()
             return True
@@ -166,7 +154,7 @@ class Http1Connection:
                     self._peer = header.source
                     self._count_address(header.source)
                 return
-            if not await self._receive():
+            if not self._take(await self._transport.receive_some(self._callbacks.buffer)):
                 raise ClientGone
 
     def _count_address(self, address: str) -> None:
@@ -178,140 +166,185 @@ class Http1Connection:
             raise Refusal(503, "too many connections, please retry", headers=[retry_after], must_close=True)
         self._counted_address = address
 
-    async def _receive(self) -> int:
-        # Between requests there is nothing yet, as a rule: asking the kernel first would be a wasted system call.
-        must_wait = self.is_idle and self._has_served
-        size = await self._transport.receive_some(self._callbacks.buffer, waits_first=must_wait)
-        if self.is_idle:
-            self._arrived_at = read_arrival(self._transport.ancillary)
-        self._buffer += memoryview(self._callbacks.buffer)[:size]
-        return size
+    async def _serve_requests(self) -> bool:
+        """Serve one request after the other in one scope; return whether to go on in another, as it was cancelled.
 
-    async def _serve_requests(self) -> None:
-        while True:
-            if self._buffer:
-                # Pipelined requests may be answered without ever having to wait for the client.
-                await trio.lowlevel.checkpoint()
-            head_bytes: bytes | None = None
-            try:
-                head_bytes = await self._receive_head()
-                if head_bytes is None:
-                    return
-                if head_bytes == HTTP2_PREFACE:
-                    await self._serve_http2(head_bytes)
-                    return
-                head, codec = parse_request(head_bytes)
-            except Refusal as refusal:
-                await self._refuse(refusal, head_bytes or self._buffer)
-                return
-            shed = self._callbacks.check_load(head)
-            if shed is not None and self._shed_now(head, codec):
-                if self._buffer:
-                    # Nothing above waits for pipelined requests: other connections must get their turn in between.
-                    await trio.lowlevel.checkpoint()
-            elif not await self._serve_request(head, codec, shed):
-                return
-
-    async def _receive_head(self) -> bytes | None:
-        """Return the next head with its blank line, or ``None`` when there is none and the connection has to close.
-
-        Data behind the head stays in the buffer. Raises :exc:`~cgw.errors.Refusal` 400, 408, 414 or 431.
+        Raises :exc:`~cgw.errors.Refusal` for a head.
         """
+        scope = self._scope
+        try:
+            with scope.enter() as cancel_scope:
+                # Asked before each step: if a step had ended when the scope was cancelled, the next one is not hurt.
+                while scope.cause is None:
+                    if not self._head:
+                        self._head = await self._receive_head()
+                        if not self._head:
+                            return False
+                    elif self._head == HTTP2_PREFACE:
+                        await self._serve_http2()
+                        return False
+                    elif (serving := self._begin_request()) is not None:
+                        await serving
+                        if not self._end_request():
+                            break
+        finally:
+            if scope.conclude is not None:
+                await scope.conclude()
+        if not self._is_serving:
+            return not cancel_scope.cancelled_caught or self._end_wait()
+        goes_on = self._end_request()  # once more, as an exchange that was cancelled is answered by now
+        if not goes_on and self._must_linger():
+            await self._transport.linger(self._callbacks.buffer)
+        return goes_on
+
+    async def _receive_head(self) -> bytes:
+        """Return the next head with its blank line, or HTTP/2's preface; ``b""`` if the client has left.
+
+        Data behind it stays in the buffer. When its time is over, the scope is cancelled. Raises
+        :exc:`~cgw.errors.Refusal` 400, 414 or 431.
+        """
+        callbacks, size = self._callbacks, 0
         self._blank_lines = 0
-        self._arrived_at = 0.0  # what came together with the request before counts from now on
-        self._skip_blank_lines()
-        self.is_idle = not self._buffer
-        if self.is_idle and self._has_served and self._callbacks.pace.note_end():
-            # By the time that the others have had their turn, the next request is often there: then it costs neither a
-            # wait nor a deadline.
+        if self._buffer or (self._has_served and callbacks.pace.note_end()):
+            # Pipelined requests may be answered without ever having to wait for the client. And by the time that the
+            # others have had their turn, the next request is often there: then it costs neither a wait nor a deadline.
             await trio.lowlevel.checkpoint()
-            self._receive_now()
-            self._skip_blank_lines()
-            self.is_idle = not self._buffer
-        if self._buffer and (size := self._find_head(0)):
-            return self._take_head(size)
-        head = await self._receive_head_in_time()
-        if head is None and self.is_idle and self._callbacks.is_draining() and self._receive_now():
-            # Its request was there already when the drain ended the wait: it is still served.
-            self.is_idle = False
-            head = await self._receive_head_in_time()
-        return head
-
-    async def _receive_head_in_time(self) -> bytes | None:
-        limits = self._callbacks.limits
-        scanned_to = 0  # so that a head that comes byte by byte is not searched from its start each time
-        seconds, self._first_wait_seconds = self._first_wait_seconds, limits.keep_alive_timeout_seconds
-        with trio.move_on_after(seconds if self.is_idle else limits.header_timeout_seconds) as self._wait_scope:
-            if self._callbacks.is_draining():
-                self.drain()
-            while not (size := self._find_head(scanned_to)):
-                scanned_to = len(self._buffer)
-                if not await self._receive():
-                    if self._buffer:
-                        raise Refusal(400, "malformed request: the head is incomplete", must_close=True)
-                    return None
-                self._skip_blank_lines()
-                # A lone CR may be the first half of a blank line, which does not begin a request.
-                if self.is_idle and self._buffer not in (b"", b"\r"):
-                    self.is_idle = False
-                    if size := self._find_head(0):
-                        break  # as a rule: no further deadline is needed then
-                    # The timeout changes from keep-alive's to the head's, which counts from the first byte.
-                    self._wait_scope.deadline = trio.current_time() + limits.header_timeout_seconds
-                    if self._callbacks.is_draining():
-                        self.drain()
-            return self._take_head(size)
-        if self.is_idle:
-            return None
-        if self._callbacks.is_draining():
-            retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
-            text = "the gateway is shutting down, please retry"
-            raise Refusal(503, text, code="overloaded", headers=[retry_after], must_close=True)
-        seconds = limits.header_timeout_seconds
-        raise Refusal(408, f"the request head did not arrive within {seconds:g} seconds", must_close=True)
-
-    def _take_head(self, size: int) -> bytes:
+            if self._buffer or self._receive_now():
+                size = self._find_head(0)
+        if not size:
+            is_kept = self.is_idle and self._has_served
+            limits = callbacks.limits
+            self._wait_at_most(limits.keep_alive_timeout_seconds if is_kept else limits.header_timeout_seconds)
+        while not size:
+            # Searched from here on: a head that comes byte by byte is not searched from its start each time.
+            scanned_to, was_idle = len(self._buffer), self.is_idle
+            # Between requests there is nothing yet, as a rule: asking the kernel first would be a wasted system call.
+            waits_first = was_idle and self._has_served
+            if not self._take(await self._transport.receive_some(callbacks.buffer, waits_first=waits_first)):
+                if self._buffer:
+                    raise Refusal(400, "malformed request: the head is incomplete", must_close=True)
+                return b""
+            size = self._find_head(scanned_to)
+            if was_idle and not size and not self.is_idle:
+                # The timeout changes from keep-alive's to the head's, which counts from the first byte.
+                self._wait_at_most(callbacks.limits.header_timeout_seconds)
         head, self._buffer = self._buffer[:size], self._buffer[size:]
         return head
 
-    def _receive_now(self) -> int:
-        try:
-            size = self._transport.receive_nowait(self._callbacks.buffer)
-        except BlockingIOError:
-            return 0
+    def _end_wait(self) -> bool:
+        """Return whether a connection whose wait for a head was ended goes on: if it drains, but has a request already.
+
+        Raises :exc:`~cgw.errors.Refusal` 408 or 503 where a part of a head has come.
+        """
         if self.is_idle:
+            if not self._is_draining or self._was_looked_at_last:
+                return False
+            self._was_looked_at_last = True
+            return bool(self._receive_now())
+        if self._is_draining:
+            retry_after = (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)
+            text = "the gateway is shutting down, please retry"
+            raise Refusal(503, text, code="overloaded", headers=[retry_after], must_close=True)
+        seconds = self._callbacks.limits.header_timeout_seconds
+        raise Refusal(408, f"the request head did not arrive within {seconds:g} seconds", must_close=True)
+
+    def _take(self, size: int) -> int:
+        """Append what was received into the shared buffer; return ``size``."""
+        if not self._buffer:
             self._arrived_at = read_arrival(self._transport.ancillary)
         self._buffer += memoryview(self._callbacks.buffer)[:size]
         return size
 
-    def _skip_blank_lines(self) -> None:
-        """Discard empty lines before a request, so many of them at most. Raises :exc:`~cgw.errors.Refusal` 400."""
-        blank = _BLANK_LINES.match(self._buffer)
-        if blank is not None:
-            self._buffer = self._buffer[blank.end() :]
-            self._blank_lines += blank.end() // 2
-            if self._blank_lines > MAX_BLANK_LINES:
-                raise Refusal(400, "malformed request: too many empty lines before it", must_close=True)
+    def _receive_now(self) -> int:
+        try:
+            return self._take(self._transport.receive_nowait(self._callbacks.buffer))
+        except BlockingIOError:
+            return 0
 
     def _find_head(self, scanned_to: int) -> int:
         """Return the size of the head, or HTTP/2 preface, at the start of the buffer; 0 while it is incomplete."""
-        if self._buffer.startswith(HTTP2_PREFACE):
+        buffer = self._buffer
+        if buffer.startswith(b"\r"):
+            buffer = self._skip_blank_lines(buffer)
+        # A lone CR may be the first half of a blank line, which does not begin a request.
+        self.is_idle = is_idle = not buffer or buffer == b"\r"
+        if buffer.startswith(HTTP2_PREFACE):
             return len(HTTP2_PREFACE)
-        if self._buffer == b"\r" or HTTP2_PREFACE.startswith(self._buffer):
+        if is_idle or (buffer.startswith(b"PR") and HTTP2_PREFACE.startswith(buffer)):
             return 0
         # Methods begin with a letter. Anything else is refused at once: a TLS client waits for a reply to its hello.
-        if not (0x41 <= self._buffer[0] <= 0x5A or 0x61 <= self._buffer[0] <= 0x7A):
-            spoken = "TLS" if self._buffer[0] == 0x16 else "something else"
+        if not buffer[:1].isalpha():
+            spoken = "TLS" if buffer[0] == 0x16 else "something else"
             raise Refusal(400, f"malformed request: this port speaks plain HTTP, not {spoken}", must_close=True)
-        start = max(0, scanned_to - 3)  # the end of a head may be cut, and is at most 4 bytes long
-        end = find_head_end(self._buffer[start:])
-        size = len(self._buffer) if end < 0 else start + end
+        # The end of a head is at most 4 bytes long, and may be cut.
+        start = scanned_to - 3 if scanned_to > 3 else 0
+        end = find_head_end(buffer[start:])
+        size = len(buffer) if end < 0 else start + end
         maximum = self._callbacks.limits.max_head_bytes
         if size > maximum:
-            is_line = b"\n" not in self._buffer[:maximum]  # then it is the target that is too long
+            is_line = b"\n" not in buffer[:maximum]  # then it is the target that is too long
             status, what = (414, "line") if is_line else (431, "head")
             raise Refusal(status, f"the request {what} is larger than {maximum} bytes", must_close=True)
         return 0 if end < 0 else size
+
+    def _skip_blank_lines(self, buffer: bytes) -> bytes:
+        """Discard empty lines before a request, so many of them at most. Raises :exc:`~cgw.errors.Refusal` 400."""
+        blank = _BLANK_LINES.match(buffer)
+        if blank is not None:
+            self._buffer = buffer = buffer[blank.end() :]
+            self._blank_lines += blank.end() // 2
+            if self._blank_lines > MAX_BLANK_LINES:
+                raise Refusal(400, "malformed request: too many empty lines before it", must_close=True)
+        return buffer
+
+    def _begin_request(self) -> Awaitable[None] | None:
+        """Return what serves the request whose head has come, ``None`` if it was shed and is answered already.
+
+        Raises :exc:`~cgw.errors.Refusal` 400, 414 or 431.
+        """
+        callbacks = self._callbacks
+        head, codec = parse_request(self._head)
+        self._head = b""
+        if self._arrived_at:
+            # What comes before the last response was complete has waited for that, and not for us.
+            free_at = 0.0 if self._client is None else self._client.completed_at
+            head.arrived_at = max(self._arrived_at, free_at)
+            self._arrived_at = 0.0  # what came together with it, too, has no time of its own
+        refusal = callbacks.check_load(head)
+        if refusal is not None and self._shed_now(head, codec):
+            return None
+        self._client = client = Http1Client(
+            self._transport,
+            head,
+            codec,
+            callbacks.limits,
+            peer=callbacks.trusted.find_client(self._peer, head) if self._is_proxied else self._peer,
+            buffer=callbacks.buffer,
+            is_draining=callbacks.is_draining,
+            budget=callbacks.budget,
+            watched=self._watched or self._watch(),
+        )
+        if self._buffer:
+            client.feed(self._buffer)
+            self._buffer = b""
+        self._is_serving = self._has_served = True
+        self._scope.deadline = math.inf  # whoever serves the request sets what it has
+        return callbacks.handle(client, self._scope) if refusal is None else self._shed(client, refusal)
+
+    def _end_request(self) -> bool:
+        """Take back what a request leaves; return whether the connection can carry another one."""
+        client = self._client
+        assert client is not None
+        client.release_body()
+        self._buffer = client.unread  # pipelined data is the start of the next request
+        self.is_idle = not self._buffer
+        self._is_serving = self._is_draining or not client.is_reusable
+        return not self._is_serving
+
+    def _must_linger(self) -> bool:
+        # The request was not read to its end, or "close" was sent: the client must be able to read the response.
+        client = self._client
+        return client is not None and client.is_response_complete and not client.is_reusable
 
     def _shed_now(self, head: RequestHead, codec: ServerCodec) -> bool:
         """Refuse a request that is whole with a prepared response, and keep the connection; return false otherwise.
@@ -327,7 +360,7 @@ class Http1Connection:
         size = codec.body_bytes
         if size > len(self._buffer) or head.method == b"HEAD":
             return False
-        if has_connection_close(head) or self._callbacks.is_draining():
+        if has_connection_close(head) or self._is_draining:
             return False
         response = encode(head)
         try:
@@ -343,54 +376,18 @@ class Http1Connection:
         self._watched = self._callbacks.hangups.register(self._transport.sock)
         return self._watched
 
-    async def _serve_request(self, head: RequestHead, codec: ServerCodec, refusal: Refusal | None) -> bool:
-        """Serve one request, or answer it with ``refusal``; return whether the connection can carry another one."""
-        callbacks = self._callbacks
-        # What comes before the response to the request before waits for that, and not for us.
-        head.arrived_at = max(self._arrived_at, self._free_at) if self._arrived_at else 0.0
-        self._client = client = Http1Client(
-            self._transport,
-            head,
-            codec,
-            callbacks.limits,
-            peer=callbacks.trusted.find_client(self._peer, head),
-            buffer=callbacks.buffer,
-            is_draining=callbacks.is_draining,
-            budget=callbacks.budget,
-            watched=self._watched or self._watch(),
-        )
-        received, self._buffer = self._buffer, b""
-        if received:
-            client.feed(received)
-        self.is_idle = False
-        self._has_served = True
-        try:
-            if refusal is None:
-                await callbacks.handle(client)
-            else:
-                await self._shed(client, refusal)
-        finally:
-            client.release_body()
-        self._free_at = client.completed_at
-        self._buffer = client.unread  # pipelined data is the start of the next request
-        if client.is_reusable:
-            return not callbacks.is_draining()
-        if client.is_response_complete:
-            # The request was not read to its end, or "close" was sent: the client must be able to read the response.
-            await self._transport.linger(callbacks.buffer)
-        return False
-
     async def _shed(self, client: Http1Client, refusal: Refusal) -> None:
         """Refuse a request that was not looked at; the connection is kept if its body is here already."""
         client.discard_received_body()
         headers, body = self._callbacks.render_refusal(refusal, client.head.path, client.head.trace.trace_id)
         await client.send_response(refusal.status, [*headers, *refusal.headers], body)
 
-    async def _serve_http2(self, preface: bytes) -> None:
+    async def _serve_http2(self) -> None:
         if self._callbacks.serve_http2 is None:
             raise Refusal(400, "malformed request: HTTP/2 is not served on this port", must_close=True)
-        self.is_idle = False
-        data, self._buffer = preface + self._buffer, b""
+        self._is_serving = True
+        self._scope.deadline = math.inf  # its own are kept by itself
+        data, self._head, self._buffer = self._head + self._buffer, b"", b""
         await self._callbacks.serve_http2(self._transport, data, self._peer)
 
     async def _refuse(self, refusal: Refusal, received: bytes) -> None:

@@ -27,8 +27,10 @@ from cgw.transport.arrival import read_arrival
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits, RefusedHead, RenderRefusal, ignore_refused
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_writer import Http2Writer
+from cgw.transport.serving_scope import ServingScope
 from cgw.transport.sockets import BUFFER_BYTES, Transport
 from cgw.wire.http2_bounds import Http2Bounds
 from cgw.wire.http2_events import (
@@ -67,16 +69,18 @@ logger = logging.getLogger("cgw.server")
 class Http2Callbacks:
     """The layers above, as a connection calls them.
 
-    ``handle`` runs an exchange. ``render_refusal`` returns header fields and body for a request that is refused before
-    it becomes an exchange, by its path and its id; ``note_refused`` logs it, and malformed ones. ``budget`` bounds the
-    memory of request bodies; ``trusted`` proxies may tell the client's address. ``is_draining`` is asked once, when a
-    connection begins; later ones get :meth:`Http2Connection.drain`.
+    ``handle`` runs an exchange in the scope that it is given, as :class:`ServingScope` says. ``render_refusal`` returns
+    header fields and body for a request that is refused before it becomes an exchange, by its path and its id;
+    ``note_refused`` logs it, and malformed ones. ``budget`` bounds the memory of request bodies. ``trusted`` proxies
+    may tell the client's address. ``is_draining`` is asked once, when a connection begins; later ones get
+    :meth:`Http2Connection.drain`.
     """
 
     limits: ClientLimits
-    handle: Callable[[Http2Client], Awaitable[None]]
+    handle: Callable[[Http2Client, ServingScope], Awaitable[None]]
     render_refusal: RenderRefusal
     is_draining: Callable[[], bool]
+    deadlines: DeadlineKeeper
     bounds: Http2Bounds = field(factory=Http2Bounds)
     budget: BodyBudget = field(factory=lambda: BodyBudget(512 * 1024 * 1024))
     trusted: TrustedProxies = field(factory=TrustedProxies)
@@ -280,7 +284,7 @@ class Http2Connection:
     async def _answer(self, client: Http2Client, refusal: Refusal | None) -> None:
         try:
             if refusal is None:
-                await self._callbacks.handle(client)
+                await self._serve_in_scope(client)
             else:
                 head = client.head
                 self._callbacks.note_refused(
@@ -293,6 +297,16 @@ class Http2Connection:
         except Exception:
             # Boundary: one exchange's bug must not end the connection's other streams, which may belong to other users.
             logger.exception("an exchange failed")
+
+    async def _serve_in_scope(self, client: Http2Client) -> None:
+        scope = ServingScope(self._callbacks.deadlines)
+        try:
+            with scope.enter():
+                await self._callbacks.handle(client, scope)
+        finally:
+            if scope.conclude is not None:
+                await scope.conclude()
+            scope.close()
 
     def _note_malformed(self, reason: str) -> None:
         text = f"malformed HTTP/2 request: {reason}"

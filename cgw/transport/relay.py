@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
-from attrs import field, frozen
+from attrs import define, field
 
 from cgw.errors import ClientGone, UpstreamError, UpstreamTimeout
 from cgw.transport.client_side import ClientSide, RawBody
@@ -26,6 +26,7 @@ from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.flat_stream import StreamEnd, StreamOutcome
 from cgw.transport.upstream import UpstreamResponse
 from cgw.wire.framers import Framer, FramerState
+from cgw.wire.heads import FIRST_ERROR_STATUS
 from cgw.wire.windows import BodyWindowCollector
 
 
@@ -37,7 +38,7 @@ class RelayEnd(enum.Enum):
     TIMED_OUT = "timed out"
 
 
-@frozen
+@define  # not frozen: one is made for every exchange, and setting the fields of a frozen class costs several times more
 class RelayOutcome:
     """The end of a relay. ``error`` is for logs.
 
@@ -72,6 +73,19 @@ async def relay_response(
     ``window`` gets the whole payload; ``on_first_chunk`` is called once, with Trio's time, and possibly in another
     thread. Without ``flat``, all goes on the fallback path. Raises :exc:`~cgw.errors.ClientGone`.
     """
+    unread_bytes = response.connection.unread_bytes
+    if (
+        flat is not None
+        and content_length
+        and content_length <= unread_bytes
+        and response.head.status < FIRST_ERROR_STATUS
+    ):
+        # A short answer came as a whole, together with its head: there is nothing to relay but this.
+        body = response.connection.take_unread()[:content_length]
+        on_first_chunk(response.arrived_at)
+        window.feed(body)
+        response.end_raw_body(unread_bytes - content_length)
+        return RelayOutcome(RelayEnd.COMPLETE, held_back=body, ended_at=response.arrived_at)
     framer = None if flat is None else flat.choose_framer(response.head, content_length, window)
     # Asked for only with a framer: from here on the client's codec expects raw bytes.
     raw_body = None if framer is None else client.begin_raw_body(content_length)
@@ -152,6 +166,7 @@ class _RawRelay:
             self._client.break_off()
 
     def _count_passed(self) -> int:
+        self._window.fold()
         return self._window.total_bytes - self._framer.final_payload_bytes
 
     async def _conclude(self, outcome: StreamOutcome) -> RelayOutcome:

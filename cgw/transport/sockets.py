@@ -87,13 +87,14 @@ class Transport(abc.ABC):
 
         Raises :exc:`OSError` for a broken connection, and :exc:`trio.ClosedResourceError` when it is closed meanwhile.
         """
-        if self._reads_without_wait < MAX_READS_WITHOUT_WAIT:
+        if waits_first and not self._keeps_data:
+            self._reads_without_wait = 0
+            await trio.lowlevel.wait_readable(self.sock)  # the checkpoint of this call
+        elif self._reads_without_wait < MAX_READS_WITHOUT_WAIT:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
             self._reads_without_wait = 0
             await trio.lowlevel.checkpoint()
-        if waits_first and not self._keeps_data:
-            await trio.lowlevel.wait_readable(self.sock)
         while True:
             # Try first, wait only if needed: a request's head is usually there already.
             try:
@@ -179,7 +180,13 @@ class PlainTransport(Transport):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See :meth:`Transport.send_all`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._send_raw(data)
+        # Nearly always the kernel takes all of it at once.
+        try:
+            sent = self.sock.send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            await self._send_raw(memoryview(data)[sent:])
 
 
 def send_reset_on_close(sock: socket.socket | trio.socket.SocketType) -> None:

@@ -19,7 +19,7 @@ import logging
 import socket
 import ssl
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sized
 
 import trio
@@ -82,8 +82,9 @@ class UpstreamResponse:
     """The response to one request, valid until it is given back.
 
     ``secrets`` are masked in the bodies of errors. With a ``decoder``, ``head`` is that of the decoded body.
-    ``connected_at`` is when its connection was opened (Trio's clock), ``None`` for one that was kept; ``arrived_at`` is
-    when the head came, and what of the body was read together with it.
+    ``connected_at`` is when its connection was opened (Trio's clock), ``None`` for one that was kept; then
+    ``asked_at`` is when the request was sent, otherwise ``None``. ``arrived_at`` is when the head came, and what of the
+    body was read together with it.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class UpstreamResponse:
         self._filter = None if secrets is None or head.status < FIRST_ERROR_STATUS else secrets.open_filter()
         self.connection = connection
         self.connected_at = connected_at
+        self.asked_at = connection.asked_at if connected_at is None else None
         self.arrived_at = connection.find_arrival()
         self._silence_seconds = silence_seconds
         self.is_complete = False
@@ -164,7 +166,8 @@ class UpstreamPool:
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
         self._secrets = secrets
-        self._idle: dict[Origin, deque[UpstreamConnection]] = {}  # the one that was idle for longest is first
+        # Of each origin, the one that was idle for longest is first.
+        self._idle: defaultdict[Origin, deque[UpstreamConnection]] = defaultdict(deque)
         self._statistics = PoolStatistics()
         self._scratch = Scratch()
 
@@ -184,20 +187,31 @@ class UpstreamPool:
         before the first byte of a response. Cancel-safe: the connection is closed at once.
         """
         origin = request.origin
-        kept = self._take_idle(origin)
-        if kept is not None:
+        connected_at: float | None = None
+        connection = self._take_idle(origin)
+        if connection is not None:
             self._statistics.reused += 1
             if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("%s: reusing a connection, idle for %.3f s", origin, time.monotonic() - kept.idle_since)
+                idle_seconds = time.monotonic() - connection.idle_since
+                logger.debug("%s: reusing a connection, idle for %.3f s", origin, idle_seconds)
+        while True:
+            if connection is None:
+                connection = await self._connect(origin)
+                connected_at = trio.current_time()
             try:
-                return await self._exchange_heads(kept, request)
+                await connection.send_request(request)
+                return self._begin_response(connection, await connection.receive_head(), connected_at)
             except StaleConnection:
-                # When not a byte of a response came, the usual cause is that the upstream closed the idle connection
-                # while the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection.
-                self._statistics.retried += 1
-                logger.debug("%s: retrying on a new connection: the kept one had ended", origin)
-        connection = await self._connect(origin)
-        return await self._exchange_heads(connection, request, trio.current_time())
+                connection.close()
+            except BaseException:
+                # Also when cancelled: the pool has no record of a connection that is being used.
+                connection.close()
+                raise
+            # When not a byte of a response came, the usual cause is that the upstream closed the idle connection while
+            # the request was on its way (RFC 9112 §9.3.1). That can't happen to a new connection: this is no loop.
+            self._statistics.retried += 1
+            logger.debug("%s: retrying on a new connection: the kept one had ended", origin)
+            connection = None
 
     async def open_upload(self, request: UpstreamRequest, body_bytes: int | None) -> UpstreamConnection:
         """Send the head of a request whose body follows, as :meth:`UpstreamConnection.begin_upload` does.
@@ -222,31 +236,36 @@ class UpstreamPool:
         is closed. Raises as :meth:`open` does.
         """
         try:
-            head = await connection.receive_head()
-            decoder = None
-            if head.header(b"content-encoding") is not None:
-                head, decoder = open_decoder(head)
+            return self._begin_response(connection, await connection.receive_head(), connected_at)
         except BaseException:
-            # Also when cancelled: the pool has no record of a connection that is being used.
             connection.close()
             raise
+
+    def _begin_response(
+        self, connection: UpstreamConnection, head: ResponseHead, connected_at: float | None
+    ) -> UpstreamResponse:
+        decoder = None
+        if head.header(b"content-encoding") is not None:
+            head, decoder = open_decoder(head)
         self._statistics.busy += 1
         return UpstreamResponse(head, connection, self.deadlines.silence_seconds, self._secrets, decoder, connected_at)
 
     def give_back(self, response: UpstreamResponse) -> None:
-        """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed."""
-        self._statistics.busy -= 1
-        self._give_back(response.connection, is_complete=response.is_complete)
+        """End a response of :meth:`open`: its connection is kept if it was read to its end, otherwise closed.
 
-    async def _exchange_heads(
-        self, connection: UpstreamConnection, request: UpstreamRequest, connected_at: float | None = None
-    ) -> UpstreamResponse:
-        try:
-            await connection.send_request(request)
-        except BaseException:
-            connection.close()
-            raise
-        return await self.receive_response(connection, connected_at)
+        That never waits for the rest of a body: how much of it is to come is unknown, and it costs tokens.
+        """
+        self._statistics.busy -= 1
+        connection = response.connection
+        kept = self._idle[connection.origin]
+        if response.is_complete and len(kept) < self._max_idle and connection.recycle():
+            connection.idle_since = time.monotonic()
+            kept.append(connection)
+            return
+        if logger.isEnabledFor(logging.DEBUG):
+            reason = self._explain_close(kept, is_complete=response.is_complete)
+            logger.debug("%s: closing a connection: %s", connection.origin, reason)
+        connection.close()
 
     async def _connect(self, origin: Origin) -> UpstreamConnection:
         began_at = trio.current_time()
@@ -287,29 +306,15 @@ class UpstreamPool:
     def _take_idle(self, origin: Origin) -> UpstreamConnection | None:
         """Return the youngest idle connection that is still usable, and close those found that are not."""
         # The youngest is the least likely to be closed by its upstream; and the others expire when load falls.
-        connections = self._idle.get(origin)
+        connections = self._idle[origin]
         while connections:
             connection = connections.pop()
-            if connection.is_usable():
+            # It cannot be used if an end was received, or data that was not asked for.
+            if connection.transport.is_quiet(self._scratch.plain):
                 return connection
             logger.debug("%s: closing an idle connection that the upstream has ended", origin)
             connection.close()
         return None
-
-    def _give_back(self, connection: UpstreamConnection, *, is_complete: bool) -> None:
-        # Without waiting for the rest of a body: how much of it is to come is unknown, and it costs tokens.
-        kept = self._idle.setdefault(connection.origin, deque())
-        if not is_complete or len(kept) >= self._max_idle or not connection.recycle():
-            if logger.isEnabledFor(logging.DEBUG):
-                logger.debug(
-                    "%s: closing a connection: %s",
-                    connection.origin,
-                    self._explain_close(kept, is_complete=is_complete),
-                )
-            connection.close()
-            return
-        connection.idle_since = time.monotonic()
-        kept.append(connection)
 
     def _explain_close(self, kept: Sized, *, is_complete: bool) -> str:
         if not is_complete:

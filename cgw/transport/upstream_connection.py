@@ -17,11 +17,12 @@ from typing import cast
 import h11
 import trio
 
+from cgw.clock import read_clock
 from cgw.errors import UpstreamProtocolError
 from cgw.transport.arrival import find_arrival
 from cgw.transport.sockets import Transport
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
-from cgw.wire.fast_heads import has_connection_close, parse_fast_response
+from cgw.wire.fast_heads import PERSISTENT, has_connection_close, parse_fast_response
 from cgw.wire.heads import check_response_head, describe_violation, find_head_end
 from cgw.wire.messages import Origin, ResponseHead, UpstreamRequest, encode_head, encode_upload_head
 
@@ -49,6 +50,7 @@ class UpstreamConnection:
         self._buffer = buffer
         self._h11: h11.Connection | None = None
         self._fast_head = b""  # what h11 has to be given, should it be needed for the body
+        self._fast_body_is_chunked = False
         self._unread = b""  # was received, and not used yet
         self._is_request_sent = False
         self._is_upload_chunked = False
@@ -64,10 +66,7 @@ class UpstreamConnection:
         self.idle_since = 0.0
         self.asked_at = 0.0  # when the request was sent (Trio's clock)
         self.was_used = False
-
-    def is_usable(self) -> bool:
-        """Return whether an idle connection can be used: no end was received, nor data that was not asked for."""
-        return self.transport.is_quiet(self._buffer)
+        self._read_time = read_clock()
 
     def close(self) -> None:
         """Close the socket at once. TLS's close_notify is left out: it could wait, and upstreams don't need it."""
@@ -78,7 +77,7 @@ class UpstreamConnection:
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
         head = encode_head(request)
-        self.asked_at = trio.current_time()
+        self.asked_at = self._read_time()
         try:
             await self.transport.send_all(head + request.body)
         except (OSError, trio.ClosedResourceError):
@@ -94,7 +93,7 @@ class UpstreamConnection:
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
         self._is_upload_chunked = body_bytes is None
-        self.asked_at = trio.current_time()
+        self.asked_at = self._read_time()
         await self._send_upload(encode_upload_head(request, body_bytes))
 
     async def send_piece(self, data: bytes) -> bool:
@@ -122,46 +121,53 @@ class UpstreamConnection:
         a new one does, or when the data is not a response.
         """
         for _ in range(MAX_INFORMATIONAL + 1):
-            data = await self._take_head()
-            head = parse_fast_response(data)
+            unread = self._unread
+            end = find_head_end(unread) if unread else -1
+            # Read here and not in a method below: while an upstream thinks, each coroutine costs a frame per wake-up.
+            while end < 0:
+                if len(unread) > MAX_HEAD_BYTES:
+                    raise UpstreamProtocolError(f"the upstream's response head is larger than {MAX_HEAD_BYTES} bytes")
+                try:
+                    size = await self.transport.receive_some(self._buffer)
+                except OSError:
+                    raise self._explain_reset() from None
+                if not size:
+                    self._has_upstream_ended, end = True, len(unread)
+                    break
+                self._has_received = True
+                unread += memoryview(self._buffer)[:size]
+                end = find_head_end(unread)
+            data, self._unread = unread[:end], unread[end:]
             # After a 1xx response h11 has to see the final one, too.
-            if head is not None and self._h11 is None:
+            head = parse_fast_response(data) if self._h11 is None else None
+            if head is not None:
                 self._fast_head = data
-                self._may_be_kept = not has_connection_close(head)
-                self._begin_body(head)
+                self._fast_body_is_chunked = head.header(b"transfer-encoding") is not None
+                self._may_be_kept = head.header(b"connection") in PERSISTENT or not has_connection_close(head)
                 return head
-            self._feed_h11(data)
-            event = self._parse()
-            if isinstance(event, h11.Response):
-                head = ResponseHead(event.status_code, tuple(event.headers), event.http_version, event.reason)
-                check_response_head(head)
-                self._begin_body(head)
-                # HTTP/1.0 connections persist only if asked to, and we don't ask (RFC 9112 §9.3).
-                self._may_be_kept = head.http_version != b"1.0" and not has_connection_close(head)
+            if (head := self._parse_head(data)) is not None:
                 return head
-            # 101 would switch to a protocol that was not asked for.
-            if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-                raise UpstreamProtocolError("the upstream sent no response")
         raise UpstreamProtocolError("the upstream sent too many 1xx responses")
 
-    def _begin_body(self, head: ResponseHead) -> None:
-        is_chunked = head.status not in (204, 304) and head.header(b"transfer-encoding") is not None
+    def _parse_head(self, data: bytes) -> ResponseHead | None:
+        """Return the head that h11 reads; ``None`` for that of a 1xx response. Raises as :meth:`receive_head` does."""
+        self._feed_h11(data)
+        event = self._parse()
+        if isinstance(event, h11.Response):
+            head = ResponseHead(event.status_code, tuple(event.headers), event.http_version, event.reason)
+            check_response_head(head)
+            self._begin_body(is_chunked=head.status not in (204, 304) and head.header(b"transfer-encoding") is not None)
+            # HTTP/1.0 connections persist only if asked to, and we don't ask (RFC 9112 §9.3).
+            self._may_be_kept = head.http_version != b"1.0" and not has_connection_close(head)
+            return head
+        # 101 would switch to a protocol that was not asked for.
+        if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+            raise UpstreamProtocolError("the upstream sent no response")
+        return None
+
+    def _begin_body(self, *, is_chunked: bool) -> None:
         self._scanner = ChunkScanner(refuses_small_chunks=False) if is_chunked else None
         self._chunk_error = None
-
-    async def _take_head(self) -> bytes:
-        """Return the next head with its blank line, or all there is if the upstream ends before it."""
-        while (end := find_head_end(self._unread)) < 0:
-            if len(self._unread) > MAX_HEAD_BYTES:
-                raise UpstreamProtocolError(f"the upstream's response head is larger than {MAX_HEAD_BYTES} bytes")
-            data = await self._receive()
-            if not data:
-                end = len(self._unread)
-                self._has_upstream_ended = True
-                break
-            self._unread += data
-        head, self._unread = self._unread[:end], self._unread[end:]
-        return head
 
     def _feed_h11(self, head: bytes) -> None:
         """Give ``head`` to h11, which is created when it is first needed."""
@@ -185,6 +191,7 @@ class UpstreamConnection:
         if self._h11 is None:
             self._feed_h11(self._fast_head)
             self._parse()
+            self._begin_body(is_chunked=self._fast_body_is_chunked)
         self._chunks_until_checkpoint -= 1
         if self._chunks_until_checkpoint <= 0:
             # One read can hold thousands of tiny chunks, none of which has to wait for anything.
@@ -237,16 +244,18 @@ class UpstreamConnection:
         try:
             size = await self.transport.receive_some(self._buffer)
         except OSError:
-            if not self._has_received and self.was_used:
-                raise StaleConnection from None
-            raise UpstreamProtocolError("the upstream reset the connection") from None
-        self._has_received = self._has_received or bool(size)
+            raise self._explain_reset() from None
         return bytes(memoryview(self._buffer)[:size])
+
+    def _explain_reset(self) -> Exception:
+        if not self._has_received and self.was_used:
+            return StaleConnection()
+        return UpstreamProtocolError("the upstream reset the connection")
 
     def find_arrival(self) -> float:
         """Return the time (Trio's clock) at which the kernel received the data that was read last."""
         # A wall clock that is set meanwhile must not have the answer come before the question.
-        return max(find_arrival(self.transport.ancillary, trio.current_time()), self.asked_at)
+        return max(find_arrival(self.transport.ancillary, self._read_time()), self.asked_at)
 
     @property
     def unread_bytes(self) -> int:

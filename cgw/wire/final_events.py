@@ -27,22 +27,31 @@ class FinalEventScanner:
 
     A marker is the text of a line, such as ``data: [DONE]``; the space behind its colon may be missing in the stream.
     ``is_ending`` becomes true with the piece in which the line ends, ``is_final`` with that in which its event ends, or
-    has more than :data:`MAX_EVENT_BYTES`.
+    has more than :data:`MAX_EVENT_BYTES`. ``needle`` is what every line of a marker contains, ``b""`` if they have
+    nothing in common.
     """
 
-    __slots__ = ("_event_bytes", "_line", "_needle", "_pattern", "is_ending", "is_final")
+    __slots__ = ("_event_bytes", "_line", "_pattern", "is_ending", "is_final", "needle")
 
     def __init__(self, markers: tuple[bytes, ...]) -> None:
-        self._needle, self._pattern = _compile(markers)
+        self.needle, self._pattern = _compile(markers)
         # The unfinished line at the end of the last piece, up to a byte more than MAX_LINE_BYTES. While the event ends:
         # the last bytes of the last piece.
         self._line = b""
         self._event_bytes = 0  # that followed the marker's line
         self.is_ending = self.is_final = False
 
+    @property
+    def is_at_line(self) -> bool:
+        """True at the start of a line, before the event.
+
+        Then a piece that does not contain ``needle``, and ends with a line feed, changes nothing: it need not be fed.
+        """
+        return not self._line and not self.is_ending
+
     def feed(self, piece: bytes | bytearray) -> bool:
         """Take the next bytes of the body; return ``is_ending``."""
-        if self._needle not in piece and not self._line and piece.endswith(b"\n"):
+        if self.needle not in piece and not self._line and piece.endswith(b"\n"):
             return False  # the usual case, in 0.2 µs: whole lines, in which nothing looks like a marker
         text = self._line + piece
         begin = 0

@@ -12,12 +12,17 @@ stop at a boundary between chunks, where h11 can continue.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Protocol
 
-from cgw.wire.windows import BodyWindowCollector
+from cgw.wire.windows import MAX_PIECES, BodyWindowCollector
 
 MAX_SIZES = 4096
-"""The most chunk-size lines that are cached. Providers use few sizes; the bound is for upstreams that do not."""
+"""The most chunk-size lines that are cached, and the most small chunks. Providers use few; the bound is for upstreams
+that do not."""
+
+SMALL_BYTES = 1024
+"""The most bytes of a small chunk, its framing included. Most events of streams are smaller."""
 
 MAX_SIZE_DIGITS = 16
 """The most hexadecimal digits of a chunk size: what fits in 64 bits."""
@@ -45,8 +50,8 @@ class FramerState(enum.Enum):
 class Framer(Protocol):
     """One body's framing.
 
-    ``feed`` is called with each piece of data that comes from the upstream, until it returns another state than
-    ``OPEN``.
+    ``take`` or ``feed`` is called with each piece of data that comes from the upstream, until ``feed`` returns another
+    state than ``OPEN``.
     """
 
     held: bytes
@@ -71,6 +76,13 @@ class Framer(Protocol):
         """True if the data that may be forwarded ends where a chunk, or the whole body, has ended validly."""
         ...
 
+    def take(self, data: bytes, size: int) -> bool:
+        """Take ``data`` if it is as usual: then all of it may be forwarded, and the body is still open.
+
+        ``size`` is ``len(data)``. Where this returns ``False``, nothing has happened, and ``data`` is to be fed.
+        """
+        ...
+
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """Take ``data`` (``held`` first), and return how many of its bytes may be forwarded, and the body's state.
 
@@ -79,27 +91,62 @@ class Framer(Protocol):
         ...
 
 
-class ChunkedFramer:
-    """The framer of a chunked body, which goes to the client in the upstream's own chunks.
+class ChunkSizes:
+    """A cache that all framers of a process may share, of chunk sizes that were checked.
 
-    ``sizes`` is a cache that all framers of a process may share: from a valid chunk-size line to the number of bytes
-    that follow it, the chunk's own CR LF included.
+    Looking a size line up replaces checking and converting its digits.
     """
+
+    __slots__ = ("sizes", "small")
+
+    def __init__(self) -> None:
+        self.sizes: dict[bytes, int] = {}
+        """From a chunk-size line to the size of the whole chunk: line, payload and CR LF. Not of the last chunk."""
+        self.small: dict[bytes, tuple[int, slice]] = {}
+        """From the first five bytes of a small chunk to its whole size, and the place of its payload."""
+
+    def note(self, line: bytes, chunk_bytes: int) -> None:
+        """Remember a valid line, as long as there is room for it."""
+        if len(self.sizes) < MAX_SIZES:
+            self.sizes[line] = len(line) + chunk_bytes + 2
+
+    def note_small(self, chunks: bytes, size: int) -> None:
+        """Remember a small chunk, if ``chunks``, of ``size`` bytes, is only one, and its size was noted."""
+        if size > SMALL_BYTES:
+            return
+        line_end = chunks.find(b"\n") + 1
+        # The first five bytes have the whole line, of two or three digits, which alone decides of the size.
+        if 4 <= line_end <= 5 and self.sizes.get(chunks[:line_end]) == size and len(self.small) < MAX_SIZES:
+            self.small[chunks[:5]] = size, slice(line_end, -2)
+
+
+_NO_SMALL: dict[bytes, tuple[int, slice]] = {}
+_UNKNOWN: tuple[int, slice] = (-1, slice(0))
+
+
+class ChunkedFramer:
+    """The framer of a chunked body, which goes to the client in the upstream's own chunks."""
 
     __slots__ = (
         "_collector",
         "_has_been_final",
         "_need",
+        "_needle",
+        "_pieces",
         "_sizes",
+        "_small",
         "final",
         "final_payload_bytes",
         "held",
         "surplus_bytes",
     )
 
-    def __init__(self, collector: BodyWindowCollector, sizes: dict[bytes, int]) -> None:
+    def __init__(self, collector: BodyWindowCollector, sizes: ChunkSizes) -> None:
         self._collector = collector
         self._sizes = sizes
+        # What ``take`` needs. Before the first payload, and within a chunk, it finds no size, and so takes nothing.
+        self._small = _NO_SMALL
+        self._pieces, self._needle = collector.pieces, collector.needle
         self._need = 0  # bytes of the current chunk that are still to come, its CR LF included
         self._has_been_final = False
         self.held = self.final = b""
@@ -115,28 +162,62 @@ class ChunkedFramer:
         """See :class:`Framer`."""
         return not self._need
 
+    def take(self, data: bytes, size: int) -> bool:
+        """See :meth:`Framer.take`. As usual is one small chunk, in which nothing is to be seen."""
+        expected, payload = self._small.get(data[:5], _UNKNOWN)
+        # As all events end with an empty line, the payload ends with a line feed.
+        if expected != size or data[-3:] != b"\n\r\n" or self._needle in data:
+            return False
+        pieces = self._pieces
+        pieces.append(data[payload])
+        if len(pieces) >= MAX_PIECES:
+            self._collector.fold()
+        return True
+
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """See :meth:`Framer.feed`. ``held`` is at most one chunk-size line, or the end of the body."""
-        position, collector = 0, self._collector
-        before = collector.total_bytes
-        self.held = b""
+        collector, pieces, position = self._collector, self._pieces, 0
+        taken, could_take = len(pieces), self._small is not _NO_SMALL
+        self.held, self._small = b"", _NO_SMALL
+        if could_take or (not self._need and collector.takes_pieces):
+            # Several chunks, a large one or an unknown one, in which nothing is to be seen either, up to a marker.
+            needle_at = data.find(self._needle)
+            position = self._walk_chunks(data, 0, size if needle_at < 0 else needle_at, pieces.append, b"\n\r\n")
+            if size and position == size:
+                if size > SMALL_BYTES or len(pieces) >= MAX_PIECES or not collector.total_bytes:
+                    collector.fold()
+                self._sizes.note_small(data, size)
+                self._small = self._sizes.small
+                return size, FramerState.OPEN
+        before = collector.total_bytes + sum(map(len, pieces[:taken]))
+        collector.fold()
         if not self._need:
-            # Nearly always a piece is one or more whole chunks of sizes that were seen before. Looking the size line up
-            # in the cache replaces checking and converting its digits; the last chunk ("0") is never in the cache.
-            sizes, collect = self._sizes, collector.feed
-            while line_end := data.find(b"\n", position) + 1:
-                # An unknown size line counts as longer than the data, which leaves it to _feed_pieces.
-                end = line_end + sizes.get(data[position:line_end], size)
-                if end > size or data[end - 2 : end] != b"\r\n":
-                    break
-                collect(data[line_end : end - 2])
-                if end == size and not collector.is_ending:
-                    return size, FramerState.OPEN
-                position = end
+            position = self._walk_chunks(data, position, size, collector.feed, b"\r\n")
         passable, state = self._feed_pieces(data, position, size)
+        # In the middle of a chunk, or of its line, ``take`` would have to see both parts.
+        is_between_chunks = state is FramerState.OPEN and not self._need and not self.held
+        if is_between_chunks and collector.total_bytes and collector.takes_pieces:
+            self._small = self._sizes.small
         if not collector.is_ending or self._has_been_final:
             return passable, state
         return 0, self._hold(data[:passable], collector.total_bytes - before, state)
+
+    def _walk_chunks(
+        self, data: bytes, position: int, size: int, collect: Callable[[bytes], None], end_of_chunk: bytes
+    ) -> int:
+        """Collect chunks from ``position`` on while they are whole and of sizes seen before: nearly always all of them.
+
+        Return the position behind them.
+        """
+        sizes = self._sizes.sizes
+        while line_end := data.find(b"\n", position) + 1:
+            # An unknown size line counts as longer than the data, which leaves it to _feed_pieces.
+            end = position + sizes.get(data[position:line_end], size + 1)
+            if end > size or not data.endswith(end_of_chunk, line_end, end):
+                break
+            collect(data[line_end : end - 2])
+            position = end
+        return position
 
     def _hold(self, data: bytes, payload_bytes: int, state: FramerState) -> FramerState:
         """Hold the API's last event with all that was read together with it; return the state."""
@@ -199,8 +280,8 @@ class ChunkedFramer:
         if not line.endswith(b"\r\n") or not digits or len(digits) > MAX_SIZE_DIGITS or not _DIGITS.issuperset(digits):
             return -1
         chunk_bytes = int(digits, 16)
-        if chunk_bytes and len(self._sizes) < MAX_SIZES:
-            self._sizes[line] = chunk_bytes + 2
+        if chunk_bytes:
+            self._sizes.note(line, chunk_bytes)
         return chunk_bytes
 
     def _end(self, rest: bytes) -> FramerState:
@@ -235,6 +316,10 @@ class LengthFramer:
     def is_at_boundary(self) -> bool:
         """See :class:`Framer`."""
         return not self._need
+
+    def take(self, data: bytes, size: int) -> bool:
+        """See :meth:`Framer.take`. Nothing is as usual: such bodies are short, or come in large pieces."""
+        return False
 
     def feed(self, data: bytes, size: int) -> tuple[int, FramerState]:
         """See :meth:`Framer.feed`."""

@@ -52,6 +52,7 @@ FIRST_ERROR_STATUS = 400
 
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
+_HEAD_END = re.compile(rb"\n\r?\n")
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _FOLDED_LINE = re.compile(rb"\r\n[ \t]")
@@ -62,10 +63,8 @@ def find_head_end(data: bytes | bytearray) -> int:
 
     A bare LF counts as a line end here, so that a malformed head is refused without waiting for more of it.
     """
-    end = data.find(b"\n\r\n")
-    bare = data.find(b"\n\n")
-    ends = [index + size for index, size in ((end, 3), (bare, 2)) if index >= 0]
-    return min(ends, default=-1)
+    match = _HEAD_END.search(data)
+    return -1 if match is None else match.end()
 
 
 def parse_request_head(data: bytes, connection: h11.Connection) -> RequestHead:

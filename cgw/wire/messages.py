@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field
 
 from cgw.errors import Headers
 from cgw.wire.trace_context import FindHeader, RequestTrace, begin_trace
@@ -12,9 +13,10 @@ from cgw.wire.trace_context import FindHeader, RequestTrace, begin_trace
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@frozen
-class Origin:
+class Origin(NamedTuple):
     """The origin of an upstream: scheme (``http`` or ``https``), host name or address, port."""
+
+    # A tuple, because pools look it up for each request: its hash is computed in C.
 
     scheme: str
     host: str
@@ -62,6 +64,14 @@ def index_headers(headers: Headers) -> dict[bytes, bytes]:
     return dict(headers[::-1])
 
 
+def path_of(target: bytes) -> bytes:
+    """Return a target's path, without its query and, of an absolute-form target (RFC 9112 §3.2.2), its authority."""
+    path = target.partition(b"?")[0]
+    if not path.startswith(b"/") and b"://" in path:
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return path
+
+
 # These are made for every exchange. They are not frozen, although nothing changes them: setting the fields of a frozen
 # class costs several times as much.
 
@@ -71,7 +81,7 @@ class RequestHead:
     """The head of a client's request. Header names are in lower case; ``http_version`` is like ``b"1.1"``.
 
     ``index`` is what :func:`index_headers` returns for ``headers``, for callers that have it already; likewise
-    ``trace``, see :attr:`trace`.
+    ``path`` and ``trace``.
     """
 
     method: bytes
@@ -79,10 +89,11 @@ class RequestHead:
     headers: Headers = field(repr=False)
     http_version: bytes
     path: bytes = field(repr=False, eq=False)
-    """The target's path, without its query and, of an absolute-form target (RFC 9112 §3.2.2), its authority."""
+    """What :func:`path_of` returns for the target."""
     header: FindHeader = field(repr=False, eq=False)
     """Returns the value of the first field of a name (lower case), or ``None``."""
-    _trace: RequestTrace | None = field(repr=False, eq=False)
+    trace: RequestTrace = field(repr=False, eq=False)
+    """The ids of the request: new ones, unless they are given."""
     arrived_at: float = field(repr=False, eq=False)
     """The Unix time at which its first bytes came, 0.0 where that is unknown. Set by the connection."""
 
@@ -92,29 +103,21 @@ class RequestHead:
         target: bytes,
         headers: Headers,
         http_version: bytes = b"1.1",
-        *,
         index: dict[bytes, bytes] | None = None,
+        path: bytes | None = None,
         trace: RequestTrace | None = None,
     ) -> None:
         self.method = method
         self.target = target
         self.headers = headers
         self.http_version = http_version
-        path = target.partition(b"?")[0]
-        if not path.startswith(b"/") and b"://" in path:
-            path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
-        self.path = path
+        self.path = path_of(target) if path is None else path
+        if index is None:
+            index = index_headers(headers)
         # The dictionary's own method: a look-up costs no call of a Python function.
-        self.header = (index_headers(headers) if index is None else index).get
-        self._trace = trace
+        self.header = index.get
+        self.trace = begin_trace(index) if trace is None else trace
         self.arrived_at = 0.0
-
-    @property
-    def trace(self) -> RequestTrace:
-        """The ids of the request, chosen when they are asked for first."""
-        if self._trace is None:
-            self._trace = begin_trace(self.header)
-        return self._trace
 
 
 @define(init=False)
@@ -134,7 +137,6 @@ class ResponseHead:
         headers: Headers,
         http_version: bytes = b"1.1",
         reason: bytes = b"",
-        *,
         index: dict[bytes, bytes] | None = None,
     ) -> None:
         self.status = status
@@ -162,11 +164,9 @@ class UpstreamRequest:
 def add_field(request: UpstreamRequest, name: bytes, value: bytes) -> UpstreamRequest:
     """Return ``request`` with one more field. Raises :exc:`ValueError` if it contains a line feed."""
     added, start = ((name, value),), request.head_start
-    return evolve(
-        request,
-        headers=(*request.headers, *added),
-        head_start=None if start is None else start + encode_fields(added),
-    )
+    start = None if start is None else start + encode_fields(added)
+    headers = (*request.headers, *added)
+    return UpstreamRequest(request.origin, request.target, headers, request.body, request.method, start)
 
 
 def encode_fields(headers: Headers) -> bytes:

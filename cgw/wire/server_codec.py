@@ -6,13 +6,14 @@ Two implementations: :class:`FastCodec` for requests whose head the fast parser 
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Protocol, cast
 
 import h11
 
 from cgw.errors import CgwError, Headers, Refusal
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
-from cgw.wire.fast_heads import has_connection_close, parse_fast_request
+from cgw.wire.fast_heads import PERSISTENT, has_connection_close, parse_fast_request
 from cgw.wire.heads import describe_violation, parse_request_head, status_phrase
 from cgw.wire.messages import RequestHead
 
@@ -108,6 +109,16 @@ def parse_request(data: bytes) -> tuple[RequestHead, ServerCodec]:
     return head, H11Codec(head, connection)
 
 
+def _build_status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %b" % (status, status_phrase(status))
+
+
+_STATUS_LINES = {status.value: _build_status_line(status.value) for status in HTTPStatus}
+
+
+_join_field = b": ".join
+
+
 class FastCodec:
     """The codec for a request that the fast parser read: HTTP/1.1, with a content length or without a body."""
 
@@ -115,36 +126,29 @@ class FastCodec:
     is_close_delimited = False
     is_chunked_request = False
 
+    # The start values, of the class: setting them for each exchange would cost more than they are changed.
+    is_reusable = False
+    unread = b""
+    _length: int | None = None  # bytes of the response's body still to come; None for a chunked one
+
     def __init__(self, head: RequestHead) -> None:
         self._is_head = head.method == b"HEAD"
         self._parts: list[bytes] = []
-        self._need = int(head.header(b"content-length") or 0)  # bytes of the request's body still to come
-        self._keeps_alive = not has_connection_close(head)
-        self._length: int | None = None  # bytes of the response's body still to come; None for a chunked one
-        self._is_ended = False
-        self.body_bytes = self._need
-        self.unread = b""
-
-    @property
-    def is_request_complete(self) -> bool:
-        """See :class:`ServerCodec`."""
-        return self._need == 0
-
-    @property
-    def is_reusable(self) -> bool:
-        """See :class:`ServerCodec`."""
-        # HTTP/1.1 connections persist unless either side says "close" (RFC 9112 §9.3). A body that was not read to its
-        # end would be taken for the next request.
-        return self._is_ended and self._keeps_alive and self._need == 0
+        # Bytes of the request's body still to come.
+        self._need = self.body_bytes = need = int(head.header(b"content-length") or 0)
+        self.is_request_complete = not need
+        self._keeps_alive = head.header(b"connection") in PERSISTENT or not has_connection_close(head)
 
     def feed(self, data: bytes) -> None:
         """See :class:`ServerCodec`."""
-        if len(data) > self._need:
-            self.unread += data[self._need :]
-            data = data[: self._need]
+        need = self._need
+        if len(data) > need:
+            self.unread += data[need:]
+            data = data[:need]
         if data:
             self._parts.append(data)
-            self._need -= len(data)
+            self._need = need = need - len(data)
+            self.is_request_complete = not need
 
     def take_body(self) -> bytes:
         """See :class:`ServerCodec`."""
@@ -157,26 +161,26 @@ class FastCodec:
 
     def begin(self, status: int, headers: Headers, *, is_last: bool) -> bytes:
         """See :class:`ServerCodec`. Raises :exc:`ValueError` for a field that contains a line feed."""
-        lines = [b"HTTP/1.1 %d %b" % (status, status_phrase(status))]
-        for name, value in headers:
-            lines.append(b"%b: %b" % (name, value))
-            if name == b"content-length":
-                self._length = int(value)
+        lines = [_STATUS_LINES.get(status) or _build_status_line(status)]
+        lines += [_join_field(field) for field in headers]
+        head, end = b"\r\n".join(lines), b"\r\n\r\n"
+        # One count of the result instead of a check of each field: response splitting (RFC 9110 §5.5).
+        if head.count(b"\n") != len(headers):
+            raise ValueError("a header field contains a line feed")
         if status in (204, 304):
             self._length = 0  # no body, whatever the fields say (RFC 9112 §6.3, rule 1)
-        elif self._length is None:
-            lines.append(b"transfer-encoding: chunked")
+        # Searched in the bytes, where no value contains a line end: a fifth of the cost of looking at each name.
+        elif (at := head.rfind(b"\r\ncontent-length: ")) >= 0:
+            self._length = int(head[at + 18 :].partition(b"\r")[0])
+        else:
+            end = b"\r\ntransfer-encoding: chunked\r\n\r\n"
         if self._is_head:
             self._length = None  # no body follows, whatever the head says (RFC 9110 §9.3.2)
-        # ``_need``: we answer before the body was read, and will not read it.
-        if is_last or self._need or not self._keeps_alive:
+        # An incomplete request is answered before its body was read, and the rest of it will not be read.
+        if is_last or not self.is_request_complete or not self._keeps_alive:
             self._keeps_alive = False
-            lines.append(b"connection: close")
-        head = b"\r\n".join([*lines, b"\r\n"])
-        # One count of the result instead of a check of each field: response splitting (RFC 9110 §5.5).
-        if head.count(b"\n") != len(lines) + 1:
-            raise ValueError("a header field contains a line feed")
-        return head
+            end = end[:-2] + b"connection: close\r\n\r\n"
+        return head + end
 
     def encode(self, data: bytes) -> bytes:
         """See :class:`ServerCodec`."""
@@ -202,7 +206,9 @@ class FastCodec:
         """See :class:`ServerCodec`."""
         if self._length:
             raise BodyMismatch("the body is shorter than its content-length")
-        self._is_ended = True
+        # HTTP/1.1 connections persist unless either side says "close" (RFC 9112 §9.3), as ``begin`` did for a request
+        # that was not read to its end: the rest of it would be taken for the next one.
+        self.is_reusable = self._keeps_alive
         return b"0\r\n\r\n" if self._length is None and not self._is_head else b""
 
 

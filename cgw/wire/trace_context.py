@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -25,6 +25,8 @@ _TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16
 # https://cloud.google.com/trace/docs/trace-context#legacy-http-header
 _CLOUD_TRACE = re.compile(rb"(?!0{32})([0-9a-fA-F]{32})/(\d{1,20})(?:;o=(\d))?")
 _SAMPLED = 1
+_CALLER_FIELDS = (b"traceparent", b"x-cloud-trace-context", b"x-sourcegraph-should-trace")
+_NO_FIELDS: Mapping[bytes, bytes] = {}
 _TRUE = (b"true", b"t", b"1")  # as Go's strconv.ParseBool, by which the reference reads X-Sourcegraph-Should-Trace
 
 
@@ -53,16 +55,16 @@ class RequestTrace(msgspec.Struct, frozen=True, gc=False):
         return [(REQUEST_ID_FIELD, trace_id), (TRACE_FIELD, trace_id), (SPAN_FIELD, self.span_id.encode("ascii"))]
 
 
-def begin_trace(find_header: FindHeader | None = None) -> RequestTrace:
-    """Return new ids for a request; ``find_header`` looks up its header fields, ``None`` where it has no valid head.
+def begin_trace(index: Mapping[bytes, bytes] = _NO_FIELDS) -> RequestTrace:
+    """Return new ids for a request; ``index`` are its header fields by name, none where it has no valid head.
 
     The ids are random, not secret: whoever knows one can do nothing with it.
     """
-    ids = f"{random.getrandbits(192):048x}"
-    if find_header is None:
+    ids = random.getrandbits(192).to_bytes(24).hex()
+    if index.keys().isdisjoint(_CALLER_FIELDS):
         return RequestTrace(ids[:32], ids[32:])
-    caller = read_caller(find_header)
-    asked = find_header(b"x-sourcegraph-should-trace")
+    caller = read_caller(index.get)
+    asked = index.get(b"x-sourcegraph-should-trace")
     # What a caller says of this request counts more than that it samples its own trace.
     is_wanted = (caller is not None and caller.is_sampled) if asked is None else asked.lower() in _TRUE
     return RequestTrace(ids[:32], ids[32:], caller, is_wanted)

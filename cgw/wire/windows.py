@@ -9,12 +9,24 @@ from cgw.wire.final_events import FinalEventScanner
 HEAD_BYTES = 32 * 1024
 TAIL_BYTES = 32 * 1024
 
+MAX_PIECES = 32
+"""The most pieces that wait to be put into the windows."""
+
+_RARE = b"\r\n0\r\n\r\n"
+"""What hardly any piece contains: the needle where there is no marker."""
+
 
 class BodyWindowCollector:
     """Takes every chunk of a body, and keeps ``head_bytes`` of its start and at least ``tail_bytes`` of its end.
 
     If :meth:`look_for` was called, ``is_ending`` becomes true with the chunk in which the API's last event is known by
-    its marker, and ``is_final`` with the chunk in which that event ends. ``total_bytes`` and ``chunks`` are counts.
+    its marker, and ``is_final`` with the chunk in which that event ends. ``total_bytes`` and ``chunks`` are counts, up
+    to date after :meth:`fold`.
+
+    Most chunks of a stream are small, and nothing is to be seen in them. While :attr:`takes_pieces` is true, a chunk
+    that ends with a line feed, and does not contain ``needle``, may be appended to ``pieces`` instead of being fed, at
+    a small part of the cost. After :data:`MAX_PIECES` of them :meth:`fold` is to be called: it puts all into the
+    windows.
     """
 
     __slots__ = (
@@ -28,6 +40,8 @@ class BodyWindowCollector:
         "chunks",
         "is_ending",
         "is_final",
+        "needle",
+        "pieces",
         "total_bytes",
     )
 
@@ -41,20 +55,42 @@ class BodyWindowCollector:
         self._scanner: FinalEventScanner | None = None
         self.is_ending = self.is_final = False
         self.total_bytes = self.chunks = 0
+        self.pieces: list[bytes] = []
+        self.needle = _RARE
 
     def look_for(self, markers: tuple[bytes, ...]) -> None:
         """Look for the API's last event, before anything is fed; see :class:`FinalEventScanner`."""
-        self._scanner = FinalEventScanner(markers) if markers else None
+        if markers:
+            self._scanner = FinalEventScanner(markers)
+            self.needle = self._scanner.needle
+
+    @property
+    def takes_pieces(self) -> bool:
+        """True if the next chunk may be appended to ``pieces``."""
+        scanner = self._scanner
+        return not self.is_ending if scanner is None else scanner.needle != b"" and scanner.is_at_line
+
+    def fold(self) -> None:
+        """Put ``pieces`` into the windows."""
+        pieces = self.pieces
+        if pieces:
+            self._keep(b"".join(pieces), len(pieces))
+            pieces.clear()
 
     def feed(self, chunk: bytes | bytearray) -> None:
         """Take the next bytes of the body."""
+        if self.pieces:
+            self.fold()
         scanner = self._scanner
         if scanner is not None and scanner.feed(chunk):
             self.is_ending, self.is_final = True, scanner.is_final
             if self.is_final:
                 self._scanner = None
+        self._keep(chunk, 1)
+
+    def _keep(self, chunk: bytes | bytearray, chunks: int) -> None:
         size = len(chunk)
-        self.chunks += 1
+        self.chunks += chunks
         if not self.total_bytes and isinstance(chunk, bytes) and size <= self._head_room:
             self._first, self.total_bytes = chunk, size
             return
@@ -77,6 +113,7 @@ class BodyWindowCollector:
 
     def close(self, *, is_complete: bool) -> BodyWindow:
         """Return the windows. ``is_complete`` says whether the upstream ended the body properly."""
+        self.fold()
         if self._first:
             return BodyWindow(self._first, b"", self.total_bytes, is_complete)
         # A body that was kept whole is left whole, even if its tail is longer than asked for.

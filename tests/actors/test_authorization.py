@@ -32,6 +32,17 @@ def test_a_token_is_found_in_either_header(headers: Headers, token: str) -> None
     assert extract_token(index_headers(headers).get) == token
 
 
+SPACES = st.text(" \t", max_size=3).map(str.encode)
+
+
+@given(st.binary(min_size=1).map(bytes.strip).filter(bool), SPACES, SPACES, SPACES)
+def test_the_usual_spelling_is_read_as_any_other(token: bytes, before: bytes, between: bytes, after: bytes) -> None:
+    """``Bearer`` is looked for first, as nearly all clients write it; the token is that of the general way."""
+    usual, other = (before + name + b" " + between + token + after for name in (b"Bearer", b"bEARER"))
+    read = extract_token({b"authorization": usual}.get)
+    assert read == extract_token({b"authorization": other}.get) == token.decode("utf-8", "surrogateescape")
+
+
 @pytest.mark.parametrize(
     ("query", "token"),
     [

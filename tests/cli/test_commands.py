@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import attrs
+import msgspec
 import pytest
 
 import cgw
@@ -232,7 +232,7 @@ async def record_completions(data_dir: Path, moments: Mapping[datetime, str]) ->
                 usage=Usage(prompt_token_count=3, completion_token_count=5, quality=UsageQuality.EXACT),
                 resolved_status=200,
             )
-            event_log.record(attrs.evolve(event, created_at=moment))
+            event_log.record(msgspec.structs.replace(event, created_at=moment))
 
 
 async def test_usage_is_grouped_and_counted_back_in_days(run_cgw: RunCgw, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import trio
 from attrs import define, evolve, field
 
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.limiter import Limiter
+from cgw.limits.options import LimiterOptions
 from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import Store, open_redis
 from tests.support.limits import MARKS

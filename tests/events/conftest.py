@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import cgw
+from cgw.events.lines import render_line
 from cgw.events.reading import read_events
 from cgw.model import EventName, UsageEvent
 from tests.support.disk import Disk, install_disk
@@ -43,6 +45,12 @@ def start_python() -> Iterator[StartPython]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def read_metadata(event: UsageEvent) -> dict[str, Any]:
+    """Return the metadata of an event as it is stored."""
+    metadata: dict[str, Any] = json.loads(render_line(event))["metadata"]
+    return metadata
 
 
 def build_event(identifier: str = "acme", **metadata: Any) -> UsageEvent:

@@ -23,8 +23,9 @@ from cgw.events.imports import import_lines
 from cgw.events.lines import MAX_LINE_BYTES
 from cgw.events.options import EventLogOptions
 from cgw.events.reading import read_events
+from cgw.events.records import completions_finished
 from cgw.events.segments import list_segments
-from cgw.model import EventName, UsageEvent
+from cgw.model import Actor, EventName, Feature, Usage, UsageEvent
 from tests.events.conftest import StartPython, build_event, read_identifiers
 from tests.support.counting import CallCounter
 from tests.support.waiting import wait_until
@@ -128,6 +129,37 @@ async def test_odd_metadata_never_costs_the_event(
     assert stored is None or event.metadata == stored
     assert len(event.metadata) >= 1
     assert sum(record.levelno == logging.ERROR for record in caplog.records) == errors
+
+
+async def test_a_completion_keeps_what_json_can_hold(folder: Path, caplog: Any) -> None:
+    """Half a surrogate pair in a prompt that is kept costs a completion that character, and none of its figures."""
+    actor = Actor(id="acme", name="", source="static", access_enabled=True)
+    event = completions_finished(
+        actor,
+        feature=Feature.CHAT_COMPLETIONS,
+        model="openai/gpt-4o",
+        provider="openai",
+        usage=Usage(prompt_token_count=3),
+        resolved_status=200,
+        metadata={"stream": True, "full_prompt": "a\udfff"},
+        sg_actor_id="7",
+    )
+    async with open_event_log(folder) as event_log:
+        event_log.record(event)
+    (stored,) = read_events(folder)
+    assert stored.metadata == {
+        "stream": True,
+        "full_prompt": "a?",
+        "feature": "chat_completions",
+        "model": "openai/gpt-4o",
+        "provider": "openai",
+        "prompt_token_count": 3,
+        "usage_quality": "estimated",
+        "resolved_status_code": 200,
+        "sg_actor_id": "7",
+        "sg.actor": {"UID": 7},
+    }
+    assert datetime.fromisoformat(stored.created_at) == event.created_at
 
 
 async def test_segments_are_sealed_by_size_by_age_and_at_the_end(folder: Path) -> None:

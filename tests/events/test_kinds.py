@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
-from msgspec import ValidationError
+from msgspec import ValidationError, structs
 
-from cgw.events.kinds import KINDS, list_keys
+from cgw.events.kinds import KINDS, CompletionsFinished, Exchanged, list_keys
 from cgw.events.lines import EventLine, render_line
+from cgw.events.records import _FIGURES, ExchangeFigures, _Completion
 from cgw.model import EventName, UsageEvent
 from docs.generate_events import PAGE, build_examples, build_page
-from tests.events.conftest import build_event
+from tests.events.conftest import build_event, read_metadata
 from tests.events.test_report import record
 from tests.support.event_kinds import check_metadata, check_recorded_events
 
@@ -30,9 +32,18 @@ def test_builders_write_what_is_declared(example: UsageEvent) -> None:
     assert stored.keys() == list_keys(EventLine).keys()
 
 
+def test_completions_are_built_of_what_is_declared() -> None:
+    """The Struct of completions has the declared keys, with their types, those of the exchange last."""
+    declared = {name: key_type | None for name, (key_type, _) in list_keys(CompletionsFinished).items()}
+    hints = get_type_hints(_Completion)
+    assert {field.encode_name: hints[field.name] for field in structs.fields(_Completion)} == declared
+    assert set(_FIGURES) == list_keys(Exchanged).keys()
+    assert tuple(hints[name] for name in _FIGURES) == get_args(ExchangeFigures)
+
+
 async def test_deviations_are_found(folder: Path) -> None:
     """A key that is not declared, a missing one and a value of another type fail the check of recorded events."""
-    complete = {**build_examples()[0].metadata}
+    complete = read_metadata(build_examples()[0])
     check_metadata("CompletionsFinished", complete)
     with pytest.raises(AssertionError, match=r"not declared: \{'tokens'\}"):
         check_metadata("CompletionsFinished", complete | {"tokens": 1})

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import attrs
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -175,7 +174,9 @@ def test_sums_of_segments_are_merged(folder: Path) -> None:
     """Sums add up over sealed and open segments; unknown figures stay unknown; the newest name is shown."""
 
     def build(number: int, **metadata: Any) -> bytes:
-        event = attrs.evolve(build_event(model="a/b", **metadata), created_at=NOON + timedelta(minutes=number))
+        event = msgspec.structs.replace(
+            build_event(model="a/b", **metadata), created_at=NOON + timedelta(minutes=number)
+        )
         return render_line(event)
 
     write_segment(folder, build(3, actor_name="new", prompt_token_count=1), "1")

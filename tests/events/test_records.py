@@ -16,8 +16,21 @@ from cgw.events.records import (
     unauthorized,
 )
 from cgw.model import Actor, EventName, Feature, Usage, UsageQuality
+from tests.events.conftest import read_metadata
 
 ACTOR = Actor(id="acme", name="Acme Inc.", source="static", access_enabled=True)
+
+EXCHANGE: dict[str, Any] = {
+    "trace_id": "0af7651916cd43dd8448eb211c80319c",
+    "outcome": "completed",
+    "started_at": 1764105672.25,
+    "ended_at": 1764105673.5,
+    "request_bytes": 2000,
+    "response_bytes": 20_000,
+    "response_chunks": 44,
+    "time_to_first_byte_ms": 312.345,
+    "overhead_ms": 0.234,
+}
 
 
 def test_completion_carries_the_reference_keys() -> None:
@@ -34,10 +47,10 @@ def test_completion_carries_the_reference_keys() -> None:
         sg_actor_id="7",
         sg_actor_anonymous_uid="anon",
         metadata={"stream": True, "max_tokens": 1000},
-        exchange={"trace_id": "0af7651916cd43dd8448eb211c80319c"},
+        exchange=build_exchanged(**EXCHANGE),
     )
     assert (event.name, event.source, event.identifier) == (EventName.COMPLETIONS_FINISHED, "static", "acme")
-    assert event.metadata == {
+    assert read_metadata(event) == {
         "feature": "chat_completions",
         "model": "anthropic/claude-3-5-sonnet-20240620",
         "provider": "anthropic",
@@ -55,22 +68,9 @@ def test_completion_carries_the_reference_keys() -> None:
         "sg_actor_anonymous_uid": "anon",
         "sg.actor": {"UID": 7},
         "actor_name": "Acme Inc.",
-        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+        **EXCHANGE,
     }
-    assert list(event.metadata)[:5] == ["stream", "max_tokens", "feature", "model", "provider"]
-
-
-EXCHANGE: dict[str, Any] = {
-    "trace_id": "0af7651916cd43dd8448eb211c80319c",
-    "outcome": "completed",
-    "started_at": 1764105672.25,
-    "ended_at": 1764105673.5,
-    "request_bytes": 2000,
-    "response_bytes": 20_000,
-    "response_chunks": 44,
-    "time_to_first_byte_ms": 312.345,
-    "overhead_ms": 0.234,
-}
+    assert list(read_metadata(event))[:5] == ["stream", "max_tokens", "feature", "model", "provider"]
 
 
 def test_exchange_is_described() -> None:
@@ -99,7 +99,7 @@ def test_exchange_is_described() -> None:
         exchange=precise,
     )
     for event in (completion, embeddings):
-        assert {key: event.metadata[key] for key in EXCHANGE} == EXCHANGE
+        assert {key: read_metadata(event)[key] for key in EXCHANGE} == EXCHANGE
 
 
 def test_refusals_are_traced() -> None:
@@ -112,7 +112,7 @@ def test_refusals_are_traced() -> None:
         unauthorized("dotcom-user", "token expired", trace_id="a" * 32),
         access_denied(ACTOR, trace_id="a" * 32),
     ]
-    assert [event.metadata["trace_id"] for event in events] == ["a" * 32] * 4
+    assert [read_metadata(event)["trace_id"] for event in events] == ["a" * 32] * 4
 
 
 def test_unknown_figures_are_left_out() -> None:
@@ -126,7 +126,7 @@ def test_unknown_figures_are_left_out() -> None:
         resolved_status=502,
         sg_actor_id="",
     )
-    assert event.metadata == {
+    assert read_metadata(event) == {
         "feature": "code_completions",
         "model": "openai/gpt-4o",
         "provider": "openai",
@@ -146,8 +146,8 @@ def test_dialect_cannot_displace_our_keys() -> None:
         resolved_status=200,
         metadata={"model": "forged", "resolved_status_code": 1},
     )
-    assert event.metadata["model"] == "openai/gpt-4o"
-    assert event.metadata["resolved_status_code"] == 200
+    assert read_metadata(event)["model"] == "openai/gpt-4o"
+    assert read_metadata(event)["resolved_status_code"] == 200
 
 
 def test_refusals_carry_the_reference_keys() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
 from msgspec import structs
 
 from cgw.cli.usage_report import render_csv, render_json, render_table
@@ -24,6 +23,7 @@ from cgw.events.records import embeddings_finished
 from cgw.events.report import summarise
 from cgw.events.sums import KEYS, UsageRow
 from cgw.model import Actor, EventName, UsageEvent, UsageQuality
+from tests.events.conftest import read_metadata
 
 
 def finished(actor: str = "acme", day: int = 23, **metadata: Any) -> UsageEvent:
@@ -87,8 +87,8 @@ async def test_embeddings_are_summed_too(folder: Path) -> None:
         upstream_request_duration_ms=5,
         metadata={"batch_size": 2},
     )
-    assert done.metadata.items() >= figures.items()
-    await record(folder, done, evolve(done, id=build_event_id()))
+    assert read_metadata(done).items() >= figures.items()
+    await record(folder, done, structs.replace(done, id=build_event_id()))
     (row,) = summarise(folder)
     assert (row.feature, row.model, row.requests, row.errors) == ("embeddings", "sourcegraph/st", 2, 0)
     assert (row.prompt_tokens, row.prompt_characters, row.completion_tokens) == (18, 60, None)
@@ -139,7 +139,7 @@ async def test_rows_are_summed_by_the_keys_asked_for(folder: Path) -> None:
         finished(actor_name="Acme Inc.", time_to_first_byte_ms=100),
         finished("zeta", model="openai/gpt-4o-mini", time_to_first_byte_ms=1000),
         finished(day=22, feature="code_completions", provider="google", time_to_first_byte_ms=10, prompt_token_count=4),
-        evolve(finished(), source="dotcom-user"),
+        structs.replace(finished(), source="dotcom-user"),
     )
     for _ in range(2):  # also from the summary
         (everything,) = summarise(folder, by=())

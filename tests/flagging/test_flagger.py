@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cgw.flagging.flagger import Flagger, PromptBlocked
 from cgw.flagging.recorder import PromptRecorder
@@ -34,6 +37,47 @@ async def examine(
     assert request.metadata["stream"] is False
     result: dict[str, Any] | None = request.metadata.get("flagging_result")
     return result
+
+
+NAMES = st.sampled_from(["claude-2", "anthropic/claude-2", "gpt-4o"])
+
+
+@given(
+    st.builds(
+        FlaggingSettings,
+        allowed_phrases=st.sampled_from([(), ("you are",)]),
+        blocked_phrases=st.sampled_from([(), ("bad",)]),
+        flagged_models=st.lists(NAMES, max_size=1).map(tuple),
+        logged_identifiers=st.sampled_from([(), ("acme",)]),
+        prompt_flagging_tokens=st.sampled_from([40, 1_000]),
+        response_flagging_tokens=st.sampled_from([10, 1_000]),
+    ),
+    st.builds(evolve, st.just(ACTOR), source=st.sampled_from(["static", "dotcom-user"])),
+    NAMES,
+    st.sampled_from([None, 0, 10, 11, 1_001]),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_what_no_rule_can_apply_to_is_not_examined(
+    rules: FlaggingSettings, actor: Actor, model: str, max_tokens: int | None, size: int, has_token_limits: bool
+) -> None:
+    """The decision, which leaves out kinds of rules that the settings do not have, is that of looking at each."""
+    flagger = Flagger(rules, None, PromptRecorder(cast(Store, None), 60))
+    body = {"messages": [{"role": "user", "content": "x" * size}]}
+    prompt = Prompt(body, "system", "messages", has_token_limits=has_token_limits)
+    request = PreparedRequest(cast(UpstreamRequest, None), model, False, size, {}, max_tokens, prompt=prompt)
+    least_tokens = min(rules.prompt_flagging_tokens, rules.prompt_blocking_tokens)
+    least_max_tokens = min(rules.response_flagging_tokens, rules.response_blocking_tokens)
+    reasons = (
+        rules.allowed_phrases or rules.blocked_phrases,
+        model in rules.flagged_models or model.partition("/")[2] in rules.flagged_models,
+        actor.source == "dotcom-user" and actor.id in rules.logged_identifiers,
+        max_tokens is not None and max_tokens > least_max_tokens,
+        has_token_limits and 4 * size + 2 * 16 > least_tokens,
+    )
+    assert flagger.must_examine(actor, request) == any(reasons)
+    request.prompt = None
+    assert not flagger.must_examine(actor, request)
 
 
 @pytest.mark.parametrize(

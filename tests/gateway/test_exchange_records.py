@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +157,10 @@ def test_a_reader_that_fails_costs_its_own_report(caplog: pytest.LogCaptureFixtu
     """The others get the record, and the failure is logged once."""
     got: list[ExchangeRecord] = []
 
-    def fail(record: ExchangeRecord) -> None:
+    def fail(records: Sequence[ExchangeRecord]) -> None:
         raise ValueError("odd")
 
-    readers = Readers([fail, got.append])
+    readers = Readers([fail, got.extend])
     record = build_record()
     for _ in range(3):
         readers(record)

@@ -94,6 +94,7 @@ async def test_malformed_heads_leave_a_line(gateway: Service, caplog: pytest.Log
     caplog.set_level(logging.INFO, "cgw.request")
     for data, status, _, _ in MALFORMED:
         assert (await ask(gateway.port, data)).status == status
+    gateway.gateway.readers.flush()
     lines = find_lines(caplog)
     assert [(line.status, line.method, line.path) for line in lines] == [case[1:] for case in MALFORMED]
     assert all(line.error and line.remote_ip == "127.0.0.1" for line in lines)

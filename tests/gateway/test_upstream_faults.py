@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from h2.events import StreamEnded, StreamReset
+from h2.events import ResponseReceived, StreamEnded, StreamReset
 
 from cgw.telemetry.exchange_record import ExchangeRecord
 from tests.support.fault_bench import EVENTS, OK, PART, PATH, WHOLE, Bench, check_502, open_bench, read_message
@@ -202,6 +202,56 @@ async def test_total_deadline_cuts_a_stream(bench: Bench) -> None:
         assert cut.status == 200
         assert cut.body.startswith(b": : ")
     await bench.check("deadline", resolved=200, upstream=200, count=2)
+
+
+async def test_deadline_that_passes_as_the_answer_comes(bench: Bench) -> None:
+    """Whichever is first: a whole answer or a 504, each with its event; the connection serves the next request."""
+    delays = [0.03 + 0.001 * index for index in range(64)]
+
+    async def answer_late(stream: trio.SocketStream) -> None:
+        while await read_request(stream) is not None:
+            await trio.sleep(delays[len(statuses)])
+            await stream.send_all(WHOLE)
+
+    bench.upstream.handler = answer_late
+    data = build_request(PATH).replace(b"host:", b"x-timeout-ms: 50\r\nhost:", 1)
+    statuses: list[int] = []
+    async with open_client(bench.gateway.port) as client:
+        for _ in delays:
+            answer = await client.ask(data)
+            statuses.append(answer.status)
+            assert answer.status == 504 or answer.body == ANTHROPIC
+    assert set(statuses) == {200, 504}
+    await wait_until(lambda: bench.gateway.gateway.in_flight.count == 0)
+    assert [event["resolved_status_code"] for event in bench.read_events()] == statuses
+
+
+async def test_late_head_in_http_2_costs_its_stream_only(tmp_path: Path) -> None:
+    """A stream whose upstream is too slow gets 504; the streams beside it, and after it, are served."""
+
+    async def answer_late(stream: trio.SocketStream) -> None:
+        _, body = await read_request(stream) or (b"", b"")
+        await trio.sleep(20 if b"slow" in body else 0.2)
+        await stream.send_all(WHOLE)
+
+    async with (
+        open_bench(tmp_path, {"CODY_GATEWAY_UPSTREAM_HEAD_TIMEOUT": "300ms"}) as bench,
+        open_client(bench.gateway.port) as client,
+    ):
+        bench.upstream.handler = answer_late
+        http2 = Http2Client(client.stream)
+        answers: dict[int, bytes] = {}
+        texts = ("slow", "quick", "slow", "quick")
+        ids = [
+            await http2.post(PATH, json.dumps(build_body(PATH, messages=[{"role": "user", "content": text}])).encode())
+            for text in texts
+        ]
+        while len(answers) < len(ids):
+            for event in http2.connection.receive_data(await client.stream.receive_some(65536)):
+                if isinstance(event, ResponseReceived):
+                    answers[event.stream_id] = dict(event.headers or ())[b":status"]
+            await http2.flush()
+        assert [answers[stream_id] for stream_id in ids] == [b"504", b"200", b"504", b"200"]
 
 
 ODD_BUT_WHOLE = {

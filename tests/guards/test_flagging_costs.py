@@ -101,8 +101,6 @@ async def test_with_the_defaults_usual_prompts_are_not_read(characters: int) -> 
     assert {name for name in counter.calls if name.startswith("cgw.")} == {
         "cgw.flagging.flagger:must_examine",
         "cgw.flagging.flagger:_may_exceed",
-        "cgw.flagging.flagger:_is_listed",
-        "cgw.flagging.flagger:_is_logged",
         "cgw.providers.prompts:message_count",
     }
 

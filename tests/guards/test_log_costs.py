@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from cgw.telemetry.exchange_log import log_exchange
+from cgw.telemetry.exchange_log import log_exchanges
 from cgw.telemetry.exchange_record import ExchangeRecord
 from cgw.telemetry.logs import open_logging
 from tests.support.counting import CallCounter
@@ -29,18 +29,31 @@ def build_numbered(number: int) -> ExchangeRecord:
 
 
 def test_calls_of_a_line() -> None:
-    """A line is encoded once and looked through once, without a LogRecord, and wakes up the thread for the first."""
+    """A line is filled in and encoded once, without a LogRecord or a look through it, and wakes up the thread once."""
     records = [build_numbered(number) for number in range(LINES)]
     counter = CallCounter()
-    with open_logging(io.StringIO(), secrets=["a provider's key"]) as logs, counter.count():
-        for record in records:
-            log_exchange(record)
-    assert logs.statistics().written == LINES
+    with open_logging(io.StringIO(), secrets=["a provider's key"]) as logs:
+        log_exchanges(records)  # prepares what is kept: the shape of all, and the texts of each caller
+        with counter.count():
+            log_exchanges(records)
+    assert logs.statistics().written == 2 * LINES
     calls = counter.calls
     assert calls["msgspec.json.Encoder.encode"] == LINES
-    assert calls["cgw.telemetry.masking:may_change"] == LINES
+    assert calls["cgw.telemetry.masking:may_change"] == 0
     assert calls["logging:makeRecord"] == 0
-    assert calls["cgw.telemetry.log_lines:render_carefully"] == 0
-    # Each put into the queue that the thread waits for wakes it up. Only the first line may, if the thread waits yet.
+    assert calls["cgw.telemetry.json_lines:render"] == 0
+    # Each put into the queue that the thread waits for wakes it up: only the first line may, if the thread waits yet.
     assert calls["_queue.SimpleQueue.put"] <= 1
-    assert sum(calls.values()) <= LINES * 36, calls
+    assert sum(calls.values()) <= LINES * 20 + 40, calls
+
+
+def test_calls_of_a_new_caller() -> None:
+    """The first line of a caller costs a look through its texts and their encoding, and not more than that."""
+    records = [build_numbered(number) for number in range(LINES)]
+    counter = CallCounter()
+    with open_logging(io.StringIO(), secrets=["a provider's key"]):
+        log_exchanges([build_numbered(LINES)])
+        with counter.count():
+            log_exchanges(records)
+    assert counter.calls["cgw.telemetry.masking:may_change"] == LINES
+    assert sum(counter.calls.values()) <= LINES * 55 + 40, counter.calls

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from cgw.limits.headers import build_limit_headers
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.limiter import Limiter
+from cgw.limits.options import LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, RateLimit
 from cgw.redis.opening import Store, open_redis

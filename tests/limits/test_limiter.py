@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,10 +13,12 @@ from redis.crc import key_slot
 
 from cgw.actors.policies import POLICIES
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission
+from cgw.limits.admissions import Admission, PreparedAdmission
 from cgw.limits.alert_messages import UsageAlert
 from cgw.limits.claims import build_key_prefix
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.headers import build_limit_headers
+from cgw.limits.limiter import Limiter
+from cgw.limits.options import LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import Store, open_redis
@@ -51,6 +54,58 @@ async def test_admission_has_the_state_of_its_limits(limiter: Limiter) -> None:
     assert (quota.name, quota.limit, quota.remaining, quota.usage, quota.window_ms) == ("quota", 100, 99, 1, DAY_MS)
     assert quota.reset_ms == quota.more_ms == 864_000
     assert (rate.name, rate.limit, rate.remaining, rate.window_ms, rate.more_ms) == ("concurrency", 50, 49, 10_000, 200)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_prepared_plans_decide_as_others(links: Store, seed: int) -> None:
+    """Two actors do the same, one by prepared calls and one by general ones: the same is decided and shown."""
+    options = LimiterOptions(notify_thresholds=(50, 100), max_in_flight=6 if seed % 2 else None)
+    limits = evolve(LIMIT, limit=12, concurrent_requests=9, concurrent_interval_ms=DAY_MS)
+    alerts: list[tuple[str, int]] = []
+    limiter = Limiter(links, options, on_alert=lambda alert: alerts.append((alert.actor.id, alert.threshold)))
+    actors = [evolve(_actor(), id=name, policy=POLICIES["static"]) for name in ("prepared", "general")]
+    limiter._planner.find(actors[1], CHAT, limits, "").prepared = None
+    held: list[list[Admission]] = [[], []]
+    dice = random.Random(seed)
+    for _ in range(60):
+        step, at = (
+            dice.choice(["admit", "admit", "charge", "charge later", "refund", "refund later"]),
+            dice.randrange(9),
+        )
+        outcomes: list[object] = []
+        for actor, admissions in zip(actors, held, strict=True):
+            if step == "admit":
+                # A refusal that is repeated from memory would go on for longer than what led to it.
+                limiter._planner.find(actor, CHAT, limits, "").forget_refusal()
+                try:
+                    admissions.append(await limiter.admit(actor, CHAT, limits))
+                except LimitExceeded as exceeded:
+                    outcomes += [exceeded.cause, *((state.name, state.remaining) for state in exceeded.states)]
+                else:
+                    admission = admissions[-1]
+                    assert isinstance(admission, PreparedAdmission) == (actor is actors[0])
+                    assert admission.build_headers() == build_limit_headers(admission.states)
+                    outcomes += [(state.name, state.remaining) for state in admission.states]
+            elif admissions:
+                admission, is_charged = admissions.pop(at % len(admissions)), step.startswith("charge")
+                if step.endswith("later"):
+                    limiter.settle_later(admission, is_charged=is_charged)
+                    await links.commands.ping()  # the replies of those that leave at once
+                else:
+                    await limiter.settle(admission, is_charged=is_charged)
+        assert outcomes[: len(outcomes) // 2] == outcomes[len(outcomes) // 2 :]
+    stands = [await limiter.peek(evolve(actor, rate_limits={CHAT: limits})) for actor in actors]
+    assert stands[0][CHAT].usage == stands[1][CHAT].usage
+    statistics = limiter.statistics()
+    assert statistics.admitted % 2 == 0
+    assert all(count % 2 == 0 for count in statistics.refused.values())
+
+    async def has_all_alerts() -> bool:
+        await trio.lowlevel.checkpoint()
+        told = [[threshold for name, threshold in alerts if name == actor.id] for actor in actors]
+        return sorted(told[0]) == sorted(told[1])
+
+    await wait_until(has_all_alerts, seconds=2)
 
 
 async def test_quota_and_rate_refuse(limiter: Limiter) -> None:

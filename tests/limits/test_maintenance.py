@@ -13,8 +13,9 @@ from attrs import evolve
 from cgw.actors.policies import POLICIES, STATIC
 from cgw.errors import StoreUnavailable
 from cgw.limits.claims import build_key_prefix
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.limiter import Limiter
 from cgw.limits.maintenance import AmbiguousActor, LimitMaintenance, UnknownActor
+from cgw.limits.options import LimiterOptions
 from cgw.limits.readings import LimitReading
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import Store, open_redis

@@ -14,8 +14,9 @@ import trio
 from attrs import evolve, frozen
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.limiter import Limiter, LimiterOptions
+from cgw.limits.limiter import Limiter
 from cgw.limits.offline.outage import WhenDown
+from cgw.limits.options import LimiterOptions
 from cgw.limits.states import LimitExceeded
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.opening import open_redis

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,10 +174,10 @@ def test_both_readers_accept_the_same_bodies(body: dict[str, Any]) -> None:
     try:
         expected = reader.structure_or_explain(raw)
     except Refusal:
-        with pytest.raises((TypeError, ValueError)):
+        with pytest.raises(msgspec.ValidationError):
             reader.structure(raw)
     else:
-        assert reader.structure(raw) == expected
+        assert repr(reader.structure(raw)) == repr(expected)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from cgw.config.kinds import Secret
 from cgw.errors import Refusal
 from cgw.model import Feature
 from cgw.providers.anthropic.settings import AnthropicSettings
+from cgw.providers.body_density import MAX_PARTS, MAX_QUOTES, MAX_UNCOUNTED_BYTES
 from cgw.providers.body_structure import MAX_ITEMS
 from cgw.providers.dialect import Caller
 from cgw.providers.google.settings import GoogleSettings
-from cgw.providers.json_body import MAX_PARTS
 from cgw.providers.provider import ProviderSettings
 from cgw.providers.registry import build_dialects
 from cgw.providers.request_body import MAX_EXPLAINED, MAX_REPORTED_PROBLEMS
@@ -65,7 +65,25 @@ def test_the_body_that_the_others_differ_from_is_valid(path: str) -> None:
 def test_too_many_objects_and_lists(path: str, piece: bytes) -> None:
     """Each costs a third of a microsecond only to be decoded, in which no other request is served."""
     with pytest.raises(Refusal, match=f"more than {MAX_PARTS} objects and lists"):
-        prepare(path, replace("extra", b"[" + piece * MAX_PARTS + b"1]"))
+        prepare(path, replace("extra", b"[" + piece * (MAX_UNCOUNTED_BYTES // 3) + b"1]"))
+
+
+@EVERY_ROUTE
+@pytest.mark.parametrize("piece", [b'"a",', b'"a\\\\",'])
+def test_too_many_texts(path: str, piece: bytes) -> None:
+    """Each is an object in memory; quotation marks inside of texts are none."""
+    with pytest.raises(Refusal, match="more than 200000 names and texts"):
+        prepare(path, replace("extra", b"[" + piece * MAX_QUOTES + b"1]"))
+    prepare(path, replace("extra", b'"' + b'\\"' * MAX_QUOTES * 2 + b'"'))
+
+
+@pytest.mark.parametrize("end", [b"}", b',"stream":false}'])
+def test_many_fields_take_no_time(end: bytes) -> None:
+    """800,000 fields at the top are refused before they are decoded, which took half a second."""
+    fields = b"".join(b',"%d":0' % number for number in range(MAX_QUOTES // 2))
+    with pytest.raises(Refusal, match="names and texts") as refused:
+        prepare("/openai/v1/chat/completions", json.dumps(VALID).encode()[:-1] + fields + end)
+    assert refused.value.status == 400
 
 
 @EVERY_ROUTE

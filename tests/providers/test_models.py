@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 from anthropic.resources.messages.messages import DEPRECATED_MODELS
 from anthropic.types.model_param import ModelParam
+from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.shared.chat_model import ChatModel
@@ -87,8 +88,15 @@ def test_no_list_allows_more_than_the_gateways(actor_models: list[str], provider
 VARIABLE = "CODY_GATEWAY_TEST_ALLOWED_MODELS"
 
 
+@frozen
+class Served:
+    provider: str
+    models: tuple[str, ...]
+    models_variable: str = VARIABLE
+
+
 def check(model: str, master: Sequence[str], actor_models: Sequence[str] = ("*",), *other_names: str) -> None:
-    check_model((model, *other_names), actor_models, master, model.partition("/")[0], VARIABLE)
+    check_model((model, *other_names), tuple(actor_models), Served(model.partition("/")[0], tuple(master)))
 
 
 def refuse(model: str, master: Sequence[str], actor_models: Sequence[str] = ("*",)) -> Refusal:

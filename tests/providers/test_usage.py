@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cgw.config.kinds import Secret
@@ -354,3 +354,20 @@ def test_both_ways_to_take_the_parts_of_an_object_agree(value: dict[str, Any]) -
         if whole_object is not None:  # NaN
             # As text: 1, 1.0 and True are equal.
             assert repr(decoder.decode(data)) == repr(decoder.take_parts(whole_object))
+
+
+CONTENTS = responses.map(json.dumps).map(str.encode) | st.sampled_from(
+    [b"", b"[DONE]", b"[]", b"{} {}", b"{", b" {}\n"]
+)
+
+
+@given(st.lists(CONTENTS, max_size=5))
+@example([b"", b"{} {}"])
+@example([b'{"usage":', b"{}} {}"])
+@example([b"{}\n{}", b'{"usage":null,', b'"choices":[]}'])
+@example([b"{}\n{}", b"{}", b""])
+def test_a_stream_is_decoded_at_once_as_one_by_one(contents: list[bytes]) -> None:
+    """The contents of a stream give the same parts in one call as each by itself; what is no object is left out."""
+    for decoder in (openai_usage.COMPLETIONS, anthropic_usage.EVENTS, google_usage.RESPONSES):
+        one_by_one = [decoder.decode(data) for data in contents]
+        assert repr(decoder.decode_all(contents)) == repr([parts for parts in one_by_one if parts is not None])

@@ -13,7 +13,6 @@ import trio
 import trustme
 
 from cgw.errors import StoreRefused, StoreUnavailable
-from cgw.redis.handshake import pack_command
 from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.raw_server import open_raw_server
 from tests.support.redis_cluster import run_redis_cluster
@@ -46,6 +45,9 @@ async def test_a_server_is_in_use_as_soon_as_it_is_there(tmp_path: Path, caplog:
         replies: list[object] = []
 
         class Posted:
+            def pack(self) -> bytes:
+                raise AssertionError("not sent")
+
             def build_call(self) -> ScriptCall:
                 raise AssertionError("not sent")
 
@@ -55,7 +57,7 @@ async def test_a_server_is_in_use_as_soon_as_it_is_there(tmp_path: Path, caplog:
         for call in (store.check, store.commands.ping, lambda: store.run_script(MARK, ["a"], [1])):
             with pytest.raises(StoreUnavailable, match="can't be reached: No such file or directory"):
                 await call()
-        store.post_script(Posted(), pack_command(("PING",)), "a")
+        store.post_script(Posted(), "a")
         assert isinstance(replies[0], StoreUnavailable)
         store.send_later(ScriptCall(MARK, ["kept"], ["1"]))
         store.send_postponed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from cgw.errors import StoreUnavailable
-from cgw.redis.link import POSTPONE_SECONDS
+from cgw.redis.link import GATHER_SECONDS, MAX_POSTPONED, POSTPONE_SECONDS
 from cgw.redis.opening import LuaScript, ScriptCall, Store, open_redis
 from tests.support.redis_cluster import run_redis_cluster
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
@@ -47,6 +48,10 @@ class Posted:
         self._repeats = repeats
         self.outcomes: list[Any] = []
 
+    def pack(self) -> bytes:
+        """Return the packed call."""
+        return self._call.pack_evalsha()
+
     def build_call(self) -> ScriptCall:
         """Return the call."""
         return self._call
@@ -59,7 +64,7 @@ class Posted:
 
     def post(self, *, may_wait: bool = False) -> None:
         """Send the call."""
-        self._redis.post_script(self, self._call.pack_evalsha(), self._call.keys[0], may_wait=may_wait)
+        self._redis.post_script(self, self._call.keys[0], may_wait=may_wait)
 
 
 def _push(redis: Store, text: str) -> Posted:
@@ -71,8 +76,8 @@ async def _read(redis: Store) -> list[bytes]:
     return found
 
 
-async def test_postponed_call_leaves_with_the_next_one(server: RedisServer) -> None:
-    """A postponed call runs before the next call of its link, without its caller having waited."""
+async def test_postponed_calls_leave_with_another_one(server: RedisServer) -> None:
+    """Postponed calls gather for a moment, and run before the next call of their link after that."""
     async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
         await redis.run_script(PUSH, ["list"], ["first"])
         before = redis.statistics().calls
@@ -81,9 +86,30 @@ async def test_postponed_call_leaves_with_the_next_one(server: RedisServer) -> N
         third.post(may_wait=True)
         assert redis.statistics().calls == before
         assert redis.statistics().waiting_calls == 2
+        time.sleep(GATHER_SECONDS)  # noqa: ASYNC251 - in a sleep of Trio, they could leave alone
         assert await redis.run_script(PUSH, ["list"], ["fourth"]) == 4
         assert (second.outcomes, third.outcomes) == ([2], [3])
         assert redis.statistics().waiting_calls == 0
+
+
+async def test_many_postponed_calls_leave_with_the_next_one(server: RedisServer) -> None:
+    """As many calls as may be postponed do not gather any longer."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        for number in range(MAX_POSTPONED):
+            _push(redis, str(number)).post(may_wait=True)
+        assert await redis.run_script(PUSH, ["list"], ["last"]) == MAX_POSTPONED + 1
+
+
+async def test_each_postponed_call_has_its_time(server: RedisServer) -> None:
+    """A call that is postponed after others have left does not leave by their alarm, but has time of its own."""
+    async with open_redis(server.url, timeout_seconds=PATIENT) as redis:
+        _push(redis, "first").post(may_wait=True)
+        time.sleep(GATHER_SECONDS)  # noqa: ASYNC251 - as above
+        assert await redis.run_script(PUSH, ["list"], ["second"]) == 2
+        third, posted_at = _push(redis, "third"), trio.current_time()
+        third.post(may_wait=True)
+        await wait_until(lambda: _has_outcome(third))
+        assert trio.current_time() - posted_at > POSTPONE_SECONDS * 0.9
 
 
 async def test_postponed_call_leaves_by_itself(server: RedisServer) -> None:

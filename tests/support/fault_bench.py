@@ -73,8 +73,13 @@ class Bench:
     upstream: Upstream
     charged: int = 0
     events_seen: int = field(default=0, init=False)
-    records: list[ExchangeRecord] = field(factory=list, init=False)
-    """The exchanges' lines in the log, in order."""
+    logged: list[ExchangeRecord] = field(factory=list, init=False)
+
+    @property
+    def records(self) -> list[ExchangeRecord]:
+        """The exchanges' lines in the log, in order, without waiting for those that are reported together."""
+        self.gateway.gateway.readers.flush()
+        return self.logged
 
     async def ask(self, path: str = PATH, **options: Any) -> Answer:
         return await ask(self.gateway.port, build_request(path, **options))
@@ -129,7 +134,7 @@ async def open_bench(data_dir: Path, more: Mapping[str, str] | None = None) -> A
         open_gateway(data_dir, f"http://127.0.0.1:{port}", more=more) as gateway,
     ):
         bench = Bench(gateway, upstream)
-        handler = _RecordHandler(bench.records)
+        handler = _RecordHandler(bench.logged)
         logger = logging.getLogger("cgw.exchange")
         logger.addHandler(handler)
         try:

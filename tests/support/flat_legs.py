@@ -13,7 +13,7 @@ from attrs import define, field
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.flat_stream import StreamOutcome
 from cgw.transport.sockets import PlainTransport
-from cgw.wire.framers import ChunkedFramer
+from cgw.wire.framers import ChunkedFramer, ChunkSizes
 from cgw.wire.windows import BodyWindowCollector
 
 
@@ -45,7 +45,7 @@ async def open_legs(
 
     async def forward(index: int, reader: socket.socket, writer: socket.socket) -> None:
         leg = legs[index]
-        framer = ChunkedFramer(leg.collector, {})
+        framer = ChunkedFramer(leg.collector, ChunkSizes())
         with leg.scope:
             leg.outcome = await flat.forward(PlainTransport(reader), writer, framer, lambda _: on_first(index))
 

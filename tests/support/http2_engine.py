@@ -13,10 +13,12 @@ from hpack import Decoder, Encoder
 from cgw.errors import Refusal
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.transport.client_side import ClientLimits
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.server import AcceptedConnection, Server
+from cgw.transport.serving_scope import ServingScope
 from cgw.transport.sockets import PlainTransport
 from cgw.wire import http2_frames as frames
 from cgw.wire.heads import HTTP2_PREFACE
@@ -56,7 +58,9 @@ class Http2Engine:
     connections: list[Http2Connection] = field(factory=list)
     running: int = 0
     handled: int = 0
+    scope: ServingScope | None = None  # of the last request
     is_draining: bool = False
+    deadlines: DeadlineKeeper = field(factory=DeadlineKeeper)
     callbacks: Http2Callbacks = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -65,6 +69,7 @@ class Http2Engine:
             handle=self.handle,
             render_refusal=lambda refusal, path, request_id: ERRORS.render(refusal, request_id),
             is_draining=lambda: self.is_draining,
+            deadlines=self.deadlines,
             bounds=self.bounds,
         )
 
@@ -77,9 +82,10 @@ class Http2Engine:
         self.connections.append(connection)
         await connection.serve()
 
-    async def handle(self, client: Http2Client) -> None:
+    async def handle(self, client: Http2Client, scope: ServingScope) -> None:
         self.handled += 1
         self.running += 1
+        self.scope = scope
         try:
             await self.handler(client)
         finally:
@@ -100,6 +106,7 @@ async def open_http2_engine(
     engine.server = Server(await open_listeners("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.server.run, engine.serve_connection)
+        nursery.start_soon(engine.deadlines.run)
         try:
             yield engine
             await wait_until(lambda: engine.server.connection_count == 0)

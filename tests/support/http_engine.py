@@ -12,10 +12,13 @@ from attrs import define, field
 from cgw.errors import Refusal
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.hangup_watch import HangupWatch
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.listeners import open_listeners
 from cgw.transport.server import AcceptedConnection, Server
+from cgw.transport.serving_scope import ServingScope
 from tests.support.raw_client import RawClient
 from tests.support.waiting import wait_until
 
@@ -49,7 +52,9 @@ class Engine:
     server: Server = field(init=False)
     connections: list[Http1Connection] = field(factory=list)
     hangups: HangupWatch = field(factory=HangupWatch)
+    deadlines: DeadlineKeeper = field(factory=DeadlineKeeper)
     handled: int = 0
+    scope: ServingScope | None = None  # of the last request
     is_draining: bool = False
 
     @property
@@ -62,6 +67,7 @@ class Engine:
             handle=self.handle,
             render_refusal=lambda refusal, path, request_id: ERRORS.render(refusal, request_id),
             is_draining=lambda: self.is_draining,
+            deadlines=self.deadlines,
             hangups=self.hangups,
             **self.options,
         )
@@ -69,8 +75,9 @@ class Engine:
         self.connections.append(connection)
         await connection.serve()
 
-    async def handle(self, client: ClientSide) -> None:
+    async def handle(self, client: ClientSide, scope: ServingScope) -> None:
         self.handled += 1
+        self.scope = scope
         await self.handler(client)
 
     def drain(self) -> None:
@@ -86,13 +93,14 @@ async def open_engine(
 ) -> AsyncIterator[Engine]:
     """Serve connections on a free port. At the end every client must have left, and no connection may remain.
 
-    ``options`` are more arguments of :class:`~cgw.transport.http1_connection.ConnectionCallbacks`.
+    ``options`` are more arguments of :class:`~cgw.transport.connection_callbacks.ConnectionCallbacks`.
     """
     engine = Engine(handler, limits or ClientLimits(), options)
     engine.server = Server(await open_listeners("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.server.run, engine.serve_connection)
         nursery.start_soon(engine.hangups.run)
+        nursery.start_soon(engine.deadlines.run)
         try:
             yield engine
             await wait_until(lambda: engine.server.connection_count == 0)

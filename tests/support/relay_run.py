@@ -18,12 +18,15 @@ from attrs import define, field, frozen
 from cgw.errors import ClientGone
 from cgw.model import BodyWindow
 from cgw.transport.client_side import ClientLimits, ClientSide
+from cgw.transport.connection_callbacks import ConnectionCallbacks
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.hangup_watch import HangupWatch
 from cgw.transport.http1_client import Http1Client
-from cgw.transport.http1_connection import ConnectionCallbacks, Http1Connection
+from cgw.transport.http1_connection import Http1Connection
 from cgw.transport.relay import RelayEnd, RelayOutcome, relay_body, relay_response
 from cgw.transport.server import AcceptedConnection
+from cgw.transport.serving_scope import ServingScope
 from cgw.transport.upstream import UpstreamPool
 from cgw.wire.heads import select_response_headers
 from cgw.wire.messages import Origin, UpstreamRequest
@@ -180,7 +183,7 @@ async def open_relay_run(
         has_asked.set()
         await is_over.wait()
 
-    hangups = HangupWatch()
+    hangups, deadlines = HangupWatch(), DeadlineKeeper()
     theirs, ours = socket.socketpair()
     theirs.setblocking(False)
     if client_buffer_bytes is not None:
@@ -189,7 +192,7 @@ async def open_relay_run(
         origin = Origin("http" if tls is None else "https", "127.0.0.1", port)
         run = RelayRun(theirs, theirs, tls)  # the upstream's socket follows once it is connected
 
-        async def handle(client: ClientSide) -> None:
+        async def handle(client: ClientSide, scope: ServingScope) -> None:
             assert isinstance(client, Http1Client)
             if run.client_side is not None:
                 run.scope, run.end = trio.CancelScope(), None  # the next exchange of this connection
@@ -201,9 +204,11 @@ async def open_relay_run(
             handle=handle,
             render_refusal=lambda refusal, path, request_id: ((), refusal.message.encode()),
             is_draining=lambda: False,
+            deadlines=deadlines,
             hangups=hangups,
         )
         nursery.start_soon(hangups.run)
+        nursery.start_soon(deadlines.run)
         nursery.start_soon(Http1Connection(AcceptedConnection(ours, "127.0.0.1"), service).serve)
         try:
             theirs.send(REQUEST)

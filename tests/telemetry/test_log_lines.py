@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cgw.model import Feature
+from cgw.telemetry.exchange_lines import MAX_CACHED, MAX_CACHED_CHARACTERS, ExchangeLines
 from cgw.telemetry.exchange_record import ExchangeRecord, Outcome
 from cgw.telemetry.exchange_text import describe_exchange
 from cgw.telemetry.json_lines import REPORTED_ERROR, JsonLines
@@ -178,6 +179,53 @@ def test_fast_and_general_renderer_agree(record: ExchangeRecord, created: float,
     plain = render_plainly(mask, entry, record)
     assert lines.render(entry) == plain
     assert lines.render_carefully(entry) == plain
+
+
+CALLS = st.lists(RECORDS | st.sampled_from([build_record(actor="50 %", path="/%s", response_bytes=5)]), max_size=4)
+
+
+@given(records=CALLS, started_at=MOMENTS | st.floats(-1e9, 0), has_secrets=st.booleans(), has_project=st.booleans())
+@example([build_record(response_bytes=1, user_agent="x" * 2000), build_record(response_bytes=1)], 1.0, True, True)
+@example([build_record(response_bytes=1, stale=True, actor="a", error=SECRETS[0])] * 2, 1.0, True, True)
+@example([build_record(response_bytes=1, actor=SECRETS[2]), build_record(response_bytes=1, model="")], 1.0, True, False)
+@example([build_record(response_bytes=1, duration_ms=0)] * 2, 0.9999999, False, False)
+@example(
+    [build_record(response_bytes=1, path="/\ud800"), build_record(response_bytes=1, actor="\ud800")], 1, False, False
+)
+def test_lines_of_a_batch_are_those_of_entries(
+    records: list[ExchangeRecord], started_at: float, has_secrets: bool, has_project: bool
+) -> None:
+    """A batch has the bytes that each record has by itself, with the time of its end, seen before or not."""
+    records = [msgspec.structs.replace(record, started_at=started_at + n) for n, record in enumerate(records)]
+    mask = SecretMask(SECRETS if has_secrets else ())
+    project, labels = ("a-project", {"environment": "50 %"}) if has_project else (None, None)
+    lines = JsonLines(mask, VERSION, project_id=project, labels=labels, is_traced=lambda trace: trace.is_wanted)
+    single = [lines.render_carefully(LogEntry(one.level, one.ended_at, "cgw.exchange", one)) for one in records]
+    for _ in range(2):
+        batch = lines.render_exchanges(records)
+        for record, expected, line in zip(records, single, batch, strict=True):
+            assert line == (None if record.level >= logging.ERROR else expected)
+
+
+def test_parts_of_lines_are_kept_within_bounds() -> None:
+    """However many different callers and paths there are; what may hold a secret, or is long, is never kept."""
+    lines = ExchangeLines(
+        SecretMask(SECRETS),
+        service_context="{}",
+        labels=None,
+        trace_prefix="",
+        is_traced=None,
+        render_any=lambda record: b"another\n",
+    )
+    usual = [build_record(actor=f"{n}", path=f"/{n}", response_bytes=1) for n in range(2 * MAX_CACHED)]
+    assert None not in lines.render(usual)
+    assert len(lines._shapes) <= MAX_CACHED
+    assert len(lines._callers) <= MAX_CACHED
+    texts = ("x" * MAX_CACHED_CHARACTERS + "y", *SECRETS, "Bearer abcdefgh")
+    fields: list[dict[str, Any]] = [{name: text} for name in ("path", "actor", "user_agent") for text in texts]
+    odd = [build_record(response_bytes=1, **field) for field in fields]
+    assert lines.render(odd) == [b"another\n"] * len(odd)
+    assert not [key for key in (*lines._shapes, *lines._callers) if {*texts} & {*key}]
 
 
 WORD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|[^ "]*)', re.ASCII | re.DOTALL)

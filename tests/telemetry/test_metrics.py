@@ -63,7 +63,8 @@ def build_readings() -> list[MetricReading]:
     """One reading of each kind, with an exemplar, and labels that need escaping."""
     distribution = Distribution(SECONDS.bounds)
     distribution.observe(0.5)
-    distribution.observe_traced(1.5, TRACE, 1_700_000_000.5)
+    distribution.traced.append((TRACE, 1.5, 1_700_000_000.5))
+    distribution.count_gathered()
     distribution.observe(7)
     return [
         SECONDS.read(0, "/a")._replace(value=distribution.read()),

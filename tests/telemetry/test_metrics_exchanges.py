@@ -58,7 +58,7 @@ def test_a_streamed_exchange_is_in_every_metric() -> None:
     """Its times, tokens and bytes, under OpenTelemetry's and the reference's names."""
     metrics = ExchangeMetrics()
     record = build_record()
-    metrics.note(record)
+    metrics.note([record])
     values = read_values(metrics)
     route = "/v1/completions/openai"
     genai = ("chat", "openai", "gpt-4o")
@@ -90,7 +90,7 @@ def test_what_never_reached_an_upstream_is_in_no_metric_of_one() -> None:
     """A refusal counts as an exchange, without overhead, tokens, or a response of an upstream."""
     metrics = ExchangeMetrics()
     refused = {"outcome": Outcome.REFUSED, "status": 429, "upstream_status": None, "prompt_tokens": None}
-    metrics.note(build_record({Moment.ENDED: 0.003}, **refused, completion_tokens=None))
+    metrics.note([build_record({Moment.ENDED: 0.003}, **refused, completion_tokens=None)])
     values = read_values(metrics)
     assert values["cgw_exchanges", "/v1/completions/openai", "refused", "4xx"] == 1
     assert {name for name, *labels in values if labels} == {
@@ -104,9 +104,9 @@ def test_what_never_reached_an_upstream_is_in_no_metric_of_one() -> None:
 def test_an_upstream_that_fails_is_counted_by_the_cause() -> None:
     """A 500, a 429, and no answer at all are told apart; the operation has OpenTelemetry's error type."""
     metrics = ExchangeMetrics()
-    metrics.note(build_record(upstream_status=500, status=500))
-    metrics.note(build_record(upstream_status=429, status=503))
-    metrics.note(build_record(upstream_status=None, status=504, outcome=Outcome.TIMEOUT))
+    metrics.note([build_record(upstream_status=500, status=500)])
+    metrics.note([build_record(upstream_status=429, status=503)])
+    metrics.note([build_record(upstream_status=None, status=504, outcome=Outcome.TIMEOUT)])
     values = read_values(metrics)
     responses = {labels[1]: value for (name, *labels), value in values.items() if name == "cgw_upstream_responses"}
     assert responses == {"5xx": 1, "429": 1, "none": 1}
@@ -117,9 +117,9 @@ def test_an_upstream_that_fails_is_counted_by_the_cause() -> None:
 def test_models_are_bounded_to_those_that_answered() -> None:
     """A name that no upstream knows gets no label, and neither does the one after the last that fits."""
     metrics = ExchangeMetrics()
-    metrics.note(build_record(model="openai/no-such-model", upstream_status=404, status=404))
+    metrics.note([build_record(model="openai/no-such-model", upstream_status=404, status=404)])
     for number in range(MAX_MODELS + 20):
-        metrics.note(build_record(model=f"openai/model-{number}"))
+        metrics.note([build_record(model=f"openai/model-{number}")])
     models = {labels[2] for name, *labels in read_values(metrics) if name == "gen_ai_client_token_usage"}
     assert models == {OTHER, *(f"model-{number}" for number in range(MAX_MODELS))}
 
@@ -128,7 +128,7 @@ def test_a_flood_of_labels_is_bounded() -> None:
     """Whatever records say, a metric has so many label sets, what is remembered is bounded, and both are counted."""
     metrics = ExchangeMetrics()
     for number in range(MAX_KINDS + 1000):
-        metrics.note(build_record(route=f"/route/{number}", provider=f"p{number}", feature=f"f{number}"))
+        metrics.note([build_record(route=f"/route/{number}", provider=f"p{number}", feature=f"f{number}")])
     series: dict[str, int] = {}
     for name, *_ in read_values(metrics):
         series[name] = series.get(name, 0) + 1
@@ -143,7 +143,7 @@ def test_a_flood_of_labels_is_bounded() -> None:
 def test_no_actor_is_in_a_metric() -> None:
     """Neither the actor's id nor a path that a client made up."""
     metrics = ExchangeMetrics()
-    metrics.note(build_record(route=None, path="/made/up", stale=True))
+    metrics.note([build_record(route=None, path="/made/up", stale=True)])
     assert not {"acme-actor", "/made/up"} & {label for _, *labels in read_values(metrics) for label in labels}
     assert read_values(metrics)["cgw_exchanges_with_stale_actor", "actors-file"] == 1
 
@@ -152,7 +152,7 @@ def test_a_bug_is_counted() -> None:
     """From zero on, so that the first one shows in a rate."""
     metrics = ExchangeMetrics()
     assert read_values(metrics)[("cgw_internal_errors",)] == 0
-    metrics.note(build_record(outcome=Outcome.INTERNAL_ERROR, status=500, bug=RuntimeError("a bug")))
+    metrics.note([build_record(outcome=Outcome.INTERNAL_ERROR, status=500, bug=RuntimeError("a bug"))])
     assert read_values(metrics)[("cgw_internal_errors",)] == 1
 
 

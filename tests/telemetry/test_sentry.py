@@ -118,9 +118,9 @@ def test_an_exchange_answered_5xx_is_reported_by_its_cause(sentry: Receiver) -> 
     records = [build_record(actor="a", path="/v1/1"), build_record(actor="b", path="/v1/2")]
     with open_reports(sentry) as reports:
         for record in records:
-            reports(record)
-        reports(build_record(status=429, outcome=Outcome.REFUSED))
-        reports(build_record(status=200, outcome=Outcome.OK))
+            reports([record])
+        reports([build_record(status=429, outcome=Outcome.REFUSED)])
+        reports([build_record(status=200, outcome=Outcome.OK)])
     one, other = sentry.events()
     assert one["fingerprint"] == other["fingerprint"] == ["exchange", "upstream_broke", "openai", "502", "None"]
     assert one["level"] == "warning"
@@ -136,7 +136,7 @@ def test_a_bug_of_an_exchange_is_reported_once(sentry: Receiver) -> None:
         crash("bug")
     record = build_record(outcome=Outcome.INTERNAL_ERROR, status=500, bug=caught.value)
     with open_reports(sentry) as reports:
-        reports(record)
+        reports([record])
         logging.getLogger("cgw.exchange").error(record, exc_info=caught.value)
     (event,) = sentry.events()
     assert event["level"] == "error"

@@ -58,7 +58,7 @@ async def test_an_exchange_reaches_the_collector_with_what_the_settings_say() ->
         }
         record = build_exchange()
         async with open_traces(receiver.url, **otlp) as tracing:
-            tracing(record)
+            tracing([record])
         (post,) = receiver.posts
         assert post.path == "/v1/traces"
         assert post.headers["content-type"] == "application/x-protobuf"
@@ -79,9 +79,9 @@ async def test_the_policy_selects_what_is_traced() -> None:
     with open_receiver() as receiver:
         chosen = build_exchange(trace=build_trace(CALLER))
         async with open_traces(receiver.url, policy="selective") as tracing:
-            tracing(build_exchange())
-            tracing(build_exchange(trace=build_trace(NEVER_SAMPLED)))
-            tracing(chosen)
+            tracing([build_exchange()])
+            tracing([build_exchange(trace=build_trace(NEVER_SAMPLED))])
+            tracing([chosen])
             with trace_call(tracing.calls, "sync"):
                 pass
         assert {span.trace_id.hex() for span in receiver.spans()} == {chosen.trace.trace_id}
@@ -96,9 +96,9 @@ async def test_probes_leave_no_trace_and_what_waits_is_small() -> None:
     with open_receiver() as receiver:
         async with open_traces(receiver.url) as tracing:
             probe = {"kind": RequestKind.CONTROL, "path": "/-/healthz", "route": None}
-            tracing(build_exchange(**probe, method="OK"))
-            tracing(build_exchange(**probe, method="BAD", outcome=Outcome.REFUSED, status=401))
-            tracing(build_exchange(path="/" + "x" * 60_000, user_agent="y" * 60_000, bug=ValueError()))
+            tracing([build_exchange(**probe, method="OK")])
+            tracing([build_exchange(**probe, method="BAD", outcome=Outcome.REFUSED, status=401)])
+            tracing([build_exchange(path="/" + "x" * 60_000, user_agent="y" * 60_000, bug=ValueError())])
             waiting = list(tracing._thread._gathered)
             assert all(len(one.path) <= MAX_TEXT_CHARACTERS for one in waiting)  # type: ignore[union-attr]
             assert all(one.bug is None for one in waiting)  # type: ignore[union-attr]
@@ -142,7 +142,7 @@ async def test_a_collector_that_is_overloaded_is_asked_again() -> None:
     with open_receiver() as receiver:
         receiver.status = 503
         async with open_traces(receiver.url) as tracing:
-            tracing(build_exchange())
+            tracing([build_exchange()])
             tracing._thread._bell.put(None)
             await trio.to_thread.run_sync(receiver.wait_for, lambda: len(receiver.posts) == 2)
             receiver.status = 200
@@ -151,7 +151,7 @@ async def test_a_collector_that_is_overloaded_is_asked_again() -> None:
             receiver.posts.clear()
             receiver.status, receiver.headers = status, {"location": receiver.url}
             async with open_traces(receiver.url) as tracing:
-                tracing(build_exchange())
+                tracing([build_exchange()])
             assert (len(receiver.posts), tracing.statistics().failed) == (1, 1)
 
 
@@ -163,7 +163,7 @@ async def test_a_bad_collector_costs_a_thread_and_a_bounded_queue(kind: str, cap
         async with open_traces("http://127.0.0.1:9" if kind == "dead" else receiver.url) as tracing:
             threads = [thread for thread in threading.enumerate() if thread.name.startswith("cgw-export")]
             for _ in range(3 * MAX_PENDING):
-                tracing(build_exchange())
+                tracing([build_exchange()])
             statistics = tracing.statistics()
             assert statistics.pending <= MAX_PENDING + 512
             assert statistics.dropped + statistics.pending + statistics.failed == 3 * MAX_PENDING
@@ -182,7 +182,7 @@ async def test_the_end_is_in_time_even_when_it_is_cancelled() -> None:
     with open_receiver() as receiver:
         with trio.CancelScope() as scope:
             async with open_traces(receiver.url) as tracing:
-                tracing(build_exchange())
+                tracing([build_exchange()])
                 scope.cancel()
         assert len(receiver.spans()) == 10
 
@@ -202,10 +202,10 @@ async def test_google_cloud_gets_otlp_with_a_token_of_the_default_credentials(
             settings, OtlpSettings(), environment="test", mask=SecretMask(), google_url=url
         ) as tracing:
             assert tracing is not None
-            tracing(build_exchange())
+            tracing([build_exchange()])
             tracing._thread._bell.put(None)
             await trio.to_thread.run_sync(google.wait_for, lambda: len(google.posts) == 1)
-            tracing(build_exchange())
+            tracing([build_exchange()])
         assert len(token_server.posts) == 1
         assert {post.headers["authorization"] for post in google.posts} == {"Bearer ya29.x"}
         assert {post.headers["x-goog-user-project"] for post in google.posts} == {"my-project"}
@@ -233,7 +233,7 @@ async def test_a_signals_own_url_comes_before_google_cloud() -> None:
             settings, otlp, environment="test", mask=SecretMask(), google_url=google.url
         ) as tracing:
             assert tracing is not None
-            tracing(build_exchange())
+            tracing([build_exchange()])
         assert [post.path for post in collector.posts] == ["/spans"]
         assert google.posts == []
 

@@ -15,7 +15,7 @@ from cgw.transport.flat_stream import StreamEnd, StreamOutcome
 from cgw.transport.relay import RelayEnd
 from cgw.transport.sockets import RECEIVE_BYTES, PlainTransport
 from cgw.transport.upstream import UpstreamDeadlines, UpstreamPool, build_tls_context
-from cgw.wire.framers import ChunkedFramer
+from cgw.wire.framers import ChunkedFramer, ChunkSizes
 from cgw.wire.windows import BodyWindowCollector
 from tests.support.flat_legs import Leg, open_legs, open_pairs
 from tests.support.relay_run import REQUEST, RelayRun, open_relay_run
@@ -403,7 +403,7 @@ async def test_forwarding_in_a_cancelled_scope_registers_nothing() -> None:
     flat = FlatRelay(tick_seconds=0)
     with open_pairs(1) as [(_, ours, writer, _)], trio.CancelScope() as scope:
         scope.cancel()
-        await flat.forward(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
+        await flat.forward(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), ChunkSizes()))
     assert scope.cancelled_caught
     assert flat.statistics().registrations == 0
     flat.close()

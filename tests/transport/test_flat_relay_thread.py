@@ -15,7 +15,7 @@ import trio.testing
 from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.flat_stream import StreamEnd, StreamOutcome
 from cgw.transport.sockets import PlainTransport
-from cgw.wire.framers import ChunkedFramer
+from cgw.wire.framers import ChunkedFramer, ChunkSizes
 from cgw.wire.windows import BodyWindowCollector
 from tests.support.descriptors import count_descriptors
 from tests.support.flat_legs import open_legs, open_pairs
@@ -89,6 +89,7 @@ async def cancel_streams(choose: random.Random) -> None:
             assert whole.startswith(got)
             assert leg.outcome is None
             # What was read may not have been sent, but nothing was sent that was not counted.
+            leg.collector.fold()
             assert leg.collector.total_bytes >= got.count(b"data") * 16
         assert flat.statistics().streams == 0
         events = flat.statistics().events
@@ -110,7 +111,7 @@ async def test_descriptors_that_are_used_again_at_once() -> None:
                 async with trio.open_nursery() as nursery:
 
                     async def forward() -> None:
-                        framer = ChunkedFramer(collector, {})
+                        framer = ChunkedFramer(collector, ChunkSizes())
                         outcomes.append(await flat.forward(PlainTransport(ours), writer, framer))
 
                     nursery.start_soon(forward)
@@ -183,7 +184,7 @@ async def test_a_bug_costs_one_stream(caplog: pytest.LogCaptureFixture) -> None:
     outcomes: list[StreamOutcome] = []
 
     async def forward(ours: socket.socket, writer: socket.socket, on_first: Callable[[float], None] | None) -> None:
-        framer = ChunkedFramer(BodyWindowCollector(), {})
+        framer = ChunkedFramer(BodyWindowCollector(), ChunkSizes())
         outcomes.append(await flat.forward(PlainTransport(ours), writer, framer, on_first))
 
     with open_pairs(2) as [(upstream, ours, writer, _), (other, others, others_writer, client)]:
@@ -213,7 +214,9 @@ async def test_two_runs_after_one_another() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(flat.run)
                 upstream.send(build_event(number) + END)
-                outcome = await flat.forward(PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), {}))
+                outcome = await flat.forward(
+                    PlainTransport(ours), writer, ChunkedFramer(BodyWindowCollector(), ChunkSizes())
+                )
                 assert outcome == StreamOutcome(StreamEnd.COMPLETE, END)
                 assert client.recv(65536) == build_event(number)
                 nursery.cancel_scope.cancel()

@@ -17,8 +17,10 @@ from hypothesis.strategies import SearchStrategy
 
 from cgw.errors import ClientGone, Refusal
 from cgw.transport.client_side import ClientLimits
+from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_connection import Http2Callbacks, Http2Connection
+from cgw.transport.serving_scope import ServingScope
 from cgw.transport.sockets import PlainTransport
 from cgw.wire import http2_frames as frames
 from cgw.wire.http2_bounds import Http2Bounds
@@ -160,7 +162,7 @@ class Exchanges:
     def __init__(self) -> None:
         self.running = 0
 
-    async def handle(self, client: Http2Client) -> None:
+    async def handle(self, client: Http2Client, scope: ServingScope) -> None:
         self.running += 1
         try:
             await self.answer(client)
@@ -201,13 +203,14 @@ def watch_log() -> Iterator[list[logging.LogRecord]]:
 
 
 async def run_steps(steps: list[Headers | Raw | Pause], *, closes: bool) -> None:
-    exchanges = Exchanges()
+    exchanges, deadlines = Exchanges(), DeadlineKeeper()
     ours, theirs = socket.socketpair()
     callbacks = Http2Callbacks(
         LIMITS,
         exchanges.handle,
         lambda refusal, *place: ERRORS.render(refusal),
         lambda: False,
+        deadlines,
         BOUNDS,
     )
     connection = Http2Connection(PlainTransport(theirs), b"", "127.0.0.1", callbacks)
@@ -219,6 +222,7 @@ async def run_steps(steps: list[Headers | Raw | Pause], *, closes: bool) -> None
             served.set()
 
         nursery.start_soon(serve)
+        nursery.start_soon(deadlines.run)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         nursery.start_soon(close_at_end, stream)
         client = FrameClient(stream)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import h11
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from cgw.wire import fast_heads
 from cgw.wire.fast_heads import MAX_FIELDS, MAX_KNOWN_LINES, parse_fast_request, parse_fast_response
 from cgw.wire.heads import parse_request_head
+from cgw.wire.messages import find_header
 
 REQUEST = b"POST /v1/completions/openai?x=y HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nX-Empty:\r\nB:  c d \r\n\r\n"
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX: \xe9\r\n\r\n"
@@ -73,22 +76,44 @@ STATUSES = st.sampled_from(
 )
 
 
+KNOWN: list[dict[bytes, Any]] = [
+    fast_heads._known_lines,
+    fast_heads._known_request_lines,
+    fast_heads._known_status_lines,
+]
+
+
 def mutate(data: bytes, position: int, octet: int) -> bytes:
     """Replace one byte of ``data``."""
     position %= len(data)
     return data[:position] + bytes([octet]) + data[position + 1 :]
 
 
+def forget() -> None:
+    """Forget all lines that were read."""
+    for known in KNOWN:
+        known.clear()
+
+
 def check_request(data: bytes) -> None:
-    """If the fast parser reads ``data``, h11 and its checks read it the same way."""
+    """If the fast parser reads ``data``, h11 and its checks read it the same way; also once it knows the lines."""
+    forget()
     head = parse_fast_request(data)
-    if head is not None:
+    again = parse_fast_request(data)
+    assert head == again
+    if head is not None and again is not None:
         assert head == parse_request_head(data, h11.Connection(h11.SERVER))
+        # What equality of heads leaves out.
+        assert again.path == head.path
+        assert all(again.header(name) == find_header(head.headers, name) for name, _ in head.headers)
+        assert again.trace != head.trace
 
 
 def check_response(data: bytes) -> None:
-    """If the fast parser reads ``data``, h11 reads it the same way."""
+    """If the fast parser reads ``data``, h11 reads it the same way; also once it knows the lines."""
+    forget()
     head = parse_fast_response(data)
+    assert parse_fast_response(data) == head
     if head is None:
         return
     connection = h11.Connection(h11.CLIENT)
@@ -154,13 +179,39 @@ def test_lines_are_remembered_except_for_secrets_and_long_ones() -> None:
     assert set(lines) & set(fast_heads._known_lines) == {b"Host: x", kept}
 
 
+def test_a_known_line_does_not_depend_on_the_head_it_was_read_in() -> None:
+    """Lines that are known from good heads are refused where a head with them is malformed or ambiguous."""
+    forget()
+    check = [b"Host: x", b"Content-Length: 5", b"Transfer-Encoding: chunked", b"X: y"]
+    for line in check[1:]:
+        parse_fast_request(b"\r\n".join([b"POST / HTTP/1.1", b"Host: x", line, b"", b""]))
+        parse_fast_response(b"\r\n".join([b"HTTP/1.1 200 OK", line, b"", b""]))
+    assert set(check) <= fast_heads._known_lines.keys()
+    for lines in ([b"Host: x", b"Host: x"], [b"X: y"], check, [b"Host: x", check[1], check[1]], [b"Host: x", check[2]]):
+        assert parse_fast_request(b"\r\n".join([b"POST / HTTP/1.1", *lines, b"", b""])) is None
+    for lines in ([b"X: y"], check, [check[1], check[1]], [check[2], check[2]]):
+        assert parse_fast_response(b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", b""])) is None
+    # What ends a head is not a line of it, and belongs to no line.
+    for tail in (b"", b"\r\n", b"\r\n\n", b"\r\n\r\n\r\n", b"\n\r\n"):
+        assert parse_fast_request(b"POST / HTTP/1.1\r\nHost: x" + tail) is None
+
+
+def test_targets_with_a_query_are_not_remembered() -> None:
+    """A query may hold a key: only request lines without one are kept."""
+    forget()
+    for target in (b"/v1?key=secret", b"/v1"):
+        assert parse_fast_request(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n") is not None
+    assert list(fast_heads._known_request_lines) == [b"GET /v1 HTTP/1.1"]
+
+
 def test_the_number_of_remembered_lines_is_bounded() -> None:
     """Lines that are all different do not fill the memory, and are read correctly."""
     for number in range(2 * MAX_KNOWN_LINES):
-        head = parse_fast_request(b"GET / HTTP/1.1\r\nhost: x\r\nx-id: %d\r\n\r\n" % number)
+        head = parse_fast_request(b"GET /%d HTTP/1.1\r\nhost: x\r\nx-id: %d\r\n\r\n" % (number, number))
         assert head is not None
-        assert head.header(b"x-id") == b"%d" % number
-    assert len(fast_heads._known_lines) <= MAX_KNOWN_LINES
+        assert (head.path, head.header(b"x-id")) == (b"/%d" % number, b"%d" % number)
+        assert parse_fast_response(b"HTTP/1.1 200 %d\r\ncontent-length: 0\r\n\r\n" % number) is not None
+        assert max(map(len, KNOWN)) <= MAX_KNOWN_LINES
 
 
 def test_the_number_of_fields_is_bounded() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgw.wire.final_events import MAX_EVENT_BYTES, FinalEventScanner
-from cgw.wire.framers import ChunkedFramer, FramerState
+from cgw.wire.framers import ChunkedFramer, ChunkSizes, FramerState
 from cgw.wire.windows import BodyWindowCollector
 
 OPENAI = (b"data: [DONE]",)
@@ -110,7 +110,7 @@ def test_framer_holds_the_last_event(events: list[bytes], chunks: list[int], rea
     raw += b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in cut(behind, [3])) + b"0\r\n\r\n"
     collector = BodyWindowCollector()
     collector.look_for(OPENAI)
-    framer = ChunkedFramer(collector, {})
+    framer = ChunkedFramer(collector, ChunkSizes())
     passed, state, is_released = b"", FramerState.OPEN, False
     pieces = cut(raw, reads)
     while state is not FramerState.COMPLETE:
@@ -119,6 +119,7 @@ def test_framer_holds_the_last_event(events: list[bytes], chunks: list[int], rea
         passed += data[:count]
         if not is_released:
             assert b"[DONE]\n" not in _decode(passed)
+            collector.fold()
             assert collector.total_bytes - framer.final_payload_bytes == len(_decode(passed))
         if state is not FramerState.OPEN and not is_released:
             assert collector.is_final

@@ -131,7 +131,9 @@ LINES = st.sampled_from(
     [b"data: a", b"data: ", b"event: b", b"event: ", b"", b"data:c", b"event", b": d", b"data: e\r"]
 )
 PLAIN = st.sampled_from([b"data: a\n\n", b"data: [DONE]\n\n"])
-NAMED = st.sampled_from([b"event: b\ndata: a\n\n", b"event: \ndata: \n\n"])
+NAMED = st.sampled_from(
+    [b"event: b\ndata: a\n\n", b"event: \ndata: \n\n", b"data: a\ndata: b\n\n", b": d\ndata: e\n\n"]
+)
 
 
 @settings(max_examples=500)

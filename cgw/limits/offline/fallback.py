@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import evolve
 
 from cgw.errors import StoreUnavailable
-from cgw.limits.admissions import Admission
+from cgw.limits.admissions import Admission, GeneralAdmission
 from cgw.limits.claims import Claim, ClaimGroup
 from cgw.limits.offline.backlog import Backlog, now_ms
 from cgw.limits.offline.local import LocalLimits
@@ -40,7 +40,9 @@ class Fallback:
             raise error
         if self._when_down == "open":
             # Without an answer and an id: nothing is counted here, but settle still puts the usage into the backlog.
-            return Admission(actor, feature, plan, tuple(Reservation(group, (), "") for group in groups), is_local=True)
+            return GeneralAdmission(
+                actor, feature, plan, tuple(Reservation(group, (), "") for group in groups), is_local=True
+            )
         now = now_ms()
         # Count on from what Redis said last, or every outage would begin with fresh quotas.
         for claim, debt in plan.recall_debts():
@@ -51,7 +53,7 @@ class Fallback:
         answer = self._limits.admit(reservation_id, claims, now)
         if answer[0] != 1:
             raise build_exceeded(claims, answer)
-        return Admission(
+        return GeneralAdmission(
             actor,
             feature,
             plan,

@@ -59,6 +59,8 @@ class Outage:
     def __init__(self, when_down: WhenDown) -> None:
         self._consequence = _CONSEQUENCES[when_down]
         self._since: float | None = None
+        self.is_on = False
+        """True while Redis is away. To be read only; no property, because each request looks."""
         self._failed_at = 0.0
         self._logged: OrderedDict[str, None] = OrderedDict()
         self.attention = trio.Event()
@@ -69,11 +71,6 @@ class Outage:
         while self._since is not None:
             await self._is_over.wait()
 
-    @property
-    def is_on(self) -> bool:
-        """True while Redis is away."""
-        return self._since is not None
-
     def failed(self, reason: StoreUnavailable) -> None:
         """Note that a call of Redis failed. A :exc:`BrokenLimit` is only logged, once: it is not an outage."""
         if isinstance(reason, BrokenLimit):
@@ -83,7 +80,7 @@ class Outage:
         # Also when the outage has begun already: CALM_SECONDS count from the last failure.
         self._failed_at = trio.current_time()
         if self._since is None:
-            self._since = self._failed_at
+            self._since, self.is_on = self._failed_at, True
             _logger.error("Redis is unavailable, so %s until it is back: %s", self._consequence, reason)
 
     def succeeded(self) -> None:
@@ -92,7 +89,7 @@ class Outage:
         if self._since is not None and trio.current_time() - self._failed_at >= CALM_SECONDS:
             seconds = trio.current_time() - self._since
             # The backlog may still hold settlements: `attention` stays set until it is empty (see Upkeep).
-            self._since = None
+            self._since, self.is_on = None, False
             is_over, self._is_over = self._is_over, trio.Event()
             is_over.set()
             _logger.warning("Redis is back after %.1f s: limits are held by all replicas together again", seconds)

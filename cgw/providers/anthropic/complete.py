@@ -115,7 +115,7 @@ class AnthropicComplete(Route):
         most = parsed.max_tokens_to_sample
         check_max_tokens("max_tokens_to_sample", most, self.max_tokens_cap)
         outgoing = keep_fields(raw, BODY_FIELDS)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
         return self.build_request(

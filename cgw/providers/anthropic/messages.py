@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import attrs
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from cgw.errors import Headers, Refusal
 from cgw.model import Feature
@@ -16,9 +16,16 @@ from cgw.providers.anthropic.errors import AnthropicErrors
 from cgw.providers.anthropic.usage import read_message, read_message_stream
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
+from cgw.providers.json_body import (
+    ClientBody,
+    encode_object,
+    encode_with_messages,
+    keep_fields,
+    keep_fields_of_each,
+    split_large,
+)
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 from cgw.providers.route import FreeRoute, ReadBody, Route
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.wire.messages import RequestHead
@@ -34,6 +41,10 @@ _BETAS = frozenset({b"anthropic-beta"})
 # The reference flattens prompts so for flagging (§9.5), and phrases of its operators may have them.
 _LABELS = {"user": "Human: ", "assistant": "Assistant: ", "system": "System: "}
 _SDK_HEADERS = frozenset({b"anthropic-version", *_BETAS})
+
+
+RawContent = str | list[dict[str, Any]] | None
+"""A content as it was decoded, once it is checked."""
 
 
 @define
@@ -91,7 +102,16 @@ def build_endpoint(api_url: str, access_token: str) -> Endpoint:
 
 
 def _build_reader() -> BodyReader[MessagesBody]:
-    return BodyReader(MessagesBody, Message)
+    return BodyReader(MessagesBody, Message, count=_count_characters)
+
+
+def _count_characters(body: MessagesBody) -> int:
+    # A system prompt among the messages is counted as one of them.
+    count = 0 if body.system is None else count_content(body.system)
+    for message in body.messages or ():
+        content: Any = message.content
+        count += len(content) if isinstance(content, str) else count_content(content)
+    return count
 
 
 @frozen
@@ -103,6 +123,13 @@ class _MessagesRoute(Route):
 
     provider: str = field(default=PROVIDER, kw_only=True)
     max_tokens_cap: int | None = None
+    # Most clients leave the version to cgw: then it need not be encoded again.
+    _versioned: Endpoint = field(
+        default=Factory(lambda self: self.endpoint.add_fields(VERSION), takes_self=True),
+        init=False,
+        repr=False,
+        eq=False,
+    )
     # Built with the route, because cattrs takes milliseconds to compile its functions.
     _reader: BodyReader[MessagesBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
@@ -112,17 +139,18 @@ class _MessagesRoute(Route):
     # From the reference (§6.1): below the 3 s up to which Sourcegraph's clients retry by themselves.
     retry_after_seconds: ClassVar[int] = 2
 
-    def _read(self, body: bytes) -> tuple[MessagesBody, dict[str, Any], list[Message]]:
-        """Return the checked body, the decoded object and the messages, of which there is at least one.
+    def _read(self, body: ClientBody) -> tuple[MessagesBody, dict[str, Any], list[Message], int]:
+        """Return the checked body, the decoded object, the messages, of which there is at least one, and the characters
+        of the prompt.
 
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
-        parsed, raw = self._reader.read(body)
+        parsed, raw, characters = self._reader.read_counted(body)
         # A missing field, null and an empty list get the same text, which is the reference's.
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         check_max_tokens("max_tokens", parsed.max_tokens, self.max_tokens_cap)
-        return parsed, raw, parsed.messages
+        return parsed, raw, parsed.messages, characters
 
     def _build_request(
         self,
@@ -131,22 +159,20 @@ class _MessagesRoute(Route):
         encoded: bytes,
         model: str,
         *,
+        characters: int,
         headers: Headers,
         query: bytes = b"",
     ) -> PreparedRequest:
         """``outgoing`` is the upstream's body, ``model`` its model, without prefix."""
-        count = sum(message.content.character_count for message in parsed.messages or ())
-        # A system prompt among the messages is counted above.
-        if parsed.system is not None:
-            count += parsed.system.character_count
         return self.build_request(
             encoded,
             model,
             is_stream=parsed.stream is True,
-            prompt_character_count=count,
+            prompt_character_count=characters,
             max_completion_tokens=parsed.max_tokens,
             metadata=None if parsed.max_tokens is None else {"max_tokens": parsed.max_tokens},
-            headers=headers,
+            endpoint=self._versioned if headers is VERSION else self.endpoint,
+            headers=() if headers is VERSION else headers,
             query=query,
             prompt=Prompt(outgoing, "system", "messages", labels=_LABELS, has_token_limits=True),
         )
@@ -168,20 +194,23 @@ class AnthropicMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw, messages = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, raw, messages, characters = self._read(client_body)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
         # Older clients send the system prompt as the first message, which that API does not accept.
         if messages[0].role == "system":
             outgoing["messages"] = outgoing["messages"][1:]
-            _set_system(outgoing, parsed.system, messages[0].content)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+            _set_system(outgoing, raw["messages"][0]["content"], has_text=count_content(messages[0].content) > 0)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # Replaced, not merged: the reference passes on no other metadata.
         outgoing["metadata"] = {"user_id": caller.identifier}
         is_unchanged = outgoing["messages"] is raw["messages"]
-        encoded = encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing)
-        return self._build_request(parsed, outgoing, encoded, model, headers=(*VERSION, *select_headers(head, _BETAS)))
+        encoded = encode_with_messages(outgoing, client_body) if is_unchanged else encode_object(outgoing)
+        betas = select_headers(head, _BETAS)
+        headers = (*VERSION, *betas) if betas else VERSION
+        return self._build_request(parsed, outgoing, encoded, model, characters=characters, headers=headers)
 
 
 @frozen
@@ -199,14 +228,17 @@ class AnthropicSdkMessages(_MessagesRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, _ = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, outgoing, _, characters = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # Behind the client's own fields, so that it wins.
         outgoing["metadata"] = {**(parsed.metadata or {}), "user_id": caller.identifier}
         headers = select_headers(head, _SDK_HEADERS, VERSION)
-        encoded = encode_with_messages(outgoing, body)
-        return self._build_request(parsed, outgoing, encoded, model, headers=headers, query=query_of(head))
+        encoded = encode_with_messages(outgoing, client_body)
+        return self._build_request(
+            parsed, outgoing, encoded, model, characters=characters, headers=headers, query=query_of(head)
+        )
 
 
 @frozen
@@ -222,11 +254,12 @@ class AnthropicCountTokens(_MessagesRoute, FreeRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, outgoing, _ = self._read(body)
+        client_body = split_large(body, "messages")
+        parsed, outgoing, *_ = self._read(client_body)
         _refuse_further_models(parsed, outgoing)
-        model = outgoing["model"] = self.strip_prefix(parsed.model)
+        model = outgoing["model"] = parsed.model.removeprefix(self.prefix)
         headers = select_headers(head, _SDK_HEADERS, VERSION)
-        encoded = encode_with_messages(outgoing, body)
+        encoded = encode_with_messages(outgoing, client_body)
         return self.build_free_request(
             encoded,
             model,
@@ -243,41 +276,45 @@ def check_max_tokens(name: str, wanted: int | None, cap: int | None) -> None:
         raise Refusal(400, f"{name} exceeds maximum allowed value of {cap}: {wanted}", param=name)
 
 
-def _set_system(outgoing: dict[str, Any], own: Content | None, message: Content) -> None:
+def _set_system(outgoing: dict[str, Any], message: RawContent, *, has_text: bool) -> None:
     """Set the top-level ``system`` to the client's own one and the text of a system message.
 
-    The result is a string if that loses nothing, otherwise (cache marks, for example) a list of text parts.
+    Both are as they were decoded. The result is a string if that loses nothing, otherwise (cache marks, for example) a
+    list of text parts.
     """
-    if isinstance(message.raw, list):
-        for index, part in enumerate(message.raw):
+    if isinstance(message, list):
+        for index, part in enumerate(message):
             if part.get("type") != "text":
                 path = f"messages[0].content[{index}]"
                 raise Refusal(400, f"{path}: a system message may hold text only", param=path)
     # An empty text block is an error for the API.
-    if not message.character_count:
+    if not has_text:
         return
     # The client's own one first, as it stands before all messages.
-    contents = [message] if own is None or not own.raw else [own, message]
+    own: RawContent = outgoing.get("system")
+    contents = [own, message] if own else [message]
     if all(_is_plain(content) for content in contents):
         outgoing["system"] = "\n\n".join(_join_text(content) for content in contents)
     else:
         outgoing["system"] = [part for content in contents for part in _parts_of(content)]
 
 
-def _is_plain(content: Content) -> bool:
+def _is_plain(content: RawContent) -> bool:
     # A part with more fields than "type" and "text" would lose them in a string.
-    return not isinstance(content.raw, list) or all(part["type"] == "text" and len(part) == 2 for part in content.raw)
+    return not isinstance(content, list) or all(part["type"] == "text" and len(part) == 2 for part in content)
 
 
-def _join_text(content: Content) -> str:
+def _join_text(content: RawContent) -> str:
     return "".join(part["text"] for part in _parts_of(content))
 
 
-def _parts_of(content: Content) -> list[dict[str, Any]]:
-    return content.raw if isinstance(content.raw, list) else [{"type": "text", "text": content.raw}]
+def _parts_of(content: RawContent) -> list[dict[str, Any]]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _refuse_further_models(body: MessagesBody, raw: dict[str, Any]) -> None:
+    if body.tools is None and "fallbacks" not in raw:
+        return
     # From the decoded object: MessagesBody leaves this field out.
     paths = ["fallbacks"] if raw.get("fallbacks") is not None else []
     paths += [

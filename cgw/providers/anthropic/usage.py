@@ -9,6 +9,7 @@ read as a tenth, one that was written as five quarters of a token of the prompt.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from cgw.providers.usage_reading import (
     latest,
     list_data,
     read_object,
+    sum_lengths,
 )
 
 # The parts of a message, or of an event of its stream, that are read. Structs without gc: they never form cycles.
@@ -68,6 +70,8 @@ class _Event(msgspec.Struct, gc=False):
     usage: _Figures | None = None  # of message_delta
 
 
+_NO_FIGURES = _Figures()
+
 MESSAGES = PartsDecoder(_Message)
 EVENTS = PartsDecoder(_Event)
 FIGURES = PartsDecoder(_Figures)
@@ -84,10 +88,13 @@ def _read_whole(data: bytes) -> Reading:
         return Reading()
     length = 0
     for block in message.content:
-        length += len(block.text or "") + len(block.thinking or "")
+        if block.text is not None:
+            length += len(block.text)
+        if block.thinking is not None:
+            length += len(block.thinking)
         if block.input is not None:
             length += count_json(block.input)
-    return _build_reading(message.usage or _Figures(), length, is_final=True)
+    return _build_reading(message.usage or _NO_FIGURES, length, is_final=True)
 
 
 def _read_figures(usage: dict[str, Any]) -> Reading:
@@ -97,26 +104,25 @@ def _read_figures(usage: dict[str, Any]) -> Reading:
 def read_message_stream(body: BodyWindow) -> Reading:
     """Read a streamed message. It is final if ``message_stop`` was seen."""
     usage = _Figures()
-    length = 0
     is_final = False
-    for data in list_data(body):
-        event = EVENTS.decode(data)
-        if event is None:
-            continue
-        if event.type == "content_block_delta":
-            if event.delta is not None:
-                delta = event.delta
-                length += len(delta.text or "") + len(delta.thinking or "") + len(delta.partial_json or "")
-        elif event.type == "message_start":
+    events = EVENTS.decode_all(list_data(body))
+    deltas = [event.delta for event in events if event.type == "content_block_delta" and event.delta is not None]
+    for event in [event for event in events if event.type in _USAGE_EVENTS]:
+        if event.type == "message_start":
             if event.message is not None and event.message.usage is not None:
                 usage = event.message.usage
                 # Only those of the first event: without a message_delta the count is unknown.
                 usage.output_tokens = None
-        elif event.type == "message_delta" and event.usage is not None:
-            _add_delta(usage, event.usage)
         elif event.type == "message_stop":
             is_final = True
+        elif event.usage is not None:
+            _add_delta(usage, event.usage)
+    length = sum([sum_lengths(map(part, deltas)) for part in _DELTA_PARTS])
     return _build_reading(usage, choose_length(body, length, usage.output_tokens), is_final=is_final)
+
+
+_USAGE_EVENTS = ("message_start", "message_delta", "message_stop")
+_DELTA_PARTS = tuple(map(attrgetter, ("text", "thinking", "partial_json")))
 
 
 def _add_delta(usage: _Figures, delta: _Figures) -> None:
@@ -134,12 +140,4 @@ def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = Fals
     if usage.input_tokens is not None and (read or written):
         # Rounded up, so that nothing is free.
         charged = usage.input_tokens + -(-(read or 0) // 10) + -(-5 * (written or 0) // 4)
-    return Reading(
-        usage.input_tokens,
-        usage.output_tokens,
-        length,
-        is_final,
-        cache_read_token_count=read,
-        cache_write_token_count=written,
-        prompt_quota_token_count=charged,
-    )
+    return Reading(usage.input_tokens, usage.output_tokens, length, is_final, read, written, charged)

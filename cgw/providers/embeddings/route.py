@@ -33,13 +33,12 @@ class EmbeddingsBody:
     isQuery: bool | None = None
 
 
-@define
-class EmbeddingsRequest(PreparedRequest):
+class EmbeddingsRequest(PreparedRequest, kw_only=True, gc=False):
     """A checked request. ``upstream`` is the first request that is sent for it."""
 
-    embedder: Embedder = field(kw_only=True)
-    inputs: Sequence[str] = field(kw_only=True, repr=False)
-    identifier: str = field(kw_only=True)
+    embedder: Embedder
+    inputs: Sequence[str]
+    identifier: str
 
 
 @frozen

@@ -85,7 +85,7 @@ class SdkEmbeddings(OpenAISdkRoute):
         parsed, _ = self.read(self._reader, body, caller)
         if not isinstance(parsed.input, str | list):
             raise Refusal(400, "input: expected a string, or a list of strings or tokens", param="input")
-        model = self.strip_prefix(parsed.model)
+        model = parsed.model.removeprefix(self.prefix)
         characters, count = count_inputs(parsed.input)
         return self.build_request(
             set_caller(body, parsed.model, model, caller),

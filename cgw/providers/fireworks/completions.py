@@ -16,7 +16,7 @@ from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.fireworks.models import VirtualModels, list_other_names
-from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
+from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each, split_large
 from cgw.providers.openai.chat import MESSAGE_FIELDS, ChatMessage, count_characters
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
 from cgw.providers.request_body import BodyReader, JsonList, JsonObject, StringOrStrings
@@ -105,7 +105,7 @@ def build_endpoints(api_url: str, access_token: str) -> tuple[Endpoint, Endpoint
 
 
 def _build_reader() -> BodyReader[FireworksBody]:
-    return BodyReader(FireworksBody, ChatMessage)
+    return BodyReader(FireworksBody, ChatMessage, count=count_characters)
 
 
 @frozen
@@ -133,9 +133,10 @@ class FireworksCompletions(Route):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw = self._reader.read(body)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self._reader.read_counted(client_body)
         is_chat = _is_for_chat(parsed, caller.feature)
-        asked = self.strip_prefix(parsed.model)
+        asked = parsed.model.removeprefix(self.prefix)
         model = self.virtual_models.resolve(asked, parsed.languageId)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
@@ -148,9 +149,9 @@ class FireworksCompletions(Route):
             outgoing["n"] = 1
         is_unchanged = is_chat and outgoing["messages"] is raw["messages"]
         most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
-        prompt_count, prompts = (count_characters(parsed.messages), 1) if is_chat else _measure(parsed.prompt)
+        prompt_count, prompts = (characters, 1) if is_chat else _measure(parsed.prompt)
         return self.build_request(
-            encode_with_messages(outgoing, body) if is_unchanged else encode_object(outgoing),
+            encode_with_messages(outgoing, client_body) if is_unchanged else encode_object(outgoing),
             model,
             endpoint=self.endpoint if is_chat else self.text_endpoint,
             is_stream=parsed.stream is True,

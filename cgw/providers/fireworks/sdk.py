@@ -14,6 +14,7 @@ from cgw.errors import Headers, Refusal
 from cgw.providers.dialect import Caller, PreparedRequest
 from cgw.providers.fireworks.completions import GENIE, PROVIDER
 from cgw.providers.fireworks.models import VirtualModels, list_other_names
+from cgw.providers.json_body import ClientBody, split_large
 from cgw.providers.openai.chat import ChatMessage, count_characters
 from cgw.providers.openai.sdk_body import set_model
 from cgw.providers.openai.sdk_route import OpenAISdkRoute
@@ -37,7 +38,7 @@ class _ChatBody:
 
 
 def _build_chat_reader() -> BodyReader[_ChatBody]:
-    return BodyReader(_ChatBody, ChatMessage)
+    return BodyReader(_ChatBody, ChatMessage, count=count_characters)
 
 
 def _build_text_reader() -> BodyReader[TextBody]:
@@ -59,7 +60,7 @@ class _FireworksSdkRoute(OpenAISdkRoute):
     def _build(
         self,
         head: RequestHead,
-        body: bytes,
+        body: ClientBody,
         asked: str,
         *,
         is_stream: bool,
@@ -67,7 +68,7 @@ class _FireworksSdkRoute(OpenAISdkRoute):
         most: int | None,
         prompt: Prompt,
     ) -> PreparedRequest:
-        name = self.strip_prefix(asked)
+        name = asked.removeprefix(self.prefix)
         model = self.virtual_models.resolve(name, None)
         headers: Headers = GENIE if head.header(b"x-fireworks-genie") == b"true" else ()
         return self.build_request(
@@ -92,16 +93,17 @@ class FireworksSdkChat(_FireworksSdkRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw = self.read(self._reader, body, caller)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self.read_counted(self._reader, client_body, caller)
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
         most = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
         return self._build(
             head,
-            body,
+            client_body,
             parsed.model,
             is_stream=parsed.stream is True,
-            characters=count_characters(parsed.messages),
+            characters=characters,
             most=multiply_choices(most, parsed.n),
             prompt=Prompt(raw, "system", "messages"),
         )

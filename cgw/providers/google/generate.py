@@ -6,6 +6,7 @@ Fields are those of https://ai.google.dev/api/generate-content, version ``v1beta
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
 from cgw.providers.google.usage import read_response, read_response_stream
 from cgw.providers.json_body import decode_object, encode_object, keep_fields
+from cgw.providers.model_patterns import MAX_NAME_CHARACTERS
 from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import BodyReader, JsonList, JsonObject
 from cgw.providers.route import ReadBody, Route, multiply_choices
@@ -117,7 +119,7 @@ class GoogleCompletions(Route):
         parsed = self._reader.read_object(raw)
         if not parsed.contents:
             raise Refusal(400, 'request body must contain "contents" field', param="contents")
-        model = self.strip_prefix(parsed.model).removeprefix("models/")
+        model = parsed.model.removeprefix(self.prefix).removeprefix("models/")
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, BODY_FIELDS)
         # Always there, as in the reference.
@@ -129,7 +131,7 @@ class GoogleCompletions(Route):
             encode_object(outgoing),
             model,
             # The name is part of the URL, whatever it is: it is checked against the lists before anything is sent.
-            suffix=f"{quote(model, safe='', errors='replace')}:{_METHODS[is_stream]}".encode("ascii"),
+            suffix=build_suffix(model, _METHODS[is_stream]),
             query=b"alt=sse" if is_stream else b"",
             is_stream=is_stream,
             prompt_character_count=count_text(turns),
@@ -140,7 +142,23 @@ class GoogleCompletions(Route):
 
 def count_text(turns: Iterable[Turn]) -> int:
     """Return the length of all text of some turns, in code points."""
-    return sum(len(part.text or "") for turn in turns for part in turn.parts or ())
+    count = 0
+    for turn in turns:
+        for part in turn.parts or ():
+            count += len(part.text or "")
+    return count
+
+
+def build_suffix(model: str, method: str) -> bytes:
+    """Return what follows the endpoint's path. Every character with a meaning in URLs is encoded."""
+    # Names that no list can have, as long as a body perhaps, are not remembered.
+    return (_build_suffix if len(model) <= MAX_NAME_CHARACTERS else _build_suffix.__wrapped__)(model, method)
+
+
+# Bounded; the same few models are asked for again and again.
+@lru_cache(maxsize=1024)
+def _build_suffix(model: str, method: str) -> bytes:
+    return f"{quote(model, safe='', errors='replace')}:{method}".encode("ascii")
 
 
 _METHODS = {False: "generateContent", True: "streamGenerateContent"}
@@ -159,7 +177,11 @@ def normalise(raw: dict[str, Any]) -> dict[str, Any]:
         body["systemInstruction"] = _list_parts(instruction)
     contents = [body["contents"]] if isinstance(body.get("contents"), dict) else body.get("contents")
     if isinstance(contents, list):
-        body["contents"] = [_list_parts(turn) for turn in contents]
+        # Turns with a list of parts, which nearly all have, without the call.
+        body["contents"] = [
+            turn if isinstance(turn, dict) and isinstance(turn.get("parts"), list) else _list_parts(turn)
+            for turn in contents
+        ]
     return body
 
 
@@ -175,6 +197,8 @@ def _spell(value: dict[str, Any], spellings: dict[str, str], path: str) -> dict[
 
     Raises :exc:`~cgw.errors.Refusal` where both names are there: the API and cgw might take different ones.
     """
+    if spellings.keys().isdisjoint(value):
+        return value.copy()
     for name, other in spellings.items():
         if name in value and other in value:
             raise Refusal(400, f"{path}{name}: the field is there twice, also as {other}", param=f"{path}{name}")

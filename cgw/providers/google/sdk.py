@@ -7,7 +7,7 @@ whether to stream are in the URL, and the API has no field for a user's id.
 from __future__ import annotations
 
 from typing import Any, ClassVar
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from attrs import define, field, frozen
 
@@ -15,9 +15,9 @@ from cgw.errors import Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.google.errors import GoogleErrors
-from cgw.providers.google.generate import PROVIDER, GenerationConfig, Part, Turn, count_text, normalise
+from cgw.providers.google.generate import PROVIDER, GenerationConfig, Part, Turn, build_suffix, count_text, normalise
 from cgw.providers.google.usage import read_response, read_response_array, read_response_stream
-from cgw.providers.json_body import change_fields, decode_object
+from cgw.providers.json_body import change_fields, decode_object, split_large
 from cgw.providers.prompts import Prompt
 from cgw.providers.request_body import BodyReader
 from cgw.providers.route import FreeRoute, ReadBody, Route, multiply_choices
@@ -61,14 +61,16 @@ class GoogleSdkRoute(Route):
     def read_model(self, head: RequestHead) -> str:
         """Return the model in the path, without prefix. Raises :exc:`~cgw.errors.Refusal` 400 for none."""
         segment = head.path.rpartition(b"/")[2].rpartition(b":")[0]
-        model = self.strip_prefix(unquote_to_bytes(segment).decode("utf-8", "replace"))
+        if b"%" in segment:
+            segment = unquote_to_bytes(segment)
+        model = segment.decode("utf-8", "replace").removeprefix(self.prefix)
         if not model:
             raise Refusal(400, "the path names no model", param="model")
         return model
 
     def build_suffix(self, model: str) -> bytes:
-        """Return what follows the endpoint's path. Every character with a meaning in URLs is encoded."""
-        return f"{quote(model, safe='', errors='replace')}:{self.method}".encode("ascii")
+        """Return what follows the endpoint's path."""
+        return build_suffix(model, self.method)
 
 
 def check_same_model(value: Any, model: str, path: str) -> None:
@@ -98,14 +100,15 @@ class _GoogleSdkGeneration(GoogleSdkRoute):
     _reader: BodyReader[SdkBody] = field(factory=_build_reader, init=False, repr=False, eq=False)
 
     def _prepare(self, head: RequestHead, body: bytes, *, is_stream: bool, alt: bytes = b"") -> PreparedRequest:
-        model, raw = self.read_model(head), normalise(decode_object(body))
+        client_body = split_large(body, "contents")
+        model, raw = self.read_model(head), normalise(decode_object(client_body))
         parsed = read_generation(self._reader, raw, model)
         if not parsed.contents:
             raise Refusal(400, 'request body must contain "contents" field', param="contents")
         config = parsed.generationConfig or GenerationConfig()
         turns = [*parsed.contents, *([parsed.systemInstruction] if parsed.systemInstruction else ())]
         return self.build_request(
-            change_fields(body, {}),  # refuses fields that are there twice: the API might take the other one
+            change_fields(client_body, {}),  # refuses fields that are there twice: the API might take the other one
             model,
             suffix=self.build_suffix(model),
             query=b"alt=" + alt if alt else b"",

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from attrs import evolve
+from msgspec.structs import replace
 
 from cgw.model import BodyWindow
 from cgw.providers.usage_reading import (
@@ -106,10 +106,7 @@ def _read_stream(body: BodyWindow, scan_bytes: int) -> Reading:
     usage = _Figures()
     length = 0
     is_final = False
-    for data in list_data(body, scan_bytes):
-        chunk = RESPONSES.decode(data)
-        if chunk is None:
-            continue
+    for chunk in RESPONSES.decode_all(list_data(body, scan_bytes)):
         length += _count_characters(chunk)
         # The reason may come with the last text, and the last figures after it.
         is_final = is_final or _has_ended(chunk)
@@ -130,7 +127,7 @@ def read_response_array(body: BodyWindow) -> Reading:
     if not body.is_whole:
         # The last chunk is at the end of the window, and the array's own end behind it.
         tail = body.tail.rstrip().removesuffix(b"]").rstrip()
-        return read_object(evolve(body, tail=tail), _read_whole, _read_figures, _KEY)
+        return read_object(replace(body, tail=tail), _read_whole, _read_figures, _KEY)
     usage, length, is_final = _Figures(), 0, False
     for value in _list_items(body.head + body.tail):
         chunk = RESPONSES.take_parts(value)

@@ -5,8 +5,7 @@ Fields are those of ``openai`` 3.54 for Python (``CompletionCreateParams``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import attrs
 from attrs import define, field, frozen
@@ -15,12 +14,19 @@ from cgw.errors import Headers, Refusal
 from cgw.model import Feature
 from cgw.providers.dialect import Caller, ErrorStyle, PreparedRequest
 from cgw.providers.error_styles import ReferenceErrors
-from cgw.providers.json_body import encode_object, encode_with_messages, keep_fields, keep_fields_of_each
+from cgw.providers.json_body import (
+    ClientBody,
+    encode_object,
+    encode_with_messages,
+    keep_fields,
+    keep_fields_of_each,
+    split_large,
+)
 from cgw.providers.openai.errors import OpenAIErrors
 from cgw.providers.openai.sdk_body import BETAS, set_caller
 from cgw.providers.openai.usage import DONE_MARKER, read_completion, read_completion_stream
 from cgw.providers.prompts import Prompt
-from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings
+from cgw.providers.request_body import BodyReader, Content, JsonList, JsonObject, StringOrStrings, count_content
 from cgw.providers.route import ReadBody, Route, multiply_choices
 from cgw.providers.upstream_requests import Endpoint, query_of, secret_value, select_headers
 from cgw.wire.messages import RequestHead
@@ -106,7 +112,7 @@ def build_endpoint(
 
 
 def _build_reader() -> BodyReader[ChatBody]:
-    return BodyReader(ChatBody, ChatMessage)
+    return BodyReader(ChatBody, ChatMessage, count=count_characters)
 
 
 @frozen
@@ -125,18 +131,18 @@ class _ChatRoute(Route):
     # From the reference (§6.1): above the 3 s up to which Sourcegraph's clients retry by themselves, so they do not.
     retry_after_seconds: ClassVar[int] = 30
 
-    def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
-        """Return the checked body and the decoded object.
+    def _read(self, body: ClientBody, caller: Caller) -> tuple[ChatBody, dict[str, Any], int]:
+        """Return the checked body, the decoded object and the characters of the prompt.
 
         Raises :exc:`~cgw.errors.Refusal` with the reference's texts.
         """
         # Refused as in the reference (§9.6), before the body is read: no body would make it right.
         if caller.feature is Feature.CODE_COMPLETIONS and not self.takes_code:
             raise Refusal(400, f'feature "{caller.feature}" is currently not supported for OpenAI')
-        parsed, raw = self._reader.read(body)
+        parsed, raw, characters = self._reader.read_counted(body)
         if not parsed.messages:
             raise Refusal(400, 'request body must contain "messages" field', param="messages")
-        return parsed, raw
+        return parsed, raw, characters
 
     def _build_request(
         self,
@@ -144,6 +150,7 @@ class _ChatRoute(Route):
         outgoing: dict[str, Any],
         encoded: bytes,
         *,
+        characters: int,
         choices: int,
         headers: Headers = (),
         query: bytes = b"",
@@ -154,7 +161,7 @@ class _ChatRoute(Route):
             encoded,
             outgoing["model"],
             is_stream=parsed.stream is True,
-            prompt_character_count=count_characters(parsed.messages),
+            prompt_character_count=characters,
             # Each choice may have so many. Not in the metadata: the reference's events have it for Anthropic only.
             max_completion_tokens=multiply_choices(most, choices),
             headers=headers,
@@ -178,18 +185,22 @@ class OpenAIChat(_ChatRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`. Drops fields that are unknown or ``null``."""
-        parsed, raw = self._read(body, caller)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self._read(client_body, caller)
         # From the decoded object: numbers and parts that only the provider checks go out as they came in.
         outgoing = keep_fields(raw, self.body_fields)
         messages = outgoing["messages"] = keep_fields_of_each(raw["messages"], MESSAGE_FIELDS)
-        outgoing["model"] = self.strip_prefix(parsed.model)
+        outgoing["model"] = parsed.model.removeprefix(self.prefix)
         # The client's own value is overwritten: OpenAI's abuse handling is about the gateway's callers.
         outgoing["user"] = caller.identifier
         # As in the reference: one choice for each request, which is also the number that is reserved.
         if parsed.n is not None and parsed.n > 1:
             outgoing["n"] = 1
-        encoded = encode_with_messages(outgoing, body) if messages is raw["messages"] else encode_object(outgoing)
-        return self._build_request(parsed, outgoing, encoded, choices=1, headers=select_headers(head, BETAS))
+        encoded = (
+            encode_with_messages(outgoing, client_body) if messages is raw["messages"] else encode_object(outgoing)
+        )
+        headers = select_headers(head, BETAS)
+        return self._build_request(parsed, outgoing, encoded, characters=characters, choices=1, headers=headers)
 
 
 @frozen
@@ -208,15 +219,32 @@ class OpenAISdkChat(_ChatRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw = self._read(body, caller)
-        raw["model"] = self.strip_prefix(parsed.model)
-        encoded = set_caller(body, parsed.model, raw["model"], caller)
+        client_body = split_large(body, "messages")
+        parsed, raw, characters = self._read(client_body, caller)
+        raw["model"] = parsed.model.removeprefix(self.prefix)
+        encoded = set_caller(client_body, parsed.model, raw["model"], caller)
         headers = select_headers(head, BETAS)
         # Each choice may have max_tokens, so `n` multiplies what is reserved.
-        return self._build_request(parsed, raw, encoded, choices=parsed.n or 1, headers=headers, query=query_of(head))
+        return self._build_request(
+            parsed,
+            raw,
+            encoded,
+            characters=characters,
+            choices=parsed.n or 1,
+            headers=headers,
+            query=query_of(head),
+        )
 
 
-def count_characters(messages: Iterable[ChatMessage] | None) -> int:
-    """Return the length of all text in ``messages``, in code points."""
-    # Content is null in an assistant's message that only calls tools.
-    return sum(message.content.character_count for message in messages or () if message.content is not None)
+class _HasMessages(Protocol):
+    messages: list[ChatMessage] | None
+
+
+def count_characters(body: _HasMessages) -> int:
+    """Return the length of all text in the messages of ``body``, in code points."""
+    count = 0
+    for message in body.messages or ():
+        content: Any = message.content
+        # Content is null in an assistant's message that only calls tools.
+        count += len(content) if isinstance(content, str) else count_content(content)
+    return count

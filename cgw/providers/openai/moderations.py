@@ -46,7 +46,7 @@ class OpenAIModerations(OpenAISdkRoute, FreeRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, _ = self.read(self._reader, body, caller)
-        model = self.strip_prefix(parsed.model)
+        model = parsed.model.removeprefix(self.prefix)
         return self.build_free_request(
             set_model(body, parsed.model, model),
             model,

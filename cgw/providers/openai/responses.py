@@ -16,6 +16,7 @@ from attrs import define, evolve, field, frozen
 from cgw.errors import Refusal
 from cgw.providers.body_structure import MAX_ITEMS
 from cgw.providers.dialect import Caller, PreparedRequest
+from cgw.providers.json_body import ClientBody, split_large
 from cgw.providers.openai.responses_usage import FINAL_MARKERS, list_ids, read_response, read_response_stream
 from cgw.providers.openai.sdk_body import BETAS, set_caller, set_model
 from cgw.providers.openai.sdk_route import OpenAISdkRoute
@@ -63,14 +64,15 @@ class OpenAIResponses(OpenAISdkRoute):
 
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
-        parsed, raw = self.read(self._reader, body, caller)
+        client_body = split_large(body, "input")
+        parsed, raw = self.read(self._reader, client_body, caller)
         _check_supported(parsed)
         options: dict[str, Any] = parsed.prompt_cache_options or {}
         compared = options.get("comparison_response_id")
         references = list_references(parsed.input, parsed.previous_response_id, compared)
-        model = self.strip_prefix(parsed.model)
+        model = parsed.model.removeprefix(self.prefix)
         prepared = self.build_request(
-            self._encode(body, parsed.model, model, caller),
+            self._encode(client_body, parsed.model, model, caller),
             model,
             is_stream=parsed.stream is True,
             prompt_character_count=count_input_characters(parsed.instructions, parsed.input),
@@ -80,9 +82,11 @@ class OpenAIResponses(OpenAISdkRoute):
             prompt=Prompt(raw, "instructions", "input"),
         )
         # OpenAI stores a response unless it is asked not to.
-        return evolve(prepared, references=references, find_stored_ids=None if parsed.store is False else list_ids)
+        prepared.references = references
+        prepared.find_stored_ids = None if parsed.store is False else list_ids
+        return prepared
 
-    def _encode(self, body: bytes, asked: str, model: str, caller: Caller) -> bytes:
+    def _encode(self, body: ClientBody, asked: str, model: str, caller: Caller) -> bytes:
         return set_caller(body, asked, model, caller)
 
     def build_stored_request(self, head: RequestHead, suffix: str) -> UpstreamRequest:
@@ -107,7 +111,7 @@ class OpenAICompaction(OpenAIResponses):
 
     path: str = field(default="/openai/v1/responses/compact", kw_only=True)
 
-    def _encode(self, body: bytes, asked: str, model: str, caller: Caller) -> bytes:
+    def _encode(self, body: ClientBody, asked: str, model: str, caller: Caller) -> bytes:
         return set_model(body, asked, model)
 
 
@@ -136,14 +140,15 @@ class OpenAIInputTokens(OpenAISdkRoute, FreeRoute):
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, _ = self.read(self._reader, body, caller)
         _refuse_conversation(parsed.conversation)
-        model = self.strip_prefix(parsed.model)
+        model = parsed.model.removeprefix(self.prefix)
         prepared = self.build_free_request(
             set_model(body, parsed.model, model),
             model,
             headers=select_headers(head, BETAS),
             query=query_of(head),
         )
-        return evolve(prepared, references=list_references(parsed.input, parsed.previous_response_id))
+        prepared.references = list_references(parsed.input, parsed.previous_response_id)
+        return prepared
 
 
 def _check_supported(body: ResponsesBody) -> None:
@@ -166,6 +171,8 @@ def list_references(items: Any, *others: Any) -> tuple[str, ...]:
     they have. Raises :exc:`~cgw.errors.Refusal` (400) for more than :data:`MAX_REFERENCES`, and for more items than can
     be looked at.
     """
+    if isinstance(items, str) and others.count(None) == len(others):
+        return ()  # the usual short prompt
     if isinstance(items, list) and len(items) > MAX_ITEMS:
         raise Refusal(400, f"input: at most {MAX_ITEMS} items are accepted, not {len(items)}", param="input")
     found = [id_ for id_ in (*others, *_list_item_references(items)) if isinstance(id_, str)]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from cgw.model import BodyWindow
-from cgw.providers.usage_reading import Figure, PartsDecoder, Reading, choose_length, list_data
+from cgw.providers.usage_reading import Figure, PartsDecoder, Reading, choose_length, list_data, sum_lengths
 from cgw.wire.sse import parse_data
 
 FINAL_EVENTS = ("response.completed", "response.incomplete", "response.failed")
@@ -100,8 +101,7 @@ def read_response_stream(body: BodyWindow) -> Reading:
         usage = _find_usage(body.tail)
         if usage is not None:
             return _build_reading(usage, None, is_final=True)
-    events = (_EVENTS.decode(data) for data in list_data(body))
-    length = sum(len(event.delta) for event in events if event is not None and event.delta is not None)
+    length = sum_lengths(map(attrgetter("delta"), _EVENTS.decode_all(list_data(body))))
     return Reading(completion_character_count=choose_length(body, length, None))
 
 
@@ -115,10 +115,8 @@ def list_ids(body: BodyWindow) -> set[str]:
         return _collect_ids(final)
     # The end is missing, or longer than the window: what the events of the window tell.
     found: set[str] = set()
-    for data in list_data(body, scan_bytes=len(body.head) + len(body.tail)):
-        event = _EVENTS.decode(data)
-        if event is not None:
-            found |= {event.item_id or "", (event.item or _Item()).id or "", (event.response or _Response()).id or ""}
+    for event in _EVENTS.decode_all(list_data(body, scan_bytes=len(body.head) + len(body.tail))):
+        found |= {event.item_id or "", (event.item or _Item()).id or "", (event.response or _Response()).id or ""}
     return found - {""}
 
 

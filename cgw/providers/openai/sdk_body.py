@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cgw.providers.dialect import Caller
-from cgw.providers.json_body import change_fields
+from cgw.providers.json_body import ClientBody, change_fields
 
 BETAS = frozenset({b"openai-beta"})
 """The header fields of a client that go to the provider. No others do: its key is for cgw."""
@@ -20,7 +20,7 @@ _CHECKED = frozenset(
 """The fields that a route checks, refuses or sets: a server must not find one of them that cgw has not seen."""
 
 
-def set_caller(body: bytes, asked: str, model: str, caller: Caller) -> bytes:
+def set_caller(body: ClientBody, asked: str, model: str, caller: Caller) -> bytes:
     """Return the client's bytes with the caller's identifier as ``user``, and ``model`` where the client ``asked``
     for it by another name.
 
@@ -29,12 +29,11 @@ def set_caller(body: bytes, asked: str, model: str, caller: Caller) -> bytes:
     :func:`~cgw.providers.json_body.change_fields` does.
     """
     changes: dict[str, Any] = {"user": caller.identifier, "safety_identifier": None}
-    return set_model(body, asked, model, changes)
-
-
-def set_model(body: bytes, asked: str, model: str, changes: dict[str, Any] | None = None) -> bytes:
-    """Return the client's bytes with ``changes``, and with ``model`` where that is not what it ``asked`` for."""
-    changes = changes or {}
     if model != asked:
         changes["model"] = model
     return change_fields(body, changes, _CHECKED)
+
+
+def set_model(body: ClientBody, asked: str, model: str) -> bytes:
+    """Return the client's bytes with ``model`` where that is not what it ``asked`` for."""
+    return change_fields(body, {} if model == asked else {"model": model}, _CHECKED)

@@ -54,7 +54,7 @@ class OpenAISdkTexts(OpenAISdkRoute):
     def prepare(self, head: RequestHead, body: bytes, caller: Caller) -> PreparedRequest:
         """See :meth:`cgw.providers.dialect.Dialect.prepare`."""
         parsed, _ = self.read(self._reader, body, caller)
-        model = self.strip_prefix(parsed.model)
+        model = parsed.model.removeprefix(self.prefix)
         characters, prompts = count_inputs(parsed.prompt)
         choices = prompts * max(parsed.n or 1, parsed.best_of or 1, 1)
         return self.build_request(
@@ -89,4 +89,6 @@ def _count_text(text: Any) -> int:
 
 def join_inputs(value: Any) -> str:
     """Return the texts of a prompt, a line each; those that are lists of tokens cannot be read."""
+    if isinstance(value, str):
+        return value
     return "\n".join(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))

@@ -9,12 +9,23 @@ discount is another one for each model, and OpenAI's own rate limits count them 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from cgw.model import BodyWindow
-from cgw.providers.usage_reading import Figure, PartsDecoder, Reading, choose_length, list_data, read_object
+from cgw.providers.usage_reading import (
+    Figure,
+    PartsDecoder,
+    Reading,
+    choose_length,
+    list_data,
+    read_object,
+    sum_lengths,
+)
 
 DONE = b"[DONE]"
 """The data of a stream's last frame."""
@@ -69,6 +80,8 @@ class _Completion(msgspec.Struct, gc=False):
     usage: _Figures | None = None  # null in all chunks but the last
 
 
+_NO_FIGURES = _Figures()
+
 COMPLETIONS = PartsDecoder(_Completion)
 FIGURES = PartsDecoder(_Figures)
 
@@ -82,8 +95,10 @@ def _read_whole(data: bytes) -> Reading:
     completion = COMPLETIONS.decode(data)
     if completion is None:
         return Reading()
-    length = sum([_count_characters(choice) for choice in completion.choices])
-    return _build_reading(completion.usage or _Figures(), length, is_final=True)
+    length = 0
+    for choice in completion.choices:
+        length += _measure_choice(choice)
+    return _build_reading(completion.usage or _NO_FIGURES, length, is_final=True)
 
 
 def _read_figures(usage: dict[str, Any]) -> Reading:
@@ -93,44 +108,67 @@ def _read_figures(usage: dict[str, Any]) -> Reading:
 def read_completion_stream(body: BodyWindow) -> Reading:
     """Read a streamed completion. It is final if ``[DONE]`` was seen."""
     usage = _Figures()
-    length = 0
     contents = list_data(body)
     is_final = bool(contents) and contents[-1] == DONE
-    for data in contents:
-        chunk = COMPLETIONS.decode(data)
-        if chunk is None:
-            continue  # [DONE]
-        for choice in chunk.choices:
-            length += _count_characters(choice)
-        # A usage without figures does not replace an earlier one.
-        if chunk.usage is not None and chunk.usage != _Figures():
-            usage = chunk.usage
-    return _build_reading(usage, choose_length(body, length, usage.completion_tokens), is_final=is_final)
+    if is_final:
+        contents.pop()  # it is not JSON
+    chunks = COMPLETIONS.decode_all(contents)
+    # A usage without figures does not replace an earlier one. Nearly all chunks have none, so C looks for the others.
+    for figures in filter(None, map(_get_usage, chunks)):
+        if figures != _Figures():
+            usage = figures
+    length = choose_length(body, _count_characters(chunks), usage.completion_tokens)
+    return _build_reading(usage, length, is_final=is_final)
 
 
 def _build_reading(usage: _Figures, length: int | None, *, is_final: bool = False) -> Reading:
-    details = usage.prompt_tokens_details or _Details()
-    return Reading(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        length,
-        is_final,
-        cache_read_token_count=details.cached_tokens,
-        cache_write_token_count=details.cache_write_tokens,
-        reasoning_token_count=(usage.completion_tokens_details or _CompletionDetails()).reasoning_tokens,
-    )
+    reading = Reading(usage.prompt_tokens, usage.completion_tokens, length, is_final)
+    if (prompt := usage.prompt_tokens_details) is not None:
+        reading.cache_read_token_count = prompt.cached_tokens
+        reading.cache_write_token_count = prompt.cache_write_tokens
+    if (completion := usage.completion_tokens_details) is not None:
+        reading.reasoning_token_count = completion.reasoning_tokens
+    return reading
 
 
-def _count_characters(choice: _Choice) -> int:
-    """Return the length of what a choice, or a piece of one, has of text, thinking and arguments of tools."""
+def _measure_choice(choice: _Choice) -> int:
+    """Return what :func:`_count_characters` does, for one choice: a tenth of the time of its calls into C."""
     count = 0 if choice.text is None else len(choice.text)
     text = choice.delta or choice.message
     if text is None:
         return count
-    for part in (text.content, text.reasoning_content, text.reasoning):
-        if part is not None:
-            count += len(part)
-    for call in text.tool_calls or ():
-        if call.function is not None and call.function.arguments is not None:
-            count += len(call.function.arguments)
+    # One by one: most texts have content alone, and a loop would cost as much as all of this.
+    if text.content is not None:
+        count += len(text.content)
+    if text.reasoning_content is not None:
+        count += len(text.reasoning_content)
+    if text.reasoning is not None:
+        count += len(text.reasoning)
+    if text.tool_calls is not None:
+        for call in text.tool_calls:
+            if call.function is not None and call.function.arguments is not None:
+                count += len(call.function.arguments)
+    return count
+
+
+_get_usage = attrgetter("usage")
+_get_choices = attrgetter("choices")
+_get_delta = attrgetter("delta")
+_get_tool_calls = attrgetter("tool_calls")
+_get_choice_text = attrgetter("text")
+_TEXT_PARTS = tuple(map(attrgetter, ("content", "reasoning_content", "reasoning")))
+
+
+def _count_characters(chunks: Iterable[_Completion]) -> int:
+    """Return the length of what the chunks of a stream have of text, thinking and arguments of tools."""
+    choices: list[_Choice] = list(chain.from_iterable(map(_get_choices, chunks)))
+    texts: list[_Text] = list(filter(None, map(_get_delta, choices)))
+    if len(texts) < len(choices):  # not the chunks of a chat
+        texts = [text for choice in choices if (text := choice.delta or choice.message) is not None]
+    count = sum_lengths(map(_get_choice_text, choices))
+    for part in _TEXT_PARTS:
+        count += sum_lengths(map(part, texts))
+    for call in chain.from_iterable(filter(None, map(_get_tool_calls, texts))):
+        if call.function is not None:
+            count += len(call.function.arguments or "")
     return count

@@ -10,6 +10,7 @@ from attrs import frozen
 from cgw.errors import ConfigError, Headers, Refusal
 from cgw.providers.dialect import Caller, Dialect
 from cgw.providers.embeddings.sdk import SdkEmbeddings
+from cgw.providers.json_body import ClientBody
 from cgw.providers.models import add_prefixes
 from cgw.providers.openai.chat import BODY_FIELDS, ChatBody, OpenAIChat, OpenAISdkChat
 from cgw.providers.openai.errors import OpenAIErrors
@@ -97,10 +98,10 @@ class CompatibleSdkChat(OpenAISdkChat):
         """See :meth:`cgw.providers.dialect.Dialect.models_variable`."""
         return f"{_name_variables(self.provider)}_ALLOWED_MODELS"
 
-    def _read(self, body: bytes, caller: Caller) -> tuple[ChatBody, dict[str, Any]]:
-        parsed, raw = super()._read(body, caller)
+    def _read(self, body: ClientBody, caller: Caller) -> tuple[ChatBody, dict[str, Any], int]:
+        parsed, raw, characters = super()._read(body, caller)
         _refuse_further_models(raw)
-        return parsed, raw
+        return parsed, raw, characters
 
 
 def _build_dialects(name: str, settings: OpenAICompatibleSettings) -> tuple[Dialect, ...]:

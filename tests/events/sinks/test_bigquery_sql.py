@@ -11,6 +11,7 @@ import cgw
 from cgw.events.records import completions_finished, embeddings_finished
 from cgw.events.sinks.bigquery.table import COLUMNS, build_ddl
 from cgw.model import Actor, EventName, Feature, Usage, UsageQuality
+from tests.events.conftest import read_metadata
 
 FOLDER = Path(cgw.__file__).parents[1] / "deploy" / "bigquery"
 FILES = sorted(FOLDER.glob("*.sql"))
@@ -42,7 +43,7 @@ def list_keys() -> dict[str, set[str]]:
         upstream_request_duration_ms=3,
         metadata={"batch_size": 1},
     )
-    return {event.name: set(event.metadata) for event in (completion, embeddings)}
+    return {event.name: set(read_metadata(event)) for event in (completion, embeddings)}
 
 
 def read_code(path: Path) -> str:

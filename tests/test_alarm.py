@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from cgw.redis.alarm import Alarm
+from cgw.alarm import Alarm
 
 
 async def test_earliest_time_counts(autojump_clock: trio.testing.MockClock) -> None:
