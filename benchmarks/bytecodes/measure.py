@@ -41,6 +41,8 @@ WARM_REQUESTS = 10
 REQUESTS, STREAMS = 10, 5
 """Counted, of each client."""
 STREAM_EVENTS = 20
+SETTLE_SECONDS = 0.5
+"""What an exchange costs once its client has the answer, its log line above all, is counted, too."""
 ANSWER_SECONDS = 60.0
 DUMP_SECONDS = 10.0
 
@@ -135,8 +137,10 @@ def _serve(child: Child, target: Target, *, is_stream: bool) -> int:
                 pass
 
         ask_all(WARM_REQUESTS)
+        time.sleep(SETTLE_SECONDS)
         os.kill(child.pid, signal.SIGRTMIN)
         ask_all(STREAMS if is_stream else REQUESTS)
+        time.sleep(SETTLE_SECONDS)
         os.kill(child.pid, signal.SIGRTMIN + 1)
     return CLIENTS * (STREAMS if is_stream else REQUESTS)
 

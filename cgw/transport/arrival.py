@@ -36,19 +36,17 @@ def ask_for_arrivals(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
-def read_arrival(ancillary: Ancillary) -> float:
-    """Return the Unix time at which the data of one read came, its last segment if there are several; 0.0 if unknown.
+def read_arrival(ancillary: Ancillary, earliest: float = 0.0) -> float:
+    """Return the Unix time at which the data of one read came, at least ``earliest``; 0.0 if unknown.
 
-    Segments that come while nobody reads are merged by the kernel, so one read has more than one for large data only.
+    Of several segments, it is that of the last: one read has more than one of large data only.
     """
     if not ancillary:
         return 0.0
-    # It is the only message that is asked for. Its kind has the option's number.
-    _, kind, data = ancillary[0]
-    if kind != _SO_TIMESTAMPNS:
-        return 0.0
-    seconds, nanoseconds = _unpack_timespec(data)
-    return seconds + nanoseconds * 1e-9
+    # It is the only message that is asked for.
+    seconds, nanoseconds = _unpack_timespec(ancillary[0][2])
+    arrived_at = seconds + nanoseconds * 1e-9
+    return max(earliest, arrived_at)
 
 
 def measure_wait(arrived_at: float, now: float) -> float:
@@ -57,6 +55,14 @@ def measure_wait(arrived_at: float, now: float) -> float:
     return seconds if 0.0 < seconds < MAX_WAIT_SECONDS else 0.0
 
 
-def find_arrival(ancillary: Ancillary, now: float) -> float:
-    """Return the time of :func:`read_arrival` by another clock, which shows ``now``; ``now`` itself if unknown."""
-    return now - measure_wait(read_arrival(ancillary), time.time())
+def find_arrival(ancillary: Ancillary, now: float, earliest: float) -> float:
+    """Return the time of :func:`read_arrival` by another clock, which shows ``now``; ``now`` itself if unknown.
+
+    It cannot be before ``earliest``, so then the wall clock was set.
+    """
+    if not ancillary:
+        return now
+    # In one function, as every exchange calls it.
+    seconds, nanoseconds = _unpack_timespec(ancillary[0][2])
+    arrived_at = now - (time.time() - seconds - nanoseconds * 1e-9)
+    return arrived_at if earliest <= arrived_at <= now else now

@@ -254,8 +254,7 @@ class UpstreamConnection:
 
     def find_arrival(self) -> float:
         """Return the time (Trio's clock) at which the kernel received the data that was read last."""
-        # A wall clock that is set meanwhile must not have the answer come before the question.
-        return max(find_arrival(self.transport.ancillary, self._read_time()), self.asked_at)
+        return find_arrival(self.transport.ancillary, self._read_time(), self.asked_at)
 
     @property
     def unread_bytes(self) -> int:

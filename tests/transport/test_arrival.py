@@ -16,6 +16,7 @@ import trio.testing
 
 from cgw.transport.arrival import (
     MAX_WAIT_SECONDS,
+    Ancillary,
     ask_for_arrivals,
     find_arrival,
     measure_wait,
@@ -53,11 +54,12 @@ def send_and_keep_busy(stream: trio.SocketStream, data: bytes) -> None:
 
 async def read_late(transport: Transport) -> float:
     """Read what has been sent, after a while, and return for how long it had waited."""
+    began_at = trio.current_time() - SECONDS  # it was sent before
     time.sleep(SECONDS)  # noqa: ASYNC251 - the loop is to be busy
     buffer = bytearray(BUFFER_BYTES)
     assert buffer[: await transport.receive_some(buffer)] == b"data"
     now = trio.current_time()
-    return now - find_arrival(transport.ancillary, now)
+    return now - find_arrival(transport.ancillary, now, began_at)
 
 
 async def test_data_in_a_socket() -> None:
@@ -99,11 +101,18 @@ async def test_a_socket_without_times() -> None:
     transport.close()
 
 
-def test_other_messages_are_no_times() -> None:
-    """Control messages of another kind are ignored."""
-    data = struct.pack("@ll", 2, 500_000_000)
-    assert read_arrival([(socket.SOL_SOCKET, 35, data)]) == 2.5
-    assert read_arrival([(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)]) == 0.0
+def test_times_that_cannot_be() -> None:
+    """A time before the earliest that is possible, or in the future, gives way to what is known."""
+
+    def tell(at: float) -> Ancillary:
+        return [(socket.SOL_SOCKET, 35, struct.pack("@ll", int(at), int(at % 1 * 1e9)))]
+
+    assert read_arrival(tell(2.5)) == 2.5
+    assert read_arrival(tell(2.5), 3.0) == 3.0
+    now = time.time()
+    assert find_arrival(tell(now - 2), 100.0, 97.0) == pytest.approx(98.0, abs=0.5)
+    assert find_arrival(tell(now - 2), 100.0, 99.0) == 100.0
+    assert find_arrival(tell(now + 2000), 100.0, 97.0) == 100.0
 
 
 @pytest.mark.parametrize(
