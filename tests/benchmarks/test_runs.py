@@ -154,6 +154,7 @@ def test_overhead_is_compared_with_the_metric(tmp_path: Path) -> None:
     assert (measurement.subject, metrics.failed) == ("cgw", None)
     assert metrics.duration_us is not None
     assert metrics.direct_us is not None
+    assert metrics.added_us is not None
     assert metrics.added_us == pytest.approx(metrics.duration_us.mean - metrics.direct_us)
     assert metrics.told_overhead_us is not None
     assert 0 < metrics.told_overhead_us < metrics.duration_us.mean

@@ -1,7 +1,7 @@
 """The bytecodes and frames of one exchange, in a gateway as it is run. A change that adds more than 3 % fails here.
 
-Seventy per cent of an exchange's CPU time is the interpreter's, in no place above all: so it is the sum that is bounded.
-``python -m benchmarks bytecodes`` prints where they are. A change that lowers the counts lowers its bounds, too.
+Seventy per cent of an exchange's CPU time is the interpreter's, and it has no hot spot: so it is the sum that is
+bounded. ``python -m benchmarks bytecodes`` prints where they are. A change that lowers the counts lowers its bounds, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.bytecodes.measure import FIRST_VERSION, count_bytecodes
 from benchmarks.machine import pick_cores
 
 ATTEMPTS = 3
-"""What runs beside the exchanges, by the clock, counts for more of them on a slow machine. So the lowest count is it."""
+"""Timers and waits for the disk add to the counts on a busy machine, and nothing takes from them: the lowest counts."""
 
 OTHER_VERSIONS = 1.2
 """The factor for versions of Python other than 3.13: each compiles to other bytecodes."""
