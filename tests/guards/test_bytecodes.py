@@ -1,7 +1,7 @@
 """The bytecodes and frames of one exchange, in a gateway as it is run. A change that adds more than 3 % fails here.
 
 Seventy per cent of an exchange's CPU time is the interpreter's, and it has no hot spot: so it is the sum that is
-bounded. ``python -m benchmarks bytecodes`` prints where they are. A change that lowers the counts lowers its bounds, too.
+bounded. ``python -m benchmarks bytecodes`` prints where they are. A change that lowers a count lowers its bound, too.
 """
 
 from __future__ import annotations
