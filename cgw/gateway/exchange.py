@@ -231,14 +231,14 @@ class Exchange:
         """Send the response's head to the client, then relay its body up to what completes it."""
         state, journal = self.state, self.state.journal
         head = response.head
-        status = state.note_head(head, response.connected_at)
+        status = state.note_head(head, response.connected_at, response.asked_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
         if status == 503:
             prepared, provider = admitted.prepared, self._dialect.provider
             refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
             return refusal
-        state.move(Phase.RELAYING)
+        state.move(Phase.RELAYING, response.arrived_at)
         length = 0 if head.status in (204, 304) else content_length_of(head)
         if length is None or response.connection.unread_bytes < length:
             self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
@@ -260,7 +260,7 @@ class Exchange:
     def _record_usage(self, admitted: AdmittedRequest) -> bool:
         """Record the exchange's usage event, and return whether that has to be waited for."""
         state, event_log = self.state, self._gateway.event_log
-        state.move(Phase.RECORDING)
+        state.move(Phase.RECORDING, state.relayed_at)
         if state.is_cut:
             state.status = CUT.status
         event = self._build_event(admitted)

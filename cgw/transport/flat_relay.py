@@ -344,7 +344,7 @@ class FlatRelay:
                 self._wait_for_client(stream, data[sent:])
                 return
         if state is not FramerState.OPEN:
-            self._end(stream, StreamOutcome.from_framer(state, framer))
+            self._end(stream, StreamOutcome.from_framer(state, framer, self._now))
 
     def _wait_for_client(self, stream: FlatStream, unsent: bytes) -> None:
         """Keep ``unsent``, at most one read, until the client reads on; do not read the upstream meanwhile."""
@@ -377,7 +377,7 @@ class FlatRelay:
             self._remove(stream)
             self._begin_reading(stream)
         else:
-            self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer))
+            self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer, self._now))
 
     async def _sweep_forever(self) -> None:
         shortest = min(self.silence_seconds, self.stall_seconds)

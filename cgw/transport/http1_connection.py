@@ -26,6 +26,7 @@ import trio
 
 from cgw.clock import read_clock
 from cgw.errors import ClientGone, Refusal
+from cgw.transport.arrival import Ancillary, read_arrival
 from cgw.transport.client_side import RefusedHead
 from cgw.transport.connection_callbacks import ConnectionCallbacks
 from cgw.transport.hangup_watch import WatchedClient
@@ -61,6 +62,7 @@ class Http1Connection:
         self._buffer = b""  # received, but not part of a request yet
         self._head = b""  # received, but not served yet
         self._blank_lines = 0
+        self._ancillary: Ancillary = []  # of the first read of the request that is being received
         self._scope = ServingScope(callbacks.deadlines)
         self._read_time = read_clock()
         self._client: Http1Client | None = None  # of the present or last request
@@ -248,6 +250,8 @@ class Http1Connection:
 
     def _take(self, size: int) -> int:
         """Append what was received into the shared buffer; return ``size``."""
+        if not self._buffer:
+            self._ancillary = self._transport.ancillary
         self._buffer += memoryview(self._callbacks.buffer)[:size]
         return size
 
@@ -304,6 +308,9 @@ class Http1Connection:
         callbacks = self._callbacks
         head, codec = parse_request(self._head)
         self._head = b""
+        # What comes before the last response is complete waits for that, and not for us.
+        head.arrived_at = read_arrival(self._ancillary, 0.0 if self._client is None else self._client.completed_at)
+        self._ancillary = []  # a request that came together with it has no time of its own
         refusal = callbacks.check_load(head)
         if refusal is not None and self._shed_now(head, codec):
             return None

@@ -24,6 +24,7 @@ from attrs import field, frozen
 from h2.errors import ErrorCodes
 
 from cgw.errors import ClientGone, Refusal
+from cgw.transport.arrival import read_arrival
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits, RefusedHead, RenderRefusal, ignore_refused
@@ -265,6 +266,7 @@ class Http2Connection:
             self.protocol.reset(started.stream_id, ErrorCodes.REFUSED_STREAM)
             return
         peer = self._callbacks.trusted.find_client(self._peer, started.head)
+        started.head.arrived_at = read_arrival(self._transport.ancillary)
         client = Http2Client(self, started, self._limits, self._callbacks.budget, peer)
         self._clients[started.stream_id] = client
         self._task_count += 1
