@@ -56,7 +56,6 @@ class Transport(abc.ABC):
         self.sock = sock
         self.ancillary: Ancillary = []  # of the last read by :meth:`receive_nowait`: tells when its data came
         self._reads_without_wait = 0
-        self._has_just_sent = False
 
     @abc.abstractmethod
     def open_reading(self, scratch: Scratch) -> Callable[[int], bytes]:
@@ -84,13 +83,11 @@ class Transport(abc.ABC):
     async def receive_some(self, buffer: bytearray, *, waits_first: bool = False) -> int:
         """Like :meth:`receive_nowait`, but wait for data. Cancel-safe: nothing is lost.
 
-        With ``waits_first``, and after :meth:`send_all`, the kernel is asked for data only once it reports some: for
-        when there is hardly any yet, such as the response to what was sent.
+        With ``waits_first`` the kernel is asked for data only once it reports some: for when there is hardly any yet.
 
         Raises :exc:`OSError` for a broken connection, and :exc:`trio.ClosedResourceError` when it is closed meanwhile.
         """
-        if (waits_first or self._has_just_sent) and not self._keeps_data:
-            self._has_just_sent = False
+        if waits_first and not self._keeps_data:
             self._reads_without_wait = 0
             await trio.lowlevel.wait_readable(self.sock)  # the checkpoint of this call
         elif self._reads_without_wait < MAX_READS_WITHOUT_WAIT:
@@ -183,7 +180,6 @@ class PlainTransport(Transport):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See :meth:`Transport.send_all`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._has_just_sent = True
         # Nearly always the kernel takes all of it at once.
         try:
             sent = self.sock.send(data) if data else 0
