@@ -21,7 +21,8 @@ class EventIds:
     def start(self) -> None:
         """Choose new random bits."""
         chance = int.from_bytes(os.urandom(8), "big")
-        self._source = f"{0x8000 | chance >> 50:04x}"  # the variant and 14 bits
+        # With the variant and the source's 14 bits; the rest is filled in for each id.
+        self._form = f"%08x-%04x-7%03x-{0x8000 | chance >> 50:04x}-%012x"
         # Without its highest bit, so that there is room to count: 2**47 ids at least.
         self._counter = itertools.count(chance & 2**47 - 1)
 
@@ -30,13 +31,7 @@ class EventIds:
         # 48 bits of milliseconds and 12 bits of their fraction (section 6.2, method 3).
         ticks = time.time_ns() * 4096 // 1_000_000
         # 0.8 µs; an f-string takes 1.2, a random UUID 2.9.
-        return "%08x-%04x-7%03x-%s-%012x" % (  # noqa: UP031
-            ticks >> 28,
-            ticks >> 12 & 0xFFFF,
-            ticks & 0xFFF,
-            self._source,
-            next(self._counter),
-        )
+        return self._form % (ticks >> 28, ticks >> 12 & 0xFFFF, ticks & 0xFFF, next(self._counter))
 
 
 _ids = EventIds()

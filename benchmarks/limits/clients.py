@@ -32,6 +32,7 @@ from benchmarks.limits.workload import (
 )
 from cgw.limits.claims import ClaimGroup
 from cgw.limits.limiter import Limiter
+from cgw.limits.planner import Planner
 from cgw.limits.plans import LimitPlan
 from cgw.limits.reservations import ReservationIds
 from cgw.limits.scripts import LimitScripts, load_scripts
@@ -55,10 +56,17 @@ class SizedLimiter(Limiter):
 
     def __init__(self, store: Store, limits: int) -> None:
         super().__init__(store, OPTIONS)
-        self._limits = limits
+        self._planner = SizedPlanner(store, OPTIONS, self._scripts, self._ids)
+        self._planner.limits = limits
+
+
+class SizedPlanner(Planner):
+    """Plans with so many ``limits``."""
+
+    limits = 1
 
     def _build_plan(self, actor: Actor, feature: Feature, rate_limit: RateLimit, provider: str) -> LimitPlan:
-        return LimitPlan(rate_limit, [build_group(actor, self._limits)])
+        return LimitPlan(rate_limit, [build_group(actor, self.limits)])
 
 
 def run_cgw(order: Order) -> ClientReport:

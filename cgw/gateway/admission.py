@@ -109,7 +109,7 @@ def check_model_access(actor: Actor, feature: Feature, prepared: PreparedRequest
 
     Raises :exc:`~cgw.errors.Refusal` 403 for a feature, and 400 for a model, that the actor may not use.
     """
-    rate_limit = check_feature(actor, feature)
+    rate_limit = actor.rate_limits.get(feature) or check_feature(actor, feature)
     names = (prepared.model, *prepared.other_names)
     check_model(names, rate_limit.allowed_models, dialect)
     return rate_limit

@@ -73,17 +73,6 @@ class Journal:
         """The head of the upstream's response has come."""
         self.record.upstream_status = status
 
-    def answered_on(self, status: int, connected_at: float | None, asked_at: float | None) -> None:
-        """It has come on a connection that was opened at ``connected_at``, ``None`` for one that was kept.
-
-        ``asked_at`` is when the request was sent, ``None`` where the upstream's part has begun before.
-        """
-        record = self.record
-        record.upstream_status, record.is_reused = status, connected_at is None
-        self.times[Moment.CONNECTED] = connected_at
-        if asked_at is not None:
-            self.times[Moment.ADMITTED] = asked_at
-
     def first_chunk(self, at: float) -> None:
         """The first bytes of the response's body came at time ``at``."""
         self.times[Moment.FIRST_CHUNK] = at

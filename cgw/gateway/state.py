@@ -15,7 +15,7 @@ from cgw.gateway.phases import FOLLOWING, Phase
 from cgw.limits.tokens import count_tokens
 from cgw.model import BodyWindow, EventOutcome, Usage, UsageEvent, UsageQuality
 from cgw.providers.dialect import Dialect, PreparedRequest
-from cgw.telemetry.exchange_record import Outcome
+from cgw.telemetry.exchange_record import Moment, Outcome
 from cgw.transport.client_side import ClientSide
 from cgw.transport.relay import RelayEnd, RelayOutcome
 from cgw.wire.messages import ResponseHead
@@ -80,11 +80,15 @@ class ExchangeState:
     def note_head(self, head: ResponseHead, connected_at: float | None, asked_at: float | None) -> int:
         """Note the head of the upstream's response; return the status that the client is answered.
 
-        ``connected_at`` is when its connection was opened, ``None`` for one that was kept; then
-        ``asked_at`` is when the request was sent.
+        ``connected_at`` is when its connection was opened, ``None`` for one that was kept;
+        ``asked_at`` is when the request was sent, ``None`` where the upstream's part has begun before.
         """
-        status = head.status
-        self.journal.answered_on(status, connected_at, asked_at)
+        status, record = head.status, self.journal.record
+        record.upstream_status, record.is_reused = status, connected_at is None
+        self._times[Moment.CONNECTED] = connected_at
+        if asked_at is not None:
+            # Finding the connection and encoding the request were no time of the upstream.
+            self._times[Moment.ADMITTED] = asked_at
         self.upstream_head = head
         self.is_charged = 200 <= status < 300
         answered = self.status = answer_status(status)

@@ -1,11 +1,11 @@
 """Lines of exchanges as JSON, a batch at a time, from parts that are encoded and masked once. Pure.
 
-A line is a shape, which has what most exchanges share, filled with its caller's texts and with its own numbers::
+A line is a shape, which has what most exchanges share, filled with its caller's texts and its own numbers::
 
-    {"severity":"INFO","time":"…","message":"POST /v1/… status=200 outcome=ok actor=acme feature=…", … "exchange":{…}}
-     └──────── shape ──────┘ own └────────────────── shape ────────────────┘└ caller ┘└── shape ──┘   shape, caller, own
+    {"severity":"INFO","time":"%s.%06d+00:00","message":"POST /v1/… status=200 outcome=ok%s feature=…", … "exchange":{…
+                                └ own                      of the caller: " actor=acme" ┘
 
-It is the line of :meth:`cgw.telemetry.json_lines.JsonLines.render`, byte for byte, at a third of its cost. Parts that
+It is the line of :meth:`cgw.telemetry.json_lines.JsonLines.render`, byte for byte, at half of its cost. Parts that
 have to be masked, or are long, are not kept, and neither is what is never the same: errors and warnings.
 """
 

@@ -129,7 +129,8 @@ class _Plan:
     """
 
     def __init__(self, children: Sequence[_Child], id_offset: int) -> None:
-        moments = sorted({moment for child in children for moment in (child.start, child.end)})
+        # Plain numbers: a list is indexed by them in half the time that it takes by members of an enum.
+        moments = sorted({int(moment) for child in children for moment in (child.start, child.end)})
         # The places of what is filled in: the times, then what all children have in common, then what each has.
         at = {moment: index for index, moment in enumerate(moments)}
         id_at, common_at, constants_at = (len(moments) + index for index in range(3))

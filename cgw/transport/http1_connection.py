@@ -116,7 +116,7 @@ class Http1Connection:
         """Shorten the wait for a request, or for what precedes it, because of a drain."""
         scope = self._scope
         if self.is_idle and self._has_served:
-            scope.cancel(Cause.LATE)
+            scope.cancel(Cause.DONE)
         else:
             scope.set_deadline(min(scope.deadline, self._read_time() + GRACE_SECONDS))
 
@@ -267,25 +267,28 @@ class Http1Connection:
         if buffer.startswith(b"\r"):
             buffer = self._skip_blank_lines(buffer)
         # A lone CR may be the first half of a blank line, which does not begin a request.
-        self.is_idle = is_idle = not buffer or buffer == b"\r"
-        if buffer.startswith(HTTP2_PREFACE):
-            return len(HTTP2_PREFACE)
-        if is_idle or (buffer.startswith(b"PR") and HTTP2_PREFACE.startswith(buffer)):
+        self.is_idle = is_idle = buffer in (b"", b"\r")
+        if is_idle:
             return 0
+        if buffer.startswith(b"PRI"):
+            if buffer.startswith(HTTP2_PREFACE):
+                return len(HTTP2_PREFACE)
+            if HTTP2_PREFACE.startswith(buffer):
+                return 0
         # Methods begin with a letter. Anything else is refused at once: a TLS client waits for a reply to its hello.
         if not buffer[:1].isalpha():
             spoken = "TLS" if buffer[0] == 0x16 else "something else"
             raise Refusal(400, f"malformed request: this port speaks plain HTTP, not {spoken}", must_close=True)
-        # The end of a head is at most 4 bytes long, and may be cut.
-        start = scanned_to - 3 if scanned_to > 3 else 0
+        start = max(0, scanned_to - 3)  # the end of a head may be cut, and is at most 4 bytes long
         end = find_head_end(buffer[start:])
-        size = len(buffer) if end < 0 else start + end
-        maximum = self._callbacks.limits.max_head_bytes
-        if size > maximum:
-            is_line = b"\n" not in buffer[:maximum]  # then it is the target that is too long
-            status, what = (414, "line") if is_line else (431, "head")
-            raise Refusal(status, f"the request {what} is larger than {maximum} bytes", must_close=True)
-        return 0 if end < 0 else size
+        size, maximum = start + end, self._callbacks.limits.max_head_bytes
+        if end >= 0 and size <= maximum:
+            return size
+        if end < 0 and len(buffer) <= maximum:
+            return 0
+        is_line = b"\n" not in buffer[:maximum]  # then it is the target that is too long
+        status, what = (414, "line") if is_line else (431, "head")
+        raise Refusal(status, f"the request {what} is larger than {maximum} bytes", must_close=True)
 
     def _skip_blank_lines(self, buffer: bytes) -> bytes:
         """Discard empty lines before a request, so many of them at most. Raises :exc:`~cgw.errors.Refusal` 400."""

@@ -14,6 +14,7 @@ not take at once. States, and what ends each::
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -30,7 +31,7 @@ from cgw.transport.client_side import ClientLimits, RefusedHead, RenderRefusal, 
 from cgw.transport.deadlines import DeadlineKeeper
 from cgw.transport.http2_client import Http2Client
 from cgw.transport.http2_writer import Http2Writer
-from cgw.transport.serving_scope import ServingScope
+from cgw.transport.serving_scope import Cause, ServingScope
 from cgw.transport.sockets import BUFFER_BYTES, Transport
 from cgw.wire.http2_bounds import Http2Bounds
 from cgw.wire.http2_events import (
@@ -110,7 +111,7 @@ class Http2Connection:
         self._opened_at = self._idle_since = self._partial_since = trio.current_time()
         self._exchange_nursery: trio.Nursery | None = None
         self._connection_nursery: trio.Nursery | None = None
-        self._reading_scope = trio.CancelScope()
+        self._reading = ServingScope(callbacks.deadlines)
         self._is_draining = False
         self._is_drain_announced = False
         self._is_client_leaving = False
@@ -167,20 +168,24 @@ class Http2Connection:
 
     async def _read(self) -> None:
         try:
-            with self._reading_scope:
+            with self._reading.enter() as reading_scope:
+                if self._writer.is_broken:  # since the first write
+                    return
                 self._set_deadline()
                 await self._process(self._first_bytes)
                 await self._receive()
         except Http2ConnectionError as error:
             self._note_malformed(str(error))
             await self._say_goodbye(error.code, str(error))
+            return
         except (OSError, trio.ClosedResourceError):
             return  # a connection that is broken gets no GOAWAY
-        if self._reading_scope.cancelled_caught and not self._writer.is_broken:
-            # Cancelled by its own deadline, or by _end_if_done.
+        finally:
+            self._reading.close()
+        if reading_scope.cancelled_caught and not self._writer.is_broken:
             # An idle connection ends with NO_ERROR: its client did nothing wrong and may open another one.
             is_late = self.protocol.is_partial or not self.protocol.has_settings
-            if is_late and trio.current_time() >= self._reading_scope.deadline:
+            if is_late and self._reading.cause is Cause.LATE:
                 await self._say_goodbye(ErrorCodes.PROTOCOL_ERROR, "timeout")
             else:
                 await self._say_goodbye(ErrorCodes.NO_ERROR, "")
@@ -221,18 +226,17 @@ class Http2Connection:
             raise Http2ConnectionError(ErrorCodes.ENHANCE_YOUR_CALM, "the client does not read what it asks for")
 
     def _set_deadline(self) -> None:
-        limits, protocol = self._limits, self.protocol
-        deadlines = [float("inf")]
-        if not protocol.has_settings:
-            # Counted from the beginning, however slowly the preface drips in.
-            deadlines.append(self._opened_at + limits.header_timeout_seconds)
+        limits, protocol, deadline = self._limits, self.protocol, math.inf
         if protocol.is_partial:
             seconds = limits.body_timeout_seconds if protocol.is_partial_body else limits.header_timeout_seconds
-            deadlines.append(self._partial_since + seconds)
+            deadline = self._partial_since + seconds
         elif self.is_idle:
             # Not moved by PING and other frames: only requests keep a connection.
-            deadlines.append(self._idle_since + limits.keep_alive_timeout_seconds)
-        self._reading_scope.deadline = min(deadlines)
+            deadline = self._idle_since + limits.keep_alive_timeout_seconds
+        if not protocol.has_settings:
+            # Counted from the beginning, however slowly the preface drips in.
+            deadline = min(deadline, self._opened_at + limits.header_timeout_seconds)
+        self._reading.set_deadline(deadline)
 
     def _handle(self, event: Http2Event) -> None:
         match event:
@@ -315,7 +319,7 @@ class Http2Connection:
     def _end_if_done(self) -> None:
         """Stop reading if no stream is left and none can follow."""
         if self.is_idle and (self._is_client_leaving or self._is_drain_announced):
-            self._reading_scope.cancel()
+            self._reading.cancel(Cause.DONE)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -389,7 +393,7 @@ class Http2Connection:
     def _lose(self) -> None:
         """End the connection after a failed write or a stall."""
         self._leave_all()
-        self._reading_scope.cancel()
+        self._reading.cancel(Cause.DONE)
 
     def _leave_all(self) -> None:
         for client in self._clients.values():

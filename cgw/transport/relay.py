@@ -7,6 +7,8 @@ The fallback path (:func:`relay_body`) goes through h11 on both sides, and is co
           │                └── the body has ended ────────────────────────────────^
           └── the fast path is not possible ───────────> fallback path
 
+An answer with a content length that came as a whole, together with its head, needs neither of them.
+
 Both stop before the data that completes the answer for the client: the end of the body, or the API's last event where
 that comes first. Then the exchange is recorded, that data is sent, and ``RelayOutcome.resume`` relays the rest.
 """

@@ -16,6 +16,8 @@ class Cause(enum.Enum):
     LATE = "late"
     """Its deadline has passed."""
     CLIENT_GONE = "client gone"
+    DONE = "done"
+    """There is nothing to wait for: the connection drains, or is broken."""
 
 
 class ServingScope(KeptDeadline):

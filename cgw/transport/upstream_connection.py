@@ -120,6 +120,7 @@ class UpstreamConnection:
         Raises :exc:`StaleConnection` when a kept connection ends before any data, and :exc:`UpstreamProtocolError` when
         a new one does, or when the data is not a response.
         """
+        transport, buffer = self.transport, self._buffer
         for _ in range(MAX_INFORMATIONAL + 1):
             unread = self._unread
             end = find_head_end(unread) if unread else -1
@@ -128,14 +129,16 @@ class UpstreamConnection:
                 if len(unread) > MAX_HEAD_BYTES:
                     raise UpstreamProtocolError(f"the upstream's response head is larger than {MAX_HEAD_BYTES} bytes")
                 try:
-                    size = await self.transport.receive_some(self._buffer)
+                    size = await transport.receive_some(buffer) if self._has_received else self._receive_now()
+                    if size < 0:
+                        size = await transport.receive_some(buffer, waits_first=True)
                 except OSError:
                     raise self._explain_reset() from None
                 if not size:
                     self._has_upstream_ended, end = True, len(unread)
                     break
                 self._has_received = True
-                unread += memoryview(self._buffer)[:size]
+                unread += memoryview(buffer)[:size]
                 end = find_head_end(unread)
             data, self._unread = unread[:end], unread[end:]
             # After a 1xx response h11 has to see the final one, too.
@@ -239,6 +242,16 @@ class UpstreamConnection:
             if not self._has_received and self.was_used:
                 raise StaleConnection from None
             raise UpstreamProtocolError(f"the upstream broke HTTP/1.1: {describe_violation(error)}") from None
+
+    def _receive_now(self) -> int:
+        """Return the size of the first data of a response, −1 while there is none.
+
+        Without a checkpoint: sending the request was one, a moment ago. Later data is received with one.
+        """
+        try:
+            return self.transport.receive_nowait(self._buffer)
+        except BlockingIOError:
+            return -1
 
     async def _receive(self) -> bytes:
         try:

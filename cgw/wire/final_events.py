@@ -8,6 +8,7 @@ events cannot contain: line ends are escaped there.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 MAX_LINE_BYTES = 64
@@ -28,13 +29,13 @@ class FinalEventScanner:
     A marker is the text of a line, such as ``data: [DONE]``; the space behind its colon may be missing in the stream.
     ``is_ending`` becomes true with the piece in which the line ends, ``is_final`` with that in which its event ends, or
     has more than :data:`MAX_EVENT_BYTES`. ``needle`` is what every line of a marker contains, ``b""`` if they have
-    nothing in common.
+    nothing in common: then ``may_hold_marker`` looks for each.
     """
 
-    __slots__ = ("_event_bytes", "_line", "_pattern", "is_ending", "is_final", "needle")
+    __slots__ = ("_event_bytes", "_line", "_pattern", "is_ending", "is_final", "may_hold_marker", "needle")
 
     def __init__(self, markers: tuple[bytes, ...]) -> None:
-        self.needle, self._pattern = _compile(markers)
+        self.needle, self.may_hold_marker, self._pattern = _compile(markers)
         # The unfinished line at the end of the last piece, up to a byte more than MAX_LINE_BYTES. While the event ends:
         # the last bytes of the last piece.
         self._line = b""
@@ -45,7 +46,8 @@ class FinalEventScanner:
     def is_at_line(self) -> bool:
         """True at the start of a line, before the event.
 
-        Then a piece that does not contain ``needle``, and ends with a line feed, changes nothing: it need not be fed.
+        Then a piece that ends with a line feed changes nothing, unless it contains ``needle`` and ``may_hold_marker``:
+        it need not be fed.
         """
         return not self._line and not self.is_ending
 
@@ -70,8 +72,8 @@ class FinalEventScanner:
 
 
 @lru_cache(maxsize=32)
-def _compile(markers: tuple[bytes, ...]) -> tuple[bytes, re.Pattern[bytes]]:
-    """Return what occurs in every line of a marker, and a pattern for a text that begins at the start of a line."""
+def _compile(markers: tuple[bytes, ...]) -> tuple[bytes, Callable[[bytes], object], re.Pattern[bytes]]:
+    """Return what a scanner's attributes are, and a pattern for a text that begins at the start of a line."""
     lines, values = [], []
     for marker in markers:
         name, _, value = marker.partition(b":")
@@ -80,5 +82,7 @@ def _compile(markers: tuple[bytes, ...]) -> tuple[bytes, re.Pattern[bytes]]:
             raise ValueError(f"a marker must be 'name: value' with at most {MAX_LINE_BYTES} bytes, not {marker!r}")
         lines.append(re.escape(name) + b": ?" + re.escape(value))
         values.append(value)
-    # Several markers have nothing in common that would be quick to look for, so that each piece is searched.
-    return values[0] if len(values) == 1 else b"", re.compile(rb"(?:\A|[\r\n])(?:" + b"|".join(lines) + rb")[\r\n]")
+    pattern = re.compile(rb"(?:\A|[\r\n])(?:" + b"|".join(lines) + rb")[\r\n]")
+    if len(values) == 1:
+        return values[0], bool, pattern  # with the needle, that is true
+    return b"", re.compile(b"|".join(map(re.escape, values))).search, pattern

@@ -130,6 +130,7 @@ class ChunkedFramer:
     __slots__ = (
         "_collector",
         "_has_been_final",
+        "_may_hold_marker",
         "_need",
         "_needle",
         "_pieces",
@@ -146,7 +147,11 @@ class ChunkedFramer:
         self._sizes = sizes
         # What ``take`` needs. Before the first payload, and within a chunk, it finds no size, and so takes nothing.
         self._small = _NO_SMALL
-        self._pieces, self._needle = collector.pieces, collector.needle
+        self._pieces, self._needle, self._may_hold_marker = (
+            collector.pieces,
+            collector.needle,
+            collector.may_hold_marker,
+        )
         self._need = 0  # bytes of the current chunk that are still to come, its CR LF included
         self._has_been_final = False
         self.held = self.final = b""
@@ -166,7 +171,7 @@ class ChunkedFramer:
         """See :meth:`Framer.take`. As usual is one small chunk, in which nothing is to be seen."""
         expected, payload = self._small.get(data[:5], _UNKNOWN)
         # As all events end with an empty line, the payload ends with a line feed.
-        if expected != size or data[-3:] != b"\n\r\n" or self._needle in data:
+        if expected != size or data[-3:] != b"\n\r\n" or (self._needle in data and self._may_hold_marker(data)):
             return False
         pieces = self._pieces
         pieces.append(data[payload])
@@ -182,7 +187,8 @@ class ChunkedFramer:
         if could_take or (not self._need and collector.takes_pieces):
             # Several chunks, a large one or an unknown one, in which nothing is to be seen either, up to a marker.
             needle_at = data.find(self._needle)
-            position = self._walk_chunks(data, 0, size if needle_at < 0 else needle_at, pieces.append, b"\n\r\n")
+            limit = needle_at if needle_at >= 0 and self._may_hold_marker(data) else size
+            position = self._walk_chunks(data, 0, limit, pieces.append, b"\n\r\n")
             if size and position == size:
                 if size > SMALL_BYTES or len(pieces) >= MAX_PIECES or not collector.total_bytes:
                     collector.fold()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cgw.model import BodyWindow
 from cgw.wire.final_events import FinalEventScanner
 
@@ -24,9 +26,9 @@ class BodyWindowCollector:
     to date after :meth:`fold`.
 
     Most chunks of a stream are small, and nothing is to be seen in them. While :attr:`takes_pieces` is true, a chunk
-    that ends with a line feed, and does not contain ``needle``, may be appended to ``pieces`` instead of being fed, at
-    a small part of the cost. After :data:`MAX_PIECES` of them :meth:`fold` is to be called: it puts all into the
-    windows.
+    that ends with a line feed may be appended to ``pieces`` instead of being fed, at a small part of the cost, unless
+    it contains ``needle`` and ``may_hold_marker``. After :data:`MAX_PIECES` of them :meth:`fold` is to be called: it
+    puts all into the windows.
     """
 
     __slots__ = (
@@ -40,6 +42,7 @@ class BodyWindowCollector:
         "chunks",
         "is_ending",
         "is_final",
+        "may_hold_marker",
         "needle",
         "pieces",
         "total_bytes",
@@ -57,18 +60,19 @@ class BodyWindowCollector:
         self.total_bytes = self.chunks = 0
         self.pieces: list[bytes] = []
         self.needle = _RARE
+        self.may_hold_marker: Callable[[bytes], object] = bool
 
     def look_for(self, markers: tuple[bytes, ...]) -> None:
         """Look for the API's last event, before anything is fed; see :class:`FinalEventScanner`."""
         if markers:
             self._scanner = FinalEventScanner(markers)
-            self.needle = self._scanner.needle
+            self.needle, self.may_hold_marker = self._scanner.needle, self._scanner.may_hold_marker
 
     @property
     def takes_pieces(self) -> bool:
         """True if the next chunk may be appended to ``pieces``."""
         scanner = self._scanner
-        return not self.is_ending if scanner is None else scanner.needle != b"" and scanner.is_at_line
+        return not self.is_ending if scanner is None else scanner.is_at_line
 
     def fold(self) -> None:
         """Put ``pieces`` into the windows."""

@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import trio
 
 from cgw.service.lifecycle import Service
 from cgw.telemetry.logs import open_logging
-from tests.support.counting import CallCounter
+from tests.support.counting import CallCounter, StepCounter
 from tests.support.gateway import open_gateway
 from tests.support.raw_client import open_client
 from tests.support.raw_server import open_raw_server, read_request
@@ -34,7 +36,7 @@ EXCHANGES = 20
 IN_STORE = {"evalsha": 1, "del": 1, "get": 2, "set": 3, "time": 1}
 """Commands that Redis runs to admit and to charge a request, for an actor with a quota and a short-term rate."""
 
-PARSERS = re.compile(r"msgspec.*\.decode$|orjson\.loads$|^json.*:(loads|load|decode|raw_decode)$")
+PARSERS = re.compile(r"msgspec.*\.decode(_lines)?$|orjson\.loads$|^json.*:(loads|load|decode|raw_decode)$")
 
 
 async def play(stream: trio.SocketStream) -> None:
@@ -90,14 +92,13 @@ async def test_calls_of_the_store(tmp_path: Path, is_stream: bool) -> None:
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
 async def test_parses_of_json(tmp_path: Path, is_stream: bool) -> None:
-    """JSON is parsed once for the request, and once for the answer, or for each of its frames, to read usage."""
+    """JSON is parsed once for the request, and once for the answer, or for all of its frames, to read usage."""
     counter = CallCounter()
     async with open_warm_gateway(tmp_path) as gateway:
         with counter.count():
             await run_exchanges(gateway, EXCHANGES, is_stream=is_stream)
     parses = sum(calls for name, calls in counter.calls.items() if PARSERS.search(name))
-    for_usage = len(split_events(ANTHROPIC)) if is_stream else 1
-    assert parses == EXCHANGES * (1 + for_usage)
+    assert parses == EXCHANGES * 2
 
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
@@ -135,3 +136,31 @@ async def test_debug_lines_that_are_off(tmp_path: Path, is_stream: bool) -> None
     assert not [name for name in counter.calls if name.startswith("cgw.gateway.debug_lines:log_")]
     # The request's id for all lines that are logged while it is served.
     assert counter.calls["_contextvars.ContextVar.set"] <= 1.5 * EXCHANGES
+
+
+class ScopeCounter(CallCounter):
+    """Counts the cancel scopes that are entered, by the task that enters them."""
+
+    def note(self, frame: FrameType, event: str, argument: Any) -> None:
+        """Count one scope; a profile function for :func:`sys.setprofile`."""
+        if event == "call" and frame.f_code is trio.CancelScope.__enter__.__code__:
+            self.calls[trio.lowlevel.current_task().name] += 1
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streaming", "not streaming"])
+async def test_scopes_and_turns_of_a_connection(tmp_path: Path, is_stream: bool) -> None:
+    """Exchanges of a kept connection enter no cancel scope, and take as many turns of its task as they wait times."""
+    scopes, turns = ScopeCounter(), StepCounter()
+    async with open_warm_gateway(tmp_path) as gateway, open_client(gateway.port) as client:
+        request = build_request(PATH, stream=is_stream)
+        await client.ask(request)
+        trio.lowlevel.add_instrument(turns)
+        turns.is_on = True
+        with scopes.count():
+            for _ in range(EXCHANGES):
+                assert (await client.ask(request)).status == 200
+        trio.lowlevel.remove_instrument(turns)
+    assert scopes.calls["cgw.transport.server.Server._serve"] == 0
+    # For the request, for Redis, for the head of the response, and for the rest of a stream; and where requests follow
+    # each other closely, one in which others have their turn.
+    assert turns.steps["_serve"] <= (5 if is_stream else 4) * EXCHANGES

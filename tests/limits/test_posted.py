@@ -22,6 +22,7 @@ from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.redis.link import GATHER_SECONDS
 from cgw.redis.opening import Store, open_redis
 from tests.limits.test_outages import open_setup
+from tests.support.redis_cluster import run_redis_cluster
 from tests.support.redis_server import RedisServer, run_redis_server, wait_until
 
 CHAT = Feature.CHAT_COMPLETIONS
@@ -259,3 +260,23 @@ async def test_charges_whose_command_has_not_left_outlive_the_link(tmp_path: Pat
             await wait_until(lambda: _has_records(client, 1), seconds=3)
         assert (await setup.limiter.peek(ACTOR))[CHAT].usage == 5
         assert setup.limiter.statistics().backlog == 0
+
+
+async def test_charges_of_a_cluster_are_made_one_by_one(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Records of several actors are on several nodes: each charge goes to its own."""
+    with run_redis_cluster(tmp_path_factory.mktemp("c")) as cluster:
+        async with open_redis(cluster.url, timeout_seconds=5) as links:
+            limiter = Limiter(links)
+            actors = [evolve(ACTOR, id=f"actor {number}") for number in range(12)]
+            for admission in [await limiter.admit(actor, CHAT, LIMIT) for actor in actors]:
+                limiter.settle_later(admission, is_charged=True)
+            assert len(limiter._posted) == len(actors)
+
+            async def are_settled() -> bool:
+                await trio.lowlevel.checkpoint()
+                return len(limiter._posted) == 0
+
+            await wait_until(are_settled, seconds=3)
+            assert limiter.statistics().backlog == 0
+            assert [page async for page in links.scan("*reservation*") if page] == []
+            assert [(await limiter.peek(actor))[CHAT].usage for actor in actors] == [1] * len(actors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import AsyncIterator
@@ -96,6 +97,34 @@ async def test_one_trace_is_in_answer_log_event_spans_and_report(tmp_path: Path,
         for post in (*collector.posts, *reports.posts):
             for secret in (PROMPT, TOKEN, ANTHROPIC_KEY, OPENAI_KEY):
                 assert secret.encode() not in post.body, post.path
+
+
+async def test_the_end_comes_after_the_last_report(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """SIGTERM right after a burst of answers: each has its line and its trace, though they are reported together."""
+    ids: list[str] = []
+    with open_receiver() as collector, open_receiver() as reports:
+        environ = build_environ(tmp_path, upstream.url, more=build_telemetry(collector, reports))
+        async with open_gateway_process(environ, tmp_path / "log") as gateway:
+
+            async def ask_once(client: httpx.AsyncClient) -> None:
+                ids.append((await client.post(PATH, json=build_body(PATH))).headers["x-trace"])
+
+            async with (
+                httpx.AsyncClient(base_url=gateway.url, headers=HEADERS, timeout=60) as client,
+                trio.open_nursery() as nursery,
+            ):
+                for _ in range(40):
+                    nursery.start_soon(ask_once, client)
+            gateway.terminate()
+            assert await gateway.wait() == 0
+        lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        logged = [line["request_id"] for line in lines if line["logger"] == "cgw.exchange"]
+        traced = [span.trace_id.hex() for span in collector.spans() if not span.parent_span_id]
+        assert sorted(logged) == sorted(traced) == sorted(ids)
+        assert logged == traced  # in one order
+        assert lines[-1]["message"] == "ended"
+        ends = [line["time"] for line in lines if line["logger"] == "cgw.exchange"]
+        assert ends == sorted(ends)
 
 
 @pytest.mark.parametrize("is_on", [False, True])

@@ -91,6 +91,7 @@ class Held:
 
 async def count_held(gateway: Service) -> Held:
     """Count slots, of actors and providers, and records of reservations. Slow: looks at all keys."""
+    gateway.redis.send_postponed()  # charges that wait for an admission hold nothing
     ask = gateway.redis.execute_command
     keys: Sequence[bytes] = await ask("KEYS", "cgw:*")
     slots = [await ask("ZCARD", key) for key in keys if key.endswith(b":in_flight")]

@@ -204,6 +204,26 @@ async def test_a_reader_may_log() -> None:
             assert batches.sizes == [1, BATCH]
 
 
+async def test_a_crash_comes_after_the_exchanges_before_it() -> None:
+    """An exception that ends the service does not lose the reports that wait."""
+    stream = io.StringIO()
+    readers = Readers()
+
+    async def crash() -> None:
+        with readers.precede_log():
+            async with open_background_task(readers.run):
+                await trio.testing.wait_all_tasks_blocked()
+                for record in build_records(4):
+                    readers(record)
+                raise ValueError("odd")
+
+    with open_logging(stream):
+        with pytest.raises(ValueError, match="odd"):
+            await crash()
+        logger.error("the service crashed")
+    assert read_messages(stream) == ["/0", "/1", "/2", "/3", "the service crashed"]
+
+
 def test_the_log_is_as_it_was_after_the_block(caplog: pytest.LogCaptureFixture) -> None:
     """No handler is left."""
     before = logging.root.handlers[:]

@@ -61,10 +61,12 @@ PAYLOADS = st.sampled_from(
 )
 
 
-def play(pieces: list[bytes], sizes: ChunkSizes, *, takes: bool) -> tuple[list[object], int]:
+def play(
+    pieces: list[bytes], sizes: ChunkSizes, *, takes: bool, markers: tuple[bytes, ...] = (b"data: [DONE]",)
+) -> tuple[list[object], int]:
     """Feed ``pieces``; return all that can be observed, and how many of them were taken."""
     collector = BodyWindowCollector(60, 60)
-    collector.look_for((b"data: [DONE]",))
+    collector.look_for(markers)
     framer = ChunkedFramer(collector, sizes)
     seen: list[object] = []
     taken = 0
@@ -89,8 +91,11 @@ def play(pieces: list[bytes], sizes: ChunkSizes, *, takes: bool) -> tuple[list[o
     st.lists(st.lists(PAYLOADS, min_size=1, max_size=3), max_size=50),
     st.lists(st.integers(0, 3000), max_size=3),
     st.booleans(),
+    st.sampled_from([(), (b"data: [DONE]",), (b"event: response.completed", b"event: response.failed")]),
 )
-def test_taking_comes_to_the_same_as_feeding(reads: list[list[bytes]], cuts: list[int], has_end: bool) -> None:
+def test_taking_comes_to_the_same_as_feeding(
+    reads: list[list[bytes]], cuts: list[int], has_end: bool, markers: tuple[bytes, ...]
+) -> None:
     """Whether small chunks are taken or fed, the same is forwarded and collected, wherever the data is cut."""
     pieces = [encode(payloads)[: -len(b"0\r\n\r\n")] for payloads in reads] + [b"0\r\n\r\n"] * has_end
     for cut in cuts:
@@ -98,18 +103,19 @@ def test_taking_comes_to_the_same_as_feeding(reads: list[list[bytes]], cuts: lis
             piece = pieces.pop(index := cut % len(pieces))
             pieces[index:index] = [part for part in (piece[: cut % 50], piece[cut % 50 :]) if part]
     sizes = ChunkSizes()
-    expected, _ = play(pieces, sizes, takes=False)
+    expected, _ = play(pieces, sizes, takes=False, markers=markers)
     # Known sizes and unknown ones: the cache is filled by the first rounds.
     for cache in (ChunkSizes(), sizes, sizes):
-        assert play(pieces, cache, takes=True)[0] == expected
+        assert play(pieces, cache, takes=True, markers=markers)[0] == expected
 
 
-def test_small_chunks_are_taken() -> None:
+@pytest.mark.parametrize("markers", [(), (b"data: [DONE]",), (b"event: is.a", b"event: is.b")])
+def test_small_chunks_are_taken(markers: tuple[bytes, ...]) -> None:
     """Of a usual stream only the first chunk, and those with a size that is new, are not taken."""
     sizes = ChunkSizes()
     pieces = [encode([b"data: %b\n\n" % (b"x" * (20 + 60 * (n % 5)))])[:-5] for n in range(200)]
-    assert play(pieces, sizes, takes=True)[1] >= 180
-    assert play(pieces, sizes, takes=True)[1] == 199
+    assert play(pieces, sizes, takes=True, markers=markers)[1] >= 180
+    assert play(pieces, sizes, takes=True, markers=markers)[1] == 199
 
 
 @given(st.binary(min_size=1, max_size=80), st.binary(max_size=8), STEPS)
