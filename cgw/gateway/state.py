@@ -80,13 +80,14 @@ class ExchangeState:
     def note_head(self, head: ResponseHead, connected_at: float | None, asked_at: float | None) -> int:
         """Note the head of the upstream's response; return the status that the client is answered.
 
-        ``connected_at`` is when its connection was opened, ``None`` for one that was kept; then
-        ``asked_at`` is when the request was sent.
+        ``connected_at`` is when its connection was opened, ``None`` for one that was kept;
+        ``asked_at`` is when the request was sent, ``None`` where the upstream's part has begun before.
         """
         status, record = head.status, self.journal.record
         record.upstream_status, record.is_reused = status, connected_at is None
         self._times[Moment.CONNECTED] = connected_at
         if asked_at is not None:
+            # Finding the connection and encoding the request were no time of the upstream.
             self._times[Moment.ADMITTED] = asked_at
         self.upstream_head = head
         self.is_charged = 200 <= status < 300
