@@ -323,8 +323,8 @@ class Http1Client:
 
     async def _write(self, data: bytes) -> None:
         try:
-            # Nearly always the kernel takes all of it at once. Only the rest needs a cancel scope with a deadline.
-            await trio.lowlevel.checkpoint_if_cancelled()
+            # Nearly always the kernel takes all of it at once. Only the rest needs a cancel scope with a deadline. No
+            # checkpoint before it: what completes an answer goes out even if its time is over in this moment.
             transport = self._transport
             sent = transport.sock.send(data) if isinstance(transport, PlainTransport) else 0
         except BlockingIOError:

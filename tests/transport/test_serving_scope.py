@@ -87,6 +87,27 @@ async def test_a_cancellation_in_the_last_moment_hurts_no_other_request(cause: C
         await wait_until(lambda: concluded == [cause] * 6 * has_left_something)
 
 
+async def test_an_answer_that_is_complete_goes_out_even_if_its_scope_was_cancelled() -> None:
+    """Found by a run of random deadlines: answers that were recorded as complete broke off in that moment."""
+
+    async def play(client: ClientSide) -> None:
+        await client.receive_body()
+        (engine.scope or http2_engine.scope or scope_of(engine)).cancel(Cause.LATE)
+        engine.scope = http2_engine.scope = None
+        await client.send_head(200, [(b"content-length", b"4")], is_stream=False)
+        await client.send_chunk(b"an")
+        await client.finish(b"d!")
+
+    async with open_engine(play) as engine, open_http2_engine(play) as http2_engine:
+        async with open_client(engine.port) as client:
+            for _ in range(3):
+                assert (await client.ask(REQUEST)).body == b"and!"
+        async with open_frames(http2_engine.port) as http2_client:
+            for stream_id in (1, 3, 5):
+                await http2_client.send(http2_client.request(stream_id))
+                assert (await http2_client.wait_answer(stream_id)).body == b"and!"
+
+
 async def test_a_request_that_comes_as_its_time_is_over_is_served(autojump_clock: trio.testing.MockClock) -> None:
     """When the keep-alive timeout passes in the turn in which a request arrives, whichever task is first."""
     autojump_clock.autojump_threshold = 0.01
