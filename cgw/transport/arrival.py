@@ -69,4 +69,4 @@ def find_arrival(ancillary: Ancillary, now: float, earliest: float) -> float:
         return now
     arrived_at = now - waited
     # Earlier if the process lost its core between the readings of the two clocks, or the wall clock was set.
-    return arrived_at if arrived_at > earliest else earliest
+    return max(earliest, arrived_at)
