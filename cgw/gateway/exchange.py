@@ -48,6 +48,7 @@ class Exchange:
         self._deadline = math.inf
         self._head_seconds = math.inf
         self._refusal: Refusal | None = None
+        self._relay: FlatRelay | None = gateway.relay  # of the fast path; None where a response cannot take it
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
         self.state = ExchangeState(client, dialect.path, gateway.read_time)
@@ -109,7 +110,8 @@ class Exchange:
         state, client, gateway = self.state, self._client, self._gateway
         self._scope.conclude = None
         client.call_when_gone(None)
-        self._give_back()
+        if self._response is not None:
+            self._give_back()
         gateway.in_flight.count -= 1
         gateway.readers(state.journal.close(state.status, client.bytes_sent))
 
@@ -244,7 +246,7 @@ class Exchange:
             self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(status, headers, is_stream=False)
-        relay, note_first, client = self._choose_relay(), journal.first_chunk, self._client
+        relay, note_first, client = self._relay, journal.first_chunk, self._client
         if is_stream := is_event_stream(head) and length != 0:
             state.window.look_for(self._dialect.final_markers)
         outcome = await relay_response(
@@ -252,10 +254,6 @@ class Exchange:
         )
         state.note_relayed(outcome)
         return outcome
-
-    def _choose_relay(self) -> FlatRelay | None:
-        """Return the relay of the fast path; ``None`` where a response cannot take it."""
-        return self._gateway.relay
 
     def _record_usage(self, admitted: AdmittedRequest) -> bool:
         """Record the exchange's usage event, and return whether that has to be waited for."""

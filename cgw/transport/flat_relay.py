@@ -153,7 +153,7 @@ class FlatRelay:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         stream = FlatStream(reader, reader.open_reading(self._scratch), writer, framer, on_first_chunk)
-        stream.active_at = trio.current_time()
+        stream.active_at = self._read_clock() + self._clock_offset
         stream.task = trio.lowlevel.current_task()
         # No checkpoint between here and wait_task_rescheduled: _deliver can't run before the task is suspended.
         with self._lock:

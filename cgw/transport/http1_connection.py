@@ -192,10 +192,11 @@ class Http1Connection:
                 await scope.conclude()
         if not self._is_serving:
             return not cancel_scope.cancelled_caught or self._end_wait()
-        goes_on = self._end_request()  # once more, as an exchange that was cancelled is answered by now
-        if not goes_on and self._must_linger():
+        if self._end_request():  # asked once more, as an exchange that was cancelled is answered by now
+            return True
+        if self._must_linger():
             await self._transport.linger(self._callbacks.buffer)
-        return goes_on
+        return False
 
     async def _receive_head(self) -> bytes:
         """Return the next head with its blank line, or HTTP/2's preface; ``b""`` if the client has left.
@@ -204,7 +205,7 @@ class Http1Connection:
         :exc:`~cgw.errors.Refusal` 400, 414 or 431.
         """
         callbacks, size = self._callbacks, 0
-        self._blank_lines = 0
+        self.is_idle, self._blank_lines = not self._buffer, 0
         if self._buffer or (self._has_served and callbacks.pace.note_end()):
             # Pipelined requests may be answered without ever having to wait for the client. And by the time that the
             # others have had their turn, the next request is often there: then it costs neither a wait nor a deadline.
@@ -338,7 +339,6 @@ class Http1Connection:
         assert client is not None
         client.release_body()
         self._buffer = client.unread  # pipelined data is the start of the next request
-        self.is_idle = not self._buffer
         self._is_serving = self._is_draining or not client.is_reusable
         return not self._is_serving
 

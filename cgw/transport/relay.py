@@ -91,18 +91,17 @@ async def relay_response(
     framer = None if flat is None else flat.choose_framer(response.head, content_length, window)
     # Asked for only with a framer: from here on the client's codec expects raw bytes.
     raw_body = None if framer is None else client.begin_raw_body(content_length)
-    go_on = partial(relay_body, response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
     if flat is not None and framer is not None and raw_body is not None:
-        raw = _RawRelay(flat, response, client, framer, raw_body, window, on_first_chunk, go_on)
+        raw = _RawRelay(flat, response, client, framer, raw_body, window, on_first_chunk, content_length)
         # Whatever was read together with the head comes before what is still in the socket.
         return await raw.run(response.connection.take_unread())
     if is_stream:
         await client.flush()
-    return await go_on()
+    return await relay_body(response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
 
 
 class _RawRelay:
-    """A body on the fast path. ``go_on`` continues it on the fallback path."""
+    """A body on the fast path."""
 
     def __init__(
         self,
@@ -113,7 +112,7 @@ class _RawRelay:
         raw_body: RawBody,
         window: BodyWindowCollector,
         on_first_chunk: Callable[[float], None],
-        go_on: Callable[[], Awaitable[RelayOutcome]],
+        content_length: int | None,
     ) -> None:
         self._flat = flat
         self._response = response
@@ -122,7 +121,7 @@ class _RawRelay:
         self._raw_body = raw_body
         self._window = window
         self._on_first_chunk = on_first_chunk
-        self._go_on = go_on
+        self._content_length = content_length
 
     async def run(self, unread: bytes) -> RelayOutcome:
         """Relay ``unread``, and then what comes, up to what completes the answer."""
@@ -198,6 +197,12 @@ class _RawRelay:
                 # The last write may have ended in the middle of a chunk: the connection can only be cut.
                 self._client.break_off()
                 raise ClientGone
+
+    async def _go_on(self) -> RelayOutcome:
+        """Continue on the fallback path."""
+        length, note_first = self._content_length, self._on_first_chunk
+        response, client, window = self._response, self._client, self._window
+        return await relay_body(response, client, window, content_length=length, on_first_chunk=note_first)
 
     def _keep_final(self) -> None:
         """Leave the data that completes the answer to the client's side, which sends it once it is told to."""
