@@ -13,7 +13,8 @@
                     └───────── idle for too long, client gone, draining ────────────────────┴──> closed
 
 No data is read for the next request while one is served, so pipelined requests are answered in order, and a client
-that sends many of them is slowed down by TCP.
+that sends many of them is slowed down by TCP. All is done in one :class:`ServingScope`, which is left for a new one
+only when it was cancelled: by a deadline, by a client that left its exchange, or by a drain.
 """
 
 from __future__ import annotations
