@@ -109,10 +109,10 @@ class Exchange:
         """Give back what the exchange has, and log it."""
         state, client, gateway = self.state, self._client, self._gateway
         self._scope.conclude = None
+        gateway.in_flight.count -= 1  # before what might fail: else a bug would count for ever
         client.call_when_gone(None)
         if self._response is not None:
             self._give_back()
-        gateway.in_flight.count -= 1
         gateway.readers(state.journal.close(state.status, client.bytes_sent))
 
     async def _admit_request(self) -> AdmittedRequest:
