@@ -16,7 +16,7 @@ from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
 from cgw.gateway.answer import content_length_of, is_event_stream, read_timeouts, select_feature
-from cgw.gateway.ending import relay_rest, release
+from cgw.gateway.ending import end_late, relay_rest, release
 from cgw.gateway.opening import explain_overload, open_upstream, tell_trace
 from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import Gateway, check_recording, wait_recorded
@@ -109,10 +109,10 @@ class Exchange:
         """Give back what the exchange has, and log it."""
         state, client, gateway = self.state, self._client, self._gateway
         self._scope.conclude = None
+        gateway.in_flight.count -= 1  # before what might fail: else a bug would count for ever
         client.call_when_gone(None)
         if self._response is not None:
             self._give_back()
-        gateway.in_flight.count -= 1
         gateway.readers(state.journal.close(state.status, client.bytes_sent))
 
     async def _admit_request(self) -> AdmittedRequest:
@@ -191,7 +191,8 @@ class Exchange:
                 if self._record_usage(admitted):
                     await wait_recorded(gateway)
             if state.is_charged:
-                await release(client, answer, state.journal)  # before settling: the client need not wait for Redis
+                # Before settling: the client need not wait for Redis.
+                await self._end_answer(release(client, answer, state.journal))
         finally:
             state.move(Phase.SETTLING)
             is_charged = state.is_charged
@@ -200,9 +201,15 @@ class Exchange:
             if self._is_debugging:
                 debug_lines.log_settled(admitted.admission, is_charged, state.used_tokens)
         if not is_charged:
-            await release(client, answer, state.journal)  # after settling: a refund is there when the client asks again
+            # After settling: a refund is there when the client asks again.
+            await self._end_answer(release(client, answer, state.journal))
         if isinstance(answer, RelayOutcome) and answer.resume is not None:
-            await relay_rest(client, answer.resume)
+            await self._end_answer(relay_rest(client, answer.resume))
+
+    def _end_answer(self, ending: Awaitable[None]) -> Awaitable[None]:
+        """Return what is to be awaited for the end of an answer that has come: time is not over for that."""
+        # The keeper of deadlines may have cancelled the scope in the turn in which the last of the answer came.
+        return ending if self._scope.cause is not Cause.LATE else end_late(ending)
 
     def _note_interruption(self, error: BaseException, admitted: AdmittedRequest) -> None:
         """Stop the upstream, and note why. When time is over, that is what :meth:`conclude` answers."""
@@ -243,6 +250,9 @@ class Exchange:
         state.move(Phase.RELAYING, response.arrived_at)
         length = 0 if head.status in (204, 304) else content_length_of(head)
         if length is None or response.connection.unread_bytes < length:
+            if self._scope.cause is not None:
+                # Now, as it was cancelled in the turn in which the head came: there can still be another answer.
+                await trio.lowlevel.checkpoint_if_cancelled()
             self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(status, headers, is_stream=False)

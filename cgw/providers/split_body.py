@@ -9,6 +9,7 @@ a megabyte to find out where each of them stands.
 from __future__ import annotations
 
 import re
+import secrets
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -23,10 +24,6 @@ WINDOW_BYTES = 64 * 1024
 MAX_ENDS = 8
 """The most places that are tried as the list's end. Those inside a text or deeper inside leave no valid skeleton."""
 
-# With a character that no caller's identifier has, so that it cannot get into a skeleton later.
-_MARK = "\0cgw: the list"
-_PLACEHOLDER = msgspec.json.encode(_MARK)
-
 # A list's end with another field, or the object's end, behind it.
 _END = re.compile(rb'\](?=[ \t\r\n]*(?:,[ \t\r\n]*"|\}[ \t\r\n]*\Z))')
 
@@ -34,11 +31,13 @@ _decode = msgspec.json.Decoder().decode
 
 
 class SplitBody(msgspec.Struct, frozen=True, gc=False):
-    """A body, as :func:`split_body` returns it. ``raw`` is the decoded object, ``value`` the list as JSON."""
+    """A body, as :func:`split_body` returns it. ``raw`` is the decoded object, ``value`` the list as JSON,
+    ``placeholder`` what stands for it in ``skeleton``, as JSON."""
 
     body_bytes: int
     raw: dict[str, Any]
     skeleton: bytes
+    placeholder: bytes
     value: memoryview
 
     def __len__(self) -> int:
@@ -46,7 +45,7 @@ class SplitBody(msgspec.Struct, frozen=True, gc=False):
 
     def fill(self, skeleton: bytes) -> bytes:
         """Return a changed skeleton with the list in its place."""
-        before, _, after = skeleton.partition(_PLACEHOLDER)
+        before, _, after = skeleton.partition(self.placeholder)
         return b"".join((before, self.value, after))
 
 
@@ -60,15 +59,18 @@ def split_body(body: bytes, name: str) -> SplitBody | None:
     if key is None:
         return None
     start = key.end()
+    # Random: a client that knew it could write it itself, in any of JSON's spellings, in the place that is checked.
+    mark = secrets.token_hex(16)
+    placeholder = b'"%b"' % mark.encode("ascii")
     # The first end that leaves a valid skeleton is the list's: all that close before it are inside the list.
     for found in islice(_END.finditer(body, max(start, len(body) - WINDOW_BYTES)), MAX_ENDS):
-        skeleton = b"".join((body[:start], _PLACEHOLDER, body[found.end() :]))
+        skeleton = b"".join((body[:start], placeholder, body[found.end() :]))
         try:
             raw = _decode(skeleton)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             continue
-        # With the placeholder as another value, or twice, the skeleton could not be filled again.
-        if not isinstance(raw, dict) or raw.get(name) != _MARK or skeleton.count(_PLACEHOLDER) != 1:
+        # The list may be another value: a field deeper inside has the same name, or one further on.
+        if not isinstance(raw, dict) or raw.get(name) != mark:
             return None
         check_density(body)
         value = memoryview(body)[start : found.end()]
@@ -76,7 +78,7 @@ def split_body(body: bytes, name: str) -> SplitBody | None:
             raw[name] = _decode(value)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
-        return SplitBody(len(body), raw, skeleton, value)
+        return SplitBody(len(body), raw, skeleton, placeholder, value)
     return None
 
 

@@ -58,11 +58,15 @@ def measure_wait(arrived_at: float, now: float) -> float:
 def find_arrival(ancillary: Ancillary, now: float, earliest: float) -> float:
     """Return the time of :func:`read_arrival` by another clock, which shows ``now``; ``now`` itself if unknown.
 
-    It cannot be before ``earliest``, so then the wall clock was set.
+    It is at least ``earliest``.
     """
     if not ancillary:
         return now
     # In one function, as every exchange calls it.
     seconds, nanoseconds = _unpack_timespec(ancillary[0][2])
-    arrived_at = now - (time.time() - seconds - nanoseconds * 1e-9)
-    return arrived_at if earliest <= arrived_at <= now else now
+    waited = time.time() - seconds - nanoseconds * 1e-9
+    if not 0.0 < waited < MAX_WAIT_SECONDS:
+        return now
+    arrived_at = now - waited
+    # Earlier if the process lost its core between the readings of the two clocks, or the wall clock was set.
+    return max(earliest, arrived_at)

@@ -155,6 +155,7 @@ class Http2Connection:
                 self._connection_nursery.cancel_scope.cancel()
         finally:
             self._connection_nursery = None
+            self._reading.close()  # not before: each exchange that ends moves this deadline
             self._transport.close()
 
     def drain(self) -> None:
@@ -180,8 +181,6 @@ class Http2Connection:
             return
         except (OSError, trio.ClosedResourceError):
             return  # a connection that is broken gets no GOAWAY
-        finally:
-            self._reading.close()
         if reading_scope.cancelled_caught and not self._writer.is_broken:
             # An idle connection ends with NO_ERROR: its client did nothing wrong and may open another one.
             is_late = self.protocol.is_partial or not self.protocol.has_settings

@@ -31,7 +31,7 @@ class Bound:
     frames: float
 
 
-BOUNDS = {"not streaming": Bound(8400, 360), "streaming": Bound(13_100, 490)}
+BOUNDS = {"not streaming": Bound(8_000, 330), "streaming": Bound(14_100, 520)}
 """3 % above what was measured; a stream has 20 events."""
 
 

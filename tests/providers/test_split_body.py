@@ -23,7 +23,6 @@ LISTS = st.sampled_from(
         b'["]}", "\\u00e9"]',
         b'[1] , "messages" : [2]',
         b'[1],"a":[2]',
-        b'["\\u0000cgw: the list"]',
         b'["\\ud83d"]',
         b"[1,]",
         b"{}",
@@ -31,7 +30,7 @@ LISTS = st.sampled_from(
     ]
 )
 ODD_VALUES = [
-    b'["]"]', b'[{"a":[]}]', b'"\\u0000cgw: the list"', b'"messages\\":["', b'{"messages":[1]}',
+    b'["]"]', b'[{"a":[]}]', b'"messages\\":["', b'{"messages":[1]}',
 ]  # fmt: skip
 FIELDS = st.tuples(
     NAMES | st.sampled_from(["model", "user", "messages", "m\u0065ssages", "a"]), VALUES | st.sampled_from(ODD_VALUES)
@@ -52,7 +51,6 @@ def bodies(draw: st.DrawFn) -> bytes:
 @settings(max_examples=1000)
 @given(bodies(), st.dictionaries(st.sampled_from(["user", "model", "a"]), st.sampled_from(["v", None]), max_size=2))
 @example(b'{"messages":[1],"messages":[2]}', {})
-@example(b'{"a":"\\u0000cgw: the list","messages":[1]}', {})
 def test_a_split_body_is_what_it_was_split_from(body: bytes, changes: dict[str, Any]) -> None:
     """It has the same value, and changes to the same bytes; a field that is there twice is refused as well."""
     split = split_body(body, "messages")
@@ -87,6 +85,18 @@ def test_usual_bodies_are_split(body: bytes) -> None:
     split = split_body(body, "messages")
     assert split is not None
     assert json.loads(bytes(split.value)) == json.loads(body)["messages"]
+
+
+@pytest.mark.parametrize(
+    "where", ['{"metadata":{"messages":[1],"a":0},"messages":"%s"}', '{"messages":[1],"messages":"%s"}']
+)
+def test_another_list_cannot_pass_for_the_one_that_counts(where: str) -> None:
+    """Whatever a client has learned of earlier placeholders, also spelled otherwise, it stands for no list."""
+    usual = split_body(b'{"messages":[1]}', "messages")
+    assert usual is not None
+    mark = json.loads(usual.placeholder)
+    for spelled in (mark, mark[:-1] + f"\\u{ord(mark[-1]):04x}"):
+        assert split_body((where % spelled).encode(), "messages") is None
 
 
 def test_few_ends_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ async def test_a_socket_without_times() -> None:
 
 
 def test_times_that_cannot_be() -> None:
-    """A time before the earliest that is possible, or in the future, gives way to what is known."""
+    """A time before the earliest that is possible gives way to that; one in the future, or long ago, to the present."""
 
     def tell(at: float) -> Ancillary:
         return [(socket.SOL_SOCKET, 35, struct.pack("@ll", int(at), int(at % 1 * 1e9)))]
@@ -111,7 +111,8 @@ def test_times_that_cannot_be() -> None:
     assert read_arrival(tell(2.5), 3.0) == 3.0
     now = time.time()
     assert find_arrival(tell(now - 2), 100.0, 97.0) == pytest.approx(98.0, abs=0.5)
-    assert find_arrival(tell(now - 2), 100.0, 99.0) == 100.0
+    assert find_arrival(tell(now - 2), 100.0, 99.0) == 99.0
+    assert find_arrival(tell(now - 2 * MAX_WAIT_SECONDS), 200.0, 0.0) == 200.0
     assert find_arrival(tell(now + 2000), 100.0, 97.0) == 100.0
 
 
