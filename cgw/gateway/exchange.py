@@ -216,6 +216,8 @@ class Exchange:
         state = self.state
         if isinstance(error, ClientGone):
             state.note_client_gone()  # now: the usage event tells it
+        elif isinstance(error, Exception):
+            state.note_bug(error)  # as before
         self._give_back()  # at once: this is what stops an upstream that is still generating
         if isinstance(error, trio.Cancelled) and self._is_late():
             self._refusal = state.note_late(self._gateway, self._deadline, self._dialect.provider, admitted)

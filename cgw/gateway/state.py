@@ -201,6 +201,12 @@ class ExchangeState:
         """Note that the upstream was too slow; see :meth:`note_failure`. ``deadline`` is that of the exchange."""
         return self.note_failure(explain_late_upstream(gateway, deadline), provider, admitted)
 
+    def note_bug(self, bug: Exception) -> None:
+        """Note that cgw itself fails, which answers 500 if no response has begun."""
+        self.journal.crashed(bug)
+        if not self._client.is_response_started:
+            self.status = 500
+
     def note_relayed(self, outcome: RelayOutcome) -> None:
         """Note how the upstream's answer ended."""
         self.is_upstream_complete, self.relayed_at = outcome.end is RelayEnd.COMPLETE, outcome.ended_at

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import trio
 
+from cgw.events.reading import read_events
 from cgw.service.lifecycle import Service
 from cgw.testing.script import Breakage, Script
 from cgw.testing.scripted_upstream import ScriptedUpstream
@@ -130,6 +131,8 @@ async def test_a_bug_gives_everything_back(
         assert (answer.status_code, read_error(answer)) == (500, {"error": "internal error"})
         await wait_nothing_held(gateway)
         assert await get_usage(gateway) == 0
+        (event,) = read_events(gateway.events_folder)
+        assert (event.metadata["resolved_status_code"], event.metadata["outcome"]) == (500, "internal_error")
 
 
 async def test_a_freed_slot_is_available_at_once(tmp_path: Path, upstream: ScriptedUpstream) -> None:
