@@ -15,6 +15,7 @@ __all__ = [
     "EventsCase",
     "GatewayCase",
     "LimitsCase",
+    "OverheadCase",
     "Parameter",
     "Profile",
 ]
@@ -133,4 +134,22 @@ class EventsCase:
         return (self.warm_ms + self.window_ms) / 1000 * (1 if self.rate or self.sink == "none" else 4) + 1
 
 
-AnyCase = GatewayCase | LimitsCase | EventsCase
+@frozen(kw_only=True)
+class OverheadCase:
+    """One comparison of cgw's own metric with the load generator: loads ``through`` cgw, and ``direct``, without it."""
+
+    scenario: str = "overhead"
+    through: GatewayCase
+    direct: GatewayCase
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return self.through.parameters
+
+    @property
+    def seconds(self) -> float:
+        """The estimated duration, with the waits for the metric."""
+        return self.through.seconds + 2 * self.direct.seconds + 3
+
+
+AnyCase = GatewayCase | LimitsCase | EventsCase | OverheadCase

@@ -238,6 +238,36 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
+@cli.command(epilog=EPILOG)
+@click.option("--stream", "is_stream", is_flag=True, help="Count streams of 20 events instead of whole answers.")
+@click.option("--top", type=click.IntRange(1), default=30, show_default=True, help="Rows to print.")
+@click.option("--by", type=click.Choice(["file", "function"]), default="function", show_default=True)
+@click.option(
+    "--checkout",
+    type=click.Path(exists=True, file_okay=False, path_type=Path, resolve_path=True),
+    help="The cgw to count (default: this one).",
+)
+def bytecodes(is_stream: bool, top: int, by: str, checkout: Path | None) -> int:
+    """Count the bytecodes and frames of an exchange: exact, also on a busy machine. Needs Python 3.12."""
+    import tempfile
+
+    from benchmarks.binaries import REPOSITORY, build_tools
+    from benchmarks.bytecodes.measure import count_bytecodes
+    from benchmarks.machine import pick_cores
+    from benchmarks.processes import ChildError
+    from benchmarks.terminal import print_bytecodes
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="cgw-bytecodes-") as folder:
+            counts = count_bytecodes(
+                build_tools(), pick_cores(), Path(folder), is_stream=is_stream, checkout=checkout or REPOSITORY
+            )
+    except (ChildError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    print_bytecodes(counts, cast(Literal["file", "function"], by), top)
+    return 0
+
+
 RESULTS_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 

@@ -39,6 +39,8 @@ class Running:
 
     child: Child | None
     target: Target
+    metrics: dict[str, str] | None = None
+    """Header fields for its metrics, if it has any."""
 
     def tree(self) -> list[int]:
         return process_tree(self.child.pid) if self.child else []
@@ -97,7 +99,7 @@ class GatewayBench:
         try:
             if case.needs_fresh_subject:
                 self._stop(key)
-            running = self._start(subject, case.is_tls)
+            running = self.start(subject, case.is_tls)
             metrics = self._measure(running, case)
         except ChildError as error:
             self._stop(key)
@@ -174,8 +176,11 @@ class GatewayBench:
             metrics.pss_kib_per_stream = (pss - pss_before) / streams
 
     # --- subjects
-    def _start(self, subject: Subject | None, is_tls: bool) -> Running:
-        """Return the subject in front of the upstream, started and warmed up unless it is running."""
+    def start(self, subject: Subject | None, is_tls: bool) -> Running:
+        """Return the subject in front of the upstream, started and warmed up unless it is running.
+
+        Raises :exc:`ChildError`.
+        """
         upstream = self.upstream(is_tls)
         if subject is None:
             return Running(None, Target(upstream.port))
@@ -207,7 +212,7 @@ class GatewayBench:
             )
         )
         wait_until_answers(child, start.target.port, subject.start_seconds)
-        return Running(child, start.target)
+        return Running(child, start.target, start.metrics)
 
     def _warm_up(self, subject: Subject, running: Running, upstream: UpstreamProcess) -> None:
         """Run short loads until one finishes streams; raise :exc:`ChildError` after the subject's ``start_seconds``."""

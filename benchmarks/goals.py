@@ -158,6 +158,13 @@ def _ratio_of_cases(case: tuple[str, str], reference: tuple[str, str], metric: s
     return ask
 
 
+def _overhead_error(results: Results) -> float | None:
+    """Return by how much the metric is off the load generator's figure, in the worst case."""
+    cases = [case for scenario, case in results.cases if scenario == "overhead"]
+    ratios = [results.median("overhead", case, "cgw", "told_ratio") for case in cases]
+    return max((abs(ratio - 1) for ratio in ratios if ratio is not None), default=None)
+
+
 def _best_pairs(results: Results) -> float | None:
     """Return cgw's pairs/s with 3 limits, at the number of callers where they are highest."""
     cases = [case for scenario, case in results.cases if scenario == "limits" and case.endswith(" limits=3")]
@@ -207,6 +214,7 @@ GOALS = (
         1.08,
     ),
     Goal("CPU/event with logs and traces, to none", _ratio(OBSERVED_STREAMS, CPU, "cgw-silent", "cgw-traced"), 1.02),
+    Goal("overhead by the metric, off what the load generator sees", _overhead_error, 0.1, "of it"),
     Goal("memory per open stream, 1000 idle", _value(IDLE, "rss_kib_per_stream"), 32.0, "KiB"),
     *(
         goal

@@ -106,6 +106,14 @@ class Metrics(Struct, kw_only=True, omit_defaults=True):
     duration_us: Distribution | None = None
     upstream_late_us: Distribution | None = None
     """How late the fake upstream itself sent events. Their timestamps are later by as much, so latency excludes it."""
+    direct_us: float | None = None
+    """The mean duration of the same exchanges without the subject, measured before and after it."""
+    added_us: float | None = None
+    """The mean duration of exchanges without ``direct_us``: the subject's overhead, as its clients see it."""
+    told_overhead_us: float | None = None
+    """The mean overhead that the subject's own metric tells of the same exchanges."""
+    told_ratio: float | None = None
+    """``told_overhead_us`` divided by ``added_us``."""
     upstream_closed_ms: Distribution | None = None
     upstream_never_closed: int | None = None
     rss_kib: float | None = None

@@ -11,11 +11,12 @@ from pathlib import Path
 from attrs import frozen
 
 from benchmarks.binaries import REPOSITORY, Tools
-from benchmarks.cases import AnyCase, EventsCase, GatewayCase, LimitsCase
+from benchmarks.cases import AnyCase, EventsCase, GatewayCase, LimitsCase, OverheadCase
 from benchmarks.events.measure import can_be_measured, measure_events
 from benchmarks.gateway_bench import GatewayBench
 from benchmarks.limits.measure import measure_limits
 from benchmarks.machine import describe_machine, pick_cores
+from benchmarks.overhead import has_metric, measure_overhead
 from benchmarks.processes import pinned
 from benchmarks.results import SCHEMA, Measurement, Metrics, Results
 from benchmarks.subjects.base import MissingSubjectError, Subject
@@ -53,6 +54,8 @@ class RunPlan:
         """Return the names of the subjects measured in ``case``."""
         if isinstance(case, LimitsCase):
             return list(self.clients)
+        if isinstance(case, OverheadCase):
+            return [name for name, subject in self.subjects.items() if has_metric(subject)]
         if isinstance(case, EventsCase):
             return [name for name, subject in self.subjects.items() if can_be_measured(subject, case)]
         return [name for name, subject in self.subjects.items() if can_run(subject, case)]
@@ -165,6 +168,8 @@ def _measure(plan: RunPlan, bench: GatewayBench, name: str, case: AnyCase) -> Me
         return measure_limits(name, case, bench.cores, bench.directory)
     if isinstance(case, EventsCase):
         return measure_events(plan.subjects[name], case, bench.cores, bench.directory)
+    if isinstance(case, OverheadCase):
+        return measure_overhead(plan.subjects[name], case, bench)
     return bench.measure(plan.subjects[name], case)
 
 

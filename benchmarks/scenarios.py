@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import evolve, frozen
 
-from benchmarks.cases import AnyCase, EventsCase, GatewayCase, LimitsCase, Parameter, Profile
+from benchmarks.cases import AnyCase, EventsCase, GatewayCase, LimitsCase, OverheadCase, Parameter, Profile
 
 __all__ = ["SCENARIOS", "Scenario"]
 
@@ -323,6 +323,19 @@ def _telemetry(profile: Profile) -> Iterator[GatewayCase]:
     yield _paced(profile, "telemetry", streams, 50)
 
 
+def _overhead(profile: Profile) -> Iterator[OverheadCase]:
+    """Yield cases at some rates, and with more connections than one core can serve."""
+    at_rate, saturated = _requests(profile)
+    # All exchanges count, as the metric has no window.
+    at_rate = evolve(at_rate, scenario="overhead", load={**at_rate.load, "warm-ms": 0})
+    saturated = evolve(saturated, scenario="overhead", load={**saturated.load, "warm-ms": 0})
+    for rate in (50, 200, 1000):
+        case = evolve(at_rate, parameters={"rate": rate}, load={**at_rate.load, "rate": rate})
+        yield OverheadCase(through=case, direct=case)
+    # Without cgw, so many connections would queue for the upstream.
+    yield OverheadCase(through=saturated, direct=evolve(saturated, load={**saturated.load, "slots": 1}))
+
+
 def _limits(profile: Profile) -> Iterator[LimitsCase]:
     window_ms = min(profile.window_ms * 2 // 3, 4000)
     for callers in profile.callers:
@@ -367,6 +380,7 @@ SCENARIOS = {
             _autocomplete,
         ),
         Scenario("telemetry", "what logs and traces cost an exchange and an event: cgw-traced, cgw-silent", _telemetry),
+        Scenario("overhead", "cgw's own metric of its overhead, and what the load generator sees of it", _overhead),
         Scenario(
             "limits", "admit + settle of 1, 3 and 6 limits by 1, 50 and 500 callers, compared to redis-py", _limits
         ),

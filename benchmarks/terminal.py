@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 from rich.console import Console
@@ -12,7 +13,10 @@ from rich.table import Table
 
 from benchmarks.results import Measurement, Results, read_metric
 
-__all__ = ["COLUMNS", "MetricColumn", "columns_of", "print_results", "show_progress"]
+if TYPE_CHECKING:
+    from benchmarks.bytecodes.measure import Counts
+
+__all__ = ["COLUMNS", "MetricColumn", "columns_of", "print_bytecodes", "print_results", "show_progress"]
 
 
 @frozen
@@ -36,6 +40,11 @@ COLUMNS = (
     MetricColumn("latency_us.p99", "event p99 µs"),
     MetricColumn("first_byte_us.p50", "first byte p50 µs"),
     MetricColumn("first_byte_us.p99", "first byte p99 µs"),
+    MetricColumn("duration_us.mean", "mean µs"),
+    MetricColumn("direct_us", "direct µs"),
+    MetricColumn("added_us", "added µs"),
+    MetricColumn("told_overhead_us", "metric µs"),
+    MetricColumn("told_ratio", "metric ÷ added", 2),
     MetricColumn("rss_kib_per_stream", "KiB/stream", 1),
     MetricColumn("rss_growth_kib", "memory growth KiB"),
     MetricColumn("upstream_closed_ms.p50", "closed p50 ms", 2),
@@ -77,6 +86,7 @@ BY_SCENARIO = {
         "requests_per_second",
     ),
     "telemetry": ("cpu_us_per_request", "cpu_us_per_event", "first_byte_us.p50", "first_byte_us.p99"),
+    "overhead": ("told_ratio", "told_overhead_us", "added_us", "duration_us.mean", "direct_us", "requests_per_second"),
     "limits": (
         *("pairs_per_second", "cpu_us_per_pair", "store_cpu_us_per_pair"),
         *(f"{what}_us.{percentile}" for what in ("pair", "call") for percentile in ("p50", "p99")),
@@ -149,6 +159,15 @@ def describe_problems(results: Results, scenario: str, case: str, subject: str) 
     if any((m.metrics.store_share or 0) > 0.9 for m in measured):
         notes.append("the store's core was full")
     return "; ".join(notes)
+
+
+def print_bytecodes(counts: Counts, by: Literal["file", "function"], top: int) -> None:
+    """Print the totals of one exchange, and the ``top`` rows with the most bytecodes. Lines that a script can read."""
+    rows = counts.group(by)
+    print(f"{counts.bytecodes:.0f} bytecodes in {counts.frames:.0f} frames for each of {counts.exchanges} exchanges")
+    for row in rows[:top]:
+        name = row.file if by == "file" else f"{row.file}:{row.line} {row.function}"
+        print(f"{row.bytecodes:8.1f} {row.frames:6.1f}  {name}")
 
 
 @contextlib.contextmanager

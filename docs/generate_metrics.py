@@ -28,7 +28,7 @@ This page is generated from the declarations by `python -m docs.generate_metrics
   metrics (OTLP, Google Cloud Monitoring) have the name in the last column, where there is one.
 - **Several processes on one port** (`CODY_GATEWAY_REUSE_PORT`) with one data directory are in each scrape, whichever of
   them answers it, told apart by the label `worker`.
-- **Cost**: what the parts count anyway is read when it is asked for. An exchange adds about 2.5 µs for its histograms, a
+- **Cost**: what the parts count anyway is read when it is asked for. An exchange adds about 2 µs for its histograms, a
   reply of Redis 0.5 µs.
 - **Bounds**: no metric has the id of an actor, a key or a path of a client's. A metric has at most {MAX_SERIES} sets of
   labels; further ones are counted as `other`, and in `cgw_metrics_collapsed_total`. Of models, the first

@@ -35,12 +35,16 @@ class Address:
 
 @frozen(kw_only=True)
 class Start:
-    """A command that starts a subject, and the target of requests. ``environ`` is added to the suite's environment."""
+    """A command that starts a subject, and the target of requests. ``environ`` is added to the suite's environment.
+
+    ``metrics`` are the header fields for its metrics, if it has any.
+    """
 
     command: tuple[str, ...]
     target: Target
     environ: dict[str, str] = field(factory=dict)
     cwd: Path | None = None
+    metrics: dict[str, str] | None = None
 
 
 class Subject(Protocol):

@@ -49,6 +49,7 @@ class Cgw:
 
     def prepare(self, directory: Path, port: int, upstream: Address) -> Start:
         token = "cgw_" + secrets.token_hex(32)
+        secret = secrets.token_hex(32)
         actors = directory / "actors.toml"
         actors.write_text(ACTORS.format(digest=hashlib.sha256(token.encode()).hexdigest()))
         return Start(
@@ -63,6 +64,7 @@ class Cgw:
                 "CODY_GATEWAY_OPENAI_API_URL": upstream.url,
                 "CODY_GATEWAY_OPENAI_ACCESS_TOKEN": "sk-benchmarks",
                 "CODY_GATEWAY_UPSTREAM_CA_FILE": str(upstream.ca_file) if upstream.scheme == "https" else "",
+                "CODY_GATEWAY_DIAGNOSTICS_SECRET": secret,
                 "CODY_GATEWAY_LOG_FORMAT": "json",
                 # Scenarios go up to the point where the core is full, and the other gateways refuse nothing there.
                 "CODY_GATEWAY_SHED_TARGET": "0s",
@@ -70,6 +72,7 @@ class Cgw:
                 **self.environ,
             },
             target=Target(port, "/openai/v1/chat/completions", (f"authorization: Bearer {token}",), http2_port=port),
+            metrics={"authorization": f"Bearer {secret}"},
         )
 
 

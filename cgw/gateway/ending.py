@@ -15,6 +15,9 @@ from cgw.transport.relay import RelayEnd, RelayOutcome
 REST_SECONDS = 1.0
 """How long HTTP's end of an answer is awaited after the API's last event."""
 
+LATE_END_SECONDS = 5.0
+"""How long the end of an answer may take that came in the moment in which its time was over."""
+
 
 async def release(client: ClientSide, answer: RelayOutcome | Refusal | None, journal: Journal) -> None:
     """Send what completes ``answer`` for the client: HTTP's end, or the API's last event where that comes first.
@@ -57,3 +60,14 @@ async def relay_rest(client: ClientSide, resume: Callable[[], Awaitable[RelayOut
     # Not behind a part of a chunk: the client would wait for the rest of it, with the end in its place.
     if not client.is_broken_off:
         await client.finish(held_back)
+
+
+async def end_late(ending: Awaitable[None]) -> None:
+    """Await what ends an answer that came in the moment in which its time was over, although that has cancelled it.
+
+    Raises what ``ending`` does, and :exc:`~cgw.errors.ClientGone` for a client that takes :data:`LATE_END_SECONDS`.
+    """
+    with trio.move_on_after(LATE_END_SECONDS, shield=True) as late_scope:
+        await ending
+    if late_scope.cancelled_caught:
+        raise ClientGone

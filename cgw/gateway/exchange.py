@@ -16,7 +16,7 @@ from cgw.errors import ClientGone, Refusal, UpstreamError
 from cgw.gateway import debug_lines
 from cgw.gateway.admission import AdmittedRequest, admit, authenticate, check_actor, check_model_access, settle
 from cgw.gateway.answer import content_length_of, is_event_stream, read_timeouts, select_feature
-from cgw.gateway.ending import relay_rest, release
+from cgw.gateway.ending import end_late, relay_rest, release
 from cgw.gateway.opening import explain_overload, open_upstream, tell_trace
 from cgw.gateway.own_answers import CUT, build_relayed_headers, explain_late, send_cut, send_refusal
 from cgw.gateway.parts import Gateway, check_recording, wait_recorded
@@ -48,6 +48,7 @@ class Exchange:
         self._deadline = math.inf
         self._head_seconds = math.inf
         self._refusal: Refusal | None = None
+        self._relay: FlatRelay | None = gateway.relay  # of the fast path; None where a response cannot take it
         self._response: UpstreamResponse | None = None  # until it is given back
         self._is_debugging = debug_lines.are_on()  # asked once: each look costs every exchange 50 ns
         self.state = ExchangeState(client, dialect.path, gateway.read_time)
@@ -108,9 +109,10 @@ class Exchange:
         """Give back what the exchange has, and log it."""
         state, client, gateway = self.state, self._client, self._gateway
         self._scope.conclude = None
+        gateway.in_flight.count -= 1  # before what might fail: else a bug would count for ever
         client.call_when_gone(None)
-        self._give_back()
-        gateway.in_flight.count -= 1
+        if self._response is not None:
+            self._give_back()
         gateway.readers(state.journal.close(state.status, client.bytes_sent))
 
     async def _admit_request(self) -> AdmittedRequest:
@@ -189,7 +191,8 @@ class Exchange:
                 if self._record_usage(admitted):
                     await wait_recorded(gateway)
             if state.is_charged:
-                await release(client, answer, state.journal)  # before settling: the client need not wait for Redis
+                # Before settling: the client need not wait for Redis.
+                await self._end_answer(release(client, answer, state.journal))
         finally:
             state.move(Phase.SETTLING)
             is_charged = state.is_charged
@@ -198,9 +201,15 @@ class Exchange:
             if self._is_debugging:
                 debug_lines.log_settled(admitted.admission, is_charged, state.used_tokens)
         if not is_charged:
-            await release(client, answer, state.journal)  # after settling: a refund is there when the client asks again
+            # After settling: a refund is there when the client asks again.
+            await self._end_answer(release(client, answer, state.journal))
         if isinstance(answer, RelayOutcome) and answer.resume is not None:
-            await relay_rest(client, answer.resume)
+            await self._end_answer(relay_rest(client, answer.resume))
+
+    def _end_answer(self, ending: Awaitable[None]) -> Awaitable[None]:
+        """Return what is to be awaited for the end of an answer that has come: time is not over for that."""
+        # The keeper of deadlines may have cancelled the scope in the turn in which the last of the answer came.
+        return ending if self._scope.cause is not Cause.LATE else end_late(ending)
 
     def _note_interruption(self, error: BaseException, admitted: AdmittedRequest) -> None:
         """Stop the upstream, and note why. When time is over, that is what :meth:`conclude` answers."""
@@ -231,20 +240,23 @@ class Exchange:
         """Send the response's head to the client, then relay its body up to what completes it."""
         state, journal = self.state, self.state.journal
         head = response.head
-        status = state.note_head(head, response.connected_at)
+        status = state.note_head(head, response.connected_at, response.asked_at)
         headers = build_relayed_headers(self._gateway, self._dialect, admitted, self._client.head, head)
         if status == 503:
             prepared, provider = admitted.prepared, self._dialect.provider
             refusal = await explain_overload(response, prepared, provider, headers, journal)
             state.note_refusal(refusal)
             return refusal
-        state.move(Phase.RELAYING)
+        state.move(Phase.RELAYING, response.arrived_at)
         length = 0 if head.status in (204, 304) else content_length_of(head)
         if length is None or response.connection.unread_bytes < length:
+            if self._scope.cause is not None:
+                # Now, as it was cancelled in the turn in which the head came: there can still be another answer.
+                await trio.lowlevel.checkpoint_if_cancelled()
             self._scope.set_deadline(self._deadline)  # the silence between chunks has a timeout of its own
         # The relay sends it, in one write with what is there of the body.
         await self._client.send_head(status, headers, is_stream=False)
-        relay, note_first, client = self._choose_relay(), journal.first_chunk, self._client
+        relay, note_first, client = self._relay, journal.first_chunk, self._client
         if is_stream := is_event_stream(head) and length != 0:
             state.window.look_for(self._dialect.final_markers)
         outcome = await relay_response(
@@ -253,14 +265,10 @@ class Exchange:
         state.note_relayed(outcome)
         return outcome
 
-    def _choose_relay(self) -> FlatRelay | None:
-        """Return the relay of the fast path; ``None`` where a response cannot take it."""
-        return self._gateway.relay
-
     def _record_usage(self, admitted: AdmittedRequest) -> bool:
         """Record the exchange's usage event, and return whether that has to be waited for."""
         state, event_log = self.state, self._gateway.event_log
-        state.move(Phase.RECORDING)
+        state.move(Phase.RECORDING, state.relayed_at)
         if state.is_cut:
             state.status = CUT.status
         event = self._build_event(admitted)

@@ -32,7 +32,7 @@ class FreeExchange(Exchange):
 
     def _record_usage(self, admitted: AdmittedRequest) -> bool:
         state = self.state
-        state.move(Phase.RECORDING)
+        state.move(Phase.RECORDING, state.relayed_at)
         if state.is_cut:
             state.status = CUT.status
         return False

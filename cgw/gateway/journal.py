@@ -12,6 +12,7 @@ from cgw.model import Actor, Feature, Usage, UsageQuality
 from cgw.providers.dialect import PreparedRequest
 from cgw.telemetry.exchange_record import ExchangeRecord, Moment, Outcome, RequestKind, begin_times
 from cgw.telemetry.stack_traces import unwrap
+from cgw.transport.arrival import measure_wait
 from cgw.wire.messages import RequestHead
 
 # Looking a value up is quicker than asking an enum's member for it, which calls a function.
@@ -29,7 +30,9 @@ class Journal:
 
     def __init__(self, head: RequestHead, peer: str, route: str, read_time: Callable[[], float]) -> None:
         self._read_time = read_time
-        times = self.times = begin_times(read_time())
+        now = time.time()
+        waited = measure_wait(head.arrived_at, now)
+        times = self.times = begin_times(read_time() - waited)
         find = head.header
         agent = find(b"user-agent")
         self.record = ExchangeRecord(
@@ -38,7 +41,7 @@ class Journal:
             head.method.decode("latin-1"),
             head.path.decode("latin-1"),
             Outcome.SHUTDOWN,  # until another is noted: that cuts exchanges off, and notes nothing
-            time.time(),
+            now - waited,
             times,
             route,
             protocol="HTTP/" + head.http_version.decode("latin-1"),

@@ -107,7 +107,9 @@ async def _open_either(
     logger.debug("asking the fallback of %s: %s", request.origin, reason)
     journal.fell_back(f"the fallback was asked instead of {request.origin.host}: {reason}")
     scope.set_deadline(min(deadline, trio.current_time() + head_seconds))
-    return await pool.open(fallback.redirect(request))
+    response = await pool.open(fallback.redirect(request))
+    response.asked_at = None  # the first upstream's time is not cgw's own
+    return response
 
 
 async def read_error_body(response: UpstreamResponse) -> bytes:

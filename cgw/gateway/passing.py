@@ -19,7 +19,6 @@ from cgw.gateway.opening import tell_trace
 from cgw.model import Actor, Feature, LimitUnit, RateLimit
 from cgw.providers.dialect import PreparedRequest
 from cgw.providers.model_patterns import compile_allow_list
-from cgw.transport.flat_relay import FlatRelay
 from cgw.transport.relay import RelayOutcome
 from cgw.transport.upstream_connection import UpstreamConnection
 
@@ -31,7 +30,6 @@ class PassExchange(Exchange):
     """An exchange whose dialect is a :class:`~cgw.providers.pass_routes.PassRoute`."""
 
     _is_upload = False
-    _is_uploading = False
     _has_head = False
     _failure: Exception | None = None  # of an upload: what the exchange fails with
 
@@ -64,10 +62,8 @@ class PassExchange(Exchange):
 
     async def _ask_upstream(self, admitted: AdmittedRequest) -> RelayOutcome | Refusal:
         # Neither fallback nor load tracking: those are about models.
-        pool, request = (
-            self._gateway.pool,
-            tell_trace(self._gateway, self._client.head.trace, admitted.prepared.upstream),
-        )
+        pool = self._gateway.pool
+        request = tell_trace(self._gateway, self._client.head.trace, admitted.prepared.upstream)
         if not self._is_upload:
             self._response = await pool.open(request)
             return await self._pass_on_and_keep(admitted)
@@ -76,7 +72,8 @@ class PassExchange(Exchange):
         connected_at = trio.current_time()
         answer: RelayOutcome | Refusal | None = None
         try:
-            self._is_uploading = True
+            # The fast path reads the upstream's connection in another thread, beside which nothing may be sent on it.
+            self._relay = None
             async with trio.open_nursery() as upload_nursery:
                 upload_nursery.start_soon(self._send_up, connection, upload_nursery.cancel_scope)
                 try:
@@ -125,7 +122,7 @@ class PassExchange(Exchange):
             if is_open:
                 with trio.fail_after(seconds):
                     await connection.end_upload()
-            self._is_uploading = False
+            self._relay = self._gateway.relay
             if not self._has_head:
                 super()._await_head()
         except trio.TooSlowError:
@@ -136,7 +133,3 @@ class PassExchange(Exchange):
     def _fail(self, error: Exception, scope: trio.CancelScope) -> None:
         self._failure = error
         scope.cancel()
-
-    def _choose_relay(self) -> FlatRelay | None:
-        # The fast path reads the upstream's connection in another thread, beside which nothing may be sent on it.
-        return None if self._is_uploading else super()._choose_relay()

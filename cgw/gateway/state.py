@@ -51,6 +51,7 @@ class ExchangeState:
     upstream_head: ResponseHead | None = None
     is_charged = False
     is_upstream_complete = False
+    relayed_at: float | None = None  # when the last of the upstream's answer came, if that is known
     body: BodyWindow | None = None  # once it is recorded
     used_tokens: int | None = None
 
@@ -66,21 +67,28 @@ class ExchangeState:
         """True if cgw ends the exchange before its response has begun: it was answered by nobody, and nobody left."""
         return self.status in _UNANSWERED and self.gone_in is None and not self._client.is_response_started
 
-    def move(self, phase: Phase) -> None:
-        """Enter ``phase``, and note the moment. An illegal move is a bug, and raises :exc:`RuntimeError`."""
+    def move(self, phase: Phase, at: float | None = None) -> None:
+        """Enter ``phase``, and note the moment: ``at``, by default now.
+
+        An illegal move is a bug, and raises :exc:`RuntimeError`.
+        """
         if phase not in FOLLOWING[self.phase]:
             raise RuntimeError(f"an exchange cannot go from {self.phase.name} to {phase.name}")
         self.phase = phase
-        self._times[phase] = self._read_time()
+        self._times[phase] = self._read_time() if at is None else at
 
-    def note_head(self, head: ResponseHead, connected_at: float | None) -> int:
+    def note_head(self, head: ResponseHead, connected_at: float | None, asked_at: float | None) -> int:
         """Note the head of the upstream's response; return the status that the client is answered.
 
-        ``connected_at`` is when its connection was opened, ``None`` for one that was kept.
+        ``connected_at`` is when its connection was opened, ``None`` for one that was kept;
+        ``asked_at`` is when the request was sent, ``None`` where the upstream's part has begun before.
         """
         status, record = head.status, self.journal.record
         record.upstream_status, record.is_reused = status, connected_at is None
         self._times[Moment.CONNECTED] = connected_at
+        if asked_at is not None:
+            # Finding the connection and encoding the request were no time of the upstream.
+            self._times[Moment.ADMITTED] = asked_at
         self.upstream_head = head
         self.is_charged = 200 <= status < 300
         answered = self.status = answer_status(status)
@@ -195,7 +203,7 @@ class ExchangeState:
 
     def note_relayed(self, outcome: RelayOutcome) -> None:
         """Note how the upstream's answer ended."""
-        self.is_upstream_complete = outcome.end is RelayEnd.COMPLETE
+        self.is_upstream_complete, self.relayed_at = outcome.end is RelayEnd.COMPLETE, outcome.ended_at
         if outcome.error is not None:
             kind = UpstreamTimeout if outcome.end is RelayEnd.TIMED_OUT else UpstreamError
             self.journal.upstream_failed(kind(outcome.error))

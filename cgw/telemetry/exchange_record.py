@@ -51,7 +51,7 @@ class Moment(enum.IntEnum):
     """The moments of an exchange that are noted, in their order; the index of each in ``ExchangeRecord.times``."""
 
     STARTED = 0
-    """The request's head is read."""
+    """The first bytes of the request have come."""
     AUTHENTICATED = 1
     """The actor is known."""
     RECEIVED = 2
@@ -59,7 +59,7 @@ class Moment(enum.IntEnum):
     PREPARED = 3
     """The body is checked, and the upstream's request built from it."""
     ADMITTED = 4
-    """The limits let it through: the upstream is asked from here on."""
+    """The limits let it through, and the upstream is asked, or first a connection to it is opened."""
     CONNECTED = 5
     """A new connection to the upstream is open; not noted where a kept one was used."""
     ANSWERED = 6
@@ -154,8 +154,8 @@ class ExchangeRecord(msgspec.Struct):
     def measure(self) -> tuple[float, float | None, float | None, float | None]:
         """Return the seconds of the whole, to the first byte of the body, of the upstream, and of cgw.
 
-        The upstream's are those from asking it to the end of its response, cgw's are all others. ``None`` where that
-        was not reached.
+        The upstream's are those from asking it to the arrival of the end of its response, cgw's are all others.
+        ``None`` where that was not reached.
         """
         # The order of Moment. Unpacked, because that is a third of looking five of them up.
         start, _, _, _, asked, _, _, first, relayed, _, _, end = self.times

@@ -23,11 +23,17 @@ from cgw.alarm import Alarm
 from cgw.clock import read_clock
 
 TICK_SECONDS = 1 / 32
-"""The time between two looks, and so the longest time by which a deadline is noticed late, besides the loop's own lag:
-thousands of deadlines wake the process up at most so often. A power of two, so that ticks are exact numbers."""
+"""The time between two looks, and so the longest time by which a deadline is noticed late, besides the loop's own lag.
+A power of two, so that ticks are exact numbers."""
+
+TICKS_PER_SECOND = round(1 / TICK_SECONDS)
+
+NEAR_SECONDS = 2.0
+"""Deadlines that are further away are looked at in the whole second before they pass. As a rule they have been moved by
+then: so thousands of them wake the process up once a second, and not in every tick."""
 
 MAX_AHEAD_SECONDS = 60.0
-"""How far ahead the next look at a deadline may be. It bounds the ticks that exist, to about 1,900."""
+"""How far ahead the next look at a deadline may be. It bounds the ticks that exist, to about 130."""
 
 LOOKS_PER_PASS = 256
 """Deadlines that are looked at before other tasks get their turn: half a millisecond's work, when all have passed."""
@@ -104,7 +110,9 @@ class DeadlineKeeper:
             kept.tick, kept.looked_at = None, math.inf
 
     def _plan(self, kept: KeptDeadline, now: float) -> None:
-        number = math.ceil(min(kept.deadline, now + MAX_AHEAD_SECONDS) / TICK_SECONDS)
+        at = min(kept.deadline, now + MAX_AHEAD_SECONDS)
+        is_near = at <= now + NEAR_SECONDS
+        number = math.ceil(at * TICKS_PER_SECOND) if is_near else math.floor(at) * TICKS_PER_SECOND
         tick = self._ticks.get(number)
         if tick is None:
             tick = self._ticks[number] = set()

@@ -153,7 +153,7 @@ class FlatRelay:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         stream = FlatStream(reader, reader.open_reading(self._scratch), writer, framer, on_first_chunk)
-        stream.active_at = trio.current_time()
+        stream.active_at = self._read_clock() + self._clock_offset
         stream.task = trio.lowlevel.current_task()
         # No checkpoint between here and wait_task_rescheduled: _deliver can't run before the task is suspended.
         with self._lock:
@@ -344,7 +344,7 @@ class FlatRelay:
                 self._wait_for_client(stream, data[sent:])
                 return
         if state is not FramerState.OPEN:
-            self._end(stream, StreamOutcome.from_framer(state, framer))
+            self._end(stream, StreamOutcome.from_framer(state, framer, self._now))
 
     def _wait_for_client(self, stream: FlatStream, unsent: bytes) -> None:
         """Keep ``unsent``, at most one read, until the client reads on; do not read the upstream meanwhile."""
@@ -377,7 +377,7 @@ class FlatRelay:
             self._remove(stream)
             self._begin_reading(stream)
         else:
-            self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer))
+            self._end(stream, StreamOutcome.from_framer(stream.framer_state, stream.framer, self._now))
 
     async def _sweep_forever(self) -> None:
         shortest = min(self.silence_seconds, self.stall_seconds)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from cgw.transport.sockets import Scratch
 from cgw.wire.framers import Framer, FramerState
@@ -58,21 +58,25 @@ class StreamEnd(enum.Enum):
 
 @frozen
 class StreamOutcome:
-    """The end of a stream. ``held`` is data of the upstream's that was not forwarded; ``reason`` is for logs."""
+    """The end of a stream. ``held`` is data of the upstream's that was not forwarded; ``reason`` is for logs.
+
+    ``at`` is when the last data came, by the clock of the relay's caller, for a body that has not failed.
+    """
 
     end: StreamEnd
     held: bytes
     reason: str = ""
+    at: float | None = field(default=None, eq=False)
 
     @classmethod
-    def from_framer(cls, state: FramerState, framer: Framer) -> StreamOutcome:
-        """Build the outcome for a final state of a framer."""
+    def from_framer(cls, state: FramerState, framer: Framer, at: float) -> StreamOutcome:
+        """Build the outcome for a final state of a framer, reached with data that came at time ``at``."""
         if state is FramerState.MALFORMED:
             return cls(StreamEnd.BROKEN, b"", "the upstream broke the framing of its body")
         # No table: hashing a member of an enumeration costs more than all of this.
         if state is FramerState.COMPLETE:
-            return cls(StreamEnd.COMPLETE, framer.held)
-        return cls(StreamEnd.FINAL if state is FramerState.FINAL else StreamEnd.UNUSUAL, framer.held)
+            return cls(StreamEnd.COMPLETE, framer.held, at=at)
+        return cls(StreamEnd.FINAL if state is FramerState.FINAL else StreamEnd.UNUSUAL, framer.held, at=at)
 
 
 class FlatStream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from email.utils import formatdate
 
@@ -36,6 +37,7 @@ class Http1Client:
     is_response_started = False
     is_response_complete = False
     is_broken_off = False
+    completed_at = 0.0  # Unix time
     _reserved_bytes = 0  # of the budget, for this request's body
     _received = b""  # came together with the head; not given to the codec yet
     _unsent = b""  # encoded, but kept to go out in one write with what follows
@@ -301,6 +303,7 @@ class Http1Client:
         if data:
             await self._write(data)
         self.is_response_complete = True
+        self.completed_at = time.time()
         self.bytes_sent += sent_bytes
 
     def break_off(self) -> None:

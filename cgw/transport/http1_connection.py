@@ -13,7 +13,8 @@
                     └───────── idle for too long, client gone, draining ────────────────────┴──> closed
 
 No data is read for the next request while one is served, so pipelined requests are answered in order, and a client
-that sends many of them is slowed down by TCP.
+that sends many of them is slowed down by TCP. All is done in one :class:`ServingScope`, which is left for a new one
+only when it was cancelled: by a deadline, by a client that left its exchange, or by a drain.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import trio
 
 from cgw.clock import read_clock
 from cgw.errors import ClientGone, Refusal
+from cgw.transport.arrival import Ancillary, read_arrival
 from cgw.transport.client_side import RefusedHead
 from cgw.transport.connection_callbacks import ConnectionCallbacks
 from cgw.transport.hangup_watch import WatchedClient
@@ -61,6 +63,7 @@ class Http1Connection:
         self._buffer = b""  # received, but not part of a request yet
         self._head = b""  # received, but not served yet
         self._blank_lines = 0
+        self._ancillary: Ancillary = []  # of the first read of the request that is being received
         self._scope = ServingScope(callbacks.deadlines)
         self._read_time = read_clock()
         self._client: Http1Client | None = None  # of the present or last request
@@ -190,10 +193,11 @@ class Http1Connection:
                 await scope.conclude()
         if not self._is_serving:
             return not cancel_scope.cancelled_caught or self._end_wait()
-        goes_on = self._end_request()  # once more, as an exchange that was cancelled is answered by now
-        if not goes_on and self._must_linger():
+        if self._end_request():  # asked once more, as an exchange that was cancelled is answered by now
+            return True
+        if self._must_linger():
             await self._transport.linger(self._callbacks.buffer)
-        return goes_on
+        return False
 
     async def _receive_head(self) -> bytes:
         """Return the next head with its blank line, or HTTP/2's preface; ``b""`` if the client has left.
@@ -202,7 +206,7 @@ class Http1Connection:
         :exc:`~cgw.errors.Refusal` 400, 414 or 431.
         """
         callbacks, size = self._callbacks, 0
-        self._blank_lines = 0
+        self.is_idle, self._blank_lines = not self._buffer, 0
         if self._buffer or (self._has_served and callbacks.pace.note_end()):
             # Pipelined requests may be answered without ever having to wait for the client. And by the time that the
             # others have had their turn, the next request is often there: then it costs neither a wait nor a deadline.
@@ -248,6 +252,8 @@ class Http1Connection:
 
     def _take(self, size: int) -> int:
         """Append what was received into the shared buffer; return ``size``."""
+        if not self._buffer:
+            self._ancillary = self._transport.ancillary
         self._buffer += memoryview(self._callbacks.buffer)[:size]
         return size
 
@@ -304,6 +310,9 @@ class Http1Connection:
         callbacks = self._callbacks
         head, codec = parse_request(self._head)
         self._head = b""
+        # What comes before the last response is complete waits for that, and not for us.
+        head.arrived_at = read_arrival(self._ancillary, 0.0 if self._client is None else self._client.completed_at)
+        self._ancillary = []  # a request that came together with it has no time of its own
         refusal = callbacks.check_load(head)
         if refusal is not None and self._shed_now(head, codec):
             return None
@@ -331,7 +340,6 @@ class Http1Connection:
         assert client is not None
         client.release_body()
         self._buffer = client.unread  # pipelined data is the start of the next request
-        self.is_idle = not self._buffer
         self._is_serving = self._is_draining or not client.is_reusable
         return not self._is_serving
 

@@ -24,6 +24,7 @@ from attrs import field, frozen
 from h2.errors import ErrorCodes
 
 from cgw.errors import ClientGone, Refusal
+from cgw.transport.arrival import read_arrival
 from cgw.transport.body_budget import BodyBudget
 from cgw.transport.client_address import TrustedProxies
 from cgw.transport.client_side import ClientLimits, RefusedHead, RenderRefusal, ignore_refused
@@ -154,6 +155,7 @@ class Http2Connection:
                 self._connection_nursery.cancel_scope.cancel()
         finally:
             self._connection_nursery = None
+            self._reading.close()  # not before: each exchange that ends moves this deadline
             self._transport.close()
 
     def drain(self) -> None:
@@ -179,8 +181,6 @@ class Http2Connection:
             return
         except (OSError, trio.ClosedResourceError):
             return  # a connection that is broken gets no GOAWAY
-        finally:
-            self._reading.close()
         if reading_scope.cancelled_caught and not self._writer.is_broken:
             # An idle connection ends with NO_ERROR: its client did nothing wrong and may open another one.
             is_late = self.protocol.is_partial or not self.protocol.has_settings
@@ -265,6 +265,7 @@ class Http2Connection:
             self.protocol.reset(started.stream_id, ErrorCodes.REFUSED_STREAM)
             return
         peer = self._callbacks.trusted.find_client(self._peer, started.head)
+        started.head.arrived_at = read_arrival(self._transport.ancillary)
         client = Http2Client(self, started, self._limits, self._callbacks.budget, peer)
         self._clients[started.stream_id] = client
         self._task_count += 1

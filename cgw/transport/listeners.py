@@ -10,6 +10,8 @@ from typing import Any
 
 import trio
 
+from cgw.transport.arrival import ask_for_arrivals
+
 BACKLOG = 2048
 """Connections that the kernel completes before they are accepted; ``net.core.somaxconn`` may lower it."""
 
@@ -68,8 +70,10 @@ def _open_listener(family: int, address: Any, backlog: int, *, is_dual: bool, re
 
 
 def _wrap(sock: socket.socket) -> trio.SocketListener:
-    # Accepted sockets inherit it: a response's last, small segment never waits for an acknowledgement.
+    # Accepted sockets inherit both. A response's last, small segment never waits for an acknowledgement.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The kernel takes the time of packets only while some socket asks for it: here one does all the time.
+    ask_for_arrivals(sock)
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 

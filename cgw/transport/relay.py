@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from cgw.errors import ClientGone, UpstreamError, UpstreamTimeout
 from cgw.transport.client_side import ClientSide, RawBody
@@ -46,13 +46,15 @@ class RelayOutcome:
 
     ``held_back`` is payload that is to be sent once the exchange is recorded, also if the answer broke off; raw data is
     kept by the client's side instead. With ``resume`` the API's last event has come, but not HTTP's end of the body:
-    what follows is relayed by calling it, after ``held_back`` was sent.
+    what follows is relayed by calling it, after ``held_back`` was sent. ``ended_at`` is when the last of it came (by
+    Trio's clock), ``None`` where that is not known, or the upstream may have had to wait for the client.
     """
 
     end: RelayEnd
     held_back: bytes = b""
     error: str | None = None
     resume: Callable[[], Awaitable[RelayOutcome]] | None = None
+    ended_at: float | None = field(default=None, eq=False)
 
 
 async def relay_response(
@@ -82,25 +84,24 @@ async def relay_response(
     ):
         # A short answer came as a whole, together with its head: there is nothing to relay but this.
         body = response.connection.take_unread()[:content_length]
-        on_first_chunk(trio.current_time())
+        on_first_chunk(response.arrived_at)
         window.feed(body)
         response.end_raw_body(unread_bytes - content_length)
-        return RelayOutcome(RelayEnd.COMPLETE, held_back=body)
+        return RelayOutcome(RelayEnd.COMPLETE, held_back=body, ended_at=response.arrived_at)
     framer = None if flat is None else flat.choose_framer(response.head, content_length, window)
     # Asked for only with a framer: from here on the client's codec expects raw bytes.
     raw_body = None if framer is None else client.begin_raw_body(content_length)
-    go_on = partial(relay_body, response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
     if flat is not None and framer is not None and raw_body is not None:
-        raw = _RawRelay(flat, response, client, framer, raw_body, window, on_first_chunk, go_on)
+        raw = _RawRelay(flat, response, client, framer, raw_body, window, on_first_chunk, content_length)
         # Whatever was read together with the head comes before what is still in the socket.
         return await raw.run(response.connection.take_unread())
     if is_stream:
         await client.flush()
-    return await go_on()
+    return await relay_body(response, client, window, content_length=content_length, on_first_chunk=on_first_chunk)
 
 
 class _RawRelay:
-    """A body on the fast path. ``go_on`` continues it on the fallback path."""
+    """A body on the fast path."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class _RawRelay:
         raw_body: RawBody,
         window: BodyWindowCollector,
         on_first_chunk: Callable[[float], None],
-        go_on: Callable[[], Awaitable[RelayOutcome]],
+        content_length: int | None,
     ) -> None:
         self._flat = flat
         self._response = response
@@ -120,7 +121,7 @@ class _RawRelay:
         self._raw_body = raw_body
         self._window = window
         self._on_first_chunk = on_first_chunk
-        self._go_on = go_on
+        self._content_length = content_length
 
     async def run(self, unread: bytes) -> RelayOutcome:
         """Relay ``unread``, and then what comes, up to what completes the answer."""
@@ -128,12 +129,14 @@ class _RawRelay:
         had_begun = window.total_bytes > 0
         passable, state = framer.feed(unread, len(unread))
         if window.total_bytes and not had_begun:
-            self._on_first_chunk(trio.current_time())
+            self._on_first_chunk(self._response.arrived_at)
         if passable or state is not FramerState.COMPLETE:
             # With the head, if that was kept. A body that is complete already and is held as a whole goes out later.
             await self._raw_body.send(unread[:passable], self._count_passed())
-        is_open = state is FramerState.OPEN
-        outcome = await self._forward() if is_open else StreamOutcome.from_framer(state, framer)
+        if state is FramerState.OPEN:
+            outcome = await self._forward()
+        else:
+            outcome = StreamOutcome.from_framer(state, framer, self._response.arrived_at)
         # Before the outcome is looked at: ``bytes_sent`` and the need for a reset must be right in every case.
         self._raw_body.note_sent(self._count_passed(), is_stalled=outcome.end is StreamEnd.STALLED)
         return await self._conclude(outcome)
@@ -173,10 +176,10 @@ class _RawRelay:
             case StreamEnd.COMPLETE:
                 response.end_raw_body(framer.surplus_bytes)
                 self._keep_final()  # the end of a chunked body is not in it, and is encoded by ``client.finish``
-                return RelayOutcome(RelayEnd.COMPLETE)
+                return RelayOutcome(RelayEnd.COMPLETE, ended_at=outcome.at)
             case StreamEnd.FINAL:
                 self._keep_final()
-                return RelayOutcome(RelayEnd.COMPLETE, resume=partial(self.run, framer.held))
+                return RelayOutcome(RelayEnd.COMPLETE, resume=partial(self.run, framer.held), ended_at=outcome.at)
             case StreamEnd.UNUSUAL:
                 response.connection.continue_with(outcome.held)
                 has_become_final = bool(self._framer.final) and self._window.is_final
@@ -194,6 +197,12 @@ class _RawRelay:
                 # The last write may have ended in the middle of a chunk: the connection can only be cut.
                 self._client.break_off()
                 raise ClientGone
+
+    async def _go_on(self) -> RelayOutcome:
+        """Continue on the fallback path."""
+        length, note_first = self._content_length, self._on_first_chunk
+        response, client, window = self._response, self._client, self._window
+        return await relay_body(response, client, window, content_length=length, on_first_chunk=note_first)
 
     def _keep_final(self) -> None:
         """Leave the data that completes the answer to the client's side, which sends it once it is told to."""
@@ -217,13 +226,15 @@ async def relay_body(
     has_been_final, held = window.is_final, b""
     try:
         while (chunk := await response.receive_chunk()) is not None:
+            arrived_at = None  # of later chunks: it may have been the client that they waited for
             if not window.total_bytes:
-                on_first_chunk(trio.current_time())
+                arrived_at = response.connection.find_arrival()
+                on_first_chunk(arrived_at)
             window.feed(chunk)
             # A body with a length has no other end than its last bytes, so these are held back.
             if content_length is not None and window.total_bytes >= content_length:
                 await _receive_end(response)
-                return RelayOutcome(RelayEnd.COMPLETE, held_back=held + chunk)
+                return RelayOutcome(RelayEnd.COMPLETE, held_back=held + chunk, ended_at=arrived_at)
             if not window.is_ending or has_been_final:
                 await client.send_chunk(chunk)
                 continue
@@ -232,7 +243,7 @@ async def relay_body(
                 resume = partial(
                     relay_body, response, client, window, content_length=content_length, on_first_chunk=on_first_chunk
                 )
-                return RelayOutcome(RelayEnd.COMPLETE, held_back=held, resume=resume)
+                return RelayOutcome(RelayEnd.COMPLETE, held_back=held, resume=resume, ended_at=arrived_at)
     except UpstreamTimeout as error:
         return RelayOutcome(RelayEnd.TIMED_OUT, held, str(error))
     except UpstreamError as error:

@@ -24,12 +24,12 @@ class ServingScope(KeptDeadline):
     """A cancel scope with a cheap deadline, in which one request after the other is served.
 
     ``cause`` says why it was cancelled, ``None`` while it was not; a cancellation from further out leaves it ``None``.
-    What is cancelled in it may not have ended: as the last thing in its life an exchange answers and logs, so it
-    leaves a function in ``conclude``, to be called outside of the scope. Its owner serves like this::
+    An exchange that is cancelled still has to answer and to log, which it cannot do inside: while it runs, ``conclude``
+    is the function that does so, to be called outside. Whoever owns the scope serves like this::
 
         try:
             with scope.enter():
-                ...  # serve; stop where scope.cause is set, also where nothing was cancelled by that in the end
+                ...  # serve; stop once scope.cause is set, even if everything had ended by then
         finally:
             if scope.conclude is not None:
                 await scope.conclude()

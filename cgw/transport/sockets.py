@@ -16,8 +16,10 @@ from typing import ClassVar
 
 import trio
 
+from cgw.transport.arrival import CONTROL_BYTES, Ancillary
+
 RECEIVE_BYTES = 64 * 1024
-"""The most that is read from a socket at once."""
+"""The most that the relay and TLS read from a socket at once."""
 
 BUFFER_BYTES = RECEIVE_BYTES + 32 * 1024
 """The size of a buffer for one read. TLS may yield more than was read: up to one record (16 KiB of payload), most of
@@ -52,6 +54,7 @@ class Transport(abc.ABC):
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self.ancillary: Ancillary = []  # of the last read by :meth:`receive_nowait`: tells when its data came
         self._reads_without_wait = 0
 
     @abc.abstractmethod
@@ -167,7 +170,8 @@ class PlainTransport(Transport):
 
     def receive_nowait(self, buffer: bytearray) -> int:
         """See :meth:`Transport.receive_nowait`."""
-        return self.sock.recv_into(buffer, RECEIVE_BYTES)
+        size, self.ancillary, _, _ = self.sock.recvmsg_into((buffer,), CONTROL_BYTES)
+        return size
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Write as much of ``data`` as the kernel takes; return how much. Raises as :meth:`receive_nowait`."""

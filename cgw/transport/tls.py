@@ -21,6 +21,7 @@ from typing import cast
 
 import trio
 
+from cgw.transport.arrival import CONTROL_BYTES
 from cgw.transport.sockets import Scratch, Transport
 
 MAX_UNSENT_BYTES = 64 * 1024
@@ -86,7 +87,7 @@ class TlsTransport(Transport):
                 return
 
     def _take_raw(self, raw: bytearray) -> None:
-        size = self.sock.recv_into(raw)
+        size, self.ancillary, _, _ = self.sock.recvmsg_into((raw,), CONTROL_BYTES)
         if size:
             self._incoming.write(memoryview(raw)[:size])
         else:

@@ -33,6 +33,7 @@ from cgw.errors import (
     explain_os_error,
     is_out_of_descriptors,
 )
+from cgw.transport.arrival import ask_for_arrivals
 from cgw.transport.sockets import PlainTransport, Scratch, Transport
 from cgw.transport.tls import TlsTransport
 from cgw.transport.upstream_connection import StaleConnection, UpstreamConnection
@@ -81,7 +82,9 @@ class UpstreamResponse:
     """The response to one request, valid until it is given back.
 
     ``secrets`` are masked in the bodies of errors. With a ``decoder``, ``head`` is that of the decoded body.
-    ``connected_at`` is when its connection was opened (Trio's clock), ``None`` for one that was kept.
+    ``connected_at`` is when its connection was opened (Trio's clock), ``None`` for one that was kept; then
+    ``asked_at`` is when the request was sent, otherwise ``None``. ``arrived_at`` is when the head came, and what of the
+    body was read together with it.
     """
 
     def __init__(
@@ -99,6 +102,8 @@ class UpstreamResponse:
         self._filter = None if secrets is None or head.status < FIRST_ERROR_STATUS else secrets.open_filter()
         self.connection = connection
         self.connected_at = connected_at
+        self.asked_at = connection.asked_at if connected_at is None else None
+        self.arrived_at = connection.find_arrival()
         self._silence_seconds = silence_seconds
         self.is_complete = False
 
@@ -342,4 +347,6 @@ def _take_socket(stream: trio.SocketStream) -> socket.socket:
     trio_socket = stream.socket
     # Given explicitly: otherwise Python asks the kernel, with three system calls per connection.
     family, kind, protocol = trio_socket.family, trio_socket.type, trio_socket.proto
-    return socket.socket(family, kind, protocol, fileno=trio_socket.detach())
+    sock = socket.socket(family, kind, protocol, fileno=trio_socket.detach())
+    ask_for_arrivals(sock)
+    return sock

@@ -17,7 +17,9 @@ from typing import cast
 import h11
 import trio
 
+from cgw.clock import read_clock
 from cgw.errors import UpstreamProtocolError
+from cgw.transport.arrival import find_arrival
 from cgw.transport.sockets import Transport
 from cgw.wire.chunked import ChunkedFramingError, ChunkScanner
 from cgw.wire.fast_heads import PERSISTENT, has_connection_close, parse_fast_response
@@ -62,7 +64,9 @@ class UpstreamConnection:
         self.transport = transport
         self.origin = origin
         self.idle_since = 0.0
+        self.asked_at = 0.0  # when the request was sent (Trio's clock)
         self.was_used = False
+        self._read_time = read_clock()
 
     def close(self) -> None:
         """Close the socket at once. TLS's close_notify is left out: it could wait, and upstreams don't need it."""
@@ -73,6 +77,7 @@ class UpstreamConnection:
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
         head = encode_head(request)
+        self.asked_at = self._read_time()
         try:
             await self.transport.send_all(head + request.body)
         except (OSError, trio.ClosedResourceError):
@@ -88,6 +93,7 @@ class UpstreamConnection:
         self._has_received = self._has_ended = self._is_request_sent = False
         self._h11 = None
         self._is_upload_chunked = body_bytes is None
+        self.asked_at = self._read_time()
         await self._send_upload(encode_upload_head(request, body_bytes))
 
     async def send_piece(self, data: bytes) -> bool:
@@ -258,6 +264,10 @@ class UpstreamConnection:
         if not self._has_received and self.was_used:
             return StaleConnection()
         return UpstreamProtocolError("the upstream reset the connection")
+
+    def find_arrival(self) -> float:
+        """Return the time (Trio's clock) at which the kernel received the data that was read last."""
+        return find_arrival(self.transport.ancillary, self._read_time(), self.asked_at)
 
     @property
     def unread_bytes(self) -> int:

@@ -94,6 +94,8 @@ class RequestHead:
     """Returns the value of the first field of a name (lower case), or ``None``."""
     trace: RequestTrace = field(repr=False, eq=False)
     """The ids of the request: new ones, unless they are given."""
+    arrived_at: float = field(repr=False, eq=False)
+    """The Unix time at which its first bytes came, 0.0 where that is unknown. Set by the connection."""
 
     def __init__(
         self,
@@ -115,6 +117,7 @@ class RequestHead:
         # The dictionary's own method: a look-up costs no call of a Python function.
         self.header = index.get
         self.trace = begin_trace(index) if trace is None else trace
+        self.arrived_at = 0.0
 
 
 @define(init=False)

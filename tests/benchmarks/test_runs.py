@@ -138,6 +138,30 @@ def test_a_subject_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     assert next(results.select("throughput", subject="direct")).metrics.failed is None
 
 
+def test_overhead_is_compared_with_the_metric(tmp_path: Path) -> None:
+    """Each case has both figures of the same exchanges, by which no other subject than a cgw is measured."""
+    path = tmp_path / "results.json"
+    done = run_suite(
+        *("--profile", "smoke", "--scenario", "overhead", "--case", "rate=50", "--subjects", "direct,cgw"),
+        *("--tools", "python", "--no-report", "-o", str(path)),
+        cache=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = Results.read(path)
+    (measurement,) = results.measurements
+    metrics = measurement.metrics
+    assert (measurement.subject, metrics.failed) == ("cgw", None)
+    assert metrics.duration_us is not None
+    assert metrics.direct_us is not None
+    assert metrics.added_us is not None
+    assert metrics.added_us == pytest.approx(metrics.duration_us.mean - metrics.direct_us)
+    assert metrics.told_overhead_us is not None
+    assert 0 < metrics.told_overhead_us < metrics.duration_us.mean
+    assert metrics.told_ratio == pytest.approx(metrics.told_overhead_us / metrics.added_us)
+    assert "metric ÷ added" in done.stdout
+
+
 def test_limits_are_a_scenario_of_the_suite(tmp_path: Path) -> None:
     """A run of it alone starts no gateway, records the versions of its clients, and has their figures in the report."""
     path = tmp_path / "results.json"

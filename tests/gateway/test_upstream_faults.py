@@ -14,14 +14,15 @@ import trio
 import trio.testing
 from h2.events import ResponseReceived, StreamEnded, StreamReset
 
-from cgw.telemetry.exchange_record import ExchangeRecord
+from cgw.telemetry.exchange_record import ExchangeRecord, Outcome
+from cgw.transport.http1_connection import Http1Connection
 from tests.support.fault_bench import EVENTS, OK, PART, PATH, WHOLE, Bench, check_502, open_bench, read_message
 from tests.support.gateway import ANTHROPIC_KEY
 from tests.support.http2 import Http2Client
-from tests.support.raw_client import ask, open_client
+from tests.support.raw_client import AnswerCut, ask, open_client
 from tests.support.raw_server import read_request
 from tests.support.requests import ROUTES, build_body, build_request
-from tests.support.streams import ANTHROPIC
+from tests.support.streams import ANTHROPIC, encode_chunked
 from tests.support.waiting import wait_until
 
 
@@ -224,6 +225,51 @@ async def test_deadline_that_passes_as_the_answer_comes(bench: Bench) -> None:
     assert set(statuses) == {200, 504}
     await wait_until(lambda: bench.gateway.gateway.in_flight.count == 0)
     assert [event["resolved_status_code"] for event in bench.read_events()] == statuses
+
+
+JSON = b'{"content":[{"type":"text","text":"hello"}],"usage":{"input_tokens":3,"output_tokens":4}}'
+JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(JSON)
+CHUNKED_HEAD = OK + b"transfer-encoding: chunked\r\n\r\n"
+
+LATE_ANSWERS = {  # what is there before, what comes in the moment, and the body
+    "at once": (b"", JSON_HEAD + JSON, JSON),
+    "with a length": (JSON_HEAD + JSON[:10], JSON[10:], JSON),
+    "at once, as a stream": (b"", WHOLE, ANTHROPIC),
+    "as a stream": (CHUNKED_HEAD + PART, encode_chunked(EVENTS[2:]), ANTHROPIC),
+    "up to the last event": (CHUNKED_HEAD, encode_chunked(EVENTS).removesuffix(b"0\r\n\r\n"), ANTHROPIC),
+}
+
+
+@pytest.mark.parametrize("name", LATE_ANSWERS)
+async def test_deadline_that_passes_in_the_turn_in_which_the_answer_comes(bench: Bench, name: str) -> None:
+    """It ends the exchange as late, or not at all: an answer that is there is sent, whichever task is first."""
+    first, last, body = LATE_ANSWERS[name]
+
+    async def answer_late(stream: trio.SocketStream) -> None:
+        while await read_request(stream) is not None:
+            await stream.send_all(first)
+            await trio.sleep(0.005)
+            stream.socket._sock.send(last)  # type: ignore[attr-defined]
+            (connection,) = bench.gateway.http_engine._callbacks.connections
+            assert isinstance(connection, Http1Connection)
+            connection._scope.set_deadline(trio.current_time() - 1)
+            if name == "up to the last event":
+                await trio.sleep(0.005)
+                await stream.send_all(b"0\r\n\r\n")
+
+    bench.upstream.handler = answer_late
+    for _ in range(16):
+        async with open_client(bench.gateway.port) as client:
+            try:
+                answer = await client.ask(build_request(PATH))
+            except AnswerCut as cut:
+                assert first
+                assert cut.status == 200
+            else:
+                assert answer.status == 504 or answer.body == body
+        await bench.wait_rest()
+    assert Outcome.SHUTDOWN not in {record.outcome for record in bench.records}
+    assert len(bench.read_events()) == 16
 
 
 async def test_late_head_in_http_2_costs_its_stream_only(tmp_path: Path) -> None:

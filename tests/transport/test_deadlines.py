@@ -12,7 +12,14 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgw.transport.deadlines import LOOKS_PER_PASS, MAX_AHEAD_SECONDS, TICK_SECONDS, DeadlineKeeper, KeptDeadline
+from cgw.transport.deadlines import (
+    LOOKS_PER_PASS,
+    MAX_AHEAD_SECONDS,
+    NEAR_SECONDS,
+    TICK_SECONDS,
+    DeadlineKeeper,
+    KeptDeadline,
+)
 from tests.support.counting import StepCounter
 
 
@@ -140,7 +147,7 @@ async def test_thousands_of_deadlines_at_once_hold_nothing_up(autojump_clock: tr
         await trio.sleep(1)
         while not (late := count_late()):
             await trio.lowlevel.checkpoint()
-        assert late == LOOKS_PER_PASS
+        assert late <= 2 * LOOKS_PER_PASS  # which of the two tasks was first
         for noted in all_noted:
             noted.close()
         await trio.sleep(10)
@@ -159,9 +166,10 @@ async def test_moving_costs_no_looks(autojump_clock: trio.testing.MockClock) -> 
                 noted.set_deadline(trio.current_time() + 75 + index / 5000)
             await trio.sleep(1)
         trio.lowlevel.remove_instrument(counter)
-        assert counter.steps["run"] <= 3 * (1 / TICK_SECONDS + 5000 / LOOKS_PER_PASS)
+        # One wake-up a second, at most, and one look at each in a minute.
+        assert counter.steps["run"] <= 120 + 2 * 5000 / LOOKS_PER_PASS + 2
         assert not any(noted.late_at for noted in all_noted)
-        assert keeper.statistics().ticks <= MAX_AHEAD_SECONDS / TICK_SECONDS + 2
+        assert keeper.statistics().ticks <= MAX_AHEAD_SECONDS + NEAR_SECONDS / TICK_SECONDS
         for noted in all_noted:
             noted.close()
         assert keeper.statistics().planned == 0

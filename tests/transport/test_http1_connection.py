@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from cgw.errors import ClientGone
+from cgw.errors import ClientGone, Refusal
 from cgw.transport.client_side import ClientLimits, ClientSide
 from tests.support.http_engine import CHUNKED, HEAD, echo, open_engine, read_refusal
 from tests.support.raw_client import Answer, AnswerCut, RawClient, ask, open_client
@@ -290,6 +290,26 @@ async def test_idle_connections_end(autojump_clock: trio.testing.MockClock, firs
         started = trio.current_time()
         assert await client.read_end() == b""
         assert trio.current_time() - started == pytest.approx(seconds, abs=0.1)
+
+
+async def test_a_connection_whose_request_was_shed_is_kept(autojump_clock: trio.testing.MockClock) -> None:
+    """It serves the next request, and is idle for the keep-alive timeout, without a 408."""
+    autojump_clock.autojump_threshold = 0.01
+    refused = Refusal(503, "overloaded")
+    whole = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+    async with (
+        open_engine(
+            check_load=lambda head: refused if b"shed" in head.target else None, encode_shed=lambda head: whole
+        ) as engine,
+        open_client(engine.port) as client,
+    ):
+        request = HEAD + b"Content-Length: 2\r\n\r\nok"
+        shed = request.replace(b"/fast", b"/shed")
+        assert [(await client.ask(data)).status for data in (shed, request, shed)] == [503, 200, 503]
+        assert engine.handled == 1
+        started = trio.current_time()
+        assert await client.read_end() == b""
+        assert trio.current_time() - started == pytest.approx(75, abs=0.1)
 
 
 @pytest.mark.parametrize("data", [b"", HEAD, HEAD + b"Content-Length: 100\r\n\r\nhalf", CHUNKED + b"64\r\nhalf"])

@@ -173,3 +173,19 @@ async def test_each_stream_of_http_2_has_a_scope_of_its_own(autojump_clock: trio
         assert (await client.wait_answer(1)).status == 504
         assert (await client.wait_answer(3, seconds=10)).status == 200
         assert engine.deadlines.statistics().planned == 1  # that of the connection itself
+
+
+async def test_a_connection_of_http_2_leaves_no_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    """Not by an exchange either that ends after the client has left, and so after the last frame was read."""
+    autojump_clock.autojump_threshold = 0.01
+
+    async def play(client: ClientSide) -> None:
+        await client.wait_gone()
+        await trio.sleep(1)
+
+    async with open_http2_engine(play) as engine:
+        async with open_frames(engine.port) as client:
+            await client.send(client.request(1))
+            await wait_until(lambda: engine.scope is not None)
+        await wait_until(lambda: engine.server.connection_count == 0)
+        assert engine.deadlines.statistics().planned == 0

@@ -1,0 +1,1 @@
+"""Counts of the bytecodes that an exchange runs."""
