@@ -27,8 +27,9 @@ from cgw.wire.trace_context import RequestTrace
 MAX_CACHED = 4096
 """Shapes, and callers, that are kept."""
 
-MAX_CACHED_CHARACTERS = 1024
-"""The texts of a shape, or of a caller, that are kept: a path or a user agent may be as long as a head."""
+MAX_CACHED_CHARACTERS = 256
+"""The texts of a shape, or of a caller, that are kept: a path or a user agent may be as long as a head. Whoever sends a
+flood of different ones, for which no token is needed, then takes some 4 MB of memory."""
 
 T = TypeVar("T")
 

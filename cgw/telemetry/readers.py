@@ -71,14 +71,17 @@ class Readers:
         batch = gathered.copy()
         del gathered[: len(batch)]
         self._reported += len(batch)
-        for reader in self._readers:
-            try:
-                reader(batch)
-            except Exception:  # the boundary between reports and exchanges
-                if reader not in self._failed:  # a reader that fails once fails for every exchange
-                    self._failed.add(reader)
-                    logger.exception("a reader of exchanges failed; it is reported once")
-        self._is_reporting = False
+        try:
+            for reader in self._readers:
+                try:
+                    reader(batch)
+                except Exception:  # the boundary between reports and exchanges
+                    if reader not in self._failed:  # a reader that fails once fails for every exchange
+                        self._failed.add(reader)
+                        logger.exception("a reader of exchanges failed; it is reported once")
+        finally:
+            # Whatever a reader raises: otherwise nothing would be reported any more, and records would gather for ever.
+            self._is_reporting = False
 
     async def run(self) -> None:
         """Let records gather until cancelled; then what has gathered is reported."""

@@ -230,3 +230,20 @@ def test_the_log_is_as_it_was_after_the_block(caplog: pytest.LogCaptureFixture) 
     with Readers().precede_log():
         assert len(logging.root.handlers) == len(before) + 1
     assert logging.root.handlers == before
+
+
+def test_an_interrupt_in_a_reader_does_not_stop_reports() -> None:
+    """What is no bug, such as Ctrl-C, passes; later records are reported, and none gathers for ever."""
+    batches, errors = Batches(), [KeyboardInterrupt()]
+
+    def read(records: Sequence[ExchangeRecord]) -> None:
+        if errors:
+            raise errors.pop()
+
+    readers = Readers([read, batches])
+    first, *later = build_records(3)
+    with pytest.raises(KeyboardInterrupt):
+        readers(first)
+    for record in later:
+        readers(record)
+    assert batches.got == [[record] for record in later]
