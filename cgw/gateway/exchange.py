@@ -251,7 +251,8 @@ class Exchange:
             return refusal
         state.move(Phase.RELAYING, response.arrived_at)
         length = 0 if head.status in (204, 304) else content_length_of(head)
-        if length is None or response.connection.unread_bytes < length:
+        # An error's body may have to be decoded to be masked, which waits, too.
+        if length is None or status >= 400 or response.connection.unread_bytes < length:
             if self._scope.cause is not None:
                 # Now, as it was cancelled in the turn in which the head came: there can still be another answer.
                 await trio.lowlevel.checkpoint_if_cancelled()

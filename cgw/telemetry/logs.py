@@ -95,6 +95,7 @@ def _route_everything_to(handler: logging.Handler, level: str | int) -> Iterator
     root = logging.getLogger()
     former_handlers, former_level = root.handlers[:], root.level
     former_levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
+    _flush(former_handlers)  # what has gathered is of before this block
     # Replaced, not added to: an earlier handler would write each line a second time, unmasked.
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -105,11 +106,17 @@ def _route_everything_to(handler: logging.Handler, level: str | int) -> Iterator
     try:
         yield
     finally:
+        _flush(former_handlers)  # and what has gathered since is of this block
         logging.captureWarnings(capture=False)
         for name, former in former_levels.items():
             logging.getLogger(name).setLevel(former)
         root.setLevel(former_level)
         root.handlers[:] = former_handlers
+
+
+def _flush(handlers: Iterable[logging.Handler]) -> None:
+    for handler in handlers:
+        handler.flush()
 
 
 class _LineHandler(ExchangeHandler):
