@@ -2,10 +2,9 @@
 
 ::
 
-    any thread: put() ──▶ gathered items, bounded ──▶ export thread: prepare(item) … ──▶ export(batch), in its time
+    any thread: put() ──▶ gathered items, bounded ──▶ export thread: export(batch), in its time
 
     idle: blocked, no wake-ups ── first item ──▶ gathers for GATHER_SECONDS, or until a batch is full ──▶ exports
-                                                 └─ prepares PREPARE_AT items at a time
 
 A collector that is slow, away or refuses costs the items that find no room, which are counted; never time or memory.
 """
@@ -19,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from attrs import frozen
 
@@ -31,12 +30,6 @@ GATHER_SECONDS = 5.0
 MAX_BATCH = 512
 MAX_PENDING = 2048
 """Both as the defaults of ``OTEL_BSP_MAX_EXPORT_BATCH_SIZE`` and ``OTEL_BSP_MAX_QUEUE_SIZE``."""
-
-PREPARE_AT = 32
-"""The items that are prepared at a time: few enough to be in the processor's caches still, which saves a third."""
-
-SLICE = 16
-"""The items after which a thread that waits for the interpreter's lock gets it: less than the switch interval."""
 
 logger = logging.getLogger("cgw.telemetry")
 
@@ -61,7 +54,6 @@ class ExportStatistics:
 class ExportThread(Generic[T]):
     """Calls ``export`` with batches of what was put, from a thread of its own.
 
-    ``prepare(item)`` returns what a batch has of an item, the item itself if it is not given.
     ``export(batch, deadline)`` raises :exc:`ExportFailed`; ``deadline`` is of :func:`time.monotonic`, and infinite but
     for the last batches. ``name`` is the receiver's in log lines. At most ``max_pending`` items wait, besides a batch
     that is being exported. Counts are exact as long as one thread calls :meth:`put`.
@@ -70,9 +62,8 @@ class ExportThread(Generic[T]):
     def __init__(
         self,
         name: str,
-        export: Callable[[Sequence[Any], float], None],
+        export: Callable[[Sequence[T], float], None],
         *,
-        prepare: Callable[[T], Any] | None = None,
         max_batch: int = MAX_BATCH,
         max_pending: int = MAX_PENDING,
         gather_seconds: float = GATHER_SECONDS,
@@ -82,12 +73,9 @@ class ExportThread(Generic[T]):
         self._max_batch = max_batch
         self._max_pending = max_pending
         self._gather_seconds = gather_seconds
-        self._prepare = prepare
-        self._ring_at = max_batch if prepare is None else min(PREPARE_AT, max_batch)
         self._gathered: deque[T] = deque()
         self._dropped = 0
         # By the thread alone.
-        self._batch: list[Any] = []
         self._exported = self._failed = self._in_hand = 0
         self._failure: str | None = None
         self._has_bug = False
@@ -105,11 +93,11 @@ class ExportThread(Generic[T]):
         """Have ``item`` exported; drop and count it if too many wait. Never blocks; takes about 0.2 µs."""
         gathered = self._gathered
         count = len(gathered)
-        if count + len(self._batch) >= self._max_pending:
+        if count >= self._max_pending:
             self._dropped += 1
             return
         gathered.append(item)
-        if self._is_idle or count + 1 == self._ring_at:
+        if self._is_idle or count + 1 == self._max_batch:
             self._is_idle = False
             self._bell.put(None)
 
@@ -117,10 +105,10 @@ class ExportThread(Generic[T]):
         """Have ``items`` exported, as :meth:`put` does; wakes the thread once."""
         gathered = self._gathered
         before = len(gathered)
-        room = max(0, self._max_pending - before - len(self._batch))
+        room = max(0, self._max_pending - before)
         self._dropped += max(0, len(items) - room)
         gathered += items[:room]
-        if (self._is_idle and gathered) or before < self._ring_at <= len(gathered):
+        if (self._is_idle and gathered) or before < self._max_batch <= len(gathered):
             self._is_idle = False
             self._bell.put(None)
 
@@ -139,16 +127,15 @@ class ExportThread(Generic[T]):
             logger.warning("%s: %d items were not exported before the end", self._name, lost)
 
     def _count_pending(self) -> int:
-        return len(self._gathered) + len(self._batch) + self._in_hand
+        return len(self._gathered) + self._in_hand
 
     def _run(self) -> None:
         while not self._is_closing:
             self._wait_for_items()
-            self._fill_batch()
+            self._gather()
             if not self._is_closing:
                 self._export_batch()
-        while (self._gathered or self._batch) and time.monotonic() < self._deadline:
-            self._take()
+        while self._gathered and time.monotonic() < self._deadline:
             self._export_batch()
 
     def _wait_for_items(self) -> None:
@@ -158,38 +145,21 @@ class ExportThread(Generic[T]):
             self._bell.get()
         self._is_idle = False
 
-    def _fill_batch(self) -> None:
-        """Gather until the batch is full, or old enough."""
+    def _gather(self) -> None:
+        """Wait until a batch is full, or old enough."""
         ends_at = time.monotonic() + self._gather_seconds
-        self._take()
-        while len(self._batch) < self._max_batch and not self._is_closing:
-            # What came meanwhile may have passed the mark at which it rings.
-            if len(self._gathered) < self._ring_at:
-                remaining = ends_at - time.monotonic()
-                if remaining <= 0:
-                    return
-                with suppress(Empty):
-                    self._bell.get(timeout=remaining)  # some items more, or the end, ring
-            self._take()
-
-    def _take(self) -> None:
-        """Prepare what has gathered, up to a whole batch."""
-        for number in range(1, min(len(self._gathered), self._max_batch - len(self._batch)) + 1):
-            item = self._gathered[0]
-            try:
-                self._batch.append(item if self._prepare is None else self._prepare(item))
-            except Exception as bug:  # noqa: BLE001 - one bad item must not cost the others
-                self._failed += 1
-                self._note_bug(bug)
-            self._gathered.popleft()  # last, so that what is pending is never counted as less than it is
-            if number % SLICE == 0:
-                time.sleep(0)  # gives up the interpreter's lock
+        while len(self._gathered) < self._max_batch and not self._is_closing:
+            remaining = ends_at - time.monotonic()
+            if remaining <= 0:
+                return
+            with suppress(Empty):
+                self._bell.get(timeout=remaining)  # a full batch rings, and so does the end
 
     def _export_batch(self) -> None:
-        if not self._batch:
-            return
-        self._in_hand = len(self._batch)
-        batch, self._batch = self._batch, []
+        gathered = self._gathered
+        # First, so that what is pending is never counted as less than it is.
+        self._in_hand = min(len(gathered), self._max_batch)
+        batch = [gathered.popleft() for _ in range(self._in_hand)]
         try:
             self._export(batch, self._deadline)
         except ExportFailed as error:

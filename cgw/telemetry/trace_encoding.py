@@ -189,10 +189,6 @@ class TraceEncoder:
         self._cache: dict[tuple[object, ...], bytes] = {}
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
-    def encode(self, item: ExchangeRecord | CallSpan) -> bytes:
-        """Return the spans of ``item``."""
-        return self.encode_call(item) if isinstance(item, CallSpan) else self.encode_exchange(item)
-
     def encode_exchange(self, record: ExchangeRecord) -> bytes:
         """Return the spans of one exchange: the root first."""
         times = record.times

@@ -1,9 +1,10 @@
 """Traces: spans of exchanges and of cgw's own calls, sent to an OTLP collector or to Google Cloud.
 
-    Trio thread: record of an exchange ──▶ bounded queue ──▶ export thread: encode, mask, POST
+    Trio thread: records of a batch of exchanges ──▶ encoded, masked ──▶ bounded queue ──▶ export thread: POST
 
-Nothing of it runs before an answer is out. Google Cloud takes OTLP, too (Telemetry API), so there is one form of spans;
-Google's own exporter for Python is deprecated in favour of that.
+Nothing of it runs before an answer is out. A thread that encodes, too, takes turns with the Trio thread: the switches
+and cold caches cost an exchange 25 µs, three times as much as encoding it among others of its batch. Google Cloud takes
+OTLP, too (Telemetry API), so there is one form of spans; Google's own exporter for Python is deprecated for it.
 """
 
 from __future__ import annotations
@@ -34,20 +35,19 @@ GOOGLE_SCOPE = "https://www.googleapis.com/auth/trace.append"
 
 logger = logging.getLogger("cgw.telemetry")
 
-_Item = ExchangeRecord | CallSpan
-
 
 class Tracing:
     """The open traces: a reader of exchange records, and a tracer of calls. Made by :func:`open_tracing`."""
 
-    def __init__(self, policy: str, thread: ExportThread[_Item]) -> None:
+    def __init__(self, policy: str, thread: ExportThread[bytes], encoder: TraceEncoder) -> None:
         self._is_selective = policy == "selective"
         self._thread = thread
-        self.calls = CallTracer(thread.put, self.wants)
+        self._encoder = encoder
+        self.calls = CallTracer(self._send_call, self.wants)
 
     def __call__(self, records: Sequence[ExchangeRecord]) -> None:
-        """Have the spans of some exchanges sent. Takes less than 1 µs for each, and never blocks."""
-        chosen: list[_Item] = []
+        """Have the spans of some exchanges sent. Takes about 8 µs for each, and never blocks."""
+        chosen: list[bytes] = []
         for record in records:
             if self._is_selective and not record.trace.is_wanted:
                 continue
@@ -58,11 +58,14 @@ class Tracing:
                 and record.path.startswith("/-/")
             ):
                 continue
-            # What waits must be small: a path may be as long as a head, and a traceback keeps request bodies alive.
+            # A path may be as long as a head, which would take its time to mask.
             text_characters = len(record.method) + len(record.path) + len(record.user_agent or "")
-            is_small = record.bug is None and text_characters <= MAX_TEXT_CHARACTERS
-            chosen.append(record if is_small else _shorten(record))
+            is_small = text_characters <= MAX_TEXT_CHARACTERS
+            chosen.append(self._encoder.encode_exchange(record if is_small else _shorten(record)))
         self._thread.put_all(chosen)
+
+    def _send_call(self, call: CallSpan) -> None:
+        self._thread.put(self._encoder.encode_call(call))
 
     def wants(self, trace: RequestTrace | None) -> bool:
         """Return whether the policy has this trace sent; ``None`` is one that belongs to no request."""
@@ -78,7 +81,7 @@ class Tracing:
 def _shorten(record: ExchangeRecord) -> ExchangeRecord:
     agent = None if record.user_agent is None else record.user_agent[:MAX_TEXT_CHARACTERS]
     method, path = record.method[:MAX_TEXT_CHARACTERS], record.path[:MAX_TEXT_CHARACTERS]
-    return msgspec.structs.replace(record, bug=None, method=method, path=path, user_agent=agent)
+    return msgspec.structs.replace(record, method=method, path=path, user_agent=agent)
 
 
 @asynccontextmanager
@@ -104,12 +107,10 @@ async def open_tracing(
         return
     resource = build_resource(settings, otlp, environment)
     with collector:
-        thread: ExportThread[_Item] = ExportThread(
-            f"traces to {collector.name}", _build_export(collector, resource), prepare=TraceEncoder(mask).encode
-        )
+        thread: ExportThread[bytes] = ExportThread(f"traces to {collector.name}", _build_export(collector, resource))
         logger.info("traces go to %s (CODY_GATEWAY_TRACE_POLICY=%s)", collector.name, settings.policy)
         try:
-            yield Tracing(settings.policy, thread)
+            yield Tracing(settings.policy, thread, TraceEncoder(mask))
         finally:
             # The thread's own deadline is a little earlier. A collector that hangs must not keep the process.
             with trio.CancelScope(shield=True):

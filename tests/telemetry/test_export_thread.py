@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cgw.telemetry.export_thread import PREPARE_AT, ExportFailed, ExportStatistics, ExportThread
+from cgw.telemetry.export_thread import ExportFailed, ExportStatistics, ExportThread
 
 
 class Collector:
@@ -91,13 +91,10 @@ def test_a_stuck_collector_does_not_keep_the_process(caplog: pytest.LogCaptureFi
     collector.gate.set()
 
 
-@pytest.mark.parametrize("prepare", [None, float])
-def test_nothing_waits_longer_than_a_batch_gathers(prepare: type[float] | None) -> None:
+def test_nothing_waits_longer_than_a_batch_gathers() -> None:
     """However quickly items come, full batches go without waiting for the end of the gathering."""
     collector, count = Collector(), 20_000
-    thread: ExportThread[int] = ExportThread(
-        "test", collector, max_batch=100, max_pending=count, gather_seconds=1000, prepare=prepare
-    )
+    thread: ExportThread[int] = ExportThread("test", collector, max_batch=100, max_pending=count, gather_seconds=1000)
     for number in range(count):
         thread.put(number)
     wait_until_pending(thread, 0)
@@ -136,29 +133,3 @@ def test_a_bug_in_exporting_costs_its_batch(caplog: pytest.LogCaptureFixture) ->
     thread.close(20)
     assert collector.batches == [[2]]
     assert "a bug in exporting costs items; it is reported once" in caplog.text
-
-
-def test_items_are_prepared_in_the_thread_while_a_batch_gathers(caplog: pytest.LogCaptureFixture) -> None:
-    """Each item is prepared once, soon, in order; one that cannot be prepared is lost alone, and said once."""
-    collector, threads = Collector(), set()
-
-    def prepare(item: int) -> int:
-        threads.add(threading.current_thread().name)
-        if item % 10 == 0:
-            raise ZeroDivisionError
-        return item * 2
-
-    thread: ExportThread[int] = ExportThread("test", collector, max_batch=1000, gather_seconds=1000, prepare=prepare)
-    for number in range(PREPARE_AT * 3):
-        thread.put(number)
-    deadline = time.monotonic() + 20
-    while thread.statistics().failed < 9:  # long before the batch is full or old
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    assert collector.batches == []
-    thread.close(20)
-    expected = [number * 2 for number in range(PREPARE_AT * 3) if number % 10]
-    assert collector.batches == [expected]
-    assert threads == {"cgw-export test"}
-    assert thread.statistics() == ExportStatistics(exported=len(expected), dropped=0, failed=10, pending=0)
-    assert len(caplog.records) == 1

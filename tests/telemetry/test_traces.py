@@ -100,8 +100,7 @@ async def test_probes_leave_no_trace_and_what_waits_is_small() -> None:
             tracing([build_exchange(**probe, method="BAD", outcome=Outcome.REFUSED, status=401)])
             tracing([build_exchange(path="/" + "x" * 60_000, user_agent="y" * 60_000, bug=ValueError())])
             waiting = list(tracing._thread._gathered)
-            assert all(len(one.path) <= MAX_TEXT_CHARACTERS for one in waiting)  # type: ignore[union-attr]
-            assert all(one.bug is None for one in waiting)  # type: ignore[union-attr]
+            assert all(len(spans) < 5 * MAX_TEXT_CHARACTERS for spans in waiting)
         assert next(span.name for span in receiver.spans() if not span.parent_span_id) == "BAD"
 
 
