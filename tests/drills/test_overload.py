@@ -94,7 +94,9 @@ def open_stage(directory: Path, *wrapper: str, **environ: str) -> Iterator[Stage
         upstream.behave("a", {"stream": 0, "bytes": 200, "first": round(UPSTREAM_SECONDS * 1e9)})
         upstream.behave("b", {"stream": 1, "events": 1_000_000, "interval": 50_000_000, "first": 0})
         address = Address(upstream.scheme, upstream.port, directory / "ca.pem")
-        start = Cgw(environ={**SHEDDING, **environ}).prepare(directory, free_port(), address)
+        # Without a secret for diagnostics, which the benchmarks set: the probes have none.
+        settings = {**SHEDDING, "CODY_GATEWAY_DIAGNOSTICS_SECRET": "", **environ}
+        start = Cgw(environ=settings).prepare(directory, free_port(), address)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CODY_GATEWAY_")}
         log = directory / "gateway.log"
         child = stack.enter_context(
