@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import trio
 from redis.exceptions import ResponseError
@@ -142,6 +142,8 @@ class _Settlement:
     """One posted settlement: a :class:`~cgw.redis.posted_call.PostedCall`."""
 
     __slots__ = ("_owner", "admission", "is_charged", "reservation", "tokens")
+    gathers: ClassVar[bool] = False
+    """It may reach a threshold, whose alert is due before that of the next one."""
 
     def __init__(
         self,
@@ -177,6 +179,7 @@ class _Deletion:
     """
 
     __slots__ = ("_admissions", "_owner")
+    gathers: ClassVar[bool] = True
 
     def __init__(self, owner: PostedSettlements) -> None:
         self._owner = owner

@@ -226,7 +226,10 @@ class Link:
             self._enqueue(LinkCall(self, None, self._read_clock(), self._latency.find(data)), data)
 
     def postpone(self, posted: PostedCall) -> None:
-        """Send a call together with another one, but at most :data:`POSTPONE_SECONDS` later. It is packed then."""
+        """Send a call together with the next one, but at most :data:`POSTPONE_SECONDS` later. It is packed then.
+
+        Those that gather leave with the first call after :data:`GATHER_SECONDS`.
+        """
         if self.error is not None:
             posted.handle_reply(self._build_unavailable())
             return
@@ -236,7 +239,7 @@ class Link:
             self._take_from = now + GATHER_SECONDS
             # An alarm that is set already rings earlier, and is set again then.
             self._postpone_alarm.set(now + POSTPONE_SECONDS)
-        elif len(self._postponed) >= MAX_POSTPONED:
+        if not posted.gathers or len(self._postponed) >= MAX_POSTPONED:
             self._take_from = 0.0
 
     def send_postponed(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from attrs import frozen
 
@@ -14,8 +14,11 @@ from cgw.redis.lua import ScriptCall
 class PostedCall(Protocol):
     """A call whose reply goes to a method. Its methods are called from the link's tasks, and must not block or raise.
 
-    The call must be safe to repeat: when its reply is lost, whether it was executed is unknown.
+    The call must be safe to repeat: when its reply is lost, whether it was executed is unknown. One that ``gathers``
+    lets further ones join it until it leaves; so it waits for a while, others for the next call at most.
     """
+
+    gathers: ClassVar[bool]
 
     def pack(self) -> bytes:
         """Return the packed command: called when it is about to be sent, which may be a while after it was posted."""
@@ -38,6 +41,7 @@ class PostedCall(Protocol):
 class KeptCall:
     """A posted call whose reply is of no interest, and that ``keep`` takes when the store could not run it."""
 
+    gathers: ClassVar[bool] = False
     call: ScriptCall
     keep: Callable[[ScriptCall], None]
 

@@ -7,6 +7,7 @@ import signal
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import trio
@@ -45,6 +46,8 @@ async def test_a_server_is_in_use_as_soon_as_it_is_there(tmp_path: Path, caplog:
         replies: list[object] = []
 
         class Posted:
+            gathers: ClassVar[bool] = False
+
             def pack(self) -> bytes:
                 raise AssertionError("not sent")
 

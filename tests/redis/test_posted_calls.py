@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trio
@@ -41,6 +41,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 class Posted:
     """A posted call that notes its outcomes, and repeats itself when there was no reply."""
+
+    gathers: ClassVar[bool] = True
 
     def __init__(self, redis: Store, call: ScriptCall, *, repeats: bool = False) -> None:
         self._redis = redis

@@ -17,8 +17,6 @@
 --   when the charges reach it.
 -- Records  of a reservation: this answer, as a string of little-endian doubles | "void" (given up, see settle.lua)
 
-local record_key, count = KEYS[1], (#ARGV - 3) / 4
-
 -- Return the answer of an earlier call with this id, or nil if none was admitted.
 local function recall()
   local record = call('GET', KEYS[1])
