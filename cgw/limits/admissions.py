@@ -35,7 +35,7 @@ class Admission(ABC):
     @property
     @abstractmethod
     def reservations(self) -> tuple[Reservation, ...]:
-        """What it has reserved: one for each group of limits."""
+        """Its reservations, one for each group of limits."""
 
     @property
     def states(self) -> tuple[LimitState, ...]:
